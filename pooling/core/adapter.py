@@ -1,0 +1,101 @@
+"""The seam between the pool and one kind of resource.
+
+An adapter says how a resource is made, checked, cleaned and ended. The pool
+knows nothing else about it, and calls none of these under its lock.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Generic, TypeVar
+
+__all__ = ["Adapter", "FunctionAdapter"]
+
+R = TypeVar("R")
+
+
+class Adapter(Generic[R]):
+    """How one kind of resource is made and kept: a new kind is one subclass.
+
+    Only :meth:`create` is required. What a subclass does not override costs
+    nothing: the pool leaves the step out.
+
+    Attributes:
+        noun: What messages call the resource (``"connection"``, ``"session"``).
+        blocking: ``False`` says that :meth:`create` does no I/O, so that the
+            pool may run it in the borrower's thread instead of on a worker.
+        bounded: ``True`` says that :meth:`validate` and :meth:`reset` keep to
+            their time limits themselves (a socket timeout, or no I/O at all).
+            They then run in the borrower's thread. Otherwise they run on a
+            worker, a thread hop dearer, so that one that hangs holds nobody.
+    """
+
+    noun: str = "resource"
+    blocking: bool = True
+    bounded: bool = False
+
+    def create(self) -> R:
+        """Make a resource, or raise."""
+        raise NotImplementedError(f"{type(self).__name__}.create")
+
+    def is_alive(self, resource: R) -> bool:
+        """Say without a round trip whether the resource can still be used.
+
+        A look at the socket (readable means closed), at a flag: microseconds,
+        because every acquire asks. ``True`` where only a round trip could tell.
+        """
+        return True
+
+    def validate(self, resource: R, timeout: float) -> None:
+        """Make a round trip of at most ``timeout`` seconds; raise if it is dead."""
+
+    def reset(self, resource: R) -> None:
+        """Make the resource as good as new for the next borrower, or raise."""
+
+    def close(self, resource: R) -> None:
+        """End the resource; return when its peer has ended it too, where that shows."""
+
+    def interrupt(self, resource: R) -> None:
+        """Make whoever is blocked on the resource fail now; called from another thread.
+
+        A network adapter shuts the socket down. It must not free anything
+        that the blocked thread still uses.
+        """
+
+    def abandon(self, resource: R) -> None:
+        """After a fork: drop the parent's resource without a word to the peer."""
+
+    def is_broken(self, resource: R, error: BaseException) -> bool:
+        """Say whether ``error``, raised while it was lent, means the resource is dead."""
+        return False
+
+    def is_final(self, error: BaseException) -> bool:
+        """Say whether :meth:`create`, having raised ``error``, can never succeed."""
+        return False
+
+
+class FunctionAdapter(Adapter[R]):
+    """The adapter behind ``Pool(factory, close=..., validate=..., reset=...)``.
+
+    Nothing is known about the functions, so all of them run on workers, with
+    the pool's time limits around them.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], R],
+        close: Callable[[R], object] | None = None,
+        validate: Callable[[R], object] | None = None,
+        reset: Callable[[R], object] | None = None,
+    ) -> None:
+        self.create = factory  # type: ignore[method-assign]
+        if close is not None:
+            self.close = close  # type: ignore[method-assign,assignment]
+        if validate is not None:
+            self._validate = validate
+            self.validate = self._checked  # type: ignore[method-assign]
+        if reset is not None:
+            self.reset = reset  # type: ignore[method-assign,assignment]
+
+    def _checked(self, resource: R, timeout: float) -> None:
+        if self._validate(resource) is False:
+            raise ValueError("validate() returned False")
