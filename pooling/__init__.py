@@ -1,0 +1,82 @@
+"""Sync, thread-safe pooling for WSGI applications and scripts.
+
+Lends HTTP sessions, PostgreSQL connections and anything else that is costly
+to make to threads, one borrower at a time, in the order they asked, and never
+a broken one. Drivers are imported on first use of the class that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .core.adapter import Adapter
+from .core.holders import Holder
+from .core.lease import Lease
+from .core.metrics import HistogramSnapshot, PoolMetrics, PoolSnapshot
+from .core.observer import Observer
+from .core.pool import Pool
+from .errors import (
+    CreateFailed,
+    LeaseError,
+    PoolClosed,
+    PoolError,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyWaiting,
+)
+from .settings import Backoff, PoolSettings
+
+if TYPE_CHECKING:
+    from .adapters.http import HTTPPool
+    from .adapters.postgres import PostgresPool
+    from .adapters.sqlite import SQLitePool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Backoff",
+    "CreateFailed",
+    "HTTPPool",
+    "HistogramSnapshot",
+    "Holder",
+    "Lease",
+    "LeaseError",
+    "Observer",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolMetrics",
+    "PoolSettings",
+    "PoolSnapshot",
+    "PoolTimeout",
+    "PoolUnavailable",
+    "PostgresPool",
+    "SQLitePool",
+    "TooManyWaiting",
+    "__version__",
+]
+
+_LAZY = {  # a driver's name: loaded on first use, so that the import stays light
+    "HTTPPool": ".adapters.http",
+    "PostgresPool": ".adapters.postgres",
+    "SQLitePool": ".adapters.sqlite",
+}
+
+for _class in (
+    Adapter, Holder, HistogramSnapshot, Lease, Observer, Pool, PoolMetrics, PoolSnapshot
+):
+    _class.__module__ = __name__  # users import from here; say so in tracebacks
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        found = getattr(import_module(_LAZY[name], __name__), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,397 @@
+"""What happened in a pool: counters, histograms, and consistent pictures of both.
+
+How the numbers come about (P12):
+
+- A lease is counted in its own entry, by its holder alone, without a lock.
+  A snapshot adds the entries to the totals of those that are closed. Such
+  counters only grow; they may lag by the operations in flight and never lose
+  one.
+- What happens on slow paths is counted under the pool's lock, which is held
+  there anyway. A snapshot takes the same lock once, so its gauges add up.
+- Durations go through a deque, whose ``append`` is atomic and may be called
+  from anywhere (a destructor, a signal handler), and are sorted into buckets
+  under the lock now and then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from bisect import bisect_left
+from collections import Counter, deque
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from .clock import Clock
+from .entry import Entry
+from .state import PoolState
+
+__all__ = ["SHORT", "Histogram", "HistogramSnapshot", "PoolMetrics", "PoolSnapshot"]
+
+SHORT = 1e-4
+"""Seconds: uses shorter than this are counted and summed, not timed one by one."""
+
+# 100 µs to about 20 minutes in steps of 1.5: percentiles are right within that factor
+# of their bucket, interpolated inside it.
+_BOUNDS = [SHORT * 1.5**step for step in range(41)]
+_FOLD_AT = 256
+
+
+@dataclass(frozen=True)
+class HistogramSnapshot:
+    """Durations at one moment, in seconds."""
+
+    count: int
+    mean: float
+    max: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class Histogram:
+    """Durations in fixed buckets.
+
+    Args:
+        lock: The pool's lock: re-entrant, and able to say who owns it.
+    """
+
+    __slots__ = ("_lock", "_fresh", "_counts", "_total", "_max")
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._fresh: deque[float] = deque()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._fresh.clear()
+        self._counts = [0] * (len(_BOUNDS) + 1)
+        self._total = self._max = 0.0
+
+    def record(self, seconds: float) -> None:
+        """Count one duration; safe from any thread, destructor and signal handler."""
+        self._fresh.append(seconds)
+        if len(self._fresh) >= _FOLD_AT and not self._lock._is_owned():
+            with self._lock:
+                self._fold()
+
+    def _fold(self) -> None:
+        fresh = self._fresh
+        for _ in range(len(fresh)):
+            try:
+                seconds = fresh.popleft()
+            except IndexError:
+                return
+            self._counts[bisect_left(_BOUNDS, seconds)] += 1
+            self._total += seconds
+            self._max = max(self._max, seconds)
+
+    def snapshot(self, others: int = 0, others_total: float = 0.0) -> HistogramSnapshot:
+        """Return the figures now. Needs the lock.
+
+        Args:
+            others: How many more there were, each shorter than `SHORT`.
+            others_total: What those add up to.
+        """
+        self._fold()
+        timed = sum(self._counts)
+        others = max(0, others)
+        others_total = max(0.0, others_total)
+        count = timed + others
+        short = others_total / others if others else 0.0
+        if not count:
+            return HistogramSnapshot(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return HistogramSnapshot(
+            count=count,
+            mean=(self._total + others_total) / count,
+            max=self._max if timed else short,
+            p50=self._percentile(0.50 * count - others, short),
+            p95=self._percentile(0.95 * count - others, short),
+            p99=self._percentile(0.99 * count - others, short),
+        )
+
+    def _percentile(self, rank: float, short: float) -> float:
+        """The duration of that rank among the timed ones; ``short`` below them."""
+        if rank <= 0:
+            return short
+        seen = 0
+        for place, number in enumerate(self._counts):
+            if number and seen + number >= rank:
+                low = _BOUNDS[place - 1] if place else 0.0
+                high = _BOUNDS[place] if place < len(_BOUNDS) else self._max
+                return min(low + (high - low) * (rank - seen) / number, self._max)
+            seen += number
+        return self._max
+
+    @property
+    def timed(self) -> tuple[int, float]:
+        """How many were recorded and what they add up to. Needs the lock."""
+        self._fold()
+        return sum(self._counts), self._total
+
+
+@dataclass(frozen=True)
+class PoolSnapshot:
+    """A consistent picture of a pool at one moment.
+
+    ``idle + in_use + creating + checking + closing == size``. Durations are
+    seconds. Counters count from the pool's first use or the last `reset`.
+    """
+
+    name: str
+    timestamp: float
+    duration: float
+    # gauges
+    size: int
+    idle: int
+    in_use: int
+    creating: int
+    checking: int
+    closing: int
+    waiting: int
+    min_size: int
+    max_size: int
+    peak_in_use: int
+    # counters
+    acquired: int
+    released: int
+    created: int
+    closed: dict[str, int]
+    timeouts: int
+    refusals: int
+    errors: dict[str, int]
+    exhausted: int
+    validation_failures: int
+    health_failures: int
+    last_health_check: float | None
+    orphans: int
+    leaks: int
+    audit_repairs: int
+    # durations
+    wait: HistogramSnapshot
+    use: HistogramSnapshot
+    create: HistogramSnapshot
+    validate: HistogramSnapshot
+    release: HistogramSnapshot
+
+    @property
+    def utilization(self) -> float:
+        """In use / open: 1.0 means that every open resource is lent."""
+        return self.in_use / self.size if self.size else 0.0
+
+    @property
+    def saturation(self) -> float:
+        """In use / ``max_size``: 1.0 means that the next borrower waits."""
+        return self.in_use / self.max_size if self.max_size else 0.0
+
+    @property
+    def requests(self) -> int:
+        """How often somebody asked: served, timed out or refused."""
+        return self.acquired + self.timeouts + self.refusals
+
+    @property
+    def error_rate(self) -> float:
+        """The part of the requests that timed out or were refused, and errors, 0 to 1."""
+        bad = self.timeouts + self.refusals + sum(self.errors.values())
+        return min(1.0, bad / max(1, self.requests))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything under our own names and under the older ones.
+
+        The older names are those of the pools that this library replaces:
+        ``avg_..._ms`` in milliseconds, ``avg_connection_...`` in seconds.
+        """
+        own = asdict(self)
+        own.update(
+            utilization=self.utilization, saturation=self.saturation, error_rate=self.error_rate
+        )
+        return {**own, **self._older_names()}
+
+    def _older_names(self) -> dict[str, Any]:
+        failed = sum(self.errors.values())
+        return {
+            "duration_seconds": self.duration,
+            "total_connections": self.size,
+            "active_connections": self.in_use,
+            "idle_connections": self.idle,
+            "max_connections": self.peak_in_use,
+            "waiting_requests": self.waiting,
+            "connection_requests": self.requests,
+            "connection_timeouts": self.timeouts,
+            "connection_errors": failed,
+            "total_connections_created": self.created,
+            "total_connections_closed": sum(self.closed.values()),
+            "avg_acquisition_time_ms": self.wait.mean * 1e3,
+            "avg_release_time_ms": self.release.mean * 1e3,
+            "avg_connection_acquisition_time": self.wait.mean,
+            "max_connection_acquisition_time": self.wait.max,
+            "pool_utilization": self.utilization,
+            "pool_exhausted_count": self.exhausted,
+            "health_check_failures": self.health_failures,
+        }
+
+
+
+
+class PoolMetrics:
+    """The metrics of one pool: a lock-protected object that counts and presents.
+
+    The pool counts into it; a user reads :meth:`snapshot` and its forms.
+    """
+
+    def __init__(self, name: str, lock: Any, state: PoolState, clock: Clock) -> None:
+        self.name = name
+        self.lock = lock
+        self._state = state
+        self._clock = clock
+        # All below: guarded by the lock.
+        self.count: Counter[str] = Counter()  # created, timeouts, refusals, ...
+        self.closed: Counter[str] = Counter()  # by reason
+        self.errors: Counter[str] = Counter()  # by kind
+        self.last_health_check: float | None = None
+        self._done_uses = 0  # of the entries that are closed
+        self._done_busy = 0.0
+        self._peak = 0
+        self.wait = Histogram(lock)
+        self.use = Histogram(lock)
+        self.create = Histogram(lock)
+        self.validate = Histogram(lock)
+        self.release = Histogram(lock)
+        self._base_uses = 0
+        self._base_busy = 0.0
+        self._base_lent = 0
+        self._since = clock.now()
+
+    # -- counting: the pool's side, under the lock ---------------------------
+
+    def gone(self, entry: Entry, reason: str) -> None:
+        """Count an entry that has left, and keep what it counted. Needs the lock."""
+        self.closed[reason] += 1
+        self._done_uses += entry.uses
+        self._done_busy += entry.busy
+
+    def look(self) -> None:
+        """Note how many are in use now; slow paths call it. Needs the lock."""
+        self._peak = max(self._peak, self._state.in_use)
+
+    def _uses(self) -> tuple[int, float]:
+        entries = list(self._state.entries.values())
+        uses = self._done_uses + sum(entry.uses for entry in entries)
+        return uses, self._done_busy + sum(entry.busy for entry in entries)
+
+    # -- reading -------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Start counting anew; gauges stay what they are."""
+        with self.lock:
+            self._base_uses, self._base_busy = self._uses()
+            self._base_lent = self._state.in_use
+            self._peak = self._state.in_use
+            self._since = self._clock.now()
+            for counter in (self.count, self.closed, self.errors):
+                counter.clear()
+            for histogram in (self.wait, self.use, self.create, self.validate, self.release):
+                histogram.clear()
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return an immutable, consistent picture of the pool now."""
+        with self.lock:
+            state, count = self._state, self.count
+            in_use, idle = state.in_use, len(state.idle)
+            idle = min(idle, len(state.entries) - in_use)
+            uses, busy = self._uses()
+            uses, busy = uses - self._base_uses, busy - self._base_busy
+            acquired = max(uses + in_use - self._base_lent, uses, 0)
+            # The stack lends the same few first: who was ever lent, was lent at one time.
+            lent_once = sum(1 for e in state.entries.values() if e.uses) if uses else 0
+            self._peak = max(self._peak, in_use, min(lent_once, len(state.entries)))
+            timed_use, timed_use_total = self.use.timed
+            return PoolSnapshot(
+                name=self.name,
+                timestamp=self._clock.wall(),
+                duration=self._clock.now() - self._since,
+                size=len(state.entries),
+                idle=idle,
+                in_use=in_use,
+                creating=len(state.creating),
+                checking=len(state.checking),
+                closing=len(state.closing),
+                waiting=len(state.waiters),
+                min_size=state.min_size,
+                max_size=state.max_size,
+                peak_in_use=self._peak,
+                acquired=acquired,
+                released=uses,
+                created=count["created"],
+                closed=dict(self.closed),
+                timeouts=count["timeouts"],
+                refusals=count["refusals"],
+                errors=dict(self.errors),
+                exhausted=count["exhausted"],
+                validation_failures=count["validation_failures"],
+                health_failures=count["health_failures"],
+                last_health_check=self.last_health_check,
+                orphans=count["orphans"],
+                leaks=count["leaks"],
+                audit_repairs=count["audit_repairs"],
+                wait=self.wait.snapshot(acquired - self.wait.timed[0]),
+                use=self.use.snapshot(uses - timed_use, busy - timed_use_total),
+                create=self.create.snapshot(),
+                validate=self.validate.snapshot(),
+                release=self.release.snapshot(uses - self.release.timed[0]),
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `PoolSnapshot.to_dict` of this moment."""
+        return self.snapshot().to_dict()
+
+    def to_json(self, pretty: bool = False) -> str:
+        """Return `to_dict` as JSON, indented if ``pretty``."""
+        return json.dumps(self.to_dict(), indent=2 if pretty else None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_json` to a file, whole or not at all: a reader never sees half of it."""
+        beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(self.to_json(pretty=True) + "\n")
+            os.replace(beside, path)
+        except BaseException:
+            if os.path.exists(beside):
+                os.unlink(beside)
+            raise
+
+    def print_summary(self, file: IO[str] | None = None) -> None:
+        """Print what a person wants to know first, to standard output by default."""
+        print(_summary(self.snapshot()), file=file or sys.stdout)
+
+
+def _summary(s: PoolSnapshot) -> str:
+    closed = ", ".join(f"{number} {reason}" for reason, number in sorted(s.closed.items()))
+    errors = ", ".join(f"{number} {kind}" for kind, number in sorted(s.errors.items()))
+    lines = [
+        f"pool {s.name!r} over {s.duration:.1f} s",
+        f"  now       {s.in_use} in use, {s.idle} idle, {s.waiting} waiting, "
+        f"{s.size} open of {s.max_size} at most; {s.peak_in_use} in use at the peak",
+        f"  requests  {s.requests}: {s.acquired} served, {s.timeouts} timed out, "
+        f"{s.refusals} refused; none idle {s.exhausted} times",
+        f"  made      {s.created} created, {sum(s.closed.values())} closed"
+        + (f" ({closed})" if closed else ""),
+        f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),
+    ]
+    for label in ("wait", "use", "create", "validate", "release"):
+        h: HistogramSnapshot = getattr(s, label)
+        if h.count:
+            lines.append(
+                f"  {label:<9} mean {_time(h.mean)}, p50 {_time(h.p50)}, "
+                f"p95 {_time(h.p95)}, p99 {_time(h.p99)}, max {_time(h.max)}"
+            )
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

@@ -1,0 +1,86 @@
+"""Is the server up? How many creations may be under way, and when again (P7).
+
+Up: any number. Down, after a failed creation: none until the backoff has
+passed, then a single probing attempt. Recovered: 1, 2, 4, ... so that a
+server that has just come back is not stormed.
+
+Pure: values in, values out; guarded by the pool's lock.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Callable
+
+from ..settings import Backoff
+from .state import UNLIMITED
+
+__all__ = ["Outage"]
+
+
+class Outage:
+    """What the last creations told about the server."""
+
+    __slots__ = ("error", "final", "failures", "since", "retry_at", "_ramp")
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None  # the last real cause; None: up
+        self.final = False  # trying again would not help
+        self.failures = 0  # in a row
+        self.since = 0.0
+        self.retry_at = 0.0
+        self._ramp = UNLIMITED
+
+    def allowed(self, now: float) -> int:
+        """How many creations may be under way at this moment."""
+        if self.error is None:
+            return self._ramp
+        return 1 if now >= self.retry_at else 0
+
+    def failed(
+        self,
+        error: BaseException,
+        final: bool,
+        now: float,
+        backoff: Backoff,
+        waiting: bool,
+        uniform: Callable[[], float] = random.random,
+    ) -> bool:
+        """Note a failed creation; say whether the outage begins with it.
+
+        What was in flight when the first one failed ends by itself: its
+        failures are of the same outage and do not lengthen the delay.
+        """
+        begins = self.error is None
+        if begins:
+            self.since = now
+        if begins or now >= self.retry_at:
+            self.failures += 1
+            self.retry_at = now + backoff.delay(self.failures, waiting=waiting, random=uniform)
+        # A stored traceback would keep the frames of the attempt alive.
+        self.error = error.with_traceback(None)
+        self.final = final
+        self._ramp = 1
+        return begins
+
+    def hurry(self, now: float, backoff: Backoff) -> bool:
+        """Somebody waits now: try again within ``probe_interval``. Say if that is sooner."""
+        if self.error is None or self.final or self.retry_at <= now + backoff.probe_interval:
+            return False
+        self.retry_at = now + backoff.probe_interval
+        return True
+
+    def succeeded(self, enough: int) -> bool:
+        """Note a creation that worked; say whether an outage ends with it.
+
+        Args:
+            enough: The number from which on there is no need to hold back.
+        """
+        ends = self.error is not None
+        if ends:
+            self.error, self.final, self.failures = None, False, 0
+        if self._ramp < UNLIMITED:
+            self._ramp *= 2
+            if self._ramp >= enough:
+                self._ramp = UNLIMITED
+        return ends

@@ -1,0 +1,252 @@
+"""The one background thread of a process, and what it does to a pool when something is due.
+
+It sleeps on its mailbox until a message comes or something is due, and ends
+when no pool is left (P11). It holds pools weakly and is a client of their
+verbs. Into the mailbox go
+
+- an `Entry` whose key nobody holds any more (put there by the entry itself),
+- a `PoolRef` whose pool was collected without `close` (likewise),
+- a `Look`: come and see at that time,
+- a `Call`: what a destructor or a signal handler wanted of a pool whose lock
+  its own thread held at that moment.
+
+Assumes: ``SimpleQueue.put`` is re-entrant.
+"""
+
+from __future__ import annotations
+
+import _thread
+import heapq
+import logging
+import queue
+from collections import deque
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+from .clock import Clock
+from .entry import Entry
+from .state import _copy
+
+if TYPE_CHECKING:
+    from .pool import Pool
+    from .registry import PoolRef
+
+__all__ = ["AUDIT", "Call", "Look", "Reaper", "sweep"]
+
+logger = logging.getLogger("pooling")
+
+AUDIT = 0.25
+"""Seconds between audits while somebody waits (P8): they should never find anything."""
+
+NEVER = float("inf")
+
+
+class Look(NamedTuple):
+    """Sweep the pool when it is due."""
+
+    pool: PoolRef
+    due: float
+
+
+class Call(NamedTuple):
+    """Call a verb of the pool."""
+
+    pool: PoolRef
+    verb: Callable[..., object]
+    args: tuple[Any, ...]
+
+
+class Reaper:
+    """One thread for all pools of one clock."""
+
+    def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
+        self.inbox: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        self._clock = clock
+        self._pools = pools
+        self._due: list[tuple[float, int, PoolRef]] = []
+        self._number = 0
+        self._place = deque([None])  # who takes the token is the thread
+
+    def post(self, message: object) -> None:
+        """Put a message into the mailbox, and see to it that somebody reads it."""
+        self.inbox.put(message)
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Start the thread if it does not run."""
+        try:
+            self._place.pop()
+        except IndexError:
+            return
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError as error:
+            self._place.append(None)
+            logger.warning("no thread for the reaper yet: %s", error)
+
+    def _run(self) -> None:
+        while True:
+            while self._pools or not self.inbox.empty():
+                try:
+                    self.step(True)
+                except Exception:
+                    logger.exception("the reaper stumbled; this is a bug in pooling")
+            self._place.append(None)
+            if not self._pools and self.inbox.empty():
+                return
+            try:
+                self._place.pop()  # something came just now
+            except IndexError:
+                return  # and another thread takes care of it
+
+    def step(self, block: bool) -> bool:
+        """Handle one message, if there is one, and what is due; say if there was anything.
+
+        Its locals die with it: a lingering one would keep the last pool alive.
+        """
+        timeout = 0.0
+        if block:
+            timeout = max(0.0, self._due[0][0] - self._clock.now()) if self._due else None  # type: ignore[assignment]
+        try:
+            message = self._clock.get(self.inbox, timeout) if block else self.inbox.get(False)
+        except queue.Empty:
+            return self._sweep_due() > 0
+        self._handle(message)
+        del message
+        self._sweep_due()
+        return True
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, Look):
+            self._number += 1
+            heapq.heappush(self._due, (message.due, self._number, message.pool))
+        elif isinstance(message, Call):
+            pool = message.pool()
+            if pool is not None:
+                message.verb(pool, *message.args)
+        elif isinstance(message, Entry):
+            pool = message.pool()
+            if pool is not None:
+                pool._orphaned(message)
+        else:
+            self._bury(message)
+
+    def _sweep_due(self) -> int:
+        swept = 0
+        now = self._clock.now()
+        while self._due and self._due[0][0] <= now:
+            due, _, reference = heapq.heappop(self._due)
+            pool = reference()
+            if pool is not None and pool._due == due:  # not superseded by an earlier look
+                pool._due = NEVER
+                pool._look_at(sweep(pool, now))
+                swept += 1
+        return swept
+
+    def _bury(self, reference: PoolRef) -> None:
+        """Close what a pool that was dropped without `close` left on its idle stack."""
+        self._pools.pop(id(reference), None)
+        # Nothing is lent: a lease would have kept the pool alive.
+        for entry in list(reference.state.entries.values()):
+            if entry.resource is not None:
+                reference.background.workers.submit(reference.adapter.close, entry.resource)
+        reference.state.entries.clear()
+
+
+def sweep(pool: Pool[Any], now: float) -> float:
+    """Do what is due in one pool.
+
+    Returns:
+        When to look again; infinity for "when something happens".
+    """
+    if pool._lock._is_owned():
+        raise RuntimeError("sweep() inside the pool's own lock")
+    return min(
+        _overdue_work(pool, now),
+        _rested_too_long(pool, now),
+        _lived_too_long(pool, now),
+        _leaks(pool, now),
+        _audit(pool, now),
+    )
+
+
+def _overdue_work(pool: Pool[Any], now: float) -> float:
+    """Take their slots from a creation, a check and a close that hang (P4)."""
+    state, settings = pool._state, pool._settings
+    due = NEVER
+    for entries, limit in (
+        (state.creating, settings.create_timeout),
+        (state.checking, max(settings.reset_timeout, settings.health_check_timeout)),
+        (state.closing, settings.close_timeout),
+    ):
+        for entry in list(entries.values()):
+            if entry.since + limit <= now:
+                pool._abandon(entry, now)
+            else:
+                due = min(due, entry.since + limit)
+    return due
+
+
+def _rested_too_long(pool: Pool[Any], now: float) -> float:
+    """Evict what lay idle too long, above ``min_size``; oldest first, from the left end.
+
+    What is not due goes back where it was: through `_deliver` it would land on
+    top, the stack would rotate, and nothing would ever age out.
+    """
+    state, limit = pool._state, pool._settings.idle_timeout
+    if limit is None:
+        return NEVER
+    idle = state.idle
+    while idle and len(state.entries) - len(state.closing) > state.min_size:
+        try:
+            key = idle.popleft()
+        except IndexError:
+            break
+        due = key.entry.idle_since + limit
+        if due > now:
+            idle.appendleft(key)
+            return due
+        pool._evict(key, "idle_timeout")
+    if len(state.entries) <= state.min_size:
+        return NEVER  # a creation brings the next look
+    return now + limit
+
+
+def _lived_too_long(pool: Pool[Any], now: float) -> float:
+    """Evict the idle ones past their lifetime, and mark the lent ones for their return."""
+    state = pool._state
+    due = NEVER
+    for key in _copy(state.idle):
+        if key.entry.expires <= now:
+            try:
+                state.idle.remove(key)
+            except ValueError:
+                continue  # lent just now; it is looked at there
+            pool._evict(key, "lifetime")
+    for entry in list(state.entries.values()):
+        if entry.expires <= now:
+            entry.generation = None
+        else:
+            due = min(due, entry.expires)
+    return due
+
+
+def _leaks(pool: Pool[Any], now: float) -> float:
+    """Report each lease that is out for longer than ``leak_timeout``, once."""
+    limit = pool._settings.leak_timeout
+    if limit is None or not pool._state.entries:
+        return NEVER
+    due = now + limit  # somebody may borrow the next moment, without a word to us
+    for entry in pool._state.lent():
+        if entry.leaked:
+            continue
+        if entry.since + limit <= now:
+            pool._report_leak(entry, now)
+        else:
+            due = min(due, entry.since + limit)
+    return due
+
+
+def _audit(pool: Pool[Any], now: float) -> float:
+    """Pair and plan again; while somebody waits, look again soon."""
+    pool._serve(audit=True)
+    return now + AUDIT if pool._state.waiters else NEVER

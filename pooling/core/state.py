@@ -1,0 +1,293 @@
+"""The pool's state and the decisions about it: values in, a plan out.
+
+No thread, no clock, no I/O. `Pool` calls these methods under its one lock
+and carries out what they decide after unlocking. What they keep true:
+
+- P1: a key is in one place: the idle stack, a waiter's box, or its holder.
+- P2: ``len(entries) <= max_size`` but for a shrink in progress; an entry
+  counts from its reservation until its close has returned.
+- P3: ``waiters`` is in order of arrival, and its head is served first.
+- P8: after `serve` no waiter is left beside an idle resource, nor beside a
+  free slot that may be filled. It is level-triggered: right from whatever
+  state an interruption left, and harmless when called twice.
+
+Counts are the sizes of containers. Inside a critical section things are
+stored first and removed after, so that an asynchronous exception between
+the two loses nothing; removing twice is harmless.
+
+Assumes: ``append``, ``pop`` and ``popleft`` of a deque are atomic, because
+the hot path uses them on ``idle`` without the lock.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from typing import NamedTuple
+
+from .entry import Entry, Key
+from .waiter import Waiter
+
+__all__ = ["PoolState", "Plan", "UNLIMITED"]
+
+UNLIMITED = 1 << 60
+
+
+class Plan(NamedTuple):
+    """What is to be done once the lock is free."""
+
+    creations: int
+    closes: list[tuple[Key, str]]
+
+
+class PoolState:
+    """Idle, waiters, entries: all guarded by the pool's lock but for the ends of ``idle``."""
+
+    def __init__(self, min_size: int, max_size: int, max_idle: int) -> None:
+        self.min_size = min_size
+        self.max_size = max_size
+        self.max_idle = max_idle
+        self.entries: dict[int, Entry] = {}  # by id: all slots taken
+        self.creating: dict[int, Entry] = {}
+        self.checking: dict[int, Entry] = {}  # validated or reset on a worker
+        self.closing: dict[int, Entry] = {}
+        self.idle: deque[Key] = deque()  # right end: the one used last
+        self.waiters: deque[Waiter] = deque()  # left end: the oldest
+        self.generation: object = object()
+        self.started = False  # somebody asked for a resource or for a fill
+        self.paused = False
+        self.closed = False
+
+    # -- what is where ------------------------------------------------------
+
+    @property
+    def in_use(self) -> int:
+        """How many are with borrowers (a key on its way there or back counts)."""
+        elsewhere = len(self.idle) + len(self.creating) + len(self.checking) + len(self.closing)
+        return max(0, len(self.entries) - elsewhere)
+
+    @property
+    def live(self) -> int:
+        """How many can still come to a waiter without a creation."""
+        return len(self.entries) - len(self.creating) - len(self.closing)
+
+    @property
+    def surplus(self) -> int:
+        """How many too many there are after a shrink, those being closed left out."""
+        return len(self.entries) - len(self.closing) - self.max_size
+
+    @property
+    def unserved(self) -> bool:
+        """Whether somebody waits beside an idle resource or a free slot."""
+        free = bool(self.idle) or len(self.entries) < self.max_size
+        return free and bool(self.waiters)
+
+    @property
+    def barred(self) -> bool:
+        """Whether nothing may be lent off the idle stack without a look at the state."""
+        return self.closed or self.paused or self.surplus > 0
+
+    def owns(self, entry: Entry) -> bool:
+        """Whether the entry is one of this state (not the parent's, not retired)."""
+        return self.entries.get(id(entry)) is entry
+
+    def lent(self) -> list[Entry]:
+        """The entries that borrowers hold."""
+        resting = {id(key.entry) for key in _copy(self.idle)}
+        resting.update(self.creating, self.checking, self.closing)
+        return [e for i, e in list(self.entries.items()) if i not in resting and e.held]
+
+    # -- the line -----------------------------------------------------------
+
+    def join(self, waiter: Waiter) -> None:
+        """Put a waiter where its time of arrival belongs."""
+        line = self.waiters
+        place = len(line)
+        while place and _before(waiter, line[place - 1]):
+            place -= 1
+        if place == len(line):
+            line.append(waiter)
+        else:
+            line.insert(place, waiter)
+
+    def leave(self, waiter: Waiter) -> Key | BaseException | None:
+        """Take a waiter out of the line, for whatever reason it leaves.
+
+        Returns:
+            What it was given in the meantime: the caller must pass a key on.
+        """
+        try:
+            self.waiters.remove(waiter)
+        except ValueError:
+            pass
+        given, waiter.given = waiter.given, True
+        if not given:
+            return None
+        try:
+            item: Key | BaseException = waiter.box.get(False)
+        except queue.Empty:
+            return None
+        return item
+
+    def fail_waiters(self, error: type[BaseException], text: str, cause: BaseException | None = None,
+                     attempts: int = 0) -> None:
+        """Send waiters away, those who have seen at least so many failed attempts."""
+        for waiter in list(self.waiters):
+            if waiter.attempts >= attempts and not waiter.given:
+                reason = error(text)
+                reason.__cause__ = cause
+                waiter.give(reason)
+                self.waiters.remove(waiter)
+
+    # -- decisions ----------------------------------------------------------
+
+    def reserve(self, entry: Entry) -> None:
+        """Take a slot for an entry that is about to be made."""
+        self.creating[id(entry)] = entry
+        self.entries[id(entry)] = entry
+
+    def retire(self, entry: Entry) -> bool:
+        """Give an entry's slot back; ``False`` if that was done before."""
+        found = self.owns(entry)
+        self.entries.pop(id(entry), None)
+        self.settle(entry)
+        self.closing.pop(id(entry), None)
+        return found
+
+    def settle(self, entry: Entry) -> None:
+        """End its time on a worker: it is made, checked or reset now."""
+        self.creating.pop(id(entry), None)
+        self.checking.pop(id(entry), None)
+
+    def accept(self, key: Key, now: float) -> str | None:
+        """Let a resource in, for the oldest waiter or onto the idle stack.
+
+        Returns:
+            ``None``, or the reason why it must be closed instead.
+        """
+        entry = key.entry
+        reason = self.unfit(entry, now)
+        if reason is None and self.surplus > 0:
+            reason = "surplus"
+        if reason is None and not self.waiters and len(self.idle) >= self.max_idle:
+            reason = "max_idle"
+        if reason is None:
+            self.settle(entry)
+            self.idle.append(key)
+            self.pair()
+        return reason
+
+    def unfit(self, entry: Entry, now: float) -> str | None:
+        """The reason why an entry may not be lent any more, or ``None``."""
+        if self.closed:
+            return "closed"
+        if now >= entry.expires:
+            return "lifetime"
+        if entry.generation is not self.generation:
+            return "drained"
+        return None
+
+    def pair(self) -> int:
+        """Give idle resources to waiters, oldest first; say how many went."""
+        served = 0
+        while self.waiters and not self.paused:
+            waiter = self.waiters[0]
+            if not waiter.given:
+                try:
+                    key = self.idle.pop()
+                except IndexError:
+                    break
+                waiter.give(key)  # mark and put first, remove after
+                served += 1
+            _drop(self.waiters, waiter)
+        return served
+
+    def serve(self, allowed: int) -> Plan:
+        """Make it right from whatever state: pair, and plan the rest.
+
+        Args:
+            allowed: How many creations may be under way at once; few or none
+                while the server is down.
+        """
+        closes = self._unwanted()
+        self.pair()
+        room = min(self.max_size - len(self.entries), allowed - len(self.creating))
+        return Plan(max(0, min(self._missing(), room)), closes)
+
+    def _missing(self) -> int:
+        """How many creations would serve every waiter and fill up to ``min_size``."""
+        if self.closed or not self.started:
+            return 0
+        coming = len(self.creating) + len(self.checking)
+        short = self.min_size - (len(self.entries) - len(self.closing))
+        return max(len(self.waiters) - coming, short) if not self.paused else short
+
+    def _unwanted(self) -> list[tuple[Key, str]]:
+        """Take off the idle stack what must be closed: all, the surplus, the outdated."""
+        closes: list[tuple[Key, str]] = []
+        while self.closed or self.surplus > 0:
+            try:
+                key = self.idle.popleft()
+            except IndexError:
+                return closes
+            self.close(key.entry)
+            closes.append((key, "closed" if self.closed else "surplus"))
+        while True:  # what was released while a drain took place lies on top
+            try:
+                key = self.idle.pop()
+            except IndexError:
+                return closes
+            if key.entry.generation is self.generation:
+                self.idle.append(key)
+                return closes
+            self.close(key.entry)
+            closes.append((key, "drained"))
+
+    def close(self, entry: Entry) -> None:
+        """Note that an entry is being closed; its slot stays taken (P2)."""
+        self.closing[id(entry)] = entry
+        self.settle(entry)
+
+    def check(self, entry: Entry) -> None:
+        """Note that an entry is validated or reset on a worker."""
+        self.checking[id(entry)] = entry
+
+    def drain(self) -> list[tuple[Key, str]]:
+        """Start a new generation; returns the idle ones of the old."""
+        self.generation = object()
+        closes: list[tuple[Key, str]] = []
+        while True:
+            try:
+                key = self.idle.popleft()
+            except IndexError:
+                return closes
+            self.close(key.entry)
+            closes.append((key, "drained"))
+
+
+def _before(one: Waiter, other: Waiter) -> bool:
+    """Whether one arrived before the other; at the same instant who was there before wins."""
+    if one.arrived == other.arrived:
+        return one.again and not other.again
+    return one.arrived < other.arrived
+
+
+def _drop(line: deque[Waiter], waiter: Waiter) -> None:
+    try:
+        line.remove(waiter)  # the head, so this is short; gone already is fine
+    except ValueError:
+        pass
+
+
+def _copy(stack: deque[Key]) -> list[Key]:
+    """A copy of a deque that others change meanwhile.
+
+    Assumes nothing of ``list(deque)``: it raises when the deque changes under
+    it, which only happens without the GIL, or when the collector runs a
+    destructor in between.
+    """
+    while True:
+        try:
+            return list(stack)
+        except RuntimeError:
+            continue

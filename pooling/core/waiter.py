@@ -1,0 +1,41 @@
+"""One place in the line."""
+
+from __future__ import annotations
+
+import queue
+
+from .clock import Box
+from .entry import Key
+
+__all__ = ["Waiter"]
+
+
+class Waiter:
+    """A borrower in line, parked on a one-slot box of its own.
+
+    A condition variable would not do: it takes its inner lock in Python code,
+    and an exception that strikes there leaks the lock for ever.
+    """
+
+    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts")
+
+    def __init__(self, arrived: float, thread: int, again: bool = False) -> None:
+        # Looked up late: gevent replaces it when it patches the process.
+        self.box: Box = queue.SimpleQueue()
+        self.given = False  # guarded by the pool's lock
+        self.arrived = arrived  # when its acquire began: its number in the line
+        self.again = again  # it held an idle resource that proved dead: it keeps its place
+        self.thread = thread
+        self.attempts = 0  # failed creations it has waited through; guarded by the lock
+
+    def give(self, item: Key | BaseException) -> bool:
+        """Hand over a key, or the reason why there is none. Needs the pool's lock.
+
+        Returns:
+            Whether it was accepted; one that has left accepts nothing.
+        """
+        if self.given:
+            return False
+        self.given = True
+        self.box.put(item)  # gives and wakes in one C call
+        return True

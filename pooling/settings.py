@@ -1,0 +1,426 @@
+"""What a pool may be told: one frozen object, checked in one place.
+
+Code, presets, mappings and the environment all build the same
+:class:`PoolSettings`. Nothing is repaired silently: a value that breaks a rule
+raises, naming the field, the value and the rule. All times are seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from typing import Any
+
+__all__ = ["Backoff", "PoolSettings"]
+
+#: What our fields are called elsewhere: `from_mapping` and `from_env` accept both.
+OTHER_NAMES = {
+    # HTTP and SQLite pools with a limit on connections; httpx
+    "max_connections": "max_size",
+    "min_connections": "min_size",
+    "connection_timeout": "acquire_timeout",
+    "max_keepalive_connections": "max_idle",
+    "keepalive_expiry": "idle_timeout",
+    # SQLAlchemy, and the frameworks that speak its dialect
+    "max_pool_size": "max_size",
+    "min_pool_size": "min_size",
+    "pool_recycle": "max_lifetime",
+    "pool_pre_ping": "validate_on_acquire",
+    # pools that count and pace the attempts to connect
+    "retry_limit": "max_attempts",
+    "retry_delay": "backoff_initial",
+    "max_retry_attempts": "max_attempts",
+    "initial_retry_delay": "backoff_initial",
+    "max_retry_delay": "backoff_maximum",
+    "retry_backoff_multiplier": "backoff_multiplier",
+    "retry_jitter": "backoff_jitter",
+    "validate_on_checkout": "validate_on_acquire",
+    "enable_pool_metrics": "enable_metrics",
+    "metrics_collection_interval": "metrics_interval",
+}
+# Variables of the HTTP pools that look like misspelt names of ours, and are not.
+_NOT_MISSPELT = {"connect_timeout", "retry_attempts"}
+
+_HOLDS = {"at least": ge, "above": gt, "at most": le, "below": lt}
+_Bounds = tuple[tuple[str, float], ...]  # words of _HOLDS and a number; nan holds none of them
+# Any longer wait is an OverflowError in the interpreter. This refuses inf as well.
+_LONGEST = ("at most", threading.TIMEOUT_MAX)
+_BOUNDS: dict[str, _Bounds] = {  # of the fields that differ from their kind's in _KINDS
+    "min_size": (("at least", 0),),
+    "max_idle": (("at least", 0),),
+    "max_waiting": (("at least", 0),),
+    "acquire_timeout": (("at least", 0), _LONGEST),
+    "lifetime_jitter": (("at least", 0), ("below", 1)),
+    "validation_interval": (("at least", 0), _LONGEST),
+    "multiplier": (("at least", 1), ("below", float("inf"))),
+}
+_TRUTH = dict.fromkeys(("1", "true", "yes", "on"), True)
+_TRUTH |= dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """How long to wait between attempts to reach a server that is down (P7).
+
+    Attributes:
+        initial: Seconds before the second attempt. Short, because most
+            outages are: redis-py begins with 0.01.
+        maximum: No delay is longer than this many seconds.
+        multiplier: Each further failure makes the delay so many times longer.
+        jitter: Draw each delay evenly from 0 to its full length, so that
+            clients which failed together do not return together ("full
+            jitter", AWS Architecture Blog, "Exponential Backoff And Jitter").
+        probe_interval: The longest delay in seconds while somebody waits for
+            the server. In simulated outages of 1 to 60 s, 0.25 let the first
+            success follow the recovery by 0.07 s; without it, seconds.
+    """
+
+    initial: float = 0.05
+    maximum: float = 30.0
+    multiplier: float = 2.0
+    jitter: bool = True
+    probe_interval: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check(self, ("initial", "maximum"))
+
+    def delay(self, failures: int, *, waiting: bool, random: Callable[[], float]) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Args:
+            failures: Attempts that failed in a row, at least 1.
+            waiting: Whether anybody waits for a resource now.
+            random: Gives a number from 0 to 1, as ``random.random`` does.
+
+        Raises:
+            ValueError: ``failures`` is below 1.
+        """
+        if failures < 1:
+            raise ValueError(f"failures must be at least 1, not {failures!r}")
+        try:
+            delay = min(self.maximum, self.initial * self.multiplier ** (failures - 1))
+        except OverflowError:  # 2.0 ** 1024: an outage of some hours
+            delay = self.maximum
+        if waiting:
+            delay = min(delay, self.probe_interval)
+        return delay * random() if self.jitter else delay
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """The settings of a pool, checked when they are made.
+
+    The presets take ``changes`` as :meth:`replace` does.
+
+    Example::
+
+        PoolSettings(max_size=20, acquire_timeout=2.0)
+        PoolSettings.conservative(max_size=3)
+        PoolSettings.from_env("DB_")               # DB_MAX_SIZE, DB_IDLE_TIMEOUT, ...
+
+    Attributes:
+        min_size: Resources kept open, idle or in use; 0 keeps none.
+        max_size: The most resources at once, in whatever state (P2). 10 is
+            HikariCP's default.
+        max_idle: The most idle ones kept; what is released above it is
+            closed. ``None`` means ``max_size``, and so does any number above
+            it. Not below ``min_size``: the pool would close and refill for ever.
+        max_waiting: The most threads in line; the next is refused with
+            :class:`TooManyWaiting`. ``None`` means no limit, 0 no waiting.
+        acquire_timeout: Seconds until ``acquire`` gives up; 0 means do not wait.
+        create_timeout: Seconds one creation may take before its slot is given up.
+        max_lifetime: Seconds after its creation at which a resource is
+            replaced, once it is not in use. ``None`` means never. 3600 is
+            psycopg_pool's default.
+        lifetime_jitter: The fraction of ``max_lifetime``, at least 0 and below
+            1, of which a random part is subtracted for each resource, so that
+            those made together do not end together. Never added: the maximum holds.
+        idle_timeout: Seconds unused after which a resource above ``min_size``
+            is closed. ``None`` means never.
+        max_uses: Leases after which a resource is replaced. ``None`` means no limit.
+        validate_on_acquire: Make a round trip before lending what has been idle
+            for longer than ``validation_interval``. The check that costs no
+            round trip is always made.
+        validation_interval: Seconds idle during which a resource is trusted
+            without a round trip; 0 means never. 0.5 is HikariCP's
+            ``aliveBypassWindowMs``.
+        validation_query: What a database adapter sends as that round trip.
+            ``None`` means the cheapest that it knows.
+        keepalive_interval: Seconds idle after which a round trip is made in the
+            background, so that firewalls do not forget the connection.
+            ``None`` means no keepalive.
+        max_validation_failures: Validations that fail in a row before the
+            resource is discarded.
+        max_attempts: Attempts to create that fail in a row before a borrower
+            that waits gets the server's error. ``None`` means that its deadline
+            decides. The pool itself never gives up.
+        backoff: The pace of these attempts, a :class:`Backoff`.
+        health_check_interval: Seconds between two looks at the server.
+            ``None`` means no health check.
+        health_check_timeout: Seconds until such a look counts as failed.
+        reset_timeout: Seconds a release may spend on cleaning the resource (P4).
+        close_timeout: Seconds until a close that hangs is abandoned (P2). 5 is
+            psycopg_pool's default.
+        leak_timeout: Seconds in use after which a lease is reported as a leak.
+            ``None`` means never.
+        track_holders: Remember where each resource was acquired, for messages
+            and ``pool.holders()`` (P12).
+        enable_metrics: Count and time what the pool does.
+        metrics_interval: Seconds between two samples of the metrics.
+
+    Raises:
+        TypeError: A value is of the wrong type: a text or a bool for a number.
+        ValueError: A value breaks its field's rule.
+    """
+
+    min_size: int = 1
+    max_size: int = 10
+    max_idle: int | None = None
+    max_waiting: int | None = None
+    acquire_timeout: float = 10.0
+    create_timeout: float = 30.0
+    max_lifetime: float | None = 3600.0
+    lifetime_jitter: float = 0.1
+    idle_timeout: float | None = 300.0
+    max_uses: int | None = None
+    validate_on_acquire: bool = True
+    validation_interval: float = 0.5
+    validation_query: str | None = None
+    keepalive_interval: float | None = None
+    max_validation_failures: int = 3
+    max_attempts: int | None = None
+    backoff: Backoff = dataclasses.field(default_factory=Backoff)
+    health_check_interval: float | None = 10.0
+    health_check_timeout: float = 5.0
+    reset_timeout: float = 5.0
+    close_timeout: float = 5.0
+    leak_timeout: float | None = None
+    track_holders: bool = True
+    enable_metrics: bool = True
+    metrics_interval: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check(self, ("min_size", "max_size"), ("min_size", "max_idle"))
+
+    @classmethod
+    def conservative(cls, **changes: object) -> PoolSettings:
+        """For a small application or a shared server: few, kept long."""
+        return cls(
+            min_size=1, max_size=5, max_idle=2, max_lifetime=7200, idle_timeout=1800,
+            acquire_timeout=30, max_attempts=3, backoff=Backoff(initial=1.0),
+        ).replace(**changes)  # fmt: skip
+
+    @classmethod
+    def balanced(cls, **changes: object) -> PoolSettings:
+        """For the usual web application."""
+        return cls(
+            min_size=5, max_size=20, max_idle=10, max_lifetime=3600, idle_timeout=300,
+            acquire_timeout=10, max_attempts=3, backoff=Backoff(initial=0.5),
+        ).replace(**changes)  # fmt: skip
+
+    @classmethod
+    def aggressive(cls, **changes: object) -> PoolSettings:
+        """For throughput: many, lent without a round trip."""
+        return cls(
+            min_size=10, max_size=100, max_idle=20, max_lifetime=1800, idle_timeout=600,
+            acquire_timeout=5, max_attempts=5, backoff=Backoff(initial=0.1),
+            validate_on_acquire=False,
+        ).replace(**changes)  # fmt: skip
+
+    @classmethod
+    def trading(cls, **changes: object) -> PoolSettings:
+        """For thousands of queries a second on PostgreSQL: always warm, always checked."""
+        return cls(
+            min_size=10, max_size=100, max_attempts=5,
+            backoff=Backoff(initial=0.5, maximum=30, multiplier=2, jitter=True),
+        ).replace(**changes)  # fmt: skip
+
+    def replace(self, **changes: object) -> PoolSettings:
+        """Return new settings that differ in ``changes``, checked like any others.
+
+        The fields of ``backoff`` can be set one by one: ``backoff_initial=0.1``.
+
+        Args:
+            changes: New values by name of field.
+
+        Raises:
+            TypeError: No field has that name; the message names the closest.
+                Or a value is of the wrong type.
+            ValueError: A value breaks a rule, or a field is given twice.
+        """
+        for name in changes:
+            if name not in _OWN_NAMES:
+                raise TypeError(_unknown(name, _OWN_NAMES))
+        return _overlay(self, ((name, _OWN_NAMES[name], changes[name]) for name in changes))
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, object], *, base: PoolSettings | None = None
+    ) -> PoolSettings:
+        """Build settings from a parsed file, a framework's configuration or the like.
+
+        Args:
+            mapping: Values by name: of a field, of a field of ``backoff``
+                (``backoff_initial``), or another library's (:data:`OTHER_NAMES`).
+                Texts are parsed: numbers, ``1/0/true/false/yes/no/on/off``, and
+                ``none`` or ``never`` where a field may be ``None``.
+            base: What is not in ``mapping`` comes from here; ``None`` means the
+                defaults.
+
+        Raises:
+            ValueError: A name is unknown (the message names the closest), a
+                field is given twice, or a value does not parse or breaks a rule.
+            TypeError: A value that is not a text is of the wrong type.
+        """
+        for name in mapping:
+            if name not in _ALL_NAMES:
+                raise ValueError(_unknown(name, _ALL_NAMES))
+        given = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
+        return _overlay(base or cls(), _read(given))
+
+    @classmethod
+    def from_env(
+        cls,
+        prefix: str,
+        environ: Mapping[str, str] | None = None,
+        *,
+        base: PoolSettings | None = None,
+    ) -> PoolSettings:
+        """Build settings from environment variables: ``DB_MAX_SIZE``, ...
+
+        Names and values are those of :meth:`from_mapping`, the names in upper
+        case. Other variables with the prefix may belong to others and are
+        ignored; one that looks like a misspelt setting is logged as a warning.
+
+        Args:
+            prefix: How the names begin, with the underscore: ``"DB_"``.
+            environ: Where to look; ``None`` means ``os.environ``.
+            base: What is not set there comes from here; ``None`` means the defaults.
+
+        Raises:
+            ValueError: A value does not parse or breaks its field's rule, or a
+                field is given twice (these state the variable's full name), or
+                two fields do not go together.
+        """
+        environ = os.environ if environ is None else environ
+        known = {prefix + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
+        for variable in environ:
+            rest = variable[len(prefix) :].lower()
+            if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
+                continue
+            if closest := _closest(rest, known.values(), 0.85):
+                logging.getLogger(__name__).warning(
+                    "%s is not a setting; was %s meant?", variable, prefix + closest.upper()
+                )
+        given = ((var, _ALL_NAMES[known[var]], environ[var]) for var in known if var in environ)
+        return _overlay(base or cls(), _read(given))
+
+
+# The types accepted, what messages call them, the usual bounds, how a text is parsed.
+_KINDS: dict[str, tuple[Any, str, _Bounds, Callable[[str], object]]] = {
+    "int": (int, "a whole number", (("at least", 1),), int),
+    "float": ((int, float), "a number", (("above", 0), _LONGEST), float),
+    "bool": (bool, "true or false", (), lambda text: _TRUTH[text.strip().lower()]),
+    "str": (str, "a text", (), str),
+    "Backoff": (Backoff, "a Backoff", (), str),
+}
+_FIELDS = {field.name: field for field in dataclasses.fields(PoolSettings)}
+_FIELDS |= {f"backoff_{field.name}": field for field in dataclasses.fields(Backoff)}
+_OWN_NAMES = {name: name for name in _FIELDS} | {"probe_interval": "backoff_probe_interval"}
+_ALL_NAMES = _OWN_NAMES | OTHER_NAMES
+
+_Given = Iterable[tuple[str, str, object]]  # the name the user wrote, the one of _FIELDS, the value
+
+
+def _accept(field: dataclasses.Field[Any], value: Any) -> object:
+    """Return ``value`` as ``field`` keeps it, or raise the rule that it breaks.
+
+    Only the rule: the callers put in front what their reader wrote.
+    """
+    kind, _, optional = str(field.type).partition(" | ")
+    if value is None and optional:
+        return None
+    types, noun, usual, _ = _KINDS[kind]
+    or_none = " or None" if optional else ""
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise TypeError(f"must be {noun}{or_none}")
+    for words, bound in _BOUNDS.get(field.name, usual):
+        if not _HOLDS[words](value, bound):
+            raise ValueError(f"must be {words} {bound:.0f}{or_none}")
+    if kind == "str" and not value.strip():
+        raise ValueError("must not be empty")
+    return float(value) if kind == "float" else value
+
+
+def _check(settings: Backoff | PoolSettings, *ordered: tuple[str, str]) -> None:
+    """Hold every field to its rule, and each pair of ``ordered`` to its order."""
+    owner = type(settings).__name__
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            object.__setattr__(settings, field.name, _accept(field, value))
+        except (TypeError, ValueError) as rule:
+            raise type(rule)(f"{owner}.{field.name} {rule}, not {value!r}") from None
+    for low, high in ordered:
+        value, limit = getattr(settings, low), getattr(settings, high)
+        if limit is not None and value > limit:
+            raise ValueError(f"{owner}.{low} must be at most {high} ({limit!r}), not {value!r}")
+
+
+def _parse(field: dataclasses.Field[Any], text: object) -> object:
+    """Return what ``text`` means; itself where it means nothing or is no text."""
+    if not isinstance(text, str):
+        return text
+    if text.strip().lower() in ("none", "never"):
+        return None
+    try:
+        return _KINDS[str(field.type).partition(" | ")[0]][3](text)
+    except (ValueError, KeyError):
+        return text
+
+
+def _read(given: _Given) -> _Given:
+    """Parse and check values that come from outside, under the names they came by."""
+    for label, name, value in given:
+        try:
+            yield label, name, _accept(_FIELDS[name], _parse(_FIELDS[name], value))
+        except (TypeError, ValueError) as rule:
+            error = ValueError if isinstance(value, str) else type(rule)
+            raise error(f"{label}={value!r}: {name} {rule}") from None
+
+
+def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
+    """Return ``base`` with the given values laid over it, each field at most once."""
+    labels: dict[str, str] = {}
+    own: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    for label, name, value in given:
+        if name in labels:
+            raise ValueError(f"{labels[name]} and {label} both set {name}")
+        labels[name] = label
+        (parts if name.startswith("backoff_") else own)[name.removeprefix("backoff_")] = value
+    if parts:
+        if "backoff" in own:
+            part = next(name for name in labels if name.startswith("backoff_"))
+            raise ValueError(f"{labels['backoff']} and {labels[part]} both set {part}")
+        own["backoff"] = dataclasses.replace(base.backoff, **parts)
+    return dataclasses.replace(base, **own)
+
+
+def _closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    import difflib  # here: only a mistake pays for it
+
+    return next(iter(difflib.get_close_matches(name, list(names), 1, cutoff)), None)
+
+
+def _unknown(name: str, names: Iterable[str]) -> str:
+    closest = OTHER_NAMES.get(name) or _closest(str(name), names)
+    return f"unknown setting {name!r}" + (f"; did you mean {closest!r}?" if closest else "")
+
+
+Backoff.__module__ = PoolSettings.__module__ = "pooling"  # where users import them from
