@@ -175,7 +175,10 @@ class Engine(Generic[R]):
             frame = _getframe(1)
             entry.code = frame.f_code
             entry.lasti = frame.f_lasti
-        return Lease(self, key)  # type: ignore[arg-type]
+        lease: Lease[R] = Lease()
+        lease._pool = self
+        lease._key = key
+        return lease
 
     def _acquire_for(self, timeout: float | None, depth: int = 1) -> Lease[R]:
         """`acquire` on behalf of the caller ``depth`` frames up: it is the holder that shows."""
@@ -367,7 +370,8 @@ class Engine(Generic[R]):
 
     def _plan_locked(self) -> tuple[Plan, list[Key]]:
         state = self._state
-        plan = state.serve(self._outage.allowed(self._now()))
+        now = self._now()
+        plan = state.serve(self._outage.allowed(now), now)
         keys = [self._reserve_locked() for _ in range(plan.creations)]
         self.metrics.look()
         self._gate_locked()

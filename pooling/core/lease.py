@@ -12,7 +12,7 @@ from .entry import Key
 from .metrics import SHORT
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from .engine import Engine
 
 __all__ = ["Lease"]
 
@@ -41,9 +41,8 @@ class Lease(Generic[R]):
 
     __slots__ = ("_pool", "_key")
 
-    def __init__(self, pool: Pool[R], key: Key) -> None:
-        self._pool = pool
-        self._key: Key | None = key
+    _pool: Engine[R]  # set by `Engine.acquire`: an `__init__` would cost as much as the clock
+    _key: Key | None
 
     @property
     def resource(self) -> R:
@@ -59,8 +58,8 @@ class Lease(Generic[R]):
     def __enter__(self) -> R:
         key = self._key
         if key is None:
-            self._held()
-        resource: R = key.entry.resource  # type: ignore[union-attr]
+            key = self._held()  # raises
+        resource: R = key.entry.resource
         return resource
 
     def __exit__(
@@ -148,7 +147,8 @@ def _one_at_a_time(way_out: Callable[..., Any]) -> Callable[..., Any]:
     """Let one thread alone end a lease, where no GIL sees to that."""
 
     def end(self: Lease[Any], *args: Any) -> Any:
-        mine: Lease[Any] = Lease(self._pool, None)  # type: ignore[arg-type]
+        mine: Lease[Any] = Lease()
+        mine._pool = self._pool
         with _turnstile:
             mine._key = self._key
             self._key = None

@@ -17,7 +17,7 @@ import atexit
 import mmap
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from .adapter import Adapter
 from .clock import Clock
@@ -49,15 +49,22 @@ class PoolRef(weakref.ref):  # type: ignore[type-arg]
 class Background:
     """The threads that serve all pools of one clock: in a process without tests, all pools."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        workers: Callable[[], Workers] = Workers,
+        reaper: Callable[[Clock, dict[int, PoolRef]], Reaper] = Reaper,
+    ) -> None:
         self.clock = clock
         self.pools: dict[int, PoolRef] = {}
+        self._make_workers = workers
+        self._make_reaper = reaper
         self.renew()
 
     def renew(self) -> None:
         """Start with nothing: no thread, no job, nothing due."""
-        self.workers = Workers()
-        self.reaper = Reaper(self.clock, self.pools)
+        self.workers = self._make_workers()
+        self.reaper = self._make_reaper(self.clock, self.pools)
 
 
 _backgrounds: list[Background] = []

@@ -202,14 +202,15 @@ class PoolState:
             _drop(self.waiters, waiter)
         return served
 
-    def serve(self, allowed: int) -> Plan:
+    def serve(self, allowed: int, now: float) -> Plan:
         """Make it right from whatever state: pair, and plan the rest.
 
         Args:
             allowed: How many creations may be under way at once; few or none
                 while the server is down.
+            now: The time, for what has grown too old.
         """
-        closes = self._unwanted()
+        closes = self._unwanted(now)
         self.pair()
         room = min(self.max_size - len(self.entries), allowed - len(self.creating))
         return Plan(max(0, min(self._missing(), room)), closes)
@@ -222,7 +223,7 @@ class PoolState:
         short = self.min_size - (len(self.entries) - len(self.closing))
         return max(len(self.waiters) - coming, short) if not self.paused else short
 
-    def _unwanted(self) -> list[tuple[Key, str]]:
+    def _unwanted(self, now: float) -> list[tuple[Key, str]]:
         """Take off the idle stack what must be closed: all, the surplus, the outdated."""
         closes: list[tuple[Key, str]] = []
         while self.closed or self.surplus > 0:
@@ -237,11 +238,12 @@ class PoolState:
                 key = self.idle.pop()
             except IndexError:
                 return closes
-            if key.entry.generation is self.generation:
+            reason = self.unfit(key.entry, now)
+            if reason is None:
                 self.idle.append(key)
                 return closes
             self.close(key.entry)
-            closes.append((key, "drained"))
+            closes.append((key, reason))
 
     def close(self, entry: Entry) -> None:
         """Note that an entry is being closed; its slot stays taken (P2)."""

@@ -1,0 +1,52 @@
+"""The command line: ``python -m pooling``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # before the imports that take a while: Ctrl-C ends them quietly
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from . import __version__
+
+__all__ = ["main"]
+
+# Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
+_COMMANDS = {"demo": ".demo.run"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code.
+
+    Args:
+        arguments: The command line; ``None`` means ``sys.argv``.
+
+    Raises:
+        SystemExit: Help or version were asked for (0), or an option is bad (2).
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pooling", description="Fair, bounded, self-healing pools for threads."
+    )
+    parser.add_argument("--version", action="version", version=f"pooling {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="command")
+    for name, module in _COMMANDS.items():
+        command = importlib.import_module(module, __package__)
+        subparser = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run, parser=subparser)
+    options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help()
+        return 0
+    code: int = options.run(options, options.parser)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A process that works for the demo, and how the two talk: JSON, one object to a line.
+
+A child reads its orders from its standard input and ends when that ends, so it
+dies with its parent even where the parent is killed. It belongs to a process
+group of its own: the Ctrl-C of a terminal reaches the parent alone, which
+decides what happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["Child", "DemoError", "Message", "answer", "requests_of_parent", "die_with_parent"]
+
+Message = dict[str, Any]
+
+_GROUP: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    if sys.platform == "win32"
+    else {"start_new_session": True}
+)
+
+
+# Where the parent imports from, there the child does, however that came about.
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
+
+
+class DemoError(Exception):
+    """Something that the demo needs did not work; the text is for the user."""
+
+
+class Child:
+    """The parent's side.
+
+    Args:
+        module: Has the child's ``main()``.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._name = module.rpartition(".")[2]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM.format(path=sys.path, module=module)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            **_GROUP,
+        )
+
+    def tell(self, **order: Any) -> None:
+        """Send an order.
+
+        Raises:
+            DemoError: The child has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._gone() from None
+
+    def hear(self) -> Message:
+        """Wait for the child's next line.
+
+        Raises:
+            DemoError: The child has ended, or reports an error.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._gone()
+        message: Message = json.loads(line)
+        if "error" in message:
+            raise DemoError(message["error"])
+        return message
+
+    def ask(self, **order: Any) -> Message:
+        """Send an order and wait for its answer, with the errors of both."""
+        self.tell(**order)
+        return self.hear()
+
+    def kill(self) -> None:
+        """End the child at once, if it has not ended, and wait until it has."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # an order that it did not read any more
+                pipe and pipe.close()
+
+    def _gone(self) -> DemoError:
+        return DemoError(f"the {self._name} process ended with code {self._process.wait()}")
+
+
+def requests_of_parent() -> Iterator[Message]:
+    """Yield the orders of the parent until it has no more, or is gone."""
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def answer(**message: Any) -> None:
+    """Send a line to the parent."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def die_with_parent() -> None:
+    """From now on, end this process at once when the parent closes its end or is gone.
+
+    For a child that reads no further orders.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+

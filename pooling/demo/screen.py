@@ -1,0 +1,60 @@
+"""What the user sees: lines, and one line of progress that renews itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TextIO
+
+__all__ = ["Screen"]
+
+_SECONDS_A_LINE = 1.0  # between two lines of progress where they cannot replace each other
+
+
+class Screen:
+    """Writes to a terminal, where progress stays on one line, or to anything else.
+
+    Args:
+        stream: Usually the standard output.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._lock = threading.Lock()
+        self._closed = False  # guarded by _lock, as the rest
+        self._shown = 0  # characters of progress on the current line
+        self._due = 0.0
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without the letter µ
+
+    def say(self, text: str) -> None:
+        """Write whole lines."""
+        with self._lock:
+            if not self._closed:
+                self._write(text + "\n")
+
+    def progress(self, text: str) -> None:
+        """Show how far it is: at once on a terminal, now and then elsewhere."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._terminal:
+                self._write(text)
+                self._shown = len(text)
+            elif time.monotonic() >= self._due:
+                self._write(text + "\n")
+                self._due = time.monotonic() + _SECONDS_A_LINE
+
+    def close(self, text: str) -> None:
+        """Write a last line; whatever another thread still has to say is dropped."""
+        self.say(text)
+        with self._lock:
+            self._closed = True
+
+    def _write(self, text: str) -> None:
+        if self._shown:
+            self._stream.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+        self._stream.write(text)
+        self._stream.flush()
