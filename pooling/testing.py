@@ -52,6 +52,7 @@ class _ManualWorkers(Workers):
     """Keeps jobs until the test runs them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:

@@ -130,7 +130,9 @@ class PostgresAdapter(Adapter[Connection]):
         try:
             given = conninfo_to_dict(conninfo)
         except psycopg.ProgrammingError:
-            raise ValueError("conninfo is neither a postgresql:// URL nor key=value pairs") from None
+            raise ValueError(
+                "conninfo is neither a postgresql:// URL nor key=value pairs"
+            ) from None
         # libpq takes whole seconds, two or more
         limit = {"connect_timeout": max(2, math.ceil(settings.create_timeout))}
         self._conninfo = conninfo

@@ -16,6 +16,7 @@ Assumes: ``SimpleQueue.put`` is re-entrant.
 from __future__ import annotations
 
 import _thread
+import gc
 import heapq
 import logging
 import queue
@@ -36,6 +37,9 @@ logger = logging.getLogger("pooling")
 
 AUDIT = 0.25
 """Seconds between audits while somebody waits (P8): they should never find anything."""
+
+_OVERDUE = 1.0  # seconds in line after which a lease may have been forgotten in a cycle
+_COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks for
 
 NEVER = float("inf")
 
@@ -64,6 +68,7 @@ class Reaper:
         self._pools = pools
         self._due: list[tuple[float, int, PoolRef]] = []
         self._number = 0
+        self.collect_after = 0.0
         self._place = deque([None])  # who takes the token is the thread
 
     def post(self, message: object) -> None:
@@ -158,8 +163,7 @@ def sweep(pool: Pool[Any], now: float) -> float:
     Returns:
         When to look again; infinity for "when something happens".
     """
-    if pool._lock._is_owned():
-        raise RuntimeError("sweep() inside the pool's own lock")
+    pool._background.workers.nudge()
     return min(
         _overdue_work(pool, now),
         _rested_too_long(pool, now),
@@ -249,4 +253,20 @@ def _leaks(pool: Pool[Any], now: float) -> float:
 def _audit(pool: Pool[Any], now: float) -> float:
     """Pair and plan again; while somebody waits, look again soon."""
     pool._serve(audit=True)
-    return now + AUDIT if pool._state.waiters else NEVER
+    try:
+        oldest = pool._state.waiters[0].arrived
+    except IndexError:
+        return NEVER
+    if now - oldest >= _OVERDUE:
+        _collect(pool, now, now - oldest)
+    return now + AUDIT
+
+
+def _collect(pool: Pool[Any], now: float, waited: float) -> None:
+    """Look for leases that lie forgotten in a cycle: nobody allocates, so nobody collects."""
+    reaper = pool._background.reaper
+    if now < reaper.collect_after or not pool._state.in_use or not gc.isenabled():
+        return
+    reaper.collect_after = now + _COLLECT_EVERY
+    logger.info("pool %r: a borrower waits for %.1f s; collecting garbage", pool.name, waited)
+    gc.collect()

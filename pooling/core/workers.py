@@ -23,60 +23,85 @@ logger = logging.getLogger("pooling")
 
 _LINGER = 2.0  # seconds an idle worker stays
 
+_Job = tuple[Callable[..., object], tuple[Any, ...]]
+
 
 class Workers:
     """Runs each job as soon as possible in a thread of its own.
 
-    There is no upper bound but the pools': an entry has one job at a time.
+    There is no upper bound but the pools': an entry has one job at a time. A
+    job is always in somebody's hands, so that one that is lost (its thread
+    died at birth, an exception struck the borrower that submitted it) drops
+    the key that it carries, and the reaper takes care of the slot (P8).
     """
 
     def __init__(self) -> None:
-        self._jobs: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
-        self._parked: deque[None] = deque()  # one token for each idle worker
+        self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
+        self._backlog: deque[_Job] = deque()  # what no thread could be started for
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
 
-        Where no thread can be started the job stays queued, and `nudge` or
-        the next worker takes it.
+        Where no thread can be started the job waits for `nudge`, or for a
+        worker that has time.
         """
-        self._jobs.put((function, args))  # first the job, then the hand for it
-        try:
-            self._parked.pop()
-        except IndexError:
-            self.nudge()
+        self._hand_over((function, args))
 
     def nudge(self) -> None:
-        """See to it that what is queued has a worker."""
-        if not self._jobs.empty():
+        """Try again to start threads for what is left over."""
+        while self._backlog:
             try:
-                _thread.start_new_thread(self._run, ())
-            except RuntimeError as error:  # "can't start new thread"
-                logger.warning("no thread for the pool's work yet: %s", error)
+                job = self._backlog.popleft()
+            except IndexError:
+                return
+            if not self._hand_over(job):
+                return
 
-    def _run(self) -> None:
-        while self._step():
-            pass
-
-    def _step(self) -> bool:
+    def _hand_over(self, job: _Job) -> bool:
         try:
-            job = self._jobs.get(False)
-        except queue.Empty:
-            self._parked.append(None)
-            try:
-                job = self._jobs.get(True, _LINGER)
-            except queue.Empty:
-                return self._unpark()
-        self._do(*job)
+            box = self._parked.pop()
+        except IndexError:
+            return self._start(job)
+        box.put(job)
         return True
 
-    def _unpark(self) -> bool:
-        """Take one token back before leaving; none left means that a job is on its way."""
+    def _start(self, job: _Job) -> bool:
         try:
-            self._parked.pop()
+            _thread.start_new_thread(self._run, (job,))
+        except RuntimeError as error:  # "can't start new thread"
+            self._backlog.append(job)
+            logger.warning("no thread for the pool's work yet: %s", error)
+            return False
+        return True
+
+    def _run(self, job: _Job | None) -> None:
+        while job is not None:
+            self._do(*job)
+            job = None  # what it carried must not linger here
+            job = self._next()
+
+    def _next(self) -> _Job | None:
+        """Wait for a job; ``None`` says that there was nothing to do for a while."""
+        try:
+            return self._backlog.popleft()
         except IndexError:
-            return True
-        return not self._jobs.empty()
+            pass
+        box: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        self._parked.append(box)
+        try:
+            job: _Job = box.get(True, _LINGER)
+            return job
+        except queue.Empty:
+            pass
+        try:
+            self._parked.remove(box)
+        except ValueError:  # somebody has our box in his hand
+            try:
+                job = box.get(True, _LINGER)
+                return job
+            except queue.Empty:  # and was interrupted
+                pass
+        return None
 
     @staticmethod
     def _do(function: Callable[..., object], args: tuple[Any, ...]) -> None:

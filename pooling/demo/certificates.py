@@ -107,9 +107,7 @@ def _by_cryptography(authority: Path, certificate: Path, key: Path) -> None:
     authority.write_bytes(ca.public_bytes(pem))
     certificate.write_bytes(own.public_bytes(pem))
     key.write_bytes(
-        own_key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        own_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
 
 

@@ -21,11 +21,9 @@ __all__ = ["Child", "DemoError", "Message", "answer", "requests_of_parent", "die
 
 Message = dict[str, Any]
 
-_GROUP: dict[str, Any] = (
-    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    if sys.platform == "win32"
-    else {"start_new_session": True}
-)
+_GROUP: dict[str, Any] = {"start_new_session": True}
+if sys.platform == "win32":
+    _GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
 # Where the parent imports from, there the child does, however that came about.
@@ -122,4 +120,3 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..settings import PoolSettings
 from .child import DemoError
 from .quotes import Quote
-from ..settings import PoolSettings
 
 if TYPE_CHECKING:
     from ..adapters.postgres import PostgresPool
@@ -23,7 +23,9 @@ PRAGMAS = {"synchronous": "NORMAL"}
 BUSY_TIMEOUT = 60.0
 
 # No key: a row that is stored twice has to get as far as the check.
-_COLUMNS = "serial BIGINT NOT NULL, piece BIGINT NOT NULL, symbol TEXT NOT NULL, price BIGINT NOT NULL"
+_COLUMNS = ", ".join(
+    f"{name} {'TEXT' if name == 'symbol' else 'BIGINT'} NOT NULL" for name in Quote._fields
+)
 
 
 class Place(NamedTuple):
@@ -53,13 +55,16 @@ class Place(NamedTuple):
 
     def rows(self) -> list[Quote]:
         """Read the whole table back."""
-        with self.pool(_ONE) as db:
+        db = self.pool(_ONE)
+        with db:
             found = db.execute_query(f"SELECT {', '.join(Quote._fields)} FROM {self.table}")
             return [Quote(*row) for row in found]
 
 
-# The parent needs one connection, now and then.
-_ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=10.0, create_timeout=5.0)
+# The parent needs one connection, now and then, and the user an early answer if there is none.
+_ONE = PoolSettings(
+    min_size=0, max_size=1, acquire_timeout=5.0, create_timeout=5.0, max_attempts=3
+)
 
 
 class Database(Protocol):
@@ -91,7 +96,8 @@ class SQLiteDatabase:
 
         for phase in ("unpooled", "pooled"):
             place = self.place(phase)
-            with place.pool(_ONE) as db:
+            db = place.pool(_ONE)
+            with db:
                 db.execute_query(f"CREATE TABLE {place.table} ({_COLUMNS})")
         return f"SQLite {sqlite3.sqlite_version}, a temporary file, WAL, synchronous=NORMAL"
 
@@ -131,15 +137,15 @@ class PostgresDatabase:
             DemoError: The server cannot be reached, or refuses.
         """
         try:
-            with self._db, self._db.acquire() as conn:
-                version = conn.execute("SHOW server_version").fetchone()[0]
-                conn.rollback()
-                self._create(conn)
+            with self._db:
+                version = self._db.execute_query("SHOW server_version")[0][0]
+                with self._db.acquire() as conn:
+                    self._create(conn)
         except Exception as error:
             raise DemoError(f"the database: {error}") from error
         return f"PostgreSQL {version}, a temporary schema ({self._schema})"
 
-    def _create(self, conn: object) -> None:
+    def _create(self, conn: Any) -> None:
         with self._lock:
             if self._dropped:
                 raise DemoError("interrupted")
@@ -167,7 +173,8 @@ class PostgresDatabase:
             self._lock.release()
 
     def _drop_schema(self) -> None:
-        with self.place("pooled").pool(_ONE) as db, db.connection() as conn:
+        db = self.place("pooled").pool(_ONE)
+        with db, db.connection() as conn:
             # The last workers' connections may hold locks, until the server sees that they ended.
             conn.execute("SET LOCAL lock_timeout = '10s'")
             conn.execute(f"DROP SCHEMA IF EXISTS {self._schema} CASCADE")

@@ -8,6 +8,7 @@ between two lines, so nothing is ever half made when the clearing up begins.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import queue
@@ -58,21 +59,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=_number(float, 0.1, 3600),
         default=_SECONDS,
+        metavar="N",
         help="length of each of the two phases (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=_number(int, 1, 512), default=32, help="default: %(default)s"
+        "--threads",
+        type=_number(int, 1, 512),
+        default=32,
+        metavar="N",
+        help="how many work at once (default: %(default)s)",
     )
     parser.add_argument(
         "--delay-ms",
         type=_number(float, 0, 10_000),
         default=5.0,
+        metavar="N",
         help="what the service takes for an answer, on average (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63),
+        type=_number(int, 0, 10**9),
         default=1,
+        metavar="N",
         help="decides symbols and prices (default: %(default)s)",
     )
 
@@ -102,21 +110,26 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """
     outcome: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
     _on_signals(outcome)
+    logging.getLogger("pooling").setLevel(logging.ERROR)  # what fails here, we report ourselves
     screen, stage = Screen(sys.stdout), Stage()
     try:
         demo = _Demo(options, screen, stage)
     except ValueError as error:
         parser.error(f"argument --dsn: {error}")
+    except DemoError as error:
+        return _complain(error)
     thread = threading.Thread(target=demo.report_to, args=(outcome,), daemon=True)
     thread.start()
     result = _first(outcome)
     if isinstance(result, int) and result > 128:
         screen.close("interrupted, clearing up")
+    stage.stop()
+    thread.join(1.0)  # it has nobody to wait for any more, but a database that is out of reach
     try:
-        stage.close()
+        stage.clear()
     except DemoError as error:
-        result = error
-    thread.join(1.0)
+        code = _complain(error)
+        result = code if result == 0 else result
     _on_signals(None)
     return _exit_code(result)
 
@@ -147,12 +160,16 @@ def _first(outcome: queue.SimpleQueue[int | Exception]) -> int | Exception:
 def _exit_code(result: int | Exception) -> int:
     if isinstance(result, int):
         return result
+    if isinstance(result, DemoError):
+        return _complain(result)
     if isinstance(result, BrokenPipeError):  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if not isinstance(result, DemoError):
-        raise result
-    print(f"python -m pooling demo: error: {result}", file=sys.stderr)
+    raise result
+
+
+def _complain(error: DemoError) -> int:
+    print(f"python -m pooling demo: error: {error}", file=sys.stderr)
     return 1
 
 
@@ -185,9 +202,7 @@ class _Demo:
         database = self._postgres or SQLiteDatabase(folder)
         self._stage.at_end(database.drop)
         say(f"{'database':9} {database.make()}")
-        market = service.ask(
-            folder=str(folder), delay=options.delay_ms / 1000, seed=options.seed
-        )
+        market = service.ask(folder=str(folder), delay=options.delay_ms / 1000, seed=options.seed)
         say(f"{'service':9} {_describe(market)}")
         results = {
             phase: self._phase(phase, worker, service, market, database)
@@ -237,7 +252,9 @@ class _Demo:
             say("\n" + table(results["unpooled"], results["pooled"]))
         say("\n" + results["pooled"]["summary"])
         right = all(result["right"] for result in results.values())
-        say(f"{'every row is right' if right else 'NOT every row is right'}; {seconds:.1f} s in all")
+        say(
+            f"{'every row is right' if right else 'NOT every row is right'}; {seconds:.1f} s in all"
+        )
 
 
 def _describe(market: Message) -> str:

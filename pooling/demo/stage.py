@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from .child import Child, DemoError
 
@@ -22,13 +21,13 @@ class Stopped(DemoError):
 class Stage:
     """Makes processes and files, and ends all of them when it closes.
 
-    Another thread may close it at any moment: what is being made then is ended
+    Another thread may stop it at any moment: what is being made then is ended
     too, and after that nothing more is made.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._closed = False  # guarded by _lock, as the rest
+        self._stopped = False  # guarded by _lock, as the rest
         self._children: list[Child] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -36,7 +35,7 @@ class Stage:
         """Start a process.
 
         Raises:
-            Stopped: The stage was closed.
+            Stopped: The stage was stopped.
         """
         with self._lock:
             self._check()
@@ -48,7 +47,7 @@ class Stage:
         """Make a temporary folder that only this user can read.
 
         Raises:
-            Stopped: The stage was closed.
+            Stopped: The stage was stopped.
         """
         with self._lock:
             self._check()
@@ -57,29 +56,32 @@ class Stage:
             return folder
 
     def at_end(self, undo: Callable[[], None]) -> None:
-        """Have ``undo`` called at the end, after the processes ended and before what came earlier.
+        """Have ``undo`` called at the end, when the processes have ended.
 
         Raises:
-            Stopped: The stage was closed.
+            Stopped: The stage was stopped.
         """
         with self._lock:
             self._check()
             self._undo.append(undo)
 
     def _check(self) -> None:
-        if self._closed:
+        if self._stopped:
             raise Stopped("interrupted")
 
-    def close(self) -> None:
-        """End everything, the latest first.
-
-        Raises:
-            DemoError: Something could not be ended; all the rest was.
-        """
+    def stop(self) -> None:
+        """End the processes; whoever waits for one of them notices."""
         with self._lock:
-            self._closed = True
+            self._stopped = True
             for child in self._children:
                 child.kill()
+
+    def clear(self) -> None:
+        """Undo the rest, the latest first.
+
+        Raises:
+            DemoError: Something could not be undone; all the rest was.
+        """
         error: DemoError | None = None
         while self._undo:
             try:
@@ -88,17 +90,6 @@ class Stage:
                 error = error or first
         if error is not None:
             raise error
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _remove(folder: Path) -> None:
