@@ -66,28 +66,31 @@ class Workers:
         return True
 
     def _start(self, job: _Job) -> bool:
+        # In a box: a thread's arguments live as long as the thread does, and
+        # would keep the job's key from being missed.
+        box: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        box.put(job)
         try:
-            _thread.start_new_thread(self._run, (job,))
+            _thread.start_new_thread(self._run, (box,))
         except RuntimeError as error:  # "can't start new thread"
             self._backlog.append(job)
             logger.warning("no thread for the pool's work yet: %s", error)
             return False
         return True
 
-    def _run(self, job: _Job | None) -> None:
+    def _run(self, box: Any) -> None:
+        job: _Job | None = box.get()
         while job is not None:
             self._do(*job)
             job = None  # what it carried must not linger here
-            job = self._next()
+            job = self._next(box)
 
-    def _next(self) -> _Job | None:
+    def _next(self, box: Any) -> _Job | None:
         """Wait for a job; ``None`` says that there was nothing to do for a while."""
         try:
             return self._backlog.popleft()
         except IndexError:
-            pass
-        box: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
-        self._parked.append(box)
+            self._parked.append(box)
         try:
             job: _Job = box.get(True, _LINGER)
             return job
