@@ -6,7 +6,8 @@ knows nothing else about it, and calls none of these under its lock.
 
 from __future__ import annotations
 
-from typing import Callable, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 __all__ = ["Adapter", "FunctionAdapter"]
 

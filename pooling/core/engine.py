@@ -32,7 +32,8 @@ import queue
 import random
 import sys
 import threading
-from typing import Any, Callable, Generic, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import (
     CreateFailed,

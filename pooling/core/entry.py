@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["Key", "Entry"]
 
@@ -67,6 +67,10 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     code: CodeType | None  # and where: never the frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
+
+    if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
+
+        def __call__(self) -> Key | None: ...
 
     @property
     def held(self) -> bool:

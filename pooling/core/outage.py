@@ -10,7 +10,7 @@ Pure: values in, values out; guarded by the pool's lock.
 from __future__ import annotations
 
 import random
-from typing import Callable
+from collections.abc import Callable
 
 from ..settings import Backoff
 from .state import UNLIMITED

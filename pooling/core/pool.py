@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolSettings

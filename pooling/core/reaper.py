@@ -21,7 +21,8 @@ import heapq
 import logging
 import queue
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .clock import Clock
 from .entry import Entry

@@ -17,7 +17,8 @@ import atexit
 import mmap
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
 from .clock import Clock

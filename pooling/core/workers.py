@@ -15,7 +15,8 @@ import _thread
 import logging
 import queue
 from collections import deque
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ["Workers"]
 
@@ -68,7 +69,7 @@ class Workers:
     def _start(self, job: _Job) -> bool:
         # In a box: a thread's arguments live as long as the thread does, and
         # would keep the job's key from being missed.
-        box: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        box: queue.SimpleQueue[_Job] = queue.SimpleQueue()  # looked up late: gevent replaces it
         box.put(job)
         try:
             _thread.start_new_thread(self._run, (box,))
@@ -78,30 +79,28 @@ class Workers:
             return False
         return True
 
-    def _run(self, box: Any) -> None:
+    def _run(self, box: queue.SimpleQueue[_Job]) -> None:
         job: _Job | None = box.get()
         while job is not None:
             self._do(*job)
             job = None  # what it carried must not linger here
             job = self._next(box)
 
-    def _next(self, box: Any) -> _Job | None:
+    def _next(self, box: queue.SimpleQueue[_Job]) -> _Job | None:
         """Wait for a job; ``None`` says that there was nothing to do for a while."""
         try:
             return self._backlog.popleft()
         except IndexError:
             self._parked.append(box)
         try:
-            job: _Job = box.get(True, _LINGER)
-            return job
+            return box.get(True, _LINGER)
         except queue.Empty:
             pass
         try:
             self._parked.remove(box)
         except ValueError:  # somebody has our box in his hand
             try:
-                job = box.get(True, _LINGER)
-                return job
+                return box.get(True, _LINGER)
             except queue.Empty:  # and was interrupted
                 pass
         return None

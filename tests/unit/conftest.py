@@ -1,0 +1,108 @@
+"""What the unit tests of the core share: a clock that stands still, resources without a server."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from pooling import Pool, PoolSettings
+from pooling.testing import FakeAdapter, VirtualClock
+
+_PATIENCE = 30.0  # real seconds before a thread is called stuck
+_ARGUMENTS = {"factory", "close", "validate", "reset", "adapter", "name", "observers", "clock"}
+
+
+class Make(Protocol):
+    """Makes a pool; the arguments are those of `Pool` and the settings, side by side."""
+
+    def __call__(self, **given: Any) -> Pool[Any]: ...
+
+
+class Task(threading.Thread):
+    """A thread whose result, or error, is worth knowing."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(daemon=True)
+        self._call: Callable[[], Any] = lambda: function(*args, **kwargs)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        """Wait for the end; return what the function returned, raise what it raised."""
+        self.join(_PATIENCE)
+        assert not self.is_alive(), "stuck"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """Time stands still, and slow work is done at once in the thread that causes it."""
+    return VirtualClock()
+
+
+@pytest.fixture
+def manual() -> VirtualClock:
+    """Time stands still, and slow work waits until the test does it."""
+    return VirtualClock(workers="manual")
+
+
+@pytest.fixture
+def adapter() -> FakeAdapter:
+    return FakeAdapter()
+
+
+@pytest.fixture
+def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
+    """Make pools on the test's clock and adapter: nothing is made ahead, nothing is drawn."""
+
+    def make(**given: Any) -> Pool[Any]:
+        arguments: dict[str, Any] = {"name": "test", "clock": clock}
+        if "factory" not in given:
+            arguments["adapter"] = adapter
+        settings: dict[str, Any] = {
+            "min_size": 0, "max_size": 2, "lifetime_jitter": 0, "backoff_jitter": False,
+            "max_validation_failures": 1,
+        }  # fmt: skip
+        for name, value in given.items():
+            (arguments if name in _ARGUMENTS else settings)[name] = value
+        return Pool(settings=PoolSettings().replace(**settings), **arguments)
+
+    return make
+
+
+def fill(pool: Pool[Any], number: int) -> list[Any]:
+    """Have so many made and idle; return them, the one that is lent next at the end."""
+    pool.fill(number)
+    while getattr(pool._background.workers, "jobs", None):
+        pool._clock.run_job()  # type: ignore[attr-defined]
+    return [key.entry.resource for key in pool._state.idle]
+
+
+def run_jobs(clock: VirtualClock) -> None:
+    """Do all slow work that waits, and what follows from it."""
+    while clock.jobs:
+        clock.run_job()
+
+
+def oversleep(clock: VirtualClock, seconds: float) -> None:
+    """Let time pass before the reaper comes to look, as on a busy or suspended machine."""
+    clock._time += seconds
+
+
+def collect(clock: VirtualClock) -> None:
+    """Have the collector and then the reaper do their work."""
+    gc.collect()
+    clock.settle()

@@ -1,0 +1,600 @@
+"""Taking a resource: the line, the deadline, creation, and what is looked at before it is lent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pooling import Lease, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
+from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
+
+# -- idle resources -----------------------------------------------------------------------
+
+
+def test_nothing_is_made_before_the_first_acquire(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(min_size=2)
+    assert adapter.made == 0
+    with pool.acquire():
+        assert adapter.made == 2
+
+
+def test_acquire_gives_a_lease_and_its_block_the_resource(make: Make) -> None:
+    lease = make().acquire()
+    assert isinstance(lease, Lease)
+    with lease as resource:
+        assert isinstance(resource, FakeResource)
+        assert lease.resource is resource
+
+
+def test_a_resource_is_made_once_and_lent_again(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    seen = set()
+    for _ in range(5):
+        with pool.acquire() as resource:
+            seen.add(resource)
+    assert len(seen) == adapter.made == 1
+
+
+def test_idle_resources_are_taken_last_in_first_out(make: Make) -> None:
+    pool = make(max_size=3)
+    first, second, third = (pool.acquire() for _ in range(3))
+    for lease in (second, third, first):
+        lease.release()
+    assert [pool.acquire().resource.number for _ in range(3)] == [1, 3, 2]
+
+
+def test_a_resource_has_one_borrower(make: Make) -> None:
+    pool = make(max_size=3)
+    with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
+        assert len({one, two, three}) == 3
+
+
+# -- the line -----------------------------------------------------------------------------
+
+
+def test_waiters_are_served_in_order_of_arrival_by_releases(make: Make, clock: VirtualClock) -> None:
+    pool, served = make(max_size=1), []
+    lease = pool.acquire()
+
+    def borrow(name: str) -> None:
+        with pool.acquire():
+            served.append(name)
+
+    tasks = []
+    for place, name in enumerate("abcde", 1):
+        tasks.append(Task(borrow, name))
+        clock.until_parked(place)
+    lease.release()
+    for task in tasks:
+        task.result()
+    assert served == list("abcde")
+
+
+def test_waiters_are_served_in_order_of_arrival_by_creations(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=3, clock=manual)
+    tasks = []
+    for place in (1, 2, 3):
+        tasks.append(Task(pool.acquire))
+        manual.until_parked(place)
+    for number in (2, 1, 0):  # whichever creation is done first serves who came first
+        manual.run_job(number)
+    assert [task.result().resource.number for task in tasks] == [1, 2, 3]
+
+
+def test_a_waiter_takes_what_comes_first_made_or_released(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=2, clock=manual)
+    (held,) = fill(pool, 1)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    assert manual.jobs == 1
+    lease.release()
+    assert waiting.result().resource is held
+    run_jobs(manual)
+    assert pool.stats()["idle"] == 1
+
+
+def test_a_newcomer_does_not_overtake(make: Make, clock: VirtualClock) -> None:
+    """Not even where a resource lies idle: while somebody waits, `acquire` queues (P3)."""
+    pool = make(max_size=1)
+    fill(pool, 1)
+    pool.pause()
+    early = Task(pool.acquire)
+    clock.until_parked(1)
+    late = Task(pool.acquire)
+    clock.until_parked(2)
+    pool.resume()
+    early.result().release()
+    late.result().release()
+
+
+def test_who_found_a_dead_resource_keeps_its_place(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool, served = make(max_size=1), []
+    fill(pool, 1)
+    clock.advance(10)
+
+    def borrow(name: str) -> None:
+        with pool.acquire():
+            served.append(name)
+
+    adapter.hold("validate")
+    adapter.fail("validate", ConnectionError("dead"))
+    first = Task(borrow, "first")
+    adapter.until_held("validate")
+    second = Task(borrow, "second")
+    clock.until_parked(1)
+    adapter.let_go("validate")
+    first.result()
+    second.result()
+    assert served == ["first", "second"]
+
+
+def test_who_gave_up_leaves_the_line(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    hasty = Task(pool.acquire, 1)
+    clock.until_parked(1)
+    patient = Task(pool.acquire, 5)
+    clock.until_parked(2)
+    clock.advance(1)
+    with pytest.raises(PoolTimeout):
+        hasty.result()
+    lease.release()
+    assert patient.result().resource is not None
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_the_waiting_room_is_bounded(make: Make, clock: VirtualClock, room: int) -> None:
+    pool = make(max_size=1, max_waiting=room)
+    lease = pool.acquire()
+    tasks = []
+    for place in range(room):
+        tasks.append(Task(lambda: pool.acquire().release()))
+        clock.until_parked(place + 1)
+    with pytest.raises(TooManyWaiting):
+        pool.acquire()
+    lease.release()
+    for task in tasks:
+        task.result()
+    pool.acquire().release()
+
+
+def test_no_waiting_at_all_still_lends_what_can_be_had(make: Make, adapter: FakeAdapter) -> None:
+    """``max_waiting=0`` refuses those who would stand in line, not those for whom one can be made."""
+    pool = make(max_size=2, max_waiting=0)
+    one, two = pool.acquire(), pool.acquire()
+    with pytest.raises(TooManyWaiting):
+        pool.acquire()
+    one.release()
+    assert pool.acquire().resource is not two.resource
+
+
+# -- one deadline -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(3, 3), (0.5, 0.5), (None, 7)])
+def test_waiting_ends_at_the_deadline(
+    make: Make, clock: VirtualClock, given: float | None, seconds: float
+) -> None:
+    pool = make(max_size=1, acquire_timeout=7)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire, given)
+    clock.until_parked(1)
+    clock.advance(seconds - 0.01)
+    clock.until_parked(1)
+    clock.advance(0.01)
+    with pytest.raises(PoolTimeout):
+        waiting.result()
+    lease.release()
+
+
+def test_the_deadline_bounds_a_creation_that_hangs(make: Make, manual: VirtualClock) -> None:
+    pool = make(clock=manual)
+    waiting = Task(pool.acquire, 3)
+    manual.until_parked(1)
+    manual.advance(3)
+    with pytest.raises(PoolTimeout, match=r"1 creating"):
+        waiting.result()
+
+
+def test_a_creation_outlives_the_borrower_who_gave_up(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    pool = make(clock=manual)
+    waiting = Task(pool.acquire, 3)
+    manual.until_parked(1)
+    manual.advance(3)
+    with pytest.raises(PoolTimeout):
+        waiting.result()
+    run_jobs(manual)
+    assert pool.acquire(0).resource.number == adapter.made == 1
+
+
+def test_the_deadline_bounds_a_validation_on_a_worker(make: Make, manual: VirtualClock) -> None:
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    fill(pool, 1)
+    manual.advance(10)
+    waiting = Task(pool.acquire, 3)
+    manual.until_parked(1)
+    manual.advance(3)
+    with pytest.raises(PoolTimeout, match=r"1 checking"):
+        waiting.result()
+
+
+class Timed(FakeAdapter):
+    """Notes the time limits that it is given for its validations."""
+
+    def __init__(self, bounded: bool = True) -> None:
+        super().__init__(bounded=bounded)
+        self.limits: list[float] = []
+
+    def validate(self, resource: FakeResource, timeout: float) -> None:
+        self.limits.append(timeout)
+        super().validate(resource, timeout)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "waits", "limit"),
+    [(2, 0, 2), (2, 1.5, 0.5), (60, 0, 5), (7, 1, 5), (None, 0, 5)],
+    ids=["what the call has", "what the wait left", "health_check_timeout", "the less", "default"],
+)
+def test_a_validation_has_what_is_left_of_the_deadline(
+    make: Make, clock: VirtualClock, timeout: float | None, waits: float, limit: float
+) -> None:
+    timed = Timed()
+    pool = make(adapter=timed, health_check_timeout=5)
+    fill(pool, 1)
+    pool.pause()
+    clock.advance(10)
+    waiting = Task(pool.acquire, timeout)
+    clock.until_parked(1)
+    clock.advance(waits)
+    pool.resume()
+    waiting.result()
+    assert timed.limits == [limit]
+
+
+# -- not waiting --------------------------------------------------------------------------
+
+
+def test_at_once_takes_what_is_idle(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    (idle,) = fill(pool, 1)
+    assert pool.acquire(0).resource is idle
+
+
+def test_at_once_raises_where_nothing_is_idle(make: Make, manual: VirtualClock) -> None:
+    pool = make(clock=manual)
+    with pytest.raises(PoolTimeout, match="no thing at once"):
+        pool.acquire(0)
+
+
+def test_at_once_may_be_the_setting(make: Make) -> None:
+    pool = make(max_size=1, acquire_timeout=0)
+    with pool.acquire(), pytest.raises(PoolTimeout, match="no thing at once"):
+        pool.acquire()
+
+
+def test_at_once_looks_at_the_socket_but_makes_no_round_trip(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make()
+    dead, good = fill(pool, 2)[::-1]
+    clock.advance(10)
+    dead.alive = False
+    assert pool.acquire(0).resource is good
+    assert adapter.calls["validate"] == 0
+
+
+def test_at_once_does_not_overtake_who_waits(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    fill(pool, 1)
+    pool.pause()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0)
+    pool.resume()
+    waiting.result()
+
+
+# -- creation -----------------------------------------------------------------------------
+
+
+class Located(FakeAdapter):
+    """Notes in which threads it creates."""
+
+    def create(self) -> FakeResource:
+        self.threads = [*getattr(self, "threads", []), threading.get_ident()]
+        return super().create()
+
+
+@pytest.mark.parametrize(("blocking", "here"), [(True, False), (False, True)])
+def test_what_may_block_is_made_on_a_worker(make: Make, blocking: bool, here: bool) -> None:
+    located = Located(blocking=blocking)
+    pool = make(adapter=located, clock=VirtualClock(workers="threads"))
+    with pool.acquire():
+        assert [ident == threading.get_ident() for ident in located.threads] == [here]
+
+
+def test_workers_are_started_on_demand(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        started.append(function)
+        function(*args)
+
+    monkeypatch.setattr("pooling.core.workers._LINGER", 0)
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    pool = make(clock=VirtualClock(workers="threads"))
+    assert started == []
+    with pool.acquire():
+        assert len(started) == 1
+
+
+@pytest.mark.parametrize("borrowers", [1, 3, 20])
+def test_never_more_than_max_size_are_made(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock, borrowers: int
+) -> None:
+    pool = make(max_size=3, clock=manual)
+    tasks = [Task(lambda: pool.acquire().release()) for _ in range(borrowers)]
+    manual.until_parked(borrowers)
+    assert manual.jobs == min(borrowers, 3)
+    run_jobs(manual)
+    for task in tasks:
+        task.result()
+    assert adapter.most_open <= 3
+
+
+def test_a_slot_is_taken_until_the_close_has_returned(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    pool = make(max_size=1, clock=manual)
+    fill(pool, 1)
+    pool.acquire().discard()
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    assert (manual.jobs, pool.stats()["closing"]) == (1, 1)  # the close, and no creation beside it
+    manual.run_job()
+    assert (manual.jobs, pool.stats()["creating"]) == (1, 1)
+    manual.run_job()
+    assert waiting.result().resource.number == 2
+    assert adapter.most_open == 1
+
+
+def test_a_factory_that_returns_none_has_failed(make: Make, clock: VirtualClock) -> None:
+    pool = make(factory=lambda: None)
+    waiting = Task(pool.acquire, 1)
+    clock.until_parked(1)
+    clock.advance(1)
+    with pytest.raises(PoolTimeout) as raised:
+        waiting.result()
+    assert str(raised.value.__cause__) == "the factory returned None instead of a resource"
+
+
+WAYS_TO_FREE_A_SLOT: dict[str, tuple[str | None, Callable[[Lease[Any]], object]]] = {
+    "released": (None, Lease.release),
+    "discarded": (None, Lease.discard),
+    "detached": (None, Lease.detach),
+    "the reset fails": ("reset", Lease.release),
+    "the close fails": ("close", Lease.discard),
+    "the close of a reset that fails": ("reset close", Lease.release),
+    "the next creation fails": ("create", Lease.discard),
+}
+
+
+@pytest.mark.parametrize(("failing", "way"), WAYS_TO_FREE_A_SLOT.values(), ids=WAYS_TO_FREE_A_SLOT)
+def test_a_free_slot_is_passed_on_to_who_waits(
+    make: Make,
+    adapter: FakeAdapter,
+    clock: VirtualClock,
+    failing: str | None,
+    way: Callable[[Lease[Any]], object],
+) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire, 5)
+    clock.until_parked(1)
+    for step in (failing or "").split():
+        adapter.fail(step, OSError(step))
+    way(lease)
+    clock.advance(0.1)  # for what is tried again
+    assert waiting.result().resource is not None
+
+
+def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=1, clock=manual)
+    waiting = Task(pool.acquire, 5)
+    manual.until_parked(1)
+    manual.drop_job()
+    collect(manual)
+    run_jobs(manual)
+    assert waiting.result().resource is not None
+
+
+# -- looked at before it is lent ----------------------------------------------------------
+
+
+def test_the_lifetime_is_looked_at_before_lending(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_lifetime=60)
+    pool.acquire().release()
+    oversleep(clock, 60)
+    assert pool.acquire().resource.number == 2
+    assert pool.metrics.snapshot().closed == {"lifetime": 1}
+
+
+def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock) -> None:
+    """However many are dead, the borrower sees none of it (P6)."""
+    pool = make(max_size=5)
+    for resource in fill(pool, 5):
+        resource.alive = False
+    assert pool.acquire().resource.number == 6
+    assert pool.metrics.snapshot().closed == {"dead": 5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle", "pings"),
+    [
+        ({}, 0.5, 0),
+        ({}, 0.51, 1),
+        ({"validation_interval": 3}, 3, 0),
+        ({"validation_interval": 3}, 3.01, 1),
+        ({"validation_interval": 0}, 0, 1),
+        ({"validate_on_acquire": False}, 100, 0),
+    ],
+)
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_ping_goes_to_what_was_idle_longer_than_the_interval(
+    make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, bounded: bool
+) -> None:
+    adapter = FakeAdapter(bounded=bounded)
+    pool = make(adapter=adapter, idle_timeout=None, **settings)
+    pool.acquire().release()
+    made = adapter.calls["validate"]
+    clock.advance(idle)
+    pool.acquire()
+    assert adapter.calls["validate"] - made == pings
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
+    adapter = FakeAdapter(bounded=bounded)
+    pool = make(adapter=adapter)
+    fill(pool, 1)
+    clock.advance(10)
+    adapter.fail("validate", ConnectionError("gone"))
+    assert pool.acquire().resource.number == 2
+    assert pool.metrics.snapshot().closed == {"invalid": 1}
+
+
+def test_one_proven_death_saves_the_other_pings(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    """N dead ones of one age don't cost N round trips, each up to a timeout (P6)."""
+    pool = make(max_size=8)
+    fill(pool, 8)
+    clock.advance(10)
+    adapter.fail("validate", ConnectionError("the server was restarted"), times=8)
+    assert pool.acquire().resource.number == 9
+    assert adapter.calls["validate"] == 1
+
+
+def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock) -> None:
+    """The check on a worker is not repeated with all others while the borrower waits for it."""
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
+    fill(pool, 5)
+    manual.advance(10)
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    assert pool.stats()["checking"] == 1
+    run_jobs(manual)
+    waiting.result()
+
+
+@pytest.mark.parametrize("step", ["is_alive", "validate"])
+def test_a_look_that_fails_means_dead(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, step: str
+) -> None:
+    pool = make()
+    fill(pool, 1)
+    clock.advance(10)
+    adapter.fail(step, RuntimeError("a bug in the adapter"))
+    assert pool.acquire().resource.number == 2
+
+
+@pytest.mark.parametrize("step", ["is_alive", "validate"])
+def test_an_interruption_of_a_look_is_passed_on_and_the_resource_closed(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, step: str
+) -> None:
+    pool = make(max_size=1)
+    (resource,) = fill(pool, 1)
+    clock.advance(10)
+    adapter.fail(step, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as raised:
+        pool.acquire()
+    del raised  # its traceback holds what the frames held
+    collect(clock)
+    assert resource.closed == 1
+    assert pool.acquire().resource.number == 2
+
+
+def test_a_validate_function_says_no_by_raising_or_by_false(clock: VirtualClock, make: Make) -> None:
+    answers: list[object] = [False, None, True, ConnectionError("gone")]
+
+    def validate(resource: object) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    pool = make(factory=object, validate=validate)
+    seen = []
+    for _ in range(5):
+        with pool.acquire() as resource:
+            seen.append(resource)
+        clock.advance(10)
+    first, second, third, fourth, fifth = seen
+    assert first is not second is third is fourth is not fifth
+
+
+# -- who has one already ------------------------------------------------------------------
+
+
+def test_who_holds_one_already_is_told_so(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+
+    def nest() -> None:
+        with pool.acquire(), pool.acquire(5):
+            pass
+
+    nested = Task(nest)
+    clock.until_parked(1)
+    clock.advance(5)
+    with pytest.raises(PoolTimeout, match=r"this thread holds 1 itself: test_acquire.py:\d+ nest\(\)"):
+        nested.result()
+
+
+def test_who_holds_none_is_not_told_so(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    with pool.acquire():
+        other = Task(pool.acquire, 5)
+        clock.until_parked(1)
+        clock.advance(5)
+        with pytest.raises(PoolTimeout) as raised:
+            other.result()
+    assert "itself" not in str(raised.value)
+
+
+# -- closed, and re-entered ---------------------------------------------------------------
+
+
+def test_a_closed_pool_lends_nothing(make: Make) -> None:
+    pool = make()
+    pool.acquire().release()
+    pool.close()
+    with pytest.raises(PoolClosed, match="pool 'test' is closed"):
+        pool.acquire()
+
+
+def test_an_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
+    """A destructor or a signal handler may run there; it must not deadlock."""
+    pool = make()
+    with pool._lock, pytest.raises(PoolError, match="only giving back works there"):
+        pool.acquire()
+
+
+def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    lease = pool.acquire()
+    with pool._lock:
+        lease.release()
+    clock.settle()
+    assert pool.stats()["idle"] == 1

@@ -1,0 +1,373 @@
+"""What a borrower does with a lease: give back, discard, detach; and what becomes of the resource."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pooling import Lease, LeaseError, Pool
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
+from tests.unit.conftest import Make, Task, collect, fill, run_jobs
+
+
+def by_block(lease: Lease[Any]) -> None:
+    with lease:
+        pass
+
+
+ENDS: dict[str, Callable[[Lease[Any]], object]] = {
+    "release": Lease.release,
+    "discard": Lease.discard,
+    "detach": Lease.detach,
+    "block": by_block,
+}
+USES: dict[str, Callable[[Lease[Any]], object]] = {**ENDS, "resource": lambda lease: lease.resource}
+
+
+def closed(pool: Pool[Any]) -> dict[str, int]:
+    return pool.metrics.snapshot().closed
+
+
+# -- ways to end it -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [Lease.release, by_block])
+def test_what_is_given_back_is_lent_again(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+    pool = make()
+    lease = pool.acquire()
+    resource = lease.resource
+    end(lease)
+    assert pool.acquire().resource is resource
+
+
+def test_what_is_discarded_is_closed_and_replaced(make: Make) -> None:
+    pool = make()
+    lease = pool.acquire()
+    resource = lease.resource
+    lease.discard()
+    assert resource.closed == 1
+    assert closed(pool) == {"discarded": 1}
+    assert pool.acquire().resource.number == 2
+
+
+def test_what_is_detached_is_alive_and_no_longer_the_pools(make: Make) -> None:
+    pool = make(max_size=1)
+    resource = pool.acquire().detach()
+    assert pool.stats()["size"] == 0
+    assert closed(pool) == {"detached": 1}
+    assert pool.acquire().resource.number == 2
+    pool.close(0)
+    assert resource.alive
+    assert resource.closed == 0
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_an_ended_lease_cannot_be_used(
+    make: Make, end: Callable[[Lease[Any]], object], use: Callable[[Lease[Any]], object]
+) -> None:
+    pool = make()
+    lease = pool.acquire()
+    end(lease)
+    before = pool.stats()
+    with pytest.raises(LeaseError, match="pool 'test': this lease was given back before"):
+        use(lease)
+    assert pool.stats() == before
+
+
+@pytest.mark.parametrize("end", [Lease.release, Lease.discard, Lease.detach])
+def test_it_may_be_ended_by_hand_inside_its_block(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+    pool = make()
+    lease = pool.acquire()
+    with lease:
+        end(lease)
+    assert pool.stats()["in_use"] == 0
+
+
+def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
+    pool = make(max_size=1)
+    late = pool.acquire()
+    late.release()
+    with pool.acquire() as resource:
+        with pytest.raises(LeaseError):
+            late.release()
+        with pytest.raises(LeaseError):
+            late.discard()
+        assert pool.stats()["in_use"] == 1
+        assert resource.alive
+
+
+def test_another_thread_may_give_it_back(make: Make) -> None:
+    pool = make()
+    lease = pool.acquire()
+    Task(lease.release).result()
+    assert pool.stats()["idle"] == 1
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_ending_it_serves_who_waits(
+    make: Make, clock: VirtualClock, end: Callable[[Lease[Any]], object]
+) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    end(lease)
+    assert waiting.result().resource is not None
+
+
+def test_a_lease_that_is_dropped_comes_back(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    resource = lease.resource
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    del lease
+    collect(clock)
+    assert resource.closed == 1  # nobody knows in what state it was left
+    assert waiting.result().resource.number == 2
+    assert closed(pool) == {"orphaned": 1}
+
+
+def test_a_lease_in_a_cycle_comes_back_with_the_collector(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    cycle: list[Any] = [pool.acquire()]
+    cycle.append(cycle)
+    del cycle
+    collect(clock)
+    assert pool.stats()["size"] == 0
+
+
+def test_a_destructor_that_releases_too_late_does_nothing(make: Make, clock: VirtualClock) -> None:
+    """The collector may run it after it has taken the key of the lease (a cycle of both)."""
+
+    class Session:
+        def __init__(self, lease: Lease[Any]) -> None:
+            self.lease = lease
+            self.me = self
+
+        def __del__(self) -> None:
+            self.lease.release()
+
+    pool = make()
+    Session(pool.acquire())
+    collect(clock)
+    assert pool.stats()["in_use"] == 0
+    assert len({pool.acquire().resource, pool.acquire().resource}) == 2
+
+
+def test_its_repr_says_what_it_holds(make: Make) -> None:
+    lease = make().acquire()
+    assert repr(lease) == "<Lease of pool 'test': <FakeResource 1>>"
+    lease.release()
+    assert repr(lease) == "<Lease of pool 'test': ended>"
+
+
+# -- an error in the block ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (ConnectionError("gone"), {"broken": 1}),
+        (BrokenPipeError("gone"), {"broken": 1}),
+        (ValueError("not the resource's fault"), {}),
+        (KeyboardInterrupt(), {}),
+        (SystemExit(), {}),
+    ],
+    ids=repr,
+)
+def test_an_error_in_the_block_is_passed_on_and_judged(
+    make: Make, error: BaseException, reasons: dict[str, int]
+) -> None:
+    pool = make()
+    with pytest.raises(type(error)) as raised, pool.acquire():
+        raise error
+    assert raised.value is error
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    assert closed(pool) == reasons
+
+
+def test_a_judgement_that_fails_condemns(
+    make: Make, adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make()
+    adapter.fail("is_broken", RuntimeError("a bug in the adapter"))
+    with pytest.raises(KeyError, match="mine"), pool.acquire():
+        raise KeyError("mine")
+    assert closed(pool) == {"broken": 1}
+    assert [record.message for record in caplog.records] == ["pool 'test': is_broken() failed"]
+
+
+def test_without_a_block_the_pool_sees_no_error(make: Make, adapter: FakeAdapter) -> None:
+    lease = make().acquire()
+    try:
+        raise ConnectionError("gone")
+    except ConnectionError:
+        lease.release()
+    assert adapter.calls["is_broken"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        (OSError("who knows"), {}),
+        (GeneratorExit(), {}),
+        (KeyboardInterrupt(), {"interrupted": 1}),
+        (SystemExit(), {"interrupted": 1}),
+    ],
+    ids=repr,
+)
+def test_where_nobody_can_judge_what_was_cut_off_is_closed(
+    make: Make, error: BaseException, reasons: dict[str, int]
+) -> None:
+    pool = make(factory=object, close=lambda resource: None)
+    with pytest.raises(type(error)), pool.acquire():
+        raise error
+    assert closed(pool) == reasons
+
+
+@pytest.mark.parametrize(("alive", "reasons"), [(True, {}), (False, {"invalid": 1})])
+@pytest.mark.parametrize("reset", [None, lambda resource: None])
+def test_where_nobody_can_judge_a_round_trip_does(
+    make: Make, alive: bool, reasons: dict[str, int], reset: Callable[[object], None] | None
+) -> None:
+    pool = make(factory=object, validate=lambda resource: alive, reset=reset)
+    with pytest.raises(OSError, match="who knows"), pool.acquire():
+        raise OSError("who knows")
+    assert closed(pool) == reasons
+
+
+# -- as good as new -----------------------------------------------------------------------
+
+
+def test_what_comes_back_is_reset(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    with pool.acquire() as resource:
+        resource.dirty = True
+    assert not resource.dirty
+    assert adapter.calls["reset"] == 1
+
+
+def test_a_reset_that_fails_discards(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    adapter.fail("reset", OSError("gone"))
+    with pool.acquire() as resource:
+        pass
+    assert resource.closed == 1
+    assert closed(pool) == {"reset": 1}
+    assert pool.metrics.snapshot().errors == {"reset": 1}
+
+
+def test_an_interrupted_reset_discards_and_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    adapter.fail("reset", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire().release()
+    assert closed(pool) == {"reset": 1}
+
+
+def test_a_reset_that_may_hang_holds_nobody(make: Make, manual: VirtualClock) -> None:
+    """It is done on a worker; the resource is lent when it is clean, not before (P5)."""
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    (resource,) = fill(pool, 1)
+    with pool.acquire():
+        resource.dirty = True
+    assert pool.stats()["checking"] == 1
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    run_jobs(manual)
+    waiting.result()
+    assert not resource.dirty
+
+
+def test_what_is_broken_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
+    with pytest.raises(ConnectionError), make().acquire():
+        raise ConnectionError("gone")
+    assert adapter.calls["reset"] == 0
+
+
+# -- looked at when it comes back ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("uses", [1, 3])
+def test_a_resource_is_replaced_after_so_many_uses(make: Make, uses: int) -> None:
+    pool = make(max_uses=uses)
+    numbers = []
+    for _ in range(2 * uses):
+        with pool.acquire() as resource:
+            numbers.append(resource.number)
+    assert numbers == [1] * uses + [2] * uses
+    assert closed(pool) == {"max_uses": 2}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_no_more_than_max_idle_are_kept(make: Make, kept: int) -> None:
+    pool = make(max_size=3, max_idle=kept)
+    leases = [pool.acquire() for _ in range(3)]
+    for lease in leases:
+        lease.release()
+    assert pool.stats()["idle"] == kept
+    assert closed(pool) == {"max_idle": 3 - kept}
+
+
+def test_max_idle_does_not_keep_from_who_waits(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1, max_idle=0)
+    lease = pool.acquire()
+    resource = lease.resource
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    lease.release()
+    assert waiting.result().resource is resource
+
+
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+def test_what_outlived_its_lifetime_is_closed_when_it_comes_back(
+    make: Make, clock: VirtualClock, factory: Callable[[], object] | None
+) -> None:
+    pool = make(max_lifetime=60, **({"factory": factory} if factory else {}))
+    with pool.acquire():
+        clock.advance(60)
+        assert closed(pool) == {}  # not under its borrower
+    assert closed(pool) == {"lifetime": 1}
+    assert pool.stats()["size"] == 0
+
+
+# -- the close ----------------------------------------------------------------------------
+
+
+def test_a_close_that_fails_frees_the_slot(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(max_size=1)
+    adapter.fail("close", OSError("cannot"))
+    pool.acquire().discard()
+    assert pool.acquire().resource.number == 2
+    assert pool.metrics.snapshot().errors == {"close": 1}
+
+
+def test_a_pool_without_a_close_lets_go_of_the_resource(make: Make) -> None:
+    class Thing:
+        pass
+
+    pool = make(factory=Thing)
+    lease = pool.acquire()
+    thing = weakref.ref(lease.resource)
+    lease.discard()
+    assert thing() is None
+    assert pool.stats()["size"] == 0
+
+
+def test_every_resource_is_closed_once(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(max_size=3)
+    seen: list[FakeResource] = []
+    for end in (Lease.release, Lease.discard, Lease.release):
+        leases = [pool.acquire() for _ in range(3)]
+        seen += (lease.resource for lease in leases)
+        for lease in leases:
+            end(lease)
+    pool.close()
+    assert {resource.closed for resource in seen} == {1}
+    assert adapter.open == set()

@@ -1,0 +1,697 @@
+"""A pool's own life: open, fill, drain, resize, reconfigure, pause, check, close."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pooling import CreateFailed, Pool, PoolClosed, PoolSettings, PoolTimeout
+from pooling.testing import FakeAdapter, VirtualClock
+from tests.unit.conftest import Make, Task, fill, run_jobs
+
+
+def counts(pool: Pool[Any], *names: str) -> tuple[int, ...]:
+    return tuple(pool.stats()[name] for name in names)
+
+
+def closed(pool: Pool[Any]) -> dict[str, int]:
+    return pool.metrics.snapshot().closed
+
+
+# -- before -------------------------------------------------------------------------------
+
+
+def test_a_pool_that_is_not_used_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread, no resource (P11): on the system's clock, where there would be threads."""
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError("a thread was started")
+
+    monkeypatch.setattr("_thread.start_new_thread", forbidden)
+    adapter = FakeAdapter()
+    pool = Pool(adapter=adapter, settings=PoolSettings(min_size=5))
+    repr(pool), pool.stats(), pool.holders(), pool.metrics.snapshot()
+    assert adapter.made == 0
+
+
+def test_a_pool_without_a_name_gets_one_of_its_own(make: Make) -> None:
+    one, two = make(name=None), make(name=None)
+    assert one.name.startswith("pool-")
+    assert one.name != two.name
+
+
+# -- open ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_open_makes_min_size_ready(make: Make, number: int) -> None:
+    pool = make(min_size=number, max_size=3)
+    pool.open()
+    assert counts(pool, "idle", "size") == (number, number)
+
+
+def test_open_waits_until_all_are_ready(make: Make, manual: VirtualClock) -> None:
+    pool = make(min_size=3, max_size=3, clock=manual)
+    opening = Task(pool.open)
+    manual.until_parked(1)
+    assert manual.jobs == 3  # all at the same time
+    manual.run_job()
+    manual.run_job()
+    manual.until_parked(1)
+    manual.run_job()
+    opening.result()
+    assert counts(pool, "idle") == (3,)
+
+
+def test_the_block_opens_and_closes(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(min_size=2)
+    with pool as same:
+        assert same is pool
+        assert counts(pool, "idle") == (2,)
+    assert pool.closed
+    assert adapter.open == set()
+
+
+def test_the_block_closes_after_an_error_which_it_passes_on(make: Make) -> None:
+    pool = make(min_size=2)
+    with pytest.raises(KeyError, match="mine"), pool:
+        raise KeyError("mine")
+    assert pool.closed
+
+
+def test_opening_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(min_size=2)
+    pool.open()
+    pool.open()
+    assert adapter.made == 2
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(3, 3.0), (None, 7.0)])
+def test_open_says_how_many_came_and_why_not_the_rest(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, given: float | None, seconds: float
+) -> None:
+    pool = make(min_size=2, acquire_timeout=7)
+    fill(pool, 1)
+    adapter.fail("create", ConnectionError("connection refused"), times=99)
+    opening = Task(pool.open, given)
+    clock.until_parked(1)
+    clock.advance(seconds)
+    with pytest.raises(PoolTimeout) as raised:
+        opening.result()
+    assert str(raised.value) == (
+        f"pool 'test': 1 of 2 things ready within {seconds} s (0/2 in use, 1 idle, 0 waiting); "
+        "making one fails: ConnectionError: connection refused"
+    )
+    assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+def test_open_says_how_many_came_where_making_hangs(make: Make, manual: VirtualClock) -> None:
+    pool = make(min_size=2, clock=manual)
+    opening = Task(pool.open, 3)
+    manual.until_parked(1)
+    manual.run_job()
+    manual.advance(3)
+    with pytest.raises(PoolTimeout, match=r"1 of 2 things ready within 3.0 s \(.*1 creating.*\)$") as raised:
+        opening.result()
+    assert raised.value.__cause__ is None
+
+
+def test_open_fails_at_once_where_there_is_no_hope(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(min_size=2)
+    adapter.final = (PermissionError,)
+    adapter.fail("create", PermissionError("wrong password"), times=9)
+    with pytest.raises(CreateFailed, match="cannot make a thing: PermissionError: wrong password") as raised:
+        pool.open()
+    assert isinstance(raised.value.__cause__, PermissionError)
+
+
+def test_open_outlives_an_outage(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """It waits like a borrower, so the server is tried often while it does (P7)."""
+    pool = make(min_size=2)
+    adapter.fail("create", ConnectionError("starting up"), times=999)
+    opening = Task(pool.open, 60)
+    clock.until_parked(1)
+    clock.advance(40)
+    adapter.mend("create")
+    clock.advance(0.5)
+    assert counts(pool, "idle") == (2,)
+    opening.result()
+
+
+def test_a_closed_pool_cannot_be_opened(make: Make) -> None:
+    pool = make(min_size=2)
+    pool.close()
+    with pytest.raises(PoolClosed, match="pool 'test' is closed"):
+        pool.open()
+
+
+def test_closing_ends_an_open_that_waits(make: Make, manual: VirtualClock) -> None:
+    pool = make(min_size=1, clock=manual)
+    opening = Task(pool.open)
+    manual.until_parked(1)
+    pool.close(0)
+    with pytest.raises(PoolClosed, match="pool 'test' was closed while it opened"):
+        opening.result()
+
+
+# -- fill ---------------------------------------------------------------------------------
+
+
+def test_fill_makes_ahead_without_waiting(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=5, clock=manual)
+    pool.fill(3)
+    assert counts(pool, "creating", "idle") == (3, 0)
+    run_jobs(manual)
+    assert counts(pool, "creating", "idle") == (0, 3)
+
+
+@pytest.mark.parametrize(("size", "made"), [(None, 2), (0, 2), (2, 2), (4, 4), (5, 5)])
+def test_fill_counts_those_there_are(make: Make, adapter: FakeAdapter, size: int | None, made: int) -> None:
+    pool = make(min_size=2, max_size=5)
+    with pool.acquire():
+        pool.fill(size)
+        assert adapter.made == made
+
+
+def test_fill_does_not_storm_a_server_that_is_down(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    pool = make(max_size=5, clock=manual)
+    adapter.fail("create", ConnectionError("no"))
+    fill(pool, 1)
+    pool.fill(5)
+    assert manual.jobs == 0
+
+
+def test_fill_serves_who_waits(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=3, clock=manual)
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    pool.fill(3)
+    run_jobs(manual)
+    waiting.result()
+    assert counts(pool, "in_use", "idle") == (1, 2)
+
+
+def test_a_closed_pool_cannot_be_filled(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    pool.close()
+    with pytest.raises(PoolClosed):
+        pool.fill(1)
+    assert adapter.made == 0
+
+
+def test_min_size_is_kept(make: Make, clock: VirtualClock) -> None:
+    pool = make(min_size=2)
+    pool.open()
+    pool.acquire().discard()
+    assert counts(pool, "idle") == (2,)
+
+
+# -- drain --------------------------------------------------------------------------------
+
+
+def test_drain_replaces_what_is_idle_now_and_what_is_in_use_later(make: Make) -> None:
+    pool = make(max_size=3)
+    used, *idle = (pool.acquire() for _ in range(3))
+    resources = [lease.resource for lease in (used, *idle)]
+    for lease in idle:
+        lease.release()
+    pool.drain()
+    assert [resource.closed for resource in resources] == [0, 1, 1]
+    used.release()
+    assert [resource.closed for resource in resources] == [1, 1, 1]
+    assert closed(pool) == {"drained": 3}
+    assert pool.acquire().resource.number == 4
+
+
+def test_drain_keeps_min_size(make: Make) -> None:
+    pool = make(min_size=2)
+    pool.open()
+    pool.drain()
+    assert {pool.acquire().resource.number, pool.acquire().resource.number} == {3, 4}
+
+
+def test_drain_replaces_what_is_being_made(make: Make, manual: VirtualClock) -> None:
+    """It may be made with the old credentials: its generation is that of its beginning."""
+    pool = make(max_size=1, clock=manual)
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    pool.drain()
+    run_jobs(manual)
+    assert waiting.result().resource.number == 2
+    assert closed(pool) == {"drained": 1}
+
+
+def test_drain_replaces_what_is_being_checked(make: Make, manual: VirtualClock) -> None:
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    fill(pool, 1)
+    pool.acquire().release()
+    pool.drain()
+    run_jobs(manual)
+    assert closed(pool) == {"drained": 1}
+
+
+def test_a_drained_hot_path_lends_nothing_old(make: Make) -> None:
+    pool = make(factory=object)
+    with pool.acquire() as old:
+        pool.drain()
+    assert pool.acquire().resource is not old
+
+
+# -- resize -------------------------------------------------------------------------------
+
+
+def test_growing_serves_who_waits(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    with pool.acquire():
+        tasks = []
+        for place in (1, 2):
+            tasks.append(Task(pool.acquire))
+            clock.until_parked(place)
+        pool.resize(3)
+        assert [task.result().resource.number for task in tasks] == [2, 3]
+
+
+def test_growing_min_size_makes_what_is_missing(make: Make) -> None:
+    pool = make(min_size=1, max_size=2)
+    pool.open()
+    pool.resize(5, min_size=4)
+    assert counts(pool, "idle", "min_size", "max_size") == (4, 4, 5)
+
+
+def test_shrinking_closes_the_idle_that_rested_longest(make: Make) -> None:
+    pool = make(max_size=4)
+    resources = fill(pool, 4)
+    pool.resize(1)
+    assert [resource.closed for resource in resources] == [1, 1, 1, 0]
+    assert closed(pool) == {"surplus": 3}
+
+
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+def test_shrinking_closes_what_is_in_use_when_it_comes_back(
+    make: Make, clock: VirtualClock, factory: Callable[[], object] | None
+) -> None:
+    pool = make(max_size=3, **({"factory": factory} if factory else {}))
+    leases = [pool.acquire() for _ in range(3)]
+    pool.resize(1)
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    sizes = []
+    for lease in leases:
+        lease.release()
+        sizes.append(pool.stats()["size"])
+    assert sizes == [2, 1, 1]  # also beside somebody who waits: he is served by the last
+    waiting.result().release()
+    assert closed(pool) == {"surplus": 2}
+
+
+def test_bounds_hold_while_resizing_under_load(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=4, validate_on_acquire=False)
+    leases = []
+    for size in (4, 1, 3, 2, 5, 1, 4):
+        pool.resize(size)
+        while len(leases) < size:
+            leases.append(pool.acquire(0))
+        while len(leases) > size:
+            leases.pop(0).release()
+        assert len(adapter.open) == pool.stats()["size"] == size
+
+
+# -- reconfigure --------------------------------------------------------------------------
+
+
+def test_reconfigure_changes_the_settings_in_force(make: Make) -> None:
+    pool = make()
+    pool.reconfigure(acquire_timeout=1, backoff_initial=2)
+    assert pool.settings.acquire_timeout == 1
+    assert pool.settings.backoff.initial == 2
+    assert pool.settings.max_size == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"max_size": 0}, ValueError),
+        ({"max_sise": 3}, TypeError),
+        ({"acquire_timeout": 1, "min_size": 9}, ValueError),
+    ],
+)
+def test_a_bad_change_changes_nothing(
+    make: Make, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    pool = make()
+    before = pool.settings, pool.stats()
+    with pytest.raises(error):
+        pool.reconfigure(**changes)
+    assert (pool.settings, pool.stats()) == before
+
+
+def test_a_shorter_idle_timeout_holds_at_once(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, idle_timeout=300)
+    fill(pool, 3)
+    clock.advance(10)
+    pool.reconfigure(idle_timeout=5)
+    clock.settle()
+    assert closed(pool) == {"idle_timeout": 3}
+
+
+def test_a_lower_max_idle_holds_at_once(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3)
+    fill(pool, 3)
+    pool.reconfigure(max_idle=1)
+    clock.settle()
+    assert counts(pool, "idle") == (1,)
+    pool.reconfigure(max_idle=None)
+    fill(pool, 3)
+    assert counts(pool, "idle") == (3,)
+
+
+def test_a_new_lifetime_holds_for_what_is_made_from_now_on(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=2, max_lifetime=100, idle_timeout=None)
+    fill(pool, 1)
+    pool.reconfigure(max_lifetime=10)
+    fill(pool, 2)
+    clock.advance(10)
+    assert counts(pool, "idle") == (1,)
+    clock.advance(90)
+    assert counts(pool, "idle") == (0,)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, {"max_uses": 1}), ({"track_holders": False}, {"track_holders": True})],
+    ids=["max_uses", "track_holders"],
+)
+def test_other_settings_hold_for_the_next_lease(
+    make: Make, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    pool = make(factory=object, **before)
+    pool.acquire().release()
+    pool.reconfigure(**after)
+    with pool.acquire():
+        assert pool.holders()[0].function.startswith("test_other_settings")
+    assert counts(pool, "idle") == ((0,) if "max_uses" in after else (1,))
+
+
+# -- pause and resume ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+def test_pause_lends_nothing_until_resume(
+    make: Make, clock: VirtualClock, factory: Callable[[], object] | None
+) -> None:
+    pool = make(max_size=3, **({"factory": factory} if factory else {}))
+    with pool.acquire():
+        pool.pause()
+    early, late = Task(pool.acquire), None
+    clock.until_parked(1)
+    late = Task(pool.acquire)
+    clock.until_parked(2)
+    assert counts(pool, "idle", "waiting", "size") == (1, 2, 1)
+    pool.resume()
+    early.result()
+    late.result()
+    assert counts(pool, "in_use", "waiting") == (2, 0)
+
+
+def test_resume_serves_in_the_order_of_arrival(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, idle_timeout=None)
+    resources = fill(pool, 3)
+    pool.pause()
+    tasks = []
+    for place in (1, 2, 3):
+        tasks.append(Task(pool.acquire))
+        clock.until_parked(place)
+    pool.resume()
+    assert [task.result().resource for task in tasks] == resources[::-1]
+
+
+def test_a_pause_may_outlast_a_borrower(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    fill(pool, 1)
+    pool.pause()
+    waiting = Task(pool.acquire, 2)
+    clock.until_parked(1)
+    clock.advance(2)
+    with pytest.raises(PoolTimeout):
+        waiting.result()
+    pool.resume()
+    assert counts(pool, "idle") == (1,)
+
+
+def test_a_paused_pool_is_still_warmed_up(make: Make) -> None:
+    pool = make(min_size=2)
+    pool.pause()
+    pool.open()
+    assert counts(pool, "idle") == (2,)
+
+
+# -- check --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_check_validates_what_is_idle_now(make: Make, clock: VirtualClock, bounded: bool) -> None:
+    adapter = FakeAdapter(bounded=bounded)
+    pool = make(adapter=adapter, max_size=4)
+    dead, socket, good, used = fill(pool, 4)
+    with pool.acquire() as lent:
+        assert lent is used
+        adapter.fail("validate", ConnectionError("gone"))  # the oldest is looked at first
+        socket.alive = False
+        pool.check()
+    assert [resource.closed for resource in (dead, socket, good, used)] == [1, 1, 0, 0]
+    assert closed(pool) == {"invalid": 1, "dead": 1}
+
+
+def test_check_replaces_the_dead_below_min_size(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(min_size=2)
+    pool.open()
+    adapter.fail("validate", ConnectionError("gone"))
+    pool.check()
+    assert counts(pool, "idle") == (2,)
+    assert adapter.made == 3
+
+
+def test_check_keeps_the_order_in_which_they_are_lent(make: Make) -> None:
+    pool = make(max_size=3)
+    resources = fill(pool, 3)
+    pool.check()
+    assert [pool.acquire().resource for _ in range(3)] == resources[::-1]
+
+
+def test_check_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+    """What nobody borrows ages, however often it is looked at."""
+    pool = make(idle_timeout=60)
+    fill(pool, 1)
+    for _ in range(6):
+        clock.advance(10)
+        pool.check()
+    clock.settle()
+    assert closed(pool) == {"idle_timeout": 1}
+
+
+def test_check_serves_who_waits_meanwhile(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=1)
+    fill(pool, 1)
+    adapter.hold("validate")
+    checking = Task(pool.check)
+    adapter.until_held("validate")
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    adapter.let_go("validate")
+    checking.result()
+    assert waiting.result().resource.number == 1
+
+
+# -- close --------------------------------------------------------------------------------
+
+
+def test_close_closes_what_is_idle(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(max_size=3)
+    fill(pool, 3)
+    pool.close()
+    assert pool.closed
+    assert (adapter.open, closed(pool)) == (set(), {"closed": 3})
+
+
+def test_closing_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    fill(pool, 2)
+    pool.close()
+    pool.close()
+    assert adapter.closed == 2
+
+
+def test_close_sends_all_waiters_away_at_once(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    tasks = []
+    for place in (1, 2, 3):
+        tasks.append(Task(pool.acquire))
+        clock.until_parked(place)
+    pool.close(0)
+    for task in tasks:
+        with pytest.raises(PoolClosed, match="pool 'test' was closed during the wait"):
+            task.result()
+    lease.release()
+
+
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+def test_what_is_in_use_is_closed_when_it_is_returned(
+    make: Make, factory: Callable[[], object] | None
+) -> None:
+    pool = make(**({"factory": factory} if factory else {}))
+    with pool.acquire():
+        pool.close()  # which does not wait for its own caller's lease
+        assert closed(pool) == {}
+    assert closed(pool) == {"closed": 1}
+    assert counts(pool, "size") == (0,)
+
+
+def lend_elsewhere(pool: Pool[Any]) -> Any:
+    """Have another thread acquire; closing waits for leases of other threads."""
+    return Task(pool.acquire).result()
+
+
+def test_close_returns_when_the_last_one_is_back(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make()
+    leases = [lend_elsewhere(pool), lend_elsewhere(pool)]
+    closing = Task(pool.close, 60)
+    clock.until_parked(1)
+    for lease in leases:
+        assert closing.is_alive()
+        lease.release()
+    closing.result()
+    assert adapter.calls["interrupt"] == 0
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(3, 3), (None, 7)])
+def test_close_interrupts_who_is_late_and_does_not_close_under_him(
+    make: Make,
+    clock: VirtualClock,
+    caplog: pytest.LogCaptureFixture,
+    given: float | None,
+    seconds: float,
+) -> None:
+    pool = make(close_timeout=7)
+    lease = lend_elsewhere(pool)
+    resource = lease.resource
+    closing = Task(pool.close, given)
+    clock.until_parked(1)
+    clock.advance(seconds - 0.5)
+    assert not resource.interrupted
+    clock.advance(0.5)
+    closing.result()
+    assert (resource.interrupted, resource.closed) == (True, 0)
+    assert "pool 'test': closed with 1 still in use; held by: " in caplog.text
+    lease.release()
+    assert resource.closed == 1
+
+
+def test_close_at_once_interrupts_at_once(make: Make) -> None:
+    pool = make()
+    lease = lend_elsewhere(pool)
+    pool.close(0)
+    assert lease.resource.interrupted
+
+
+def test_close_does_not_interrupt_its_own_caller(make: Make) -> None:
+    pool = make()
+    mine, other = pool.acquire(), lend_elsewhere(pool)
+    pool.close(0)
+    assert (mine.resource.interrupted, other.resource.interrupted) == (False, True)
+
+
+def test_an_interrupt_that_fails_does_not_keep_from_the_others(
+    make: Make, adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make()
+    leases = [lend_elsewhere(pool), lend_elsewhere(pool)]
+    adapter.fail("interrupt", OSError("no"))
+    pool.close(0)
+    assert sorted(lease.resource.interrupted for lease in leases) == [False, True]
+    assert "interrupt() failed" in caplog.text
+
+
+def test_close_waits_for_what_is_being_made_and_closes_it(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    pool = make(clock=manual)
+    pool.fill(2)
+    closing = Task(pool.close, 60)
+    manual.until_parked(1)
+    run_jobs(manual)
+    closing.result()
+    assert (adapter.made, adapter.closed) == (2, 2)
+
+
+def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) -> None:
+    pool = make(clock=manual)
+    fill(pool, 1)
+    closing = Task(pool.close, 60)
+    manual.until_parked(1)
+    assert closing.is_alive()
+    run_jobs(manual)
+    closing.result()
+
+
+def test_a_close_that_hangs_does_not_hold_the_pools_close(
+    make: Make, manual: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make(clock=manual)
+    fill(pool, 1)
+    closing = Task(pool.close, 3)
+    manual.until_parked(1)
+    manual.advance(3)
+    closing.result()
+
+
+def test_a_closed_pool_makes_nothing(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(min_size=2)
+    pool.open()
+    pool.close()
+    clock.advance(1000)
+    assert adapter.made == 2
+
+
+def test_closing_is_quiet_when_all_is_well(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with make(min_size=2) as pool, pool.acquire():
+        pass
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [Pool.drain, Pool.check, Pool.pause, Pool.resume, lambda pool: pool.resize(5), Pool.close],
+)
+def test_other_verbs_do_no_harm_to_a_closed_pool(
+    make: Make, adapter: FakeAdapter, verb: Callable[[Pool[Any]], object]
+) -> None:
+    pool = make()
+    fill(pool, 1)
+    pool.close()
+    verb(pool)
+    with pytest.raises(PoolClosed):
+        pool.acquire()
+    assert (adapter.made, adapter.closed) == (1, 1)
+
+
+def test_a_pool_that_is_dropped_closes_what_is_idle(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make()
+    fill(pool, 2)
+    del pool
+    clock.settle()
+    assert adapter.open == set()

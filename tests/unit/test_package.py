@@ -1,0 +1,161 @@
+"""The package as a whole: light to import, layered as designed, and packed with its types."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import importlib.resources
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pooling
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pooling"
+
+# Who may import whom: only what stands on a lower step, and their own.
+STEPS = [
+    {"errors"},
+    {"settings"},
+    {"core"},
+    {"adapters", "testing"},
+    {"manager"},
+    {"observe"},
+    {"web"},
+    {"__init__"},
+    {"demo"},
+    {"__main__"},
+]
+STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
+
+# The only ones that may import what is not in the standard library (`testing`: pytest).
+WITH_DRIVERS = {"adapters", "observe", "testing", "web", "demo", "__main__"}
+
+HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket"}
+
+
+def fresh(statement: str) -> tuple[set[str], int]:
+    """Return the modules loaded and the number of threads in a new interpreter after the statement."""
+    code = f"{statement}\nimport json, sys, threading\nprint(json.dumps([list(sys.modules), threading.active_count()]))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules, threads = json.loads(run.stdout)
+    return set(modules), threads
+
+
+def test_import_is_light() -> None:
+    """No driver, no socket, no thread (P11)."""
+    bare, _ = fresh("import dataclasses, logging, threading")
+    loaded, threads = fresh("import pooling")
+    assert "pooling" in loaded
+    assert (loaded - bare) & HEAVY == set()
+    assert threads == 1
+
+
+def test_heavy_import_is_seen() -> None:
+    assert fresh("import requests")[0] >= {"requests", "urllib3", "ssl", "socket"}
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert pooling.__version__ == importlib.metadata.version("pooling")
+
+
+def test_types_are_packed() -> None:
+    assert importlib.resources.files("pooling").joinpath("py.typed").is_file()
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert "py.typed" in config["options.package_data"]["pooling"].split()
+
+
+def test_no_package_is_forgotten() -> None:
+    """A directory with modules but without ``__init__.py`` is left out of the wheel."""
+    assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").exists()} == set()
+
+
+def part_of(name: str) -> str:
+    """Return which part of the package a module belongs to: ``pooling.core.pool`` to ``core``."""
+    parts = name.split(".")
+    known = len(parts) > 1 and (parts[1] in STEP or is_module(parts[1]))
+    return parts[1] if known else "__init__"
+
+
+def is_module(name: str) -> bool:
+    return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
+
+
+def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Yield the full name of all that a module imports, wherever in it, for types only or not."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Say which imports of a module the layers forbid."""
+    own = part_of(module)
+    found = []
+    for name in imports(source, module, is_package):
+        top = name.partition(".")[0]
+        if top == "pooling":
+            other = part_of(name)
+            if other != own and STEP[other] >= STEP[own]:
+                found.append(f"{module} imports {name}: an arrow upwards, or to the side")
+        elif top not in sys.stdlib_module_names and own not in WITH_DRIVERS:
+            found.append(f"{module} imports {name}: not for {own} to know")
+    return found
+
+
+def test_every_module_has_a_step() -> None:
+    names = {path.stem for path in PACKAGE.glob("*.py")}
+    names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert names <= STEP.keys(), "say in STEPS where it stands"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path) -> None:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    is_package = parts[-1] == "__init__"
+    module = ".".join(parts[:-1] if is_package else parts)
+    assert violations(path.read_text(encoding="utf-8"), module, is_package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pooling.core.pool", "from ..adapters import http"),
+        ("pooling.core.pool", "from .. import manager"),
+        ("pooling.core.pool", "import pooling.observe.monitor"),
+        ("pooling.core.pool", "from pooling import Pool"),
+        ("pooling.core.pool", "def later():\n    import psycopg"),
+        ("pooling.adapters.http", "from pooling.manager import PoolManager"),
+        ("pooling.manager", "from requests import Session"),
+        ("pooling.errors", "from .settings import PoolSettings"),
+        ("pooling.observe.monitor", "from pooling.web import flask"),
+    ],
+)
+def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
+    assert violations(source, module) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pooling.core.pool", "from . import state\nfrom .lease import Lease\nimport threading"),
+        ("pooling.core.pool", "from ..errors import PoolTimeout\nfrom pooling import settings"),
+        ("pooling.adapters.http", "import requests\nfrom pooling.core.pool import Pool"),
+        ("pooling.web.flask", "from ..manager import PoolManager\nimport flask"),
+        ("pooling.__main__", "from pooling import Pool, demo"),
+    ],
+)
+def test_allowed_arrow_is_not_seen(module: str, source: str) -> None:
+    assert violations(source, module) == []

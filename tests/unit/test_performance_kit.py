@@ -1,0 +1,166 @@
+"""The arithmetic and the tables of the benchmark. Nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from tests.performance import figures
+from tests.performance.table import Column, Table, Target, to_json
+
+
+class TestFigures:
+    @pytest.mark.parametrize(
+        ("by", "order"), [(0, "abc"), (1, "bca"), (2, "cab"), (3, "abc"), (7, "bca")]
+    )
+    def test_each_round_begins_with_another_one(self, by: int, order: str) -> None:
+        assert figures.rotated("abc", by) == list(order)
+
+    def test_nobody_can_be_rotated(self) -> None:
+        assert figures.rotated([], 3) == []
+
+    def test_the_ratio_is_taken_within_each_round(self) -> None:
+        # The machine was ten times slower in the second round, for both.
+        ours, base = [2.0, 20.0, 2.0], [1.0, 10.0, 4.0]
+        assert figures.per_round(ours, base) == [2.0, 2.0, 0.5]
+        assert figures.ratio(ours, base) == 2.0
+
+    def test_a_ratio_of_medians_would_be_something_else(self) -> None:
+        ours, base = [1.0, 2.0, 9.0], [1.0, 4.0, 3.0]
+        assert figures.ratio(ours, base) == 1.0
+        assert figures.median(ours) / figures.median(base) != 1.0
+
+    def test_a_base_of_nought_gives_infinity(self) -> None:
+        assert figures.per_round([1.0, 1.0], [0.0, 2.0]) == [math.inf, 0.5]
+
+    def test_only_the_same_rounds_can_be_compared(self) -> None:
+        with pytest.raises(ValueError, match="2 rounds against 3"):
+            figures.per_round([1.0, 2.0], [1.0, 2.0, 3.0])
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([5.0], 0.0),
+            ([3.0, 3.0, 3.0], 0.0),
+            ([1.0, 2.0, 3.0, 4.0, 5.0], 2 / 3),
+            ([0.0, 0.0, 0.0], math.inf),
+        ],
+    )
+    def test_spread_is_between_the_quartiles(self, values: list[float], expected: float) -> None:
+        assert figures.spread(values) == pytest.approx(expected)
+
+    def test_one_outlier_moves_neither_median_nor_spread_much(self) -> None:
+        values = [10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 1000.0]
+        assert figures.median(values) == 10.0
+        assert figures.spread(values) == 0.0
+
+    @pytest.mark.parametrize(
+        ("counts", "expected"),
+        [
+            ([10, 10, 10], 0),
+            ([1000, 1000, 1, 0], 2),
+            ([991, 1000, 100, 1009], 0),  # few, but not next to nothing
+            ([0, 0, 0], 3),  # the average is nothing too: nobody was served
+        ],
+    )
+    def test_starved(self, counts: list[int], expected: int) -> None:
+        assert figures.starved(counts) == expected
+
+    @pytest.mark.parametrize(
+        ("counts", "expected"), [([7, 7], 1.0), ([10, 5, 8], 2.0), ([3, 0], math.inf)]
+    )
+    def test_fairness(self, counts: list[int], expected: float) -> None:
+        assert figures.fairness(counts) == expected
+
+
+class TestTarget:
+    @pytest.mark.parametrize(
+        ("value", "sense", "met"),
+        [
+            (1.3, "<=", True),
+            (1.31, "<=", False),
+            (1.3, ">=", True),
+            (1.29, ">=", False),
+            (math.inf, "<=", False),
+            (None, "<=", None),
+        ],
+    )
+    def test_met(self, value: float | None, sense: str, met: bool | None) -> None:
+        target = Target("ours", value, "<=" if sense == "<=" else ">=", 1.3)
+        assert target.met is met
+
+    def test_value_limit_and_mark_stand_side_by_side(self) -> None:
+        target = Target("ours / base", 1.234, "<=", 1.3, " x")
+        assert target.cells() == ("ours / base", "<= 1.30 x", "1.23 x", "met")
+
+    def test_a_miss_is_not_overlooked(self) -> None:
+        assert Target("wait", 7.0, "<=", 5, " ms", ".1f").cells()[-1] == "NOT MET"
+
+    def test_what_a_missing_peer_leaves_unmeasured_is_neither(self) -> None:
+        assert Target("peer / ours", None, ">=", 5).cells()[2:] == ("-", "not measured")
+
+
+def table(**changes: object) -> Table:
+    parts: dict[str, object] = {
+        "name": "race",
+        "title": "who is first",
+        "columns": (Column("name", "pool"), Column("ns", "ns", ",.0f")),
+        "rows": [{"name": "ours", "ns": 1234.5}, {"name": "another", "ns": None}],
+    }
+    return Table(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+class TestTable:
+    def test_render(self) -> None:
+        text = table(
+            targets=[Target("ours", 1.0, "<=", 2.0)],
+            notes=["a note"],
+            failures=["another: lent twice"],
+        ).render()
+        assert text.splitlines() == [
+            "race: who is first",
+            "  pool         ns",
+            "  ours      1,234",
+            "  another       -",
+            "  target  ours   <= 2.00   1.00   met",
+            "  note    a note",
+            "  WRONG   another: lent twice",
+        ]
+
+    def test_no_rows_no_targets(self) -> None:
+        assert table(rows=[]).render().splitlines() == ["race: who is first", "  pool   ns"]
+
+    def test_a_column_without_a_value_is_a_dash(self) -> None:
+        assert Column("ratio", "x", ".2f").write({"name": "ours"}) == "-"
+
+    def test_json_holds_rows_targets_and_verdicts(self) -> None:
+        measured = table(targets=[Target("ours", 3.0, "<=", 2.0, " x")], notes=["a note"])
+        document = json.loads(to_json({"python": "3", "cores": 2}, [measured]))
+        assert document["python"] == "3"
+        assert document["cores"] == 2
+        assert document["benchmarks"] == [
+            {
+                "name": "race",
+                "title": "who is first",
+                "rows": [{"name": "ours", "ns": 1234.5}, {"name": "another", "ns": None}],
+                "targets": [
+                    {
+                        "what": "ours",
+                        "value": 3.0,
+                        "sense": "<=",
+                        "limit": 2.0,
+                        "unit": "x",
+                        "met": False,
+                    }
+                ],
+                "notes": ["a note"],
+                "failures": [],
+            }
+        ]
+
+    def test_json_knows_no_infinity(self) -> None:
+        starved = table(rows=[{"name": "ours", "fairness": math.inf, "part": math.nan}])
+        row = json.loads(to_json({}, [starved]))["benchmarks"][0]["rows"][0]
+        assert row == {"name": "ours", "fairness": None, "part": None}

@@ -1,0 +1,588 @@
+"""Known interleavings, each by its name: what is endangered, and that it holds.
+
+Threads take their steps in a scripted order (`Script`); what strikes between
+two bytecodes is raised by the clock that the pool reads at that point.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import weakref
+
+import pytest
+
+from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
+from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
+
+
+class Struck(BaseException):
+    """What a signal handler, ``gevent.Timeout`` or ``SystemExit`` raises anywhere."""
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def adapter() -> FakeAdapter:
+    return FakeAdapter()
+
+
+def make(adapter: FakeAdapter, clock: VirtualClock, size: int = 1, **settings: object) -> Pool[FakeResource]:
+    return Pool(
+        adapter=adapter, clock=clock, name="race",
+        settings=PoolSettings(min_size=0, max_size=size, max_lifetime=None, idle_timeout=None)
+        .replace(**settings),
+    )
+
+
+def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
+    """P8: every slot can be lent again, and all that was made is closed in the end."""
+    gc.collect()
+    clock.settle()
+    leases = [pool.acquire(timeout=0) for _ in range(pool.settings.max_size)]
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0)  # P2
+    assert len({id(lease.resource) for lease in leases}) == len(leases)  # P1
+    for lease in leases:
+        lease.release()
+    pool.close()
+    clock.settle()
+    assert pool.stats()["size"] == 0
+    adapter = pool._adapter
+    assert isinstance(adapter, FakeAdapter)
+    assert adapter.made == adapter.closed
+    assert not adapter.open
+
+
+# -- hand-over and time-out ---------------------------------------------------------
+
+
+def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """A key given at the instant of the time-out is used: neither lost nor refused."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    got: list[object] = []
+
+    def wait() -> None:
+        late = pool.acquire(timeout=5)
+        got.append(late.resource)
+        late.release()
+
+    original = clock.get
+
+    def get(box: object, timeout: float | None) -> object:
+        try:
+            return original(box, timeout)  # type: ignore[arg-type]
+        finally:
+            if threading.current_thread() is waiter and lease._key is not None:
+                lease.release()  # after its time was up, before it has left the line
+
+    clock.get = get  # type: ignore[method-assign]
+    waiter = threading.Thread(target=wait)
+    resource = lease.resource
+    waiter.start()
+    clock.until_parked(1)
+    clock.advance(5)
+    waiter.join(30)
+    assert got == [resource]
+    assert pool.metrics.snapshot().timeouts == 0
+    nothing_lost(pool, clock)
+
+
+def test_timed_out_waiter_accepts_nothing(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P3, P8: who has left the line is passed over; the next one is asked."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    outcome: dict[str, object] = {}
+
+    def borrow(name: str, timeout: float) -> None:
+        try:
+            with pool.acquire(timeout=timeout) as resource:
+                outcome[name] = resource
+        except PoolTimeout as error:
+            outcome[name] = error
+
+    threads = []
+    for number, (name, timeout) in enumerate([("first", 1.0), ("second", 9.0)]):
+        threads.append(threading.Thread(target=borrow, args=(name, timeout)))
+        threads[-1].start()
+        clock.until_parked(number + 1)
+    clock.advance(1)
+    threads[0].join(30)
+    resource = lease.resource
+    lease.release()
+    threads[1].join(30)
+    assert isinstance(outcome["first"], PoolTimeout)
+    assert outcome["second"] is resource
+    nothing_lost(pool, clock)
+
+
+def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P8: a waiter registers, then looks again: what came back in between is seen."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    pool._careful = False  # the hot path: no lock, which the borrower holds meanwhile
+    script = Script("finds nothing", "comes back", "is served")
+    original = pool._state.join
+
+    def join(waiter: object) -> None:
+        script.pass_by("finds nothing")
+        with script("is served"):
+            original(waiter)  # type: ignore[arg-type]
+
+    pool._state.join = join  # type: ignore[method-assign]
+
+    def borrow() -> None:
+        pool.acquire(timeout=5).release()
+
+    def give_back() -> None:
+        with script("comes back"):
+            # Without the lock, which the borrower holds; nobody waits yet.
+            lease.release()
+
+    script.run(borrow, give_back)
+    nothing_lost(pool, clock)
+
+
+# -- close, drain and resize against everything -----------------------------------------
+
+
+def test_close_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """A lease that passed every check before the close still does not leave an idle one behind."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    push = pool._push
+
+    def late_push(key: object) -> None:
+        pool.close(timeout=0)  # between the last look and the append
+        push(key)  # type: ignore[arg-type]
+
+    adapter.reset = None  # type: ignore[assignment, method-assign]
+    pool._careful = False  # the hot path, as without a reset
+    pool._push = late_push  # type: ignore[assignment]
+    lease.release()
+    assert pool.stats()["size"] == 0
+    assert adapter.made == adapter.closed == 1
+
+
+def test_close_against_create(adapter: FakeAdapter) -> None:
+    """What comes out of a creation after the close is closed, and its borrower told."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock)
+    outcome: list[object] = []
+
+    def borrow() -> None:
+        try:
+            pool.acquire(timeout=5)
+        except PoolClosed as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    clock.until_parked(1)
+    pool.close(timeout=0)
+    thread.join(30)
+    assert len(outcome) == 1
+    clock.run_job()  # the creation
+    clock.run_job()  # the close that it led to
+    assert pool.stats()["size"] == 0
+    assert adapter.made == adapter.closed == 1
+
+
+def test_drain_against_create(adapter: FakeAdapter) -> None:
+    """The generation is stamped when the making starts: old credentials do not come in late."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock)
+    got: list[FakeResource] = []
+
+    def borrow() -> None:
+        with pool.acquire(timeout=5) as resource:
+            got.append(resource)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    clock.until_parked(1)
+    pool.drain()
+    clock.run_job()  # made with the old ones: closed
+    while thread.is_alive() and clock.jobs:
+        clock.run_job()
+        thread.join(0.2)
+    thread.join(30)
+    assert [resource.number for resource in got] == [2]
+    assert adapter.closed == 1
+
+
+def test_drain_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """One that is put back while a drain empties the stack does not survive it."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    push = pool._push
+
+    def late_push(key: object) -> None:
+        pool.drain()
+        push(key)  # type: ignore[arg-type]
+
+    pool._careful = False
+    pool._push = late_push  # type: ignore[assignment]
+    lease.release()
+    pool._push = push
+    assert adapter.closed == 1
+    with pool.acquire() as resource:
+        assert resource.number == 2
+    nothing_lost(pool, clock)
+
+
+def test_resize_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P2: the surplus of a shrink goes when it comes back, even through the hot path."""
+    pool = make(adapter, clock, size=2)
+    first, second = pool.acquire(), pool.acquire()
+    push = pool._push
+
+    def late_push(key: object) -> None:
+        pool._push = push
+        pool.resize(1)
+        push(key)  # type: ignore[arg-type]
+
+    pool._careful = False
+    pool._push = late_push  # type: ignore[assignment]
+    first.release()
+    assert pool.stats()["size"] == 1
+    second.release()
+    nothing_lost(pool, clock)
+
+
+# -- BaseException anywhere --------------------------------------------------------------
+
+
+def test_struck_inside_the_wait(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """LESSONS of psycopg_pool: a dead waiter that stays queued accepts, and a slot is gone."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    outcome: list[BaseException] = []
+
+    def borrow() -> None:
+        try:
+            pool.acquire(timeout=5)
+        except Struck as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    clock.until_parked(1)
+    clock.interrupt(Struck())
+    thread.join(30)
+    assert len(outcome) == 1
+    assert pool.stats()["waiting"] == 0
+    lease.release()
+    nothing_lost(pool, clock)
+
+
+def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """What a struck waiter was given goes to the next one in line."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    resource = lease.resource
+    got: list[object] = []
+    original = clock.get
+
+    def get(box: object, timeout: float | None) -> object:
+        if threading.current_thread() is victim:
+            clock.get = original  # type: ignore[method-assign]
+            lease.release()  # the victim is served ...
+            raise Struck  # ... and struck before it takes what it was given
+        return original(box, timeout)  # type: ignore[arg-type]
+
+    def be_struck() -> None:
+        with pytest.raises(Struck):
+            pool.acquire(timeout=5)
+
+    def borrow() -> None:
+        with pool.acquire(timeout=5) as lent:
+            got.append(lent)
+
+    victim = threading.Thread(target=be_struck)
+    clock.get = get  # type: ignore[method-assign]
+    victim.start()
+    victim.join(30)
+    borrow()
+    assert got == [resource]
+    nothing_lost(pool, clock)
+
+
+@pytest.mark.parametrize("reading", range(6))
+def test_struck_between_take_and_return(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
+    """Whichever reading of the clock is struck on the way out, nothing is lost."""
+    pool = make(adapter, clock)
+    pool.acquire().release()
+    _strike_at(clock, reading)
+    try:
+        lease = pool.acquire(timeout=0)
+    except (Struck, PoolError):
+        pass
+    else:
+        clock._strikes.clear()
+        lease.release()
+    clock._strikes.clear()
+    nothing_lost(pool, clock)
+
+
+@pytest.mark.parametrize("reading", range(6))
+def test_struck_on_the_way_back(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
+    """Whichever reading of the clock is struck on the way back, nothing is lost."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    _strike_at(clock, reading)
+    try:
+        lease.release()
+    except Struck:
+        pass
+    clock._strikes.clear()
+    del lease
+    nothing_lost(pool, clock)
+
+
+def _strike_at(clock: VirtualClock, reading: int) -> None:
+    """Raise from the so-manieth reading of the clock from now on."""
+    left = [reading]
+    original = VirtualClock.now
+
+    class Strikes:
+        def __bool__(self) -> bool:
+            left[0] -= 1
+            return left[0] == -1
+
+        def popleft(self) -> BaseException:
+            return Struck()
+
+        def clear(self) -> None:
+            left[0] = -2
+
+    assert original is VirtualClock.now
+    clock._strikes = Strikes()  # type: ignore[assignment]
+
+
+def test_struck_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """The resource is closed, the slot goes on, and the borrower sees what struck."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    adapter.fail("reset", Struck())
+    with pytest.raises(Struck):
+        lease.release()
+    assert adapter.closed == 1
+    nothing_lost(pool, clock)
+
+
+def test_struck_inside_validate(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(adapter, clock)
+    pool.acquire().release()
+    clock.advance(10)
+    adapter.fail("validate", Struck())
+    with pytest.raises(Struck):
+        pool.acquire()
+    nothing_lost(pool, clock)
+
+
+def test_struck_inside_an_inline_create(clock: VirtualClock) -> None:
+    """A creation in the borrower's thread: what strikes there is the borrower's."""
+    adapter = FakeAdapter(blocking=False)
+    pool = make(adapter, clock)
+    adapter.fail("create", Struck())
+    with pytest.raises(Struck):
+        pool.acquire()
+    clock.advance(60)
+    nothing_lost(pool, clock)
+
+
+def test_struck_in_the_block(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(adapter, clock)
+    with pytest.raises(Struck), pool.acquire():
+        raise Struck
+    nothing_lost(pool, clock)
+
+
+def test_worker_dies_with_its_job() -> None:
+    """A job that is lost drops its key: the slot comes back, and another try is made."""
+    clock = VirtualClock(workers="manual")
+    adapter = FakeAdapter()
+    pool = make(adapter, clock)
+    got: list[object] = []
+
+    def borrow() -> None:
+        with pool.acquire(timeout=5) as resource:
+            got.append(resource)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    clock.until_parked(1)
+    clock.drop_job()
+    clock.settle()
+    clock.run_job()  # the second try
+    thread.join(30)
+    assert len(got) == 1
+    assert pool.metrics.snapshot().orphans == 1
+
+
+# -- destructors and signal handlers inside the pool's critical section ----------------------
+
+
+class Releaser:
+    """A user's object that gives its lease back when it dies."""
+
+    def __init__(self, lease: object) -> None:
+        self.lease = lease
+
+    def __del__(self) -> None:
+        try:
+            self.lease.release()  # type: ignore[attr-defined]
+        except LeaseError:
+            pass
+
+
+def test_destructor_releases_inside_the_critical_section(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """redis-py#1583, celery#6969: with a plain lock this is a deadlock."""
+    pool = make(adapter, clock, size=2)
+    dying = [Releaser(pool.acquire())]
+    original = pool._state.serve
+
+    def serve(allowed: int, now: float) -> object:
+        assert pool._lock._is_owned()
+        dying.clear()  # the collector strikes here, in our own critical section
+        return original(allowed, now)
+
+    pool._state.serve = serve  # type: ignore[method-assign]
+    pool.acquire().release()
+    clock.settle()
+    assert pool.stats()["idle"] == 2
+    nothing_lost(pool, clock)
+
+
+def test_destructor_acquires_inside_the_critical_section(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """Refused, not deadlocked."""
+    pool = make(adapter, clock)
+    with pool._lock, pytest.raises(PoolError, match="destructor or signal handler"):
+        pool.acquire()
+    nothing_lost(pool, clock)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this platform")
+def test_signal_handler_releases_inside_the_critical_section(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(adapter, clock, size=2)
+    lease = pool.acquire()
+    original = pool._state.serve
+    handled = []
+
+    def handler(number: int, frame: object) -> None:
+        handled.append(pool._lock._is_owned())
+        lease.release()
+
+    def serve(allowed: int, now: float) -> object:
+        if not handled:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(allowed, now)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        pool._state.serve = serve  # type: ignore[method-assign]
+        pool.acquire().release()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled == [True]
+    clock.settle()
+    nothing_lost(pool, clock)
+
+
+def test_lease_and_its_user_in_a_cycle(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """The collector orphans the entry first and runs the destructor after: closed once."""
+    pool = make(adapter, clock)
+    user = Releaser(pool.acquire())
+    user.me = user  # type: ignore[attr-defined]
+    gone = weakref.ref(user)
+    del user
+    gc.collect()
+    clock.settle()
+    assert gone() is None
+    assert adapter.closed == adapter.made == 1
+    nothing_lost(pool, clock)
+
+
+def test_two_threads_release_one_lease(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P1: one of them ends it, the other is told or does nothing; it lies idle once."""
+    pool = make(adapter, clock)
+    lease = pool.acquire()
+    barrier = threading.Barrier(2)
+    told = []
+
+    def release() -> None:
+        barrier.wait(30)
+        try:
+            lease.release()
+        except LeaseError as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=release) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(told) <= 1
+    assert pool.stats()["idle"] == 1
+    nothing_lost(pool, clock)
+
+
+# -- dead resources keep their borrower's place ------------------------------------------------
+
+
+def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> None:
+    """P3: it arrived before those who queued while its resource was looked at."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock)
+    order: list[str] = []
+    adapter_alive = adapter.is_alive
+    second = threading.Thread(target=lambda: borrow("second"))
+
+    def borrow(name: str) -> None:
+        with pool.acquire(timeout=50):
+            order.append(name)
+
+    def is_alive(resource: FakeResource) -> bool:
+        if resource.number == 1 and not second.is_alive():
+            second.start()  # arrives while the first one looks at what it took
+            clock.until_parked(1)
+        return adapter_alive(resource)
+
+    first = threading.Thread(target=lambda: borrow("first"))
+    pool.fill(1)
+    clock.run_job()
+    next(iter(adapter.open)).alive = False
+    pool._is_alive = is_alive
+    pool._adapter.is_alive = is_alive  # type: ignore[method-assign]
+    first.start()
+    clock.until_parked(2)
+    while first.is_alive() or second.is_alive():
+        if clock.jobs:
+            clock.run_job()
+        first.join(0.05)
+        second.join(0.05)
+    assert order == ["first", "second"]
+
+
+def test_final_error_fails_only_those_without_hope(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """Somebody holds a live one: who waits for it goes on waiting."""
+    pool = make(adapter, clock, size=2)
+    lease = pool.acquire()
+    adapter.final = (ValueError,)
+    adapter.fail("create", ValueError("wrong password"), times=99)
+    got: list[object] = []
+    thread = threading.Thread(target=lambda: got.append(pool.acquire(timeout=5).resource))
+    thread.start()
+    clock.until_parked(1)
+    lease.release()
+    thread.join(30)
+    assert len(got) == 1
+    lonely = make(adapter, clock)
+    with pytest.raises(CreateFailed, match="wrong password"):
+        lonely.acquire(timeout=5)
