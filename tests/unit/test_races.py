@@ -145,6 +145,7 @@ def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, cl
             lease.release()
 
     script.run(borrow, give_back)
+    pool._state.join = original  # type: ignore[method-assign]
     nothing_lost(pool, clock)
 
 
