@@ -11,6 +11,7 @@ each time; here all sessions of a pool share it.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -185,7 +186,10 @@ class SessionAdapter(Adapter[requests.Session]):
         resource.close()
 
     def abandon(self, resource: requests.Session) -> None:
-        resource.close()  # closes descriptors only; urllib3 sends no TLS goodbye to the peer
+        # Not session.close(): another thread of the parent may have held one of urllib3's
+        # locks at the fork, and the child's copy would never be released.
+        for sock in _idle_sockets(resource):
+            sock.close()  # the descriptor only; no TLS goodbye goes to the parent's peer
 
 
 class _Session(requests.Session):
@@ -248,6 +252,18 @@ class _Transport(requests.adapters.HTTPAdapter):
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: with ``ca_certs`` set, urllib3 reads the file for each connection."""
+
+
+def _idle_sockets(session: requests.Session) -> Iterator[socket.socket]:
+    """Yield the sockets that a session keeps, without taking a lock."""
+    for transport in session.adapters.values():
+        managers: list[Any] = [getattr(transport, "poolmanager", None)]
+        managers += getattr(transport, "proxy_manager", {}).values()
+        for manager in filter(None, managers):
+            for pool in list(manager.pools._container.values()):
+                for connection in list(pool.pool.queue if pool.pool else ()):
+                    if connection is not None and connection.sock is not None:
+                        yield connection.sock
 
 
 class _TLSContexts:

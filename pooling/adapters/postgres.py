@@ -147,7 +147,6 @@ class PostgresAdapter(Adapter[Connection]):
         except psycopg.Error as error:
             raise _without_secrets(error)  # noqa: B904
         try:
-            conn._pool = self  # type: ignore[assignment]  # so `with conn` ends a transaction only
             self._prepare(conn)
         except BaseException:
             conn.close()
@@ -157,14 +156,16 @@ class PostgresAdapter(Adapter[Connection]):
     def is_alive(self, resource: Connection) -> bool:
         if resource.closed:
             return False
+        notes = _notes(resource)
         try:
-            # Readable is not yet dead: it may be a NOTIFY, which psycopg keeps. And a
-            # dead one is first read without an error: the server's last words.
-            while _ready(resource.fileno(), 0.0):
+            # Readable is not yet dead: it may be a NOTIFY, which libpq keeps. And a dead one
+            # can be read without an error first: the server's last words, before it hangs up.
+            while not notes.fatal and _ready(resource.fileno(), 0.0):
                 resource.pgconn.consume_input()
+                resource.pgconn.is_busy()  # parses what came, and so calls notes.hear()
         except (psycopg.Error, OSError, ValueError):
             return False
-        return True
+        return not notes.fatal
 
     def validate(self, resource: Connection, timeout: float) -> None:
         _round_trip(resource, self._query, timeout)
@@ -173,7 +174,7 @@ class PostgresAdapter(Adapter[Connection]):
         if resource.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             _round_trip(resource, b"ROLLBACK", self._reset_timeout)
             resource._prepared.clear()  # as psycopg does: they may name what is no more
-        for name, value in vars(resource)["_as_new"].items():
+        for name, value in _notes(resource).as_new.items():
             if getattr(resource, name) != value:
                 setattr(resource, name, value)
 
@@ -204,10 +205,31 @@ class PostgresAdapter(Adapter[Connection]):
         return bool(vars(error).get("_needs_password"))
 
     def _prepare(self, conn: Connection) -> None:
+        conn._pool = self  # type: ignore[assignment]  # `with conn` then ends a transaction only
+        notes = vars(conn)["_pooling_notes"] = _Notes()
+        conn.add_notice_handler(notes.hear)
         if self._configure is not None:
             self._configure(conn)
             conn.commit()
-        vars(conn)["_as_new"] = {name: getattr(conn, name) for name in _WISHES}
+        notes.as_new = {name: getattr(conn, name) for name in _WISHES}
+
+
+class _Notes:
+    """What the adapter keeps with each connection."""
+
+    def __init__(self) -> None:
+        self.fatal = False  # the server has said why it is about to hang up
+        self.as_new: dict[str, Any] = {}
+
+    def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        """Take a message that came while no query ran: a notice, or a last one."""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.fatal = True
+
+
+def _notes(conn: Connection) -> _Notes:
+    notes: _Notes = vars(conn)["_pooling_notes"]
+    return notes
 
 
 def _without_secrets(error: psycopg.Error) -> psycopg.Error:

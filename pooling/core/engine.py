@@ -29,7 +29,6 @@ import itertools
 import logging
 import math
 import queue
-import random
 import sys
 import threading
 from collections.abc import Callable
@@ -55,7 +54,7 @@ from .observer import Observer, tell
 from .outage import Outage
 from .reaper import AUDIT, NEVER, Call, Look
 from .registry import PAGE, PoolRef
-from .state import Plan, PoolState
+from .state import PoolState
 from .waiter import Waiter
 
 __all__ = ["Engine"]
@@ -75,6 +74,7 @@ class Engine(Generic[R]):
         self._adapter = adapter
         self._clock = clock
         self._now = clock.now
+        self._get = clock.get
         self._observers: tuple[Observer, ...] = ()
         self._noise = False  # observers want to hear of each lease
         self._is_alive = _own(adapter, "is_alive")
@@ -102,7 +102,10 @@ class Engine(Generic[R]):
 
     def _renew_state(self) -> None:
         """Start with nothing: no entry, no waiter, a lock that nobody holds."""
+        from random import random  # here, because it would double the import's time
+
         settings = self._settings
+        self._uniform: Callable[[], float] = random
         self._lock: Any = threading.RLock()  # looked up late: gevent replaces it
         self._ident = threading.get_ident
         max_idle = settings.max_size if settings.max_idle is None else settings.max_idle
@@ -113,8 +116,9 @@ class Engine(Generic[R]):
         self._push = self._state.idle.append
         self._pop = self._state.idle.pop
         self._due = NEVER  # when the reaper looks next; guarded by the lock
+        self._exhausted = False  # since the line began; guarded by the lock
         self._watchers: dict[int, tuple[Callable[[], bool], Any]] = {}
-        self._ref = PoolRef(self, self._background.reaper.inbox.put)
+        self._ref = PoolRef(self, self._background.reaper.drop)
         self._ref.state, self._ref.adapter = self._state, self._adapter
         self._ref.background = self._background
         self._background.pools[id(self._ref)] = self._ref
@@ -226,6 +230,8 @@ class Engine(Generic[R]):
     def _vet(self, key: Key, deadline: float, at_once: bool) -> bool:
         """Is this resource fit to be lent? If not it is on its way elsewhere."""
         entry, state, now = key.entry, self._state, self._now()
+        if entry.generation is self._pass and now < entry.expires:
+            return True  # nothing is to be looked at: see `_gate_locked`
         if state.barred or state.unfit(entry, now):
             self._deliver(key)  # which decides: rest, or close
             return False
@@ -281,14 +287,15 @@ class Engine(Generic[R]):
         try:
             with self._lock:
                 exhausted = self._admit_locked(waiter)
-                plan, keys = self._plan_locked()
-                stuck = exhausted and self._cannot_end_locked(waiter)
-            self._carry_out(plan, keys)
+                keys, closes = self._plan_locked()
+                stuck = timeout > 0 and self._cannot_end_locked(waiter)
+            if keys or closes:
+                self._carry_out(keys, closes)
             if exhausted:
                 tell(self._observers, "exhausted", self.name, len(self._waiters))
-            if stuck and timeout:
+            if stuck:
                 self._warn_of_deadlock(waiter)
-            item = self._clock.get(waiter.box, deadline - self._now())
+            item = self._get(waiter.box, deadline - self._now())
         except queue.Empty:
             with self._lock:
                 item = self._state.leave(waiter)
@@ -305,12 +312,13 @@ class Engine(Generic[R]):
         raise item
 
     def _admit_locked(self, waiter: Waiter) -> bool:
-        """Let a waiter join the line; say whether the pool is exhausted with it."""
-        state, limit = self._state, self._settings.max_waiting
+        """Let a waiter join the line; say whether the pool becomes exhausted with it."""
+        state, limit, outage = self._state, self._settings.max_waiting, self._outage
+        now = self._now()
         if state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
-        if self._outage.final and not state.live and self._now() < self._outage.retry_at:
-            raise self._cannot_create() from self._outage.error
+        if outage.final and not state.live and now < outage.retry_at:
+            raise self._cannot_create() from outage.error
         if limit is not None and len(state.waiters) >= limit and not waiter.again:
             self.metrics.count["refusals"] += 1
             raise TooManyWaiting(
@@ -318,14 +326,19 @@ class Engine(Generic[R]):
                 f"(max_waiting={limit}; {self._counts()})"
             )
         state.started = True
-        exhausted = not state.waiters and not state.idle and len(state.entries) >= state.max_size
+        if not state.waiters:
+            self._exhausted = False  # a new line begins
+        full = not state.idle and len(state.entries) >= state.max_size
+        exhausted = full and not self._exhausted
         if exhausted:
+            self._exhausted = True
             self.metrics.count["exhausted"] += 1
+            self.metrics.look()
         state.join(waiter)
-        due = self._now() + AUDIT
-        if self._outage.hurry(self._now(), self._settings.backoff):
-            due = min(due, self._outage.retry_at)
-        self._look_at(due)
+        if outage.error is not None and outage.hurry(now, self._settings.backoff):
+            self._look_at(outage.retry_at)
+        if now + AUDIT < self._due:
+            self._look_at(now + AUDIT)
         return exhausted
 
     def _forsake(self, waiter: Waiter) -> None:
@@ -364,26 +377,25 @@ class Engine(Generic[R]):
             return
         with self._lock:
             idle_beside_waiter = audit and self._state.idle and self._state.waiters
-            plan, keys = self._plan_locked()
+            keys, closes = self._plan_locked()
             if idle_beside_waiter and not self._state.paused:
                 self.metrics.count["audit_repairs"] += 1
-        self._carry_out(plan, keys)
+        if keys or closes:
+            self._carry_out(keys, closes)
 
-    def _plan_locked(self) -> tuple[Plan, list[Key]]:
-        state = self._state
+    def _plan_locked(self) -> tuple[list[Key], list[tuple[Key, str]]]:
+        """Decide: which slots are reserved for creations, and what is to be closed."""
         now = self._now()
-        plan = state.serve(self._outage.allowed(now), now)
-        keys = [self._reserve_locked() for _ in range(plan.creations)]
-        self.metrics.look()
-        self._gate_locked()
+        number, closes = self._state.serve(self._outage.allowed(now), now)
+        keys = [self._reserve_locked() for _ in range(number)] if number else []
         if self._watchers:
             for watched, box in list(self._watchers.values()):
                 if watched():
                     box.put(None)
-        return plan, keys
+        return keys, closes
 
-    def _carry_out(self, plan: Plan, keys: list[Key]) -> None:
-        for key, reason in plan.closes:
+    def _carry_out(self, keys: list[Key], closes: list[tuple[Key, str]]) -> None:
+        for key, reason in closes:
             self._dispose(key, reason)
         while keys:
             if self._adapter.blocking:
@@ -395,18 +407,19 @@ class Engine(Generic[R]):
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
         key = Key()
-        entry = Entry(key, self._background.reaper.inbox.put)
+        entry = Entry(key, self._background.reaper.drop)
         key.entry = entry
         entry.pool, entry.resource = self._ref, None
         entry.generation = self._state.generation
         life = math.inf if settings.max_lifetime is None else settings.max_lifetime
-        entry.expires = now + life * (1 - settings.lifetime_jitter * random.random())
+        entry.expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
         entry.idle_since = entry.checked = entry.since = now
         entry.uses = entry.thread = entry.lasti = 0
         entry.busy = 0.0
         entry.code = None
         entry.leaked = False
         self._state.reserve(entry)
+        self.metrics.look()
         self._look_at(now + settings.create_timeout)
         return key
 
@@ -463,9 +476,8 @@ class Engine(Generic[R]):
                 return  # given up before, and counted then
             state, outage = self._state, self._outage
             self.metrics.errors[type(error).__name__] += 1
-            begins = outage.failed(
-                error, final, now, self._settings.backoff, bool(state.waiters)
-            )
+            backoff, waiting = self._settings.backoff, bool(state.waiters)
+            begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
             if final and not state.live:
                 state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
             most = self._settings.max_attempts
@@ -621,6 +633,7 @@ class Engine(Generic[R]):
         with self._lock:
             if self._state.retire(entry):
                 self.metrics.gone(entry, "detached")
+                self._gate_locked()
         self._serve()
         return resource
 
@@ -633,6 +646,7 @@ class Engine(Generic[R]):
             if not self._state.owns(key.entry):
                 return
             self._state.close(key.entry)
+            self._gate_locked()
         self._dispose(key, reason)
 
     def _dispose(self, key: Key, reason: str) -> None:
@@ -674,6 +688,7 @@ class Engine(Generic[R]):
             if gone:
                 entry.resource = None
                 self.metrics.gone(entry, reason)
+                self._gate_locked()
         if gone:
             tell(self._observers, "closed", self.name, reason)
             self._serve()
@@ -681,11 +696,11 @@ class Engine(Generic[R]):
     def _abandon(self, entry: Entry, now: float) -> None:
         """For the reaper: work on this entry hangs; cut it off and free its slot (P4)."""
         state, noun = self._state, self._adapter.noun
-        if id(entry) in state.creating:
+        if entry in state.creating:
             limit = self._settings.create_timeout
             self._create_failed(entry, TimeoutError(f"making a {noun} took over {limit:g} s"))
             return
-        closing = id(entry) in state.closing
+        closing = entry in state.closing
         reason = "close_timeout" if closing else "check_timeout"
         logger.warning(
             "pool %r: %s a %s took over %.1f s; its slot is free again",
@@ -699,6 +714,7 @@ class Engine(Generic[R]):
             if state.retire(entry):
                 entry.generation = _ABANDONED
                 self.metrics.gone(entry, reason)
+                self._gate_locked()
         self._serve()
 
     # -- for the reaper --------------------------------------------------------------
@@ -710,7 +726,7 @@ class Engine(Generic[R]):
             if not state.owns(entry):
                 return
             forgotten = entry.resource is not None and entry.held and not (
-                id(entry) in state.closing or id(entry) in state.checking
+                entry in state.closing or entry in state.checking
             )
             self.metrics.count["orphans"] += 1
             if entry.resource is None:
@@ -718,6 +734,7 @@ class Engine(Generic[R]):
             else:
                 state.close(entry)
                 entry.since = self._now()
+            self._gate_locked()
         if entry.resource is not None:
             if forgotten:
                 where = place_of(entry)
@@ -761,7 +778,7 @@ class Engine(Generic[R]):
     def _reborn(self) -> object:
         """In a child: start empty; returns what was inherited, for the graveyard."""
         inherited = (self._state, self._lock, self.metrics, self._watchers, self._ref)
-        for entry in list(self._state.entries.values()):
+        for entry in list(self._state.entries):
             if entry.resource is not None:
                 try:
                     self._adapter.abandon(entry.resource)
@@ -836,7 +853,7 @@ class Engine(Generic[R]):
         if not self._track or waiter.given or waiter.again:
             return False
         waiting = None
-        for entry in self._state.entries.values():
+        for entry in self._state.entries:
             if not entry.held or entry.thread != waiter.thread:
                 if waiting is None:
                     waiting = {other.thread for other in self._state.waiters}

@@ -10,21 +10,32 @@ import os
 import threading
 from collections.abc import Iterable
 from types import CodeType
-from typing import NamedTuple
 
 from .entry import Entry
 
 __all__ = ["Holder", "holders_of", "describe", "place_of"]
 
 
-class Holder(NamedTuple):
-    """One lease that is out: where it was acquired, by which thread, for how many seconds."""
+class Holder:
+    """One lease that is out.
 
-    file: str
-    line: int
-    function: str
-    thread: str
-    seconds: float
+    Attributes:
+        file, line, function: Where it was acquired.
+        thread: The name of the thread that acquired it.
+        seconds: For how long.
+    """
+
+    __slots__ = ("file", "line", "function", "thread", "seconds")
+
+    def __init__(self, file: str, line: int, function: str, thread: str, seconds: float) -> None:
+        self.file = file
+        self.line = line
+        self.function = function
+        self.thread = thread
+        self.seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"<Holder {self}>"
 
     def __str__(self) -> str:
         place = f"{os.path.basename(self.file)}:{self.line} {self.function}()"
@@ -45,7 +56,7 @@ def describe(holders: list[Holder], most: int = 5) -> str:
     """
     groups: dict[tuple[str, int, str], list[Holder]] = {}
     for holder in holders:
-        groups.setdefault(holder[:3], []).append(holder)
+        groups.setdefault((holder.file, holder.line, holder.function), []).append(holder)
     parts = [
         str(group[0]) + (f" ×{len(group)}" if len(group) > 1 else "")
         for group in list(groups.values())[:most]

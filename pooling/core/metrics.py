@@ -15,13 +15,11 @@ How the numbers come about (P12):
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import sys
-from bisect import bisect_left
 from collections import Counter, deque
-from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from .clock import Clock
 from .entry import Entry
@@ -32,17 +30,17 @@ __all__ = ["SHORT", "Histogram", "HistogramSnapshot", "PoolMetrics", "PoolSnapsh
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
 
-# 100 µs to about 20 minutes in steps of 1.5: percentiles are right within that factor
-# of their bucket, interpolated inside it.
-_BOUNDS = [SHORT * 1.5**step for step in range(41)]
+# 100 µs to about 20 minutes in steps of 1.5: a percentile is interpolated inside its
+# bucket, so it is right within that factor.
+_STEP = 1.5
+_BOUNDS = [SHORT * _STEP**step for step in range(41)]
 _FOLD_AT = 256
 
 
-@dataclass(frozen=True)
-class HistogramSnapshot:
+class HistogramSnapshot(NamedTuple):
     """Durations at one moment, in seconds."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # not the method of a tuple
     mean: float
     max: float
     p50: float
@@ -84,7 +82,7 @@ class Histogram:
                 seconds = fresh.popleft()
             except IndexError:
                 return
-            self._counts[bisect_left(_BOUNDS, seconds)] += 1
+            self._counts[_bucket(seconds)] += 1
             self._total += seconds
             self._max = max(self._max, seconds)
 
@@ -132,8 +130,13 @@ class Histogram:
         return sum(self._counts), self._total
 
 
-@dataclass(frozen=True)
-class PoolSnapshot:
+def _bucket(seconds: float) -> int:
+    if seconds <= SHORT:
+        return 0
+    return min(math.ceil(math.log(seconds / SHORT, _STEP)), len(_BOUNDS))
+
+
+class PoolSnapshot(NamedTuple):
     """A consistent picture of a pool at one moment.
 
     ``idle + in_use + creating + checking + closing == size``. Durations are
@@ -203,7 +206,10 @@ class PoolSnapshot:
         The older names are those of the pools that this library replaces:
         ``avg_..._ms`` in milliseconds, ``avg_connection_...`` in seconds.
         """
-        own = asdict(self)
+        own = {
+            name: value._asdict() if isinstance(value, HistogramSnapshot) else value
+            for name, value in self._asdict().items()
+        }
         own.update(
             utilization=self.utilization, saturation=self.saturation, error_rate=self.error_rate
         )
@@ -277,7 +283,7 @@ class PoolMetrics:
         self._peak = max(self._peak, self._state.in_use)
 
     def _uses(self) -> tuple[int, float]:
-        entries = list(self._state.entries.values())
+        entries = list(self._state.entries)
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
@@ -305,7 +311,7 @@ class PoolMetrics:
             uses, busy = uses - self._base_uses, busy - self._base_busy
             acquired = max(uses + in_use - self._base_lent, uses, 0)
             # The stack lends the same few first: who was ever lent, was lent at one time.
-            lent_once = sum(1 for e in state.entries.values() if e.uses) if uses else 0
+            lent_once = sum(1 for e in state.entries if e.uses) if uses else 0
             self._peak = max(self._peak, in_use, min(lent_once, len(state.entries)))
             timed_use, timed_use_total = self.use.timed
             return PoolSnapshot(
@@ -349,6 +355,8 @@ class PoolMetrics:
 
     def to_json(self, pretty: bool = False) -> str:
         """Return `to_dict` as JSON, indented if ``pretty``."""
+        import json  # here, to keep the package's import light
+
         return json.dumps(self.to_dict(), indent=2 if pretty else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,6 @@ Pure: values in, values out; guarded by the pool's lock.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from ..settings import Backoff
@@ -44,7 +43,7 @@ class Outage:
         now: float,
         backoff: Backoff,
         waiting: bool,
-        uniform: Callable[[], float] = random.random,
+        uniform: Callable[[], float],
     ) -> bool:
         """Note a failed creation; say whether the outage begins with it.
 

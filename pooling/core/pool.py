@@ -16,7 +16,7 @@ from .engine import Engine, _numbers, _say, _seconds
 from .entry import Key
 from .holders import Holder, describe, holders_of
 from .observer import Observer, tell
-from .state import UNLIMITED, Plan, _copy
+from .state import UNLIMITED, _copy
 
 __all__ = ["Pool"]
 
@@ -143,6 +143,7 @@ class Pool(Engine[R]):
         with self._lock:
             state.closed = True
             state.generation = object()
+            self._gate_locked()
             state.fail_waiters(PoolClosed, f"pool {self.name!r} was closed during the wait")
         self._serve()
         me = self._ident()
@@ -215,7 +216,7 @@ class Pool(Engine[R]):
             number = min(goal - (len(state.entries) - len(state.closing)), allowed)
             number = min(number, state.max_size - len(state.entries))
             keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(Plan(0, []), keys)
+        self._carry_out(keys, [])
         self._serve()
 
     def drain(self) -> None:
@@ -227,7 +228,8 @@ class Pool(Engine[R]):
         self._enter()
         with self._lock:
             closes = self._state.drain()
-        self._carry_out(Plan(0, closes), [])
+            self._gate_locked()
+        self._carry_out([], closes)
         tell(self._observers, "drained", self.name)
         self._serve()
 
@@ -260,6 +262,7 @@ class Pool(Engine[R]):
             state = self._state
             state.min_size, state.max_size = settings.min_size, settings.max_size
             state.max_idle = UNLIMITED if settings.max_idle is None else settings.max_idle
+            self._gate_locked()
             self._look_at(self._now())
         self._serve()
 
@@ -278,6 +281,7 @@ class Pool(Engine[R]):
         self._enter()
         with self._lock:
             self._state.paused = paused
+            self._gate_locked()
         self._serve()
 
     def check(self) -> None:
@@ -321,6 +325,7 @@ class Pool(Engine[R]):
             self._observers = observers
             self._noise = self._wants_noise()
             self._configure(self._settings)
+            self._gate_locked()
         self._serve()
 
     def stats(self) -> dict[str, Any]:

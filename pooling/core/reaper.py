@@ -22,7 +22,7 @@ import logging
 import queue
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
 from .entry import Entry
@@ -45,19 +45,25 @@ _COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks fo
 NEVER = float("inf")
 
 
-class Look(NamedTuple):
+class Look:
     """Sweep the pool when it is due."""
 
-    pool: PoolRef
-    due: float
+    __slots__ = ("pool", "due")
+
+    def __init__(self, pool: PoolRef, due: float) -> None:
+        self.pool = pool
+        self.due = due
 
 
-class Call(NamedTuple):
+class Call:
     """Call a verb of the pool."""
 
-    pool: PoolRef
-    verb: Callable[..., object]
-    args: tuple[Any, ...]
+    __slots__ = ("pool", "verb", "args")
+
+    def __init__(self, pool: PoolRef, verb: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.pool = pool
+        self.verb = verb
+        self.args = args
 
 
 class Reaper:
@@ -65,6 +71,7 @@ class Reaper:
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
         self.inbox: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        self.drop = self.inbox.put  # the callback of every entry: one object for all
         self._clock = clock
         self._pools = pools
         self._due: list[tuple[float, int, PoolRef]] = []
@@ -152,7 +159,7 @@ class Reaper:
         """Close what a pool that was dropped without `close` left on its idle stack."""
         self._pools.pop(id(reference), None)
         # Nothing is lent: a lease would have kept the pool alive.
-        for entry in list(reference.state.entries.values()):
+        for entry in list(reference.state.entries):
             if entry.resource is not None:
                 reference.background.workers.submit(reference.adapter.close, entry.resource)
         reference.state.entries.clear()
@@ -183,7 +190,7 @@ def _overdue_work(pool: Pool[Any], now: float) -> float:
         (state.checking, max(settings.reset_timeout, settings.health_check_timeout)),
         (state.closing, settings.close_timeout),
     ):
-        for entry in list(entries.values()):
+        for entry in list(entries):
             if entry.since + limit <= now:
                 pool._abandon(entry, now)
             else:
@@ -227,7 +234,7 @@ def _lived_too_long(pool: Pool[Any], now: float) -> float:
             except ValueError:
                 continue  # lent just now; it is looked at there
             pool._evict(key, "lifetime")
-    for entry in list(state.entries.values()):
+    for entry in list(state.entries):
         if entry.expires <= now:
             entry.generation = None
         else:

@@ -23,21 +23,13 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from typing import NamedTuple
 
 from .entry import Entry, Key
 from .waiter import Waiter
 
-__all__ = ["PoolState", "Plan", "UNLIMITED"]
+__all__ = ["PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
-
-
-class Plan(NamedTuple):
-    """What is to be done once the lock is free."""
-
-    creations: int
-    closes: list[tuple[Key, str]]
 
 
 class PoolState:
@@ -47,10 +39,11 @@ class PoolState:
         self.min_size = min_size
         self.max_size = max_size
         self.max_idle = max_idle
-        self.entries: dict[int, Entry] = {}  # by id: all slots taken
-        self.creating: dict[int, Entry] = {}
-        self.checking: dict[int, Entry] = {}  # validated or reset on a worker
-        self.closing: dict[int, Entry] = {}
+        # An entry's hash is its key's, and kept when the key has gone.
+        self.entries: set[Entry] = set()  # all slots taken
+        self.creating: set[Entry] = set()
+        self.checking: set[Entry] = set()  # validated or reset on a worker
+        self.closing: set[Entry] = set()
         self.idle: deque[Key] = deque()  # right end: the one used last
         self.waiters: deque[Waiter] = deque()  # left end: the oldest
         self.generation: object = object()
@@ -89,13 +82,13 @@ class PoolState:
 
     def owns(self, entry: Entry) -> bool:
         """Whether the entry is one of this state (not the parent's, not retired)."""
-        return self.entries.get(id(entry)) is entry
+        return entry in self.entries
 
     def lent(self) -> list[Entry]:
         """The entries that borrowers hold."""
-        resting = {id(key.entry) for key in _copy(self.idle)}
+        resting = {key.entry for key in _copy(self.idle)}
         resting.update(self.creating, self.checking, self.closing)
-        return [e for i, e in list(self.entries.items()) if i not in resting and e.held]
+        return [entry for entry in self.entries - resting if entry.held]
 
     # -- the line -----------------------------------------------------------
 
@@ -143,21 +136,21 @@ class PoolState:
 
     def reserve(self, entry: Entry) -> None:
         """Take a slot for an entry that is about to be made."""
-        self.creating[id(entry)] = entry
-        self.entries[id(entry)] = entry
+        self.creating.add(entry)
+        self.entries.add(entry)
 
     def retire(self, entry: Entry) -> bool:
         """Give an entry's slot back; ``False`` if that was done before."""
         found = self.owns(entry)
-        self.entries.pop(id(entry), None)
+        self.entries.discard(entry)
         self.settle(entry)
-        self.closing.pop(id(entry), None)
+        self.closing.discard(entry)
         return found
 
     def settle(self, entry: Entry) -> None:
         """End its time on a worker: it is made, checked or reset now."""
-        self.creating.pop(id(entry), None)
-        self.checking.pop(id(entry), None)
+        self.creating.discard(entry)
+        self.checking.discard(entry)
 
     def accept(self, key: Key, now: float) -> str | None:
         """Let a resource in, for the oldest waiter or onto the idle stack.
@@ -173,8 +166,10 @@ class PoolState:
             reason = "max_idle"
         if reason is None:
             self.settle(entry)
-            self.idle.append(key)
-            self.pair()
+            if self.waiters and not self.paused:
+                self._hand(key)
+            else:
+                self.idle.append(key)
         return reason
 
     def unfit(self, entry: Entry, now: float) -> str | None:
@@ -187,33 +182,61 @@ class PoolState:
             return "drained"
         return None
 
-    def pair(self) -> int:
-        """Give idle resources to waiters, oldest first; say how many went."""
-        served = 0
-        while self.waiters and not self.paused:
-            waiter = self.waiters[0]
-            if not waiter.given:
-                try:
-                    key = self.idle.pop()
-                except IndexError:
-                    break
-                waiter.give(key)  # mark and put first, remove after
-                served += 1
-            _drop(self.waiters, waiter)
-        return served
+    def pair(self, now: float) -> list[tuple[Key, str]]:
+        """Give idle resources to waiters, oldest first.
 
-    def serve(self, allowed: int, now: float) -> Plan:
+        Returns:
+            What lay on top and must be closed, and why: what was released
+            while a drain or a close took place.
+        """
+        closes: list[tuple[Key, str]] = []
+        idle, waiters = self.idle, self.waiters
+        while idle:
+            try:
+                key = idle.pop()
+            except IndexError:  # lent meanwhile, without the lock
+                break
+            reason = self.unfit(key.entry, now)
+            if reason is not None:
+                self.close(key.entry)
+                closes.append((key, reason))
+            elif not waiters or self.paused:
+                idle.append(key)
+                break
+            else:
+                self._hand(key)
+        return closes
+
+    def _hand(self, key: Key) -> None:
+        """Give a key to the first who still wants one: mark and put first, remove after."""
+        waiters = self.waiters
+        while waiters:
+            waiter = waiters[0]
+            accepted = waiter.give(key)
+            if waiters and waiters[0] is waiter:
+                waiters.popleft()
+            if accepted:
+                return
+        self.idle.append(key)
+
+    def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Key, str]]]:
         """Make it right from whatever state: pair, and plan the rest.
 
         Args:
             allowed: How many creations may be under way at once; few or none
                 while the server is down.
             now: The time, for what has grown too old.
+
+        Returns:
+            How many are to be made, and what is to be closed and why.
         """
-        closes = self._unwanted(now)
-        self.pair()
-        room = min(self.max_size - len(self.entries), allowed - len(self.creating))
-        return Plan(max(0, min(self._missing(), room)), closes)
+        closes = self._excess() if self.closed or self.surplus > 0 else []
+        closes += self.pair(now)
+        room = self.max_size - len(self.entries)
+        if room <= 0:
+            return 0, closes
+        room = min(room, allowed - len(self.creating))
+        return max(0, min(self._missing(), room)), closes
 
     def _missing(self) -> int:
         """How many creations would serve every waiter and fill up to ``min_size``."""
@@ -223,36 +246,26 @@ class PoolState:
         short = self.min_size - (len(self.entries) - len(self.closing))
         return max(len(self.waiters) - coming, short) if not self.paused else short
 
-    def _unwanted(self, now: float) -> list[tuple[Key, str]]:
-        """Take off the idle stack what must be closed: all, the surplus, the outdated."""
+    def _excess(self) -> list[tuple[Key, str]]:
+        """Take off the idle stack what is too many, the longest unused first."""
         closes: list[tuple[Key, str]] = []
         while self.closed or self.surplus > 0:
             try:
                 key = self.idle.popleft()
             except IndexError:
-                return closes
+                break
             self.close(key.entry)
             closes.append((key, "closed" if self.closed else "surplus"))
-        while True:  # what was released while a drain took place lies on top
-            try:
-                key = self.idle.pop()
-            except IndexError:
-                return closes
-            reason = self.unfit(key.entry, now)
-            if reason is None:
-                self.idle.append(key)
-                return closes
-            self.close(key.entry)
-            closes.append((key, reason))
+        return closes
 
     def close(self, entry: Entry) -> None:
         """Note that an entry is being closed; its slot stays taken (P2)."""
-        self.closing[id(entry)] = entry
+        self.closing.add(entry)
         self.settle(entry)
 
     def check(self, entry: Entry) -> None:
         """Note that an entry is validated or reset on a worker."""
-        self.checking[id(entry)] = entry
+        self.checking.add(entry)
 
     def drain(self) -> list[tuple[Key, str]]:
         """Start a new generation; returns the idle ones of the old."""
@@ -272,13 +285,6 @@ def _before(one: Waiter, other: Waiter) -> bool:
     if one.arrived == other.arrived:
         return one.again and not other.again
     return one.arrived < other.arrived
-
-
-def _drop(line: deque[Waiter], waiter: Waiter) -> None:
-    try:
-        line.remove(waiter)  # the head, so this is short; gone already is fine
-    except ValueError:
-        pass
 
 
 def _copy(stack: deque[Key]) -> list[Key]:

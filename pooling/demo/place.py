@@ -62,9 +62,7 @@ class Place(NamedTuple):
 
 
 # The parent needs one connection, now and then, and the user an early answer if there is none.
-_ONE = PoolSettings(
-    min_size=0, max_size=1, acquire_timeout=5.0, create_timeout=5.0, max_attempts=3
-)
+_ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=5.0, create_timeout=5.0, max_attempts=3)
 
 
 class Database(Protocol):

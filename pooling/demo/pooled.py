@@ -17,7 +17,7 @@ __all__ = ["Pooled"]
 
 # SQLite has one writer at a time, so more than a few only queue up in its busy handler;
 # PostgreSQL serves about as many at once as it has cores.
-_DATABASE_SIZE = {"sqlite": 4, "postgres": 32}
+_DATABASE_SIZE = {"sqlite": 4, "postgres": 8}
 
 
 class Pooled:

@@ -251,10 +251,8 @@ class _Demo:
         if all(result["done"] for result in results.values()):
             say("\n" + table(results["unpooled"], results["pooled"]))
         say("\n" + results["pooled"]["summary"])
-        right = all(result["right"] for result in results.values())
-        say(
-            f"{'every row is right' if right else 'NOT every row is right'}; {seconds:.1f} s in all"
-        )
+        right = "" if all(result["right"] for result in results.values()) else "NOT "
+        say(f"{right}every row is right; {seconds:.1f} s in all")
 
 
 def _describe(market: Message) -> str:

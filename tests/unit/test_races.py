@@ -81,7 +81,7 @@ def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock
             if threading.current_thread() is waiter and lease._key is not None:
                 lease.release()  # after its time was up, before it has left the line
 
-    clock.get = get  # type: ignore[method-assign]
+    pool._get = get
     waiter = threading.Thread(target=wait)
     resource = lease.resource
     waiter.start()
@@ -292,7 +292,7 @@ def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -
 
     def get(box: object, timeout: float | None) -> object:
         if threading.current_thread() is victim:
-            clock.get = original  # type: ignore[method-assign]
+            pool._get = original
             lease.release()  # the victim is served ...
             raise Struck  # ... and struck before it takes what it was given
         return original(box, timeout)  # type: ignore[arg-type]
@@ -306,7 +306,7 @@ def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -
             got.append(lent)
 
     victim = threading.Thread(target=be_struck)
-    clock.get = get  # type: ignore[method-assign]
+    pool._get = get
     victim.start()
     victim.join(30)
     borrow()

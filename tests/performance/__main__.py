@@ -1,0 +1,65 @@
+"""``python -m tests.performance``: run the benchmark and print its tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import ample, flat, held, imports, scarce, stampede, uncontended
+from .harness import Plan
+from .machine import Neighbours, environment, heading
+from .table import Table, to_json
+
+BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
+    uncontended.NAME: uncontended.run,
+    ample.NAME: ample.run,
+    scarce.NAME: scarce.run,
+    held.NAME: held.run,
+    stampede.NAME: stampede.run,
+    flat.NAME: flat.run,
+    imports.NAME: imports.run,
+}
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about a minute, not five")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it there too")
+    parser.add_argument(
+        "--only", metavar="NAME", nargs="+", choices=BENCHMARKS, help=", ".join(BENCHMARKS)
+    )
+    parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds of each benchmark")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; return 1 if a contender gave wrong results, never for time."""
+    options = _arguments(arguments)
+    plan = Plan(quick=options.quick, rounds=options.rounds)
+    print(heading(), flush=True)
+    began = time.perf_counter()
+    tables = []
+    for name in options.only or BENCHMARKS:
+        neighbours = Neighbours()
+        table = BENCHMARKS[name](plan)
+        table.notes = [*table.notes, *neighbours.note()]
+        print(f"\n{table.render()}", flush=True)
+        tables.append(table)
+    print(f"\n{time.perf_counter() - began:.0f} s in all", flush=True)
+    if options.json:
+        options.json.write_text(to_json(environment(), tables), encoding="utf-8")
+    return 1 if any(table.failures for table in tables) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
