@@ -63,6 +63,7 @@ R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
 _numbers = itertools.count(1)
+_Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 _ABANDONED = object()  # the generation of an entry whose work took too long
 
 
@@ -173,7 +174,9 @@ class Engine(Generic[R]):
                 entry = key.entry
                 entry.since = now = self._now()
                 if entry.generation is not self._pass or now >= entry.expires or not PAGE[0]:
-                    key = self._queue_up(timeout, key)
+                    doubtful = [key]
+                    del key, entry  # it may go to somebody else while we wait
+                    key = self._queue_up(timeout, doubtful)
         if self._track:
             entry = key.entry
             entry.thread = self._ident()
@@ -197,17 +200,19 @@ class Engine(Generic[R]):
 
     # -- acquire, the slow way --------------------------------------------------
 
-    def _queue_up(self, timeout: float | None, key: Key | None = None) -> Key:
+    def _queue_up(self, timeout: float | None, doubtful: list[Key] | None = None) -> Key:
         """Look twice at a doubtful resource, or wait in line for one; one deadline for all."""
         self._enter()
         timeout = self._settings.acquire_timeout if timeout is None else timeout
+        key = doubtful.pop() if doubtful else None
         arrived = self._now() if key is None else key.entry.since
-        waited = again = False
-        while key is None or not self._vet(key, arrived + timeout, timeout == 0):
-            again = key is not None
+        deadline = arrived + timeout
+        refused: list[_Refusal] = []
+        waited = False
+        while key is None or not self._fit(key, deadline, timeout == 0, refused):
             key = None  # whoever waits holds nothing
-            waiter = Waiter(arrived, self._ident(), again)
-            key = self._wait(waiter, arrived + timeout, timeout)
+            waiter = Waiter(arrived, self._ident(), bool(refused))
+            key = self._wait(waiter, deadline, timeout, refused)
             waited = True
         now = self._now()
         key.entry.since = now
@@ -227,28 +232,34 @@ class Engine(Generic[R]):
                 "interrupted the pool itself in this thread; only giving back works there"
             )
 
-    def _vet(self, key: Key, deadline: float, at_once: bool) -> bool:
-        """Is this resource fit to be lent? If not it is on its way elsewhere."""
+    def _fit(self, key: Key, deadline: float, at_once: bool, refused: list[_Refusal]) -> bool:
+        """Is this resource fit to be lent? If not, ``refused`` says what is to become of it.
+
+        That is done once the borrower stands in line again: the slot that it
+        frees must not go to somebody who came later (P3).
+        """
         entry, state, now = key.entry, self._state, self._now()
         if entry.generation is self._pass and now < entry.expires:
             return True  # nothing is to be looked at: see `_gate_locked`
         if state.barred or state.unfit(entry, now):
-            self._deliver(key)  # which decides: rest, or close
-            return False
-        if self._is_alive is not None and not self._alive(entry):
-            self._found_dead(key, "dead", None)
-            return False
-        if (
+            refused.append((self._deliver, (key,)))  # which decides: rest, or close
+        elif self._is_alive is not None and not self._alive(entry):
+            refused.append((self._found_dead, (key, "dead", None)))
+        elif (
             self._validate is None
             or not self._settings.validate_on_acquire
             or at_once
             or now - max(entry.idle_since, entry.checked) <= self._settings.validation_interval
         ):
             return True
-        if self._adapter.bounded:
+        elif not self._adapter.bounded:
+            refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
+        else:
             limit = min(self._settings.health_check_timeout, max(0.0, deadline - now))
-            return self._proven(key, limit)
-        self._on_worker(key, self._check)  # it comes back through `_deliver`
+            error = self._prove(key, limit)
+            if error is None:
+                return True
+            refused.append((self._found_dead, (key, "invalid", error)))
         return False
 
     def _alive(self, entry: Entry) -> bool:
@@ -258,21 +269,20 @@ class Engine(Generic[R]):
             logger.debug("pool %r: is_alive() failed", self.name, exc_info=True)
             return False
 
-    def _proven(self, key: Key, limit: float) -> bool:
-        """Make the round trip; a dead resource is evicted."""
+    def _prove(self, key: Key, limit: float) -> Exception | None:
+        """Make the round trip; return what it raised if the resource is dead."""
         entry, started = key.entry, self._now()
         try:
             self._adapter.validate(entry.resource, limit)
         except Exception as error:
-            self._found_dead(key, "invalid", error)
-            return False
+            return error
         except BaseException:
             self._evict(key, "interrupted")
             raise
         entry.checked = now = self._now()
         if self._settings.enable_metrics:
             self.metrics.validate.record(now - started)
-        return True
+        return None
 
     def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
         with self._lock:
@@ -281,7 +291,9 @@ class Engine(Generic[R]):
         if self._observers:
             tell(self._observers, "validation_failed", self.name, error or PoolError(reason))
 
-    def _wait(self, waiter: Waiter, deadline: float, timeout: float) -> Key:
+    def _wait(
+        self, waiter: Waiter, deadline: float, timeout: float, refused: list[_Refusal]
+    ) -> Key:
         """Wait in line until somebody hands over a key, or says why not."""
         item: Key | BaseException | None
         try:
@@ -289,6 +301,8 @@ class Engine(Generic[R]):
                 exhausted = self._admit_locked(waiter)
                 keys, closes = self._plan_locked()
                 stuck = timeout > 0 and self._cannot_end_locked(waiter)
+            while refused:
+                self._dismiss(refused)
             if keys or closes:
                 self._carry_out(keys, closes)
             if exhausted:
@@ -310,6 +324,11 @@ class Engine(Generic[R]):
         if isinstance(item, Key):
             return item
         raise item
+
+    @staticmethod
+    def _dismiss(refused: list[_Refusal]) -> None:
+        verb, arguments = refused.pop()
+        verb(*arguments)
 
     def _admit_locked(self, waiter: Waiter) -> bool:
         """Let a waiter join the line; say whether the pool becomes exhausted with it."""
@@ -570,8 +589,7 @@ class Engine(Generic[R]):
             self._deliver(key)
 
     def _prove_and_restore(self, key: Key) -> None:
-        if self._proven(key, self._settings.health_check_timeout):
-            self._restore(key)
+        self._check(key, self._restore)
 
     def _reset_ok(self, key: Key) -> bool:
         entry, started = key.entry, self._now()
@@ -590,10 +608,13 @@ class Engine(Generic[R]):
             self.metrics.release.record(now - started)
         return True
 
-    def _check(self, key: Key) -> None:
+    def _check(self, key: Key, then: Callable[[Key], None] | None = None) -> None:
         """Prove a resource alive, and let it in."""
-        if self._proven(key, self._settings.health_check_timeout):
-            self._deliver(key)
+        error = self._prove(key, self._settings.health_check_timeout)
+        if error is not None:
+            self._found_dead(key, "invalid", error)
+        else:
+            (then or self._deliver)(key)
 
     def _on_worker(self, key: Key, job: Callable[[Key], None]) -> None:
         """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
@@ -850,16 +871,20 @@ class Engine(Generic[R]):
 
     def _cannot_end_locked(self, waiter: Waiter) -> bool:
         """Whether all are held by threads that wait here themselves."""
-        if not self._track or waiter.given or waiter.again:
+        state = self._state
+        if not self._track or waiter.given or waiter.again or state.unserved:
             return False
-        waiting = None
-        for entry in self._state.entries:
-            if not entry.held or entry.thread != waiter.thread:
-                if waiting is None:
-                    waiting = {other.thread for other in self._state.waiters}
-                if not entry.held or entry.thread not in waiting:
+        if state.creating or state.checking or state.closing:
+            return False
+        waiting: set[int] | None = None
+        for entry in state.entries:
+            if not entry.held:
+                return False
+            if entry.thread != waiter.thread:  # rarely beyond the first one
+                waiting = waiting or {other.thread for other in state.waiters}
+                if entry.thread not in waiting:
                     return False
-        return bool(self._state.entries) and not (self._state.creating or self._state.closing)
+        return bool(state.entries)
 
     def _warn_of_deadlock(self, waiter: Waiter) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))
