@@ -1,0 +1,83 @@
+"""The README's Python runs as it stands, but for the addresses of its servers."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.servers import PostgresServer
+
+README = Path(__file__).parents[2] / "README.rst"
+
+
+class Api(BaseHTTPRequestHandler):
+    """Answers every request with a quote."""
+
+    def do_GET(self) -> None:
+        body = b'{"symbol": "ACME", "price": 12.5}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(30)
+
+
+class Mail:
+    """Stands in for ``smtplib.SMTP``: no mail server is needed to show a factory."""
+
+    sent: list[str] = []
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def sendmail(self, sender: str, recipient: str, text: str) -> None:
+        self.sent.append(text)
+
+    def noop(self) -> None: ...
+
+    def rset(self) -> None: ...
+
+    def quit(self) -> None: ...
+
+
+def blocks() -> list[str]:
+    """Return the README's Python blocks in their order."""
+    found = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README.read_text("utf-8"), re.M)
+    return ["\n".join(line[4:] for line in block.splitlines()) for block in found]
+
+
+def test_readme_runs(
+    api: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("smtplib.SMTP", Mail)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks()):
+        block = block.replace("https://api.example.com", api)
+        block = block.replace("postgresql://localhost/app", postgres.dsn)
+        exec(compile(block, f"README.rst, block {number}", "exec"), names)  # noqa: S102
+    assert names["quote"] == {"symbol": "ACME", "price": 12.5}
+    assert names["rows"] == [(12.5,)]
+    assert names["orders"] == [("lamp",)]
+    names["send"]("a", "b", "hello")  # type: ignore[operator]
+    assert Mail.sent == ["hello"]
+    for name in ("mail", "http", "cache", "db"):
+        names[name].close()  # type: ignore[attr-defined]
