@@ -154,8 +154,9 @@ class PoolSettings:
         keepalive_interval: Seconds idle after which a round trip is made in the
             background, so that firewalls do not forget the connection.
             ``None`` means no keepalive.
-        max_validation_failures: Validations that fail in a row before the
-            resource is discarded.
+        max_validation_failures: Round trips that fail in a row before the rest
+            is replaced without being asked. Each resource that fails one is
+            discarded.
         max_attempts: Attempts to create that fail in a row before a borrower
             that waits gets the server's error. ``None`` means that its deadline
             decides. The pool itself never gives up.

@@ -47,12 +47,13 @@ from . import registry
 from .adapter import Adapter
 from .clock import Clock
 from .entry import Entry, Key
+from .health import Health
 from .holders import describe, holders_of, place_of
 from .lease import Lease
 from .metrics import PoolMetrics
 from .observer import Observer, tell
 from .outage import Outage
-from .reaper import AUDIT, NEVER, Call, Look
+from .reaper import AHEAD, AUDIT, NEVER, Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
 from .waiter import Waiter
@@ -97,7 +98,7 @@ class Engine(Generic[R]):
         )
         self._wary = (
             self._is_alive is not None
-            or (self._validate is not None and settings.validate_on_acquire)
+            or self._validate is not None
             or self._noise
         )
 
@@ -112,6 +113,7 @@ class Engine(Generic[R]):
         max_idle = settings.max_size if settings.max_idle is None else settings.max_idle
         self._state = PoolState(settings.min_size, settings.max_size, max_idle)
         self._outage = Outage()
+        self._health = Health(self._now(), self._clock.wall())
         self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock)
         self._waiters = self._state.waiters
         self._push = self._state.idle.append
@@ -245,12 +247,7 @@ class Engine(Generic[R]):
             refused.append((self._deliver, (key,)))  # which decides: rest, or close
         elif self._is_alive is not None and not self._alive(entry):
             refused.append((self._found_dead, (key, "dead", None)))
-        elif (
-            self._validate is None
-            or not self._settings.validate_on_acquire
-            or at_once
-            or now - max(entry.idle_since, entry.checked) <= self._settings.validation_interval
-        ):
+        elif at_once or not self._must_prove(entry, now):
             return True
         elif not self._adapter.bounded:
             refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
@@ -261,6 +258,16 @@ class Engine(Generic[R]):
                 return True
             refused.append((self._found_dead, (key, "invalid", error)))
         return False
+
+    def _must_prove(self, entry: Entry, now: float) -> bool:
+        """Does this one need a round trip before it is lent?"""
+        if self._validate is None:
+            return False
+        if self._health.jumped(now, self._clock.wall()) or self._health.suspects(entry):
+            return True
+        seen = max(entry.idle_since, entry.checked)
+        settings = self._settings
+        return settings.validate_on_acquire and now - seen > settings.validation_interval
 
     def _alive(self, entry: Entry) -> bool:
         try:
@@ -280,16 +287,34 @@ class Engine(Generic[R]):
             self._evict(key, "interrupted")
             raise
         entry.checked = now = self._now()
+        self._health.lives()
         if self._settings.enable_metrics:
             self.metrics.validate.record(now - started)
         return None
 
     def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
+        """Evict a dead resource; those of the same age are suspect now, or go with it."""
         with self._lock:
             self.metrics.count["validation_failures"] += 1
         self._evict(key, reason)
+        self._suspect_all(by_round_trip=error is not None)
         if self._observers:
             tell(self._observers, "validation_failed", self.name, error or PoolError(reason))
+
+    def _suspect_all(self, by_round_trip: bool) -> None:
+        """After a proven death: what else was seen alive last before it? (P6)"""
+        most = self._settings.max_validation_failures
+        with self._lock:
+            if not self._health.died(self._now(), by_round_trip, most):
+                return
+            closes = self._state.drain()
+            self._gate_locked()
+        logger.warning(
+            "pool %r: %d %ss in a row proved dead; replacing all", self.name, most, self._adapter.noun
+        )
+        self._carry_out([], closes)
+        tell(self._observers, "drained", self.name)
+        self._serve()
 
     def _wait(
         self, waiter: Waiter, deadline: float, timeout: float, refused: list[_Refusal]
@@ -479,8 +504,11 @@ class Engine(Generic[R]):
 
     def _next_age(self, entry: Entry) -> float:
         """When the reaper should look at a new entry at the latest."""
-        settings, due = self._settings, entry.expires
-        for limit in (settings.idle_timeout, settings.leak_timeout):
+        settings, due = self._settings, entry.expires - AHEAD
+        limits = [settings.idle_timeout, settings.leak_timeout]
+        if self._validate is not None:
+            limits += [settings.keepalive_interval, settings.health_check_interval]
+        for limit in limits:
             if limit is not None:
                 due = min(due, entry.idle_since + limit)
         return due
@@ -550,6 +578,8 @@ class Engine(Generic[R]):
         reason = self._worn(entry, error)
         if reason is not None:
             self._evict(key, reason)
+            if reason == "broken":
+                self._suspect_all(by_round_trip=False)
         elif self._reset is not None:
             self._clean(key, doubtful=error is not None and not self._knows_errors)
         elif error is not None and self._validate is not None and not self._knows_errors:
@@ -615,6 +645,19 @@ class Engine(Generic[R]):
             self._found_dead(key, "invalid", error)
         else:
             (then or self._deliver)(key)
+
+    def _health_check(self, key: Key) -> None:
+        """`_check` on behalf of the reaper: the server's health is counted and told."""
+        error = self._prove(key, self._settings.health_check_timeout)
+        with self._lock:
+            self.metrics.last_health_check = self._clock.wall()
+            if error is not None:
+                self.metrics.count["health_failures"] += 1
+        tell(self._observers, "health_checked", self.name, error)
+        if error is not None:
+            self._found_dead(key, "invalid", error)
+        else:
+            self._deliver(key)
 
     def _on_worker(self, key: Key, job: Callable[[Key], None]) -> None:
         """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
@@ -778,6 +821,19 @@ class Engine(Generic[R]):
             self.name, self._adapter.noun, held, self._settings.leak_timeout, where,
         )
         tell(self._observers, "leaked", self.name, where, held)
+
+    def _replace_ahead(self, ending: int) -> None:
+        """Make what ``min_size`` will miss when so many have reached the end of their lives."""
+        with self._lock:
+            state = self._state
+            staying = len(state.entries) - len(state.closing) - ending
+            room = min(
+                state.max_size - len(state.entries),
+                self._outage.allowed(self._now()) - len(state.creating),
+            )
+            number = 0 if state.closed else min(state.min_size - staying, room)
+            keys = [self._reserve_locked() for _ in range(number)]
+        self._carry_out(keys, [])
 
     def _look_at(self, due: float) -> None:
         """Ask the reaper to look at this pool then, unless it does so before."""

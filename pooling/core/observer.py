@@ -47,6 +47,9 @@ class Observer:
     def validation_failed(self, pool: str, error: BaseException) -> None:
         """A resource was found dead."""
 
+    def health_checked(self, pool: str, error: BaseException | None) -> None:
+        """The server was asked how it is; ``None`` means well."""
+
     def leaked(self, pool: str, where: str, held: float) -> None:
         """A lease is out for longer than ``leak_timeout``."""
 

@@ -25,14 +25,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
-from .entry import Entry
+from .entry import Entry, Key
 from .state import _copy
 
 if TYPE_CHECKING:
     from .pool import Pool
     from .registry import PoolRef
 
-__all__ = ["AUDIT", "Call", "Look", "Reaper", "sweep"]
+__all__ = ["AHEAD", "AUDIT", "Call", "Look", "Reaper", "sweep"]
 
 logger = logging.getLogger("pooling")
 
@@ -41,6 +41,8 @@ AUDIT = 0.25
 
 _OVERDUE = 1.0  # seconds in line after which a lease may have been forgotten in a cycle
 _COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks for
+
+AHEAD = 2.0  # seconds before the end of its lifetime that a core member is replaced
 
 NEVER = float("inf")
 
@@ -172,10 +174,14 @@ def sweep(pool: Pool[Any], now: float) -> float:
         When to look again; infinity for "when something happens".
     """
     pool._background.workers.nudge()
+    if pool._health.jumped(now, pool._clock.wall()):
+        logger.info("pool %r: the process was frozen; idle resources are suspect", pool.name)
     return min(
         _overdue_work(pool, now),
         _rested_too_long(pool, now),
         _lived_too_long(pool, now),
+        _keepalive(pool, now),
+        _health_check(pool, now),
         _leaks(pool, now),
         _audit(pool, now),
     )
@@ -224,22 +230,71 @@ def _rested_too_long(pool: Pool[Any], now: float) -> float:
 
 
 def _lived_too_long(pool: Pool[Any], now: float) -> float:
-    """Evict the idle ones past their lifetime, and mark the lent ones for their return."""
+    """Evict the idle ones past their lifetime, and mark the lent ones for their return.
+
+    Those that `min_size` will miss are replaced a moment before.
+    """
     state = pool._state
     due = NEVER
     for key in _copy(state.idle):
         if key.entry.expires <= now:
-            try:
-                state.idle.remove(key)
-            except ValueError:
-                continue  # lent just now; it is looked at there
-            pool._evict(key, "lifetime")
+            _evict_idle(pool, key, "lifetime")
+    ending = 0
     for entry in list(state.entries):
         if entry.expires <= now:
             entry.generation = None
-        else:
+        elif entry.expires - AHEAD <= now:
+            ending += 1
             due = min(due, entry.expires)
+        else:
+            due = min(due, entry.expires - AHEAD)
+    if ending:
+        pool._replace_ahead(ending)
     return due
+
+
+def _evict_idle(pool: Pool[Any], key: Key, reason: str) -> None:
+    if _take(pool, key):
+        pool._evict(key, reason)
+
+
+def _take(pool: Pool[Any], key: Key) -> bool:
+    """Take a certain key off the idle stack; ``False`` if somebody was faster."""
+    try:
+        pool._state.idle.remove(key)
+    except ValueError:
+        return False
+    return True
+
+
+def _keepalive(pool: Pool[Any], now: float) -> float:
+    """Make a round trip on what was not heard of for ``keepalive_interval``."""
+    interval = pool._settings.keepalive_interval
+    if interval is None or pool._validate is None or not pool._state.entries:
+        return NEVER
+    due = now + interval
+    for key in _copy(pool._state.idle):
+        seen = max(key.entry.idle_since, key.entry.checked)
+        if seen + interval > now:
+            due = min(due, seen + interval)
+        elif _take(pool, key):
+            pool._on_worker(key, pool._check)  # it goes back where it was
+    return due
+
+
+def _health_check(pool: Pool[Any], now: float) -> float:
+    """Ask the server how it is, at its interval, over the resource that rests longest."""
+    interval = pool._settings.health_check_interval
+    if interval is None or pool._validate is None or not pool._state.entries:
+        return NEVER
+    if now < pool._health.check_at:
+        return pool._health.check_at
+    pool._health.check_at = now + interval
+    for key in _copy(pool._state.idle):
+        if _take(pool, key):
+            pool._on_worker(key, pool._health_check)
+            break
+    return now + interval
 
 
 def _leaks(pool: Pool[Any], now: float) -> float:

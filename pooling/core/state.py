@@ -169,8 +169,24 @@ class PoolState:
             if self.waiters and not self.paused:
                 self._hand(key)
             else:
-                self.idle.append(key)
+                self._lay_down(key)
         return reason
+
+    def _lay_down(self, key: Key) -> None:
+        """Put a key on the idle stack by its rest: what was only checked goes back where it was.
+
+        On top it would look like the one used last, the stack would rotate,
+        and nothing would ever age out.
+        """
+        idle, since = self.idle, key.entry.idle_since
+        if not idle or idle[-1].entry.idle_since <= since:  # released just now
+            idle.append(key)
+            return
+        for place, other in enumerate(_copy(idle)):
+            if other.entry.idle_since > since:
+                idle.insert(place, key)  # near enough, if somebody took or gave one meanwhile
+                return
+        idle.append(key)
 
     def unfit(self, entry: Entry, now: float) -> str | None:
         """The reason why an entry may not be lent any more, or ``None``."""
