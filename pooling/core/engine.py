@@ -523,7 +523,8 @@ class Engine(Generic[R]):
                 return  # given up before, and counted then
             state, outage = self._state, self._outage
             self.metrics.errors[type(error).__name__] += 1
-            backoff, waiting = self._settings.backoff, bool(state.waiters)
+            # Whoever asks while an error is final does not wait for its end.
+            backoff, waiting = self._settings.backoff, bool(state.waiters) and not final
             begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
             if final and not state.live:
                 state.fail_waiters(CreateFailed, str(self._cannot_create()), error)

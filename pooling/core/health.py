@@ -30,7 +30,7 @@ class Health:
     def __init__(self, now: float, wall: float) -> None:
         self.suspect_until = float("-inf")  # who was not seen alive since then is suspect
         self.failures = 0  # round trips that failed, in a row
-        self.check_at = now  # when the next health check is due
+        self.check_at: float | None = None  # when the next health check is due
         self._offset = wall - now
 
     def suspects(self, entry: Entry) -> bool:

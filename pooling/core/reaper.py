@@ -287,6 +287,8 @@ def _health_check(pool: Pool[Any], now: float) -> float:
     interval = pool._settings.health_check_interval
     if interval is None or pool._validate is None or not pool._state.entries:
         return NEVER
+    if pool._health.check_at is None:  # the first resource has just been made
+        pool._health.check_at = now + interval
     if now < pool._health.check_at:
         return pool._health.check_at
     pool._health.check_at = now + interval
@@ -314,15 +316,17 @@ def _leaks(pool: Pool[Any], now: float) -> float:
 
 
 def _audit(pool: Pool[Any], now: float) -> float:
-    """Pair and plan again; while somebody waits, look again soon."""
+    """Pair and plan again; while somebody waits, look again soon, and when a probe is due."""
     pool._serve(audit=True)
+    retry_at = pool._outage.retry_at
+    due = retry_at if pool._outage.error is not None and retry_at > now else NEVER
     try:
         oldest = pool._state.waiters[0].arrived
     except IndexError:
-        return NEVER
+        return due
     if now - oldest >= _OVERDUE:
         _collect(pool, now, now - oldest)
-    return now + AUDIT
+    return min(due, now + AUDIT)
 
 
 def _collect(pool: Pool[Any], now: float, waited: float) -> None:
