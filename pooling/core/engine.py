@@ -110,8 +110,7 @@ class Engine(Generic[R]):
         self._uniform: Callable[[], float] = random
         self._lock: Any = threading.RLock()  # looked up late: gevent replaces it
         self._ident = threading.get_ident
-        max_idle = settings.max_size if settings.max_idle is None else settings.max_idle
-        self._state = PoolState(settings.min_size, settings.max_size, max_idle)
+        self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
         self._health = Health(self._now(), self._clock.wall())
         self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock)
@@ -524,7 +523,8 @@ class Engine(Generic[R]):
             state, outage = self._state, self._outage
             self.metrics.errors[type(error).__name__] += 1
             # Whoever asks while an error is final does not wait for its end.
-            backoff, waiting = self._settings.backoff, bool(state.waiters) and not final
+            waiting = bool(state.waiters or self._watchers) and not final
+            backoff = self._settings.backoff
             begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
             if final and not state.live:
                 state.fail_waiters(CreateFailed, str(self._cannot_create()), error)

@@ -64,9 +64,10 @@ class Outage:
 
     def hurry(self, now: float, backoff: Backoff) -> bool:
         """Somebody waits now: try again within ``probe_interval``. Say if that is sooner."""
-        if self.error is None or self.final or self.retry_at <= now + backoff.probe_interval:
+        soon = now + backoff.probe_interval
+        if self.error is None or self.final or self.retry_at <= soon:
             return False
-        self.retry_at = now + backoff.probe_interval
+        self.retry_at = soon
         return True
 
     def succeeded(self, enough: int) -> bool:

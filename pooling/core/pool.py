@@ -16,7 +16,7 @@ from .engine import Engine, _numbers, _say, _seconds
 from .entry import Key
 from .holders import Holder, describe, holders_of
 from .observer import Observer, tell
-from .state import UNLIMITED, _copy
+from .state import _copy
 
 __all__ = ["Pool"]
 
@@ -261,7 +261,7 @@ class Pool(Engine[R]):
             self._configure(settings)
             state = self._state
             state.min_size, state.max_size = settings.min_size, settings.max_size
-            state.max_idle = UNLIMITED if settings.max_idle is None else settings.max_idle
+            state.max_idle = settings.max_idle
             self._gate_locked()
             self._look_at(self._now())
         self._serve()
@@ -371,6 +371,8 @@ class Pool(Engine[R]):
         try:
             with self._lock:
                 self._watchers[id(box)] = (reached, box)
+                if self._outage.hurry(self._now(), self._settings.backoff):
+                    self._look_at(self._outage.retry_at)
             while True:
                 self._serve()
                 with self._lock:

@@ -35,7 +35,7 @@ UNLIMITED = 1 << 60
 class PoolState:
     """Idle, waiters, entries: all guarded by the pool's lock but for the ends of ``idle``."""
 
-    def __init__(self, min_size: int, max_size: int, max_idle: int) -> None:
+    def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
         self.min_size = min_size
         self.max_size = max_size
         self.max_idle = max_idle
@@ -162,7 +162,7 @@ class PoolState:
         reason = self.unfit(entry, now)
         if reason is None and self.surplus > 0:
             reason = "surplus"
-        if reason is None and not self.waiters and len(self.idle) >= self.max_idle:
+        if reason is None and not self.waiters and self._full(len(self.idle) + 1):
             reason = "max_idle"
         if reason is None:
             self.settle(entry)
@@ -171,6 +171,10 @@ class PoolState:
             else:
                 self._lay_down(key)
         return reason
+
+    def _full(self, resting: int) -> bool:
+        """Whether so many are too many to lie idle."""
+        return self.max_idle is not None and resting > self.max_idle
 
     def _lay_down(self, key: Key) -> None:
         """Put a key on the idle stack by its rest: what was only checked goes back where it was.
@@ -248,6 +252,8 @@ class PoolState:
         """
         closes = self._excess() if self.closed or self.surplus > 0 else []
         closes += self.pair(now)
+        if self._full(len(self.idle)):
+            closes += self._excess()
         room = self.max_size - len(self.entries)
         if room <= 0:
             return 0, closes
@@ -265,14 +271,21 @@ class PoolState:
     def _excess(self) -> list[tuple[Key, str]]:
         """Take off the idle stack what is too many, the longest unused first."""
         closes: list[tuple[Key, str]] = []
-        while self.closed or self.surplus > 0:
+        while True:
+            if self.closed:
+                reason = "closed"
+            elif self.surplus > 0:
+                reason = "surplus"
+            elif self._full(len(self.idle)):
+                reason = "max_idle"
+            else:
+                return closes
             try:
                 key = self.idle.popleft()
             except IndexError:
-                break
+                return closes
             self.close(key.entry)
-            closes.append((key, "closed" if self.closed else "surplus"))
-        return closes
+            closes.append((key, reason))
 
     def close(self, entry: Entry) -> None:
         """Note that an entry is being closed; its slot stays taken (P2)."""
