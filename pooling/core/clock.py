@@ -6,7 +6,6 @@ system's clock, and time passes when the test says so.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any, Protocol
 
@@ -49,9 +48,7 @@ class SystemClock:
     @staticmethod
     def get(box: Box, timeout: float | None) -> Any:
         """Wait on ``box`` itself; see :meth:`Clock.get`."""
-        if timeout is not None:
-            timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
-        return box.get(True, timeout)
+        return box.get(True, timeout if timeout is None or timeout > 0 else 0)
 
 
 SYSTEM = SystemClock()

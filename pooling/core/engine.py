@@ -92,6 +92,7 @@ class Engine(Generic[R]):
         """Take over settings, and what the hot path derives from them."""
         self._settings = settings
         self._track = settings.track_holders
+        self._ahead = AHEAD if settings.max_lifetime is None else min(AHEAD, settings.max_lifetime / 10)
         tight = settings.max_idle is not None and settings.max_idle < settings.max_size
         self._careful = (
             self._reset is not None or settings.max_uses is not None or tight or self._noise
@@ -323,16 +324,16 @@ class Engine(Generic[R]):
         try:
             with self._lock:
                 exhausted = self._admit_locked(waiter)
-                keys, closes = self._plan_locked()
-                stuck = timeout > 0 and self._cannot_end_locked(waiter)
+                keys, closes = ([], []) if self._state.spent else self._plan_locked()
+                stuck = self._track and self._cannot_end_locked(waiter)
             while refused:
                 self._dismiss(refused)
             if keys or closes:
                 self._carry_out(keys, closes)
             if exhausted:
                 tell(self._observers, "exhausted", self.name, len(self._waiters))
-            if stuck:
-                self._warn_of_deadlock(waiter)
+            if stuck and timeout:
+                self._warn_of_deadlock()
             item = self._get(waiter.box, deadline - self._now())
         except queue.Empty:
             with self._lock:
@@ -371,8 +372,7 @@ class Engine(Generic[R]):
         state.started = True
         if not state.waiters:
             self._exhausted = False  # a new line begins
-        full = not state.idle and len(state.entries) >= state.max_size
-        exhausted = full and not self._exhausted
+        exhausted = not self._exhausted and state.spent
         if exhausted:
             self._exhausted = True
             self.metrics.count["exhausted"] += 1
@@ -407,7 +407,7 @@ class Engine(Generic[R]):
             if not self._state.owns(key.entry):
                 return  # the parent's
             reason = self._state.accept(key, self._now())
-            more = self._state.unserved or self._watchers
+            more = self._watchers or (self._waiters and not self._state.spent)
         if reason is not None:
             self._evict(key, reason)
         if more:
@@ -503,7 +503,7 @@ class Engine(Generic[R]):
 
     def _next_age(self, entry: Entry) -> float:
         """When the reaper should look at a new entry at the latest."""
-        settings, due = self._settings, entry.expires - AHEAD
+        settings, due = self._settings, entry.expires - self._ahead
         limits = [settings.idle_timeout, settings.leak_timeout]
         if self._validate is not None:
             limits += [settings.keepalive_interval, settings.health_check_interval]
@@ -927,23 +927,19 @@ class Engine(Generic[R]):
         raise PoolTimeout(text) from cause
 
     def _cannot_end_locked(self, waiter: Waiter) -> bool:
-        """Whether all are held by threads that wait here themselves."""
-        state = self._state
-        if not self._track or waiter.given or waiter.again or state.unserved:
-            return False
-        if state.creating or state.checking or state.closing:
-            return False
-        waiting: set[int] | None = None
+        """Whether this thread holds one, and all are held by threads that wait here."""
+        state, me = self._state, waiter.thread
         for entry in state.entries:
-            if not entry.held:
-                return False
-            if entry.thread != waiter.thread:  # rarely beyond the first one
-                waiting = waiting or {other.thread for other in state.waiters}
-                if entry.thread not in waiting:
-                    return False
-        return bool(state.entries)
+            if entry.thread == me:
+                break
+        else:
+            return False  # somebody else will be told
+        if not state.spent or state.creating or state.checking or state.closing or waiter.given:
+            return False
+        waiting = {other.thread for other in state.waiters}
+        return all(entry.held and entry.thread in waiting for entry in state.entries)
 
-    def _warn_of_deadlock(self, waiter: Waiter) -> None:
+    def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))
         logger.warning(
             "pool %r: this wait can only end by its timeout: every %s is held by a thread "
@@ -965,7 +961,7 @@ def _seconds(timeout: float) -> float:
         raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {timeout!r}")
-    return float(timeout)
+    return min(float(timeout), threading.TIMEOUT_MAX)
 
 
 def _say(error: BaseException | None) -> str:

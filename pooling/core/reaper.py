@@ -42,7 +42,8 @@ AUDIT = 0.25
 _OVERDUE = 1.0  # seconds in line after which a lease may have been forgotten in a cycle
 _COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks for
 
-AHEAD = 2.0  # seconds before the end of its lifetime that a core member is replaced
+AHEAD = 2.0
+"""Seconds before the end of its lifetime that a core member is replaced, at most
 
 NEVER = float("inf")
 
@@ -236,6 +237,7 @@ def _lived_too_long(pool: Pool[Any], now: float) -> float:
     """
     state = pool._state
     due = NEVER
+    ahead = pool._ahead
     for key in _copy(state.idle):
         if key.entry.expires <= now:
             _evict_idle(pool, key, "lifetime")
@@ -243,11 +245,11 @@ def _lived_too_long(pool: Pool[Any], now: float) -> float:
     for entry in list(state.entries):
         if entry.expires <= now:
             entry.generation = None
-        elif entry.expires - AHEAD <= now:
+        elif entry.expires - ahead <= now:
             ending += 1
             due = min(due, entry.expires)
         else:
-            due = min(due, entry.expires - AHEAD)
+            due = min(due, entry.expires - ahead)
     if ending:
         pool._replace_ahead(ending)
     return due

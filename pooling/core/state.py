@@ -70,10 +70,9 @@ class PoolState:
         return len(self.entries) - len(self.closing) - self.max_size
 
     @property
-    def unserved(self) -> bool:
-        """Whether somebody waits beside an idle resource or a free slot."""
-        free = bool(self.idle) or len(self.entries) < self.max_size
-        return free and bool(self.waiters)
+    def spent(self) -> bool:
+        """Whether nothing is idle and no slot is free: there is nothing to serve with."""
+        return not self.idle and len(self.entries) >= self.max_size
 
     @property
     def barred(self) -> bool:
@@ -216,10 +215,10 @@ class PoolState:
                 key = idle.pop()
             except IndexError:  # lent meanwhile, without the lock
                 break
-            reason = self.unfit(key.entry, now)
-            if reason is not None:
-                self.close(key.entry)
-                closes.append((key, reason))
+            entry = key.entry
+            if entry.generation is not self.generation or now >= entry.expires:
+                self.close(entry)
+                closes.append((key, self.unfit(entry, now) or "drained"))
             elif not waiters or self.paused:
                 idle.append(key)
                 break
@@ -250,11 +249,12 @@ class PoolState:
         Returns:
             How many are to be made, and what is to be closed and why.
         """
-        closes = self._excess() if self.closed or self.surplus > 0 else []
-        closes += self.pair(now)
-        if self._full(len(self.idle)):
-            closes += self._excess()
         room = self.max_size - len(self.entries)
+        closes = self._excess() if self.closed or (room < 0 and self.surplus > 0) else []
+        if self.idle:
+            closes += self.pair(now)
+            if self.max_idle is not None and self._full(len(self.idle)):
+                closes += self._excess()
         if room <= 0:
             return 0, closes
         room = min(room, allowed - len(self.creating))
