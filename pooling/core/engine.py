@@ -419,10 +419,10 @@ class Engine(Generic[R]):
             self._later(Engine._serve)
             return
         with self._lock:
-            idle_beside_waiter = audit and self._state.idle and self._state.waiters
-            keys, closes = self._plan_locked()
-            if idle_beside_waiter and not self._state.paused:
+            state = self._state
+            if audit and state.idle and state.waiters and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
+            keys, closes = self._plan_locked()
         if keys or closes:
             self._carry_out(keys, closes)
 
@@ -488,6 +488,8 @@ class Engine(Generic[R]):
                 self.metrics.count["created"] += 1
                 down_since = self._outage.since
                 recovered = self._outage.succeeded(self._state.max_size)
+                if self._settings.health_check_interval is not None:
+                    self._health.begin(now + self._settings.health_check_interval)
         if not wanted:  # it came after `create_timeout`
             self._close_quietly(entry)
             return

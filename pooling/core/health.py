@@ -30,8 +30,12 @@ class Health:
     def __init__(self, now: float, wall: float) -> None:
         self.suspect_until = float("-inf")  # who was not seen alive since then is suspect
         self.failures = 0  # round trips that failed, in a row
-        self.check_at: float | None = None  # when the next health check is due
+        self.check_at = float("-inf")  # when the next health check is due
         self._offset = wall - now
+
+    def begin(self, check_at: float) -> None:
+        """Put the first health check off: something was made just now, so all is well."""
+        self.check_at = max(self.check_at, check_at)
 
     def suspects(self, entry: Entry) -> bool:
         """Whether this one must prove itself before it is lent again."""

@@ -43,7 +43,7 @@ _OVERDUE = 1.0  # seconds in line after which a lease may have been forgotten in
 _COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks for
 
 AHEAD = 2.0
-"""Seconds before the end of its lifetime that a core member is replaced, at most
+"""Seconds before the end of its lifetime that a core member is replaced, at most."""
 
 NEVER = float("inf")
 
@@ -289,8 +289,6 @@ def _health_check(pool: Pool[Any], now: float) -> float:
     interval = pool._settings.health_check_interval
     if interval is None or pool._validate is None or not pool._state.entries:
         return NEVER
-    if pool._health.check_at is None:  # the first resource has just been made
-        pool._health.check_at = now + interval
     if now < pool._health.check_at:
         return pool._health.check_at
     pool._health.check_at = now + interval

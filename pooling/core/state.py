@@ -181,12 +181,13 @@ class PoolState:
         On top it would look like the one used last, the stack would rotate,
         and nothing would ever age out.
         """
-        idle, since = self.idle, key.entry.idle_since
-        if not idle or idle[-1].entry.idle_since <= since:  # released just now
-            idle.append(key)
+        idle, entry = self.idle, key.entry
+        since = entry.idle_since
+        if entry.checked <= since and (not idle or idle[-1].entry.idle_since <= since):
+            idle.append(key)  # released or made just now
             return
         for place, other in enumerate(_copy(idle)):
-            if other.entry.idle_since > since:
+            if other.entry.idle_since >= since:
                 idle.insert(place, key)  # near enough, if somebody took or gave one meanwhile
                 return
         idle.append(key)
