@@ -34,8 +34,9 @@ def adapter() -> FakeAdapter:
 def make(adapter: FakeAdapter, clock: VirtualClock, size: int = 1, **settings: object) -> Pool[FakeResource]:
     return Pool(
         adapter=adapter, clock=clock, name="race",
-        settings=PoolSettings(min_size=0, max_size=size, max_lifetime=None, idle_timeout=None)
-        .replace(**settings),
+        settings=PoolSettings(
+            min_size=0, max_size=size, max_lifetime=None, idle_timeout=None, health_check_interval=None
+        ).replace(**settings),
     )
 
 
