@@ -25,6 +25,7 @@ jumps and after calls).
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import logging
 import math
@@ -56,6 +57,7 @@ from .outage import Outage
 from .reaper import AHEAD, AUDIT, NEVER, Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
+from .threads import hand
 from .waiter import Waiter
 
 __all__ = ["Engine"]
@@ -109,8 +111,8 @@ class Engine(Generic[R]):
 
         settings = self._settings
         self._uniform: Callable[[], float] = random
-        self._lock: Any = threading.RLock()  # looked up late: gevent replaces it
-        self._ident = threading.get_ident
+        self._lock: Any = _thread.RLock()  # native, under gevent too: see `threads`
+        self._ident = threading.get_ident  # looked up late: gevent replaces it
         self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
         self._health = Health(self._now(), self._clock.wall())
@@ -121,11 +123,24 @@ class Engine(Generic[R]):
         self._due = NEVER  # when the reaper looks next; guarded by the lock
         self._exhausted = False  # since the line began; guarded by the lock
         self._watchers: dict[int, tuple[Callable[[], bool], Any]] = {}
+        self._enlist()
+        self._gate_locked()
+
+    def _enlist(self) -> None:
+        """Have the reaper know of this pool."""
         self._ref = PoolRef(self, self._background.reaper.drop)
         self._ref.state, self._ref.adapter = self._state, self._adapter
         self._ref.background = self._background
         self._background.pools[id(self._ref)] = self._ref
-        self._gate_locked()
+
+    def _move(self) -> None:
+        """gevent has replaced the threads: go with it, and keep what we have."""
+        before = self._ref
+        self._ident = threading.get_ident
+        self._enlist()
+        for entry in list(self._state.entries):
+            entry.pool = self._ref
+        self._background.pools.pop(id(before), None)
 
     def _gate_locked(self) -> None:
         """Set what the hot path compares a resource's generation with.
@@ -211,7 +226,7 @@ class Engine(Generic[R]):
         deadline = arrived + timeout
         refused: list[_Refusal] = []
         waited = False
-        while key is None or not self._fit(key, deadline, timeout == 0, refused):
+        while key is None or not self._fit(key, arrived, timeout, refused):
             key = None  # whoever waits holds nothing
             waiter = Waiter(arrived, self._ident(), bool(refused))
             key = self._wait(waiter, deadline, timeout, refused)
@@ -225,16 +240,17 @@ class Engine(Generic[R]):
         return key
 
     def _enter(self) -> None:
-        """What every slow way in looks at first: a fork, and our own lock around us."""
+        """What every slow way in looks at first: a fork, gevent, our own lock around us."""
         if not PAGE[0]:
             registry.renew()
+        self._background.settle()
         if self._lock._is_owned():
             raise PoolError(
                 f"pool {self.name!r}: called by a destructor or signal handler that "
                 "interrupted the pool itself in this thread; only giving back works there"
             )
 
-    def _fit(self, key: Key, deadline: float, at_once: bool, refused: list[_Refusal]) -> bool:
+    def _fit(self, key: Key, arrived: float, timeout: float, refused: list[_Refusal]) -> bool:
         """Is this resource fit to be lent? If not, ``refused`` says what is to become of it.
 
         That is done once the borrower stands in line again: the slot that it
@@ -247,22 +263,22 @@ class Engine(Generic[R]):
             refused.append((self._deliver, (key,)))  # which decides: rest, or close
         elif self._is_alive is not None and not self._alive(entry):
             refused.append((self._found_dead, (key, "dead", None)))
-        elif at_once or not self._must_prove(entry, now):
+        elif timeout == 0 or not self._must_prove(entry, arrived, now):
             return True
         elif not self._adapter.bounded:
             refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
         else:
-            limit = min(self._settings.health_check_timeout, max(0.0, deadline - now))
+            limit = min(self._settings.health_check_timeout, max(0.0, arrived + timeout - now))
             error = self._prove(key, limit)
             if error is None:
                 return True
             refused.append((self._found_dead, (key, "invalid", error)))
         return False
 
-    def _must_prove(self, entry: Entry, now: float) -> bool:
+    def _must_prove(self, entry: Entry, arrived: float, now: float) -> bool:
         """Does this one need a round trip before it is lent?"""
-        if self._validate is None:
-            return False
+        if self._validate is None or entry.checked >= arrived:
+            return False  # nothing to ask with; or it was asked on behalf of this borrower
         if self._health.jumped(now, self._clock.wall()) or self._health.suspects(entry):
             return True
         seen = max(entry.idle_since, entry.checked)
@@ -298,6 +314,7 @@ class Engine(Generic[R]):
             self.metrics.count["validation_failures"] += 1
         self._evict(key, reason)
         self._suspect_all(by_round_trip=error is not None)
+        self._serve()
         if self._observers:
             tell(self._observers, "validation_failed", self.name, error or PoolError(reason))
 
@@ -324,11 +341,12 @@ class Engine(Generic[R]):
         try:
             with self._lock:
                 exhausted = self._admit_locked(waiter)
-                keys, closes = ([], []) if self._state.spent else self._plan_locked()
+                later = refused or self._state.spent  # nothing to plan with, or not yet
+                keys, closes = ([], []) if later else self._plan_locked()
                 stuck = self._track and self._cannot_end_locked(waiter)
-            while refused:
-                self._dismiss(refused)
-            if keys or closes:
+            if refused:
+                self._dismiss(refused)  # and serve with what is left, if anything is
+            elif keys or closes:
                 self._carry_out(keys, closes)
             if exhausted:
                 tell(self._observers, "exhausted", self.name, len(self._waiters))
@@ -363,10 +381,10 @@ class Engine(Generic[R]):
             raise PoolClosed(f"pool {self.name!r} is closed")
         if outage.final and not state.live and now < outage.retry_at:
             raise self._cannot_create() from outage.error
-        if limit is not None and len(state.waiters) >= limit and not waiter.again:
+        if limit is not None and state.queueing >= limit and not waiter.again:
             self.metrics.count["refusals"] += 1
             raise TooManyWaiting(
-                f"pool {self.name!r}: {len(state.waiters)} are waiting already "
+                f"pool {self.name!r}: no place in the line "
                 f"(max_waiting={limit}; {self._counts()})"
             )
         state.started = True
@@ -434,7 +452,7 @@ class Engine(Generic[R]):
         if self._watchers:
             for watched, box in list(self._watchers.values()):
                 if watched():
-                    box.put(None)
+                    hand(box, None)
         return keys, closes
 
     def _carry_out(self, keys: list[Key], closes: list[tuple[Key, str]]) -> None:

@@ -15,7 +15,6 @@ Assumes: ``SimpleQueue.put`` is re-entrant.
 
 from __future__ import annotations
 
-import _thread
 import gc
 import heapq
 import logging
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .clock import Clock
 from .entry import Entry, Key
 from .state import _copy
+from .threads import call_home, hand, mark_native, start
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -73,7 +73,8 @@ class Reaper:
     """One thread for all pools of one clock."""
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
-        self.inbox: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+        self._world = queue.SimpleQueue  # looked up late: gevent replaces it
+        self.inbox: Any = self._world()
         self.drop = self.inbox.put  # the callback of every entry: one object for all
         self._clock = clock
         self._pools = pools
@@ -81,31 +82,37 @@ class Reaper:
         self._number = 0
         self.collect_after = 0.0
         self._place = deque([None])  # who takes the token is the thread
+        self._heir: Reaper | None = None  # has taken over; our thread only passes on
 
     def post(self, message: object) -> None:
         """Put a message into the mailbox, and see to it that somebody reads it."""
-        self.inbox.put(message)
+        hand(self.inbox, message)
         self.ensure()
 
     def ensure(self) -> None:
         """Start the thread if it does not run."""
+        if not self._place or call_home(self.inbox, self.ensure):
+            return
         try:
             self._place.pop()
         except IndexError:
             return
         try:
-            _thread.start_new_thread(self._run, ())
+            start(self._world, self._run, ())
         except RuntimeError as error:
             self._place.append(None)
             logger.warning("no thread for the reaper yet: %s", error)
 
     def _run(self) -> None:
+        mark_native(self._world)
         while True:
-            while self._pools or not self.inbox.empty():
+            while self._heir is None and (self._pools or not self.inbox.empty()):
                 try:
                     self.step(True)
                 except Exception:
                     logger.exception("the reaper stumbled; this is a bug in pooling")
+            if self._heir is not None:
+                self._pass_on(self._heir)
             self._place.append(None)
             if not self._pools and self.inbox.empty():
                 return
@@ -113,6 +120,22 @@ class Reaper:
                 self._place.pop()  # something came just now
             except IndexError:
                 return  # and another thread takes care of it
+
+    def bequeath(self, heir: Reaper) -> None:
+        """Have a greenlet do all from now on; our thread, if it runs, stays for what comes here.
+
+        Entries and pools that were made before drop into this inbox.
+        """
+        self._heir = heir
+        if not self._place or not self.inbox.empty():
+            self.post(None)
+
+    def _pass_on(self, heir: Reaper) -> None:
+        for due, _, reference in self._due:
+            heir.post(Look(reference, due))
+        self._due.clear()
+        while True:
+            heir.post(self.inbox.get())
 
     def step(self, block: bool) -> bool:
         """Handle one message, if there is one, and what is due; say if there was anything.
@@ -143,7 +166,7 @@ class Reaper:
             pool = message.pool()
             if pool is not None:
                 pool._orphaned(message)
-        else:
+        elif message is not None:
             self._bury(message)
 
     def _sweep_due(self) -> int:

@@ -16,6 +16,7 @@ import _thread
 import atexit
 import mmap
 import os
+import queue
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from .adapter import Adapter
 from .clock import Clock
 from .reaper import Reaper
 from .state import PoolState
+from .threads import native
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -64,8 +66,37 @@ class Background:
 
     def renew(self) -> None:
         """Start with nothing: no thread, no job, nothing due."""
-        self.workers = self._make_workers()
-        self.reaper = self._make_reaper(self.clock, self.pools)
+        self._world = queue.SimpleQueue
+        self._workers = self._make_workers()
+        self._reaper = self._make_reaper(self.clock, self.pools)
+
+    @property
+    def workers(self) -> Workers:
+        """The threads for slow work."""
+        self.settle()
+        return self._workers
+
+    @property
+    def reaper(self) -> Reaper:
+        """The thread for what falls due."""
+        self.settle()
+        return self._reaper
+
+    def settle(self) -> None:
+        """Move, if gevent has replaced the threads since we began; all slow ways look here.
+
+        The pools keep what they have. Native threads of ours that are still
+        at work stay where they are until somebody else has moved.
+        """
+        if queue.SimpleQueue is self._world or native():
+            return
+        reaper = self._reaper
+        self.renew()
+        reaper.bequeath(self._reaper)
+        for reference in list(self.pools.values()):
+            pool = reference()
+            if pool is not None:
+                pool._move()
 
 
 _backgrounds: list[Background] = []
@@ -117,7 +148,7 @@ def renew() -> None:
         if PAGE[0]:
             return
         for background in list(_backgrounds):
-            _graveyard.append((background.workers, background.reaper))
+            _graveyard.append((background._workers, background._reaper))
             background.renew()
             for reference in list(background.pools.values()):
                 pool = reference()

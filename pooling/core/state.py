@@ -75,6 +75,12 @@ class PoolState:
         return not self.idle and len(self.entries) >= self.max_size
 
     @property
+    def queueing(self) -> int:
+        """How many wait for what others hold: not for what is being made, or may be."""
+        room = max(0, self.max_size - len(self.entries))
+        return len(self.waiters) - len(self.idle) - len(self.creating) - len(self.checking) - room
+
+    @property
     def barred(self) -> bool:
         """Whether nothing may be lent off the idle stack without a look at the state."""
         return self.closed or self.paused or self.surplus > 0

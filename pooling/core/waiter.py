@@ -6,6 +6,7 @@ import queue
 
 from .clock import Box
 from .entry import Key
+from .threads import hand
 
 __all__ = ["Waiter"]
 
@@ -37,5 +38,5 @@ class Waiter:
         if self.given:
             return False
         self.given = True
-        self.box.put(item)  # gives and wakes in one C call
+        hand(self.box, item)  # gives and wakes in one C call, where threads are native
         return True

@@ -11,12 +11,13 @@ They are daemons: no exit of the process waits for them (P10).
 
 from __future__ import annotations
 
-import _thread
 import logging
 import queue
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from .threads import call_home, mark_native, start
 
 __all__ = ["Workers"]
 
@@ -39,6 +40,8 @@ class Workers:
     def __init__(self) -> None:
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
         self._backlog: deque[_Job] = deque()  # what no thread could be started for
+        self._world = queue.SimpleQueue  # looked up late: gevent replaces it
+        self._home: Any = self._world()  # tells a hub's own thread from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
@@ -46,7 +49,9 @@ class Workers:
         Where no thread can be started the job waits for `nudge`, or for a
         worker that has time.
         """
-        self._hand_over((function, args))
+        job = (function, args)
+        if not call_home(self._home, self._hand_over, job):
+            self._hand_over(job)
 
     def nudge(self) -> None:
         """Try again to start threads for what is left over."""
@@ -69,10 +74,10 @@ class Workers:
     def _start(self, job: _Job) -> bool:
         # In a box: a thread's arguments live as long as the thread does, and
         # would keep the job's key from being missed.
-        box: queue.SimpleQueue[_Job] = queue.SimpleQueue()  # looked up late: gevent replaces it
+        box: queue.SimpleQueue[_Job] = self._world()
         box.put(job)
         try:
-            _thread.start_new_thread(self._run, (box,))
+            start(self._world, self._run, (box,))
         except RuntimeError as error:  # "can't start new thread"
             self._backlog.append(job)
             logger.warning("no thread for the pool's work yet: %s", error)
@@ -80,6 +85,7 @@ class Workers:
         return True
 
     def _run(self, box: queue.SimpleQueue[_Job]) -> None:
+        mark_native(self._world)
         job: _Job | None = box.get()
         while job is not None:
             self._do(*job)

@@ -1,0 +1,95 @@
+"""The threads and boxes of this process, which gevent may replace at any moment.
+
+``gevent.monkey.patch_all()`` may run before the import, after a fork, or while
+the pool is in full use. What is made afterwards must be gevent's, or it would
+block the hub; what was made before stays native, and must stay together:
+a greenlet started by a native thread would never run.
+
+So a *world* is named by the class of its boxes, and `Background` moves from
+one to the next (see `registry`). The pool's lock stays native in every world:
+nothing under it ever waits or switches, so it never blocks the hub, native
+threads that are still at work may take it, and no exception leaks it, which
+gevent's lock, in Python code, cannot say. A destructor that switches greenlets
+while the collector runs it inside the lock is beyond us: others are refused.
+
+Found for gevent's ``SimpleQueue`` (its own, compiled, since 25.4.1; older ones
+leave a Python one there, which is not re-entrant and will not do):
+
+- ``put`` is compiled down to ``deque.append`` and ``loop.run_callback``: no
+  Python frame, so no asynchronous exception strikes in it. It serves as an
+  entry's callback.
+- Give and wake are two steps: the receiver runs at the hub's next turn, and a
+  ``gevent.Timeout`` may strike it in between. The item is still in its box
+  then, where `PoolState.leave` finds it. ``Empty`` is raised likewise.
+- A destructor's ``put`` in the middle of ``get`` on the same box may be noticed
+  only by the next one. For the reaper, while somebody waits, that is an audit.
+- It wakes the hub of its own native thread only; see `hand`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import queue
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["call_home", "hand", "mark_native", "native", "patched", "start"]
+
+_NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
+_start_native = _thread.start_new_thread  # gevent's, if it was faster: then no thread is native
+_here = _thread._local()
+
+
+def patched() -> bool:
+    """Whether the threads are greenlets now."""
+    return queue.SimpleQueue is not _NATIVE
+
+
+def start(world: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Start a thread of a world, given by the class of its boxes.
+
+    Raises:
+        RuntimeError: There can be no more threads.
+    """
+    here = queue.SimpleQueue is world  # looked up late, both: gevent replaces them
+    (_thread.start_new_thread if here else _start_native)(function, args)
+
+
+def mark_native(world: object) -> None:
+    """Note that this thread is one of ours, and native, if its world is."""
+    if world is _NATIVE:
+        _here.ours = True
+
+
+def native() -> bool:
+    """Whether this is a native thread of ours, which must not make greenlets."""
+    return getattr(_here, "ours", False)
+
+
+def hand(box: Any, item: object) -> None:
+    """Put an item into a box; a greenlet of another native thread is woken too."""
+    box.put(item)
+    if type(box) is not _NATIVE:
+        call_home(box, box.empty)
+
+
+def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
+    """Have the hub that a box belongs to call a function, if it is another thread's.
+
+    Returns:
+        Whether that will be done; ``False`` says: you are at home here, do it.
+    """
+    hub = getattr(box, "hub", None)
+    if hub is None or hub.thread_ident == _native_ident():
+        return False
+    try:
+        hub.loop.run_callback_threadsafe(function, *args)
+    except (AttributeError, ValueError):
+        pass  # its thread has ended, and the hub with it: nobody is there to be woken
+    return True
+
+
+def _native_ident() -> int:
+    get_ident = sys.modules["gevent.monkey"].get_original("_thread", "get_ident")
+    return get_ident()  # type: ignore[no-any-return]
