@@ -146,7 +146,10 @@ class VirtualClock:
 
     def _wait(self, place: _Parked) -> Any:
         while True:
-            item = place.box.get(True, _PATIENCE)
+            try:
+                item = place.box.get(True, _PATIENCE)
+            except queue.Empty:
+                raise AssertionError("a thread waits, and nobody advances the clock") from None
             if item is place:
                 if place.error is not None:
                     raise place.error
@@ -158,6 +161,8 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and do what falls due meanwhile, in its order."""
+        if not seconds >= 0:
+            raise ValueError(f"seconds must be at least 0, not {seconds!r}")
         end = self._time + seconds
         while True:
             self.settle()
@@ -287,15 +292,23 @@ class FakeAdapter(Adapter[FakeResource]):
 
     def fail(self, step: str, error: BaseException, times: int = 1) -> None:
         """Make the next calls of a step raise."""
+        self._known(step)
         self._failures[step].extend([error] * times)
 
     def mend(self, step: str) -> None:
         """Forget the failures that were planned for a step."""
+        self._known(step)
         self._failures[step].clear()
 
     def hold(self, step: str) -> None:
         """Make calls of a step hang."""
+        self._known(step)
         self._gates[step] = threading.Event()
+
+    @staticmethod
+    def _known(step: str) -> None:
+        if step not in vars(Adapter) or step.startswith("_"):
+            raise ValueError(f"step must be a method of Adapter, not {step!r}")
 
     def let_go(self, step: str) -> None:
         """End what `hold` began."""
@@ -465,7 +478,8 @@ class UnpooledPool(Pool[R]):
         settings: PoolSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        settings = (settings or PoolSettings()).replace(max_uses=1, min_size=0)
+        if settings is None or isinstance(settings, PoolSettings):
+            settings = (settings or PoolSettings()).replace(max_uses=1, min_size=0)
         super().__init__(factory, settings=settings, **kwargs)
 
 

@@ -233,6 +233,7 @@ class Engine(Generic[R]):
             waited = True
         now = self._now()
         key.entry.since = now
+        self.metrics.look()
         if waited and self._settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
         if self._observers:
@@ -363,10 +364,17 @@ class Engine(Generic[R]):
             self._forsake(waiter)
             if isinstance(error, TooManyWaiting):
                 tell(self._observers, "refused", self.name)
+            elif isinstance(error, PoolError) and not isinstance(error, PoolTimeout):
+                self._count("turned_away")
             raise
         if isinstance(item, Key):
             return item
+        self._count("turned_away")
         raise item
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.metrics.count[what] += 1
 
     @staticmethod
     def _dismiss(refused: list[_Refusal]) -> None:
@@ -709,16 +717,20 @@ class Engine(Generic[R]):
         entry.uses += 1
         entry.busy += now - entry.since
         self._long_use(entry, now - entry.since)
+        tell(self._observers, "released", self.name, now - entry.since)
         self._evict(key, reason)
 
     def _detach(self, key: Key) -> Any:
         """Take an entry out of the pool with its resource alive."""
         entry = key.entry
         resource, entry.resource = entry.resource, None
+        entry.uses += 1
+        entry.busy += self._now() - entry.since
         with self._lock:
             if self._state.retire(entry):
                 self.metrics.gone(entry, "detached")
                 self._gate_locked()
+        tell(self._observers, "closed", self.name, "detached")
         self._serve()
         return resource
 
@@ -730,6 +742,7 @@ class Engine(Generic[R]):
         with self._lock:
             if not self._state.owns(key.entry):
                 return
+            self.metrics.look()
             self._state.close(key.entry)
             self._gate_locked()
         self._dispose(key, reason)
@@ -800,6 +813,7 @@ class Engine(Generic[R]):
                 entry.generation = _ABANDONED
                 self.metrics.gone(entry, reason)
                 self._gate_locked()
+        tell(self._observers, "closed", self.name, reason)
         self._serve()
 
     # -- for the reaper --------------------------------------------------------------
@@ -814,6 +828,9 @@ class Engine(Generic[R]):
                 entry in state.closing or entry in state.checking
             )
             self.metrics.count["orphans"] += 1
+            if forgotten:
+                entry.uses += 1
+                entry.busy += self._now() - entry.since
             if entry.resource is None:
                 state.retire(entry)
             else:
@@ -905,9 +922,9 @@ class Engine(Generic[R]):
     def _wants_noise(self) -> bool:
         """Whether an observer overrides an event of the hot path."""
         return any(
-            type(observer).acquired is not Observer.acquired
-            or type(observer).released is not Observer.released
+            getattr(getattr(observer, event), "__func__", None) is not getattr(Observer, event)
             for observer in self._observers
+            for event in ("acquired", "released")
         )
 
     def _counts(self) -> str:
@@ -918,6 +935,8 @@ class Engine(Generic[R]):
             if number:
                 parts.append(f"{number} {word}")
         parts.append(f"{len(state.waiters)} waiting")
+        if state.paused:
+            parts.append("paused")
         return ", ".join(parts)
 
     def _cannot_create(self) -> CreateFailed:

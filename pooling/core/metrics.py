@@ -15,6 +15,7 @@ How the numbers come about (P12):
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import Counter, deque
@@ -33,6 +34,7 @@ SHORT = 1e-4
 # bucket, so it is right within that factor.
 _BOUNDS = [SHORT * 2 ** (step / 2) for step in range(48)]
 _FOLD_AT = 256
+_numbers = itertools.count()
 
 
 class HistogramSnapshot(NamedTuple):
@@ -161,6 +163,7 @@ class PoolSnapshot(NamedTuple):
     closed: dict[str, int]
     timeouts: int
     refusals: int
+    turned_away: int
     errors: dict[str, int]
     exhausted: int
     validation_failures: int
@@ -188,13 +191,13 @@ class PoolSnapshot(NamedTuple):
 
     @property
     def requests(self) -> int:
-        """How often somebody asked: served, timed out or refused."""
-        return self.acquired + self.timeouts + self.refusals
+        """How often somebody asked: served, timed out, refused, or turned away for good cause."""
+        return self.acquired + self.timeouts + self.refusals + self.turned_away
 
     @property
     def error_rate(self) -> float:
-        """The part of the requests that timed out or were refused, and errors, 0 to 1."""
-        bad = self.timeouts + self.refusals + sum(self.errors.values())
+        """The part of the requests that were not served, and errors, 0 to 1."""
+        bad = self.timeouts + self.refusals + self.turned_away + sum(self.errors.values())
         return min(1.0, bad / max(1, self.requests))
 
     def to_dict(self) -> dict[str, Any]:
@@ -306,10 +309,8 @@ class PoolMetrics:
             idle = min(idle, len(state.entries) - in_use)
             uses, busy = self._uses()
             uses, busy = uses - self._base_uses, busy - self._base_busy
-            acquired = max(uses + in_use - self._base_lent, uses, 0)
-            # The stack lends the same few first: who was ever lent, was lent at one time.
-            lent_once = sum(1 for e in state.entries if e.uses) if uses else 0
-            self._peak = max(self._peak, in_use, min(lent_once, len(state.entries)))
+            acquired = max(uses + in_use - self._base_lent, 0)
+            self.look()
             timed_use, timed_use_total = self.use.timed
             return PoolSnapshot(
                 name=self.name,
@@ -331,6 +332,7 @@ class PoolMetrics:
                 closed=dict(self.closed),
                 timeouts=count["timeouts"],
                 refusals=count["refusals"],
+                turned_away=count["turned_away"],
                 errors=dict(self.errors),
                 exhausted=count["exhausted"],
                 validation_failures=count["validation_failures"],
@@ -358,7 +360,7 @@ class PoolMetrics:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, whole or not at all: a reader never sees half of it."""
-        beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        beside = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
         try:
             with open(beside, "w", encoding="utf-8") as file:
                 file.write(self.to_json(pretty=True) + "\n")
@@ -381,7 +383,7 @@ def _summary(s: PoolSnapshot) -> str:
         f"  now       {s.in_use} in use, {s.idle} idle, {s.waiting} waiting, "
         f"{s.size} open of {s.max_size} at most; {s.peak_in_use} in use at the peak",
         f"  requests  {s.requests}: {s.acquired} served, {s.timeouts} timed out, "
-        f"{s.refusals} refused; none idle {s.exhausted} times",
+        f"{s.refusals} refused, {s.turned_away} turned away; none idle {s.exhausted} times",
         f"  made      {s.created} created, {sum(s.closed.values())} closed"
         + (f" ({closed})" if closed else ""),
         f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),

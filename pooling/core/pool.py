@@ -12,7 +12,7 @@ from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolSettings
 from .adapter import Adapter, FunctionAdapter
 from .clock import SYSTEM, Clock
-from .engine import Engine, _numbers, _say, _seconds
+from .engine import Engine, _numbers, _own, _say, _seconds
 from .entry import Key
 from .holders import Holder, describe, holders_of
 from .observer import Observer, tell
@@ -73,6 +73,10 @@ class Pool(Engine[R]):
             raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         if name is not None and not (isinstance(name, str) and name):
             raise TypeError(f"name must be a text that is not empty, not {name!r}")
+        if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
+            raise TypeError(f"clock must have now(), wall() and get(), not be {clock!r}")
+        if not isinstance(observers, Iterable):
+            raise TypeError(f"observers must be several of pooling.Observer, not {observers!r}")
         number = next(_numbers)
         super().__init__(
             adapter, settings or PoolSettings(), name or f"pool-{number}", clock or SYSTEM
@@ -206,7 +210,9 @@ class Pool(Engine[R]):
         self._enter()
         state = self._state
         goal = state.min_size if size is None else size
-        if not isinstance(goal, int) or not 0 <= goal <= state.max_size:
+        if not isinstance(goal, int) or isinstance(goal, bool):
+            raise TypeError(f"size must be a whole number, not {size!r}")
+        if not 0 <= goal <= state.max_size:
             raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {size!r}")
         with self._lock:
             if state.closed:
@@ -397,6 +403,8 @@ def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
             raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapter must be a pooling.Adapter, not {adapter!r}")
+        if _own(adapter, "create") is None:
+            raise TypeError(f"adapter must override create(), and {adapter!r} does not")
         return adapter
     for name, function in given.items():
         if function is not None and not callable(function):

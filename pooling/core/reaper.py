@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .adapter import Adapter
 from .clock import Clock
 from .entry import Entry, Key
 from .state import _copy
@@ -187,8 +188,15 @@ class Reaper:
         # Nothing is lent: a lease would have kept the pool alive.
         for entry in list(reference.state.entries):
             if entry.resource is not None:
-                reference.background.workers.submit(reference.adapter.close, entry.resource)
+                reference.background.workers.submit(_close_quietly, reference.adapter, entry)
         reference.state.entries.clear()
+
+
+def _close_quietly(adapter: Adapter[Any], entry: Entry) -> None:
+    try:
+        adapter.close(entry.resource)
+    except Exception:
+        logger.debug("close() failed for a pool that was dropped", exc_info=True)
 
 
 def sweep(pool: Pool[Any], now: float) -> float:

@@ -100,6 +100,7 @@ class Background:
 
 
 _backgrounds: list[Background] = []
+_guests: weakref.WeakSet[Background] = weakref.WeakSet()  # those that a test's clock brought
 _graveyard: list[object] = []  # what a child inherited: never used, and never destroyed either
 _births: dict[int, Any] = {}  # process id: the lock that its first thread to notice takes
 
@@ -108,6 +109,7 @@ def background_of(clock: Clock) -> Background:
     """Return the threads that serve this clock's pools."""
     own = getattr(clock, "background", None)  # a test's clock brings its own
     if own is not None:
+        _guests.add(own)
         return own  # type: ignore[no-any-return]
     for background in _backgrounds:
         if background.clock is clock:
@@ -119,7 +121,7 @@ def background_of(clock: Clock) -> Background:
 def pools() -> list[Pool[Any]]:
     """Return the live pools of this process."""
     found = []
-    for background in list(_backgrounds):
+    for background in [*_backgrounds, *_guests]:
         for reference in list(background.pools.values()):
             pool = reference()
             if pool is not None:
@@ -147,7 +149,7 @@ def renew() -> None:
     with lock:
         if PAGE[0]:
             return
-        for background in list(_backgrounds):
+        for background in [*_backgrounds, *_guests]:
             _graveyard.append((background._workers, background._reaper))
             background.renew()
             for reference in list(background.pools.values()):

@@ -71,7 +71,7 @@ def hand(box: Any, item: object) -> None:
     """Put an item into a box; a greenlet of another native thread is woken too."""
     box.put(item)
     if type(box) is not _NATIVE:
-        call_home(box, box.empty)
+        call_home(box, _nothing)
 
 
 def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
@@ -88,6 +88,10 @@ def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
     except (AttributeError, ValueError):
         pass  # its thread has ended, and the hub with it: nobody is there to be woken
     return True
+
+
+def _nothing() -> None:
+    """A turn of the hub is all that is wanted."""
 
 
 def _native_ident() -> int:

@@ -27,7 +27,7 @@ from .screen import Screen
 from .stage import Stage
 from .table import table
 
-__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "number", "run"]
 
 HELP = "fetch and store market data with and without pools, check every row, compare"
 DESCRIPTION = """
@@ -57,35 +57,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--quick", action="store_true", help="at most 10 seconds in all")
     length.add_argument(
         "--seconds",
-        type=_number(float, 0.1, 3600),
+        type=number(float, 0.1, 3600),
         default=_SECONDS,
         metavar="N",
         help="length of each of the two phases (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
-        type=_number(int, 1, 512),
+        type=number(int, 1, 512),
         default=32,
         metavar="N",
         help="how many work at once (default: %(default)s)",
     )
     parser.add_argument(
         "--delay-ms",
-        type=_number(float, 0, 10_000),
+        type=number(float, 0, 10_000),
         default=5.0,
         metavar="N",
         help="what the service takes for an answer, on average (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_number(int, 0, 10**9),
+        type=number(int, 0, 10**9),
         default=1,
         metavar="N",
         help="decides symbols and prices (default: %(default)s)",
     )
 
 
-def _number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+def number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    """Return a type for an option that is a number within bounds."""
+
     def parse(text: str) -> Any:
         try:
             value = kind(text)

@@ -8,18 +8,17 @@ from typing import TextIO
 
 __all__ = ["Screen"]
 
-_SECONDS_A_LINE = 1.0  # between two lines of progress where they cannot replace each other
-
-
 class Screen:
     """Writes to a terminal, where progress stays on one line, or to anything else.
 
     Args:
         stream: Usually the standard output.
+        seconds_a_line: Between two lines of progress where they cannot replace each other.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, seconds_a_line: float = 1.0) -> None:
         self._stream = stream
+        self._seconds_a_line = seconds_a_line
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
         self._closed = False  # guarded by _lock, as the rest
@@ -44,7 +43,7 @@ class Screen:
                 self._shown = len(text)
             elif time.monotonic() >= self._due:
                 self._write(text + "\n")
-                self._due = time.monotonic() + _SECONDS_A_LINE
+                self._due = time.monotonic() + self._seconds_a_line
 
     def close(self, text: str) -> None:
         """Write a last line; whatever another thread still has to say is dropped."""

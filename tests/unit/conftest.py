@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pytest
 
-from pooling import Pool, PoolSettings
+from pooling import Lease, Pool, PoolSettings
 from pooling.testing import FakeAdapter, VirtualClock
 
-_PATIENCE = 30.0  # real seconds before a thread is called stuck
+_PATIENCE = 20.0  # real seconds before a thread is called stuck; less than the clock's own
 _ARGUMENTS = {"factory", "close", "validate", "reset", "adapter", "name", "observers", "clock"}
 
 
@@ -66,7 +67,7 @@ def adapter() -> FakeAdapter:
 
 @pytest.fixture
 def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
-    """Make pools on the test's clock and adapter: nothing is made ahead, nothing is drawn."""
+    """Make pools on the test's clock and adapter: nothing is made ahead, asked or drawn."""
 
     def make(**given: Any) -> Pool[Any]:
         arguments: dict[str, Any] = {"name": "test", "clock": clock}
@@ -74,7 +75,7 @@ def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
             arguments["adapter"] = adapter
         settings: dict[str, Any] = {
             "min_size": 0, "max_size": 2, "lifetime_jitter": 0, "backoff_jitter": False,
-            "max_validation_failures": 1,
+            "health_check_interval": None,
         }  # fmt: skip
         for name, value in given.items():
             (arguments if name in _ARGUMENTS else settings)[name] = value
@@ -95,6 +96,27 @@ def run_jobs(clock: VirtualClock) -> None:
     """Do all slow work that waits, and what follows from it."""
     while clock.jobs:
         clock.run_job()
+
+
+@contextmanager
+def lent_elsewhere(pool: Pool[Any], number: int = 1) -> Iterator[list[Lease[Any]]]:
+    """Have another thread acquire, and live on while the block lasts."""
+    leases: list[Lease[Any]] = []
+    lent, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        for _ in range(number):
+            leases.append(pool.acquire())
+        lent.set()
+        assert end.wait(_PATIENCE)
+
+    holder = Task(hold)
+    assert lent.wait(_PATIENCE)
+    try:
+        yield leases
+    finally:
+        end.set()
+        holder.result()
 
 
 def oversleep(clock: VirtualClock, seconds: float) -> None:

@@ -105,11 +105,13 @@ def test_a_newcomer_does_not_overtake(make: Make, clock: VirtualClock) -> None:
     pool.pause()
     early = Task(pool.acquire)
     clock.until_parked(1)
-    late = Task(pool.acquire)
-    clock.until_parked(2)
-    pool.resume()
+    clock.strike(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pool.resume()  # it strikes before the line is served
+    assert (pool.stats()["idle"], pool.stats()["waiting"]) == (1, 1)
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0)
     early.result().release()
-    late.result().release()
 
 
 def test_who_found_a_dead_resource_keeps_its_place(
@@ -173,6 +175,17 @@ def test_no_waiting_at_all_still_lends_what_can_be_had(make: Make, adapter: Fake
         pool.acquire()
     one.release()
     assert pool.acquire().resource is not two.resource
+
+
+def test_no_waiting_is_no_reason_to_refuse_who_gave_his_back(make: Make, manual: VirtualClock) -> None:
+    """What is being reset is as good as there."""
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, max_waiting=0, clock=manual)
+    fill(pool, 1)
+    pool.acquire().release()
+    again = Task(pool.acquire)
+    manual.until_parked(1)
+    run_jobs(manual)
+    assert again.result().resource.number == 1
 
 
 # -- one deadline -------------------------------------------------------------------------
@@ -378,6 +391,30 @@ def test_a_factory_that_returns_none_has_failed(make: Make, clock: VirtualClock)
     assert str(raised.value.__cause__) == "the factory returned None instead of a resource"
 
 
+def test_an_interrupted_creation_is_the_borrowers_where_it_runs_in_his_thread(
+    make: Make, clock: VirtualClock
+) -> None:
+    adapter = FakeAdapter(blocking=False)
+    pool = make(adapter=adapter, max_size=1)
+    adapter.fail("create", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire()
+    clock.advance(1)
+    assert pool.acquire().resource.number == 1
+
+
+def test_an_interrupted_creation_is_a_failed_one_where_a_worker_runs_it(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=1)
+    adapter.fail("create", SystemExit("the factory gave up"))
+    waiting = Task(pool.acquire, 5)
+    clock.until_parked(1)
+    assert pool.stats()["down"] == "SystemExit: the factory gave up"
+    clock.advance(1)
+    assert waiting.result().resource.number == 1
+
+
 WAYS_TO_FREE_A_SLOT: dict[str, tuple[str | None, Callable[[Lease[Any]], object]]] = {
     "released": (None, Lease.release),
     "discarded": (None, Lease.discard),
@@ -421,13 +458,15 @@ def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: Virtu
 # -- looked at before it is lent ----------------------------------------------------------
 
 
+@pytest.mark.parametrize("given", [{}, {"factory": object}], ids=["with a reset", "the hot path"])
 def test_the_lifetime_is_looked_at_before_lending(
-    make: Make, adapter: FakeAdapter, clock: VirtualClock
+    make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
-    pool = make(max_lifetime=60)
-    pool.acquire().release()
+    pool = make(max_lifetime=60, **given)
+    with pool.acquire() as old:
+        pass
     oversleep(clock, 60)
-    assert pool.acquire().resource.number == 2
+    assert pool.acquire().resource is not old
     assert pool.metrics.snapshot().closed == {"lifetime": 1}
 
 
@@ -447,7 +486,7 @@ def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock)
         ({}, 0.51, 1),
         ({"validation_interval": 3}, 3, 0),
         ({"validation_interval": 3}, 3.01, 1),
-        ({"validation_interval": 0}, 0, 1),
+        ({"validation_interval": 0}, 0.001, 1),
         ({"validate_on_acquire": False}, 100, 0),
     ],
 )
@@ -464,6 +503,26 @@ def test_a_ping_goes_to_what_was_idle_longer_than_the_interval(
     assert adapter.calls["validate"] - made == pings
 
 
+class Ticking(VirtualClock):
+    """Runs on by a microsecond with each reading, as a real clock does."""
+
+    def now(self) -> float:
+        self._time += 1e-6
+        return super().now()
+
+
+def test_who_had_a_resource_pinged_gets_it(make: Make) -> None:
+    """However strict the settings: what was proved since he asked is not proved again and again."""
+    clock = Ticking(workers="manual")
+    pool = make(adapter=FakeAdapter(bounded=False), validation_interval=0, clock=clock)
+    (resource,) = fill(pool, 1)
+    clock.advance(10)
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    clock.run_job()
+    assert waiting.result().resource is resource
+
+
 @pytest.mark.parametrize("bounded", [True, False])
 def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
     adapter = FakeAdapter(bounded=bounded)
@@ -471,20 +530,63 @@ def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bo
     fill(pool, 1)
     clock.advance(10)
     adapter.fail("validate", ConnectionError("gone"))
-    assert pool.acquire().resource.number == 2
+    lease = Task(pool.acquire).result()
+    assert lease.resource.number == 2
     assert pool.metrics.snapshot().closed == {"invalid": 1}
 
 
-def test_one_proven_death_saves_the_other_pings(
-    make: Make, adapter: FakeAdapter, clock: VirtualClock
+@pytest.mark.parametrize("death", ["dead", "broken"])
+def test_a_death_makes_those_of_its_age_suspect(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, death: str
+) -> None:
+    """They are lent again after a round trip, however short they rested, and those made later without (P6)."""
+    pool = make(max_size=3)
+    early, late = fill(pool, 2)
+    clock.advance(0.1)
+    if death == "dead":
+        late.alive = False
+        lease = pool.acquire()
+        assert lease.resource is early
+    else:
+        with pytest.raises(ConnectionError), pool.acquire():
+            raise ConnectionError("gone")
+        lease = pool.acquire()
+    assert adapter.calls["validate"] == 1
+    clock.advance(0.1)
+    lease.release()
+    fill(pool, 2)
+    clock.advance(0.1)
+    pool.acquire(), pool.acquire()
+    assert adapter.calls["validate"] == 1
+
+
+def test_after_the_process_was_frozen_idle_resources_are_suspect(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wall clock ran on, the monotonic one did not: a suspended machine (P6)."""
+    pool = make()
+    fill(pool, 2)
+    clock.advance(0.1)
+    monkeypatch.setattr(clock, "wall", lambda: clock.now() + 3600)
+    with pool.acquire(), pool.acquire():
+        assert adapter.calls["validate"] == 2
+        clock.advance(0.1)
+    pool.acquire(), pool.acquire()
+    assert adapter.calls["validate"] == 2
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_few_proven_deaths_save_the_other_pings(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, most: int
 ) -> None:
     """N dead ones of one age don't cost N round trips, each up to a timeout (P6)."""
-    pool = make(max_size=8)
+    pool = make(max_size=8, max_validation_failures=most)
     fill(pool, 8)
     clock.advance(10)
     adapter.fail("validate", ConnectionError("the server was restarted"), times=8)
     assert pool.acquire().resource.number == 9
-    assert adapter.calls["validate"] == 1
+    assert adapter.calls["validate"] == most
+    assert pool.metrics.snapshot().closed == {"invalid": most, "drained": 8 - most}
 
 
 def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pooling import CreateFailed, Pool, PoolClosed, PoolSettings, PoolTimeout
+from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolSettings, PoolTimeout
 from pooling.testing import FakeAdapter, VirtualClock
-from tests.unit.conftest import Make, Task, fill, run_jobs
+from tests.unit.conftest import Make, Task, fill, lent_elsewhere, run_jobs
 
 
 def counts(pool: Pool[Any], *names: str) -> tuple[int, ...]:
@@ -91,18 +92,19 @@ def test_opening_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
 
 @pytest.mark.parametrize(("given", "seconds"), [(3, 3.0), (None, 7.0)])
 def test_open_says_how_many_came_and_why_not_the_rest(
-    make: Make, adapter: FakeAdapter, clock: VirtualClock, given: float | None, seconds: float
+    make: Make, adapter: FakeAdapter, manual: VirtualClock, given: float | None, seconds: float
 ) -> None:
-    pool = make(min_size=2, acquire_timeout=7)
-    fill(pool, 1)
-    adapter.fail("create", ConnectionError("connection refused"), times=99)
+    pool = make(min_size=2, acquire_timeout=7, clock=manual)
     opening = Task(pool.open, given)
-    clock.until_parked(1)
-    clock.advance(seconds)
+    manual.until_parked(1)
+    manual.run_job()
+    adapter.fail("create", ConnectionError("connection refused"))
+    manual.run_job()
+    manual.advance(seconds)
     with pytest.raises(PoolTimeout) as raised:
         opening.result()
     assert str(raised.value) == (
-        f"pool 'test': 1 of 2 things ready within {seconds} s (0/2 in use, 1 idle, 0 waiting); "
+        f"pool 'test': 1 of 2 things ready within {seconds} s (0/2 in use, 1 idle, 1 creating, 0 waiting); "
         "making one fails: ConnectionError: connection refused"
     )
     assert isinstance(raised.value.__cause__, ConnectionError)
@@ -138,6 +140,17 @@ def test_open_outlives_an_outage(make: Make, adapter: FakeAdapter, clock: Virtua
     adapter.mend("create")
     clock.advance(0.5)
     assert counts(pool, "idle") == (2,)
+    opening.result()
+
+
+def test_open_does_not_wait_for_a_long_delay(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(min_size=1, backoff_initial=30)
+    adapter.fail("create", ConnectionError("starting up"))
+    pool.fill()
+    clock.advance(10)
+    opening = Task(pool.open)
+    clock.until_parked(1)
+    clock.advance(0.25)
     opening.result()
 
 
@@ -313,7 +326,7 @@ def test_bounds_hold_while_resizing_under_load(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=4, validate_on_acquire=False)
-    leases = []
+    leases: list[Lease[Any]] = []
     for size in (4, 1, 3, 2, 5, 1, 4):
         pool.resize(size)
         while len(leases) < size:
@@ -556,22 +569,17 @@ def test_what_is_in_use_is_closed_when_it_is_returned(
     assert counts(pool, "size") == (0,)
 
 
-def lend_elsewhere(pool: Pool[Any]) -> Any:
-    """Have another thread acquire; closing waits for leases of other threads."""
-    return Task(pool.acquire).result()
-
-
 def test_close_returns_when_the_last_one_is_back(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make()
-    leases = [lend_elsewhere(pool), lend_elsewhere(pool)]
-    closing = Task(pool.close, 60)
-    clock.until_parked(1)
-    for lease in leases:
-        assert closing.is_alive()
-        lease.release()
-    closing.result()
+    with lent_elsewhere(pool, 2) as leases:
+        closing = Task(pool.close, 60)
+        clock.until_parked(1)
+        for lease in leases:
+            assert closing.is_alive()
+            lease.release()
+        closing.result()
     assert adapter.calls["interrupt"] == 0
 
 
@@ -584,42 +592,44 @@ def test_close_interrupts_who_is_late_and_does_not_close_under_him(
     seconds: float,
 ) -> None:
     pool = make(close_timeout=7)
-    lease = lend_elsewhere(pool)
-    resource = lease.resource
-    closing = Task(pool.close, given)
-    clock.until_parked(1)
-    clock.advance(seconds - 0.5)
-    assert not resource.interrupted
-    clock.advance(0.5)
-    closing.result()
-    assert (resource.interrupted, resource.closed) == (True, 0)
-    assert "pool 'test': closed with 1 still in use; held by: " in caplog.text
-    lease.release()
-    assert resource.closed == 1
+    with lent_elsewhere(pool) as (lease,):
+        resource = lease.resource
+        closing = Task(pool.close, given)
+        clock.until_parked(1)
+        clock.advance(seconds - 0.5)
+        assert not resource.interrupted
+        clock.advance(0.5)
+        closing.result()
+        assert (resource.interrupted, resource.closed) == (True, 0)
+        assert "pool 'test': closed with 1 still in use; held by: " in caplog.text
+        lease.release()
+        assert resource.closed == 1
 
 
 def test_close_at_once_interrupts_at_once(make: Make) -> None:
     pool = make()
-    lease = lend_elsewhere(pool)
-    pool.close(0)
-    assert lease.resource.interrupted
+    with lent_elsewhere(pool) as (lease,):
+        pool.close(0)
+        assert lease.resource.interrupted
 
 
 def test_close_does_not_interrupt_its_own_caller(make: Make) -> None:
     pool = make()
-    mine, other = pool.acquire(), lend_elsewhere(pool)
-    pool.close(0)
-    assert (mine.resource.interrupted, other.resource.interrupted) == (False, True)
+    mine = pool.acquire()
+    with lent_elsewhere(pool) as (other,):
+        pool.close(0)
+        assert (mine.resource.interrupted, other.resource.interrupted) == (False, True)
+
 
 
 def test_an_interrupt_that_fails_does_not_keep_from_the_others(
     make: Make, adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make()
-    leases = [lend_elsewhere(pool), lend_elsewhere(pool)]
-    adapter.fail("interrupt", OSError("no"))
-    pool.close(0)
-    assert sorted(lease.resource.interrupted for lease in leases) == [False, True]
+    with lent_elsewhere(pool, 2) as leases:
+        adapter.fail("interrupt", OSError("no"))
+        pool.close(0)
+        assert sorted(lease.resource.interrupted for lease in leases) == [False, True]
     assert "interrupt() failed" in caplog.text
 
 
@@ -646,7 +656,7 @@ def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) 
 
 
 def test_a_close_that_hangs_does_not_hold_the_pools_close(
-    make: Make, manual: VirtualClock, caplog: pytest.LogCaptureFixture
+    make: Make, manual: VirtualClock
 ) -> None:
     pool = make(clock=manual)
     fill(pool, 1)

@@ -1,0 +1,223 @@
+"""Every argument that can be wrong is refused by name, with value and rule, before anything is opened."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pooling import Adapter, Observer, Pool, PoolSettings
+from pooling.testing import FakeAdapter, Script, UnpooledPool, VirtualClock
+from tests.unit.conftest import Make
+
+
+def refused(error: type[Exception], text: str) -> Any:
+    return pytest.raises(error, match=re.escape(text))
+
+
+# -- making a pool ------------------------------------------------------------------------
+
+
+class Nothing(Adapter[object]):
+    """Says not even how one is made."""
+
+
+@pytest.mark.parametrize("kind", [Pool, UnpooledPool])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "takes either a factory or an adapter"),
+        ({"factory": object, "adapter": FakeAdapter()}, "takes either a factory or an adapter"),
+        ({"factory": None}, "takes either a factory or an adapter"),
+        ({"factory": 5}, "factory must be callable, not 5"),
+        ({"factory": "connect"}, "factory must be callable, not 'connect'"),
+        ({"factory": object, "close": 5}, "close must be callable, not 5"),
+        ({"factory": object, "validate": 5}, "validate must be callable, not 5"),
+        ({"factory": object, "reset": "x"}, "reset must be callable, not 'x'"),
+        ({"adapter": FakeAdapter(), "close": print}, "takes no close beside an adapter"),
+        ({"adapter": FakeAdapter(), "validate": print}, "takes no validate beside an adapter"),
+        ({"adapter": FakeAdapter(), "reset": print}, "takes no reset beside an adapter"),
+        ({"adapter": object}, "adapter must be a pooling.Adapter, not <class 'object'>"),
+        ({"adapter": FakeAdapter}, "adapter must be a pooling.Adapter, not <class"),
+        ({"adapter": Nothing()}, "create"),
+        ({"factory": object, "settings": {"max_size": 3}}, "settings must be a PoolSettings, not {'max_size': 3}"),
+        ({"factory": object, "settings": PoolSettings}, "settings must be a PoolSettings, not <class"),
+        ({"factory": object, "name": 5}, "name must be a text that is not empty, not 5"),
+        ({"factory": object, "name": ""}, "name must be a text that is not empty, not ''"),
+        ({"factory": object, "observers": 5}, "observers"),
+        ({"factory": object, "observers": Observer()}, "observers"),
+        ({"factory": object, "observers": [5]}, "observers must be of pooling.Observer, not 5"),
+        ({"factory": object, "observers": [Observer]}, "observers must be of pooling.Observer, not <class"),
+        ({"factory": object, "clock": 5}, "clock"),
+        ({"factory": object, "max_size": 3}, "max_size"),
+    ],
+)
+def test_a_pool_refuses(kind: type[Pool[Any]], given: dict[str, Any], text: str) -> None:
+    with refused(TypeError, text):
+        kind(**given)
+
+
+def test_the_settings_of_a_pool_are_checked_when_they_are_made() -> None:
+    with refused(ValueError, "PoolSettings.max_size must be at least 1, not 0"):
+        PoolSettings(max_size=0)
+
+
+# -- a timeout given in a call ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [Pool.acquire, Pool.open, Pool.close])
+@pytest.mark.parametrize(
+    ("timeout", "error", "text"),
+    [
+        ("5", TypeError, "timeout must be a number of seconds, not '5'"),
+        (True, TypeError, "timeout must be a number of seconds, not True"),
+        ([], TypeError, "timeout must be a number of seconds, not []"),
+        ((1, 2), TypeError, "timeout must be a number of seconds, not (1, 2)"),
+        (-1, ValueError, "timeout must be at least 0 seconds, not -1"),
+        (-0.001, ValueError, "timeout must be at least 0 seconds, not -0.001"),
+        (math.nan, ValueError, "timeout must be at least 0 seconds, not nan"),
+    ],
+    ids=str,
+)
+def test_a_timeout_is_a_number_of_seconds(
+    make: Make,
+    adapter: FakeAdapter,
+    verb: Callable[..., object],
+    timeout: Any,
+    error: type[Exception],
+    text: str,
+) -> None:
+    pool = make(min_size=1)
+    with refused(error, text):
+        verb(pool, timeout=timeout)
+    assert adapter.made == 0
+    assert not pool.closed
+    assert pool.stats()["waiting"] == 0
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, 1, 1e9, math.inf, None])
+def test_any_time_is_fine(make: Make, timeout: float | None) -> None:
+    with make().acquire(timeout) as resource:
+        assert resource.alive
+
+
+def test_a_bad_timeout_is_refused_where_one_is_idle_too(make: Make) -> None:
+    pool = make(factory=object)
+    pool.acquire().release()
+    with refused(TypeError, "timeout must be a number of seconds, not '5'"):
+        pool.acquire("5")  # type: ignore[arg-type]
+    assert pool.stats()["idle"] == 1
+
+
+# -- sizes and changes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "text"),
+    [
+        (-1, ValueError, "size must be from 0 to max_size=2, not -1"),
+        (3, ValueError, "size must be from 0 to max_size=2, not 3"),
+        (1.0, TypeError, "size must be a whole number, not 1.0"),
+        ("1", TypeError, "size must be a whole number, not '1'"),
+        (True, TypeError, "size must be a whole number, not True"),
+    ],
+)
+def test_fill_takes_a_possible_size(
+    make: Make, adapter: FakeAdapter, size: Any, error: type[Exception], text: str
+) -> None:
+    with refused(error, text):
+        make().fill(size)
+    assert adapter.made == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "text"),
+    [
+        ((0,), ValueError, "PoolSettings.max_size must be at least 1, not 0"),
+        (("5",), TypeError, "PoolSettings.max_size must be a whole number, not '5'"),
+        ((2.0,), TypeError, "PoolSettings.max_size must be a whole number, not 2.0"),
+        ((None,), TypeError, "PoolSettings.max_size must be a whole number, not None"),
+        ((5, -1), ValueError, "PoolSettings.min_size must be at least 0, not -1"),
+        ((5, 6), ValueError, "PoolSettings.min_size must be at most max_size (5), not 6"),
+        ((1,), ValueError, "PoolSettings.min_size must be at most max_size (1), not 2"),
+    ],
+    ids=str,
+)
+def test_resize_takes_possible_sizes(
+    make: Make, adapter: FakeAdapter, sizes: tuple[Any, ...], error: type[Exception], text: str
+) -> None:
+    pool = make(min_size=2, max_size=4)
+    before = pool.stats()
+    with refused(error, text):
+        pool.resize(*sizes)
+    assert pool.stats() == before
+    assert adapter.made == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"max_sise": 5}, TypeError, "unknown setting 'max_sise'; did you mean 'max_size'?"),
+        ({"max_connections": 5}, TypeError, "unknown setting 'max_connections'; did you mean 'max_size'?"),
+        ({"idle_timeout": -1}, ValueError, "PoolSettings.idle_timeout must be above 0 or None, not -1"),
+        ({"max_uses": "x"}, TypeError, "PoolSettings.max_uses must be a whole number or None, not 'x'"),
+        ({"backoff_initial": 0}, ValueError, "Backoff.initial must be above 0, not 0"),
+        ({"backoff": None}, TypeError, "PoolSettings.backoff must be a Backoff, not None"),
+    ],
+    ids=str,
+)
+def test_reconfigure_takes_known_settings(
+    make: Make, changes: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    pool = make()
+    before = pool.settings
+    with refused(error, text):
+        pool.reconfigure(**changes)
+    assert pool.settings == before
+
+
+# -- observers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observer", [None, 5, Observer, print])
+def test_an_observer_is_one(make: Make, observer: Any) -> None:
+    pool = make()
+    with refused(TypeError, f"observers must be of pooling.Observer, not {observer!r}"):
+        pool.add_observer(observer)
+    pool.drain()  # and nobody is told
+
+
+# -- tools for tests ----------------------------------------------------------------------
+
+
+def test_a_clock_has_three_kinds_of_workers() -> None:
+    with refused(ValueError, "workers must be one of inline, manual, threads, not 'none'"):
+        VirtualClock(workers="none")
+
+
+def test_time_does_not_run_backwards(clock: VirtualClock) -> None:
+    with refused(ValueError, "-1"):
+        clock.advance(-1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda adapter: adapter.fail("craete", OSError()),
+        lambda adapter: adapter.hold("craete"),
+        lambda adapter: adapter.mend("craete"),
+    ],
+    ids=["fail", "hold", "mend"],
+)
+def test_a_fake_adapter_knows_its_steps(adapter: FakeAdapter, call: Callable[[FakeAdapter], None]) -> None:
+    """A misspelt step would never fail, and the test with it."""
+    with refused(ValueError, "craete"):
+        call(adapter)
+
+
+def test_a_script_knows_its_steps() -> None:
+    with refused(AssertionError, "no step 'C' in this script"):
+        Script("A", "B").pass_by("C")

@@ -1,0 +1,463 @@
+"""A server that is down: one prober, its pace, what borrowers are told, and the way back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pooling import CreateFailed, Observer, Pool, PoolTimeout, PoolUnavailable
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
+from tests.unit.conftest import Make, Task, fill, run_jobs
+
+DOWN = ConnectionRefusedError("down")
+WRONG = PermissionError("wrong password")
+
+
+class Server(FakeAdapter):
+    """A server that can be down; notes when somebody tried to reach it."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.start = clock.now()
+        self.error: BaseException | None = DOWN
+        self.final = (PermissionError,)
+        self.attempts: list[float] = []
+
+    def create(self) -> FakeResource:
+        self.attempts.append(round(self.clock.now() - self.start, 6))
+        if self.error is not None:
+            raise self.error
+        return super().create()
+
+
+@pytest.fixture
+def server(clock: VirtualClock) -> Server:
+    return Server(clock)
+
+
+def in_line(pool: Pool[Any], clock: VirtualClock, number: int, timeout: float = 60) -> list[Task]:
+    """Have so many borrowers wait, one after the other."""
+    tasks = []
+    for place in range(number):
+        tasks.append(Task(pool.acquire, timeout))
+        clock.until_parked(place + 1)
+    return tasks
+
+
+def in_flight(clock: VirtualClock) -> Iterator[int]:
+    """Let one creation after the other succeed; say how many are under way each time."""
+    while clock.jobs:
+        yield clock.jobs
+        clock.run_job()
+
+
+# -- the prober ---------------------------------------------------------------------------
+
+
+def test_what_was_in_flight_ends_and_then_one_probes(make: Make, manual: VirtualClock) -> None:
+    server = Server(manual)
+    pool = make(adapter=server, max_size=5, clock=manual)
+    tasks = in_line(pool, manual, 5)
+    assert manual.jobs == 5
+    for left in (4, 3, 2, 1, 0):
+        manual.run_job()
+        assert manual.jobs == left  # none is replaced
+    for _ in range(10):
+        manual.advance(1)
+        assert manual.jobs == 1  # however long it takes
+        manual.run_job()
+    server.error = None
+    manual.advance(1)
+    run_jobs(manual)
+    for task in tasks:
+        task.result()
+
+
+def test_failures_of_one_moment_are_one_failure(make: Make, manual: VirtualClock) -> None:
+    """Five that were in flight do not make the delay five times doubled."""
+    server = Server(manual)
+    pool = make(adapter=server, max_size=5, clock=manual, min_size=5)
+    pool.fill()
+    run_jobs(manual)
+    manual.advance(0.05)
+    assert manual.jobs == 1
+
+
+def test_the_delay_doubles_to_its_maximum(make: Make, clock: VirtualClock, server: Server) -> None:
+    pool = make(adapter=server, min_size=1, backoff_initial=1, backoff_maximum=10)
+    pool.fill()
+    clock.advance(60)
+    assert server.attempts == [0, 1, 3, 7, 15, 25, 35, 45, 55]
+
+
+def test_the_delay_is_drawn_from_all_of_it(make: Make, clock: VirtualClock, server: Server) -> None:
+    """Full jitter: clients that failed together do not return together."""
+    random.seed(7)
+    pool = make(adapter=server, min_size=1, backoff_initial=8, backoff_maximum=8, backoff_jitter=True)
+    pool.fill()
+    clock.advance(2000)
+    delays = [late - early for early, late in zip(server.attempts, server.attempts[1:])]
+    assert 0 < min(delays) < 1
+    assert 7 < max(delays) < 8
+    assert sum(delays) / len(delays) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("backoff", "attempts"),
+    [
+        ({}, [0, 0.05, 0.15, 0.35, 0.6, 0.85, 1.1]),
+        ({"backoff_probe_interval": 0.3, "backoff_initial": 0.1}, [0, 0.1, 0.3, 0.6, 0.9, 1.2]),
+        ({"backoff_initial": 5}, [0, 0.25, 0.5, 0.75, 1.0, 1.25]),
+    ],
+)
+def test_while_somebody_waits_the_delay_is_short(
+    make: Make, clock: VirtualClock, server: Server, backoff: dict[str, float], attempts: list[float]
+) -> None:
+    pool = make(adapter=server, **backoff)
+    in_line(pool, clock, 1, timeout=60)
+    clock.advance(1.3)
+    assert server.attempts == attempts
+    clock.advance(60)
+
+
+@pytest.mark.parametrize("other", [{}, {"create_timeout": 7}, {"leak_timeout": 5}])
+def test_the_prober_is_not_forgotten_for_what_is_due_before(
+    make: Make, clock: VirtualClock, server: Server, other: dict[str, float]
+) -> None:
+    pool = make(adapter=server, min_size=1, backoff_initial=60, backoff_maximum=60, **other)
+    pool.fill()
+    clock.advance(200)
+    assert server.attempts == [0, 60, 120, 180]
+
+
+def test_who_comes_during_a_long_delay_shortens_it(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server, backoff_initial=30, backoff_probe_interval=0.25)
+    pool.fill(1)
+    clock.advance(10)
+    (task,) = in_line(pool, clock, 1)
+    server.error = None
+    clock.advance(0.25)
+    assert task.result().resource is not None
+    assert server.attempts == [0, 10.25]
+
+
+def test_it_is_tried_no_more_often_the_more_come(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server, max_size=10)
+    for second in range(5):
+        Task(pool.acquire, 60)
+        clock.until_parked(second + 1)
+        clock.advance(1)
+    assert len(server.attempts) <= 5 / 0.25 + 4
+    clock.advance(60)
+
+
+def test_nobody_is_probed_for_whom_nobody_asks(make: Make, clock: VirtualClock, server: Server) -> None:
+    pool = make(adapter=server)
+    with pytest.raises(PoolUnavailable):
+        pool.acquire(0)
+    clock.advance(1000)
+    assert server.attempts == [0]
+
+
+# -- recovery -----------------------------------------------------------------------------
+
+
+def test_all_who_wait_are_served_in_order_after_recovery(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server, max_size=3)
+    tasks = in_line(pool, clock, 3)
+    clock.advance(20)
+    server.error = None
+    clock.advance(0.25)
+    assert [task.result().resource.number for task in tasks] == [1, 2, 3]
+    assert pool.stats()["down"] is None
+
+
+def test_after_recovery_creation_ramps_up(make: Make, manual: VirtualClock) -> None:
+    server = Server(manual)
+    pool = make(adapter=server, min_size=20, max_size=20, clock=manual)
+    pool.fill()
+    run_jobs(manual)
+    server.error = None
+    manual.advance(1)
+    flights = list(in_flight(manual))
+    assert flights[:4] == [1, 2, 4, 8]
+    assert len(flights) == 20
+
+
+def test_a_failure_during_the_ramp_starts_it_again(make: Make, manual: VirtualClock) -> None:
+    server = Server(manual)
+    pool = make(adapter=server, min_size=20, max_size=20, clock=manual)
+    pool.fill()
+    run_jobs(manual)
+    server.error = None
+    manual.advance(1)
+    manual.run_job()
+    manual.run_job()
+    server.error = DOWN
+    run_jobs(manual)
+    server.error = None
+    manual.advance(1)
+    assert list(in_flight(manual))[:3] == [1, 2, 4]
+
+
+def test_a_new_pool_needs_no_ramp(make: Make, manual: VirtualClock) -> None:
+    pool = make(min_size=20, max_size=20, clock=manual)
+    pool.fill()
+    assert manual.jobs == 20
+
+
+def test_a_recovery_makes_the_next_outage_a_new_one(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server, min_size=1, backoff_initial=1)
+    pool.fill()
+    clock.advance(20)
+    server.error = None
+    clock.advance(20)
+    assert pool.stats()["idle"] == 1
+    server.error, server.attempts = DOWN, []
+    server.start = clock.now()
+    pool.acquire().discard()
+    clock.advance(3)
+    assert server.attempts == [0, 1, 3]
+
+
+def test_the_pool_never_gives_up(make: Make, clock: VirtualClock, server: Server) -> None:
+    pool = make(adapter=server, min_size=1, max_attempts=3)
+    pool.fill()
+    clock.advance(24 * 3600)
+    server.error = None
+    clock.advance(30)
+    assert pool.stats()["idle"] == 1
+
+
+def test_what_is_open_is_lent_while_the_server_is_down(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    server.error = None
+    pool = make(adapter=server, max_size=2)
+    pool.acquire().release()
+    server.error = DOWN
+    pool.fill(2)
+    assert pool.acquire(0).resource.number == 1
+
+
+def test_a_release_serves_who_waits_for_the_server(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    server.error = None
+    pool = make(adapter=server, max_size=2)
+    lease = pool.acquire()
+    server.error = DOWN
+    (task,) = in_line(pool, clock, 1)
+    lease.release()
+    assert task.result().resource.number == 1
+
+
+# -- what borrowers are told --------------------------------------------------------------
+
+
+def test_at_the_deadline_the_cause_is_chained(make: Make, clock: VirtualClock, server: Server) -> None:
+    (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
+    clock.advance(5)
+    with pytest.raises(PoolTimeout) as raised:
+        task.result()
+    assert raised.value.__cause__ is DOWN
+
+
+def test_the_cause_is_the_last_one(make: Make, clock: VirtualClock, server: Server) -> None:
+    (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
+    server.error = last = ConnectionResetError("worse")
+    clock.advance(5)
+    with pytest.raises(PoolTimeout) as raised:
+        task.result()
+    assert raised.value.__cause__ is last
+
+
+def test_the_cause_keeps_no_frames_alive(make: Make, server: Server) -> None:
+    pool = make(adapter=server)
+    with pytest.raises(PoolUnavailable):
+        pool.acquire(0)
+    error = pool._outage.error
+    assert error is not None
+    assert error.__traceback__ is None
+
+
+def test_who_will_not_wait_is_told_at_once_and_tries_nothing(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server)
+    for _ in range(5):
+        with pytest.raises(PoolUnavailable, match="making one fails: ConnectionRefusedError: down") as raised:
+            pool.acquire(0)
+        assert raised.value.__cause__ is DOWN
+    assert server.attempts == [0]
+
+
+def test_who_will_not_wait_does_not_find_it_down_where_it_is_only_busy(make: Make) -> None:
+    pool = make(max_size=1)
+    with pool.acquire(), pytest.raises(PoolTimeout):
+        pool.acquire(0)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_max_attempts_are_counted_for_each_borrower(
+    make: Make, clock: VirtualClock, server: Server, most: int
+) -> None:
+    pool = make(adapter=server, max_size=1, max_attempts=most, backoff_initial=0.1)
+    if most == 1:
+        with pytest.raises(PoolUnavailable):
+            pool.acquire()
+        return
+    (early,) = in_line(pool, clock, 1)  # its first attempt has failed
+    clock.advance(0.1)  # its second too
+    late = Task(pool.acquire, 60)
+    clock.until_parked(2)
+    clock.advance(0.2)  # its third: enough for one of them
+    with pytest.raises(PoolUnavailable, match="3 attempts to make a thing failed: .*down") as raised:
+        early.result()
+    assert raised.value.__cause__ is DOWN
+    assert late.is_alive()
+    clock.advance(0.5)
+    with pytest.raises(PoolUnavailable):
+        late.result()
+
+
+# -- final errors -------------------------------------------------------------------------
+
+
+def test_a_final_error_is_told_at_once(make: Make, server: Server) -> None:
+    server.error = WRONG
+    with pytest.raises(CreateFailed) as raised:
+        make(adapter=server).acquire()
+    assert raised.value.__cause__ is WRONG
+
+
+def test_a_final_error_sends_all_away_whom_nothing_can_serve(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server)
+    tasks = in_line(pool, clock, 3)
+    server.error = WRONG
+    clock.advance(0.05)
+    for task in tasks:
+        with pytest.raises(CreateFailed):
+            task.result()
+
+
+def test_who_can_be_served_by_what_is_open_waits_for_that(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    server.error = None
+    pool = make(adapter=server, max_size=2)
+    lease = pool.acquire()
+    server.error = WRONG
+    (task,) = in_line(pool, clock, 1)
+    clock.advance(10)
+    lease.release()
+    assert task.result().resource.number == 1
+
+
+def test_a_final_error_is_not_tried_for_each_who_asks(make: Make, server: Server) -> None:
+    """Accounts get locked."""
+    server.error = WRONG
+    pool = make(adapter=server)
+    for _ in range(100):
+        with pytest.raises(CreateFailed):
+            pool.acquire()
+    assert server.attempts == [0]
+
+
+def test_a_final_error_is_tried_less_and_less_however_many_ask(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    """Those who ask do not wait for it, so they do not make the prober hurry."""
+    server.error = WRONG
+    pool = make(adapter=server, backoff_initial=1, backoff_maximum=30)
+    for _ in range(600):
+        with pytest.raises(CreateFailed):
+            pool.acquire()
+        clock.advance(0.1)
+    assert len(server.attempts) <= 6  # at 0, 1, 3, 7, 15, 31 s, or a little later
+
+
+def test_a_final_error_may_end(make: Make, clock: VirtualClock, server: Server) -> None:
+    server.error = WRONG
+    pool = make(adapter=server)
+    with pytest.raises(CreateFailed):
+        pool.acquire()
+    server.error = None  # somebody has mended the password
+    clock.advance(1)
+    assert pool.acquire().resource.number == 1
+    assert pool.stats()["down"] is None
+
+
+def test_a_judgement_that_fails_is_not_final(
+    make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, server: Server,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def fail(error: BaseException) -> bool:
+        raise RuntimeError("a bug in the adapter")
+
+    monkeypatch.setattr(server, "is_final", fail)
+    pool = make(adapter=server)
+    (task,) = in_line(pool, clock, 1)
+    server.error = None
+    clock.advance(1)
+    task.result()
+    assert "pool 'test': is_final() failed" in caplog.text
+
+
+# -- what others see ----------------------------------------------------------------------
+
+
+class Incidents(Observer):
+    """Writes down beginnings and ends of outages."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, object]] = []
+
+    def outage_began(self, pool: str, error: BaseException) -> None:
+        self.seen.append(("began", error))
+
+    def outage_ended(self, pool: str, seconds: float) -> None:
+        self.seen.append(("ended", seconds))
+
+
+def test_an_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server: Server) -> None:
+    incidents = Incidents()
+    pool = make(adapter=server, min_size=1, observers=[incidents], backoff_initial=1)
+    for _ in range(2):
+        server.error = DOWN
+        pool.fill()
+        clock.advance(6)
+        server.error = None
+        clock.advance(1)
+        pool.acquire().discard()
+    assert incidents.seen == [("began", DOWN), ("ended", 7.0)]
+
+
+def test_a_process_that_cannot_reach_its_server_wakes_up_seldom(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    pool = make(adapter=server, min_size=1)
+    pool.fill()
+    clock.advance(3600)
+    assert len(server.attempts) < 3600 / 30 + 12
+
+
+def test_stats_name_the_cause(make: Make, server: Server) -> None:
+    pool = make(adapter=server)
+    assert pool.stats()["down"] is None
+    fill(pool, 1)
+    assert pool.stats()["down"] == "ConnectionRefusedError: down"

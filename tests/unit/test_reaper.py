@@ -1,0 +1,558 @@
+"""What falls due without anybody asking: age, leaks, work that hangs, the audit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pooling import Pool, PoolSettings, PoolTimeout
+from pooling.core.clock import SystemClock
+from pooling.core.reaper import AUDIT
+from pooling.core.registry import Background
+from pooling.testing import FakeAdapter, VirtualClock
+from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
+
+
+def closed(pool: Pool[Any]) -> dict[str, int]:
+    return pool.metrics.snapshot().closed
+
+
+def size(pool: Pool[Any]) -> int:
+    return int(pool.stats()["size"])
+
+
+# -- idle_timeout -------------------------------------------------------------------------
+
+
+def test_what_nobody_uses_is_closed(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, idle_timeout=60)
+    fill(pool, 3)
+    clock.advance(59.9)
+    assert size(pool) == 3
+    clock.advance(0.1)
+    assert size(pool) == 0
+    assert closed(pool) == {"idle_timeout": 3}
+
+
+def test_min_size_is_kept_however_old(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(min_size=2, max_size=5, idle_timeout=60, max_lifetime=None)
+    fill(pool, 5)
+    clock.advance(1000)
+    assert (size(pool), adapter.made) == (2, 5)  # and not closed and made again
+
+
+def test_a_surplus_ages_out_under_steady_use(make: Make, clock: VirtualClock) -> None:
+    """The stack lends the same few, and the reaper does not turn it over."""
+    pool = make(max_size=10, idle_timeout=60, max_lifetime=None)
+    resources = fill(pool, 10)
+    for _ in range(29):
+        with pool.acquire(), pool.acquire():
+            clock.advance(1)
+        clock.advance(1)
+    assert size(pool) == 10
+    clock.advance(2)
+    with pool.acquire() as one, pool.acquire() as two:
+        assert [one, two] == resources[:-3:-1]
+    assert closed(pool) == {"idle_timeout": 8}
+
+
+def test_a_use_begins_the_idle_time_anew(make: Make, clock: VirtualClock) -> None:
+    pool = make(idle_timeout=60)
+    for _ in range(5):
+        pool.acquire().release()
+        clock.advance(59)
+    assert size(pool) == 1
+    clock.advance(1)
+    assert size(pool) == 0
+
+
+def test_what_is_in_use_is_not_idle(make: Make, clock: VirtualClock) -> None:
+    pool = make(idle_timeout=60)
+    with pool.acquire():
+        clock.advance(1000)
+    clock.advance(59)
+    assert size(pool) == 1
+    clock.advance(1)
+    assert size(pool) == 0
+
+
+def test_without_idle_timeout_all_are_kept(make: Make, clock: VirtualClock) -> None:
+    pool = make(idle_timeout=None, max_lifetime=None)
+    fill(pool, 2)
+    clock.advance(1e6)
+    assert size(pool) == 2
+
+
+def test_what_is_in_use_counts_for_min_size(make: Make, clock: VirtualClock) -> None:
+    pool = make(min_size=1, max_size=2, idle_timeout=60, max_lifetime=None)
+    fill(pool, 2)
+    with pool.acquire():
+        clock.advance(60)
+        assert size(pool) == 1
+    assert closed(pool) == {"idle_timeout": 1}
+
+
+# -- lifetime -----------------------------------------------------------------------------
+
+
+def test_what_is_idle_is_closed_at_the_end_of_its_life(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_lifetime=100, idle_timeout=None)
+    fill(pool, 2)
+    clock.advance(99.9)
+    assert size(pool) == 2
+    clock.advance(0.1)
+    assert closed(pool) == {"lifetime": 2}
+
+
+def test_what_reached_the_end_of_its_life_is_replaced_below_min_size(
+    make: Make, clock: VirtualClock
+) -> None:
+    pool = make(min_size=2, max_lifetime=100)
+    pool.open()
+    clock.advance(100)
+    assert {pool.acquire().resource.number, pool.acquire().resource.number} == {3, 4}
+
+
+def test_what_min_size_will_miss_is_replaced_ahead(make: Make, manual: VirtualClock) -> None:
+    """So that nobody waits for a creation because a resource has come of age."""
+    pool = make(min_size=2, max_size=4, max_lifetime=100, clock=manual)
+    fill(pool, 2)
+    manual.advance(98)
+    assert (manual.jobs, pool.stats()["idle"]) == (2, 2)
+    run_jobs(manual)
+    manual.advance(2)
+    run_jobs(manual)
+    assert closed(pool) == {"lifetime": 2}
+    assert {pool.acquire(0).resource.number, pool.acquire(0).resource.number} == {3, 4}
+
+
+@pytest.mark.parametrize("lifetime", [0.5, 1, 3])
+def test_a_short_life_is_not_replaced_over_and_over(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, lifetime: float
+) -> None:
+    pool = make(min_size=1, max_size=10, max_lifetime=lifetime)
+    pool.open()
+    clock.advance(5 * lifetime)
+    assert adapter.made <= 11
+    assert adapter.most_open <= 2
+
+
+def test_use_does_not_prolong_a_life(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_lifetime=100)
+    for _ in range(20):
+        pool.acquire().release()
+        clock.advance(9.9)
+    assert closed(pool) == {"lifetime": 1}
+
+
+@pytest.mark.parametrize(("drawn", "ends"), [(0.0, 100), (0.5, 90), (1.0, 80)])
+def test_jitter_is_subtracted(
+    make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, drawn: float, ends: float
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: drawn)
+    pool = make(max_lifetime=100, lifetime_jitter=0.2, idle_timeout=None)
+    fill(pool, 1)
+    clock.advance(ends - 0.1)
+    assert size(pool) == 1
+    clock.advance(0.1)
+    assert size(pool) == 0
+
+
+def test_those_made_together_do_not_end_together(make: Make, clock: VirtualClock) -> None:
+    random.seed(7)
+    pool = make(max_size=100, max_lifetime=100, lifetime_jitter=0.1, idle_timeout=None)
+    fill(pool, 100)
+    clock.advance(89.9)
+    assert size(pool) == 100
+    sizes = []
+    for _ in range(10):
+        clock.advance(1)
+        sizes.append(size(pool))
+    assert sizes == sorted(set(sizes), reverse=True)  # some in each second
+    clock.advance(0.1)
+    assert size(pool) == 0
+
+
+def test_without_a_lifetime_a_resource_lives_for_ever(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_lifetime=None, idle_timeout=None, lifetime_jitter=0.5)
+    pool.acquire().release()
+    clock.advance(1e9)
+    assert pool.acquire().resource.number == 1
+
+
+# -- leaks --------------------------------------------------------------------------------
+
+
+def test_leases_are_leaks_each_in_its_time(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, leak_timeout=30)
+    leases = []
+    counts = []
+    for _ in range(3):
+        leases.append(pool.acquire())
+        clock.advance(10)
+    for _ in range(4):
+        counts.append(pool.metrics.snapshot().leaks)
+        clock.advance(10)
+    assert counts == [1, 2, 3, 3]
+    for lease in leases:
+        lease.release()
+
+
+def test_a_leak_stays_with_its_holder(make: Make, clock: VirtualClock) -> None:
+    pool = make(leak_timeout=30)
+    with pool.acquire() as resource:
+        clock.advance(1000)
+        assert resource.alive
+        assert not resource.interrupted
+    assert pool.metrics.snapshot().leaks == 1
+    assert pool.stats()["idle"] == 1
+
+
+def test_a_leak_timeout_that_comes_later_holds_for_who_is_out(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    with pool.acquire():
+        clock.advance(100)
+        pool.reconfigure(leak_timeout=30)
+        clock.settle()
+        assert pool.metrics.snapshot().leaks == 1
+
+
+# -- what hangs ---------------------------------------------------------------------------
+
+
+def test_a_creation_that_hangs_loses_its_slot(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    pool = make(max_size=1, create_timeout=30, clock=manual)
+    waiting = Task(pool.acquire, 60)
+    manual.until_parked(1)
+    manual.advance(29.9)
+    assert pool.stats()["creating"] == 1
+    manual.advance(0.1)
+    assert pool.stats()["down"] == "TimeoutError: making a thing took over 30 s"
+    manual.advance(1)
+    manual.run_job(1)  # the next attempt, while the first still hangs
+    assert waiting.result().resource.number == 1
+    assert pool.metrics.snapshot().errors == {"TimeoutError": 1}
+    manual.run_job(0)
+    run_jobs(manual)
+
+
+def test_what_was_made_too_late_is_closed(make: Make, adapter: FakeAdapter) -> None:
+    """The job hangs in the adapter, on a real worker, until its time is over."""
+    clock = VirtualClock(workers="threads")
+    pool = make(max_size=1, create_timeout=30, clock=clock)
+    adapter.hold("create")
+    adapter.hold("close")
+    pool.fill(1)
+    adapter.until_held("create")
+    clock.advance(30)
+    assert size(pool) == 0
+    adapter.let_go("create")
+    adapter.until_held("close")
+    adapter.let_go("close")
+    assert pool.metrics.snapshot().created == 0
+
+
+def test_a_close_that_hangs_loses_its_slot(make: Make, adapter: FakeAdapter) -> None:
+    """It is cut off (abandoned); when it returns after all, that changes nothing."""
+    clock = VirtualClock(workers="threads")
+    pool = make(adapter=adapter, max_size=1, close_timeout=5, clock=clock)
+    lease = pool.acquire()
+    adapter.hold("close")
+    lease.discard()
+    adapter.until_held("close")
+    clock.advance(4.9)
+    assert pool.stats()["closing"] == 1
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0)
+    clock.advance(0.1)
+    assert (size(pool), adapter.calls["abandon"]) == (0, 1)
+    assert closed(pool) == {"close_timeout": 1}
+    adapter.let_go("close")
+    assert pool.acquire().resource.number == 2
+    assert closed(pool) == {"close_timeout": 1}
+
+
+def _reset(pool: Pool[Any], clock: VirtualClock) -> None:
+    pool.acquire().release()
+
+
+def _validate(pool: Pool[Any], clock: VirtualClock) -> None:
+    pool.check()
+
+
+@pytest.mark.parametrize("way", [_reset, _validate])
+@pytest.mark.parametrize(
+    ("reset_timeout", "health_check_timeout"), [(5, 3), (3, 5)], ids=["reset", "health check"]
+)
+def test_a_check_that_hangs_loses_its_slot(
+    make: Make,
+    manual: VirtualClock,
+    way: Callable[[Pool[Any], VirtualClock], None],
+    reset_timeout: float,
+    health_check_timeout: float,
+) -> None:
+    """Whoever hangs in it is interrupted, and what it then comes back with is closed."""
+    adapter = FakeAdapter(bounded=False)
+    pool = make(
+        adapter=adapter, max_size=1, clock=manual,
+        reset_timeout=reset_timeout, health_check_timeout=health_check_timeout,
+    )  # fmt: skip
+    (resource,) = fill(pool, 1)
+    way(pool, manual)
+    manual.advance(4.9)
+    assert pool.stats()["checking"] == 1
+    manual.advance(0.1)
+    assert size(pool) == 0
+    assert resource.interrupted
+    assert closed(pool) == {"check_timeout": 1}
+    run_jobs(manual)
+    assert resource.closed == 1
+    assert size(pool) == 0
+
+
+@pytest.mark.parametrize("hanging", ["create", "reset", "close"])
+def test_the_slot_of_what_hangs_goes_to_who_waits(make: Make, manual: VirtualClock, hanging: str) -> None:
+    adapter = FakeAdapter(bounded=False)
+    pool = make(
+        adapter=adapter, max_size=1, clock=manual,
+        create_timeout=5, reset_timeout=5, health_check_timeout=5, close_timeout=5,
+    )  # fmt: skip
+    if hanging != "create":
+        fill(pool, 1)
+        lease = pool.acquire()
+        lease.release() if hanging == "reset" else lease.discard()
+    waiting = Task(pool.acquire, 60)
+    manual.until_parked(1)
+    assert manual.jobs == 1
+    manual.advance(6)
+    assert manual.jobs == 2
+    manual.run_job(1)
+    assert waiting.result().resource is not None
+
+
+def test_an_abandon_that_fails_frees_the_slot_all_the_same(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make(max_size=1, close_timeout=5, clock=manual)
+    fill(pool, 1)
+    pool.acquire().discard()
+    adapter.fail("abandon", OSError("bad descriptor"))
+    manual.advance(5)
+    assert size(pool) == 0
+    assert "pool 'test': abandoning a thing failed" in caplog.text
+
+
+# -- keepalive ----------------------------------------------------------------------------
+
+
+def test_keepalive_makes_a_round_trip_with_what_rests(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(keepalive_interval=30, idle_timeout=None, max_lifetime=None)
+    fill(pool, 2)
+    clock.advance(29.9)
+    assert adapter.calls["validate"] == 0
+    clock.advance(0.1)
+    assert adapter.calls["validate"] == 2
+    clock.advance(300)
+    assert adapter.calls["validate"] == 22
+
+
+def test_keepalive_replaces_the_dead(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make(min_size=1, keepalive_interval=30, idle_timeout=None, max_lifetime=None)
+    pool.open()
+    adapter.fail("validate", ConnectionError("gone"))
+    clock.advance(30)
+    assert pool.acquire(0).resource.number == 2
+
+
+def test_keepalive_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+    pool = make(keepalive_interval=30, idle_timeout=100, max_lifetime=None)
+    fill(pool, 2)
+    clock.advance(100)
+    assert closed(pool) == {"idle_timeout": 2}
+
+
+# -- the health check ---------------------------------------------------------------------
+
+
+def test_the_server_is_asked_how_it_is_over_one_resource(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=3, health_check_interval=10, idle_timeout=None, max_lifetime=None)
+    fill(pool, 3)
+    clock.advance(9.9)
+    assert pool.metrics.snapshot().last_health_check is None
+    clock.advance(0.1)
+    s = pool.metrics.snapshot()
+    assert (s.last_health_check, s.health_failures) == (clock.wall(), 0)
+    clock.advance(90)
+    assert adapter.calls["validate"] == 10
+
+
+def test_a_health_check_that_fails_is_counted_and_closes(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=2, health_check_interval=10, idle_timeout=None)
+    resting, fresh = fill(pool, 2)
+    adapter.fail("validate", ConnectionError("gone"))
+    clock.advance(10)
+    assert (resting.closed, fresh.closed) == (1, 0)  # it goes to the one that rested longest
+    d = pool.metrics.to_dict()
+    assert d["health_check_failures"] == 1
+    assert d["last_health_check"] == clock.wall()
+
+
+@pytest.mark.parametrize(
+    ("interval", "number", "lent"), [(None, 2, 0), (10, 0, 0), (10, 1, 1)], ids=["off", "none open", "none idle"]
+)
+def test_nothing_is_asked_where_there_is_nothing_to_ask(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, interval: float | None, number: int, lent: int
+) -> None:
+    pool = make(health_check_interval=interval, idle_timeout=None)
+    fill(pool, number)
+    leases = [pool.acquire() for _ in range(lent)]
+    clock.advance(100)
+    assert adapter.calls["validate"] == 0
+    assert len(leases) == lent
+
+
+def test_a_health_check_that_hangs_is_cut_off(make: Make, manual: VirtualClock) -> None:
+    pool = make(
+        clock=manual, health_check_interval=10, health_check_timeout=5, reset_timeout=5, idle_timeout=None
+    )
+    (resource,) = fill(pool, 1)
+    manual.advance(10)
+    assert manual.jobs == 1
+    manual.advance(5)
+    assert resource.interrupted
+    assert closed(pool) == {"check_timeout": 1}
+
+
+def test_being_asked_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, health_check_interval=10, idle_timeout=100)
+    for lease in [pool.acquire() for _ in range(3)]:
+        lease.release()
+        clock.advance(1)
+    clock.advance(55)
+    assert [pool.acquire().resource.number for _ in range(3)] == [3, 2, 1]
+
+
+def test_what_is_asked_still_ages_out(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3, health_check_interval=10, idle_timeout=100)
+    fill(pool, 3)
+    clock.advance(100)
+    assert closed(pool) == {"idle_timeout": 3}
+
+
+# -- the audit ----------------------------------------------------------------------------
+
+
+def test_the_audit_finds_whom_an_interruption_left_waiting(make: Make, clock: VirtualClock) -> None:
+    """An idle resource beside a waiter: that should not be, and is mended and counted (P8)."""
+    pool = make()
+    fill(pool, 1)
+    pool.pause()
+    waiting = Task(pool.acquire, 60)
+    clock.until_parked(1)
+    clock.strike(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pool.resume()  # it strikes between the decision and the service
+    assert pool.stats()["waiting"] == pool.stats()["idle"] == 1
+    clock.advance(AUDIT)
+    waiting.result()
+    assert pool.metrics.snapshot().audit_repairs == 1
+
+
+def test_the_audit_finds_nothing_when_all_is_well(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    for _ in range(3):
+        with lent_elsewhere(pool) as (lease,):
+            waiting = Task(pool.acquire, 60)
+            clock.until_parked(1)
+            clock.advance(20 * AUDIT)
+            lease.release()
+        waiting.result().release()
+    assert pool.metrics.snapshot().audit_repairs == 0
+
+
+def test_a_pause_is_nothing_to_repair(make: Make, clock: VirtualClock) -> None:
+    pool = make()
+    fill(pool, 1)
+    pool.pause()
+    waiting = Task(pool.acquire, 60)
+    clock.until_parked(1)
+    clock.advance(10)
+    pool.resume()
+    waiting.result()
+    assert pool.metrics.snapshot().audit_repairs == 0
+
+
+def test_nothing_is_due_where_nothing_is_open_and_nobody_waits(make: Make, clock: VirtualClock) -> None:
+    """So that the reaper of an idle process sleeps on (P11)."""
+    pool = make(idle_timeout=None, max_lifetime=None, keepalive_interval=None)
+    pool.acquire().release()
+    clock.advance(100)  # past what was due for its creation
+    assert clock._moments() == []
+
+
+def test_who_waits_long_has_the_collector_look_for_forgotten_leases(
+    make: Make, clock: VirtualClock
+) -> None:
+    """Where every thread waits nobody allocates, so the collector does not come by itself."""
+    pool = make(max_size=1)
+    cycle: list[Any] = [pool.acquire()]
+    cycle.append(cycle)
+    del cycle
+    waiting = Task(pool.acquire, 10)
+    clock.until_parked(1)
+    clock.advance(2)
+    assert waiting.result().resource.number == 2
+    assert closed(pool) == {"orphaned": 1}
+
+
+# -- who forgot to give back --------------------------------------------------------------
+
+
+def test_a_key_that_nobody_holds_any_more_frees_its_slot(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    """Whichever job was lost: a creation, a check, a close."""
+    pool = make(adapter=FakeAdapter(bounded=False), max_size=3, clock=manual)
+    fill(pool, 2)
+    pool.acquire().release()
+    pool.acquire().discard()
+    pool.fill(3)
+    assert manual.jobs == 3
+    for _ in range(3):
+        manual.drop_job()
+    collect(manual)
+    run_jobs(manual)
+    manual.settle()
+    assert pool.stats()["size"] == 0
+
+
+def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+    monkeypatch.setattr("_thread.start_new_thread", lambda run, args: started.append((run, args)))
+    monkeypatch.setattr("pooling.core.workers._LINGER", 0)
+    clock = SystemClock()
+    clock.background = Background(clock)  # type: ignore[attr-defined]
+    adapter = FakeAdapter(blocking=False)
+    pool = Pool(adapter=adapter, settings=PoolSettings(min_size=0), clock=clock)
+    assert started == []
+    for _ in range(3):
+        pool.acquire().release()
+        assert len(started) == 1
+    del pool
+    while started:
+        run, arguments = started.pop()
+        Task(run, *arguments).result()
+    assert adapter.open == set()

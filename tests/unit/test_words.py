@@ -1,0 +1,629 @@
+"""What the pool says: repr, errors, holders, warnings; one line for each incident, and none when all is well."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import pooling
+from pooling import (
+    CreateFailed,
+    Lease,
+    LeaseError,
+    Pool,
+    PoolClosed,
+    PoolError,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyWaiting,
+)
+from pooling.testing import FakeAdapter, VirtualClock
+from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, oversleep, run_jobs
+
+
+def line() -> int:
+    """The line that calls this."""
+    return sys._getframe(1).f_lineno
+
+
+def fails(function: Callable[..., Any], *args: Any) -> str:
+    """Return the text of the error that a call raises."""
+    with pytest.raises(PoolError) as raised:
+        function(*args)
+    return str(raised.value)
+
+
+def timed_out(pool: Pool[Any], clock: VirtualClock, seconds: float) -> str:
+    """Have another thread wait so long in vain; return the text of its error."""
+    waiting = Task(pool.acquire, seconds)
+    clock.until_parked(1)
+    clock.advance(seconds)
+    return fails(waiting.result)
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return what was logged as a warning or worse, line by line."""
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+Warnings = Callable[[], list[str]]
+
+
+# -- the tree of errors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [PoolTimeout, PoolUnavailable, TooManyWaiting, PoolClosed, CreateFailed, LeaseError]
+)
+def test_every_error_is_a_pool_error_of_the_public_module(error: type[Exception]) -> None:
+    assert issubclass(error, PoolError)
+    assert error.__module__ == PoolError.__module__ == "pooling"
+    assert getattr(pooling, error.__name__) is error
+    assert error.__doc__
+
+
+def test_a_time_out_is_also_what_python_calls_one() -> None:
+    assert issubclass(PoolTimeout, TimeoutError)
+
+
+# -- repr ---------------------------------------------------------------------------------
+
+
+def test_the_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
+    pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(bounded=False))
+    assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting>"
+    fill(pool, 3)
+    pool.acquire().release()
+    pool.acquire().discard()
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    pool.fill(4)
+    assert repr(pool) == (
+        "<Pool 'orders': 1/4 in use, 0 idle, 1 creating, 1 checking, 1 closing, 1 waiting>"
+    )
+    run_jobs(manual)
+    waiting.result().release()
+    lease.release()
+    run_jobs(manual)
+    pool.close(0)
+    run_jobs(manual)
+    assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting, closed>"
+
+
+def test_the_repr_names_the_class(make: Make) -> None:
+    class Connections(Pool[Any]):
+        pass
+
+    assert repr(Connections(object, name="ldap")).startswith("<Connections 'ldap': ")
+
+
+def test_the_repr_says_that_it_is_paused(make: Make) -> None:
+    pool = make()
+    pool.pause()
+    assert "paused" in repr(pool)
+
+
+def test_stats_are_the_counts_and_the_bounds(make: Make, adapter: FakeAdapter) -> None:
+    pool = make(name="orders", max_size=4)
+    fill(pool, 2)
+    with pool.acquire():
+        adapter.fail("create", ConnectionError("no\n  route"))
+        pool.fill(3)
+        assert pool.stats() == {
+            "name": "orders", "size": 2, "idle": 1, "in_use": 1, "creating": 0, "checking": 0,
+            "closing": 0, "waiting": 0, "min_size": 0, "max_size": 4, "paused": False,
+            "closed": False, "down": "ConnectionError: no route",
+        }  # fmt: skip
+
+
+# -- exhausted ----------------------------------------------------------------------------
+
+
+def test_who_finds_none_is_told_who_has_them(make: Make, clock: VirtualClock) -> None:
+    """The text of the design, word for word."""
+    pool = make(name="orders", max_size=10)
+    here = line() + 1
+    leases = [pool.acquire() for _ in range(7)]
+    clock.advance(30)
+    there = line() + 1
+    leases += [pool.acquire() for _ in range(3)]
+    clock.advance(6.2)
+    function = sys._getframe(0).f_code.co_name if sys.version_info >= (3, 12) else "<listcomp>"
+    assert timed_out(pool, clock, 5) == (
+        "pool 'orders': no thing within 5.0 s (10/10 in use, 0 idle, 0 waiting); held by: "
+        f"test_words.py:{here} {function}() in MainThread for 41.2 s ×7; "
+        f"test_words.py:{there} {function}() in MainThread for 11.2 s ×3"
+    )
+
+
+def test_it_counts_who_else_waits(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    patient = [Task(pool.acquire, 60), Task(pool.acquire, 60)]
+    clock.until_parked(2)
+    hasty = Task(pool.acquire, 5)
+    clock.until_parked(3)
+    clock.advance(5)
+    assert "(1/1 in use, 0 idle, 2 waiting)" in fails(hasty.result)
+    lease.release()
+    patient[0].result().release()
+    patient[1].result().release()
+
+
+def test_it_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=8)
+    leases: list[Lease[Any]] = []
+    for number in range(8):
+        code = compile("leases.append(pool.acquire())", f"/srv/app/view{number}.py", "exec")
+        exec(code, {"leases": leases, "pool": pool})
+        clock.advance(1)
+    text = timed_out(pool, clock, 1)
+    assert re.findall(r"view\d\.py", text) == [f"view{number}.py" for number in range(5)]
+    assert text.endswith("; and 3 more places")
+
+
+def test_not_waiting_is_said_in_other_words(make: Make) -> None:
+    pool = make(max_size=1)
+    with lent_elsewhere(pool):
+        assert fails(pool.acquire, 0).startswith(
+            "pool 'test': no thing at once (1/1 in use, 0 idle, 0 waiting); held by: "
+        )
+
+
+def test_who_holds_one_himself_is_told_so(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=2)
+
+    def nest() -> None:
+        with pool.acquire():
+            clock.advance(1)
+            with lent_elsewhere(pool):
+                pool.acquire(0)
+
+    text = fails(nest)
+    mine, all_held = text.split("; this thread holds ")[1].split("; held by: ")
+    assert re.fullmatch(r"1 itself: test_words.py:\d+ nest\(\) in MainThread for 1.0 s", mine)
+    assert all_held.startswith(mine.removeprefix("1 itself: "))
+    assert "hold()" in all_held
+
+
+def test_without_tracking_nobody_is_named(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1, track_holders=False)
+    with pool.acquire():
+        assert timed_out(pool, clock, 5) == (
+            "pool 'test': no thing within 5.0 s (1/1 in use, 0 idle, 0 waiting)"
+        )
+
+
+def test_a_paused_pool_says_so(make: Make, clock: VirtualClock) -> None:
+    """Or nobody understands why one waits beside idle resources."""
+    pool = make()
+    fill(pool, 1)
+    pool.pause()
+    assert "paused" in timed_out(pool, clock, 5)
+
+
+# -- down, refused, closed, ended ---------------------------------------------------------
+
+
+def test_who_finds_it_down_is_told_why(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError("could not connect\n\tto server:  refused"), times=99)
+    waiting = Task(pool.acquire, 5)
+    clock.until_parked(1)
+    clock.advance(5)
+    with pytest.raises(PoolTimeout) as raised:
+        waiting.result()
+    assert str(raised.value) == (
+        "pool 'test': no thing within 5.0 s (0/2 in use, 0 idle, 0 waiting); "
+        "making one fails: ConnectionError: could not connect to server: refused"
+    )
+    assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+def test_an_error_without_words_is_named(make: Make, adapter: FakeAdapter) -> None:
+    adapter.fail("create", ConnectionResetError())
+    assert fails(make().acquire, 0).endswith("; making one fails: ConnectionResetError")
+
+
+def test_who_is_refused_is_told_the_rule(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1, max_waiting=1)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    assert fails(pool.acquire) == (
+        "pool 'test': no place in the line (max_waiting=1; 1/1 in use, 0 idle, 1 waiting)"
+    )
+    lease.release()
+    waiting.result()
+
+
+def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+    adapter.final = (PermissionError,)
+    adapter.fail("create", PermissionError("wrong password"))
+    assert fails(make().acquire) == (
+        "pool 'test': cannot make a thing: PermissionError: wrong password"
+    )
+
+
+def test_after_so_many_attempts_it_says_how_many(make: Make, adapter: FakeAdapter) -> None:
+    adapter.fail("create", ConnectionError("refused"))
+    assert fails(make(max_attempts=1).acquire) == (
+        "pool 'test': 1 attempts to make a thing failed: ConnectionError: refused"
+    )
+
+
+# -- holders ------------------------------------------------------------------------------
+
+
+def test_holders_are_who_where_and_since_when(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3)
+    assert pool.holders() == []
+    place, lease = line(), pool.acquire()
+    clock.advance(2)
+    with lent_elsewhere(pool):
+        clock.advance(1)
+        mine, other = pool.holders()  # who has it longest comes first
+    assert (mine.file, mine.line) == (__file__, place)
+    assert (mine.function, mine.thread) == ("test_holders_are_who_where_and_since_when", "MainThread")
+    assert (mine.seconds, repr(mine)) == (3.0, f"<Holder {mine}>")
+    assert (other.function, other.seconds) == ("hold", 1.0)
+    assert other.thread.startswith("Thread-")
+    assert str(mine) == (
+        f"test_words.py:{place} test_holders_are_who_where_and_since_when() in MainThread for 3.0 s"
+    )
+    lease.release()
+    assert len(pool.holders()) == 1
+
+
+def test_what_is_idle_has_no_holder_however_it_got_there(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=3)
+    fill(pool, 3)
+    clock.advance(10)
+    pool.pause()
+    fails(pool.acquire, 0)
+    pool.resume()
+    pool.check()
+    assert pool.holders() == []
+
+
+def test_what_is_being_made_reset_or_closed_has_no_holder(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=3, clock=manual, adapter=FakeAdapter(bounded=False))
+    fill(pool, 2)
+    pool.acquire().release()
+    pool.acquire().discard()
+    pool.fill(3)
+    assert pool.holders() == []
+
+
+def test_a_holder_whose_thread_ended_is_known_by_number(make: Make) -> None:
+    pool = make()
+    task = Task(pool.acquire)
+    lease = task.result()
+    assert pool.holders()[0].thread == f"thread {task.ident} (ended)"
+    lease.release()
+
+
+def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
+    pool = make(track_holders=False)
+    with pool.acquire():
+        clock.advance(2)
+        (holder,) = pool.holders()
+    assert str(holder) == "?:0 ?() in an untracked thread for 2.0 s"
+
+
+def test_to_know_the_holder_costs_no_frame(make: Make) -> None:
+    """A frame would keep the lease alive, which then would never be missed."""
+    pool = make()
+    lease = pool.acquire()
+    entry = lease._key.entry  # type: ignore[union-attr]
+    kept = [getattr(entry, name) for name in type(entry).__slots__]
+    assert not any(hasattr(value, "f_code") for value in kept)
+
+
+# -- leaks --------------------------------------------------------------------------------
+
+
+def test_a_leak_is_reported_once_and_when_it_comes_back(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make(leak_timeout=30)
+    place, lease = line(), pool.acquire()
+    where = f"{__file__}:{place} test_a_leak_is_reported_once_and_when_it_comes_back()"
+    clock.advance(29.9)
+    assert warnings() == []
+    clock.advance(300)
+    assert warnings() == [
+        f"pool 'test': a thing is out for 30.0 s (leak_timeout=30), acquired at {where}"
+    ]
+    lease.release()
+    assert warnings()[1:] == [f"pool 'test': the leaked thing of {where} came back after 329.9 s"]
+
+
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+@pytest.mark.parametrize("end", [Lease.release, Lease.discard])
+def test_each_lease_is_reported_for_itself(
+    make: Make,
+    clock: VirtualClock,
+    warnings: Warnings,
+    factory: Callable[[], object] | None,
+    end: Callable[[Lease[Any]], None],
+) -> None:
+    pool = make(leak_timeout=30, **({"factory": factory} if factory else {}))
+    for _ in range(2):
+        lease = pool.acquire()
+        clock.advance(30)
+        end(lease)
+    assert [("is out" in text, "came back" in text) for text in warnings()] == [(1, 0), (0, 1)] * 2
+
+
+def test_a_leak_is_seen_however_late_the_lease_began(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make(leak_timeout=30, idle_timeout=None)
+    pool.acquire().release()
+    clock.advance(1000.7)
+    lease = pool.acquire()
+    clock.advance(29.9)
+    assert warnings() == []
+    clock.advance(0.2)
+    assert len(warnings()) == 1
+    lease.release()
+
+
+def test_a_leak_is_seen_after_close(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+    pool = make(leak_timeout=30)
+    with pool.acquire():
+        pool.close(0)
+        clock.advance(30)
+    assert [("is out" in text, "came back" in text) for text in warnings()] == [(1, 0), (0, 1)]
+
+
+# -- orphans ------------------------------------------------------------------------------
+
+
+def test_a_dropped_lease_is_reported_with_its_place(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    place = line() + 1
+    pool.acquire()
+    collect(clock)
+    assert warnings() == [
+        "pool 'test': a lease was dropped without release, acquired at "
+        f"{__file__}:{place} test_a_dropped_lease_is_reported_with_its_place(); closing its thing"
+    ]
+
+
+def test_without_tracking_its_place_is_unknown(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+    pool = make(track_holders=False)
+    pool.acquire()
+    collect(clock)
+    assert "acquired at an unknown place (track_holders is off)" in warnings()[0]
+
+
+def test_an_interrupted_borrower_dropped_no_lease(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    """What was on its way back is closed, and nobody is blamed."""
+    pool = make()
+    lease = pool.acquire()
+    adapter.fail("reset", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        lease.release()
+    collect(clock)
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("end", [Lease.release, Lease.discard])
+def test_a_worker_that_died_dropped_no_lease(
+    make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
+) -> None:
+    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    fill(pool, 1)
+    end(pool.acquire())
+    manual.drop_job()
+    collect(manual)
+    assert pool.metrics.snapshot().orphans == 1
+    assert warnings() == []
+
+
+def test_a_dropped_pool_whose_close_fails_is_no_bug_in_pooling(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    fill(pool, 1)
+    adapter.fail("close", OSError("gone"))
+    del pool
+    clock.settle()
+    assert adapter.calls["close"] == 1
+    assert warnings() == []
+
+
+# -- a wait that can never end ------------------------------------------------------------
+
+
+def test_a_thread_that_waits_for_itself_is_warned_at_once(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make(max_size=1)
+
+    def nest() -> None:
+        with pool.acquire(), pool.acquire(5):
+            pass
+
+    nested = Task(nest)
+    clock.until_parked(1)
+    (text,) = warnings()
+    assert re.fullmatch(
+        r"pool 'test': this wait can only end by its timeout: every thing is held by a thread that "
+        r"waits for another one here; held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
+        text,
+    )
+    clock.advance(5)
+    fails(nested.result)
+
+
+def test_threads_that_wait_for_each_other_are_warned(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    """With the last of them to wait, and not before."""
+    pool = make(max_size=2)
+    both, first_waits = threading.Barrier(2), threading.Event()
+
+    def nest(before: Callable[[], object]) -> None:
+        with pool.acquire():
+            both.wait(30)
+            before()
+            pool.acquire(5).release()
+
+    first, second = Task(nest, lambda: None), Task(nest, lambda: first_waits.wait(30))
+    clock.until_parked(1)
+    assert warnings() == []
+    first_waits.set()
+    clock.until_parked(2)
+    assert len(warnings()) == 1
+    clock.interrupt(TimeoutError("enough"))  # now the second can have what the first gives back
+    with pytest.raises(TimeoutError, match="enough"):
+        first.result()
+    second.result()
+
+
+def _with_another(pool: Pool[Any]) -> None:
+    with pool.acquire(), lent_elsewhere(pool):
+        pool.acquire(5)
+
+
+def _at_once(pool: Pool[Any]) -> None:
+    with pool.acquire(), pool.acquire():
+        pool.acquire(0)
+
+
+@pytest.mark.parametrize("nest", [_with_another, _at_once])
+def test_a_wait_that_others_or_nobody_can_end_is_no_deadlock(
+    make: Make, clock: VirtualClock, warnings: Warnings, nest: Callable[[Pool[Any]], None]
+) -> None:
+    nested = Task(nest, make(max_size=2))
+    if nest is _with_another:
+        clock.until_parked(1)
+    clock.advance(5)
+    fails(nested.result)
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("end", [Lease.release, Lease.discard])
+def test_who_gave_his_back_waits_for_a_worker_and_not_for_himself(
+    make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
+) -> None:
+    """The reset, or the close, of what he had is under way."""
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    fill(pool, 1)
+
+    def twice() -> None:
+        end(pool.acquire())
+        pool.acquire(5).release()
+
+    task = Task(twice)
+    manual.until_parked(1)
+    assert warnings() == []
+    manual.advance(5)
+    fails(task.result)
+
+
+# -- outages ------------------------------------------------------------------------------
+
+
+def test_an_outage_is_two_lines_however_long(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError("refused"), times=9999)
+    waiting = [Task(pool.acquire, 90), Task(pool.acquire, 90)]
+    clock.until_parked(2)
+    clock.advance(60)
+    assert adapter.calls["create"] > 100
+    assert warnings() == ["pool 'test': making a thing fails: ConnectionError: refused"]
+    adapter.mend("create")
+    clock.advance(1)
+    for task in waiting:
+        task.result()
+    began, ended = warnings()
+    assert re.fullmatch(r"pool 'test': recovered after 60\.\d s", ended)
+
+
+def test_a_final_error_is_one_line_for_all_who_ask(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.final = (PermissionError,)
+    adapter.fail("create", PermissionError("wrong password"), times=9999)
+    for _ in range(50):
+        fails(pool.acquire)
+        clock.advance(1)
+    assert warnings() == ["pool 'test': making a thing fails: PermissionError: wrong password"]
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [("close", "closing a thing took over 5.0 s"), ("reset", "checking a thing took over 5.0 s")],
+)
+def test_what_hangs_is_one_line(
+    make: Make, manual: VirtualClock, warnings: Warnings, held: str, reason: str
+) -> None:
+    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    fill(pool, 1)
+    lease = pool.acquire()
+    lease.discard() if held == "close" else lease.release()
+    manual.advance(60)
+    assert warnings() == [f"pool 'test': {reason}; its slot is free again"]
+
+
+# -- quiet --------------------------------------------------------------------------------
+
+
+def test_nothing_is_logged_when_all_is_well(
+    make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even to debug: open, lend, wait, age out, replace, resize, close."""
+    caplog.set_level(logging.DEBUG)
+    with make(min_size=1, max_size=2, max_lifetime=100, idle_timeout=10, leak_timeout=60) as pool:
+        for _ in range(3):
+            with lent_elsewhere(pool, 2) as leases:
+                waiting = Task(pool.acquire)
+                clock.until_parked(1)
+                for lease in leases:
+                    lease.release()
+            waiting.result().release()
+            clock.advance(50)
+        pool.drain()
+        pool.resize(1)
+        pool.check()
+        pool.pause()
+        pool.resume()
+    clock.advance(1000)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("way", ["drain", "idle", "lifetime", "dead"])
+def test_a_dead_or_old_resource_is_nothing_to_warn_of(
+    make: Make, clock: VirtualClock, warnings: Warnings, way: str
+) -> None:
+    pool = make(max_lifetime=100, idle_timeout=50)
+    (resource,) = fill(pool, 1)
+    if way == "drain":
+        pool.drain()
+    elif way == "dead":
+        resource.alive = False
+    else:
+        oversleep(clock, {"idle": 50, "lifetime": 100}[way])
+    clock.advance(0)
+    pool.acquire().release()
+    assert resource.closed == 1
+    assert warnings() == []
