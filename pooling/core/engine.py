@@ -67,6 +67,7 @@ logger = logging.getLogger("pooling")
 _getframe = sys._getframe
 _numbers = itertools.count(1)
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
+_NONE = object()  # the generation of no entry (a retired one has None)
 _ABANDONED = object()  # the generation of an entry whose work took too long
 
 
@@ -112,11 +113,11 @@ class Engine(Generic[R]):
         settings = self._settings
         self._uniform: Callable[[], float] = random
         self._lock: Any = _thread.RLock()  # native, under gevent too: see `threads`
-        self._ident = threading.get_ident  # looked up late: gevent replaces it
         self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
         self._health = Health(self._now(), self._clock.wall())
-        self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock)
+        stacked = self._reset is None or self._adapter.bounded
+        self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock, stacked)
         self._waiters = self._state.waiters
         self._push = self._state.idle.append
         self._pop = self._state.idle.pop
@@ -135,11 +136,11 @@ class Engine(Generic[R]):
 
     def _move(self) -> None:
         """gevent has replaced the threads: go with it, and keep what we have."""
-        before = self._ref
-        self._ident = threading.get_ident
-        self._enlist()
-        for entry in list(self._state.entries):
-            entry.pool = self._ref
+        with self._lock:
+            before = self._ref
+            self._enlist()
+            for entry in self._state.entries:
+                entry.pool = self._ref
         self._background.pools.pop(id(before), None)
 
     def _gate_locked(self) -> None:
@@ -149,8 +150,8 @@ class Engine(Generic[R]):
         second look, ``_home`` takes back without one.
         """
         state = self._state
-        self._home: object = None if state.barred else state.generation
-        self._pass: object = None if self._wary else self._home
+        self._home: object = _NONE if state.barred else state.generation
+        self._pass: object = _NONE if self._wary else self._home
 
     # -- the hot path ---------------------------------------------------------
 
@@ -196,7 +197,7 @@ class Engine(Generic[R]):
                     key = self._queue_up(timeout, doubtful)
         if self._track:
             entry = key.entry
-            entry.thread = self._ident()
+            entry.thread = threading.get_ident()  # looked up late: gevent replaces it
             frame = _getframe(1)
             entry.code = frame.f_code
             entry.lasti = frame.f_lasti
@@ -228,7 +229,7 @@ class Engine(Generic[R]):
         waited = False
         while key is None or not self._fit(key, arrived, timeout, refused):
             key = None  # whoever waits holds nothing
-            waiter = Waiter(arrived, self._ident(), bool(refused))
+            waiter = Waiter(arrived, threading.get_ident(), bool(refused))
             key = self._wait(waiter, deadline, timeout, refused)
             waited = True
         now = self._now()
@@ -242,10 +243,9 @@ class Engine(Generic[R]):
 
     def _enter(self) -> None:
         """What every slow way in looks at first: a fork, gevent, our own lock around us."""
-        if not PAGE[0]:
-            registry.renew()
+        usable = PAGE[0] or registry.renew()
         self._background.settle()
-        if self._lock._is_owned():
+        if not usable or self._lock._is_owned():
             raise PoolError(
                 f"pool {self.name!r}: called by a destructor or signal handler that "
                 "interrupted the pool itself in this thread; only giving back works there"
@@ -299,7 +299,7 @@ class Engine(Generic[R]):
         try:
             self._adapter.validate(entry.resource, limit)
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # whose frames hold the key
         except BaseException:
             self._evict(key, "interrupted")
             raise
@@ -361,6 +361,8 @@ class Engine(Generic[R]):
                 self._serve()  # one free slot may have been meant for it
                 self._raise_timeout(waiter, timeout)
         except BaseException as error:
+            if refused:
+                self._dismiss(refused)
             self._forsake(waiter)
             if isinstance(error, TooManyWaiting):
                 tell(self._observers, "refused", self.name)
@@ -502,9 +504,10 @@ class Engine(Generic[R]):
             if entry.resource is None:
                 raise TypeError("the factory returned None instead of a resource")
         except BaseException as error:
-            self._create_failed(entry, error)
             if not (self._adapter.blocking or isinstance(error, Exception)):
+                self._create_interrupted(entry)
                 raise
+            self._create_failed(entry, error)
             return
         now = self._now()
         entry.idle_since = entry.checked = now
@@ -516,7 +519,7 @@ class Engine(Generic[R]):
                 recovered = self._outage.succeeded(self._state.max_size)
                 if self._settings.health_check_interval is not None:
                     self._health.begin(now + self._settings.health_check_interval)
-        if not wanted:  # it came after `create_timeout`
+        if not wanted:  # it came after `create_timeout`, or a greenlet went on in a child
             self._close_quietly(entry)
             return
         if self._settings.enable_metrics:
@@ -570,6 +573,15 @@ class Engine(Generic[R]):
             tell(self._observers, "outage_began", self.name, error)
         tell(self._observers, "create_failed", self.name, error)
         self._serve()
+
+    def _create_interrupted(self, entry: Entry) -> None:
+        """Free the slot; not the server failed, but the borrower was called away.
+
+        It must not be kept by making one for others: the reaper sees to them.
+        """
+        with self._lock:
+            self._state.retire(entry)
+        self._look_at(self._now())
 
     def _is_final(self, error: BaseException) -> bool:
         try:
@@ -701,7 +713,10 @@ class Engine(Generic[R]):
         self._background.workers.submit(self._work, key, job)
 
     def _work(self, key: Key, job: Callable[[Key], None]) -> None:
-        job(key)
+        try:
+            job(key)
+        except BaseException as error:  # for nobody: its borrower is elsewhere
+            logger.warning("pool %r: a check gave up: %s", self.name, _say(error))
         if key.entry.generation is _ABANDONED:
             self._close_quietly(key.entry)  # it came back after its time limit
 
@@ -746,6 +761,7 @@ class Engine(Generic[R]):
             self._state.close(key.entry)
             self._gate_locked()
         self._dispose(key, reason)
+        self._serve()  # it may be missed
 
     def _dispose(self, key: Key, reason: str) -> None:
         """Have an evicted resource closed; nothing to call means nothing to wait for."""
@@ -772,9 +788,10 @@ class Engine(Generic[R]):
         resource = entry.resource
         if resource is None:
             return
+        close = self._adapter.close if entry.pool is self._ref else self._adapter.abandon
         try:
-            self._adapter.close(resource)
-        except Exception as error:
+            close(resource)
+        except BaseException as error:  # on a worker: it is nobody's
             logger.debug("pool %r: close() failed: %s", self.name, _say(error))
             with self._lock:
                 self.metrics.errors["close"] += 1
@@ -809,11 +826,13 @@ class Engine(Generic[R]):
         except Exception:
             logger.exception("pool %r: abandoning a %s failed", self.name, noun)
         with self._lock:
-            if state.retire(entry):
+            cut = state.retire(entry)
+            if cut:
                 entry.generation = _ABANDONED
                 self.metrics.gone(entry, reason)
                 self._gate_locked()
-        tell(self._observers, "closed", self.name, reason)
+        if cut:
+            tell(self._observers, "closed", self.name, reason)
         self._serve()
 
     # -- for the reaper --------------------------------------------------------------
@@ -829,6 +848,7 @@ class Engine(Generic[R]):
             )
             self.metrics.count["orphans"] += 1
             if forgotten:
+                self.metrics.count["forgotten"] += 1
                 entry.uses += 1
                 entry.busy += self._now() - entry.since
             if entry.resource is None:
@@ -886,36 +906,38 @@ class Engine(Generic[R]):
 
     def _knows(self, entry: Entry) -> bool:
         """Whether an entry is this process's and not yet retired."""
-        if not PAGE[0]:
-            registry.renew()
-        return self._state.owns(entry)
+        return (PAGE[0] or registry.renew()) and self._state.owns(entry)
 
-    def _reborn(self) -> object:
-        """In a child: start empty; returns what was inherited, for the graveyard."""
-        inherited = (self._state, self._lock, self.metrics, self._watchers, self._ref)
-        for entry in list(self._state.entries):
-            if entry.resource is not None:
-                try:
-                    self._adapter.abandon(entry.resource)
-                except Exception:
-                    logger.debug("pool %r: abandon() failed", self.name, exc_info=True)
-        closed = self._state.closed
+    def _reborn(self) -> None:
+        """In a child: start empty. What was inherited is disowned and kept by now."""
+        closed, metrics = self._state.closed, self.metrics
         self._background.pools.pop(id(self._ref), None)
         self._renew_state()
         self._state.closed = closed
         self._gate_locked()
-        return inherited
+        vars(metrics).update(vars(self.metrics))  # an exporter may hold on to the object
+        self.metrics = metrics
 
     def _at_exit(self) -> None:
-        """Close what is idle in this thread."""
-        if not PAGE[0] or self._lock._is_owned():
-            return
-        while True:
+        """Close what is idle; the reaper calls it, where it runs."""
+        state = self._state
+        state.min_size = 0  # nothing is made ahead any more
+        for _ in range(len(state.idle)):
             try:
                 key = self._pop()
             except IndexError:
                 return
-            self._close_quietly(key.entry)
+            with self._lock:
+                state.close(key.entry)
+            self._close_entry(key.entry, "exit")
+
+    def _go_on_alone(self) -> None:
+        """For the last thread: one that is gone may hold the lock, and none answers a wait."""
+        self._lock = _thread.RLock()
+        metrics = PoolMetrics(self.name, self._lock, self._state, self._clock)
+        vars(self.metrics).update(vars(metrics))
+        self._clock = registry.ALONE
+        self._get = self._clock.get
 
     # -- words -------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from types import CodeType
 
 from .entry import Entry
+from .threads import patched
 
 __all__ = ["Holder", "holders_of", "describe", "place_of"]
 
@@ -76,7 +77,8 @@ def place_of(entry: Entry) -> str:
 
 def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
     code, seconds = entry.code, max(0.0, now - entry.since)
-    thread = names.get(entry.thread, f"thread {entry.thread} (ended)")
+    nameless = f"greenlet {entry.thread}" if patched() else f"thread {entry.thread} (ended)"
+    thread = names.get(entry.thread, nameless)
     if code is None:
         return Holder("?", 0, "?", "an untracked thread", seconds)
     return Holder(code.co_filename, _line(code, entry.lasti), code.co_name, thread, seconds)

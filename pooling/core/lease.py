@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ..errors import LeaseError
 from .entry import Key
 from .metrics import SHORT
+from .registry import PAGE
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -61,6 +62,8 @@ class Lease(Generic[R]):
         if key is None:
             key = self._held()  # raises
         resource: R = key.entry.resource
+        if resource is None:  # inherited over a fork
+            self._held()  # raises
         return resource
 
     def __exit__(
@@ -91,7 +94,7 @@ class Lease(Generic[R]):
         # A waiter registers, then looks at the idle ones; we put ours there,
         # then look at the waiters: one of us sees the other (P8). Nobody takes
         # it from under a waiter: who finds somebody waiting queues (P3).
-        if pool._waiters or entry.generation is not pool._home:
+        if (pool._waiters or entry.generation is not pool._home) and (PAGE[0] or pool._knows(entry)):
             pool._serve()
 
     def release(self) -> None:

@@ -247,7 +247,9 @@ class PoolMetrics:
     The pool counts into it; a user reads :meth:`snapshot` and its forms.
     """
 
-    def __init__(self, name: str, lock: Any, state: PoolState, clock: Clock) -> None:
+    def __init__(
+        self, name: str, lock: Any, state: PoolState, clock: Clock, stacked: bool = True
+    ) -> None:
         self.name = name
         self.lock = lock
         self._state = state
@@ -260,6 +262,8 @@ class PoolMetrics:
         self._done_uses = 0  # of the entries that are closed
         self._done_busy = 0.0
         self._peak = 0
+        self._stacked = stacked  # what comes back is on top of the stack at once
+        self._before: dict[Entry, int] = {}  # their uses at the last reset
         self.wait = Histogram(lock)
         self.use = Histogram(lock)
         self.create = Histogram(lock)
@@ -282,6 +286,18 @@ class PoolMetrics:
         """Note how many are in use now; slow paths call it. Needs the lock."""
         self._peak = max(self._peak, self._state.in_use)
 
+    def survey(self) -> None:
+        """Note how many were ever lent: the stack lends the same few first. Needs the lock.
+
+        So those that were lent at all were out at one time, whoever took and
+        gave them without the lock.
+        """
+        self.look()
+        if self._stacked:
+            known = self._before
+            lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
+            self._peak = max(self._peak, lent)
+
     def _uses(self) -> tuple[int, float]:
         entries = list(self._state.entries)
         uses = self._done_uses + sum(entry.uses for entry in entries)
@@ -295,6 +311,7 @@ class PoolMetrics:
             self._base_uses, self._base_busy = self._uses()
             self._base_lent = self._state.in_use
             self._peak = self._state.in_use
+            self._before = {entry: entry.uses for entry in self._state.entries}
             self._since = self._clock.now()
             for counter in (self.count, self.closed, self.errors):
                 counter.clear()
@@ -310,7 +327,7 @@ class PoolMetrics:
             uses, busy = self._uses()
             uses, busy = uses - self._base_uses, busy - self._base_busy
             acquired = max(uses + in_use - self._base_lent, 0)
-            self.look()
+            self.survey()
             timed_use, timed_use_total = self.use.timed
             return PoolSnapshot(
                 name=self.name,
@@ -327,7 +344,7 @@ class PoolMetrics:
                 max_size=state.max_size,
                 peak_in_use=self._peak,
                 acquired=acquired,
-                released=uses,
+                released=uses - self.closed["detached"] - count["forgotten"],
                 created=count["created"],
                 closed=dict(self.closed),
                 timeouts=count["timeouts"],

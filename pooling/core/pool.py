@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -150,7 +151,7 @@ class Pool(Engine[R]):
             self._gate_locked()
             state.fail_waiters(PoolClosed, f"pool {self.name!r} was closed during the wait")
         self._serve()
-        me = self._ident()
+        me = threading.get_ident()
 
         def over() -> bool:  # what this thread holds itself cannot come back while it waits
             lent = state.lent()
@@ -160,7 +161,7 @@ class Pool(Engine[R]):
             self._interrupt_holders()
 
     def _interrupt_holders(self) -> None:
-        me = self._ident()
+        me = threading.get_ident()
         lent = [entry for entry in self._state.lent() if entry.thread != me]
         if not lent:
             return
@@ -233,6 +234,7 @@ class Pool(Engine[R]):
         """
         self._enter()
         with self._lock:
+            self.metrics.survey()
             closes = self._state.drain()
             self._gate_locked()
         self._carry_out([], closes)

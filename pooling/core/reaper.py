@@ -8,7 +8,8 @@ verbs. Into the mailbox go
 - a `PoolRef` whose pool was collected without `close` (likewise),
 - a `Look`: come and see at that time,
 - a `Call`: what a destructor or a signal handler wanted of a pool whose lock
-  its own thread held at that moment.
+  its own thread held at that moment,
+- a job of the workers', as a tuple, when the process exits.
 
 Assumes: ``SimpleQueue.put`` is re-entrant.
 """
@@ -28,6 +29,7 @@ from .clock import Clock
 from .entry import Entry, Key
 from .state import _copy
 from .threads import call_home, hand, mark_native, start
+from .workers import Job, Workers
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -83,6 +85,7 @@ class Reaper:
         self._number = 0
         self.collect_after = 0.0
         self._place = deque([None])  # who takes the token is the thread
+        self._resting = False
         self._heir: Reaper | None = None  # has taken over; our thread only passes on
 
     def post(self, message: object) -> None:
@@ -102,12 +105,37 @@ class Reaper:
             start(self._world, self._run, ())
         except RuntimeError as error:
             self._place.append(None)
-            logger.warning("no thread for the reaper yet: %s", error)
+            if "shutdown" not in str(error):  # see `Workers`: it is not needed any more
+                logger.warning("no thread for the reaper yet: %s", error)
+
+    def rest(self) -> None:
+        """Let the thread end; see `wake`."""
+        if not self._place:
+            self._resting = True
+            self.inbox.put(None)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the thread has ended."""
+        return bool(self._place)
+
+    def wake(self) -> None:
+        """Start the thread again that `rest` let end."""
+        if self._resting:
+            self._resting = False
+            self.ensure()
+
+    def do(self, job: Job) -> bool:
+        """Do a worker's job; ``False`` if the thread does not run."""
+        if self._place:
+            return False
+        hand(self.inbox, job)
+        return True
 
     def _run(self) -> None:
         mark_native(self._world)
         while True:
-            while self._heir is None and (self._pools or not self.inbox.empty()):
+            while self._heir is None and self._has_work():
                 try:
                     self.step(True)
                 except Exception:
@@ -115,12 +143,19 @@ class Reaper:
             if self._heir is not None:
                 self._pass_on(self._heir)
             self._place.append(None)
-            if not self._pools and self.inbox.empty():
+            if not self._has_work():
                 return
             try:
                 self._place.pop()  # something came just now
             except IndexError:
                 return  # and another thread takes care of it
+
+    def _has_work(self) -> bool:
+        return not self._resting and bool(self._pools or not self.inbox.empty())
+
+    def retire(self, heir: Reaper) -> None:
+        """Do nothing any more: in a child, where a greenlet runs on that served its parent."""
+        self._heir = heir
 
     def bequeath(self, heir: Reaper) -> None:
         """Have a greenlet do all from now on; our thread, if it runs, stays for what comes here.
@@ -167,6 +202,8 @@ class Reaper:
             pool = message.pool()
             if pool is not None:
                 pool._orphaned(message)
+        elif isinstance(message, tuple):
+            Workers._do(*message)
         elif message is not None:
             self._bury(message)
 

@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["call_home", "hand", "mark_native", "native", "patched", "start"]
+__all__ = ["call_home", "hand", "mark_native", "may_move", "patched", "start"]
 
 _NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
 _start_native = _thread.start_new_thread  # gevent's, if it was faster: then no thread is native
@@ -62,9 +62,15 @@ def mark_native(world: object) -> None:
         _here.ours = True
 
 
-def native() -> bool:
-    """Whether this is a native thread of ours, which must not make greenlets."""
-    return getattr(_here, "ours", False)
+def may_move() -> bool:
+    """Whether this is the main thread, whose hub runs; greenlets that others make may never run.
+
+    Ours are not even asked: to look for a hub makes one.
+    """
+    gevent = sys.modules.get("gevent")
+    if gevent is None or getattr(_here, "ours", False):
+        return gevent is None
+    return bool(gevent.get_hub().main_hub)
 
 
 def hand(box: Any, item: object) -> None:

@@ -6,26 +6,33 @@ A borrower blocks on the pool and on nothing else (P4), so what can hang
 Threads are started with ``_thread.start_new_thread``, never with
 ``Thread.start()``: that waits without bound for the child's first steps, and
 an exception aimed at the borrower can strike there and leave it hanging.
-They are daemons: no exit of the process waits for them (P10).
+They are daemons: no exit of the process waits for them (P10). Where no thread
+starts any more, because the process exits, the work is done without one.
 """
 
 from __future__ import annotations
 
+import _thread
 import logging
 import queue
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .threads import call_home, mark_native, start
 
-__all__ = ["Workers"]
+if TYPE_CHECKING:
+    from .reaper import Reaper
+
+__all__ = ["Job", "Workers"]
 
 logger = logging.getLogger("pooling")
 
 _LINGER = 2.0  # seconds an idle worker stays
 
-_Job = tuple[Callable[..., object], tuple[Any, ...]]
+Job = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class Workers:
@@ -37,9 +44,14 @@ class Workers:
     the key that it carries, and the reaper takes care of the slot (P8).
     """
 
+    reaper: Reaper  # of the same `Background`
+
     def __init__(self) -> None:
+        self._running: deque[None] = deque()  # one token for each thread
+        self._resting = False
+        self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
-        self._backlog: deque[_Job] = deque()  # what no thread could be started for
+        self._backlog: deque[Job] = deque()  # what no thread could be started for
         self._world = queue.SimpleQueue  # looked up late: gevent replaces it
         self._home: Any = self._world()  # tells a hub's own thread from others
 
@@ -63,7 +75,32 @@ class Workers:
             if not self._hand_over(job):
                 return
 
-    def _hand_over(self, job: _Job) -> bool:
+    def rest(self) -> None:
+        """Let idle threads end, and busy ones when they are done; see `wake`."""
+        self._resting = True
+        while self._parked:
+            try:
+                self._parked.pop().put(None)
+            except IndexError:
+                return
+
+    @property
+    def asleep(self) -> bool:
+        """Whether all threads have ended."""
+        return not self._running
+
+    def wake(self) -> None:
+        """Let threads linger again."""
+        self._resting = False
+        self.nudge()
+
+    def stop(self) -> None:
+        """Use threads no more: the process exits, and they would not come far."""
+        self._stopped = True
+
+    def _hand_over(self, job: Job) -> bool:
+        if self._stopped:
+            return self._do_without_thread(job)
         try:
             box = self._parked.pop()
         except IndexError:
@@ -71,35 +108,52 @@ class Workers:
         box.put(job)
         return True
 
-    def _start(self, job: _Job) -> bool:
+    def _start(self, job: Job) -> bool:
         # In a box: a thread's arguments live as long as the thread does, and
         # would keep the job's key from being missed.
-        box: queue.SimpleQueue[_Job] = self._world()
+        box: queue.SimpleQueue[Job] = self._world()
         box.put(job)
+        self._running.append(None)
         try:
             start(self._world, self._run, (box,))
         except RuntimeError as error:  # "can't start new thread"
+            self._running.pop()
+            if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
+                return self._do_without_thread(job)
             self._backlog.append(job)
             logger.warning("no thread for the pool's work yet: %s", error)
             return False
         return True
 
-    def _run(self, box: queue.SimpleQueue[_Job]) -> None:
+    def _do_without_thread(self, job: Job) -> bool:
+        """Do a job while the process exits.
+
+        What a handler of `atexit` wants must not hang the exit, so the reaper
+        does it, if that still runs. Other threads may outlive the main one by
+        hours: they work for themselves, and the reaper keeps the time limits.
+        """
+        main = threading.main_thread().ident == _thread.get_ident()
+        if sys.is_finalizing() or not main or not self.reaper.do(job):
+            self._do(*job)
+        return True
+
+    def _run(self, box: queue.SimpleQueue[Job]) -> None:
         mark_native(self._world)
-        job: _Job | None = box.get()
+        job: Job | None = box.get()
         while job is not None:
             self._do(*job)
             job = None  # what it carried must not linger here
             job = self._next(box)
+        self._running.pop()
 
-    def _next(self, box: queue.SimpleQueue[_Job]) -> _Job | None:
+    def _next(self, box: queue.SimpleQueue[Job]) -> Job | None:
         """Wait for a job; ``None`` says that there was nothing to do for a while."""
         try:
             return self._backlog.popleft()
         except IndexError:
             self._parked.append(box)
         try:
-            return box.get(True, _LINGER)
+            return box.get(True, 0.0 if self._resting else _LINGER)
         except queue.Empty:
             pass
         try:

@@ -122,6 +122,16 @@ def test_the_peak_is_the_most_in_use_at_once(make: Make, factory: type | None) -
     assert pool.metrics.snapshot().peak_in_use == 3
 
 
+@pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
+def test_the_peak_is_seen_where_nobody_has_to_wait_for_a_creation(make: Make, factory: type | None) -> None:
+    pool = make(max_size=5, **({"factory": factory} if factory else {}))
+    fill(pool, 3)
+    leases = [pool.acquire() for _ in range(3)]
+    for lease in leases:
+        lease.release()
+    assert pool.metrics.snapshot().peak_in_use == 3
+
+
 def test_the_peak_outlives_the_resources(make: Make) -> None:
     pool = make(max_size=5)
     fill(pool, 3)
@@ -272,14 +282,24 @@ def test_orphans_and_leaks_are_counted(make: Make, clock: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("acquired", "timeouts", "errors", "rate"),
-    [(0, 0, 0, 0.0), (4, 0, 0, 0.0), (3, 1, 0, 0.25), (4, 0, 1, 0.25), (1, 1, 3, 1.0), (0, 0, 2, 1.0)],
+    ("acquired", "timeouts", "refusals", "errors", "rate"),
+    [
+        (0, 0, 0, 0, 0.0),
+        (4, 0, 0, 0, 0.0),
+        (3, 1, 0, 0, 0.25),
+        (3, 0, 1, 0, 0.25),
+        (4, 0, 0, 1, 0.25),
+        (1, 1, 0, 3, 1.0),
+        (0, 0, 0, 2, 1.0),
+    ],
 )
 def test_the_error_rate_is_a_part_of_the_requests(
-    make: Make, acquired: int, timeouts: int, errors: int, rate: float
+    make: Make, acquired: int, timeouts: int, refusals: int, errors: int, rate: float
 ) -> None:
-    counted = {"acquired": acquired, "timeouts": timeouts, "errors": {"OSError": errors}}
-    assert make().metrics.snapshot()._replace(**counted).error_rate == rate
+    s = make().metrics.snapshot()._replace(
+        acquired=acquired, timeouts=timeouts, refusals=refusals, errors={"OSError": errors}
+    )
+    assert s.error_rate == rate
 
 
 # -- durations ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from pooling import CreateFailed, Lease, Observer, Pool, PoolTimeout, PoolUnavailable, TooManyWaiting
-from pooling.testing import FakeAdapter, VirtualClock
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
@@ -359,6 +359,23 @@ def test_what_is_counted_as_closed_is_told(
     way(pool, manual, adapter)
     assert pool.metrics.snapshot().closed == {reason: 1}
     assert Counter(entry[2] for entry in diary.of("closed")) == {reason: 1}
+
+
+def test_a_close_that_returns_at_the_last_moment_is_told_once(
+    make: Make, manual: VirtualClock, diary: LoudDiary
+) -> None:
+    """While the reaper is about to give it up."""
+
+    class JustInTime(FakeAdapter):
+        def abandon(self, resource: FakeResource) -> None:
+            manual.run_job()
+
+    pool = make(adapter=JustInTime(), observers=[diary], clock=manual, close_timeout=5)
+    fill(pool, 1)
+    pool.acquire().discard()
+    manual.advance(5)
+    assert pool.metrics.snapshot().closed == {"discarded": 1}
+    assert diary.of("closed") == [("closed", "test", "discarded")]
 
 
 # -- joining and leaving ------------------------------------------------------------------

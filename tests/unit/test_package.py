@@ -30,12 +30,13 @@ STEPS = [
     {"web"},
     {"__init__"},
     {"demo"},
+    {"soak"},
     {"__main__"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
 # The only ones that may import what is not in the standard library (`testing`: pytest).
-WITH_DRIVERS = {"adapters", "observe", "testing", "web", "demo", "__main__"}
+WITH_DRIVERS = {"adapters", "observe", "testing", "web", "demo", "soak", "__main__"}
 
 HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket"}
 

@@ -69,12 +69,18 @@ def test_a_wait_without_limit_outlasts_all(clock: VirtualClock) -> None:
     assert waiting.result() == "item"
 
 
-def test_waiting_for_threads_that_do_not_come_fails(
-    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [0, 2])
+def test_waiting_for_more_or_fewer_threads_than_come_fails(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    box: Any = queue.SimpleQueue()
+    waiting = Task(clock.get, box, None)
+    clock.until_parked(1)
     monkeypatch.setattr("pooling.testing._PATIENCE", 0)
-    with pytest.raises(AssertionError, match="0 threads are parked, not 1"):
-        clock.until_parked(1)
+    with pytest.raises(AssertionError, match=f"1 threads are parked, not {number}"):
+        clock.until_parked(number)
+    box.put("item")
+    waiting.result()
 
 
 def test_a_clock_that_nobody_advances_is_no_time_out(

@@ -56,6 +56,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 Warnings = Callable[[], list[str]]
 
 
+def by_release(pool: Pool[Any]) -> None:
+    pool.acquire().release()
+
+
 # -- the tree of errors -------------------------------------------------------------------
 
 
@@ -583,6 +587,24 @@ def test_what_hangs_is_one_line(
     lease.discard() if held == "close" else lease.release()
     manual.advance(60)
     assert warnings() == [f"pool 'test': {reason}; its slot is free again"]
+
+
+@pytest.mark.parametrize(
+    ("step", "use"),
+    [("validate", Pool.check), ("reset", by_release), ("close", Pool.drain)],
+    ids=["validate", "reset", "close"],
+)
+def test_an_adapter_that_gives_up_on_a_worker_is_no_bug_in_pooling(
+    make: Make, warnings: Warnings, step: str, use: Callable[[Pool[Any]], None]
+) -> None:
+    """Whatever it raises: ``SystemExit`` of a driver, ``gevent.Timeout``."""
+    adapter = FakeAdapter(bounded=False)
+    pool = make(adapter=adapter)
+    fill(pool, 1)
+    adapter.fail(step, SystemExit("gave up"))
+    use(pool)
+    assert pool.stats()["size"] == 0
+    assert not [text for text in warnings() if "bug in pooling" in text]
 
 
 # -- quiet --------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""Everything at once, for as long as ``POOLING_STRESS_SECONDS`` says: nothing is lost, nobody is stuck.
+
+Each attack has a process of its own, so that its counts of threads and
+descriptors are its own, and one that hangs can be ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stress import Attack, Options
+
+ROOT = Path(__file__).parents[2]
+SECONDS = float(os.environ.get("POOLING_STRESS_SECONDS", "2"))
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the attack forks")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--careful",),
+        ("--gc-threshold", "1"),
+        ("--switch-interval", "1e-6"),
+        ("--forks",),
+        ("--forks", "--careful", "--switch-interval", "1e-6"),
+        ("--calm",),
+        ("--calm", "--careful", "--switch-interval", "1e-6"),
+        ("--rounds",),
+        # Few, so that nobody else comes by and wakes the one who was forgotten.
+        ("--rounds", "--threads", "3", "--size", "1", "--switch-interval", "1e-6"),
+        ("--rounds", "--threads", "3", "--size", "2", "--careful", "--switch-interval", "1e-6"),
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_an_attack_by_everything_at_once(options: tuple[str, ...]) -> None:
+    """Created = closed, no thread, no descriptor, nobody asleep beside a free slot (P1, P2, P8, P9)."""
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-m", "tests.faults.stress", "--seconds", str(SECONDS), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS + 150,
+    )
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout + run.stderr
+
+
+def test_the_attack_puts_back_what_it_changes() -> None:
+    def shared() -> tuple[object, ...]:
+        hooks = sys.unraisablehook, threading.excepthook
+        return sys.getswitchinterval(), gc.get_threshold(), hooks, logging.getLogger("pooling").disabled
+
+    before = shared()
+    verdict = Attack(Options(seconds=0.1, calm=True, switch_interval=1e-6, gc_threshold=10)).run()
+    assert verdict.problems == []
+    assert shared() == before
+
+
+def test_a_server_that_forgets_a_close_is_seen() -> None:
+    """The verdict can be bad."""
+    attack = Attack(Options(seconds=0.1))
+    attack.server.closed -= 1
+    problems = attack.run().problems
+    assert len(problems) == 1 and "made" in problems[0]

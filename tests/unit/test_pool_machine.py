@@ -1,0 +1,726 @@
+"""The whole pool, in any order of events: borrowers in threads, workers, the reaper, faults.
+
+Threads are real, but one acts at a time, and one that is woken goes on only
+when the test says so (`Turns`): what Hypothesis finds, it finds again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pooling import (
+    CreateFailed,
+    Lease,
+    Pool,
+    PoolClosed,
+    PoolSettings,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyWaiting,
+)
+from pooling.core.adapter import Adapter
+from pooling.core.entry import Entry
+from pooling.core.reaper import AUDIT
+from pooling.core.waiter import Waiter
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
+from tests.unit.conftest import Make, fill, run_jobs
+
+PATIENCE = 30.0  # real seconds before a thread is called stuck
+TICK = 2.0**-10  # seconds between two arrivals
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What the pool logs in thousands of runs is of no use to anybody."""
+    caplog.set_level(logging.CRITICAL, "pooling")
+
+
+class Struck(BaseException):
+    """What a signal, or ``gevent.Timeout``, raises in the middle of a call."""
+
+
+class WrongPassword(Exception):
+    """No attempt to create will succeed."""
+
+
+# -- threads that take turns -------------------------------------------------------
+
+
+class Place:
+    """Where a thread waits until its wait is over and it is its turn."""
+
+    def __init__(self, box: Any, deadline: float) -> None:
+        self.box = box
+        self.deadline = deadline
+        self.error: type[BaseException] | None = None
+        self.loses = False  # whether what it was given goes down with the error
+        self.turn = threading.Semaphore(0)
+
+    @property
+    def over(self) -> bool:
+        return self.error is not None or not self.box.empty()
+
+
+class Turns(VirtualClock):
+    """A clock whose threads act one at a time, each until it waits again or ends.
+
+    A thread whose wait is over stays where it is until `let_go`, and more may
+    happen to it meanwhile: it may be given something after its time is up, or
+    be interrupted with something given.
+    """
+
+    def __init__(self, workers: str) -> None:
+        super().__init__(workers=workers)
+        self.places: list[Place] = []
+        self.fuse: int | None = None  # how many readings more until one raises
+        self._idle = threading.Semaphore(0)  # whoever acted waits now, or has ended
+
+    def now(self) -> float:
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                self.fuse = None
+                raise Struck
+        return super().now()
+
+    def get(self, box: Any, timeout: float | None) -> Any:
+        place = Place(box, math.inf if timeout is None else self._time + timeout)
+        if box.empty() and place.deadline > self._time:
+            self.places.append(place)
+            self._idle.release()
+            assert place.turn.acquire(timeout=PATIENCE), "never had its turn"
+            self.places.remove(place)
+        if place.error is None:
+            return box.get(False)
+        if place.loses and not box.empty():
+            box.get(False)
+        raise place.error
+
+    @property
+    def due(self) -> list[Place]:
+        """Those whose wait is over, in the order in which it began."""
+        return [place for place in self.places if place.over]
+
+    def let_go(self, place: Place) -> None:
+        """Let one thread act until it waits again or ends."""
+        place.turn.release()
+        self._until_idle()
+
+    def start(self, function: Callable[[], object]) -> threading.Thread:
+        """Let a new thread act until it waits or ends."""
+
+        def act() -> None:
+            try:
+                function()
+            finally:
+                self._idle.release()
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        self._until_idle()
+        return thread
+
+    def _until_idle(self) -> None:
+        assert self._idle.acquire(timeout=PATIENCE), "a thread blocks on something else than the clock"
+
+    # what `advance` asks for
+
+    def _moments(self) -> list[float]:
+        return super()._moments() + [place.deadline for place in self.places]
+
+    def _wake(self) -> None:
+        for place in self.places:
+            if place.deadline <= self._time and not place.over:
+                place.error = queue.Empty
+
+    def next_moment(self, end: float) -> float:
+        """When something falls due, or the end if that is sooner."""
+        return min(at for at in [end, *self._moments()] if at > self._time)
+
+
+class Visitor:
+    """A thread that asks for one resource."""
+
+    def __init__(self, pool: Pool[FakeResource], timeout: float, now: float) -> None:
+        self.pool = pool
+        self.timeout = timeout
+        self.deadline = now + timeout
+        self.lease: Lease[FakeResource] | None = None
+        self.error: type[BaseException] | None = None
+        self.waiter: Waiter | None = None  # its place in the line after the last step
+        self.waits = True  # it is in line, or has yet to come
+        self.overtook: list[Visitor] = []  # who came before, and waited on when it was served
+
+    def __call__(self) -> None:
+        self.thread = threading.current_thread()
+        try:
+            self.lease = self.pool.acquire(self.timeout)
+        except BaseException as error:
+            self.error = type(error)  # without its frames, which hold what an interruption lost
+
+    @property
+    def gone(self) -> bool:
+        return self.lease is not None or self.error is not None
+
+
+# -- what is lent ------------------------------------------------------------------
+
+
+class Server(FakeAdapter):
+    """Makes resources while it is up, and notes when one is made without a slot for it."""
+
+    plain = False
+
+    def __init__(self, *, blocking: bool, bounded: bool) -> None:
+        super().__init__(blocking=blocking, bounded=bounded)
+        self.final = (WrongPassword,)
+        self.slots: Callable[[], int] = int
+        self.too_many = False
+        self.down: type[Exception] | None = None  # what each attempt to create raises
+        self.every: list[FakeResource] = []
+        self.lent: set[FakeResource] = set()
+        self.spoilt: set[FakeResource] = set()  # cannot be reset
+        self.cut: set[FakeResource] = set()  # its check or its close took too long
+
+    def create(self) -> FakeResource:
+        self.too_many |= len(self.open) >= self.slots()
+        if self.down is not None:
+            raise self.down
+        resource = super().create()
+        self.every.append(resource)
+        return resource
+
+    def reset(self, resource: FakeResource) -> None:
+        if resource in self.spoilt:
+            raise OSError("reset")
+        super().reset(resource)
+
+    def interrupt(self, resource: FakeResource) -> None:
+        if resource not in self.lent:
+            self.abandon(resource)
+
+    def abandon(self, resource: FakeResource) -> None:
+        self.cut.add(resource)
+        self.open.discard(resource)
+
+
+class PlainServer(Server):
+    """Nothing can be looked at or reset: leases come and go without a lock."""
+
+    plain = True
+    is_alive = Adapter.is_alive
+    validate = Adapter.validate
+    reset = Adapter.reset
+    is_broken = Adapter.is_broken
+
+
+# -- the machine -------------------------------------------------------------------
+
+WHICH = st.integers(0, 7)  # one of several, counted around
+
+
+def some(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """All that borrowers, workers, the server and the operator may do, in any order.
+
+    After each step every thread that was woken acts, unless it dawdles, and so
+    does the reaper; then each promise is looked at.
+    """
+
+    workers = "manual"
+
+    @initialize(
+        kind=some(Server, Server, PlainServer),
+        blocking=st.booleans(),
+        bounded=st.booleans(),
+        sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
+        limits=some({}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}),
+        ages=some(
+            {}, {"idle_timeout": 8, "max_lifetime": 40}, {"validation_interval": 0}, {"health_check_interval": 2}
+        ),
+    )
+    def begin(
+        self,
+        kind: type[Server],
+        blocking: bool,
+        bounded: bool,
+        sizes: tuple[int, int],
+        limits: dict[str, int],
+        ages: dict[str, float],
+    ) -> None:
+        self.sound = False  # until the promises have been looked at
+        self.clock = Turns(self.workers)
+        self.clock.background.workers._do = lambda function, args: function(*args)  # let errors out
+        self.clock.background.reaper.collect_after = math.inf  # there are no cycles here
+        self.server = kind(blocking=blocking, bounded=bounded)
+        settings = PoolSettings(
+            min_size=sizes[0], max_size=sizes[1], lifetime_jitter=0, health_check_interval=None
+        ).replace(backoff_jitter=False, **limits, **ages)
+        self.pool: Pool[FakeResource] = Pool(adapter=self.server, settings=settings, clock=self.clock)
+        self.state = self.pool._state
+        self.server.slots = lambda: len(self.state.entries)
+        self.visitors: list[Visitor] = []  # in order of arrival
+        self.leases: list[Lease[FakeResource]] = []
+        self.detached: list[FakeResource] = []
+        self.unattended: list[Entry] = []  # whose second close was lost: they wait for `close_timeout`
+        self.condemned: set[FakeResource] = set()  # not to be lent again
+        self.dawdling = 0  # for how many steps more
+        self.fuse: int | None = None
+        self.struck = self.final = False
+        self.exact = True  # no interruption has made the counts uncertain
+        self.acquired = self.released = self.refused = self.orphans = 0
+        self.size = self.attempts = 0  # after the last step
+
+    # -- how things go on
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Let a borrower act; it is struck on the way if a fuse is lit."""
+        self.clock.fuse, lit, self.fuse = self.fuse, self.fuse is not None, None
+        try:
+            function(*args)
+        except Struck:
+            pass
+        struck = lit and self.clock.fuse is None
+        self.clock.fuse = None
+        if struck:
+            self.struck, self.exact = True, False
+            self.pass_time(AUDIT)  # at worst one audit period (P8)
+
+    def go_on(self) -> None:
+        """Let who was woken act, and the reaper do what is due."""
+        acted = True
+        while acted:
+            acted = self.clock.background.reaper.step(False)
+            while self.clock.due and not self.dawdling:
+                self.call(self.clock.let_go, self.clock.due[0])
+                acted = True
+
+    def pass_time(self, seconds: float) -> None:
+        """Stop at each moment at which something falls due, so that everybody acts in time."""
+        end = self.clock.now() + seconds
+        while self.clock.now() < end:
+            self.clock.advance(self.clock.next_moment(end) - self.clock.now())
+            self.go_on()
+
+    def take(self, which: int) -> Lease[FakeResource]:
+        """One of the leases, for the last time."""
+        lease = self.leases.pop(which % len(self.leases))
+        self.server.lent.discard(lease.resource)
+        return lease
+
+    # -- borrowers
+
+    @rule(timeouts=st.lists(some(0, 0.125, 2, 40), min_size=1, max_size=3))
+    def acquire(self, timeouts: list[float]) -> None:
+        for timeout in timeouts:
+            self.pass_time(TICK)  # no two arrive at the same instant
+            self.visitors.append(Visitor(self.pool, timeout, self.clock.now()))
+            self.call(self.clock.start, self.visitors[-1])
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH)
+    def release(self, which: int) -> None:
+        lease = self.take(which)
+        self.released += 1
+        if lease.resource in self.server.spoilt and not self.server.plain:
+            self.condemned.add(lease.resource)
+        self.call(lease.release)
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH, error=some(ConnectionError, ValueError, Struck))
+    def fail_in_the_block(self, which: int, error: type[BaseException]) -> None:
+        lease = self.take(which)
+        self.released += 1
+        if error is ConnectionError and not self.server.plain:
+            self.condemned.add(lease.resource)
+        with pytest.raises(error), lease:
+            raise error
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH)
+    def discard(self, which: int) -> None:
+        lease = self.take(which)
+        self.released += 1
+        self.condemned.add(lease.resource)
+        self.call(lease.discard)
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH)
+    def detach(self, which: int) -> None:
+        lease = self.take(which)
+        self.condemned.add(lease.resource)
+        self.detached.append(lease.resource)
+        self.server.open.discard(lease.resource)
+        assert lease.detach() is self.detached[-1]
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH)
+    def drop(self, which: int) -> None:
+        """Forget a lease without a release; the collector finds it (P8)."""
+        self.orphans += 1
+        self.take(which)
+
+    @precondition(lambda self: self.clock.places)
+    @rule(which=WHICH, loses=some(False, False, True))
+    def interrupt(self, which: int, loses: bool) -> None:
+        """Raise in a thread that waits; what it is given before it acts may go down with it."""
+        place = self.clock.places[which % len(self.clock.places)]
+        if place.error is None:
+            place.error, place.loses = Struck, loses
+            self.exact &= not loses
+
+    @precondition(lambda self: self.workers == "manual")
+    @rule(readings=st.integers(0, 12))
+    def strike(self, readings: int) -> None:
+        """Raise in whatever a borrower does next, after so many readings of the clock (P8)."""
+        self.fuse = readings
+
+    # -- time
+
+    @rule(steps=st.integers(1, 4))
+    def dawdle(self, steps: int) -> None:
+        """For some steps nobody who is woken acts."""
+        self.dawdling = steps
+
+    @precondition(lambda self: self.clock.due)
+    @rule(which=WHICH)
+    def let_one_go(self, which: int) -> None:
+        self.call(self.clock.let_go, self.clock.due[which % len(self.clock.due)])
+
+    @rule(seconds=some(TICK, 0.25, 0.5, 1, 6, 31))
+    def wait(self, seconds: float) -> None:
+        self.pass_time(seconds)
+
+    # -- workers
+
+    @property
+    def jobs(self) -> int:
+        return self.clock.jobs if self.workers == "manual" else 0
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=WHICH)
+    def run_job(self, which: int) -> None:
+        self.clock.run_job(which % self.jobs)
+
+    @precondition(lambda self: self.jobs)
+    @rule()
+    def run_jobs(self) -> None:
+        for _ in range(self.jobs):
+            self.clock.run_job()
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=WHICH)
+    def drop_job(self, which: int) -> None:
+        """A worker dies. An orphan's close carries no key: its loss shows by `close_timeout`."""
+        number = which % self.jobs
+        carried = self.clock.background.workers.jobs[number][1][0]
+        if isinstance(carried, Entry):
+            self.unattended.append(carried)
+        else:
+            self.orphans += self.state.owns(carried.entry)
+        del carried
+        self.clock.drop_job(number)
+
+    # -- the server
+
+    @rule(down=some(None, None, None, OSError, WrongPassword))
+    def server_goes_down_or_comes_back(self, down: type[Exception] | None) -> None:
+        self.server.down = down
+        self.final |= down is WrongPassword
+
+    @precondition(lambda self: self.server.open)
+    @rule(which=WHICH)
+    def kill(self, which: int) -> None:
+        """A resource dies, wherever it is."""
+        there = sorted(self.server.open, key=lambda resource: resource.number)
+        there[which % len(there)].alive = False
+
+    @precondition(lambda self: self.leases)
+    @rule(which=WHICH)
+    def spoil(self, which: int) -> None:
+        """A lent resource cannot be reset any more."""
+        self.server.spoilt.add(self.leases[which % len(self.leases)].resource)
+
+    # -- the operator
+
+    @rule()
+    def drain(self) -> None:
+        self.condemned |= self.server.open
+        self.pool.drain()
+
+    @rule(max_size=st.integers(1, 4))
+    def resize(self, max_size: int) -> None:
+        self.pool.resize(max_size, min(self.state.min_size, max_size))
+
+    @rule(what=some("pause", "resume", "resume", "fill", "check"))
+    def steer(self, what: str) -> None:
+        if what != "fill":
+            getattr(self.pool, what)()
+        elif not self.pool.closed:
+            self.pool.fill(self.state.max_size)
+
+    @rule(sure=st.integers(0, 9))
+    def close(self, sure: int) -> None:
+        if sure == 9:  # most runs should go on for a while
+            self.pool.close(timeout=0)
+
+    # -- what is promised
+
+    @invariant()
+    def keeps_its_promises(self) -> None:
+        self.sound = False
+        self.go_on()
+        self.served_in_order_of_arrival()
+        self.collect()
+        self.lent_once_and_as_new()
+        self.bounded()
+        self.timely()
+        self.calm()
+        self.nobody_waits_in_vain()
+        self.adds_up()
+        self.dawdling = max(0, self.dawdling - 1)
+        self.sound = True
+
+    def served_in_order_of_arrival(self) -> None:
+        """P3: nobody is served while somebody who came before waits on."""
+        line = {waiter.thread: waiter for waiter in self.state.waiters if not waiter.given}
+        present = {visitor.thread.ident: visitor for visitor in self.visitors if not visitor.gone}
+        assert list(line) == [ident for ident in present if ident in line]
+        stayed: list[Visitor] = []
+        for visitor in self.visitors:
+            waiter = None if visitor.gone else line.get(visitor.thread.ident)
+            if waiter is not None and waiter is visitor.waiter:
+                stayed.append(visitor)
+            elif waiter is None and visitor.waits:
+                visitor.overtook = stayed.copy()
+            visitor.waits, visitor.waiter = waiter is not None, waiter
+
+    def collect(self) -> None:
+        """Take over the leases of those who have one, and look at why the others went."""
+        for visitor in [visitor for visitor in self.visitors if visitor.gone]:
+            self.visitors.remove(visitor)
+            visitor.thread.join(PATIENCE)
+            if visitor.lease is None:
+                assert self.had_to_fail(visitor), visitor.error
+                self.refused += visitor.error is TooManyWaiting
+                continue
+            assert not visitor.overtook
+            self.borrowed(visitor.lease)
+
+    def had_to_fail(self, visitor: Visitor) -> bool:
+        settings = self.pool.settings
+        assert visitor.error is not None
+        return {
+            PoolTimeout: self.clock.now() >= visitor.deadline,
+            PoolUnavailable: visitor.timeout == 0 or settings.max_attempts is not None,
+            TooManyWaiting: settings.max_waiting is not None,
+            PoolClosed: self.pool.closed,
+            CreateFailed: self.final,
+            Struck: True,
+        }[visitor.error]
+
+    def borrowed(self, lease: Lease[FakeResource]) -> None:
+        """P5, P6: what is lent is clean and alive, and nothing is in a pause, or while there are too many."""
+        assert not self.state.barred
+        resource = lease.resource
+        assert resource not in self.condemned
+        if not self.server.plain:
+            assert resource.alive and not resource.dirty
+        resource.dirty = True
+        self.acquired += 1
+        self.leases.append(lease)
+        self.server.lent.add(resource)
+
+    def lent_once_and_as_new(self) -> None:
+        """P1: one borrower each, and nothing is closed under its holder, or twice."""
+        entries = [entry.resource for entry in self.state.entries if entry.resource]
+        assert len(set(entries)) == len(entries)
+        lent = [lease.resource for lease in self.leases]
+        idle = [key.entry.resource for key in self.state.idle]
+        assert len({*lent, *idle}) == len(lent) + len(idle)
+        assert self.struck or not self.condemned.intersection(idle)
+        assert not any(resource.closed for resource in [*lent, *idle, *self.detached])
+        assert all(resource.closed <= 1 for resource in self.server.every)
+
+    def bounded(self) -> None:
+        """P2: one slot for each that is open, and not more of them but after a shrink."""
+        assert not self.server.too_many
+        assert self.server.open <= {entry.resource for entry in self.state.entries}
+        size = len(self.state.entries)
+        assert size <= max(self.size, self.state.max_size)
+        self.size = size
+
+    def timely(self) -> None:
+        """P4: nobody waits beyond the deadline, and nothing that hangs keeps its slot."""
+        state, settings, now = self.state, self.pool.settings, self.clock.now()
+        assert all(now < entry.since + settings.create_timeout for entry in state.creating)
+        assert all(now < entry.since + settings.reset_timeout for entry in state.checking)
+        assert all(now < entry.since + settings.close_timeout for entry in state.closing)
+        if not self.clock.due:
+            assert all(now < visitor.deadline for visitor in self.visitors)
+            assert len(self.visitors) == len(state.waiters)
+
+    def calm(self) -> None:
+        """P7: nothing is begun beyond what the server's state allows."""
+        attempts = len(self.state.creating)
+        assert attempts <= max(self.attempts, self.pool._outage.allowed(self.clock.now()))
+        self.attempts = attempts
+
+    def nobody_waits_in_vain(self) -> None:
+        """P8: no waiter beside an idle resource, nor beside a free slot that may be filled."""
+        state = self.state
+        assert self.struck or not self.pool.metrics.count["audit_repairs"]
+        if state.closed:
+            assert not state.waiters and not state.idle
+            return
+        # Beside an idle one waits at most who has another one checked on a worker.
+        assert not state.idle or state.paused or len(state.waiters) <= len(state.checking)
+        allowed = self.pool._outage.allowed(self.clock.now()) - len(state.creating)
+        if allowed > 0 and len(state.entries) < state.max_size and state.started:
+            assert state.paused or len(state.waiters) <= len(state.creating) + len(state.checking)
+            assert len(state.entries) - len(state.closing) >= state.min_size
+
+    def adds_up(self) -> None:
+        """P12: what the pool says of itself, and no slot that nobody knows of (P8)."""
+        stats, shot = self.pool.stats(), self.pool.metrics.snapshot()
+        for place in ("size", "idle", "in_use", "creating", "checking", "closing", "waiting"):
+            assert stats[place] == getattr(shot, place)
+        assert shot.size == shot.idle + shot.in_use + shot.creating + shot.checking + shot.closing
+        assert shot.acquired >= shot.released
+        if self.clock.due:
+            return  # keys are on their way
+        assert shot.in_use == len(self.leases) == len(self.pool.holders())
+        if self.exact:
+            assert shot.created == sum(shot.closed.values()) + shot.size - shot.creating
+            assert (shot.acquired, shot.released) == (self.acquired, self.released)
+            assert (shot.refusals, shot.orphans) == (self.refused, self.orphans)
+
+    def teardown(self) -> None:
+        """After a close everybody leaves, and each resource comes to one end (P8)."""
+        if not self.sound:
+            for place in self.clock.places.copy():
+                place.error = Struck
+                self.clock.let_go(place)
+            return
+        self.dawdling, self.fuse = 0, None
+        self.keeps_its_promises()
+        self.close(9)
+        self.keeps_its_promises()
+        assert not self.visitors
+        while self.leases:
+            self.release(0)
+        while self.jobs:
+            self.run_jobs()
+        self.keeps_its_promises()
+        assert all(entry in self.unattended for entry in self.state.entries)
+        self.pass_time(self.pool.settings.close_timeout)
+        self.keeps_its_promises()
+        assert not self.state.entries
+        gone = self.server.cut.union(self.detached)
+        assert all(resource.closed or resource in gone for resource in self.server.every)
+
+
+class InlineMachine(PoolMachine):
+    """The same with workers that do each job at once, in the thread that causes it."""
+
+    workers = "inline"
+
+
+TestManualWorkers = PoolMachine.TestCase
+TestInlineWorkers = InlineMachine.TestCase
+
+
+# -- what it found, each by itself -------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [Lease.detach, lambda lease: None], ids=["detached", "dropped"])
+def test_a_lease_that_is_never_given_back_was_acquired(
+    make: Make, clock: VirtualClock, end: Callable[[Lease[Any]], object]
+) -> None:
+    """Counters only grow (P12)."""
+    pool = make()
+    end(pool.acquire())
+    clock.settle()
+    assert pool.metrics.snapshot().acquired == 1
+
+
+def test_who_waits_for_a_check_is_not_kept_waiting_by_the_close(make: Make) -> None:
+    """The one that is checked proves dead: another is made at once, in the free slot (P8)."""
+    clock = Turns("manual")
+    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
+    (resource,) = fill(pool, 1)
+    clock.advance(1)
+    clock.start(Visitor(pool, 5, clock.now()))
+    resource.alive = False
+    clock.run_job()
+    assert (pool.stats()["creating"], pool.stats()["closing"]) == (1, 1)
+    pool.close(timeout=0)
+    clock.let_go(clock.due[0])
+
+
+def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
+    """Made on a worker: its result was old when it came, and was asked for again and again (P4)."""
+
+    class Running(VirtualClock):
+        def now(self) -> float:
+            self._time += TICK
+            assert self._time < 10, "it goes round in circles"
+            return self._time
+
+    server = Server(blocking=True, bounded=False)
+    pool = make(clock=Running(start=0), adapter=server, validation_interval=0)
+    for _ in range(2):
+        pool.acquire(timeout=2).release()
+    assert server.calls["validate"] == 1
+
+
+def test_what_is_handed_over_as_the_pool_closes_is_closed(make: Make) -> None:
+    """By who was given it, and not by the collector when nobody keeps the error any more (P8)."""
+    clock = Turns("inline")
+    pool = make(clock=clock, max_size=1)
+    lease = pool.acquire()
+    visitor = Visitor(pool, 1, clock.now())
+    clock.start(visitor)
+    lease.release()
+    pool.close(timeout=0)
+    clock.let_go(clock.due[0])
+    assert visitor.error is PoolClosed
+    assert pool.stats()["size"] == 0
+
+
+def test_a_failed_check_leaves_no_cycle_that_holds_the_key(make: Make, manual: VirtualClock) -> None:
+    """Else it would not be missed when its close is lost (P8)."""
+    server = Server(blocking=True, bounded=False)
+    pool = make(clock=manual, adapter=server)
+    fill(pool, 1)
+    server.fail("validate", ConnectionError("dead"))
+    pool.check()
+    manual.run_job()
+    manual.drop_job()
+    manual.settle()
+    run_jobs(manual)
+    assert pool.stats()["size"] == 0
+
+
+def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_pool(
+    make: Make, clock: VirtualClock
+) -> None:
+    """On the way without a lock (P2)."""
+    pool = make(adapter=PlainServer(blocking=True, bounded=True), max_lifetime=10)
+    lease = pool.acquire()
+    clock.advance(20)
+    pool.close(timeout=0)
+    lease.release()
+    assert pool.stats()["size"] == 0

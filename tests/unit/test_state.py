@@ -1,0 +1,960 @@
+"""The pool's decisions, without threads: each case by itself, then all of them in any order."""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+from collections import deque
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from pooling.core.entry import Entry, Key
+from pooling.core.outage import Outage
+from pooling.core.state import UNLIMITED, PoolState
+from pooling.core.waiter import Waiter
+from pooling.errors import CreateFailed, PoolClosed
+from pooling.settings import Backoff
+
+NOW = 100.0
+STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while somebody waits
+
+
+# -- what the cases are made of --------------------------------------------------
+
+
+class Box:
+    """A waiter's box that lets the test look inside."""
+
+    def __init__(self) -> None:
+        self.items: deque[Any] = deque()
+
+    def put(self, item: Any) -> None:
+        self.items.append(item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if not self.items:
+            raise queue.Empty
+        return self.items.popleft()
+
+
+def a_waiter(arrived: float = NOW, again: bool = False, attempts: int = 0) -> Waiter:
+    waiter = Waiter(arrived, thread=1, again=again)
+    waiter.box = Box()
+    waiter.attempts = attempts
+    return waiter
+
+
+def box_of(waiter: Waiter) -> list[Any]:
+    """What lies in a waiter's box."""
+    assert isinstance(waiter.box, Box)
+    return list(waiter.box.items)
+
+
+def reserved(state: PoolState, expires: float = math.inf) -> Key:
+    """A slot taken, its resource yet to be made."""
+    key = Key()
+    key.entry = entry = Entry(key)
+    entry.generation, entry.expires = state.generation, expires
+    entry.since = entry.idle_since = entry.checked = NOW
+    entry.resource = None
+    state.reserve(entry)
+    return key
+
+
+def lent(state: PoolState, expires: float = math.inf) -> Key:
+    """A resource that a borrower holds."""
+    key = reserved(state, expires)
+    state.settle(key.entry)
+    return key
+
+
+def idle(state: PoolState, expires: float = math.inf) -> Key:
+    """A resource on top of the idle stack."""
+    key = lent(state, expires)
+    state.idle.append(key)
+    return key
+
+
+def a_pool(
+    min_size: int = 0,
+    max_size: int = 5,
+    max_idle: int | None = None,
+    *,
+    in_use: int = 0,
+    resting: int = 0,
+    waiting: int = 0,
+    creating: int = 0,
+    checking: int = 0,
+    closing: int = 0,
+) -> tuple[PoolState, list[Key]]:
+    """A state with so many of each, and the keys, which must stay alive."""
+    state = PoolState(min_size, UNLIMITED, max_idle)
+    state.started = True
+    keys = [lent(state) for _ in range(in_use)] + [reserved(state) for _ in range(creating)]
+    for number, verb in ((checking, state.check), (closing, state.close)):
+        for _ in range(number):
+            keys.append(lent(state))
+            verb(keys[-1].entry)
+    keys += [idle(state) for _ in range(resting)]
+    state.waiters.extend(a_waiter(NOW + number) for number in range(waiting))
+    state.max_size = max_size
+    return state, keys
+
+
+# -- the line ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "order"),
+    [
+        ([1.0, 2.0, 3.0], [0, 1, 2]),
+        ([1.0, 3.0, 2.0], [0, 2, 1]),
+        ([3.0, 2.0, 1.0], [2, 1, 0]),
+        ([1.0, 1.0, 1.0], [0, 1, 2]),
+        ([2.0, 2.0, 1.0, 2.0], [2, 0, 1, 3]),
+    ],
+)
+def test_line_is_in_order_of_arrival(arrivals: list[float], order: list[int]) -> None:
+    """However late the lock was reached; at the same instant, in order of joining (P3)."""
+    state = PoolState(0, 1, 1)
+    waiters = [a_waiter(arrived) for arrived in arrivals]
+    for waiter in waiters:
+        state.join(waiter)
+    assert list(state.waiters) == [waiters[number] for number in order]
+
+
+def test_who_was_given_a_dead_one_keeps_its_place() -> None:
+    """It comes before who arrived at the same instant, behind who arrived before it (P3)."""
+    state = PoolState(0, 1, 1)
+    older, same, younger = a_waiter(1.0), a_waiter(2.0), a_waiter(3.0)
+    for waiter in (older, same, younger):
+        state.join(waiter)
+    first, second = a_waiter(2.0, again=True), a_waiter(2.0, again=True)
+    state.join(first)
+    state.join(second)
+    assert list(state.waiters) == [older, first, second, same, younger]
+
+
+def test_leaving_empty_handed() -> None:
+    """It is out of the line, accepts nothing any more, and may leave twice."""
+    state, _ = a_pool(waiting=2)
+    waiter, other = state.waiters
+    assert state.leave(waiter) is None
+    assert list(state.waiters) == [other]
+    assert waiter.give(Key()) is False
+    assert state.leave(waiter) is None
+
+
+def test_leaving_with_something_given() -> None:
+    """What came at the last moment is handed out, once, for the next in line (P8)."""
+    state, (key,) = a_pool(in_use=1, waiting=1)
+    waiter = state.waiters[0]
+    assert state.accept(key, NOW) is None
+    assert state.leave(waiter) is key
+    assert state.leave(waiter) is None
+
+
+def test_leaving_with_an_error_given() -> None:
+    state, _ = a_pool(waiting=1)
+    waiter = state.waiters[0]
+    state.fail_waiters(PoolClosed, "closed")
+    assert isinstance(state.leave(waiter), PoolClosed)
+
+
+def test_a_waiter_whose_gift_was_never_put_leaves_empty_handed() -> None:
+    """An exception between the mark and the put leaves a mark alone."""
+    state, _ = a_pool(waiting=1)
+    waiter = state.waiters[0]
+    waiter.given = True
+    assert state.leave(waiter) is None
+
+
+@pytest.mark.parametrize(("attempts", "failing"), [(0, [0, 1, 2]), (2, [1, 2]), (3, [2]), (4, [])])
+def test_fail_waiters_by_attempts(attempts: int, failing: list[int]) -> None:
+    """Only those who have seen so many failures; the others keep their order."""
+    state = PoolState(0, 1, 1)
+    waiters = [a_waiter(float(number), attempts=seen) for number, seen in enumerate((0, 2, 3))]
+    for waiter in waiters:
+        state.join(waiter)
+    cause = OSError("refused")
+    state.fail_waiters(CreateFailed, "no", cause, attempts)
+    assert [number for number, waiter in enumerate(waiters) if waiter.given] == failing
+    assert list(state.waiters) == [waiter for waiter in waiters if not waiter.given]
+    for number in failing:
+        (error,) = box_of(waiters[number])
+        assert isinstance(error, CreateFailed)
+        assert error.__cause__ is cause
+
+
+def test_fail_waiters_gives_each_an_error_of_its_own() -> None:
+    """A shared one would collect the tracebacks of all threads that raise it."""
+    state, _ = a_pool(waiting=2)
+    first, second = state.waiters
+    state.fail_waiters(PoolClosed, "closed")
+    assert box_of(first)[0] is not box_of(second)[0]
+
+
+def test_fail_waiters_leaves_a_gift_alone() -> None:
+    """Who was served, and not yet taken out of the line, keeps what it has."""
+    state, (key,) = a_pool(in_use=1, waiting=1)
+    waiter = state.waiters[0]
+    waiter.give(key)
+    state.fail_waiters(PoolClosed, "closed")
+    assert box_of(waiter) == [key]
+
+
+# -- who is served -------------------------------------------------------------------
+
+
+def test_pair_gives_the_last_used_to_the_first_waiter() -> None:
+    """Waiters first-in first-out, idle ones last-in first-out (P3)."""
+    state, keys = a_pool(resting=3, waiting=2)
+    first, second = state.waiters
+    assert state.pair(NOW) == []
+    assert box_of(first) == [keys[2]]
+    assert box_of(second) == [keys[1]]
+    assert list(state.idle) == [keys[0]]
+    assert not state.waiters
+
+
+def test_pair_leaves_the_rest_of_the_line_in_order() -> None:
+    state, _ = a_pool(resting=1, waiting=3)
+    _, second, third = state.waiters
+    assert state.pair(NOW) == []
+    assert list(state.waiters) == [second, third]
+
+
+def test_pair_skips_who_was_given_something() -> None:
+    """An interruption between giving and removing leaves a stale head (P8)."""
+    state, (key,) = a_pool(resting=1, waiting=2)
+    stale, waiter = state.waiters
+    stale.give(Key())
+    assert state.pair(NOW) == []
+    assert box_of(waiter) == [key]
+    assert len(box_of(stale)) == 1
+
+
+def test_pair_lends_nothing_during_a_pause() -> None:
+    state, _ = a_pool(resting=1, waiting=1)
+    state.paused = True
+    assert state.pair(NOW) == []
+    assert len(state.idle) == len(state.waiters) == 1
+
+
+def test_accept_serves_the_oldest_waiter() -> None:
+    state, (key,) = a_pool(in_use=1, waiting=2)
+    oldest = state.waiters[0]
+    assert state.accept(key, NOW) is None
+    assert box_of(oldest) == [key]
+    assert not state.idle
+
+
+def test_accept_puts_it_on_top_where_nobody_waits() -> None:
+    state, (key, other) = a_pool(in_use=1, resting=1)
+    assert state.accept(key, NOW) is None
+    assert list(state.idle) == [other, key]
+
+
+@pytest.mark.parametrize("place", ["creating", "checking"])
+def test_accept_ends_the_time_on_a_worker(place: str) -> None:
+    state, (key,) = a_pool(**{place: 1})
+    assert state.accept(key, NOW) is None
+    assert not getattr(state, place)
+    assert list(state.idle) == [key]
+
+
+def test_accept_refuses_after_close() -> None:
+    state, (key,) = a_pool(in_use=1)
+    state.closed = True
+    assert state.accept(key, NOW) == "closed"
+
+
+@pytest.mark.parametrize(("expires", "reason"), [(NOW + 1, None), (NOW, "lifetime"), (NOW - 1, "lifetime")])
+def test_accept_looks_at_the_age(expires: float, reason: str | None) -> None:
+    """Also where somebody waits for it: not every return is to the stack (P6)."""
+    state, _ = a_pool(waiting=1)
+    key = lent(state, expires)
+    assert state.accept(key, NOW) == reason
+
+
+def test_accept_refuses_the_old_generation() -> None:
+    """What was being made when the drain came counts as old: it was stamped at the start."""
+    state, (made_before,) = a_pool(creating=1)
+    state.drain()
+    made_after = reserved(state)
+    assert state.accept(made_before, NOW) == "drained"
+    assert state.accept(made_after, NOW) is None
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+@pytest.mark.parametrize(("max_size", "reason"), [(1, "surplus"), (2, None)])
+def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
+    """A surplus is closed although somebody waits: the bound comes first (P2)."""
+    state, (key, _) = a_pool(max_size=max_size, in_use=2, waiting=waiting)
+    assert state.accept(key, NOW) == reason
+
+
+@pytest.mark.parametrize(
+    ("resting", "waiting", "reason"), [(1, 0, None), (2, 0, "max_idle"), (2, 1, None), (3, 0, "max_idle")]
+)
+def test_accept_bounds_the_stack(resting: int, waiting: int, reason: str | None) -> None:
+    """By ``max_idle``, unless somebody waits for it."""
+    state, (key, *_) = a_pool(max_idle=2, in_use=1, resting=resting, waiting=waiting)
+    state.paused = True  # else the stack would serve the waiter first
+    assert state.accept(key, NOW) == reason
+
+
+@pytest.mark.parametrize(
+    ("idle_since", "checked", "place"),
+    [(40, 0, 3), (30, 0, 3), (40, 50, 3), (30, 50, 2), (25, 50, 2), (20, 50, 1), (5, 50, 0)],
+)
+def test_accept_puts_what_was_only_checked_back_by_its_rest(idle_since: float, checked: float, place: int) -> None:
+    """On top it would pass for the one used last, and nothing would ever age out (P3)."""
+    state, (key, *resting) = a_pool(in_use=1, resting=3)
+    for number, other in enumerate(resting, 1):
+        other.entry.idle_since = number * 10.0
+    key.entry.idle_since, key.entry.checked = idle_since, checked
+    assert state.accept(key, NOW) is None
+    assert list(state.idle) == [*resting[:place], key, *resting[place:]]
+
+
+def test_refusing_changes_nothing() -> None:
+    """The caller closes it; until then it is where it was (P1)."""
+    state, (key,) = a_pool(checking=1, waiting=1)
+    state.closed = True
+    state.accept(key, NOW)
+    assert state.checking == {key.entry}
+    assert not state.idle and len(state.waiters) == 1
+
+
+# -- the plan ------------------------------------------------------------------------
+
+FREE = UNLIMITED  # the server is up
+
+
+@pytest.mark.parametrize(
+    ("pool", "allowed", "creations"),
+    [
+        pytest.param({"waiting": 3}, FREE, 3, id="one for each waiter"),
+        pytest.param({"waiting": 9}, FREE, 5, id="bounded by max_size"),
+        pytest.param({"waiting": 9, "in_use": 3}, FREE, 2, id="bounded by the free slots"),
+        pytest.param({"waiting": 9, "in_use": 3, "closing": 2}, FREE, 0, id="closing ones count (P2)"),
+        pytest.param({"waiting": 9, "in_use": 7}, FREE, 0, id="beyond max_size after a shrink"),
+        pytest.param({"waiting": 3, "creating": 2}, FREE, 1, id="not for whom one is being made"),
+        pytest.param({"waiting": 3, "checking": 1}, FREE, 2, id="nor for whom one is being checked"),
+        pytest.param({"waiting": 3, "resting": 2}, FREE, 1, id="nor for whom one is idle"),
+        pytest.param({"waiting": 1, "creating": 3}, FREE, 0, id="enough on their way"),
+        pytest.param({"waiting": 3}, 0, 0, id="none while the server is down (P7)"),
+        pytest.param({"waiting": 3}, 1, 1, id="one probe at a time (P7)"),
+        pytest.param({"waiting": 3, "creating": 1}, 1, 0, id="the probe is under way (P7)"),
+        pytest.param({"waiting": 5, "creating": 1}, 4, 3, id="the ramp counts what is under way"),
+        pytest.param({"waiting": 5, "creating": 3}, 2, 0, id="more under way than allowed"),
+        pytest.param({}, FREE, 0, id="nobody asks"),
+        pytest.param({"min_size": 3}, FREE, 3, id="refill to min_size"),
+        pytest.param({"min_size": 3, "in_use": 1, "resting": 1}, FREE, 1, id="lent ones count for min_size"),
+        pytest.param({"min_size": 3, "creating": 3}, FREE, 0, id="so do those being made"),
+        pytest.param({"min_size": 3, "closing": 3}, FREE, 2, id="closing ones do not, but take up room"),
+        pytest.param({"min_size": 3}, 1, 1, id="refill one by one while the server is down"),
+        pytest.param({"min_size": 2, "waiting": 3, "in_use": 1}, FREE, 3, id="waiters or min_size: the larger"),
+        pytest.param({"min_size": 4, "waiting": 1, "in_use": 1}, FREE, 3, id="min_size or waiters: the larger"),
+    ],
+)
+def test_serve_plans_creations(pool: dict[str, int], allowed: int, creations: int) -> None:
+    state, keys = a_pool(**pool)
+    assert state.serve(allowed, NOW) == (creations, [])
+    assert len(keys) == len(state.entries)  # it plans; reserving is the caller's
+
+
+@pytest.mark.parametrize(("paused", "creations"), [(False, 3), (True, 1)])
+def test_serve_during_a_pause_fills_up_to_min_size_only(paused: bool, creations: int) -> None:
+    state, _ = a_pool(min_size=1, waiting=3)
+    state.paused = paused
+    assert state.serve(FREE, NOW) == (creations, [])
+
+
+@pytest.mark.parametrize("what", ["closed", "not started"])
+def test_serve_makes_nothing(what: str) -> None:
+    """After a close, and before anybody asked (P11)."""
+    state, _ = a_pool(min_size=2)
+    state.closed, state.started = what == "closed", what != "not started"
+    assert state.serve(FREE, NOW) == (0, [])
+
+
+def test_serve_pairs_first() -> None:
+    state, keys = a_pool(resting=2, waiting=1)
+    waiter = state.waiters[0]
+    assert state.serve(FREE, NOW) == (0, [])
+    assert box_of(waiter) == [keys[1]]
+
+
+def test_serve_twice_changes_nothing() -> None:
+    """It is level-triggered: right from whatever state, and harmless when called again."""
+    state, keys = a_pool(max_size=3, in_use=2, resting=2, closing=1, waiting=1)
+    first = state.serve(FREE, NOW)
+    places = [len(place) for place in (state.idle, state.waiters, state.closing)]
+    assert first == (0, [(keys[3], "surplus")])
+    assert state.serve(FREE, NOW) == (0, [])
+    assert [len(place) for place in (state.idle, state.waiters, state.closing)] == places
+
+
+@pytest.mark.parametrize(
+    ("max_size", "closing", "closed"), [(5, 0, []), (4, 0, [0]), (2, 0, [0, 1, 2]), (1, 0, [0, 1, 2]), (4, 1, [0])]
+)
+def test_serve_closes_the_surplus(max_size: int, closing: int, closed: list[int]) -> None:
+    """The longest unused first; what is being closed already is not counted twice (P2)."""
+    state, keys = a_pool(max_size=max_size, in_use=2, closing=closing, resting=3)
+    resting = keys[-3:]
+    plan = state.serve(FREE, NOW)
+    assert plan == (0, [(resting[number], "surplus") for number in closed])
+    assert list(state.idle) == [key for number, key in enumerate(resting) if number not in closed]
+    assert len(state.closing) == closing + len(closed)
+    assert len(state.entries) == len(keys)  # a slot counts until the close has returned
+
+
+def test_serve_closes_what_is_beyond_max_idle() -> None:
+    """The longest unused first, and only what nobody waits for."""
+    state, keys = a_pool(max_idle=1, resting=4, waiting=1)
+    assert state.serve(FREE, NOW) == (0, [(keys[0], "max_idle"), (keys[1], "max_idle")])
+    assert list(state.idle) == [keys[2]]
+
+
+def test_serve_takes_the_surplus_before_it_lends() -> None:
+    """A shrink is not put off by those who wait (P2)."""
+    state, (_, key) = a_pool(max_size=1, in_use=1, resting=1, waiting=1)
+    assert state.serve(FREE, NOW) == (0, [(key, "surplus")])
+    assert len(state.waiters) == 1
+
+
+def test_serve_closes_all_that_is_idle_after_a_close() -> None:
+    state, keys = a_pool(in_use=1, resting=2)
+    state.closed = True
+    _, closes = state.serve(FREE, NOW)
+    assert dict(closes) == {keys[1]: "closed", keys[2]: "closed"}
+    assert state.closing == {key.entry for key in keys[1:]}
+
+
+def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
+    """The hot path puts back without the lock, and the drain may come in between."""
+    state, keys = a_pool(in_use=3)
+    state.drain()
+    state.idle.extend(keys[:2])
+    _, closes = state.serve(FREE, NOW)
+    assert dict(closes) == {keys[0]: "drained", keys[1]: "drained"}
+    assert not state.idle
+
+
+@pytest.mark.parametrize(("expires", "closed"), [(NOW + 1, False), (NOW, True)])
+def test_serve_lends_nothing_too_old(expires: float, closed: bool) -> None:
+    state, _ = a_pool(waiting=1)
+    key = idle(state, expires)
+    plan = state.serve(FREE, NOW)
+    assert plan == ((1, [(key, "lifetime")]) if closed else (0, []))
+
+
+def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
+    state, keys = a_pool(in_use=1, resting=2, creating=1)
+    generation = state.generation
+    assert state.drain() == [(keys[2], "drained"), (keys[3], "drained")]
+    assert state.generation is not generation
+    assert not state.idle
+    assert len(state.closing) == 2 and len(state.creating) == 1 and state.in_use == 1
+    assert state.drain() == []
+
+
+# -- what is where --------------------------------------------------------------------
+
+
+def test_retire_frees_the_slot_once() -> None:
+    state, (key, _) = a_pool(closing=2)
+    assert state.retire(key.entry) is True
+    assert state.retire(key.entry) is False
+    assert len(state.entries) == len(state.closing) == 1
+
+
+@pytest.mark.parametrize("place", ["in_use", "creating", "checking", "closing"])
+def test_retire_from_anywhere(place: str) -> None:
+    state, (key,) = a_pool(**{place: 1})
+    assert state.retire(key.entry) is True
+    assert not state.entries and not getattr(state, place)
+
+
+def test_a_foreign_entry_is_not_retired() -> None:
+    """The parent's, after a fork (P9)."""
+    state, (mine,) = a_pool(in_use=1)
+    _, (foreign,) = a_pool(in_use=1)
+    assert not state.owns(foreign.entry)
+    assert state.retire(foreign.entry) is False
+    assert state.owns(mine.entry)
+
+
+def test_counts() -> None:
+    state, _ = a_pool(max_size=9, in_use=1, resting=2, creating=3, checking=1, closing=2)
+    assert len(state.entries) == 9
+    assert state.in_use == 1
+    assert state.live == 4  # idle, in use, being checked
+    assert state.surplus == -2
+
+
+def test_in_use_is_never_negative() -> None:
+    """The hot path moves keys while others count."""
+    state, keys = a_pool(resting=1)
+    state.idle.extend(keys)
+    assert state.in_use == 0
+
+
+@pytest.mark.parametrize("place", ["resting", "creating", "checking", "closing"])
+def test_lent_are_those_with_borrowers(place: str) -> None:
+    state, keys = a_pool(in_use=2, **{place: 1})
+    assert set(state.lent()) == {key.entry for key in keys[:2]}
+
+
+def test_a_key_on_its_way_back_is_nobody_s() -> None:
+    """A resource that was released and not yet put back is in use, but not held."""
+    state, (key,) = a_pool(in_use=1)
+    key.entry.idle_since = NOW + 1
+    assert state.lent() == []
+    assert state.in_use == 1
+
+
+@pytest.mark.parametrize(
+    ("pool", "spent"),
+    [({"in_use": 5}, True), ({"in_use": 4, "closing": 1}, True), ({"in_use": 4}, False), ({"resting": 5}, False)],
+)
+def test_spent(pool: dict[str, int], spent: bool) -> None:
+    """Whether there is nothing at all to serve with."""
+    state, _keys = a_pool(**pool)
+    assert state.spent is spent
+
+
+@pytest.mark.parametrize("why", ["", "closed", "paused", "surplus"])
+def test_barred(why: str) -> None:
+    """Whether the hot path must look at the state."""
+    state, _ = a_pool(max_size=1 if why == "surplus" else 2, in_use=2)
+    state.closed, state.paused = why == "closed", why == "paused"
+    assert state.barred is bool(why)
+
+
+# -- the outage ------------------------------------------------------------------------
+
+
+def failed(outage: Outage, now: float, waiting: bool = True, final: bool = False) -> bool:
+    return outage.failed(OSError("refused"), final, now, STEADY, waiting, uniform=random.random)
+
+
+def test_any_number_while_the_server_is_up() -> None:
+    assert Outage().allowed(NOW) == UNLIMITED
+
+
+def test_one_probe_at_a_time_while_it_is_down() -> None:
+    """None until the backoff has passed, then one (P7)."""
+    outage = Outage()
+    assert failed(outage, NOW) is True
+    assert outage.allowed(NOW) == outage.allowed(NOW + 0.049) == 0
+    assert outage.allowed(NOW + 0.05) == 1
+
+
+def test_only_the_first_failure_begins_an_outage() -> None:
+    outage = Outage()
+    assert [failed(outage, NOW + number) for number in range(3)] == [True, False, False]
+    assert outage.since == NOW
+
+
+@pytest.mark.parametrize(
+    ("waiting", "delays"),
+    [
+        (True, [0.05, 0.1, 0.2, 0.25, 0.25]),
+        (False, [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]),
+    ],
+)
+def test_delays_grow_and_are_capped_while_somebody_waits(waiting: bool, delays: list[float]) -> None:
+    outage = Outage()
+    found = []
+    for _ in delays:
+        now = outage.retry_at
+        failed(outage, now, waiting)
+        found.append(outage.retry_at - now)
+    assert found == pytest.approx(delays)
+
+
+def test_full_jitter() -> None:
+    outage = Outage()
+    outage.failed(OSError(), False, NOW, Backoff(initial=8, probe_interval=60), True, uniform=lambda: 0.25)
+    assert outage.retry_at == NOW + 2
+
+
+def test_what_was_in_flight_does_not_lengthen_the_delay() -> None:
+    """Ten that fail together are one failure (P7)."""
+    outage = Outage()
+    for _ in range(10):
+        failed(outage, NOW)
+    assert outage.failures == 1
+    assert outage.retry_at == NOW + 0.05
+
+
+def test_the_last_error_is_kept_without_its_frames() -> None:
+    outage = Outage()
+    try:
+        raise OSError("refused")
+    except OSError as error:
+        outage.failed(error, True, NOW, STEADY, False, uniform=random.random)
+        assert outage.error is error
+    assert outage.error.__traceback__ is None
+    assert outage.final
+
+
+@pytest.mark.parametrize(
+    ("failures", "final", "sooner"), [(0, False, False), (1, False, False), (10, False, True), (10, True, False)]
+)
+def test_hurry_when_somebody_begins_to_wait(failures: int, final: bool, sooner: bool) -> None:
+    """A final error is not tried again for each newcomer: accounts get locked (P7)."""
+    outage, now = Outage(), NOW
+    for _ in range(failures):
+        now = outage.retry_at
+        failed(outage, now, waiting=False, final=final)
+    before = outage.retry_at
+    assert outage.hurry(now, STEADY) is sooner
+    assert outage.retry_at == (now + STEADY.probe_interval if sooner else before)
+
+
+def test_recovery_ramps_up() -> None:
+    """A server that has just come back is not stormed (P7)."""
+    outage = Outage()
+    failed(outage, NOW)
+    assert outage.succeeded(10) is True
+    ramp = [outage.allowed(NOW)]
+    while ramp[-1] != UNLIMITED:
+        assert outage.succeeded(10) is False
+        ramp.append(outage.allowed(NOW))
+    assert ramp == [2, 4, 8, UNLIMITED]
+    assert (outage.error, outage.final, outage.failures) == (None, False, 0)
+
+
+def test_a_success_while_up_changes_nothing() -> None:
+    outage = Outage()
+    assert outage.succeeded(10) is False
+    assert outage.allowed(NOW) == UNLIMITED
+
+
+def test_a_failure_on_the_ramp_begins_anew() -> None:
+    outage = Outage()
+    failed(outage, NOW)
+    outage.succeeded(10)
+    outage.succeeded(10)
+    assert failed(outage, NOW + 1) is True
+    outage.succeeded(10)
+    assert outage.allowed(NOW + 1) == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from(["fail", "succeed", "pass"]), st.floats(0, 60))))
+def test_allowed_is_always_a_number_that_recovers(story: list[tuple[str, float]]) -> None:
+    """Whatever happened, after the delay at least one attempt is allowed (P8)."""
+    outage, now = Outage(), NOW
+    for what, seconds in story:
+        if what == "fail":
+            failed(outage, now, waiting=seconds > 30)
+        elif what == "succeed":
+            outage.succeeded(10)
+        now += seconds
+        assert outage.allowed(now) >= (0 if outage.error else 1)
+        assert outage.allowed(now + STEADY.maximum) >= 1
+
+
+# -- all of it, in any order -----------------------------------------------------------
+
+WHICH = st.integers(0, 7)  # one of several, counted around
+
+
+class StateMachine(RuleBasedStateMachine):
+    """The model plays everybody: borrowers, workers, the reaper, who steers.
+
+    Each rule does what `Engine` does under its lock, and ends in `serve`. The
+    model holds the keys that are not in the state, as leases and jobs do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.outage = Outage()
+        self.numbers = count()
+        self.line: list[Waiter] = []  # who waits, in order of arrival
+        self.awaking: list[Waiter] = []  # who was given something and has not taken it yet
+        self.making: list[Key] = []
+        self.checking: list[Key] = []
+        self.closing: list[Key] = []
+        self.held: list[Key] = []
+        self.size = self.attempts = 0  # after the last step
+
+    @initialize(min_size=st.integers(0, 2), more=st.integers(0, 3), max_idle=st.sampled_from([2, None]))
+    def begin(self, min_size: int, more: int, max_idle: int | None) -> None:
+        self.state = PoolState(min_size, max(1, min_size + more), max_idle)
+
+    # -- what the engine does under its lock
+
+    def serve(self) -> None:
+        creations, closes = self.state.serve(self.outage.allowed(self.now), self.now)
+        self.making += [reserved(self.state, self.now + 60) for _ in range(creations)]
+        self.closing += [key for key, _ in closes]
+
+    def deliver(self, key: Key) -> None:
+        if self.state.accept(key, self.now):
+            self.evict(key)
+        self.serve()
+
+    def evict(self, key: Key) -> None:
+        self.state.close(key.entry)
+        self.closing.append(key)
+
+    def retire(self, key: Key) -> None:
+        assert self.state.retire(key.entry)
+        self.serve()
+
+    def queue_up(self, arrived: float, again: bool) -> None:
+        waiter = a_waiter(arrived, again)
+        self.line.append(waiter)
+        self.line.sort(key=lambda one: one.arrived)
+        self.state.started = True
+        self.state.join(waiter)
+        self.serve()
+
+    def vet(self, key: Key, arrived: float, alive: bool = True) -> None:
+        """Borrow it, or go back to one's place in the line (P3)."""
+        if alive and not self.state.barred and not self.state.unfit(key.entry, self.now):
+            self.held.append(key)
+            return
+        if alive:
+            self.deliver(key)
+        else:
+            self.evict(key)
+        if not self.state.closed:
+            self.queue_up(arrived, again=True)
+
+    # -- borrowers
+
+    @precondition(lambda self: not self.state.closed)
+    @rule()
+    def arrive(self) -> None:
+        """Take what is idle where nobody waits, as the hot path does, or queue."""
+        arrived = next(self.numbers)
+        if self.state.idle and not self.state.waiters:
+            self.vet(self.state.idle.pop(), arrived)
+        else:
+            self.queue_up(arrived, again=False)
+
+    @precondition(lambda self: self.awaking)
+    @rule(which=WHICH, alive=st.booleans())
+    def take(self, which: int, alive: bool) -> None:
+        """Wake up, and look at what was given."""
+        waiter = self.awaking.pop(which % len(self.awaking))
+        item = waiter.box.get(False)
+        if isinstance(item, Key):
+            self.vet(item, waiter.arrived, alive)
+
+    @precondition(lambda self: self.line)
+    @rule(which=WHICH)
+    def leave(self, which: int) -> None:
+        """Time out, or be interrupted, before anything came."""
+        waiter = self.line.pop(which % len(self.line))
+        assert self.state.leave(waiter) is None
+        self.serve()
+
+    @precondition(lambda self: self.awaking)
+    @rule(which=WHICH, interrupted=st.booleans())
+    def leave_with_a_gift(self, which: int, interrupted: bool) -> None:
+        """It came at the last moment: a time-out takes it, an interruption passes it on (P8)."""
+        waiter = self.awaking.pop(which % len(self.awaking))
+        (item,) = box_of(waiter)
+        assert self.state.leave(waiter) is item
+        if isinstance(item, Key) and interrupted:
+            self.deliver(item)
+        elif isinstance(item, Key):
+            self.vet(item, waiter.arrived)
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, hot=st.booleans())
+    def release(self, which: int, hot: bool) -> None:
+        """Through the door, or straight onto the stack, as the hot path does."""
+        key = self.held.pop(which % len(self.held))
+        if hot:
+            self.state.idle.append(key)
+            self.serve()
+        else:
+            self.deliver(key)
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH)
+    def discard(self, which: int) -> None:
+        self.evict(self.held.pop(which % len(self.held)))
+        self.serve()
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH)
+    def detach(self, which: int) -> None:
+        self.retire(self.held.pop(which % len(self.held)))
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH)
+    def reset_on_a_worker(self, which: int) -> None:
+        key = self.held.pop(which % len(self.held))
+        self.state.check(key.entry)
+        self.checking.append(key)
+
+    # -- workers
+
+    @precondition(lambda self: self.making)
+    @rule(which=WHICH)
+    def creation_succeeds(self, which: int) -> None:
+        key = self.making.pop(which % len(self.making))
+        self.outage.succeeded(self.state.max_size)
+        self.deliver(key)
+
+    @precondition(lambda self: self.making)
+    @rule(which=WHICH)
+    def creation_fails(self, which: int) -> None:
+        key = self.making.pop(which % len(self.making))
+        failed(self.outage, self.now, waiting=bool(self.line))
+        self.retire(key)
+
+    @precondition(lambda self: self.checking)
+    @rule(which=WHICH, alive=st.booleans())
+    def check_ends(self, which: int, alive: bool) -> None:
+        key = self.checking.pop(which % len(self.checking))
+        if alive:
+            self.deliver(key)
+        else:
+            self.evict(key)
+            self.serve()
+
+    @precondition(lambda self: self.closing)
+    @rule(which=WHICH)
+    def close_ends(self, which: int) -> None:
+        self.retire(self.closing.pop(which % len(self.closing)))
+
+    # -- the reaper, and who steers
+
+    @precondition(lambda self: self.state.idle)
+    @rule()
+    def evict_the_longest_unused(self) -> None:
+        self.evict(self.state.idle.popleft())
+        self.serve()
+
+    @rule(seconds=st.sampled_from([0.05, 1, 30]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.serve()
+
+    @rule()
+    def drain(self) -> None:
+        self.closing += [key for key, _ in self.state.drain()]
+        self.serve()
+
+    @rule()
+    def pause_or_resume(self) -> None:
+        self.state.paused = not self.state.paused
+        self.serve()
+
+    @rule(max_size=st.integers(1, 5))
+    def resize(self, max_size: int) -> None:
+        self.state.max_size = max_size
+        self.state.min_size = min(self.state.min_size, max_size)
+        self.serve()
+
+    @rule(sure=st.integers(0, 4))
+    def close(self, sure: int) -> None:
+        if sure == 4:  # most runs should go on for a while
+            self.state.closed, self.state.generation = True, object()
+            self.state.fail_waiters(PoolClosed, "closed")
+            self.serve()
+
+    # -- what always holds
+
+    @invariant()
+    def keeps_its_promises(self) -> None:
+        self.served_in_order_of_arrival()  # first: it notes who was served
+        self.one_place_each()
+        self.bounded()
+        self.calm()
+        self.nobody_waits_in_vain()
+        self.nothing_unwanted_rests()
+
+    def served_in_order_of_arrival(self) -> None:
+        """P3: who was served came before all who wait on; nobody overtakes."""
+        served = [waiter for waiter in self.line if waiter.given]
+        assert served == self.line[: len(served)]
+        assert not served or self.state.closed or self.state.surplus <= 0  # a shrink comes first
+        self.line = self.line[len(served) :]
+        self.awaking += served
+        assert list(self.state.waiters) == self.line
+
+    def one_place_each(self) -> None:
+        """P1: each key is in one place, and the state knows which; no slot is lost (P8)."""
+        state = self.state
+        boxes = [item for waiter in self.awaking for item in box_of(waiter) if isinstance(item, Key)]
+        outside = boxes + self.held + self.making + self.checking + self.closing
+        assert state.in_use == len(boxes) + len(self.held)
+        for keys, entries in (
+            (self.making, state.creating),
+            (self.checking, state.checking),
+            (self.closing, state.closing),
+            ([*outside, *state.idle], state.entries),
+        ):
+            assert len(keys) == len(entries)
+            assert {key.entry for key in keys} == entries
+
+    def bounded(self) -> None:
+        """P2: what a shrink left above ``max_size`` never grows."""
+        size = len(self.state.entries)
+        assert size <= max(self.size, self.state.max_size)
+        self.size = size
+
+    def calm(self) -> None:
+        """P7: nothing is begun beyond what the server's state allows."""
+        attempts = len(self.making)
+        assert attempts <= max(self.attempts, self.outage.allowed(self.now))
+        self.attempts = attempts
+
+    def nobody_waits_in_vain(self) -> None:
+        """P8: no waiter beside an idle resource, nor beside a free slot that may be filled."""
+        state = self.state
+        if state.closed:
+            assert not state.waiters and not state.idle
+            return
+        assert not state.idle or not state.waiters or state.paused
+        allowed = self.outage.allowed(self.now) - len(state.creating)
+        if allowed > 0 and len(state.entries) < state.max_size and state.started:
+            assert state.paused or len(state.waiters) <= len(state.creating) + len(state.checking)
+            assert len(state.entries) - len(state.closing) >= state.min_size
+
+    def nothing_unwanted_rests(self) -> None:
+        """No surplus and nothing of an old generation lies on the stack."""
+        assert self.state.surplus <= 0 or not self.state.idle
+        assert all(key.entry.generation is self.state.generation for key in self.state.idle)
+
+    def teardown(self) -> None:
+        """After a close everything comes to its end (P8)."""
+        if not hasattr(self, "state"):
+            return
+        self.close(4)
+        for key in self.making + self.checking + self.held:
+            self.deliver(key)
+        for waiter in self.line + self.awaking:
+            item = self.state.leave(waiter)
+            if isinstance(item, Key):
+                self.deliver(item)
+        for key in self.closing:
+            self.retire(key)
+        assert not self.state.entries and not self.state.waiters
+
+
+TestAnyOrder = StateMachine.TestCase
