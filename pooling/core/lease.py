@@ -83,14 +83,15 @@ class Lease(Generic[R]):
         if error is not None or pool._careful or entry() is not key:
             pool._take_back(key, error)
             return
-        now = pool._now()
+        clock, push = pool._now, pool._push  # bound first: the cheaper call
+        now = clock()
         held = now - entry.since
         entry.idle_since = now
         entry.uses += 1
         entry.busy += held
         if held > SHORT:
             pool._long_use(entry, held)
-        pool._push(key)
+        push(key)
         # A waiter registers, then looks at the idle ones; we put ours there,
         # then look at the waiters: one of us sees the other (P8). Nobody takes
         # it from under a waiter: who finds somebody waiting queues (P3).

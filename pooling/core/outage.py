@@ -56,8 +56,7 @@ class Outage:
         if begins or now >= self.retry_at:
             self.failures += 1
             self.retry_at = now + backoff.delay(self.failures, waiting=waiting, random=uniform)
-        # A stored traceback would keep the frames of the attempt alive.
-        self.error = error.with_traceback(None)
+        self.error = _bare(error)
         self.final = final
         self._ramp = 1
         return begins
@@ -84,3 +83,15 @@ class Outage:
             if self._ramp >= enough:
                 self._ramp = UNLIMITED
         return ends
+
+
+def _bare(error: BaseException) -> BaseException:
+    """An error without tracebacks: stored, they would keep frames alive, and leases in them."""
+    chain, seen = [error], {id(error)}
+    while chain:
+        one = chain.pop().with_traceback(None)
+        for other in (one.__context__, one.__cause__):
+            if other is not None and id(other) not in seen:
+                seen.add(id(other))
+                chain.append(other)
+    return error

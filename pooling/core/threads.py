@@ -49,11 +49,15 @@ def patched() -> bool:
 def start(world: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
     """Start a thread of a world, given by the class of its boxes.
 
+    Native threads see a process that is half patched: threads come before queues.
+
     Raises:
         RuntimeError: There can be no more threads.
     """
-    here = queue.SimpleQueue is world  # looked up late, both: gevent replaces them
-    (_thread.start_new_thread if here else _start_native)(function, args)
+    begin = _thread.start_new_thread
+    if world is _NATIVE and begin.__module__ == "gevent.thread":
+        begin = _start_native
+    begin(function, args)
 
 
 def mark_native(world: object) -> None:

@@ -242,7 +242,7 @@ class PoolMachine(RuleBasedStateMachine):
     workers = "manual"
 
     @initialize(
-        kind=some(Server, Server, PlainServer),
+        kind=some(Server, PlainServer),
         blocking=st.booleans(),
         bounded=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
@@ -330,13 +330,27 @@ class PoolMachine(RuleBasedStateMachine):
             self.call(self.clock.start, self.visitors[-1])
 
     @precondition(lambda self: self.leases)
-    @rule(which=WHICH)
-    def release(self, which: int) -> None:
+    @rule(which=WHICH, spoilt=some(False, False, True))
+    def release(self, which: int, spoilt: bool = False) -> None:
+        """As it is, or so that it cannot be reset."""
         lease = self.take(which)
         self.released += 1
-        if lease.resource in self.server.spoilt and not self.server.plain:
+        if spoilt and not self.server.plain:
+            self.server.spoilt.add(lease.resource)
             self.condemned.add(lease.resource)
         self.call(lease.release)
+
+    @precondition(lambda self: self.leases and self.state.waiters)
+    @rule(which=WHICH, interrupted=st.booleans())
+    def release_at_the_last_moment(self, which: int, interrupted: bool) -> None:
+        """The oldest waiter is interrupted, or its time is up, before it is given something (P8)."""
+        self.dawdling = max(self.dawdling, 1)
+        (place,) = [place for place in self.clock.places if place.box is self.state.waiters[0].box]
+        if interrupted:
+            place.error = Struck
+        else:
+            self.pass_time(max(0.0, place.deadline - self.clock.now()))
+        self.release(which)
 
     @precondition(lambda self: self.leases)
     @rule(which=WHICH, error=some(ConnectionError, ValueError, Struck))
@@ -441,17 +455,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.final |= down is WrongPassword
 
     @precondition(lambda self: self.server.open)
-    @rule(which=WHICH)
-    def kill(self, which: int) -> None:
-        """A resource dies, wherever it is."""
+    @rule(which=WHICH, alone=st.booleans())
+    def kill(self, which: int, alone: bool) -> None:
+        """A resource dies, wherever it is, or all do: the server starts again."""
         there = sorted(self.server.open, key=lambda resource: resource.number)
-        there[which % len(there)].alive = False
-
-    @precondition(lambda self: self.leases)
-    @rule(which=WHICH)
-    def spoil(self, which: int) -> None:
-        """A lent resource cannot be reset any more."""
-        self.server.spoilt.add(self.leases[which % len(self.leases)].resource)
+        for resource in [there[which % len(there)]] if alone else there:
+            resource.alive = False
 
     # -- the operator
 
@@ -464,12 +473,21 @@ class PoolMachine(RuleBasedStateMachine):
     def resize(self, max_size: int) -> None:
         self.pool.resize(max_size, min(self.state.min_size, max_size))
 
-    @rule(what=some("pause", "resume", "resume", "fill", "check"))
-    def steer(self, what: str) -> None:
-        if what != "fill":
-            getattr(self.pool, what)()
-        elif not self.pool.closed:
-            self.pool.fill(self.state.max_size)
+    @rule(paused=some(True, False, False))
+    def pause_or_resume(self, paused: bool) -> None:
+        if paused:
+            self.pool.pause()
+        else:
+            self.pool.resume()
+
+    @precondition(lambda self: not self.pool.closed)
+    @rule()
+    def fill(self) -> None:
+        self.pool.fill(self.state.max_size)
+
+    @rule()
+    def check(self) -> None:
+        self.pool.check()
 
     @rule(sure=st.integers(0, 9))
     def close(self, sure: int) -> None:
@@ -724,3 +742,16 @@ def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_poo
     pool.close(timeout=0)
     lease.release()
     assert pool.stats()["size"] == 0
+
+
+def test_the_error_of_an_outage_keeps_no_borrower_s_frame_alive(make: Make) -> None:
+    """Made in the borrower's thread, it has a context there, and in those frames are leases (P8)."""
+    server = PlainServer(blocking=False, bounded=True)
+    pool = make(adapter=server)
+    server.down = OSError
+    with pytest.raises(PoolUnavailable):
+        pool.acquire(timeout=0)
+    error = pool._outage.error
+    while error is not None:
+        assert error.__traceback__ is None
+        error = error.__context__
