@@ -1,9 +1,12 @@
 """Programs that fork while their pools are in use; `test_fork` runs them, and looks at what they leave.
 
-``python -m tests.faults.forked SCENE HOW KIND PORT``, where HOW is ``hook`` (`os.fork`)
-or ``bare`` (C's ``fork``, as uWSGI does: no hook of Python's runs), with ``-pageless``
-behind it where the kernel is to offer no page that it wipes; KIND is ``adapter`` (one that
-can abandon what was inherited) or ``function`` (which cannot); and PORT is a `Recorder`'s.
+``python -m tests.faults.forked SCENE``, and in the environment:
+
+- ``FORK``: ``hook`` (`os.fork`) or ``bare`` (C's ``fork``, as uWSGI does: no
+  hook of Python's runs), with ``-pageless`` behind it where the kernel is to
+  offer no page that it wipes in a child;
+- ``ADAPTER``: ``abandons`` what was inherited, or is made of ``functions``, and cannot;
+- ``PORT``: of a `Recorder`.
 
 What goes wrong is raised, in the parent or in a child, and shows in the exit status.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import mmap
 import multiprocessing
 import os
@@ -26,15 +30,28 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-HOW, KIND, PORT = (sys.argv[2:] + ["hook", "adapter", "0"])[:3] if __name__ == "__main__" else ("hook", "adapter", "0")
+HOW, KIND = os.environ["FORK"], os.environ["ADAPTER"]
+PORT = int(os.environ["PORT"])
+
 if HOW.endswith("-pageless"):
     del mmap.MAP_PRIVATE  # before the import: there is no such page here
+
+collect_in_child = False  # in the hook itself, whose hook this one precedes
+
+
+def _collect_often() -> None:
+    if collect_in_child:
+        gc.enable()
+        gc.set_threshold(1, 1, 1)
+
+
+os.register_at_fork(after_in_child=_collect_often)
 
 from pooling import Lease, LeaseError, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout  # noqa: E402
 from tests.faults.recorder import Line, Lines  # noqa: E402
 
 CHILDS_TIME = 8  # seconds until a child that is stuck is killed
-_libc = ctypes.PyDLL(None)  # its functions are called with the GIL held, as a C program does that forks
+_libc = ctypes.PyDLL(None)  # calls C with the GIL held, as uWSGI holds it when it forks
 
 
 def fork() -> int:
@@ -76,11 +93,16 @@ def expect_success(*children: int) -> None:
 def make_pool(name: str = "lines", observers: tuple[Observer, ...] = (), **settings: Any) -> Pool[Line]:
     """Make a pool of lines to the recorder."""
     chosen = PoolSettings(**{"min_size": 0, "max_size": 3, "acquire_timeout": 6.0, **settings})
-    if KIND == "adapter":
-        return Pool(adapter=Lines(int(PORT)), settings=chosen, name=name, observers=observers)
+    if KIND == "abandons":
+        return Pool(adapter=Lines(PORT), settings=chosen, name=name, observers=observers)
     return Pool(
-        lambda: Line(int(PORT)), close=Line.close, settings=chosen, name=name, observers=observers
+        lambda: Line(PORT), close=Line.close, settings=chosen, name=name, observers=observers
     )
+
+
+def quiet() -> None:
+    """Keep the pools' warnings off standard error, in scenes that earn them."""
+    logging.getLogger("pooling").setLevel(logging.ERROR)
 
 
 def raises(error: type[BaseException], function: Callable[[], object]) -> BaseException:
@@ -190,13 +212,13 @@ def everything() -> None:
     held.wait()
 
     def child() -> None:
-        if HOW == "hook":
+        if HOW.startswith("hook"):
             assert repr(pool) == "<Pool 'lines': 0/3 in use, 0 idle, 0 waiting>", repr(pool)
             assert pool.stats()["size"] == 0
             assert numbers.snapshot().acquired == pool.metrics.snapshot().created == 0
         refuses(by_hand)
         use_all(pool)
-        assert numbers.snapshot() .acquired == 3, "an exporter reads the parent's numbers"
+        assert numbers.snapshot().acquired == 3, "an exporter reads the parent's numbers"
         use_in_threads(pool)
         refuses(by_hand)
         use_all(full)
@@ -224,35 +246,26 @@ def everything() -> None:
 
 def leaving_a_block() -> None:
     """A child that leaves the block that its parent entered: before its first use, and after."""
-    pool, careful = make_pool(), make_pool("careful", max_uses=100)
-
-    def leave_and_use() -> None:
-        for each in (pool, careful):
-            with each.acquire():
-                children.append(fork())
-                if children[-1] == 0:
+    for pool in (make_pool(), make_pool("careful", max_uses=100)):
+        for used_before in (False, True):
+            with pool.acquire():
+                child = fork()
+                if child == 0:
                     signal.alarm(CHILDS_TIME)
                     if used_before:
-                        use_all(each)
-            if children[-1] == 0:
+                        use_all(pool)
+            if child == 0:
                 if used_before:
-                    assert each.stats()["idle"] == 3, each
-                    assert each.stats()["closing"] == 0, each
-                    assert each.metrics.snapshot().use.count == 3
+                    stats = pool.stats()
+                    assert (stats["size"], stats["idle"], stats["closing"]) == (3, 3, 0), stats
+                    assert pool.metrics.snapshot().use.count == 3
                 else:
-                    use_all(each)
-                use_in_threads(each)
-                children.clear()
-                return
-            with each.acquire() as line:
+                    use_all(pool)
+                use_in_threads(pool)
+                os._exit(0)
+            expect_success(child)
+            with pool.acquire() as line:
                 line.ask("parent")
-
-    for used_before in (False, True):
-        children: list[int] = []
-        leave_and_use()
-        if not children:  # we are one
-            os._exit(0)
-        expect_success(*children)
 
 
 def leaving_a_block_that_others_wait_for() -> None:
@@ -303,6 +316,7 @@ def leaving_a_block_by_an_error() -> None:
 
 def busy_reaper() -> None:
     """The reaper and a worker are in the middle of something; the child has its own."""
+    quiet()
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
 
@@ -349,7 +363,7 @@ def creation_under_way() -> None:
         if os.getpid() == parent:
             there.release()
             release.wait()
-        return Line(int(PORT))
+        return Line(PORT)
 
     def close(line: Line) -> None:
         if os.getpid() == parent:
@@ -384,15 +398,18 @@ def creation_under_way() -> None:
 def from_a_thread() -> None:
     """Not the main thread forks, which stands in line."""
     pool = make_pool(max_size=1)
-    lease = pool.acquire()
     problems: list[BaseException] = []
-
-    def child() -> None:
-        refuses(lease)
-        use_all(pool)
-        use_in_threads(pool)
+    taken = threading.Event()
 
     def fork_here() -> None:
+        lease = pool.acquire()
+        taken.set()
+
+        def child() -> None:
+            refuses(lease)
+            use_all(pool)
+            use_in_threads(pool)
+
         try:
             until(lambda: pool.stats()["waiting"])
             expect_success(fork_into(child))
@@ -403,6 +420,7 @@ def from_a_thread() -> None:
 
     thread = threading.Thread(target=fork_here)
     thread.start()
+    taken.wait()
     with pool.acquire() as line:
         line.ask("parent")
     thread.join()
@@ -418,7 +436,7 @@ def from_a_worker() -> None:
     def create() -> Line:
         if os.getpid() == parent:
             children.append(fork_into(lambda: (use_all(pool), use_all(other))))
-        return Line(int(PORT))
+        return Line(PORT)
 
     other = make_pool("other")
     with other.acquire():
@@ -451,7 +469,10 @@ def child_of_a_child() -> None:
 def while_waiting() -> None:
     """A signal's handler forks while its thread stands in line: the child stands in its own line."""
     pool = make_pool(max_size=1)
-    lease = pool.acquire()
+    leases: list[Lease[Line]] = []
+    thread = threading.Thread(target=lambda: leases.append(pool.acquire()))
+    thread.start()
+    thread.join()
     children: list[int] = []
 
     def fork_here(*_: object) -> None:
@@ -459,7 +480,7 @@ def while_waiting() -> None:
         if children[0] == 0:
             signal.alarm(CHILDS_TIME)
         else:
-            lease.release()
+            leases.pop().release()
 
     signal.signal(signal.SIGUSR1, fork_here)
     main = threading.main_thread().ident
@@ -483,7 +504,7 @@ def while_waiting() -> None:
 def at_any_moment() -> None:
     """A signal's handler forks in the midst of whatever the pool does; the child goes on with it."""
     pool = make_pool(max_size=2, max_lifetime=0.05, idle_timeout=0.03)
-    alive, stop = [0], threading.Event()
+    stop = threading.Event()
 
     def churn() -> None:
         while not stop.is_set():
@@ -501,7 +522,6 @@ def at_any_moment() -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(CHILDS_TIME)
-            alive[0] = 0
             children.clear()
         else:
             children.append(child)
@@ -590,30 +610,20 @@ def hands_off() -> None:
 
 def nothing_held_open() -> None:
     """A child that uses no pool does not keep its parent's connections from ending."""
-    parent = os.getpid()
 
     class Terse(Lines):
         def close(self, resource: Line) -> None:
             resource.sock.close()  # no goodbye, no shutdown: the end is all that tells
 
-    pool: Pool[Line] = Pool(adapter=Terse(int(PORT)), settings=PoolSettings(min_size=0))
+    pool: Pool[Line] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
     with pool.acquire():
         pass
     go, stop = os.pipe()
     child = fork_into(lambda: (os.close(stop), os.read(go, 1)))
-    os.close(go)
     pool.close()
-    with pool_of_one() as line:  # the test waits for the record's end, then this is the next word
-        line.ask("closed")
-        assert sys.stdin.readline() == "ended\n"
-    assert os.getpid() == parent
+    assert sys.stdin.readline() == "ended\n"  # says the test, who sees it
     os.close(stop)
     expect_success(child)
-
-
-def pool_of_one() -> Lease[Line]:
-    """A connection to tell the test something."""
-    return make_pool("messages", max_size=1).acquire()
 
 
 def destructors() -> None:
@@ -637,22 +647,20 @@ def destructors() -> None:
     for pool in pools:
         Cycle(pool.acquire())
         Cycle(pool.acquire())
+    global collect_in_child
+    collect_in_child = True
 
     def child() -> None:
-        gc.enable()
-        gc.set_threshold(1, 1, 1)
+        _collect_often()
         for pool in pools:
             use_all(pool)
         gc.collect()
         assert released == [False] * 10, released
 
-    if HOW == "hook":  # the hook runs with the collector on
-        gc.set_threshold(1, 1, 1)
-        os.register_at_fork(before=gc.enable)
-        child_ = fork_into(lambda: [use_all(pool) for pool in pools])
-    else:
-        child_ = fork_into(child)
-    expect_success(child_)
+    expect_success(fork_into(child))
+    for pool in pools:
+        assert pool.stats()["in_use"] == 2
+    os._exit(0)  # the parent's own destructors are another matter
 
 
 def failing_abandon() -> None:
@@ -664,7 +672,7 @@ def failing_abandon() -> None:
                 raise OSError("cannot")
             super().abandon(resource)
 
-    pool: Pool[Line] = Pool(adapter=Failing(int(PORT)), settings=PoolSettings(min_size=0, max_size=4))
+    pool: Pool[Line] = Pool(adapter=Failing(PORT), settings=PoolSettings(min_size=0, max_size=4))
     leases = [pool.acquire() for _ in range(4)]
     expect_success(fork_into(lambda: use_all(pool), ending=leave))
     for lease in leases:
@@ -673,6 +681,7 @@ def failing_abandon() -> None:
 
 def no_warning() -> None:
     """CPython 3.12+ warns of a fork beside threads; ours end before it, and go on after it."""
+    quiet()
     pool = make_pool(idle_timeout=1.0)
     for turn in range(5):
         with pool.acquire() as line:

@@ -208,13 +208,23 @@ def main_greenlet_waits() -> Case:
 def cooperative_factory() -> Case:
     """Workers are greenlets: five creations of 0.2 s take 0.2 s together."""
     adapter = Fake()
-    adapter.create = lambda: time.sleep(0.2) or Resource()  # type: ignore[method-assign]
     pool = make(adapter, max_size=5)
     yield pool
     import gevent
 
+    pool.drain()
+    until(lambda: pool.stats()["size"] == 0)
+    threads: set[int] = set()
+
+    def create() -> Resource:
+        time.sleep(0.2)
+        threads.add(threading.get_native_id())
+        return Resource()
+
+    adapter.create = create  # type: ignore[method-assign]
     with Stopwatch(0.2, 0.9):
         gevent.joinall([gevent.spawn(use, pool, 0.3) for _ in range(5)], raise_error=True)
+    assert threads == {threading.get_native_id()}, "not in greenlets"
     settled(pool)
 
 
@@ -453,6 +463,7 @@ def timeout_right_after_being_served() -> Case:
         with Stopwatch(0.0, 0.2):  # an audit would be later
             behind.get(timeout=SOON)
         assert struck.get()
+    assert pool.metrics.snapshot().orphans == 0, "lost and found"
     settled(pool)
 
 
@@ -557,11 +568,16 @@ def reaper_sweeps() -> Case:
     """What rests too long is closed, a creation that hangs loses its slot."""
     adapter = Fake()
     validated: list[object] = []
-    adapter.validate = lambda resource, limit: time.sleep(0.01) or validated.append(resource)  # type: ignore[method-assign]
+    adapter.validate = lambda resource, limit: None  # type: ignore[method-assign]
     pool = make(adapter, idle_timeout=0.4, keepalive_interval=0.1, create_timeout=0.3)
     yield pool
     import gevent
 
+    def validate(resource: Resource, limit: float) -> None:
+        gevent.sleep(0.01)  # not natively: gevent itself may hang in what is half patched
+        validated.append(resource)
+
+    adapter.validate = validate  # type: ignore[method-assign]
     rested = use(pool)
     until(lambda: validated)
     until(lambda: rested.closed, 2)
@@ -608,17 +624,28 @@ def native_thread_pool() -> Case:
     threads = gevent.get_hub().threadpool
     hub_thread = threading.get_native_id()
     made_by: list[int] = []
-    adapter.create = lambda: made_by.append(threading.get_native_id()) or Resource()  # type: ignore[method-assign, func-returns-value]
+
+    def create() -> Resource:
+        made_by.append(threading.get_native_id())
+        gevent.sleep(0.05)
+        return Resource()
+
     lease = pool.acquire()
-    waiters = [threads.spawn(use, pool), gevent.spawn(use, pool), threads.spawn(use, pool)]
+    waiters = [threads.spawn(use, pool)]
+    until(lambda: pool.stats()["waiting"] == 1)
+    waiters += [gevent.spawn(use, pool), threads.spawn(use, pool)]
     until(lambda: pool.stats()["waiting"] == 3)
     with Stopwatch(0.0, 0.2):
         lease.release()
         for waiter in waiters:
             waiter.get(timeout=SOON)
     pool.drain()
+    until(lambda: pool.stats()["size"] == 0)
+    adapter.create = create  # type: ignore[method-assign]
+    pool.resize(6)
     with Stopwatch(0.0, SOON):
-        threads.apply(use, (pool,))
+        for borrower in [threads.spawn(use, pool, 0.1) for _ in range(6)]:
+            borrower.get()
     assert set(made_by) == {hub_thread}
     settled(pool)
 
