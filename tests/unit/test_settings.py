@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 import re
@@ -103,12 +104,12 @@ def test_the_fields_their_order_and_their_defaults() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_documented(name: str) -> None:
-    assert re.search(rf"^        {name}: [A-Z]", owner(name).__doc__ or "", re.MULTILINE)
+    assert re.search(rf"^    {name}: [A-Z]", inspect.getdoc(owner(name)) or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))
 def test_the_docs_say_what_none_means(name: str) -> None:
-    doc = re.split(r"^        (?=\w+: )", PoolSettings.__doc__ or "", flags=re.MULTILINE)
+    doc = re.split(r"^    (?=\w+: )", inspect.getdoc(PoolSettings) or "", flags=re.MULTILINE)
     (entry,) = [text for text in doc if text.startswith(f"{name}: ")]
     assert "``None`` means" in " ".join(entry.split())
 
