@@ -85,7 +85,9 @@ class Reaper:
         self._number = 0
         self.collect_after = 0.0
         self._place = deque([None])  # who takes the token is the thread
+        self._unborn: deque[None] = deque()  # one token for one that has yet to begin
         self._resting = False
+        self._stopped = False
         self._heir: Reaper | None = None  # has taken over; our thread only passes on
 
     def post(self, message: object) -> None:
@@ -95,15 +97,17 @@ class Reaper:
 
     def ensure(self) -> None:
         """Start the thread if it does not run."""
-        if not self._place or call_home(self.inbox, self.ensure):
+        if not self._place or self._stopped or call_home(self.inbox, self.ensure):
             return
         try:
             self._place.pop()
         except IndexError:
             return
+        self._unborn.append(None)
         try:
             start(self._world, self._run, ())
         except RuntimeError as error:
+            self._unborn.pop()
             self._place.append(None)
             if "shutdown" not in str(error):  # see `Workers`: it is not needed any more
                 logger.warning("no thread for the reaper yet: %s", error)
@@ -125,6 +129,15 @@ class Reaper:
             self._resting = False
             self.ensure()
 
+    def stop(self) -> None:
+        """Start no thread any more: the process exits. One that runs goes on."""
+        self._stopped = True
+
+    @property
+    def born(self) -> bool:
+        """Whether the thread, if it was started, has begun."""
+        return not self._unborn
+
     def do(self, job: Job) -> bool:
         """Do a worker's job; ``False`` if the thread does not run."""
         if self._place:
@@ -133,6 +146,7 @@ class Reaper:
         return True
 
     def _run(self) -> None:
+        self._unborn.pop()
         mark_native(self._world)
         while True:
             while self._heir is None and self._has_work():

@@ -367,23 +367,29 @@ def _at_exit() -> None:
         logger.addFilter(_may_log)
         for pool in pools():
             _keep_for_ever(pool._state)  # some resources complain when they are not closed
+        deadline = time.monotonic() + _GOODBYES
         for background in list(_backgrounds):
-            background._workers.stop()
-            _close_idle(background)
+            _close_idle(background, deadline)
     except BaseException:  # a second Ctrl-C or SIGTERM: so be it
         pass
 
 
-def _close_idle(background: Background) -> None:
+def _close_idle(background: Background, deadline: float) -> None:
     """Have the reaper do it, and wait: it may hang. No thread can be started any more."""
+    threads = (background._workers, background._reaper)
+    for each in threads:
+        each.stop()
     done: Any = queue.SimpleQueue()
     if background._reaper.do((_close_all, (background, done))):
         try:
-            done.get(True, _GOODBYES)
+            done.get(True, max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             pass
     else:
         _close_all(background, done)
+    # CPython < 3.13 crashes when it ends while a thread that was started has yet to begin.
+    while not all(each.born for each in threads) and time.monotonic() < deadline:
+        time.sleep(1e-4)
 
 
 def _close_all(background: Background, done: Box) -> None:

@@ -47,7 +47,8 @@ class Workers:
     reaper: Reaper  # of the same `Background`
 
     def __init__(self) -> None:
-        self._running: deque[None] = deque()  # one token for each thread
+        self._running: deque[None] = deque()  # one token for each thread,
+        self._unborn: deque[None] = deque()  # and for each that has yet to begin
         self._resting = False
         self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
@@ -98,6 +99,11 @@ class Workers:
         """Use threads no more: the process exits, and they would not come far."""
         self._stopped = True
 
+    @property
+    def born(self) -> bool:
+        """Whether all threads that were started have begun."""
+        return not self._unborn
+
     def _hand_over(self, job: Job) -> bool:
         if self._stopped:
             return self._do_without_thread(job)
@@ -114,10 +120,12 @@ class Workers:
         box: queue.SimpleQueue[Job] = self._world()
         box.put(job)
         self._running.append(None)
+        self._unborn.append(None)
         try:
             start(self._world, self._run, (box,))
         except RuntimeError as error:  # "can't start new thread"
             self._running.pop()
+            self._unborn.pop()
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
             self._backlog.append(job)
@@ -138,6 +146,7 @@ class Workers:
         return True
 
     def _run(self, box: queue.SimpleQueue[Job]) -> None:
+        self._unborn.pop()
         mark_native(self._world)
         job: Job | None = box.get()
         while job is not None:

@@ -225,11 +225,12 @@ class PlainServer(Server):
 
 # -- the machine -------------------------------------------------------------------
 
-WHICH = st.integers(0, 7)  # one of several, counted around
-
-
 def some(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
+
+
+WHICH = st.integers(0, 7)  # one of several, counted around
+TIMEOUT = some(2, 40, 0.125, 0)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -250,6 +251,7 @@ class PoolMachine(RuleBasedStateMachine):
         ages=some(
             {}, {"idle_timeout": 8, "max_lifetime": 40}, {"validation_interval": 0}, {"health_check_interval": 2}
         ),
+        abrupt=st.booleans(),
     )
     def begin(
         self,
@@ -259,6 +261,7 @@ class PoolMachine(RuleBasedStateMachine):
         sizes: tuple[int, int],
         limits: dict[str, int],
         ages: dict[str, float],
+        abrupt: bool,
     ) -> None:
         self.sound = False  # until the promises have been looked at
         self.clock = Turns(self.workers)
@@ -277,6 +280,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.unattended: list[Entry] = []  # whose second close was lost: they wait for `close_timeout`
         self.condemned: set[FakeResource] = set()  # not to be lent again
         self.dawdling = 0  # for how many steps more
+        self.abrupt = abrupt  # the close does not wait for who dawdles
         self.fuse: int | None = None
         self.struck = self.final = False
         self.exact = True  # no interruption has made the counts uncertain
@@ -322,23 +326,29 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- borrowers
 
-    @rule(timeouts=st.lists(some(0, 0.125, 2, 40), min_size=1, max_size=3))
-    def acquire(self, timeouts: list[float]) -> None:
-        for timeout in timeouts:
-            self.pass_time(TICK)  # no two arrive at the same instant
-            self.visitors.append(Visitor(self.pool, timeout, self.clock.now()))
-            self.call(self.clock.start, self.visitors[-1])
+    @rule(timeout=TIMEOUT)
+    def acquire(self, timeout: float) -> None:
+        self.pass_time(TICK)  # no two arrive at the same instant
+        self.visitors.append(Visitor(self.pool, timeout, self.clock.now()))
+        self.call(self.clock.start, self.visitors[-1])
 
     @precondition(lambda self: self.leases)
-    @rule(which=WHICH, spoilt=some(False, False, True))
-    def release(self, which: int, spoilt: bool = False) -> None:
-        """As it is, or so that it cannot be reset."""
-        lease = self.take(which)
+    @rule(which=WHICH)
+    def release(self, which: int) -> None:
         self.released += 1
-        if spoilt and not self.server.plain:
-            self.server.spoilt.add(lease.resource)
-            self.condemned.add(lease.resource)
-        self.call(lease.release)
+        self.call(self.take(which).release)
+
+    @rule(releases=st.lists(WHICH, max_size=2), timeouts=st.lists(TIMEOUT, max_size=4), prompt=st.booleans())
+    def come_and_go(self, releases: list[int], timeouts: list[float], prompt: bool) -> None:
+        """The usual traffic, with workers that are prompt or not."""
+        for timeout in timeouts:
+            self.acquire(timeout)
+            self.keeps_its_promises()
+        for which in releases[: len(self.leases)]:
+            self.release(which)
+            self.keeps_its_promises()
+        if prompt:
+            self.run_jobs()
 
     @precondition(lambda self: self.leases and self.state.waiters)
     @rule(which=WHICH, interrupted=st.booleans())
@@ -353,38 +363,42 @@ class PoolMachine(RuleBasedStateMachine):
         self.release(which)
 
     @precondition(lambda self: self.leases)
-    @rule(which=WHICH, error=some(ConnectionError, ValueError, Struck))
-    def fail_in_the_block(self, which: int, error: type[BaseException]) -> None:
-        lease = self.take(which)
+    @rule(which=WHICH, how=some("fail", "break_off", "spoil", "discard", "detach", "drop"))
+    def end_otherwise(self, which: int, how: str) -> None:
+        getattr(self, how)(self.take(which))
+
+    def fail(self, lease: Lease[FakeResource], error: type[BaseException] = ValueError) -> None:
         self.released += 1
-        if error is ConnectionError and not self.server.plain:
-            self.condemned.add(lease.resource)
         with pytest.raises(error), lease:
             raise error
 
-    @precondition(lambda self: self.leases)
-    @rule(which=WHICH)
-    def discard(self, which: int) -> None:
-        lease = self.take(which)
+    def break_off(self, lease: Lease[FakeResource]) -> None:
+        """The error in the block says that the resource is dead, where that can be known."""
+        if not self.server.plain:
+            self.condemned.add(lease.resource)
+        self.fail(lease, ConnectionError)
+
+    def spoil(self, lease: Lease[FakeResource]) -> None:
+        """Give it back so that it cannot be reset."""
+        if not self.server.plain:
+            self.server.spoilt.add(lease.resource)
+            self.condemned.add(lease.resource)
+        self.fail(lease, Struck)
+
+    def discard(self, lease: Lease[FakeResource]) -> None:
         self.released += 1
         self.condemned.add(lease.resource)
         self.call(lease.discard)
 
-    @precondition(lambda self: self.leases)
-    @rule(which=WHICH)
-    def detach(self, which: int) -> None:
-        lease = self.take(which)
+    def detach(self, lease: Lease[FakeResource]) -> None:
         self.condemned.add(lease.resource)
         self.detached.append(lease.resource)
         self.server.open.discard(lease.resource)
         assert lease.detach() is self.detached[-1]
 
-    @precondition(lambda self: self.leases)
-    @rule(which=WHICH)
-    def drop(self, which: int) -> None:
-        """Forget a lease without a release; the collector finds it (P8)."""
+    def drop(self, lease: Lease[FakeResource]) -> None:
+        """Forget it without a release; the collector finds it (P8)."""
         self.orphans += 1
-        self.take(which)
 
     @precondition(lambda self: self.clock.places)
     @rule(which=WHICH, loses=some(False, False, True))
@@ -394,12 +408,6 @@ class PoolMachine(RuleBasedStateMachine):
         if place.error is None:
             place.error, place.loses = Struck, loses
             self.exact &= not loses
-
-    @precondition(lambda self: self.workers == "manual")
-    @rule(readings=st.integers(0, 12))
-    def strike(self, readings: int) -> None:
-        """Raise in whatever a borrower does next, after so many readings of the clock (P8)."""
-        self.fuse = readings
 
     # -- time
 
@@ -428,16 +436,48 @@ class PoolMachine(RuleBasedStateMachine):
     def run_job(self, which: int) -> None:
         self.clock.run_job(which % self.jobs)
 
-    @precondition(lambda self: self.jobs)
     @rule()
     def run_jobs(self) -> None:
         for _ in range(self.jobs):
-            self.clock.run_job()
+            self.run_job(0)
+            self.keeps_its_promises()
 
-    @precondition(lambda self: self.jobs)
-    @rule(which=WHICH)
+    # -- trouble
+
+    @rule(what=some("kill", "restart", "come_back", "go_down", "refuse", "strike", "drop_job"), which=WHICH)
+    def disturb(self, what: str, which: int) -> None:
+        getattr(self, what)(which)
+
+    def kill(self, which: int) -> None:
+        """A resource dies, wherever it is."""
+        there = sorted(self.server.open, key=lambda resource: resource.number)
+        if there:
+            there[which % len(there)].alive = False
+
+    def restart(self, _: int) -> None:
+        """All resources die, and the server is there again at once."""
+        self.server.down = None
+        for resource in self.server.open:
+            resource.alive = False
+
+    def go_down(self, _: int) -> None:
+        self.server.down = OSError
+
+    def refuse(self, _: int) -> None:
+        self.server.down, self.final = WrongPassword, True
+
+    def come_back(self, _: int) -> None:
+        self.server.down = None
+
+    def strike(self, readings: int) -> None:
+        """Raise in whatever a borrower does next, after so many readings of the clock (P8)."""
+        if self.workers == "manual":  # no borrower does a worker's job
+            self.fuse = readings
+
     def drop_job(self, which: int) -> None:
         """A worker dies. An orphan's close carries no key: its loss shows by `close_timeout`."""
+        if not self.jobs:
+            return
         number = which % self.jobs
         carried = self.clock.background.workers.jobs[number][1][0]
         if isinstance(carried, Entry):
@@ -447,52 +487,31 @@ class PoolMachine(RuleBasedStateMachine):
         del carried
         self.clock.drop_job(number)
 
-    # -- the server
-
-    @rule(down=some(None, None, None, OSError, WrongPassword))
-    def server_goes_down_or_comes_back(self, down: type[Exception] | None) -> None:
-        self.server.down = down
-        self.final |= down is WrongPassword
-
-    @precondition(lambda self: self.server.open)
-    @rule(which=WHICH, alone=st.booleans())
-    def kill(self, which: int, alone: bool) -> None:
-        """A resource dies, wherever it is, or all do: the server starts again."""
-        there = sorted(self.server.open, key=lambda resource: resource.number)
-        for resource in [there[which % len(there)]] if alone else there:
-            resource.alive = False
-
     # -- the operator
 
-    @rule()
-    def drain(self) -> None:
+    @rule(what=some("resize", "drain", "check", "fill", "pause", "resume", "resume"), number=WHICH)
+    def steer(self, what: str, number: int) -> None:
+        getattr(self, what)(number)
+
+    def drain(self, _: int) -> None:
         self.condemned |= self.server.open
         self.pool.drain()
 
-    @rule(max_size=st.integers(1, 4))
-    def resize(self, max_size: int) -> None:
-        self.pool.resize(max_size, min(self.state.min_size, max_size))
+    def resize(self, number: int) -> None:
+        size = 1 + number % 4
+        self.pool.resize(size, min(self.state.min_size, size))
 
-    @rule(paused=some(True, False, False))
-    def pause_or_resume(self, paused: bool) -> None:
-        if paused:
-            self.pool.pause()
-        else:
-            self.pool.resume()
-
-    @precondition(lambda self: not self.pool.closed)
-    @rule()
-    def fill(self) -> None:
+    def fill(self, _: int) -> None:
         self.pool.fill(self.state.max_size)
 
-    @rule()
-    def check(self) -> None:
+    def check(self, _: int) -> None:
         self.pool.check()
 
-    @rule(sure=st.integers(0, 9))
-    def close(self, sure: int) -> None:
-        if sure == 9:  # most runs should go on for a while
-            self.pool.close(timeout=0)
+    def pause(self, _: int) -> None:
+        self.pool.pause()
+
+    def resume(self, _: int) -> None:
+        self.pool.resume()
 
     # -- what is promised
 
@@ -632,16 +651,20 @@ class PoolMachine(RuleBasedStateMachine):
                 place.error = Struck
                 self.clock.let_go(place)
             return
-        self.dawdling, self.fuse = 0, None
-        self.keeps_its_promises()
-        self.close(9)
+        self.fuse = None
+        if not self.abrupt:
+            self.dawdling = 0
+            self.keeps_its_promises()
+        self.pool.close(timeout=0)
+        self.dawdling = 0
+        self.acquire(1)
         self.keeps_its_promises()
         assert not self.visitors
         while self.leases:
             self.release(0)
+        self.keeps_its_promises()
         while self.jobs:
             self.run_jobs()
-        self.keeps_its_promises()
         assert all(entry in self.unattended for entry in self.state.entries)
         self.pass_time(self.pool.settings.close_timeout)
         self.keeps_its_promises()

@@ -1,0 +1,155 @@
+"""P9: however the process forked, a child has pools of its own, and the parent's are untouched.
+
+Each test runs a program of `tests.faults.forked` and looks at three things: its
+exit status, which fails when anything in it or in its children does; what the
+server has heard, where no connection may have been spoken on by a process that
+did not make it, nor have ended before its maker ended it; and standard error,
+which must be empty.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.recorder import Record, Recorder
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 60  # a program that is stuck kills itself before
+
+HOOK_OR_BARE = ["hook", "bare"]
+ALL_WAYS = ["hook", "bare", "hook-pageless", "bare-pageless"]
+
+# CPython 3.12+ warns of a fork beside threads: of ours there must be none, but
+# these programs have threads of their own.
+BESIDE_THREADS = "ignore:This process:DeprecationWarning"
+
+
+class Program:
+    """One that forks."""
+
+    def __init__(self, scene: str, how: str, adapter: str, server: Recorder, warnings: str = BESIDE_THREADS) -> None:
+        self.server = server
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", "-W", warnings, "-m", "tests.faults.forked", scene],
+            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin", "FORK": how, "ADAPTER": adapter, "PORT": str(server.port)},
+        )  # fmt: skip
+
+    def result(self, say: str = "") -> list[Record]:
+        """Wait for its end, and judge; returns the connections that it made itself."""
+        try:
+            out, err = self.process.communicate(say, TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        assert self.process.returncode == 0, f"it ended with {self.process.returncode}:\n{err}"
+        assert (out, err) == ("", "")
+        assert self.server.until(lambda: all(record.ended for record in self.server.records))
+        for record in self.server.records:
+            assert not record.strangers, f"{record.strangers} on the connection of {record.maker}: {record.heard}"
+        return self.server.made_by(self.process.pid)
+
+
+@pytest.fixture
+def server() -> Iterator[Recorder]:
+    with Recorder() as recorder:
+        yield recorder
+
+
+def test_the_recorder_hears_a_stranger(server: Recorder) -> None:
+    """What the tests below look for is seen when it happens."""
+    from tests.faults.recorder import Line
+
+    line = Line(server.port)
+    line.sock.sendall(b"1 stolen\n")
+    line.sock.close()
+    assert server.until(lambda: server.records[0].ended)
+    assert server.records[0].strangers == [(1, "stolen")]
+
+
+@pytest.mark.parametrize("adapter", ["abandons", "functions"])
+@pytest.mark.parametrize("how", ALL_WAYS)
+def test_a_child_knows_nothing_of_its_parents_pools(server: Recorder, how: str, adapter: str) -> None:
+    """With leases out, something idle, a waiter in line and the locks held by another thread."""
+    mine = Program("everything", how, adapter, server).result()
+    assert sorted(word for record in mine for word in record.words if word == "parent") == ["parent"] * 4
+
+
+@pytest.mark.parametrize("how", ALL_WAYS)
+@pytest.mark.parametrize(
+    "scene",
+    [
+        "leaving_a_block",
+        "leaving_a_block_that_others_wait_for",
+        "leaving_a_block_by_an_error",
+        "child_of_a_child",
+        "from_a_thread",
+    ],
+)
+def test_whoever_forks_and_wherever(server: Recorder, scene: str, how: str) -> None:
+    Program(scene, how, "abandons", server).result()
+
+
+@pytest.mark.parametrize("how", HOOK_OR_BARE)
+@pytest.mark.parametrize("scene", ["busy_reaper", "creation_under_way", "from_a_worker"])
+def test_while_the_pools_threads_are_at_work(server: Recorder, scene: str, how: str) -> None:
+    Program(scene, how, "abandons", server).result()
+
+
+@pytest.mark.parametrize("scene", ["while_waiting", "at_any_moment"])
+def test_in_a_signal_handler(server: Recorder, scene: str) -> None:
+    """The thread that forks is the one that is in the midst of the pool's own code."""
+    Program(scene, "hook", "abandons", server).result()
+
+
+@pytest.mark.parametrize("adapter", ["abandons", "functions"])
+@pytest.mark.parametrize("how", HOOK_OR_BARE)
+@pytest.mark.parametrize("scene", ["unused", "used", "dropped"])
+def test_a_child_that_ends_says_nothing_to_its_parents_peers(
+    server: Recorder, scene: str, how: str, adapter: str
+) -> None:
+    """Not even by the destructors of a rude driver, at the very end of the interpreter."""
+    mine = Program(scene, how, adapter, server).result()
+    children = [record for record in server.records if record not in mine]
+    assert bool(children) == (scene != "unused")
+    if how == "hook":  # else CPython does not know that its threads are gone, and may not end in order
+        assert all(record.words[-1] == "bye" for record in children), "it did not close its own"
+
+
+@pytest.mark.parametrize("how", HOOK_OR_BARE)
+def test_destructors_in_the_midst_of_the_renewal(server: Recorder, how: str) -> None:
+    Program("destructors", how, "abandons", server).result()
+
+
+def test_a_resource_that_cannot_be_abandoned_keeps_nobody_from_the_others(server: Recorder) -> None:
+    Program("failing_abandon", "hook", "abandons", server).result()
+
+
+def test_a_resource_in_a_childs_hands_talks_to_nobody(server: Recorder) -> None:
+    assert "stolen" not in [word for record in server.records for word in record.words]
+    Program("hands_off", "hook", "abandons", server).result()
+
+
+def test_an_idle_child_keeps_no_connection_of_its_parents_open(server: Recorder) -> None:
+    program = Program("nothing_held_open", "hook", "abandons", server)
+    assert server.until(lambda: bool(server.records) and server.records[0].ended)
+    program.result("ended\n")
+
+
+@pytest.mark.parametrize("scene", ["processes-fork", "processes-forkserver", "processes-spawn", "subprocesses"])
+def test_other_ways_to_have_a_child(server: Recorder, scene: str) -> None:
+    Program(scene, "hook", "abandons", server).result()
+
+
+def test_no_thread_of_ours_makes_cpython_warn_of_the_fork(server: Recorder) -> None:
+    Program("no_warning", "hook", "abandons", server, warnings="error").result()
+
+
+def test_many_forks_under_load(server: Recorder) -> None:
+    """Two hundred, while eight threads borrow and release; a third with a lease held."""
+    Program("churn", "hook", "abandons", server).result()
