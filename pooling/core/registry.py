@@ -19,6 +19,9 @@ resource that it has in its hands would talk to the parent's peer. Elsewhere the
 first use does it, or the child's exit. gevent may patch the process in between;
 what is made anew here can move with it then (see `threads`).
 
+Beyond us is a child that C forked while a thread of the parent waited for the
+interpreter itself: CPython's own lock counts that thread for ever.
+
 **Exit (P10).** Our threads are daemons: nothing waits for them. What is idle is
 closed by the reaper while the exit waits for it, but not for longer than a
 second; a thread cannot be started any more by then. What is lent or hangs is
@@ -42,6 +45,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
@@ -137,6 +141,7 @@ _births: dict[int, Any] = {}  # process id: the lock that its first thread to no
 _leaving = 0  # the id of the process whose exit has begun,
 _last_thread = 0  # and of the thread that it began in
 _incref: Callable[[object], object] | None = None
+_forget_parked: Callable[[], object] | None = None
 
 
 def background_of(clock: Clock) -> Background:
@@ -210,6 +215,7 @@ def renew() -> bool:
         return False
     with lock:
         if not PAGE[0]:
+            _forget_parents_threads()
             for background in [*_backgrounds, *_guests]:
                 _begin_anew(background)
             PAGE[0] = 1
@@ -260,6 +266,7 @@ def _disown(reference: PoolRef, nobodys: Key) -> None:
         key = entry()
         if key is not None:
             key.entry = nobodys.entry
+            _graveyard.append(key)  # or it would drop its entry into the parent's mailbox
         if entry.resource is not None:
             _estate[id(entry)] = (reference.adapter, entry.resource)
     for waiter in list(state.waiters):
@@ -284,13 +291,38 @@ def _keep_for_ever(thing: object) -> None:
         _incref(thing)
 
 
-def _learn_to_keep() -> None:
-    global _incref
+def _forget_parents_threads() -> None:
+    """Do what Python's hook does, where C forked: forget who was waiting in the parent.
+
+    CPython 3.13+ lists them, on their own stacks, and `SimpleQueue` waits there:
+    when a new thread's stack takes that place, the list leads anywhere. A thread
+    of the child's own could be in it by now, so this one must be the only one.
+    """
+    if _forget_parked is not None and _only_thread():
+        _forget_parked()
+
+
+def _only_thread() -> bool:
+    """Whether the kernel knows of no other thread in this process."""
     try:
-        # Now, not in a child: another thread may be amid an import when the process forks.
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:  # no such place here: who knows
+        return False
+
+
+def _learn_to_keep() -> None:
+    """Look up what a child needs of C: another thread may be amid an import when it is forked."""
+    global _incref, _forget_parked
+    try:
         from _ctypes import Py_INCREF as _incref
     except ImportError:
-        pass  # then what is kept is destroyed at the very end
+        return  # then what is kept is destroyed at the very end
+    try:
+        from _ctypes import call_cdeclfunction, dlopen, dlsym
+
+        _forget_parked = partial(call_cdeclfunction, dlsym(dlopen(None, 0), "_PyParkingLot_AfterFork"), ())
+    except (ImportError, OSError):
+        pass  # an interpreter without such a list
 
 
 def _before_fork() -> None:
@@ -316,11 +348,8 @@ def _before_fork() -> None:
 def _let_the_kernel_see() -> None:
     """Wait until the kernel, too, has seen the last of our threads; some milliseconds at most."""
     for _ in range(50):
-        try:
-            if len(os.listdir("/proc/self/task")) == 1:
-                return
-        except OSError:  # no such place here: hope
-            pass
+        if _only_thread():
+            return
         time.sleep(1e-4)
 
 
