@@ -17,9 +17,10 @@ from typing import Any, NoReturn, TypeVar
 
 from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 from .clock import seconds
-from .entry import Entry, Key
+from .entry import DEAD, Entry, Key
 from .holders import describe, holders_of, place_of
 from .lease import Lease
+from .metrics import SHORT
 from .observer import tell
 from .reaper import AUDIT
 from .registry import PAGE
@@ -32,6 +33,7 @@ __all__ = ["Lending"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
+_NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 
 
@@ -74,20 +76,26 @@ class Lending(Upkeep[R]):
             except IndexError:
                 pass  # and out of here: it is nobody's context
         if key is None:
-            key = self._queue_up(timeout)
+            key, now = self._queue_up(timeout, clock())
         else:
             entry = key.entry
-            entry.since = now = clock()
-            if entry.generation is not self._pass or now >= entry.expires or not PAGE[0]:
+            now = clock()
+            if (
+                entry.generation is not self._pass
+                or now >= entry.expires
+                or not PAGE[0]
+                or (self._wary and not self._sound(entry, now))
+            ):
                 doubtful = [key]
                 del key, entry  # it may go to somebody else while we wait
-                key = self._queue_up(timeout, doubtful)
+                key, now = self._queue_up(timeout, now, doubtful)
+        entry = key.entry
         if self._track:
-            entry = key.entry
             entry.thread = threading.get_ident()  # looked up late: gevent replaces it
             frame = _getframe(1)
             entry.code = frame.f_code
             entry.lasti = frame.f_lasti
+        entry.since = now  # last: who sees it held sees by whom
         lease: Lease[R] = Lease()
         lease._pool = self
         lease._key = key
@@ -105,28 +113,45 @@ class Lending(Upkeep[R]):
 
     # -- acquire, the slow way ------------------------------------------------
 
-    def _queue_up(self, timeout: float | None, doubtful: list[Key] | None = None) -> Key:
-        """Look twice at a doubtful resource, or wait in line for one; one deadline for all."""
+    def _queue_up(
+        self, timeout: float | None, arrived: float, doubtful: list[Key] | None = None
+    ) -> tuple[Key, float]:
+        """Look twice at a doubtful resource, or wait in line for one; one deadline for all.
+
+        Returns:
+            The key, and the time at which it is lent.
+        """
         self._enter()
-        timeout = self._settings.acquire_timeout if timeout is None else timeout
-        key = doubtful.pop() if doubtful else None
-        arrived = self._now() if key is None else key.entry.since
-        deadline = arrived + timeout
+        if timeout is None:
+            timeout = self._settings.acquire_timeout
         refused: list[_Refusal] = []
-        waited = False
-        while key is None or not self._fit(key, arrived, timeout, refused):
-            key = None  # whoever waits holds nothing
-            waiter = Waiter(arrived, threading.get_ident(), bool(refused))
-            key = self._wait(waiter, deadline, timeout, refused)
-            waited = True
+        waited = not doubtful
+        key = self._wait(timeout, arrived, refused) if waited else doubtful.pop()  # type: ignore[union-attr]
+        while not self._fit(key, arrived, timeout, refused):
+            del key  # whoever waits holds nothing
+            key, waited = self._wait(timeout, arrived, refused), True
         now = self._now()
-        key.entry.since = now
         self.metrics.look()
         if waited and self._settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
         if self._observers:
             tell(self._observers, "acquired", self.name, now - arrived)
-        return key
+        return key, now
+
+    def _sound(self, entry: Entry, now: float) -> bool:
+        """Whether a resource is seen to be alive, and need not prove it; `_fit` knows the rest."""
+        if self._is_alive is not None and not self._alive(entry):
+            entry.generation = DEAD
+            return False
+        return self._validate is None or not self._must_prove(entry, now)
+
+    def _must_prove(self, entry: Entry, now: float) -> bool:
+        """Does this one need a round trip before it is lent?"""
+        health, settings = self._health, self._settings
+        if health.jumped(now, self._wall()) or health.suspects(entry):
+            return True
+        seen = entry.idle_since if entry.idle_since > entry.checked else entry.checked
+        return settings.validate_on_acquire and now - seen > settings.validation_interval
 
     def _fit(self, key: Key, arrived: float, timeout: float, refused: list[_Refusal]) -> bool:
         """Is this resource fit to be lent? If not, ``refused`` says what is to become of it.
@@ -135,13 +160,17 @@ class Lending(Upkeep[R]):
         frees must not go to somebody who came later (P3).
         """
         entry, state, now = key.entry, self._state, self._now()
-        if entry.generation is self._pass and now < entry.expires:
+        if entry.generation is self._pass and now < entry.expires and not self._wary:
             return True  # nothing is to be looked at: see `_gate_locked`
-        if state.barred or state.unfit(entry, now):
+        if entry.generation is DEAD:
+            refused.append((self._found_dead, (key, "dead", None)))
+        elif state.barred or state.unfit(entry, now):
             refused.append((self._deliver, (key,)))  # which decides: rest, or close
         elif self._is_alive is not None and not self._alive(entry):
             refused.append((self._found_dead, (key, "dead", None)))
-        elif timeout == 0 or not self._must_prove(entry, arrived, now):
+        elif timeout == 0 or self._validate is None or entry.checked >= arrived:
+            return True  # no time or means to ask; or it was asked on behalf of this borrower
+        elif not self._must_prove(entry, now):
             return True
         elif not self._adapter.bounded:
             refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
@@ -153,36 +182,13 @@ class Lending(Upkeep[R]):
             refused.append((self._found_dead, (key, "invalid", error)))
         return False
 
-    def _must_prove(self, entry: Entry, arrived: float, now: float) -> bool:
-        """Does this one need a round trip before it is lent?"""
-        if self._validate is None or entry.checked >= arrived:
-            return False  # nothing to ask with; or it was asked on behalf of this borrower
-        if self._health.jumped(now, self._clock.wall()) or self._health.suspects(entry):
-            return True
-        seen = max(entry.idle_since, entry.checked)
-        settings = self._settings
-        return settings.validate_on_acquire and now - seen > settings.validation_interval
-
-    def _wait(
-        self, waiter: Waiter, deadline: float, timeout: float, refused: list[_Refusal]
-    ) -> Key:
+    def _wait(self, timeout: float, arrived: float, refused: list[_Refusal]) -> Key:
         """Wait in line until somebody hands over a key, or says why not."""
+        waiter = Waiter(arrived, threading.get_ident(), bool(refused))
         item: Key | BaseException | None
         try:
-            with self._lock:
-                exhausted = self._admit_locked(waiter)
-                later = refused or self._state.spent  # nothing to plan with, or not yet
-                keys, closes = ([], []) if later else self._plan_locked()
-                stuck = self._track and self._cannot_end_locked(waiter)
-            if refused:
-                self._dismiss(refused)  # and serve with what is left, if anything is
-            elif keys or closes:
-                self._carry_out(keys, closes)
-            if exhausted:
-                tell(self._observers, "exhausted", self.name, len(self._waiters))
-            if stuck and timeout:
-                self._warn_of_deadlock()
-            item = self._get(waiter.box, deadline - self._now())
+            self._line_up(waiter, timeout, refused)
+            item = self._get(waiter.box, arrived + timeout - self._now())
         except queue.Empty:
             with self._lock:
                 item = self._state.leave(waiter)
@@ -202,6 +208,26 @@ class Lending(Upkeep[R]):
             return item
         self._count("turned_away")
         raise item
+
+    def _line_up(self, waiter: Waiter, timeout: float, refused: list[_Refusal]) -> None:
+        """Join the line, and see to it that something comes."""
+        keys, closes = _NOTHING
+        stuck = False
+        with self._lock:
+            exhausted = self._admit_locked(waiter)
+            if not self._state.spent:
+                if not refused:  # else there is more to plan with when it is dismissed
+                    keys, closes = self._plan_locked()
+            elif self._track:
+                stuck = self._cannot_end_locked(waiter)
+        if refused:
+            self._dismiss(refused)  # and serve with what is left, if anything is
+        elif keys or closes:
+            self._carry_out(keys, closes)
+        if exhausted:
+            tell(self._observers, "exhausted", self.name, len(self._waiters))
+        if stuck and timeout:
+            self._warn_of_deadlock()
 
     @staticmethod
     def _dismiss(refused: list[_Refusal]) -> None:
@@ -253,12 +279,16 @@ class Lending(Upkeep[R]):
         entry = key.entry
         if entry() is not key or not self._knows(entry):
             return  # the collector, or the parent process, has it already
+        if self._lock._is_owned():  # what follows calls the adapter
+            self._later(Lending._take_back, key, error)
+            return
         now = self._now()
         held = now - entry.since
         entry.idle_since = now
         entry.uses += 1
         entry.busy += held
-        self._long_use(entry, held)
+        if held > SHORT:
+            self._long_use(entry, held)
         if self._observers:
             tell(self._observers, "released", self.name, held)
         reason = self._worn(entry, error)
@@ -271,7 +301,7 @@ class Lending(Upkeep[R]):
         elif error is not None and self._validate is not None and not self._knows_errors:
             self._on_worker(key, self._check)
         else:
-            self._deliver(key)
+            self._lay_back(key)
 
     def _long_use(self, entry: Entry, held: float) -> None:
         """What a release counts beyond the cheap: uses longer than `SHORT`."""
@@ -352,14 +382,17 @@ class Lending(Upkeep[R]):
         raise PoolTimeout(text) from cause
 
     def _cannot_end_locked(self, waiter: Waiter) -> bool:
-        """Whether this thread holds one, and all are held by threads that wait here."""
+        """Whether this thread holds one, and all are held by threads that wait here.
+
+        Needs nothing to be idle and no slot to be free.
+        """
         state, me = self._state, waiter.thread
         for entry in state.entries:
-            if entry.thread == me:
+            if entry.thread == me and entry.held:
                 break
         else:
             return False  # somebody else will be told
-        if not state.spent or state.creating or state.checking or state.closing or waiter.given:
+        if state.creating or state.checking or state.closing or waiter.given:
             return False
         waiting = {other.thread for other in state.waiters}
         return all(entry.held and entry.thread in waiting for entry in state.entries)

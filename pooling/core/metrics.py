@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from bisect import bisect
 from collections import Counter, deque
 from typing import IO, Any, NamedTuple
 
@@ -82,9 +83,10 @@ class Histogram:
                 seconds = fresh.popleft()
             except IndexError:
                 return
-            self._counts[_bucket(seconds)] += 1
+            self._counts[bisect(_BOUNDS, seconds)] += 1
             self._total += seconds
-            self._max = max(self._max, seconds)
+            if seconds > self._max:
+                self._max = seconds
 
     def snapshot(self, others: int = 0, others_total: float = 0.0) -> HistogramSnapshot:
         """Return the figures now. Needs the lock.
@@ -128,11 +130,6 @@ class Histogram:
         """How many were recorded and what they add up to. Needs the lock."""
         self._fold()
         return sum(self._counts), self._total
-
-
-def _bucket(seconds: float) -> int:
-    """The place of a duration: two buckets for each binary digit, found by counting digits."""
-    return min(int((seconds / SHORT) ** 2).bit_length(), len(_BOUNDS))
 
 
 class PoolSnapshot(NamedTuple):
@@ -240,7 +237,6 @@ class PoolSnapshot(NamedTuple):
 
 
 
-
 class PoolMetrics:
     """The metrics of one pool: a lock-protected object that counts and presents.
 
@@ -284,7 +280,9 @@ class PoolMetrics:
 
     def look(self) -> None:
         """Note how many are in use now; slow paths call it. Needs the lock."""
-        self._peak = max(self._peak, self._state.in_use)
+        in_use = self._state.in_use
+        if in_use > self._peak:
+            self._peak = in_use
 
     def survey(self) -> None:
         """Note how many were ever lent: the stack lends the same few first. Needs the lock.

@@ -34,6 +34,7 @@ from __future__ import annotations
 import _thread
 import logging
 import math
+import queue
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -66,7 +67,7 @@ class Slots(Generic[R]):
     # What the hot path reads. CPython gives up its fast instance attributes at
     # thirty of them; in slots these stay fast.
     __slots__ = (
-        "_waiters", "_pop", "_push", "_now", "_pass", "_home", "_track", "_careful", "_ident",
+        "_waiters", "_pop", "_push", "_now", "_pass", "_home", "_track", "_careful", "_wary",
         "__dict__", "__weakref__",
     )
 
@@ -75,6 +76,7 @@ class Slots(Generic[R]):
         self._adapter = adapter
         self._clock = clock
         self._now = clock.now
+        self._wall = clock.wall
         self._get = clock.get
         self._observers: tuple[Observer, ...] = ()
         self._noise = False  # observers want to hear of each lease
@@ -92,15 +94,9 @@ class Slots(Generic[R]):
         self._settings = settings
         self._track = settings.track_holders
         self._ahead = AHEAD if settings.max_lifetime is None else min(AHEAD, settings.max_lifetime / 10)
-        tight = settings.max_idle is not None and settings.max_idle < settings.max_size
-        self._careful = (
-            self._reset is not None or settings.max_uses is not None or tight or self._noise
-        )
-        self._wary = (
-            self._is_alive is not None
-            or self._validate is not None
-            or self._noise
-        )
+        self._tight = settings.max_idle is not None and settings.max_idle < settings.max_size
+        self._careful = self._reset is not None or settings.max_uses is not None or self._noise
+        self._wary = self._is_alive is not None or self._validate is not None
 
     def _wants_noise(self) -> bool:
         """Whether an observer overrides an event of the hot path."""
@@ -134,12 +130,13 @@ class Slots(Generic[R]):
     def _gate_locked(self) -> None:
         """Set what the hot path compares a resource's generation with.
 
-        One identity test stands for all questions: ``_pass`` lends without a
+        One identity test stands for many questions: ``_pass`` lends without a
         second look, ``_home`` takes back without one.
         """
         state = self._state
-        self._home: object = _NONE if state.barred else state.generation
-        self._pass: object = _NONE if self._wary else self._home
+        either = _NONE if state.barred else state.generation
+        self._pass: object = _NONE if self._noise else either
+        self._home: object = _NONE if self._tight else either
 
     def _enlist(self) -> None:
         """Have the reaper know of this pool."""
@@ -153,7 +150,8 @@ class Slots(Generic[R]):
     def _enter(self) -> None:
         """What every slow way in looks at first: a fork, gevent, our own lock around us."""
         usable = PAGE[0] or registry.renew()
-        self._background.settle()
+        if queue.SimpleQueue is not self._background.world:
+            self._background.settle()
         if not usable or self._lock._is_owned():
             raise PoolError(
                 f"pool {self.name!r}: called by a destructor or signal handler that "
@@ -176,6 +174,14 @@ class Slots(Generic[R]):
         if reason is not None:
             self._evict(key, reason)
         if more:
+            self._serve()
+
+    def _lay_back(self, key: Key) -> None:
+        """Put a resource that is fit on the idle stack, as `Lease.__exit__` does: see there."""
+        entry = key.entry
+        self._push(key)
+        del key  # it may be somebody else's now
+        if (self._waiters or entry.generation is not self._home) and (PAGE[0] or self._knows(entry)):
             self._serve()
 
     def _serve(self, audit: bool = False) -> None:

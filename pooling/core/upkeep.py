@@ -32,7 +32,7 @@ class Upkeep(Slots[R]):
 
     def _alive(self, entry: Entry) -> bool:
         try:
-            return self._adapter.is_alive(entry.resource)
+            return self._is_alive(entry.resource)  # type: ignore[misc,no-any-return]
         except Exception:
             logger.debug("pool %r: is_alive() failed", self.name, exc_info=True)
             return False
@@ -105,11 +105,13 @@ class Upkeep(Slots[R]):
         """Reset, here where the adapter bounds it, else on a worker."""
         doubtful = doubtful and self._validate is not None
         if not self._adapter.bounded:
+            with self._lock:
+                self.metrics.look()  # in use at the peak: what comes next is not a lease
             self._on_worker(key, self._prove_and_restore if doubtful else self._restore)
         elif doubtful:
             self._prove_and_restore(key)
-        else:
-            self._restore(key)
+        elif self._reset_ok(key):
+            self._lay_back(key)
 
     def _restore(self, key: Key) -> None:
         if self._reset_ok(key):
@@ -121,7 +123,7 @@ class Upkeep(Slots[R]):
     def _reset_ok(self, key: Key) -> bool:
         entry, started = key.entry, self._now()
         try:
-            self._adapter.reset(entry.resource)
+            self._reset(entry.resource)  # type: ignore[misc]
         except BaseException as error:
             logger.info("pool %r: reset failed, closing: %s", self.name, say(error))
             with self._lock:
