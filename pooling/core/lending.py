@@ -9,6 +9,7 @@ passes on what was given meanwhile (P8).
 from __future__ import annotations
 
 import logging
+import operator
 import queue
 import sys
 import threading
@@ -33,6 +34,7 @@ __all__ = ["Lending"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
+_thread_of = operator.attrgetter("thread")
 _NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 
@@ -131,7 +133,6 @@ class Lending(Upkeep[R]):
             del key  # whoever waits holds nothing
             key, waited = self._wait(timeout, arrived, refused), True
         now = self._now()
-        self.metrics.look()
         if waited and self._settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
         if self._observers:
@@ -218,6 +219,7 @@ class Lending(Upkeep[R]):
             if not self._state.spent:
                 if not refused:  # else there is more to plan with when it is dismissed
                     keys, closes = self._plan_locked()
+                    self.metrics.look()
             elif self._track:
                 stuck = self._cannot_end_locked(waiter)
         if refused:
@@ -387,15 +389,17 @@ class Lending(Upkeep[R]):
         Needs nothing to be idle and no slot to be free.
         """
         state, me = self._state, waiter.thread
-        for entry in state.entries:
-            if entry.thread == me and entry.held:
-                break
-        else:
+        if me not in map(_thread_of, state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:
             return False
-        waiting = {other.thread for other in state.waiters}
-        return all(entry.held and entry.thread in waiting for entry in state.entries)
+        waiting = set(map(_thread_of, state.waiters))
+        mine = False
+        for entry in state.entries:
+            if not entry.held or entry.thread not in waiting:
+                return False
+            mine = mine or entry.thread == me
+        return mine
 
     def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))

@@ -170,6 +170,7 @@ class Slots(Generic[R]):
             if not self._state.owns(key.entry):
                 return  # the parent's
             reason = self._state.accept(key, self._now())
+            self.metrics.look()
             more = self._watchers or (self._waiters and not self._state.spent)
         if reason is not None:
             self._evict(key, reason)
