@@ -7,9 +7,9 @@ knows nothing else about it, and calls none of these under its lock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Adapter", "FunctionAdapter"]
+__all__ = ["Adapter", "FunctionAdapter", "own"]
 
 R = TypeVar("R")
 
@@ -100,3 +100,10 @@ class FunctionAdapter(Adapter[R]):
     def _checked(self, resource: R, timeout: float) -> None:
         if self._validate(resource) is False:
             raise ValueError("validate() returned False")
+
+
+def own(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
+    """An adapter's method if it overrides it: what it does not override costs nothing."""
+    if getattr(type(adapter), method) is getattr(Adapter, method) and method not in vars(adapter):
+        return None
+    return getattr(adapter, method)  # type: ignore[no-any-return]

@@ -21,7 +21,10 @@ import weakref
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Key", "Entry"]
+__all__ = ["DEAD", "Key", "Entry"]
+
+DEAD = object()
+"""The generation of a resource that was found dead."""
 
 
 class Key:

@@ -14,7 +14,7 @@ from .metrics import SHORT
 from .registry import PAGE
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .lending import Lending
 
 __all__ = ["Lease"]
 
@@ -43,7 +43,7 @@ class Lease(Generic[R]):
 
     __slots__ = ("_pool", "_key")
 
-    _pool: Engine[R]  # set by `Engine.acquire`: an `__init__` would cost as much as the clock
+    _pool: Lending[R]  # set by `Lending.acquire`: an `__init__` would cost as much as the clock
     _key: Key | None
 
     @property

@@ -99,7 +99,7 @@ class Background:
 
     def renew(self) -> None:
         """Start with nothing: no thread, no job, nothing due."""
-        self._world = queue.SimpleQueue
+        self.world = queue.SimpleQueue
         self._workers = self._make_workers()
         self._reaper = self._make_reaper(self.clock, self.pools)
         self._workers.reaper = self._reaper
@@ -122,7 +122,7 @@ class Background:
         The pools keep what they have. Native threads that are still at work
         stay in the old world until somebody in the hub's has moved.
         """
-        if queue.SimpleQueue is self._world or not may_move():
+        if queue.SimpleQueue is self.world or not may_move():
             return
         reaper = self._reaper
         self.renew()

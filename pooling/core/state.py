@@ -100,13 +100,13 @@ class PoolState:
     def join(self, waiter: Waiter) -> None:
         """Put a waiter where its time of arrival belongs."""
         line = self.waiters
+        if not line or line[-1].arrived < waiter.arrived:
+            line.append(waiter)
+            return
         place = len(line)
         while place and _before(waiter, line[place - 1]):
             place -= 1
-        if place == len(line):
-            line.append(waiter)
-        else:
-            line.insert(place, waiter)
+        line.insert(place, waiter)
 
     def leave(self, waiter: Waiter) -> Key | BaseException | None:
         """Take a waiter out of the line, for whatever reason it leaves.

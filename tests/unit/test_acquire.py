@@ -564,10 +564,12 @@ def test_after_the_process_was_frozen_idle_resources_are_suspect(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wall clock ran on, the monotonic one did not: a suspended machine (P6)."""
+    wall = [0.0]
+    monkeypatch.setattr(clock, "wall", lambda: clock.now() + wall[0])
     pool = make()
     fill(pool, 2)
     clock.advance(0.1)
-    monkeypatch.setattr(clock, "wall", lambda: clock.now() + 3600)
+    wall[0] = 3600
     with pool.acquire(), pool.acquire():
         assert adapter.calls["validate"] == 2
         clock.advance(0.1)
