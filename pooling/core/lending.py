@@ -384,7 +384,7 @@ class Lending(Upkeep[R]):
         raise PoolTimeout(text) from cause
 
     def _cannot_end_locked(self, waiter: Waiter) -> bool:
-        """Whether this thread holds one, and all are held by threads that wait here.
+        """Whether this thread acquired one, and all were acquired by threads that wait here.
 
         Needs nothing to be idle and no slot to be free.
         """
@@ -404,7 +404,7 @@ class Lending(Upkeep[R]):
     def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))
         logger.warning(
-            "pool %r: this wait can only end by its timeout: every %s is held by a thread "
-            "that waits for another one here; held by: %s",
+            "pool %r: unless another thread gives one back, this wait ends by its timeout: every %s "
+            "was acquired by a thread that waits for another one here; held by: %s",
             self.name, self._adapter.noun, holders,
         )
