@@ -281,7 +281,7 @@ def _overdue_work(pool: Pool[Any], now: float) -> float:
     ):
         for entry in list(entries):
             if entry.since + limit <= now:
-                pool._abandon(entry, now)
+                pool._abandon(entry, now, limit)
             else:
                 due = min(due, entry.since + limit)
     return due

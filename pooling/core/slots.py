@@ -292,12 +292,12 @@ class Slots(Generic[R]):
     def _create_failed(self, entry: Entry, error: BaseException) -> None:
         """Free the slot, note the outage, send away those for whom there is no hope."""
         final = self._is_final(error)
-        entry.resource = None
         now = self._now()
         with self._lock:
-            if not self._state.retire(entry):
-                return  # given up before, and counted then
             state, outage = self._state, self._outage
+            if entry not in state.creating:
+                return  # given up before, and counted then; or it came just in time
+            state.retire(entry)
             self.metrics.errors[type(error).__name__] += 1
             # Whoever asks while an error is final does not wait for its end.
             waiting = bool(state.waiters or self._watchers) and not final
@@ -349,8 +349,8 @@ class Slots(Generic[R]):
             self._later(Slots._evict, key, reason)
             return
         with self._lock:
-            if not self._state.owns(key.entry):
-                return
+            if not self._state.owns(key.entry) or key.entry in self._state.closing:
+                return  # it is gone, or will be: see `_abandon`
             self.metrics.look()
             self._state.close(key.entry)
             self._gate_locked()

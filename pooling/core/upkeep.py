@@ -146,8 +146,8 @@ class Upkeep(Slots[R]):
             return
         entry, now = key.entry, self._now()
         with self._lock:
+            entry.since = now  # before it is seen there: it must not look overdue
             self._state.check(entry)
-            entry.since = now
             self._look_at(now + max(self._settings.reset_timeout, self._settings.health_check_timeout))
         self._background.workers.submit(self._work, key, job)
 
@@ -159,18 +159,27 @@ class Upkeep(Slots[R]):
         if key.entry.generation is _ABANDONED:
             self._close_quietly(key.entry)  # it came back after its time limit
 
-    def _abandon(self, entry: Entry, now: float) -> None:
-        """For the reaper: work on this entry hangs; cut it off and free its slot (P4)."""
-        state, noun = self._state, self._adapter.noun
-        if entry in state.creating:
-            limit = self._settings.create_timeout
+    def _abandon(self, entry: Entry, now: float, limit: float) -> None:
+        """For the reaper: work on this entry hangs; cut it off and free its slot (P4).
+
+        Unless it ended just now, and the resource is somebody's: that is
+        decided under the lock, and so is whose it is from then on.
+        """
+        state, noun, took = self._state, self._adapter.noun, now - entry.since
+        with self._lock:
+            creating, closing = entry in state.creating, entry in state.closing
+            if not (creating or closing or entry in state.checking) or entry.since + limit > now:
+                return
+            if not creating:
+                entry.generation = _ABANDONED
+                state.close(entry)
+        if creating:
             self._create_failed(entry, TimeoutError(f"making a {noun} took over {limit:g} s"))
             return
-        closing = entry in state.closing
         reason = "close_timeout" if closing else "check_timeout"
         logger.warning(
             "pool %r: %s a %s took over %.1f s; its slot is free again",
-            self.name, "closing" if closing else "checking", noun, now - entry.since,
+            self.name, "closing" if closing else "checking", noun, took,
         )
         try:
             (self._adapter.abandon if closing else self._adapter.interrupt)(entry.resource)
@@ -179,7 +188,6 @@ class Upkeep(Slots[R]):
         with self._lock:
             cut = state.retire(entry)
             if cut:
-                entry.generation = _ABANDONED
                 self.metrics.gone(entry, reason)
                 self._gate_locked()
         if cut:
