@@ -391,17 +391,14 @@ class Lending(Upkeep[R]):
         Needs nothing to be idle and no slot to be free.
         """
         state, me = self._state, waiter.thread
-        if me not in map(_thread_of, state.entries):
+        if me not in map(_thread_of, state.entries):  # the usual case, at the speed of C
+            return False
+        if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:
             return False
         waiting = set(map(_thread_of, state.waiters))
-        mine = False
-        for entry in state.entries:
-            if not entry.held or entry.thread not in waiting:
-                return False
-            mine = mine or entry.thread == me
-        return mine
+        return all(entry.held and entry.thread in waiting for entry in state.entries)
 
     def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))
