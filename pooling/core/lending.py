@@ -284,15 +284,7 @@ class Lending(Upkeep[R]):
         if self._lock._is_owned():  # what follows calls the adapter
             self._later(Lending._take_back, key, error)
             return
-        now = self._now()
-        held = now - entry.since
-        entry.idle_since = now
-        entry.uses += 1
-        entry.busy += held
-        if held > SHORT:
-            self._long_use(entry, held)
-        if self._observers:
-            tell(self._observers, "released", self.name, held)
+        self._end_use(entry)
         reason = self._worn(entry, error)
         if reason is not None:
             self._evict(key, reason)
@@ -305,16 +297,31 @@ class Lending(Upkeep[R]):
         else:
             self._lay_back(key)
 
-    def _long_use(self, entry: Entry, held: float) -> None:
-        """What a release counts beyond the cheap: uses longer than `SHORT`."""
+    def _end_use(self, entry: Entry) -> None:
+        """Count a lease that ends, in its own entry, and tell who listens."""
+        now = self._now()
+        held = now - entry.since
+        entry.idle_since = now
+        entry.uses += 1
+        entry.busy += held
+        if entry.leaked:
+            self._came_back(entry, held)
+        if held > SHORT:
+            self._time_use(held)
+        if self._observers:
+            tell(self._observers, "released", self.name, held)
+
+    def _time_use(self, held: float) -> None:
+        """Time a use that was longer than `SHORT`; the others are counted and summed."""
         if self._settings.enable_metrics:
             self.metrics.use.record(held)
-        if entry.leaked:
-            entry.leaked = False
-            logger.warning(
-                "pool %r: the leaked %s of %s came back after %.1f s",
-                self.name, self._adapter.noun, place_of(entry), held,
-            )
+
+    def _came_back(self, entry: Entry, held: float) -> None:
+        entry.leaked = False
+        logger.warning(
+            "pool %r: the leaked %s of %s came back after %.1f s",
+            self.name, self._adapter.noun, place_of(entry), held,
+        )
 
     def _worn(self, entry: Entry, error: BaseException | None) -> str | None:
         """Why a resource that comes back is not to be lent again, or ``None``."""
@@ -338,12 +345,7 @@ class Lending(Upkeep[R]):
         entry = key.entry
         if entry() is not key or not self._knows(entry):
             return
-        now = self._now()
-        entry.idle_since = now
-        entry.uses += 1
-        entry.busy += now - entry.since
-        self._long_use(entry, now - entry.since)
-        tell(self._observers, "released", self.name, now - entry.since)
+        self._end_use(entry)
         self._evict(key, reason)
 
     def _detach(self, key: Key) -> Any:
@@ -389,17 +391,14 @@ class Lending(Upkeep[R]):
         Needs nothing to be idle and no slot to be free.
         """
         state, me = self._state, waiter.thread
-        if me not in map(_thread_of, state.entries):
+        if me not in map(_thread_of, state.entries):  # the usual case, at the speed of C
+            return False
+        if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:
             return False
         waiting = set(map(_thread_of, state.waiters))
-        mine = False
-        for entry in state.entries:
-            if not entry.held or entry.thread not in waiting:
-                return False
-            mine = mine or entry.thread == me
-        return mine
+        return all(entry.held and entry.thread in waiting for entry in state.entries)
 
     def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))
