@@ -320,7 +320,8 @@ def _learn_to_keep() -> None:
     try:
         from _ctypes import call_cdeclfunction, dlopen, dlsym
 
-        _forget_parked = partial(call_cdeclfunction, dlsym(dlopen(None, 0), "_PyParkingLot_AfterFork"), ())
+        address = dlsym(dlopen(None, 0), "_PyParkingLot_AfterFork")  # type: ignore[arg-type]
+        _forget_parked = partial(call_cdeclfunction, address, ())
     except (ImportError, OSError):
         pass  # an interpreter without such a list
 

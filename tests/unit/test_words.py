@@ -468,7 +468,8 @@ def test_a_thread_that_waits_for_itself_is_warned_at_once(
     (text,) = warnings()
     assert re.fullmatch(
         r"pool 'test': unless another thread gives one back, this wait ends by its timeout: every thing was "
-        r"acquired by a thread that waits for another one here; held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
+        r"acquired by a thread that waits for another one here; "
+        r"held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
         text,
     )
     clock.advance(5)
