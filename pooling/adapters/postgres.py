@@ -8,7 +8,6 @@ import queue
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import psycopg
@@ -17,12 +16,13 @@ from ..core.clock import Clock
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
-from ..errors import PoolClosed, PoolError, PoolTimeout
+from ..errors import PoolClosed, PoolTimeout
 from ..settings import Backoff, PoolSettings
 from .pg import failures
 from .pg.adapter import PostgresAdapter
 from .pg.address import Address, Answer
-from .pg.limits import CommandTimeout, reserve
+from .pg.blocks import Block, CommitUnknown, Transaction, commit
+from .pg.limits import CommandTimeout, check_limit, server_limits
 from .pg.session import Connection, Hook, Session, SessionMode, notes_of
 from .pg.statistics import QueryStatistics
 
@@ -34,14 +34,6 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 # Between two runs of a unit of work that failed on a conflict with others.
 _CONFLICT = Backoff(initial=0.01, maximum=1.0)
-
-
-class CommitUnknown(PoolError, psycopg.OperationalError):
-    """The connection was lost while a commit was under way: it may hold or not.
-
-    The driver's error is the ``__cause__``. Only the data can tell; running
-    the work again could do it twice.
-    """
 
 
 class PostgresPool(Pool[Connection]):
@@ -122,14 +114,14 @@ class PostgresPool(Pool[Connection]):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
-        command = _limit("command_timeout", command_timeout)
-        idle = _limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
+        command = check_limit("command_timeout", command_timeout)
+        idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
         self._proved = Answer(0, 0, {})
         self._address = Address(
             conninfo, kwargs,
             {"connect_timeout": max(2, math.ceil(settings.create_timeout))},  # libpq's least
-            _server_limits(command, idle),
+            server_limits(command, idle),
         )  # fmt: skip
         self._session = Session(
             session, configure, reset,
@@ -145,7 +137,7 @@ class PostgresPool(Pool[Connection]):
 
     # -- verbs --------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None) -> _Block:
+    def connection(self, timeout: float | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
@@ -161,7 +153,7 @@ class PostgresPool(Pool[Connection]):
             CommitUnknown: The connection was lost during the commit.
             psycopg.Error: As from psycopg, the commit's included.
         """
-        return _Block(self, timeout)
+        return Block(self, timeout)
 
     @contextmanager
     def transaction(
@@ -189,7 +181,7 @@ class PostgresPool(Pool[Connection]):
         """
         with (
             self._acquire_for(timeout, 2) as conn,
-            _Transaction(self, conn, isolation_level, read_only, deferrable),
+            Transaction(self, conn, isolation_level, read_only, deferrable),
         ):
             yield conn
 
@@ -228,7 +220,7 @@ class PostgresPool(Pool[Connection]):
             cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
             cursor.execute(sql, params)
             rows = cursor.fetchall() if cursor.description else []
-            self._commit(conn)
+            commit(self, conn)
             return rows
 
     def execute_many(self, sql: Any, params: Iterable[Params], *, timeout: float | None = None) -> int:
@@ -248,7 +240,7 @@ class PostgresPool(Pool[Connection]):
         deadline = None if timeout is None else self._now() + timeout
         with self._acquire_for(timeout, 1) as conn:
             self._hurry(conn, deadline)
-            with _Transaction(self, conn), conn.cursor() as cursor:
+            with Transaction(self, conn), conn.cursor() as cursor:
                 cursor.executemany(sql, params)
                 return cursor.rowcount
 
@@ -281,7 +273,7 @@ class PostgresPool(Pool[Connection]):
             try:
                 with self._acquire_for(timeout, 1) as conn:
                     try:
-                        with _Transaction(self, conn):
+                        with Transaction(self, conn):
                             return function(conn)
                     except Exception as error:
                         again = run <= retries and self._may_run_again(conn, error)
@@ -383,29 +375,6 @@ class PostgresPool(Pool[Connection]):
         text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
         raise PoolTimeout(text) from cause
 
-    def _commit(self, conn: Connection) -> None:
-        """Commit at the end of a block, and say what is known if that fails."""
-        if conn.closed and not conn.broken:
-            return  # closed by its borrower: as psycopg does
-        self._refuse_lost(conn)
-        try:
-            self._session.commit(conn)
-        except (psycopg.Error, TimeoutError) as error:
-            self._refuse_unknown(conn, error)
-            raise
-
-    def _refuse_lost(self, conn: Connection) -> None:
-        if not conn.autocommit and not self._adapter.is_alive(conn):
-            raise psycopg.OperationalError("the connection was lost before the commit was sent")
-
-    def _refuse_unknown(self, conn: Connection, error: Exception) -> None:
-        silent = isinstance(error, TimeoutError)
-        if silent or conn.closed or failures.ended_by(error):
-            raise CommitUnknown(
-                f"pool {self.name!r}: the connection was lost during the commit, "
-                "which may hold or not"
-            ) from error
-
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
         if isinstance(error, CommitUnknown):
             return False
@@ -429,94 +398,10 @@ class PostgresPool(Pool[Connection]):
             self._queries.renew()
 
 
-class _Block:
-    """``with db.connection()``: by hand, because a generator would cost more than the lease."""
-
-    __slots__ = ("_pool", "_timeout", "_lease")
-
-    def __init__(self, pool: PostgresPool, timeout: float | None) -> None:
-        self._pool, self._timeout = pool, timeout
-
-    def __enter__(self) -> Connection:
-        self._lease = lease = self._pool._acquire_for(self._timeout, 1)
-        return lease.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        lease = self._lease
-        if error is None:
-            try:
-                self._pool._commit(lease.resource)
-            except BaseException as problem:
-                lease.__exit__(type(problem), problem, None)
-                raise
-        lease.__exit__(kind, error, traceback)
-
-
-class _Transaction:
-    """A psycopg transaction whose end is told exactly."""
-
-    def __init__(
-        self,
-        pool: PostgresPool,
-        conn: Connection,
-        isolation_level: psycopg.IsolationLevel | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> None:
-        self._pool, self._conn = pool, conn
-        if isolation_level is not None:
-            conn.isolation_level = isolation_level
-        if read_only is not None:
-            conn.read_only = read_only
-        if deferrable is not None:
-            conn.deferrable = deferrable
-        self._block = conn.transaction()
-
-    def __enter__(self) -> None:
-        self._block.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        if error is None and not self._pool._adapter.is_alive(self._conn):  # psycopg would say nothing
-            lost = psycopg.OperationalError("the connection was lost before the commit was sent")
-            self._block.__exit__(type(lost), lost, None)
-            raise lost
-        try:
-            return self._block.__exit__(kind, error, traceback)
-        except psycopg.Error as problem:
-            if error is None:
-                self._pool._refuse_unknown(self._conn, problem)
-            raise
-
-
 def _check_hooks(**hooks: object) -> None:
     for name, hook in hooks.items():
         if not (hook is None or callable(hook)):
             raise TypeError(f"{name} must be callable or None, not {hook!r}")
-
-
-def _limit(name: str, value: float | None) -> float | None:
-    """Check a time limit of the constructor."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
-    if not 0.01 <= value <= 2_000_000:  # the server counts milliseconds in 32 bits
-        raise ValueError(f"{name} must be from 0.01 to 2000000 seconds or None, not {value!r}")
-    return float(value)
-
-
-def _server_limits(command: float | None, idle: float | None) -> dict[str, int]:
-    """Return what the server is told of our limits, in its milliseconds."""
-    limits = {}
-    if command is not None:
-        limits["statement_timeout"] = math.ceil((command - reserve(command)) * 1000)
-    if idle is not None:
-        limits["idle_in_transaction_session_timeout"] = math.ceil(idle * 1000)
-    return limits
 
 
 _STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
@@ -527,4 +412,4 @@ _HEALTH_NAMES = (
     "last_health_check", "pool_exhausted_count",
 )  # fmt: skip
 
-CommitUnknown.__module__ = PostgresPool.__module__ = "pooling"  # where users import them from
+PostgresPool.__module__ = "pooling"  # where users import them from

@@ -9,6 +9,7 @@ because nobody else may touch its connection.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Generator
 from time import monotonic
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from psycopg import pq
 
 from ...errors import PoolError
 
-__all__ = ["CommandTimeout", "limited", "reserve"]
+__all__ = ["CommandTimeout", "check_limit", "limited", "server_limits"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -33,7 +34,7 @@ class CommandTimeout(PoolError, psycopg.errors.QueryCanceled, TimeoutError):
     """
 
 
-def reserve(limit: float) -> float:
+def _reserve(limit: float) -> float:
     """Return how much sooner than the limit the server is to stop a command by itself."""
     return min(1.0, limit / 10)
 
@@ -46,7 +47,7 @@ def limited(
     Time counts while the server owes an answer: who waits for notifications
     may wait for ever.
     """
-    spare = reserve(limit) / 2
+    spare = _reserve(limit) / 2
     end = monotonic() + limit
     cancel_at = end - spare
     try:
@@ -77,4 +78,25 @@ def _cut_off(conn: psycopg.Connection[Any], limit: float) -> None:
     raise CommandTimeout(f"a command took over {limit:g} s, and the server did not answer to a cancel")
 
 
-CommandTimeout.__module__ = "pooling"
+def check_limit(name: str, value: float | None) -> float | None:
+    """Check a time limit of the constructor."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
+    if not 0.01 <= value <= 2_000_000:  # the server counts milliseconds in 32 bits
+        raise ValueError(f"{name} must be from 0.01 to 2000000 seconds or None, not {value!r}")
+    return float(value)
+
+
+def server_limits(command: float | None, idle: float | None) -> dict[str, int]:
+    """Return what the server is told of our limits, in its milliseconds."""
+    limits = {}
+    if command is not None:
+        limits["statement_timeout"] = math.ceil((command - _reserve(command)) * 1000)
+    if idle is not None:
+        limits["idle_in_transaction_session_timeout"] = math.ceil(idle * 1000)
+    return limits
+
+
+CommandTimeout.__module__ = "pooling"  # where users import it from
