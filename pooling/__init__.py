@@ -29,7 +29,7 @@ from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
     from .adapters.http import HTTPPool
-    from .adapters.postgres import PostgresPool
+    from .adapters.postgres import CommandTimeout, CommitUnknown, PostgresPool
     from .adapters.sqlite import SQLitePool
 
 __version__ = "0.1.0"
@@ -37,6 +37,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Backoff",
+    "CommandTimeout",
+    "CommitUnknown",
     "CreateFailed",
     "HTTPPool",
     "HistogramSnapshot",
@@ -60,6 +62,8 @@ __all__ = [
 
 _LAZY = {  # a driver's name: loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
+    "CommandTimeout": ".adapters.postgres",
+    "CommitUnknown": ".adapters.postgres",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
 }

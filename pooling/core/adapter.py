@@ -73,6 +73,14 @@ class Adapter(Generic[R]):
         """Say whether :meth:`create`, having raised ``error``, can never succeed."""
         return False
 
+    def is_full(self, error: BaseException) -> bool:
+        """Say whether ``error``, raised by :meth:`create`, means that the server is up but has no room.
+
+        Such a refusal is no outage: the pool makes do with what it has for a
+        while, and tries again.
+        """
+        return False
+
 
 class FunctionAdapter(Adapter[R]):
     """The adapter behind ``Pool(factory, close=..., validate=..., reset=...)``.

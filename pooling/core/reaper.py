@@ -400,8 +400,9 @@ def _leaks(pool: Pool[Any], now: float) -> float:
 def _audit(pool: Pool[Any], now: float) -> float:
     """Pair and plan again; while somebody waits, look again soon, and when a probe is due."""
     pool._serve(audit=True)
-    retry_at = pool._outage.retry_at
-    due = retry_at if pool._outage.error is not None and retry_at > now else NEVER
+    outage = pool._outage
+    holding = outage.error is not None or outage.full is not None
+    due = outage.retry_at if holding and outage.retry_at > now else NEVER
     try:
         oldest = pool._state.waiters[0].arrived
     except IndexError:

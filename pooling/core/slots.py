@@ -291,27 +291,24 @@ class Slots(Generic[R]):
 
     def _create_failed(self, entry: Entry, error: BaseException) -> None:
         """Free the slot, note the outage, send away those for whom there is no hope."""
-        final = self._is_final(error)
+        final, full = self._says("is_final", error), self._says("is_full", error)
         now = self._now()
+        begins = refused = False
         with self._lock:
-            state, outage = self._state, self._outage
-            if entry not in state.creating:
+            if entry not in self._state.creating:
                 return  # given up before, and counted then; or it came just in time
-            state.retire(entry)
+            self._state.retire(entry)
             self.metrics.errors[type(error).__name__] += 1
-            # Whoever asks while an error is final does not wait for its end.
-            waiting = bool(state.waiters or self._watchers) and not final
-            backoff = self._settings.backoff
-            begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
-            if final and not state.live:
-                state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
-            most = self._settings.max_attempts
-            if most is not None:
-                for waiter in state.waiters:
-                    waiter.attempts += 1
-                text = f"pool {self.name!r}: {most} attempts to make a {self._adapter.noun} failed"
-                state.fail_waiters(PoolUnavailable, f"{text}: {say(error)}", error, most)
-            self._look_at(outage.retry_at)
+            if full and self._state.live and self._outage.error is None:
+                refused = self._outage.refused(error, now, self._uniform)
+            else:
+                begins = self._fails_locked(error, final, now)
+            self._look_at(self._outage.retry_at)
+        if refused:
+            logger.warning(
+                "pool %r: the server takes no more %ss; going on with those that are open: %s",
+                self.name, self._adapter.noun, say(error),
+            )
         if begins:
             logger.warning(
                 "pool %r: making a %s fails: %s", self.name, self._adapter.noun, say(error)
@@ -319,6 +316,22 @@ class Slots(Generic[R]):
             tell(self._observers, "outage_began", self.name, error)
         tell(self._observers, "create_failed", self.name, error)
         self._serve()
+
+    def _fails_locked(self, error: BaseException, final: bool, now: float) -> bool:
+        """Note that the server seems to be down; say whether the outage begins with it."""
+        state, outage, backoff = self._state, self._outage, self._settings.backoff
+        # Whoever asks while an error is final does not wait for its end.
+        waiting = bool(state.waiters or self._watchers) and not final
+        begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
+        if final and not state.live:
+            state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
+        most = self._settings.max_attempts
+        if most is not None:
+            for waiter in state.waiters:
+                waiter.attempts += 1
+            text = f"pool {self.name!r}: {most} attempts to make a {self._adapter.noun} failed"
+            state.fail_waiters(PoolUnavailable, f"{text}: {say(error)}", error, most)
+        return begins
 
     def _create_interrupted(self, entry: Entry) -> None:
         """Free the slot; not the server failed, but the borrower was called away.
@@ -329,11 +342,12 @@ class Slots(Generic[R]):
             self._state.retire(entry)
         self._look_at(self._now())
 
-    def _is_final(self, error: BaseException) -> bool:
+    def _says(self, question: str, error: BaseException) -> bool:
+        """Ask the adapter what an error of a creation means."""
         try:
-            return self._adapter.is_final(error)
+            return bool(getattr(self._adapter, question)(error))
         except Exception:
-            logger.exception("pool %r: is_final() failed", self.name)
+            logger.exception("pool %r: %s() failed", self.name, question)
             return False
 
     def _cannot_create(self) -> CreateFailed:

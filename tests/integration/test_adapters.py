@@ -24,7 +24,7 @@ from psycopg.rows import dict_row
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout
 from pooling.adapters.http import HTTPPool
-from pooling.adapters.postgres import PostgresAdapter, PostgresPool
+from pooling.adapters.postgres import PostgresPool
 from pooling.adapters.sqlite import SQLitePool
 from pooling.demo.certificates import make_certificates
 from pooling.demo.service import QuoteServer
@@ -490,12 +490,12 @@ def test_postgres_is_not_dead_because_of_a_notify(pg: PostgresPool, postgres: Po
         before = conn.info.backend_pid
     with postgres.connect() as other:
         other.execute("NOTIFY news")
-    adapter = PostgresAdapter(postgres.dsn, ONE)
+    adapter = PostgresPool(postgres.dsn, ONE)._adapter
     assert adapter.is_alive(conn) and backend(pg) == before
 
 
 def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
-    adapter = PostgresAdapter(postgres.dsn, PoolSettings(reset_timeout=0.2))
+    adapter = PostgresPool(postgres.dsn, PoolSettings(reset_timeout=0.2))._adapter
     conn = adapter.create()
     adapter.validate(conn, 30.0)
     conn.execute("SELECT 1")
@@ -513,7 +513,7 @@ def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
 
 
 def test_postgres_close_returns_when_the_server_has_closed(postgres: PostgresServer) -> None:
-    adapter = PostgresAdapter(postgres.dsn, ONE)
+    adapter = PostgresPool(postgres.dsn, ONE)._adapter
     with postgres.connect(autocommit=True) as observer:
         for conn in [adapter.create() for _ in range(20)]:
             pid = conn.info.backend_pid
@@ -539,7 +539,7 @@ def test_postgres_interrupts_a_blocked_holder(pg: PostgresPool) -> None:
 
 
 def test_postgres_tells_what_broke_a_connection(postgres: PostgresServer) -> None:
-    adapter = PostgresAdapter(postgres.dsn, ONE)
+    adapter = PostgresPool(postgres.dsn, ONE)._adapter
     conn = adapter.create()
     assert not adapter.is_broken(conn, ValueError("the borrower's own"))
     assert not adapter.is_broken(conn, psycopg.errors.UniqueViolation())
