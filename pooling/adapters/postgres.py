@@ -6,6 +6,7 @@ import logging
 import math
 import queue
 import random
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
@@ -130,7 +131,7 @@ class PostgresPool(Pool[Connection]):
         )  # fmt: skip
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
-            measuring=query_statistics, check=check, proved=self._note_proved,
+            measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
         self._address.add_default("fallback_application_name", self.name)
@@ -396,6 +397,18 @@ class PostgresPool(Pool[Connection]):
         super()._renew_state()
         if self._queries is not None:
             self._queries.renew()
+
+
+def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
+    """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
+    reference = weakref.WeakMethod(method)
+
+    def call(answer: Answer) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(answer)
+
+    return call
 
 
 def _check_hooks(**hooks: object) -> None:
