@@ -229,7 +229,8 @@ def test_name(make: Make) -> None:
 
 def test_subscript_at_run_time(lib: ModuleType, postgres: PostgresServer) -> None:
     kind = lib.ConnectionPool[psycopg.Connection[DictRow]]
-    with kind(postgres.dsn, min_size=1, open=False, kwargs={"row_factory": dict_row}) as pool, pool.connection() as conn:
+    options = {"min_size": 1, "open": False, "kwargs": {"row_factory": dict_row}}
+    with kind(postgres.dsn, **options) as pool, pool.connection() as conn:
         assert conn.execute("SELECT 1 AS one").fetchone() == {"one": 1}
 
 
