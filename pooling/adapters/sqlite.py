@@ -31,6 +31,10 @@ _READS = re.compile(r"\s*(?:SELECT|VALUES|EXPLAIN|WITH)\b", re.I)
 _WRITES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE)\b", re.I)  # WITH ... INSERT
 
 
+INTEGRITY_EVERY = 600.0
+"""Seconds between two looks for damage by `SQLitePool.health_check`: they read the whole file."""
+
+
 class DatabaseSize(NamedTuple):
     """How large a database is: bytes of its file and of its WAL, and of what is unused in it."""
 
@@ -113,6 +117,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
         self._adapters = [adapter]
         self._limit = settings.health_check_timeout
+        self._look_after = float("-inf")  # when a health check looks for damage again
         if readers is not None:
             reading = {**dict(pragmas or {}), "query_only": "ON"}
             second = SQLiteAdapter(
@@ -259,10 +264,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
         return [] if found == ["ok"] else found
 
     def health_check(self, timeout: float | None = None) -> None:
-        """Read from the database and look for damage; raise if something is wrong.
+        """Read from the database, and now and then look for damage; raise if something is wrong.
 
-        A database too large to be looked through in half of the time is read
-        from, and no more.
+        The look (`check_integrity`) is taken when the last one is ten minutes
+        old or found something. A database too large to be looked through in
+        half of the time is read from, and no more.
 
         Raises:
             sqlite3.DatabaseError: The file is damaged, or cannot be read.
@@ -272,12 +278,16 @@ class SQLitePool(Pool[sqlite3.Connection]):
         pool = self.readers or self
         with pool._acquire_for(limit, 1) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        now = self._now()
+        if now < self._look_after:
+            return
         try:
             damage = self.check_integrity(limit / 2)
         except TimeoutError:
-            return
+            damage = []
         if damage:
             raise sqlite3.DatabaseError(f"the file is damaged: {damage[0]}")
+        self._look_after = now + INTEGRITY_EVERY
 
     def stats(self) -> dict[str, Any]:
         """Return how many are where, and the settings that bound them; of the readers, too."""
