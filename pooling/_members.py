@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from .core.engine import _say
 from .core.pool import Pool
-from .errors import PoolClosed, PoolTimeout
+from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of"]
 
@@ -87,8 +87,6 @@ class Ours(Member):
         return self.pool.acquire(timeout)
 
     def probe(self, timeout: float) -> str | None:
-        if self.pool.closed:
-            raise PoolClosed("closed")
         check = getattr(self.pool, "health_check", None)
         if callable(check):  # the kind knows better what is worth a look
             return _verdict(check())

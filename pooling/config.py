@@ -71,24 +71,32 @@ class PoolConfig:
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Return what is in force, as it may be shown: what, the value, where it was said."""
-        pool = self.create()  # opens nothing; the URL may set some of it, too
+        made = _flat(self.create().settings)  # opens nothing; the URL may set some of it, too
+        before = _flat(self.settings or PoolSettings())
         rows = [("url", masked(self.url), self._source("url"))]
         rows += [(key, _shown(key, value), self._source(key)) for key, value in self.arguments.items()]
-        before = self.settings or PoolSettings()
-        for one in dataclasses.fields(PoolSettings):
-            value = getattr(pool.settings, one.name)
-            changed = value != getattr(before, one.name)
-            rows.append((one.name, _shown(one.name, value), "the URL" if changed else self._source(one.name)))
+        for key, value in made.items():
+            source = self._source(key) if value == before[key] else "the URL"
+            rows.append((key, _shown(key, value), source))
         return rows
 
     def _source(self, key: str) -> str:
-        said = [source for name, source in self.sources.items()
-                if name == key or name.startswith(f"{key}_")]  # backoff_initial, ... are one field
-        return ", ".join(said) or "default"
+        return self.sources.get(key, "default")
+
+
+def _flat(settings: PoolSettings) -> dict[str, object]:
+    """Settings by name, those of the backoff among them."""
+    found = dataclasses.asdict(settings)
+    parts: dict[str, object] = found.pop("backoff")
+    return {**found, **{f"backoff_{name}": value for name, value in parts.items()}}
 
 
 def from_env(
-    prefix: str = "", environ: Mapping[str, str] | None = None, *, database: str | None = None
+    prefix: str = "",
+    environ: Mapping[str, str] | None = None,
+    *,
+    database: str | None = None,
+    source: str = "the argument database",
 ) -> dict[str, PoolConfig]:
     """Read the pools of an application that fetches by HTTP and stores in a database.
 
@@ -107,13 +115,13 @@ def from_env(
         environ: Where to look; ``None`` means ``os.environ``.
         database: The database's file or URL; ``None`` means ``DATABASE_URL``.
             Without either there is no ``db_pool``.
+        source: What to call the place where ``database`` was said.
 
     Raises:
         ValueError: A value does not parse or breaks a rule; named by its variable.
     """
     environ = os.environ if environ is None else environ
     configs = {HTTP: _http(prefix, environ)}
-    source = "argument"
     if database is None:
         variables = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
         source = next((name for name in variables if environ.get(name)), "")
@@ -267,7 +275,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if options.url is not None:
             configs = {"pool": PoolConfig("pool", options.url, sources={"url": "--url"})}
         else:
-            configs = from_env(options.prefix, database=options.database)
+            configs = from_env(options.prefix, database=options.database, source="--database")
         blocks = [_block(config) for config in configs.values()]
     except (ValueError, TypeError, ImportError) as error:
         print(f"python -m pooling config: error: {error}", file=sys.stderr)

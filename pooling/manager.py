@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,7 @@ from ._signals import SignalWatch
 from ._urls import from_url
 from .core.adapter import Adapter
 from .core.pool import Pool
-from .errors import PoolError
+from .errors import PoolClosed, PoolError
 
 __all__ = [
     "Health",
@@ -454,12 +454,17 @@ class PoolManager:
         return f"<PoolManager: {', '.join(self._members) or 'no pools'}{', shut down' if self._closing else ''}>"
 
 
-def _opening(member: Member, timeout: float) -> Any:
+def _opening(member: Member, timeout: float) -> Callable[[], None]:
     return lambda: member.open(timeout)
 
 
-def _probing(member: Member, timeout: float) -> Any:
-    return lambda: member.probe(timeout)
+def _probing(member: Member, timeout: float) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        if member.closed:
+            raise PoolClosed("closed")
+        return member.probe(timeout)
+
+    return probe
 
 
 def _judge(member: Member, result: object, seconds: float) -> PoolHealth:
