@@ -254,13 +254,18 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Raises:
             TimeoutError: It did not come to its end in time.
-            sqlite3.Error: The file is not to be read at all.
+            sqlite3.OperationalError: SQLite could not look.
         """
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
         with pool._acquire_for(limit, 1) as conn, _interrupted_after(conn, limit):
-            found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
+            try:
+                found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
+            except sqlite3.OperationalError:  # busy, or interrupted
+                raise
+            except sqlite3.DatabaseError as error:  # so badly damaged that the look itself fails
+                found = [str(error)]
         return [] if found == ["ok"] else found
 
     def health_check(self, timeout: float | None = None) -> None:
