@@ -31,7 +31,7 @@ from pooling import (
 )
 from pooling.demo.service import QuoteServer
 from pooling.testing import FakeAdapter
-from tests.integration.test_adapters import serving, wait_until
+from tests.integration.test_adapters import wait_until
 from tests.servers import PostgresServer
 
 TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)
@@ -155,8 +155,12 @@ KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", 
 
 @pytest.fixture(scope="module")
 def market() -> Iterator[str]:
-    with serving(QuoteServer(delay=0.0, seed=1)) as server:
+    with QuoteServer(delay=0.0, seed=1) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
         yield server.url
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(params=KINDS)
