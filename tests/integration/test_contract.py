@@ -31,7 +31,7 @@ from pooling import (
 )
 from pooling.demo.service import QuoteServer
 from pooling.testing import FakeAdapter
-from tests.integration.test_adapters import wait_until
+from tests.integration.tools import wait_until
 from tests.servers import PostgresServer
 
 TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)

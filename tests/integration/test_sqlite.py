@@ -18,7 +18,7 @@ import pytest
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
 from pooling.adapters._queries import without_values
 from pooling.adapters.sqlite import _interrupted_after
-from tests.integration.test_adapters import in_thread, run_forking, wait_until
+from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
 ONE = FEW.replace(max_size=1)
