@@ -28,7 +28,7 @@ from .errors import (
 from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
-    from .adapters.http import HTTPPool
+    from .adapters.http import HTTPPool, HTTPTimeout
     from .adapters.postgres import PostgresPool
     from .adapters.sqlite import SQLitePool
 
@@ -39,6 +39,7 @@ __all__ = [
     "Backoff",
     "CreateFailed",
     "HTTPPool",
+    "HTTPTimeout",
     "HistogramSnapshot",
     "Holder",
     "Lease",
@@ -60,6 +61,7 @@ __all__ = [
 
 _LAZY = {  # a driver's name: loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
+    "HTTPTimeout": ".adapters.http",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
 }
