@@ -320,6 +320,10 @@ class _Exchange:
         """To the URL ``to``."""
         self.reply(b"", ("Location", self.query["to"]), status=int(self.number("code", 302)))
 
+    def do_loop(self) -> None:
+        """To itself."""
+        self.reply(b"", ("Location", "/loop"), status=302)
+
     def do_cookie(self) -> None:
         """Set a cookie for each argument."""
         self.reply_json(self.described(), *(("Set-Cookie", f"{n}={v}; Path=/") for n, v in self.query.items()))
@@ -404,10 +408,11 @@ class _Exchange:
         self.do_echo()
 
     def do_half_head_when_kept(self) -> None:
-        """Well on a new connection; on a kept one a few bytes, and hang up."""
+        """Well on a new connection; on a kept one a few bytes, and reset."""
         if self.served:
-            self.send(b"HTTP/1.1 200")
-            raise _Hangup
+            self.send(b"HTTP/1.1 200 Whatever\r\nX-")
+            time.sleep(0.2)
+            self.reset()
         self.do_echo()
 
     def do_goodbye(self) -> None:

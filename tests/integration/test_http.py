@@ -227,7 +227,9 @@ def test_a_factory_may_make_the_sessions(web: WebServer) -> None:
         assert echo(http.get("/echo"))["fields"]["x-mine"] == "made"
 
 
-def test_the_programs_word_beats_the_environment(web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_the_programs_word_beats_the_environment(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login net password rc\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -304,7 +306,7 @@ def test_a_forgotten_stream_comes_back(web: WebServer, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_interruption_amid_a_body_loses_nothing(web: WebServer, error: type[BaseException]) -> None:
-    def interrupted(*args: object) -> Any:
+    def interrupted(*args: object, **kwargs: object) -> Any:
         raise error
 
     with HTTPPool(ONE, base_url=web.url) as http:
@@ -328,10 +330,6 @@ def test_an_interruption_amid_a_body_loses_nothing(web: WebServer, error: type[B
 # -- requests is what it was -------------------------------------------------------------------
 
 
-def plain_and_pooled(web: WebServer) -> list[tuple[requests.Session, str]]:
-    return [(requests.Session(), web.url), (HTTPPool(name="api").session(), web.url)]
-
-
 def test_redirects_and_credentials(web: WebServer) -> None:
     with WebServer(host="localhost") as other:
         for session in (requests.Session(), HTTPPool().session()):
@@ -344,7 +342,7 @@ def test_redirects_and_credentials(web: WebServer) -> None:
             assert (echo(response)["method"], echo(response)["body"]) == ("POST", "again")
             with pytest.raises(requests.TooManyRedirects):
                 session.max_redirects = 3
-                session.get(f"{web.url}/redirect?to={web.url}/redirect?to=/echo".replace("?to=/echo", ""))
+                session.get(web.url + "/loop")
             assert session.get(f"{web.url}/redirect?to=/echo", allow_redirects=False).next is not None
 
 
@@ -468,7 +466,7 @@ def test_the_trusted_list_is_read_once_for_all(
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", counting)
     with HTTPPool(base_url=secure_web.url, verify=authority.file) as http:
         http.warm_up(each=5)
-        assert secure_web.book()["accepted"] == 5
+        wait_until(lambda: secure_web.book()["accepted"] == 5)
         assert read == [((), {"cafile": authority.file})]
         http.drain()
         assert http.get("/echo").ok
@@ -523,6 +521,7 @@ def test_through_a_proxy_with_tls(secure_web: WebServer, authority: Authority) -
 
 
 def test_a_closed_pool_says_so(web: WebServer) -> None:
+    before = web.book()["open"]
     http = HTTPPool(base_url=web.url, name="api")
     session = http.session()
     assert session.get(web.url + "/echo").ok
@@ -533,7 +532,7 @@ def test_a_closed_pool_says_so(web: WebServer) -> None:
     with pytest.raises(PoolClosed) as caught:
         session.get(web.url + "/echo")
     assert isinstance(caught.value, requests.ConnectionError)
-    wait_until(lambda: web.book()["open"] == 0)
+    wait_until(lambda: web.book()["open"] <= before)
 
 
 def test_closing_cuts_off_what_takes_too_long(web: WebServer) -> None:
@@ -559,13 +558,15 @@ def test_closing_cuts_off_what_takes_too_long(web: WebServer) -> None:
 
 
 def test_a_pool_that_is_dropped_closes_its_sockets(web: WebServer) -> None:
+    before = web.book()["open"]
     http = HTTPPool(base_url=web.url)
     with http.acquire() as session:
         session.get(web.url + "/echo")
     http.warm_up(each=3)
+    wait_until(lambda: web.book()["accepted"] == 3)
     del http, session
     gc.collect()
-    wait_until(lambda: web.book()["open"] == 0)
+    wait_until(lambda: web.book()["open"] <= before)
 
 
 def test_settings_of_a_running_pool(http: HTTPPool, web: WebServer) -> None:

@@ -97,6 +97,8 @@ class Hold:
     def connect(self, limits: Limits) -> None:
         """Connect, and send no request."""
         wire, template = self.wire, self.host.template
+        if wire.sock is not None:
+            return
         wire.begin(limits)
         wire.timeout = limits.left(limits.asked.connect)
         try:

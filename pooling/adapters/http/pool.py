@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,11 +20,12 @@ from ...core import registry
 from ...core.adapter import Adapter
 from ...core.engine import Engine, _seconds
 from ...core.lease import Lease
-from ...core.observer import Observer
+from ...core.observer import Observer, tell
 from ...core.pool import Pool
 from ...core.registry import PAGE
-from ...errors import PoolClosed
+from ...errors import PoolClosed, PoolError
 from ...settings import PoolSettings
+from .health import Health
 from .hold import Hold, Place
 from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
@@ -34,6 +36,7 @@ from .transport import Transport
 
 __all__ = ["HTTPPool"]
 
+logger = logging.getLogger("pooling")
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
 _DEFAULTS = PoolSettings(min_size=0, max_size=100)
 _WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
@@ -143,11 +146,13 @@ class HTTPPool(Pool[requests.Session]):
             "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
-        self._listeners: dict[int, tuple[Observer, Observer]] = {}
+        self._listeners: tuple[Observer, ...] = ()
         super().__init__(adapter=_Places(), settings=_of_places(self._asked), name=name)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), _retry(retry))
         self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
-        self._health_url = _checked_url("health_url", health_url)
+        url = self._whole(health_url) if isinstance(health_url, str) else health_url
+        url = _checked_url("health_url", url)
+        self._probes = Health(self, url, self._asked) if url else None
         for observer in observers:
             self.add_observer(observer)
 
@@ -158,6 +163,7 @@ class HTTPPool(Pool[requests.Session]):
         metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
         metrics.of = self._hosts
         self.metrics: HTTPMetrics = metrics
+        self._hosts.observe(self._of_sockets())
         self._sessions.renew()
 
     # -- requests -------------------------------------------------------------------
@@ -269,6 +275,8 @@ class HTTPPool(Pool[requests.Session]):
     def _host(self, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
         if not PAGE[0]:
             registry.renew()
+        if self._probes is not None:
+            self._probes.ensure()
         return self._hosts.find(self.adapter, request, verify, proxies, cert)
 
     def _take(self, host: Host, limits: Limits) -> Hold:
@@ -351,9 +359,14 @@ class HTTPPool(Pool[requests.Session]):
         number = self._asked.min_size if size is None else size
         if not self._base_url:
             raise ValueError("fill() needs a base_url; see warm_up()")
-        host, limits, nobody = self._host_of(self._base_url), self.adapter.limits(None), queue.SimpleQueue[Any]()
-        for _ in range(number):
-            self._background.workers.submit(self._open_one, host, limits, nobody)
+        if number:
+            self._background.workers.submit(self._warm_up_quietly, _checked_number("size", number))
+
+    def _warm_up_quietly(self, each: int) -> None:
+        try:
+            self.warm_up(each=each)
+        except (exceptions.RequestException, PoolError) as error:
+            logger.info("pool %r: filling it failed: %s", self.name, error)
 
     # -- steering ---------------------------------------------------------------------
 
@@ -390,6 +403,7 @@ class HTTPPool(Pool[requests.Session]):
         of certificates are read anew.
         """
         self._hosts.drain()
+        tell(self._observers, "drained", self.name)
 
     def check(self) -> None:
         """Look at the idle sockets now; those that their servers have closed are closed."""
@@ -408,10 +422,30 @@ class HTTPPool(Pool[requests.Session]):
         self._state.closed = True
         for host in self._hosts.all():
             host.turn_away(f"pool {self.name!r} was closed during the wait")
+        if self._probes is not None:
+            self._probes.pool.close(0.0)
         super().close(timeout)
         self._hosts.close(0.0)
 
     # -- looking ----------------------------------------------------------------------
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell an observer from now on what happens to requests (leases, to it) and to sockets."""
+        if not isinstance(observer, Observer):
+            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+        self._listen((*self._listeners, observer))
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell an observer nothing any more."""
+        self._listen(tuple(one for one in self._listeners if one is not observer))
+
+    def _listen(self, observers: tuple[Observer, ...]) -> None:
+        self._listeners = observers
+        self._set_observers(tuple(_part(one, _OF_REQUESTS) for one in observers))
+        self._hosts.observe(self._of_sockets())
+
+    def _of_sockets(self) -> tuple[Observer, ...]:
+        return tuple(_part(one, _OF_SOCKETS, self.name) for one in self._listeners)
 
     def stats(self) -> dict[str, Any]:
         """Return how many are where, and the settings that bound them; ``hosts`` says it for each."""
@@ -428,11 +462,57 @@ class HTTPPool(Pool[requests.Session]):
         places["hosts"] = {one["name"].partition(" ")[2]: {name: one[name] for name in shown} for one in sockets}
         return places
 
+    def health_check(self, ask: bool = False) -> dict[str, Any]:
+        """Return how the pool is, and how the service is by its ``health_url``.
+
+        Args:
+            ask: Ask now, instead of reporting the last answer.
+
+        Returns:
+            ``status`` is ``"healthy"``, ``"unhealthy"`` (the last probe
+            failed), ``"unknown"`` (none was made yet, or there is no
+            ``health_url``) or ``"closed"``; ``failures`` counts probes that
+            failed in a row, ``generations`` how often all sockets were
+            replaced for that; ``last_check`` is a time of the wall clock.
+        """
+        probes = self._probes
+        if probes is not None and ask and not self.closed:
+            probes.ask()
+        stats = self.stats()
+        found: dict[str, Any] = {
+            "status": "closed" if self.closed else "unknown" if probes is None else probes.status,
+            **{name: stats[name] for name in ("name", "size", "idle", "in_use", "waiting", "max_size")},
+        }
+        return found if probes is None else found | probes.as_dict()
+
+    def _health_checked(self, error: BaseException | None) -> None:
+        with self._lock:
+            self.metrics.last_health_check = self._clock.wall()
+            self.metrics.count["health_failures"] += error is not None
+        tell(self._listeners, "health_checked", self.name, error)
+
     def _counts(self) -> str:
         state, hosts = self._state, self._hosts.all()
         waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
+
+
+_OF_REQUESTS = ("acquired", "released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
+_OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
+
+
+def _part(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:
+    """Return an observer that hands some events on, with the pool's name instead of an inner one's."""
+    part = Observer()
+    for event in events:
+        method = getattr(observer, event)
+        setattr(part, event, method if name is None else _renamed(method, name))
+    return part
+
+
+def _renamed(method: Callable[..., None], name: str) -> Callable[..., None]:
+    return lambda pool, *args: method(name, *args)
 
 
 class _Places(Adapter[Any]):

@@ -45,9 +45,10 @@ class Pooled(_Session):
         try:
             return super().send(request, **kwargs)
         except exceptions.ConnectionError as error:
-            if limits.over:  # amid the body
-                raise told(error, limits) from error.__cause__
-            raise
+            told_of = told(error, limits) if limits.over else error  # amid the body
+            if told_of is error:
+                raise
+            raise told_of from error
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         # requests lets the environment beat a session's own verify, even verify=False

@@ -61,7 +61,10 @@ class Transport(requests.adapters.HTTPAdapter):
         try:
             return super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
         except exceptions.RequestException as error:
-            raise told(error, limits) from error.__cause__
+            better = told(error, limits)
+            if better is error:
+                raise
+            raise better from better.__cause__ or error
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -77,6 +80,8 @@ class Transport(requests.adapters.HTTPAdapter):
 
 def told(error: exceptions.RequestException, limits: Limits) -> exceptions.RequestException:
     """Return the error to raise: what the pool or the deadline had to do with it is said."""
+    if isinstance(error, PoolError):
+        return error
     inner = error.args[0] if error.args else None
     if isinstance(inner, PoolError) and isinstance(inner, exceptions.RequestException):
         inner.request = error.request

@@ -15,6 +15,7 @@ import math
 import os
 import select
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -139,8 +140,9 @@ class Wire(_Connection):
         sock = self.sock
         if sock is None:
             return True
-        pending = getattr(sock, "pending", None)  # TLS: decrypted, and asked for by nobody
-        return not (_readable(sock.fileno()) or (pending is not None and pending()))
+        if isinstance(sock, ssl.SSLSocket):
+            return not sock.pending() and (not _readable(sock.fileno()) or _only_tickets(sock))
+        return not _readable(sock.fileno())
 
     def interrupt(self) -> None:
         """Make whoever is blocked on it fail now."""
@@ -213,6 +215,21 @@ class _Reader(io.RawIOBase):
         if not self.closed:
             super().close()
             self._raw.close()
+
+
+def _only_tickets(sock: ssl.SSLSocket) -> bool:
+    """Whether what can be read is TLS's own business: a server of TLS 1.3 sends tickets when it likes."""
+    timeout = sock.gettimeout()
+    try:
+        sock.settimeout(0.0)
+        sock.recv(1)  # a byte, or the end
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        pass
+    finally:
+        sock.settimeout(timeout)
+    return False
 
 
 @functools.cache
