@@ -29,6 +29,12 @@ from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
     from .adapters.http import HTTPPool, HTTPTimeout
+    from .adapters.http.client import (
+        get_http_pool,
+        init_http_pool,
+        make_http_request,
+        shutdown_http_pool,
+    )
     from .adapters.postgres import PostgresPool
     from .adapters.sqlite import SQLitePool
 
@@ -57,11 +63,19 @@ __all__ = [
     "SQLitePool",
     "TooManyWaiting",
     "__version__",
+    "get_http_pool",
+    "init_http_pool",
+    "make_http_request",
+    "shutdown_http_pool",
 ]
 
 _LAZY = {  # a driver's name: loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",
+    "get_http_pool": ".adapters.http.client",
+    "init_http_pool": ".adapters.http.client",
+    "make_http_request": ".adapters.http.client",
+    "shutdown_http_pool": ".adapters.http.client",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
 }
