@@ -29,11 +29,14 @@ class Adapter(Generic[R]):
             their time limits themselves (a socket timeout, or no I/O at all).
             They then run in the borrower's thread. Otherwise they run on a
             worker, a thread hop dearer, so that one that hangs holds nobody.
+        closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
+            that it runs where the pool decides to close, not on a worker.
     """
 
     noun: str = "resource"
     blocking: bool = True
     bounded: bool = False
+    closes_at_once: bool = False
 
     def create(self) -> R:
         """Make a resource, or raise."""

@@ -219,7 +219,8 @@ def test_configure_holds_again(make: Make) -> None:
 
 def test_configure_that_only_touches_the_client_is_called_once(make: Make) -> None:
     calls = []
-    pool = make(configure=lambda conn: calls.append(conn.adapters.register_loader("text", psycopg.types.string.TextLoader)))
+    loader = psycopg.types.string.TextLoader
+    pool = make(configure=lambda conn: calls.append(conn.adapters.register_loader("text", loader)))
     for _ in range(3):
         one(pool, "SELECT 1")
     assert len(calls) == 1
@@ -413,7 +414,8 @@ def test_transaction(make: Make, table: str) -> None:
 
 
 def test_run_again_after_a_conflict(make: Make, table: str) -> None:
-    pool = make(settings=TWO, configure=lambda conn: setattr(conn, "isolation_level", psycopg.IsolationLevel.SERIALIZABLE))
+    serializable = psycopg.IsolationLevel.SERIALIZABLE
+    pool = make(settings=TWO, configure=lambda conn: setattr(conn, "isolation_level", serializable))
     pool.execute_query("INSERT INTO t VALUES (1, 0)")
     runs = []
     meet = threading.Barrier(2)
@@ -601,7 +603,8 @@ def test_who_waits_for_a_notification_may_wait_for_ever(make: Make, postgres: Po
     with pool.acquire() as conn:
         conn.execute("LISTEN news")
         assert list(conn.notifies(timeout=2.0)) == []
-        timer = threading.Timer(2.0, lambda: postgres.connect(autocommit=True).execute("NOTIFY news").connection.close())
+        sender = postgres.connect(autocommit=True)
+        timer = threading.Timer(2.0, lambda: sender.execute("NOTIFY news").connection.close())
         timer.start()
         assert [notify.channel for notify in conn.notifies(stop_after=1)] == ["news"]
         timer.join()
