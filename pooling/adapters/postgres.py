@@ -111,7 +111,9 @@ class PostgresPool(Pool[Connection]):
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
     ) -> None:
-        settings = settings or PoolSettings()
+        settings = PoolSettings() if settings is None else settings
+        if not isinstance(settings, PoolSettings):
+            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)

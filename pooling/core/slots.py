@@ -374,7 +374,7 @@ class Slots(Generic[R]):
     def _dispose(self, key: Key, reason: str) -> None:
         """Have an evicted resource closed; nothing to call means nothing to wait for."""
         key.entry.since = self._now()
-        if self._has_close:
+        if self._has_close and not self._adapter.closes_at_once:
             self._look_at(key.entry.since + self._settings.close_timeout)
             self._background.workers.submit(self._close, key, reason)
         else:

@@ -27,6 +27,8 @@ STEPS = [
     {"doctor"},
     {"adapters", "testing"},
     {"compat"},
+    {"_urls", "_members", "_signals"},
+    {"config"},
     {"manager"},
     {"observe"},
     {"web"},

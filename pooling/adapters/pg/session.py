@@ -199,7 +199,8 @@ class Session:
         before, notes.limit = notes.limit, limit
         try:
             hook(conn)
-            conn.commit()
+            if conn.pgconn.transaction_status != IDLE:
+                conn.commit()
         finally:
             notes.limit = before
 
