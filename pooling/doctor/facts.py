@@ -146,9 +146,10 @@ def _address(conn: Connection) -> str:
 
 
 def _settings(conn: Connection) -> dict[str, float]:
-    rows = conn.execute(
-        "SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)", [list(_SETTINGS)], prepare=False
-    )
+    rows = conn.execute(  # what a client has set for itself fights nobody
+        "SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s) AND source <> 'client'",
+        [list(_SETTINGS)], prepare=False,
+    )  # fmt: skip
     return {name: float(value) * _UNITS.get(unit, 1.0) for name, value, unit in rows}
 
 

@@ -20,7 +20,9 @@ _PREPARES_SINCE = (1, 21)  # PgBouncer's version that follows prepared statement
 
 def examine(facts: Facts, plan: Plan) -> Report:
     """Judge a plan by what a server says of itself."""
-    rules = (_room, _limits_of_names, _planned_workers, _hangs_up, _time_limits, _silent_clients, _far_away)
+    rules = (
+        _room, _room_behind, _limits_of_names, _planned_workers, _hangs_up, _time_limits, _silent_clients, _far_away,
+    )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
     if facts.pooler is not None:
         pooler_rules = (_pooler_room, _startup_options, _transactions_apart)
@@ -39,7 +41,7 @@ def _room(facts: Facts, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "breaks",
             f"{plan} = {wanted} connections, and the server takes {facts.room} from ordinary roles",
-            f"Set max_size to at most {_share(free, plan)}, raise max_connections to at least "
+            f"{_smaller(free, plan)}, raise max_connections to at least "
             f"{wanted + facts.connected + facts.reserved}, or put PgBouncer in between",
         )
     elif wanted > free:
@@ -47,12 +49,16 @@ def _room(facts: Facts, plan: Plan) -> Iterator[Finding]:
             "warning",
             f"{plan} = {wanted} connections, and beside the {facts.connected} that others have now there is "
             f"room for {max(0, free)}",
-            f"Set max_size to at most {_share(free, plan)}, or find out who the others are",
+            f"{_smaller(free, plan)}, or find out who the others are",
         )
 
 
-def _share(free: int, plan: Plan) -> int:
-    return max(1, free // (plan.workers or 1))
+def _smaller(free: int, plan: Plan) -> str:
+    """What to do so that the pools of all workers fit."""
+    workers = plan.workers or 1
+    if free < workers:
+        return f"Have fewer workers: with max_size 1 there is room for {max(0, free)}"
+    return f"Set max_size to at most {free // workers}"
 
 
 def _limits_of_names(facts: Facts, plan: Plan) -> Iterator[Finding]:
@@ -61,7 +67,7 @@ def _limits_of_names(facts: Facts, plan: Plan) -> Iterator[Finding]:
             yield Finding(
                 "breaks",
                 f"{plan} = {plan.connections} connections, and this {what}'s CONNECTION LIMIT is {limit}",
-                f"ALTER {what.upper()} ... CONNECTION LIMIT -1, or set max_size to at most {_share(limit, plan)}",
+                f"{_smaller(limit, plan)}, or ALTER {what.upper()} ... CONNECTION LIMIT -1",
             )
     if facts.superuser:
         yield Finding(
@@ -86,18 +92,20 @@ def _planned_workers(facts: Facts, plan: Plan) -> Iterator[Finding]:
 
 
 def _hangs_up(facts: Facts, plan: Plan) -> Iterator[Finding]:
-    limit, settings = facts.settings.get("idle_session_timeout", 0), plan.settings
-    if not limit or (settings.keepalive_interval or limit) < limit:
-        return
-    rest = settings.idle_timeout
-    if settings.min_size or rest is None or rest >= limit:
-        yield Finding(
-            "warning",
-            f"idle_session_timeout is {limit:g} s: the server hangs up on connections that the pool keeps "
-            f"({'for ever' if rest is None else f'idle_timeout {rest:g} s, and min_size for ever'}), "
-            "and each must be made anew when it is wanted",
-            f"Set keepalive_interval to {limit / 2:g}, or idle_session_timeout to 0 for this role",
-        )
+    limits = {"idle_session_timeout": facts.settings.get("idle_session_timeout", 0)}
+    if facts.pooler is not None:
+        limits["PgBouncer's client_idle_timeout"] = facts.pooler.number("client_idle_timeout") or 0
+    rest, alive = plan.settings.idle_timeout, plan.settings.keepalive_interval
+    for name, limit in limits.items():
+        kept = plan.settings.min_size or rest is None or rest >= limit
+        if limit and kept and not (alive and alive < limit):
+            yield Finding(
+                "warning",
+                f"{name} is {limit:g} s: it hangs up on connections that the pool keeps "
+                f"({'for ever' if rest is None else f'idle_timeout {rest:g} s, and min_size for ever'}), "
+                "and each must be made anew when it is wanted",
+                f"Set keepalive_interval to {limit / 2:g}, or this limit to 0",
+            )
 
 
 def _time_limits(facts: Facts, plan: Plan) -> Iterator[Finding]:
@@ -147,6 +155,16 @@ def _far_away(facts: Facts, plan: Plan) -> Iterator[Finding]:
 # -- behind PgBouncer -------------------------------------------------------------------------
 
 
+def _room_behind(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    size = facts.pooler.number("default_pool_size") if facts.pooler is not None else None
+    if size is not None and size > facts.room:
+        yield Finding(
+            "breaks",
+            f"PgBouncer's default_pool_size is {size} for each user and database, and the server takes {facts.room}",
+            "Make it smaller: some times the server's processors is enough",
+        )
+
+
 def _pooler_room(pooler: Pooler, plan: Plan) -> Iterator[Finding]:
     clients, size = pooler.number("max_client_conn"), pooler.number("default_pool_size")
     if clients is not None and plan.connections > clients:
@@ -160,8 +178,7 @@ def _pooler_room(pooler: Pooler, plan: Plan) -> Iterator[Finding]:
             "breaks",
             f"in session mode each of the {plan.connections} connections of {plan} keeps one of PgBouncer's "
             f"default_pool_size={size}: the rest waits until query_wait_timeout",
-            f"Set max_size to at most {max(1, size // (plan.workers or 1))}, raise default_pool_size, "
-            "or use transaction mode",
+            f"{_smaller(size, plan)}, raise default_pool_size, or use transaction mode",
         )
 
 

@@ -36,7 +36,7 @@ class Load:
         rate: Leases in a second.
         hold: The mean time of one.
         size: ``max_size`` then.
-        wait: The 99th percentile of waiting then.
+        wait: The 99th percentile of waiting for what others held.
         failed: Borrowers that gave up or were sent away.
     """
 
@@ -56,7 +56,8 @@ class Load:
         try:
             duration, leases = float(record["duration"]), int(record["acquired"])
             failed = int(record["timeouts"]) + int(record["refusals"])
-            hold, wait = float(record["use"]["mean"]), float(record["wait"]["p99"])
+            # Where the pool was never exhausted whoever waited did so for a connection to be made.
+            hold, wait = float(record["use"]["mean"]), float(record["wait"]["p99"]) if record["exhausted"] else 0.0
             size = int(record["max_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a record of PoolMetrics.save(): {error!r}") from None
@@ -93,7 +94,7 @@ class Sizing:
             lines.append(f"  {load.failed} gave up or were sent away, and might have waited longer")
         lines.append(
             f"  max_size {self.size} would keep 99 % of the waits below {self.target * 1000:g} ms "
-            "(M/M/c, Erlang C; waits for a connection to be made are not told apart)"
+            "(M/M/c, Erlang C; while the pool grows, waits for a connection to be made count, too)"
         )
         return "\n".join(lines)
 
