@@ -23,8 +23,8 @@ from .holders import describe, holders_of, place_of
 from .lease import Lease
 from .metrics import SHORT
 from .observer import tell
-from .reaper import AUDIT
 from .registry import PAGE
+from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
 from .words import counts, say

@@ -48,9 +48,10 @@ from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
 from .outage import Outage
-from .reaper import AHEAD, NEVER, Call, Look
+from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
+from .sweep import AHEAD, NEVER
 from .threads import hand
 from .words import say
 
@@ -224,17 +225,11 @@ class Slots(Generic[R]):
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
         key = Key()
-        entry = Entry(key, self._background.reaper.drop)
-        key.entry = entry
-        entry.pool, entry.resource = self._ref, None
-        entry.generation = self._state.generation
+        key.entry = entry = Entry(key, self._background.reaper.drop)
+        entry.pool = self._ref
         life = math.inf if settings.max_lifetime is None else settings.max_lifetime
-        entry.expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
-        entry.idle_since = entry.checked = entry.since = now
-        entry.uses = entry.thread = entry.lasti = 0
-        entry.busy = 0.0
-        entry.code = None
-        entry.leaked = False
+        expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
+        entry.begin(self._state.generation, expires, now)
         self._state.reserve(entry)
         self.metrics.look()
         self._look_at(now + settings.create_timeout)

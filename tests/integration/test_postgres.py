@@ -219,8 +219,12 @@ def test_configure_holds_again(make: Make) -> None:
 
 def test_configure_that_only_touches_the_client_is_called_once(make: Make) -> None:
     calls = []
-    loader = psycopg.types.string.TextLoader
-    pool = make(configure=lambda conn: calls.append(conn.adapters.register_loader("text", loader)))
+
+    def configure(conn: psycopg.Connection[Any]) -> None:
+        calls.append(conn)
+        conn.adapters.register_loader("text", psycopg.types.string.TextLoader)
+
+    pool = make(configure=configure)
     for _ in range(3):
         one(pool, "SELECT 1")
     assert len(calls) == 1
@@ -603,8 +607,12 @@ def test_who_waits_for_a_notification_may_wait_for_ever(make: Make, postgres: Po
     with pool.acquire() as conn:
         conn.execute("LISTEN news")
         assert list(conn.notifies(timeout=2.0)) == []
-        sender = postgres.connect(autocommit=True)
-        timer = threading.Timer(2.0, lambda: sender.execute("NOTIFY news").connection.close())
+
+        def notify() -> None:
+            with postgres.connect(autocommit=True) as other:
+                other.execute("NOTIFY news")
+
+        timer = threading.Timer(2.0, notify)
         timer.start()
         assert [notify.channel for notify in conn.notifies(stop_after=1)] == ["news"]
         timer.join()
@@ -822,7 +830,7 @@ def test_rotate(make: Make, private_postgres: PostgresServer) -> None:
 
 
 def test_pool_stats_have_the_promised_names(make: Make) -> None:
-    pool = make()
+    pool = make(query_statistics=True)
     one(pool, "SELECT 1")
     with pool.acquire():
         stats = pool.get_pool_stats()
@@ -840,7 +848,7 @@ def test_pool_stats_have_the_promised_names(make: Make) -> None:
 
 
 def test_queries_are_counted_and_the_slowest_known(make: Make, table: str) -> None:
-    pool = make()
+    pool = make(query_statistics=True)
     assert pool.query_statistics is not None
     pool.execute_query("SELECT pg_sleep(0.2), 's3cret', $$s3cret$$", None)
     for number in range(20):
@@ -860,8 +868,8 @@ def test_queries_are_counted_and_the_slowest_known(make: Make, table: str) -> No
     assert pool.query_statistics.to_dict()["count"] == 0
 
 
-def test_query_statistics_can_be_switched_off(make: Make) -> None:
-    pool = make(query_statistics=False)
+def test_query_statistics_are_off_until_they_are_switched_on(make: Make) -> None:
+    pool = make()
     one(pool, "SELECT 1")
     assert pool.query_statistics is None and "queries" not in pool.get_pool_stats()
 

@@ -75,26 +75,24 @@ class PostgresAdapter(Adapter[Connection]):
         return conn
 
     def is_alive(self, resource: Connection) -> bool:
-        notes = notes_of(resource)
+        # Reads what has come, without waiting, for less than a poll() costs. That there is
+        # something is not yet a death: it may be a NOTIFY, which libpq keeps. And a dead one
+        # may be read without an error first: the server's last words, before it hangs up.
+        pgconn = resource.pgconn
         try:
-            # Readable is not yet dead: it may be a NOTIFY, which libpq keeps. And a dead one
-            # can be read without an error first: the server's last words, before it hangs up.
-            while notes.look():
-                pgconn = resource.pgconn
-                pgconn.consume_input()
-                pgconn.is_busy()  # parses what came, and so calls notes.hear()
-                if notes.fatal:
-                    return False
-        except (psycopg.Error, OSError, ValueError):
+            pgconn.consume_input()
+        except psycopg.Error:
             return False
-        return not resource.closed and self._is_what_it_was(resource)
+        pgconn.is_busy()  # parses what came, and so calls notes.hear()
+        notes = notes_of(resource)
+        return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
 
     def validate(self, resource: Connection, timeout: float) -> None:
         if self._check is not None:
             self._session.call(resource, self._check, timeout)
         else:
             round_trip(resource, self._query, timeout)
-        if not self._is_what_it_was(resource):
+        if notes_of(resource).role not in (None, role_of(resource)):  # of which failovers make another
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
     def reset(self, resource: Connection) -> None:
@@ -135,8 +133,3 @@ class PostgresAdapter(Adapter[Connection]):
 
     def is_full(self, error: BaseException) -> bool:
         return failures.is_full(error)
-
-    def _is_what_it_was(self, conn: Connection) -> bool:
-        """Whether the server is still what ``target_session_attrs`` asked for: failovers change it."""
-        role = notes_of(conn).role
-        return role is None or role == role_of(conn)

@@ -1,4 +1,4 @@
-"""Round trips with a time limit, and looks at the socket without one.
+"""Round trips with a time limit, and sockets of our own.
 
 They go through libpq's non-blocking calls, because psycopg's own wait for
 ever: on a network that swallows packets they never return.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import select
 import socket
-import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import pq
 
-__all__ = ["Look", "looker", "round_trip", "second_handle", "wait_for_end"]
+__all__ = ["failed_at", "round_trip", "second_handle", "wait_for_end"]
 
 Connection = psycopg.Connection[Any]
-Look = Callable[[], object]
 
 
 def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq.abc.PGresult]:
@@ -91,32 +88,16 @@ def _wait(conn: Connection, deadline: _Deadline, write: bool = False) -> None:
 if hasattr(select, "poll"):
     _READ, _WRITE = select.POLLIN, select.POLLOUT
 
-    def _native_poll() -> Any:
-        # gevent's would switch to another greenlet, for a look that never waits.
-        monkey = sys.modules.get("gevent.monkey")
-        return (monkey.get_original("select", "poll") if monkey else select.poll)()
-
     def _ready(fd: int, timeout: float | None, write: bool) -> bool:
         poll = select.poll()  # select.select() knows no descriptor above 1023
         poll.register(fd, _READ | _WRITE if write else _READ)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-    def looker(fd: int) -> Look:
-        """Return what says, without waiting, whether there is something to be read."""
-        poll = _native_poll()
-        poll.register(fd, _READ)
-        look = poll.poll
-        return lambda: look(0)
 
 else:  # Windows, whose descriptors are few in a set, not low in number
 
     def _ready(fd: int, timeout: float | None, write: bool) -> bool:
         readable, writable, _ = select.select([fd], [fd] if write else [], [], timeout)
         return bool(readable or writable)
-
-    def looker(fd: int) -> Look:
-        """Return what says, without waiting, whether there is something to be read."""
-        return lambda: select.select([fd], [], [], 0)[0]
 
 
 def second_handle(conn: Connection) -> socket.socket:
