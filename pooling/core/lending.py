@@ -23,8 +23,8 @@ from .holders import describe, holders_of, place_of
 from .lease import Lease
 from .metrics import SHORT
 from .observer import tell
-from .reaper import AUDIT
 from .registry import PAGE
+from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
 from .words import counts, say
@@ -367,7 +367,8 @@ class Lending(Upkeep[R]):
     def _raise_timeout(self, waiter: Waiter, timeout: float) -> NoReturn:
         with self._lock:
             self.metrics.count["timeouts"] += 1
-            where, cause = counts(self._state), self._outage.error
+            where, down = counts(self._state), self._outage.error
+            cause = down or self._outage.full
             lent = self._state.lent()
             mine = [entry for entry in lent if entry.thread == waiter.thread]
             now = self._now()
@@ -381,7 +382,7 @@ class Lending(Upkeep[R]):
         if cause is not None:
             text += f"; making one fails: {say(cause)}"
         tell(self._observers, "timed_out", self.name, now - waiter.arrived)
-        if cause is not None and timeout == 0:
+        if down is not None and timeout == 0:
             raise PoolUnavailable(text) from cause
         raise PoolTimeout(text) from cause
 

@@ -248,13 +248,7 @@ def _nobodys_key(now: float) -> Key:
     gone, key = Key(), Key()
     key.entry = entry = Entry(gone)
     hash(entry)  # while there is something to hash
-    entry.resource = entry.code = None
-    entry.generation = object()
-    entry.expires = float("-inf")
-    entry.idle_since = entry.checked = entry.since = now
-    entry.uses = entry.thread = entry.lasti = 0
-    entry.busy = 0.0
-    entry.leaked = False
+    entry.begin(object(), float("-inf"), now)
     return key
 
 

@@ -48,9 +48,10 @@ from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
 from .outage import Outage
-from .reaper import AHEAD, NEVER, Call, Look
+from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
+from .sweep import AHEAD, NEVER
 from .threads import hand
 from .words import say
 
@@ -225,17 +226,11 @@ class Slots(Generic[R]):
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
         key = Key()
-        entry = Entry(key, self._background.reaper.drop)
-        key.entry = entry
-        entry.pool, entry.resource = self._ref, None
-        entry.generation = self._state.generation
+        key.entry = entry = Entry(key, self._background.reaper.drop)
+        entry.pool = self._ref
         life = math.inf if settings.max_lifetime is None else settings.max_lifetime
-        entry.expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
-        entry.idle_since = entry.checked = entry.since = now
-        entry.uses = entry.thread = entry.lasti = 0
-        entry.busy = 0.0
-        entry.code = None
-        entry.leaked = False
+        expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
+        entry.begin(self._state.generation, expires, now)
         self._state.reserve(entry)
         self.metrics.look()
         self._look_at(now + settings.create_timeout)
@@ -292,27 +287,24 @@ class Slots(Generic[R]):
 
     def _create_failed(self, entry: Entry, error: BaseException) -> None:
         """Free the slot, note the outage, send away those for whom there is no hope."""
-        final = self._is_final(error)
+        final, full = self._says("is_final", error), self._says("is_full", error)
         now = self._now()
+        begins = refused = False
         with self._lock:
-            state, outage = self._state, self._outage
-            if entry not in state.creating:
+            if entry not in self._state.creating:
                 return  # given up before, and counted then; or it came just in time
-            state.retire(entry)
+            self._state.retire(entry)
             self.metrics.errors[type(error).__name__] += 1
-            # Whoever asks while an error is final does not wait for its end.
-            waiting = bool(state.waiters or self._watchers) and not final
-            backoff = self._settings.backoff
-            begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
-            if final and not state.live:
-                state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
-            most = self._settings.max_attempts
-            if most is not None:
-                for waiter in state.waiters:
-                    waiter.attempts += 1
-                text = f"pool {self.name!r}: {most} attempts to make a {self._adapter.noun} failed"
-                state.fail_waiters(PoolUnavailable, f"{text}: {say(error)}", error, most)
-            self._look_at(outage.retry_at)
+            if full and self._state.live and self._outage.error is None:
+                refused = self._outage.refused(error, now, self._uniform)
+            else:
+                begins = self._fails_locked(error, final, now)
+            self._look_at(self._outage.retry_at)
+        if refused:
+            logger.warning(
+                "pool %r: the server takes no more %ss; going on with those that are open: %s",
+                self.name, self._adapter.noun, say(error),
+            )
         if begins:
             logger.warning(
                 "pool %r: making a %s fails: %s", self.name, self._adapter.noun, say(error)
@@ -320,6 +312,22 @@ class Slots(Generic[R]):
             tell(self._observers, "outage_began", self.name, error)
         tell(self._observers, "create_failed", self.name, error)
         self._serve()
+
+    def _fails_locked(self, error: BaseException, final: bool, now: float) -> bool:
+        """Note that the server seems to be down; say whether the outage begins with it."""
+        state, outage, backoff = self._state, self._outage, self._settings.backoff
+        # Whoever asks while an error is final does not wait for its end.
+        waiting = bool(state.waiters or self._watchers) and not final
+        begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
+        if final and not state.live:
+            state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
+        most = self._settings.max_attempts
+        if most is not None:
+            for waiter in state.waiters:
+                waiter.attempts += 1
+            text = f"pool {self.name!r}: {most} attempts to make a {self._adapter.noun} failed"
+            state.fail_waiters(PoolUnavailable, f"{text}: {say(error)}", error, most)
+        return begins
 
     def _create_interrupted(self, entry: Entry) -> None:
         """Free the slot; not the server failed, but the borrower was called away.
@@ -330,11 +338,12 @@ class Slots(Generic[R]):
             self._state.retire(entry)
         self._look_at(self._now())
 
-    def _is_final(self, error: BaseException) -> bool:
+    def _says(self, question: str, error: BaseException) -> bool:
+        """Ask the adapter what an error of a creation means."""
         try:
-            return self._adapter.is_final(error)
+            return bool(getattr(self._adapter, question)(error))
         except Exception:
-            logger.exception("pool %r: is_final() failed", self.name)
+            logger.exception("pool %r: %s() failed", self.name, question)
             return False
 
     def _cannot_create(self) -> CreateFailed:
@@ -361,7 +370,7 @@ class Slots(Generic[R]):
     def _dispose(self, key: Key, reason: str) -> None:
         """Have an evicted resource closed; nothing to call means nothing to wait for."""
         key.entry.since = self._now()
-        if self._has_close:
+        if self._has_close and not self._adapter.closes_at_once:
             self._look_at(key.entry.since + self._settings.close_timeout)
             self._background.workers.submit(self._close, key, reason)
         else:
