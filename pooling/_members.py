@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from .core.engine import _say
 from .core.pool import Pool
+from .core.words import say
 from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of"]
@@ -313,4 +313,4 @@ def in_parallel(
 def reason_of(error: BaseException) -> tuple[bool, str]:
     """Say whether an error means "down" rather than "busy", and what it says in one line."""
     busy = isinstance(error, PoolTimeout) and error.__cause__ is None
-    return not busy, _say(error)
+    return not busy, say(error)

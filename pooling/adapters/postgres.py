@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
-import select
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import queue
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
-from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict
 
-from ..core.adapter import Adapter
+from ..core.clock import Clock
+from ..core.entry import Key
+from ..core.observer import Observer
 from ..core.pool import Pool
-from ..settings import PoolSettings
+from ..errors import PoolClosed, PoolTimeout
+from ..settings import Backoff, PoolSettings
+from .pg import failures
+from .pg.adapter import PostgresAdapter
+from .pg.address import Address, Answer
+from .pg.blocks import Block, CommitUnknown, Transaction, commit
+from .pg.limits import CommandTimeout, check_limit, server_limits
+from .pg.session import Connection, Hook, Session, SessionMode, notes_of
+from .pg.statistics import QueryStatistics
 
-__all__ = ["PostgresPool", "PostgresAdapter"]
+__all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 
-Connection = psycopg.Connection[Any]
+T = TypeVar("T")
+logger = logging.getLogger("pooling")
 Params = Sequence[Any] | Mapping[str, Any]
 
-#: Seconds that a close waits for the server to have ended its side.
-CLOSE_WAIT = 0.2
-
-# What psycopg keeps of a borrower's wishes on the client's side.
-_WISHES = (
-    "autocommit", "isolation_level", "read_only", "deferrable",
-    "row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold",
-)  # fmt: skip
-_READ_ONLY_SERVER = "25006"  # a primary became a standby: alive, and useless
+# Between two runs of a unit of work that failed on a conflict with others.
+_CONFLICT = Backoff(initial=0.01, maximum=1.0)
 
 
 class PostgresPool(Pool[Connection]):
@@ -47,253 +48,371 @@ class PostgresPool(Pool[Connection]):
 
     Args:
         conninfo: A URL or ``key=value`` text as for ``psycopg.connect``; empty
-            means the ``PG*`` variables of the environment.
+            means ``DATABASE_URL`` and the ``PG*`` variables of the
+            environment. Or a callable that returns one, asked anew for each
+            connection; see `rotate`.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
-            ``{"autocommit": True}``. Its ``connect_timeout`` is by default the
-            settings' ``create_timeout``.
+            ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
+            Or a callable, as for ``conninfo``. What nobody says is set:
+            ``connect_timeout`` to the settings' ``create_timeout``,
+            ``fallback_application_name`` to the pool's name, keepalive to
+            10 + 3 x 3 s and ``tcp_user_timeout`` to 10 s.
+        connection_class: The class of the connections. What is lent is of a
+            subclass that notes whether a session ran anything.
         configure: Called with each new connection; what it did is committed.
-        name: How the pool is called in messages.
+            What it set on the server is set again after a cleaning.
+        reset: Called with each connection that comes back, cleaned already.
+        check: Called with a connection to prove it alive, instead of a query;
+            raises if it is dead.
+        validation_query: What else proves it; ``None`` means the settings'.
+        session: ``"clean"``: for the next borrower all is as new, on the server
+            too (``SET``, role, temporary tables, advisory locks, ``LISTEN``);
+            a lease that ran nothing costs nothing, any other a round trip, and
+            that is the one of the COMMIT or ROLLBACK where there is one.
+            ``"trust"``: only the transaction and the client's side. A callable:
+            these, and what it does with the connection.
+        command_timeout: Seconds that a command may take, ``None`` for no limit.
+            The server stops it a moment before; if the server is silent, the
+            holder gets `CommandTimeout` at the limit.
+        idle_in_transaction_timeout: Seconds after which the server ends a
+            session that does nothing in the middle of a transaction.
+        query_statistics: Count and time queries, for some 5 µs each; see
+            `query_statistics`.
+        name: How the pool is called in messages, and on the server.
+        observers: Told what happens, see `Observer`.
+        clock: Where time comes from; tests pass their own.
 
     Raises:
-        ValueError: ``conninfo`` is not one. The message leaves it out, because
-            it may hold a password.
+        ValueError, TypeError: An argument is not of its kind. The message
+            leaves ``conninfo`` out, because it may hold a password.
     """
 
     def __init__(
         self,
-        conninfo: str = "",
+        conninfo: str | Callable[[], str] = "",
         settings: PoolSettings | None = None,
         *,
-        kwargs: Mapping[str, Any] | None = None,
-        configure: Callable[[Connection], object] | None = None,
+        kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        connection_class: type[Connection] = psycopg.Connection,
+        configure: Hook | None = None,
+        reset: Hook | None = None,
+        check: Hook | None = None,
+        validation_query: str | None = None,
+        session: SessionMode = "clean",
+        command_timeout: float | None = None,
+        idle_in_transaction_timeout: float | None = None,
+        query_statistics: bool = False,
         name: str | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Clock | None = None,
     ) -> None:
-        settings = settings or PoolSettings()
-        adapter = PostgresAdapter(conninfo, settings, kwargs=kwargs, configure=configure)
-        super().__init__(adapter=adapter, settings=settings, name=name)
+        settings = PoolSettings() if settings is None else settings
+        if not isinstance(settings, PoolSettings):
+            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
+        if validation_query is not None:
+            settings = settings.replace(validation_query=validation_query)
+        _check_hooks(configure=configure, reset=reset, check=check)
+        if not (callable(session) or session in ("clean", "trust")):
+            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
+        if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
+            raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
+        command = check_limit("command_timeout", command_timeout)
+        idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
+        self._queries = QueryStatistics() if query_statistics else None
+        self._proved = Answer(0, 0, {})
+        self._address = Address(
+            conninfo, kwargs,
+            {"connect_timeout": max(2, math.ceil(settings.create_timeout))},  # libpq's least
+            server_limits(command, idle),
+        )  # fmt: skip
+        self._session = Session(
+            session, configure, reset,
+            create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
+            command_timeout=command, queries=self._queries,
+        )  # fmt: skip
+        adapter = PostgresAdapter(
+            self._address, self._session, settings, connection_class=connection_class,
+            measuring=query_statistics, check=check, proved=self._note_proved,
+        )  # fmt: skip
+        super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
+        self._address.add_default("fallback_application_name", self.name)
 
-    @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[Connection]:
+    # -- verbs --------------------------------------------------------------------
+
+    def connection(self, timeout: float | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
             timeout: Seconds to wait for a connection; ``None`` means the
                 pool's ``acquire_timeout``.
 
+        Returns:
+            A context manager that gives the connection.
+
         Raises:
             PoolTimeout: None came in time.
             CreateFailed: None can be made, and trying again would not help.
+            CommitUnknown: The connection was lost during the commit.
             psycopg.Error: As from psycopg, the commit's included.
         """
-        # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
-        with self._acquire_for(timeout, 2) as conn, conn:
+        return Block(self, timeout)
+
+    @contextmanager
+    def transaction(
+        self,
+        *,
+        isolation_level: psycopg.IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Connection]:
+        """Lend a connection in a transaction of this kind, also where the pool's are in autocommit.
+
+        Within it ``commit()`` and ``rollback()`` are refused, and
+        ``conn.transaction()`` makes savepoints.
+
+        Args:
+            isolation_level: Of ``psycopg.IsolationLevel``; ``None`` means the connection's.
+            read_only: Whether it may not write; ``None`` means the connection's.
+            deferrable: Whether a serializable read-only one waits until it can
+                run safely; ``None`` means the connection's.
+            timeout: Seconds to wait for a connection.
+
+        Raises:
+            As for `connection`.
+        """
+        with (
+            self._acquire_for(timeout, 2) as conn,
+            Transaction(self, conn, isolation_level, read_only, deferrable),
+        ):
             yield conn
 
-    def execute_query(self, sql: str, params: Params | None = None) -> list[Any]:
+    def execute_query(
+        self,
+        sql: Any,
+        params: Params | None = None,
+        *,
+        row_factory: psycopg.rows.RowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
 
         Args:
             sql: The statement, with ``%s`` or ``%(name)s`` for parameters.
             params: Their values. With ``None`` a ``%`` in ``sql`` is just that.
+            row_factory: Makes the rows; ``None`` means the connection's.
+            timeout: Seconds for everything: the line and the statement. ``None``
+                means the pool's ``acquire_timeout`` and ``command_timeout``.
 
         Returns:
             The rows; none for a statement that has no result.
 
         Raises:
             PoolTimeout: No connection came in time.
+            psycopg.errors.QueryCanceled: The statement took too long;
+                `CommandTimeout` if the server could not be made to stop.
             psycopg.Error: As from psycopg.
         """
-        with self._acquire_for(None, 1) as conn, conn:
-            cursor = conn.execute(sql, params)
-            return cursor.fetchall() if cursor.description else []
+        deadline = None if timeout is None else self._now() + timeout
+        with self._acquire_for(timeout, 1) as conn:
+            self._hurry(conn, deadline)
+            # A statement outside of a transaction is one by itself, two round trips cheaper.
+            if (conn.isolation_level, conn.read_only, conn.deferrable) == (None, None, None):
+                conn._autocommit = True  # `autocommit` would take a lock and a generator; the reset undoes it
+            cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
+            cursor.execute(sql, params)
+            rows = cursor.fetchall() if cursor.description else []
+            commit(self, conn)
+            return rows
 
+    def execute_many(self, sql: Any, params: Iterable[Params], *, timeout: float | None = None) -> int:
+        """Execute one statement with many parameters, all in one transaction.
 
-class PostgresAdapter(Adapter[Connection]):
-    """How connections are made and kept; see :class:`PostgresPool` for the arguments.
+        Args:
+            sql: The statement.
+            params: Its parameters, one after the other.
+            timeout: As for `execute_query`.
 
-    Round trips go through libpq's non-blocking calls, because psycopg's own
-    have no time limit: on a network that swallows packets they never return.
-    """
+        Returns:
+            How many rows were affected.
 
-    noun = "connection"
-    bounded = True
+        Raises:
+            As for `execute_query`; nothing holds then.
+        """
+        deadline = None if timeout is None else self._now() + timeout
+        with self._acquire_for(timeout, 1) as conn:
+            self._hurry(conn, deadline)
+            with Transaction(self, conn), conn.cursor() as cursor:
+                cursor.executemany(sql, params)
+                return cursor.rowcount
 
-    def __init__(
-        self,
-        conninfo: str,
-        settings: PoolSettings,
-        *,
-        kwargs: Mapping[str, Any] | None = None,
-        configure: Callable[[Connection], object] | None = None,
-    ) -> None:
+    def run(self, function: Callable[[Connection], T], *, retries: int = 3, timeout: float | None = None) -> T:
+        """Run a unit of work in a transaction, and again in a new one where that helps.
+
+        It is run again after a serialization failure or a deadlock (40001,
+        40P01) and when the connection was lost before the commit was sent.
+        Other errors are passed on, and never is it run again when it may have
+        been committed.
+
+        Args:
+            function: The work; called with the connection, perhaps several times.
+            retries: How often it may be run again, at least 0.
+            timeout: Seconds to wait for a connection, each time.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            CommitUnknown: The connection was lost during the commit.
+            As for `connection`: the last error, when there are no retries left.
+        """
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise TypeError(f"retries must be a whole number, not {retries!r}")
+        if retries < 0:
+            raise ValueError(f"retries must be at least 0, not {retries!r}")
+        for run in range(1, retries + 2):
+            again = False
+            try:
+                with self._acquire_for(timeout, 1) as conn:
+                    try:
+                        with Transaction(self, conn):
+                            return function(conn)
+                    except Exception as error:
+                        again = run <= retries and self._may_run_again(conn, error)
+                        raise
+            except Exception:
+                if not again:
+                    raise
+            self._sleep(_CONFLICT.delay(run, waiting=False, random=random.random))
+        raise AssertionError("the last run returns or raises")
+
+    def rotate(self, timeout: float | None = None) -> None:
+        """Replace every connection, as soon as one has been made with what is answered now.
+
+        Until then the old ones are lent, and if none can be made they stay.
+        A change of what the callables answer does the same by itself when the
+        next connection is made; one that answers differently each time gives
+        tokens, which are good for connecting only, and nothing is replaced.
+
+        Args:
+            timeout: Seconds to wait for the first; ``None`` means ``acquire_timeout``.
+
+        Raises:
+            PoolTimeout: None could be made in time; the last real error is the cause.
+            CreateFailed: None can be made; the driver's error is the cause.
+            PoolClosed: The pool was closed.
+        """
+        state, began = self._state, self._now()
+        limit = self._settings.acquire_timeout if timeout is None else timeout
+        mark = self._address.asked
+
+        def proved() -> bool:
+            return self._proved.number > mark or state.closed or self._outage.final
+
+        if len(state.entries) >= state.max_size:
+            self.acquire(limit).discard()
+            self._until(lambda: proved() or len(state.entries) < state.max_size, limit)
+        size = state.live
+        self.fill(min(size + 1, state.max_size))
+        self._until(proved, max(0.0, began + limit - self._now()))
+        if self._proved.number <= mark:
+            self._raise_not_rotated(limit)
+        self.drain()
+        self.fill(min(size, state.max_size))
+
+    # -- looking ------------------------------------------------------------------
+
+    @property
+    def query_statistics(self) -> QueryStatistics | None:
+        """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
+        return self._queries
+
+    def get_pool_stats(self) -> dict[str, Any]:
+        """Return what a health endpoint shows.
+
+        Returns:
+            ``current_state``: how many are where, as `stats`, and
+            ``health_metrics``: counters since the start, times in seconds;
+            ``queries``: `query_statistics`, if they are on.
+        """
+        everything = self.metrics.to_dict()
+        return {
+            "current_state": {
+                **self.stats(),
+                **{name: everything[name] for name in _STATE_NAMES},
+            },
+            "health_metrics": {name: everything[name] for name in _HEALTH_NAMES},
+            **({} if self._queries is None else {"queries": self._queries.to_dict()}),
+        }
+
+    # -- how it works ---------------------------------------------------------------
+
+    def _create(self, key: Key) -> None:
+        before = self._proved
+        super()._create(key)
+        now = self._proved
+        # Once the first one is in: then the new answer is known to work.
+        if before.number and now.digest != before.digest and self._is_here_to_stay(now):
+            logger.info("pool %r: what it connects with has changed; replacing its connections", self.name)
+            self.drain()
+
+    def _note_proved(self, answer: Answer) -> None:
+        with self._lock:
+            if answer.number > self._proved.number:
+                self._proved = answer._replace(arguments={})  # without a password
+
+    def _is_here_to_stay(self, answer: Answer) -> bool:
         try:
-            given = conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError:
-            raise ValueError(
-                "conninfo is neither a postgresql:// URL nor key=value pairs"
-            ) from None
-        # libpq takes whole seconds, two or more
-        limit = {"connect_timeout": max(2, math.ceil(settings.create_timeout))}
-        self._conninfo = conninfo
-        self._kwargs = {key: limit[key] for key in limit.keys() - given} | dict(kwargs or {})
-        self._configure = configure
-        self._query = (settings.validation_query or "SELECT 1").encode()
-        self._reset_timeout = settings.reset_timeout
-
-    def create(self) -> Connection:
-        try:
-            conn: Connection = psycopg.connect(self._conninfo, **self._kwargs)
-        except psycopg.Error as error:
-            raise _without_secrets(error)  # noqa: B904
-        try:
-            self._prepare(conn)
-        except BaseException:
-            conn.close()
-            raise
-        return conn
-
-    def is_alive(self, resource: Connection) -> bool:
-        if resource.closed:
+            return self._address.ask().digest == answer.digest
+        except Exception:
+            logger.debug("pool %r: asking again failed", self.name, exc_info=True)
             return False
-        notes = _notes(resource)
-        try:
-            # Readable is not yet dead: it may be a NOTIFY, which libpq keeps. And a dead one
-            # can be read without an error first: the server's last words, before it hangs up.
-            while not notes.fatal and _ready(resource.fileno(), 0.0):
-                resource.pgconn.consume_input()
-                resource.pgconn.is_busy()  # parses what came, and so calls notes.hear()
-        except (psycopg.Error, OSError, ValueError):
+
+    def _raise_not_rotated(self, limit: float) -> NoReturn:
+        if self._state.closed:
+            raise PoolClosed(f"pool {self.name!r} is closed")
+        cause = self._outage.error
+        if self._outage.final:
+            raise self._cannot_create() from cause
+        text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
+        raise PoolTimeout(text) from cause
+
+    def _may_run_again(self, conn: Connection, error: Exception) -> bool:
+        if isinstance(error, CommitUnknown):
             return False
-        return not notes.fatal
+        return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 
-    def validate(self, resource: Connection, timeout: float) -> None:
-        _round_trip(resource, self._query, timeout)
+    def _hurry(self, conn: Connection, deadline: float | None) -> None:
+        """Limit the commands of this lease to what is left."""
+        if deadline is not None:
+            notes = notes_of(conn)
+            left = max(0.001, deadline - self._now())
+            notes.limit = left if notes.limit is None else min(left, notes.limit)
 
-    def reset(self, resource: Connection) -> None:
-        if resource.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-            _round_trip(resource, b"ROLLBACK", self._reset_timeout)
-            resource._prepared.clear()  # as psycopg does: they may name what is no more
-        for name, value in _notes(resource).as_new.items():
-            if getattr(resource, name) != value:
-                setattr(resource, name, value)
+    def _sleep(self, seconds: float) -> None:
+        box: queue.SimpleQueue[None] = queue.SimpleQueue()
+        with suppress(queue.Empty):
+            self._clock.get(box, seconds)
 
-    def close(self, resource: Connection) -> None:
-        try:
-            peer = _second_handle(resource)
-        except (OSError, psycopg.Error):  # closed already, or no descriptor to spare
-            resource.close()
-            return
-        with peer:
-            resource.close()
-            _wait_for_end(peer, CLOSE_WAIT)
-
-    def interrupt(self, resource: Connection) -> None:
-        with suppress(OSError, psycopg.Error), _second_handle(resource) as peer:
-            peer.shutdown(socket.SHUT_RDWR)
-
-    def abandon(self, resource: Connection) -> None:
-        # libpq says Terminate when it is freed, at the latest at exit; now to nobody.
-        sink = os.open(os.devnull, os.O_RDWR)
-        os.dup2(sink, resource.fileno())
-        os.close(sink)
-
-    def is_broken(self, resource: Connection, error: BaseException) -> bool:
-        return resource.closed or getattr(error, "sqlstate", None) == _READ_ONLY_SERVER
-
-    def is_final(self, error: BaseException) -> bool:
-        return bool(vars(error).get("_needs_password"))
-
-    def _prepare(self, conn: Connection) -> None:
-        conn._pool = self  # type: ignore[assignment]  # `with conn` then ends a transaction only
-        notes = vars(conn)["_pooling_notes"] = _Notes()
-        conn.add_notice_handler(notes.hear)
-        if self._configure is not None:
-            self._configure(conn)
-            conn.commit()
-        notes.as_new = {name: getattr(conn, name) for name in _WISHES}
+    def _renew_state(self) -> None:
+        super()._renew_state()
+        if self._queries is not None:
+            self._queries.renew()
 
 
-class _Notes:
-    """What the adapter keeps with each connection."""
-
-    def __init__(self) -> None:
-        self.fatal = False  # the server has said why it is about to hang up
-        self.as_new: dict[str, Any] = {}
-
-    def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        """Take a message that came while no query ran: a notice, or a last one."""
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
-            self.fatal = True
+def _check_hooks(**hooks: object) -> None:
+    for name, hook in hooks.items():
+        if not (hook is None or callable(hook)):
+            raise TypeError(f"{name} must be callable or None, not {hook!r}")
 
 
-def _notes(conn: Connection) -> _Notes:
-    notes: _Notes = vars(conn)["_pooling_notes"]
-    return notes
+_STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
+_HEALTH_NAMES = (
+    "active_connections", "idle_connections", "waiting_requests", "total_connections_created",
+    "total_connections_closed", "connection_errors", "connection_timeouts",
+    "avg_connection_acquisition_time", "max_connection_acquisition_time", "health_check_failures",
+    "last_health_check", "pool_exhausted_count",
+)  # fmt: skip
 
-
-def _without_secrets(error: psycopg.Error) -> psycopg.Error:
-    """Take out the failed connection, whose ``repr`` shows the password.
-
-    What it tells is kept: that the server wants a password and was given none.
-    The text is of no use for that, it comes in the server's language; that a
-    password was *wrong* does not show at all, since a server that is full also
-    refuses after it was sent.
-    """
-    vars(error)["_needs_password"] = bool(error.pgconn and error.pgconn.needs_password)
-    error._pgconn = None
-    return error
-
-
-def _round_trip(conn: Connection, query: bytes, timeout: float) -> None:
-    """Execute ``query`` and forget its result, within ``timeout`` seconds or raise."""
-    deadline = time.monotonic() + timeout
-    pgconn = conn.pgconn
-    pgconn.send_query(query)
-    pgconn.flush()  # a short query to an idle connection fits the socket's buffer
-    while True:
-        while pgconn.is_busy():
-            if not _ready(conn.fileno(), max(0.0, deadline - time.monotonic())):
-                raise TimeoutError(f"no answer from the server within {timeout:g} s")
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            return
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
-
-
-if hasattr(select, "poll"):
-
-    def _ready(fd: int, timeout: float) -> bool:
-        poll = select.poll()  # select.select() knows no descriptor above 1023
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
-
-else:  # Windows, whose descriptors are few in a set, not low in number
-
-    def _ready(fd: int, timeout: float) -> bool:
-        return bool(select.select([fd], [], [], timeout)[0])
-
-
-def _second_handle(conn: Connection) -> socket.socket:
-    """Return a socket of our own for the connection, which libpq knows nothing of."""
-    fd = socket.dup(conn.fileno())
-    try:
-        return socket.socket(fileno=fd)
-    except BaseException:
-        socket.close(fd)
-        raise
-
-
-def _wait_for_end(peer: socket.socket, timeout: float) -> None:
-    """Read until the server closes: until then it counts the connection as open."""
-    deadline = time.monotonic() + timeout
-    with suppress(OSError):  # a timeout, or the peer's reset
-        while (left := deadline - time.monotonic()) > 0:
-            peer.settimeout(left)
-            if not peer.recv(4096):
-                return
-
-
-PostgresPool.__module__ = "pooling"  # where users import it from
+PostgresPool.__module__ = "pooling"  # where users import them from

@@ -7,11 +7,12 @@ knows nothing else about it, and calls none of these under its lock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Adapter", "FunctionAdapter"]
+__all__ = ["Adapter", "FunctionAdapter", "own"]
 
 R = TypeVar("R")
+_FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 
 
 class Adapter(Generic[R]):
@@ -28,11 +29,14 @@ class Adapter(Generic[R]):
             their time limits themselves (a socket timeout, or no I/O at all).
             They then run in the borrower's thread. Otherwise they run on a
             worker, a thread hop dearer, so that one that hangs holds nobody.
+        closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
+            that it runs where the pool decides to close, not on a worker.
     """
 
     noun: str = "resource"
     blocking: bool = True
     bounded: bool = False
+    closes_at_once: bool = False
 
     def create(self) -> R:
         """Make a resource, or raise."""
@@ -70,7 +74,20 @@ class Adapter(Generic[R]):
         return False
 
     def is_final(self, error: BaseException) -> bool:
-        """Say whether :meth:`create`, having raised ``error``, can never succeed."""
+        """Say whether :meth:`create`, having raised ``error``, can never succeed.
+
+        As it stands: if the program is at fault and not the server (a wrong
+        argument, a name that does not exist, a module that is missing). Who
+        overrides it asks this one too.
+        """
+        return isinstance(error, _FAULTS)
+
+    def is_full(self, error: BaseException) -> bool:
+        """Say whether ``error``, raised by :meth:`create`, means that the server is up but has no room.
+
+        Such a refusal is no outage: the pool makes do with what it has for a
+        while, and tries again.
+        """
         return False
 
 
@@ -100,3 +117,10 @@ class FunctionAdapter(Adapter[R]):
     def _checked(self, resource: R, timeout: float) -> None:
         if self._validate(resource) is False:
             raise ValueError("validate() returned False")
+
+
+def own(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
+    """An adapter's method if it overrides it: what it does not override costs nothing."""
+    if getattr(type(adapter), method) is getattr(Adapter, method) and method not in vars(adapter):
+        return None
+    return getattr(adapter, method)  # type: ignore[no-any-return]

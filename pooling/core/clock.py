@@ -6,10 +6,11 @@ system's clock, and time passes when the test says so.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Protocol
 
-__all__ = ["Box", "Clock", "SystemClock", "SYSTEM"]
+__all__ = ["Box", "Clock", "SystemClock", "SYSTEM", "seconds"]
 
 
 class Box(Protocol):
@@ -52,3 +53,12 @@ class SystemClock:
 
 
 SYSTEM = SystemClock()
+
+
+def seconds(timeout: float) -> float:
+    """Check a timeout given in a call."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be at least 0 seconds, not {timeout!r}")
+    return min(float(timeout), threading.TIMEOUT_MAX)

@@ -21,7 +21,10 @@ import weakref
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Key", "Entry"]
+__all__ = ["DEAD", "Key", "Entry"]
+
+DEAD = object()
+"""The generation of a resource that was found dead."""
 
 
 class Key:
@@ -71,6 +74,16 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
         def __call__(self) -> Key | None: ...
+
+    def begin(self, generation: object, expires: float, now: float) -> None:
+        """Make it the record of a slot that is taken, and has no resource yet."""
+        self.resource = self.code = None
+        self.generation = generation
+        self.expires = expires
+        self.idle_since = self.checked = self.since = now
+        self.uses = self.thread = self.lasti = 0
+        self.busy = 0.0
+        self.leaked = False
 
     @property
     def held(self) -> bool:

@@ -14,7 +14,7 @@ from .metrics import SHORT
 from .registry import PAGE
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .lending import Lending
 
 __all__ = ["Lease"]
 
@@ -43,7 +43,7 @@ class Lease(Generic[R]):
 
     __slots__ = ("_pool", "_key")
 
-    _pool: Engine[R]  # set by `Engine.acquire`: an `__init__` would cost as much as the clock
+    _pool: Lending[R]  # set by `Lending.acquire`: an `__init__` would cost as much as the clock
     _key: Key | None
 
     @property
@@ -89,14 +89,16 @@ class Lease(Generic[R]):
         entry.idle_since = now
         entry.uses += 1
         entry.busy += held
-        if held > SHORT:
-            pool._long_use(entry, held)
+        if entry.leaked:
+            pool._came_back(entry, held)
         push(key)
         # A waiter registers, then looks at the idle ones; we put ours there,
         # then look at the waiters: one of us sees the other (P8). Nobody takes
         # it from under a waiter: who finds somebody waiting queues (P3).
         if (pool._waiters or entry.generation is not pool._home) and (PAGE[0] or pool._knows(entry)):
             pool._serve()
+        if held > SHORT:
+            pool._time_use(held)
 
     def release(self) -> None:
         """Give the resource back.

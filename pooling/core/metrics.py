@@ -18,7 +18,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from bisect import bisect
 from collections import Counter, deque
+from functools import partial
 from typing import IO, Any, NamedTuple
 
 from .clock import Clock
@@ -33,6 +35,7 @@ SHORT = 1e-4
 # 100 µs to about 20 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.
 _BOUNDS = [SHORT * 2 ** (step / 2) for step in range(48)]
+_bucket = partial(bisect, _BOUNDS)  # the place of a duration's bucket
 _FOLD_AT = 256
 _numbers = itertools.count()
 
@@ -65,7 +68,7 @@ class Histogram:
     def clear(self) -> None:
         """Forget everything."""
         self._fresh.clear()
-        self._counts = [0] * (len(_BOUNDS) + 1)
+        self._counts: Counter[int] = Counter()  # by the place of the bucket
         self._total = self._max = 0.0
 
     def record(self, seconds: float) -> None:
@@ -77,14 +80,11 @@ class Histogram:
 
     def _fold(self) -> None:
         fresh = self._fresh
-        for _ in range(len(fresh)):
-            try:
-                seconds = fresh.popleft()
-            except IndexError:
-                return
-            self._counts[_bucket(seconds)] += 1
-            self._total += seconds
-            self._max = max(self._max, seconds)
+        batch = [fresh.popleft() for _ in range(len(fresh))]
+        if batch:
+            self._counts.update(map(_bucket, batch))
+            self._total += sum(batch)
+            self._max = max(self._max, max(batch))
 
     def snapshot(self, others: int = 0, others_total: float = 0.0) -> HistogramSnapshot:
         """Return the figures now. Needs the lock.
@@ -94,7 +94,7 @@ class Histogram:
             others_total: What those add up to.
         """
         self._fold()
-        timed = sum(self._counts)
+        timed = self._counts.total()
         others = max(0, others)
         others_total = max(0.0, others_total)
         count = timed + others
@@ -115,8 +115,8 @@ class Histogram:
         if rank <= 0:
             return short
         seen = 0
-        for place, number in enumerate(self._counts):
-            if number and seen + number >= rank:
+        for place, number in sorted(self._counts.items()):
+            if seen + number >= rank:
                 low = _BOUNDS[place - 1] if place else 0.0
                 high = _BOUNDS[place] if place < len(_BOUNDS) else self._max
                 return min(low + (high - low) * (rank - seen) / number, self._max)
@@ -127,12 +127,7 @@ class Histogram:
     def timed(self) -> tuple[int, float]:
         """How many were recorded and what they add up to. Needs the lock."""
         self._fold()
-        return sum(self._counts), self._total
-
-
-def _bucket(seconds: float) -> int:
-    """The place of a duration: two buckets for each binary digit, found by counting digits."""
-    return min(int((seconds / SHORT) ** 2).bit_length(), len(_BOUNDS))
+        return self._counts.total(), self._total
 
 
 class PoolSnapshot(NamedTuple):
@@ -240,7 +235,6 @@ class PoolSnapshot(NamedTuple):
 
 
 
-
 class PoolMetrics:
     """The metrics of one pool: a lock-protected object that counts and presents.
 
@@ -284,7 +278,9 @@ class PoolMetrics:
 
     def look(self) -> None:
         """Note how many are in use now; slow paths call it. Needs the lock."""
-        self._peak = max(self._peak, self._state.in_use)
+        in_use = self._state.in_use
+        if in_use > self._peak:
+            self._peak = in_use
 
     def survey(self) -> None:
         """Note how many were ever lent: the stack lends the same few first. Needs the lock.

@@ -2,7 +2,8 @@
 
 Up: any number. Down, after a failed creation: none until the backoff has
 passed, then a single probing attempt. Recovered: 1, 2, 4, ... so that a
-server that has just come back is not stormed.
+server that has just come back is not stormed. Full (it is up, and takes no
+more clients than it has): none for a while, then one, and so on.
 
 Pure: values in, values out; guarded by the pool's lock.
 """
@@ -16,11 +17,14 @@ from .state import UNLIMITED
 
 __all__ = ["Outage"]
 
+FULL = 1.0
+"""Seconds, on average, that a full server is left alone."""
+
 
 class Outage:
     """What the last creations told about the server."""
 
-    __slots__ = ("error", "final", "failures", "since", "retry_at", "_ramp")
+    __slots__ = ("error", "final", "failures", "since", "retry_at", "full", "_ramp")
 
     def __init__(self) -> None:
         self.error: BaseException | None = None  # the last real cause; None: up
@@ -28,11 +32,12 @@ class Outage:
         self.failures = 0  # in a row
         self.since = 0.0
         self.retry_at = 0.0
+        self.full: BaseException | None = None  # it is up and has no room; those that are open serve on
         self._ramp = UNLIMITED
 
     def allowed(self, now: float) -> int:
         """How many creations may be under way at this moment."""
-        if self.error is None:
+        if self.error is None and self.full is None:
             return self._ramp
         return 1 if now >= self.retry_at else 0
 
@@ -51,6 +56,7 @@ class Outage:
         failures are of the same outage and do not lengthen the delay.
         """
         begins = self.error is None
+        self.full = None
         if begins:
             self.since = now
         if begins or now >= self.retry_at:
@@ -60,6 +66,14 @@ class Outage:
         self.final = final
         self._ramp = 1
         return begins
+
+    def refused(self, error: BaseException, now: float, uniform: Callable[[], float]) -> bool:
+        """Note that a server that is up has no room for one more; say if that is news."""
+        news = self.full is None
+        self.full = _bare(error)
+        self.retry_at = now + FULL * (0.5 + uniform())
+        self._ramp = 1
+        return news
 
     def hurry(self, now: float, backoff: Backoff) -> bool:
         """Somebody waits now: try again within ``probe_interval``. Say if that is sooner."""
@@ -76,6 +90,7 @@ class Outage:
             enough: The number from which on there is no need to hold back.
         """
         ends = self.error is not None
+        self.full = None
         if ends:
             self.error, self.final, self.failures = None, False, 0
         if self._ramp < UNLIMITED:

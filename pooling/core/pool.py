@@ -1,7 +1,8 @@
-"""`Pool`: the engine with what users steer it with."""
+"""`Pool`: what users make, and steer."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -11,21 +12,23 @@ from typing import Any, TypeVar
 
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolSettings
-from .adapter import Adapter, FunctionAdapter
-from .clock import SYSTEM, Clock
-from .engine import Engine, _numbers, _own, _say, _seconds
+from .adapter import Adapter, FunctionAdapter, own
+from .clock import SYSTEM, Clock, seconds
 from .entry import Key
 from .holders import Holder, describe, holders_of
+from .lending import Lending
 from .observer import Observer, tell
 from .state import _copy
+from .words import counts, say
 
 __all__ = ["Pool"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
+_numbers = itertools.count(1)
 
 
-class Pool(Engine[R]):
+class Pool(Lending[R]):
     """Lends resources that are costly to make to one thread at a time.
 
     ::
@@ -101,7 +104,7 @@ class Pool(Engine[R]):
             PoolClosed: The pool was closed.
         """
         self._enter()
-        limit = self._settings.acquire_timeout if timeout is None else _seconds(timeout)
+        limit = self._settings.acquire_timeout if timeout is None else seconds(timeout)
         state, outage = self._state, self._outage
         with self._lock:
             if state.closed:
@@ -124,10 +127,10 @@ class Pool(Engine[R]):
                 raise self._cannot_create() from outage.error
             text = (
                 f"pool {self.name!r}: {ready()} of {state.min_size} {self._adapter.noun}s "
-                f"ready within {limit:.1f} s ({self._counts()})"
+                f"ready within {limit:.1f} s ({counts(self._state)})"
             )
             if outage.error is not None:
-                text += f"; making one fails: {_say(outage.error)}"
+                text += f"; making one fails: {say(outage.error)}"
             raise PoolTimeout(text) from outage.error
 
     def close(self, timeout: float | None = None) -> None:
@@ -143,7 +146,7 @@ class Pool(Engine[R]):
                 ``None`` means ``close_timeout``.
         """
         self._enter()
-        limit = self._settings.close_timeout if timeout is None else _seconds(timeout)
+        limit = self._settings.close_timeout if timeout is None else seconds(timeout)
         state = self._state
         with self._lock:
             state.closed = True
@@ -353,7 +356,7 @@ class Pool(Engine[R]):
                 "max_size": state.max_size,
                 "paused": state.paused,
                 "closed": state.closed,
-                "down": None if self._outage.error is None else _say(self._outage.error),
+                "down": None if self._outage.error is None else say(self._outage.error),
             }
 
     def holders(self) -> list[Holder]:
@@ -363,8 +366,8 @@ class Pool(Engine[R]):
 
     def __repr__(self) -> str:
         with self._lock:
-            counts, closed = self._counts(), self._state.closed
-        return f"<{type(self).__name__} {self.name!r}: {counts}{', closed' if closed else ''}>"
+            text, closed = counts(self._state), self._state.closed
+        return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"
 
     # -- waiting for a state -------------------------------------------------------
 
@@ -405,7 +408,7 @@ def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
             raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapter must be a pooling.Adapter, not {adapter!r}")
-        if _own(adapter, "create") is None:
+        if own(adapter, "create") is None:
             raise TypeError(f"adapter must override create(), and {adapter!r} does not")
         return adapter
     for name, function in given.items():

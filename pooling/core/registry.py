@@ -19,6 +19,9 @@ resource that it has in its hands would talk to the parent's peer. Elsewhere the
 first use does it, or the child's exit. gevent may patch the process in between;
 what is made anew here can move with it then (see `threads`).
 
+Beyond us is a child that C forked while a thread of the parent waited for the
+interpreter itself: CPython's own lock counts that thread for ever.
+
 **Exit (P10).** Our threads are daemons: nothing waits for them. What is idle is
 closed by the reaper while the exit waits for it, but not for longer than a
 second; a thread cannot be started any more by then. What is lent or hangs is
@@ -95,7 +98,7 @@ class Background:
 
     def renew(self) -> None:
         """Start with nothing: no thread, no job, nothing due."""
-        self._world = queue.SimpleQueue
+        self.world = queue.SimpleQueue
         self._workers = self._make_workers()
         self._reaper = self._make_reaper(self.clock, self.pools)
         self._workers.reaper = self._reaper
@@ -118,7 +121,7 @@ class Background:
         The pools keep what they have. Native threads that are still at work
         stay in the old world until somebody in the hub's has moved.
         """
-        if queue.SimpleQueue is self._world or not may_move():
+        if queue.SimpleQueue is self.world or not may_move():
             return
         reaper = self._reaper
         self.renew()
@@ -137,6 +140,7 @@ _births: dict[int, Any] = {}  # process id: the lock that its first thread to no
 _leaving = 0  # the id of the process whose exit has begun,
 _last_thread = 0  # and of the thread that it began in
 _incref: Callable[[object], object] | None = None
+_forgetful: list[bool] = []  # C's fork was told what to forget
 
 
 def background_of(clock: Clock) -> Background:
@@ -244,13 +248,7 @@ def _nobodys_key(now: float) -> Key:
     gone, key = Key(), Key()
     key.entry = entry = Entry(gone)
     hash(entry)  # while there is something to hash
-    entry.resource = entry.code = None
-    entry.generation = object()
-    entry.expires = float("-inf")
-    entry.idle_since = entry.checked = entry.since = now
-    entry.uses = entry.thread = entry.lasti = 0
-    entry.busy = 0.0
-    entry.leaked = False
+    entry.begin(object(), float("-inf"), now)
     return key
 
 
@@ -290,7 +288,29 @@ def _learn_to_keep() -> None:
         # Now, not in a child: another thread may be amid an import when the process forks.
         from _ctypes import Py_INCREF as _incref
     except ImportError:
-        pass  # then what is kept is destroyed at the very end
+        return  # then what is kept is destroyed at the very end
+    if sys.version_info >= (3, 13) and hasattr(os, "fork") and not _forgetful:
+        _forgetful.append(True)
+        _forget_parents_threads()
+
+
+def _forget_parents_threads() -> None:
+    """Have C's fork do what Python's does about threads that wait in the parent.
+
+    CPython 3.13+ lists them, on their own stacks, and a `SimpleQueue` waits
+    there: when a new thread's stack takes that place the list leads anywhere,
+    and the child crashes. It must be done before there is a new thread.
+    """
+    import ctypes
+
+    try:
+        process = ctypes.CDLL(None)
+        forget = ctypes.cast(ctypes.pythonapi._PyParkingLot_AfterFork, ctypes.c_void_p)
+        # glibc's `pthread_atfork` is static, and calls this one.
+        register = getattr(process, "__register_atfork", None) or process.pthread_atfork
+        register(None, None, forget, None)
+    except (AttributeError, OSError):
+        pass  # an interpreter, or a C library, without these
 
 
 def _before_fork() -> None:

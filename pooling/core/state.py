@@ -30,6 +30,8 @@ from .waiter import Waiter
 __all__ = ["PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
+_NOT_LENT = float("-inf")
+_NOT_BEGUN = float("inf")
 
 
 class PoolState:
@@ -100,13 +102,13 @@ class PoolState:
     def join(self, waiter: Waiter) -> None:
         """Put a waiter where its time of arrival belongs."""
         line = self.waiters
+        if not line or line[-1].arrived < waiter.arrived:
+            line.append(waiter)
+            return
         place = len(line)
         while place and _before(waiter, line[place - 1]):
             place -= 1
-        if place == len(line):
-            line.append(waiter)
-        else:
-            line.insert(place, waiter)
+        line.insert(place, waiter)
 
     def leave(self, waiter: Waiter) -> Key | BaseException | None:
         """Take a waiter out of the line, for whatever reason it leaves.
@@ -171,6 +173,7 @@ class PoolState:
             reason = "max_idle"
         if reason is None:
             self.settle(entry)
+            entry.since = _NOT_LENT
             if self.waiters and not self.paused:
                 self._hand(key)
             else:
@@ -295,7 +298,8 @@ class PoolState:
             closes.append((key, reason))
 
     def close(self, entry: Entry) -> None:
-        """Note that an entry is being closed; its slot stays taken (P2)."""
+        """Note that an entry is to be closed; its slot stays taken (P2)."""
+        entry.since = _NOT_BEGUN  # before it is seen there: it must not look overdue
         self.closing.add(entry)
         self.settle(entry)
 

@@ -461,3 +461,82 @@ def test_stats_name_the_cause(make: Make, server: Server) -> None:
     assert pool.stats()["down"] is None
     fill(pool, 1)
     assert pool.stats()["down"] == "ConnectionRefusedError: down"
+
+
+# -- a server that is up, and full --------------------------------------------------------
+
+
+class FullServer(Server):
+    """A server that may refuse because it has all the clients it takes."""
+
+    def is_full(self, error: BaseException) -> bool:
+        return isinstance(error, BlockingIOError)
+
+
+@pytest.fixture
+def full(make: Make, clock: VirtualClock) -> tuple[Pool[Any], FullServer, Incidents]:
+    """A pool with one resource out of ten, and the server takes no more."""
+    server, incidents = FullServer(clock), Incidents()
+    server.error = None
+    pool = make(adapter=server, max_size=10, clock=clock, observers=[incidents], max_attempts=2)
+    pool.acquire().release()
+    server.error = BlockingIOError("too many clients")
+    server.attempts.clear()
+    return pool, server, incidents
+
+
+def test_a_full_server_is_no_outage(
+    full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
+) -> None:
+    pool, server, incidents = full
+    lease = pool.acquire()
+    tasks = in_line(pool, clock, 3)
+    for _ in range(40):
+        clock.advance(0.25)
+    assert 5 <= len(server.attempts) <= 21  # every 0.5 to 1.5 s, whoever waits
+    assert pool.stats()["down"] is None and incidents.seen == []
+    lease.release()  # what is open serves all of them, max_attempts or not
+    for task in tasks:
+        task.result().release()
+
+
+def test_when_there_is_room_again_the_pool_grows(
+    full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
+) -> None:
+    pool, server, _ = full
+    lease = pool.acquire()
+    (task,) = in_line(pool, clock, 1)
+    server.error = None
+    clock.advance(1.5)
+    task.result().release()
+    lease.release()
+    assert pool.stats()["size"] == 2
+
+
+def test_who_waits_in_vain_for_a_full_server_is_told_so(
+    full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
+) -> None:
+    pool, server, _ = full
+    with pool.acquire():
+        task = Task(pool.acquire, 5)
+        clock.until_parked(1)
+        clock.advance(5)
+        with pytest.raises(PoolTimeout, match="too many clients") as caught:
+            task.result()
+        assert caught.value.__cause__ is server.error
+
+
+def test_a_full_server_is_an_outage_for_a_pool_that_has_nothing(
+    make: Make, clock: VirtualClock
+) -> None:
+    server, incidents = FullServer(clock), Incidents()
+    server.error = BlockingIOError("too many clients")
+    pool = make(adapter=server, clock=clock, observers=[incidents])
+    with pytest.raises(PoolUnavailable):
+        pool.acquire(0)
+    task = Task(pool.acquire, 1)
+    clock.until_parked(1)
+    clock.advance(1)
+    with pytest.raises(PoolTimeout, match="too many clients"):
+        task.result()
+    assert incidents.seen and pool.stats()["down"] is not None

@@ -10,10 +10,14 @@ import gc
 import signal
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
+from pooling.core.entry import Entry
+from pooling.core.sweep import _overdue_work, sweep
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
 
 
@@ -426,6 +430,147 @@ def test_worker_dies_with_its_job() -> None:
     thread.join(30)
     assert len(got) == 1
     assert pool.metrics.snapshot().orphans == 1
+
+
+# -- work that ends, or begins, just when the reaper looks for what takes too long -----------------
+
+
+def when_the_reaper_has_decided(pool: Pool[FakeResource], happens: Callable[[], object]) -> None:
+    """Have something happen between the reaper's look at an overdue piece of work and its deed."""
+    original = pool._abandon
+
+    def abandon(*args: Any) -> None:
+        happens()
+        original(*args)
+
+    pool._abandon = abandon  # type: ignore[method-assign]
+
+
+def test_a_creation_that_comes_at_its_very_time_limit(adapter: FakeAdapter) -> None:
+    """It was delivered: neither is its slot taken away, nor the server called down."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock, create_timeout=5)
+    got: list[object] = []
+
+    def borrow() -> None:
+        with pool.acquire(timeout=9) as resource:
+            clock.settle()
+            got.append(resource)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    clock.until_parked(1)
+    when_the_reaper_has_decided(pool, clock.run_job)
+    clock.advance(5)
+    thread.join(30)
+    assert got[0] in adapter.open
+    assert pool.stats()["down"] is None
+    assert pool.stats()["idle"] == pool.stats()["size"] == 1
+
+
+def test_a_creation_that_comes_just_after_its_time_limit(adapter: FakeAdapter) -> None:
+    """Its slot is another's by then: it is closed."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock, create_timeout=5)
+    original = adapter.create
+
+    def create() -> FakeResource:
+        resource = original()
+        clock.advance(5)
+        assert pool.stats()["size"] == 0
+        return resource
+
+    adapter.create = create  # type: ignore[method-assign]
+    pool.fill(1)
+    clock.run_job()
+    assert adapter.made == adapter.closed == 1
+    assert pool.metrics.snapshot().created == 0
+
+
+@pytest.mark.parametrize("step", ["validate", "reset"])
+def test_a_check_that_ends_at_its_very_time_limit(step: str) -> None:
+    """The resource may be somebody's by then, and must not be interrupted under his hands."""
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
+    pool.fill(1)
+    clock.run_job()
+    if step == "validate":
+        pool.check()
+    else:
+        pool.acquire().release()
+    assert pool.stats()["checking"] == 1
+    leases = []
+
+    def ends() -> None:
+        clock.run_job()
+        leases.append(pool.acquire(timeout=0))
+
+    when_the_reaper_has_decided(pool, ends)
+    clock.advance(5)
+    assert not leases[0].resource.interrupted
+    assert pool.stats()["in_use"] == 1
+
+
+def test_a_check_that_ends_while_it_is_cut_off() -> None:
+    """It is not lent any more, and closed once."""
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
+    pool.fill(1)
+    clock.run_job()
+    pool.check()
+    original = adapter.interrupt
+
+    def interrupt(resource: FakeResource) -> None:
+        clock.run_job()
+        assert pool.stats()["size"] == 1 and not pool.stats()["idle"]  # P2: until it is cut off
+        original(resource)
+
+    adapter.interrupt = interrupt  # type: ignore[method-assign]
+    clock.advance(5)
+    assert pool.stats()["size"] == clock.jobs == 0
+    assert adapter.made == adapter.closed == 1
+    assert pool.metrics.snapshot().closed == {"check_timeout": 1}
+
+
+def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: FakeAdapter) -> None:
+    """The reaper looks when a drain has decided, and not yet sent what it decided to the workers."""
+    clock = VirtualClock(workers="manual")
+    pool = make(adapter, clock, size=2, close_timeout=5)
+    pool.fill(2)
+    clock.run_job()
+    clock.run_job()
+    with pool.acquire(), pool.acquire():
+        pass
+    clock.advance(60)
+    original = pool._dispose
+
+    def dispose(*args: Any) -> None:
+        sweep(pool, clock.now())
+        original(*args)
+
+    pool._dispose = dispose  # type: ignore[method-assign]
+    pool.drain()
+    assert pool.stats()["closing"] == 2
+    assert adapter.calls["abandon"] == 0
+
+
+def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    pool = make(adapter, clock)
+    pool.fill(1)
+    clock.run_job()
+    lease = pool.acquire()
+    clock.advance(60)
+    original = pool._state.check
+
+    def check(entry: Entry) -> None:
+        original(entry)
+        _overdue_work(pool, clock.now())
+
+    pool._state.check = check  # type: ignore[method-assign]
+    lease.release()  # and a reset begins
+    assert pool.stats()["checking"] == 1
+    assert adapter.calls["interrupt"] == 0
 
 
 # -- destructors and signal handlers inside the pool's critical section ----------------------

@@ -10,8 +10,8 @@ import pytest
 
 from pooling import Pool, PoolSettings, PoolTimeout
 from pooling.core.clock import SystemClock
-from pooling.core.reaper import AUDIT
 from pooling.core.registry import Background
+from pooling.core.sweep import AUDIT
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 

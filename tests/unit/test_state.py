@@ -679,7 +679,7 @@ WHICH = st.integers(0, 7)  # one of several, counted around
 class StateMachine(RuleBasedStateMachine):
     """The model plays everybody: borrowers, workers, the reaper, who steers.
 
-    Each rule does what `Engine` does under its lock, and ends in `serve`. The
+    Each rule does what `Slots` does under its lock, and ends in `serve`. The
     model holds the keys that are not in the state, as leases and jobs do.
     """
 

@@ -467,8 +467,9 @@ def test_a_thread_that_waits_for_itself_is_warned_at_once(
     clock.until_parked(1)
     (text,) = warnings()
     assert re.fullmatch(
-        r"pool 'test': this wait can only end by its timeout: every thing is held by a thread that "
-        r"waits for another one here; held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
+        r"pool 'test': unless another thread gives one back, this wait ends by its timeout: every thing was "
+        r"acquired by a thread that waits for another one here; "
+        r"held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
         text,
     )
     clock.advance(5)
@@ -539,6 +540,75 @@ def test_who_gave_his_back_waits_for_a_worker_and_not_for_himself(
     assert warnings() == []
     manual.advance(5)
     fails(task.result)
+
+
+def test_what_is_looked_at_on_ones_behalf_is_not_yet_ones_own(
+    make: Make, manual: VirtualClock, warnings: Warnings
+) -> None:
+    """The only resource is being validated for the thread that had it last: it waits for a worker."""
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+
+    def twice() -> None:
+        for _ in range(2):
+            pool.acquire(5).release()
+            run_jobs(manual)  # the reset
+            manual.advance(1)  # so that a round trip is due
+
+    fill(pool, 1)
+    task = Task(twice)
+    manual.until_parked(1)
+    assert manual.jobs == 1 and pool.stats()["checking"] == 1
+    assert warnings() == []
+    run_jobs(manual)
+    task.result()
+
+
+def test_what_is_on_its_way_to_somebody_is_not_held_by_whoever_had_it_last(
+    make: Make, manual: VirtualClock, warnings: Warnings
+) -> None:
+    """A check began after its last lease, and it is in a waiter's box when its last holder comes again."""
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    fill(pool, 1)
+    again, seen = threading.Event(), threading.Event()
+
+    def first() -> None:
+        pool.acquire(5).release()
+        assert again.wait(30)
+        pool.acquire(5).release()
+
+    def second() -> None:
+        pool._get = hold_up
+        pool.acquire(5).release()
+
+    original = pool._get
+
+    def hold_up(box: Any, timeout: float | None) -> Any:
+        item = original(box, timeout)
+        pool._get = original
+        again.set()  # it is out of the line, and not yet stamped
+        assert seen.wait(30)
+        return item
+
+    holder = Task(first)
+    while not manual.jobs:  # the reset
+        pass
+    manual.advance(1)
+    run_jobs(manual)
+    manual.advance(1)
+    pool.check()  # the check begins now
+    waiter = Task(second)
+    manual.until_parked(1)
+    run_jobs(manual)
+    manual.until_parked(1)  # the last holder
+    assert warnings() == []
+    seen.set()
+    while not manual.jobs:
+        pass
+    run_jobs(manual)
+    for _ in range(2):
+        waiter.result()
+        run_jobs(manual)
+    holder.result()
 
 
 # -- outages ------------------------------------------------------------------------------

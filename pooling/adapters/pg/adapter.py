@@ -1,0 +1,135 @@
+"""How PostgreSQL connections are made and kept."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+
+from ...core.adapter import Adapter
+from ...settings import PoolSettings
+from . import failures
+from .address import Address, Answer
+from .session import Connection, Hook, Session, notes_of, role_of, tracked
+from .wire import round_trip, second_handle, wait_for_end
+
+__all__ = ["PostgresAdapter"]
+
+#: Seconds that a close waits for the server to have ended its side.
+CLOSE_WAIT = 0.2
+#: The values of ``target_session_attrs`` that say what the server must be.
+ROLES = {"read-write", "read-only", "primary", "standby"}
+
+
+class PostgresAdapter(Adapter[Connection]):
+    """How connections are made and kept.
+
+    Args:
+        address: What to connect to.
+        session: How sessions are prepared and cleaned.
+        settings: For its times and its validation query.
+        connection_class: The class of the connections, or their base.
+        measuring: Whether queries are timed.
+        check: What validates a connection instead of a query.
+        proved: Called with the `Answer` that a connection was made with.
+    """
+
+    noun = "connection"
+    bounded = True
+
+    def __init__(
+        self,
+        address: Address,
+        session: Session,
+        settings: PoolSettings,
+        *,
+        connection_class: type[Connection] = psycopg.Connection,
+        measuring: bool = False,
+        check: Hook | None = None,
+        proved: Callable[[Answer], object] = lambda answer: None,
+    ) -> None:
+        self._address = address
+        self._session = session
+        self._class = tracked(connection_class, measuring)  # type: ignore[arg-type]  # mypy: a class is not Hashable
+        self._check = check
+        self._proved = proved
+        self._query = (settings.validation_query or "SELECT 1").encode()
+        self._listener = failures.Listener()
+
+    def create(self) -> Connection:
+        answer = self._address.ask()
+        with self._listener.attempt():
+            conn: Connection = self._class.connect(**answer.arguments)
+        try:
+            self._session.prepare(conn, self)
+        except BaseException:
+            conn.close()
+            raise
+        wish = answer.arguments.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
+        if wish in ROLES:
+            notes_of(conn).role = role_of(conn)
+        self._proved(answer)
+        return conn
+
+    def is_alive(self, resource: Connection) -> bool:
+        # Reads what has come, without waiting, for less than a poll() costs. That there is
+        # something is not yet a death: it may be a NOTIFY, which libpq keeps. And a dead one
+        # may be read without an error first: the server's last words, before it hangs up.
+        pgconn = resource.pgconn
+        try:
+            pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        pgconn.is_busy()  # parses what came, and so calls notes.hear()
+        notes = notes_of(resource)
+        return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
+
+    def validate(self, resource: Connection, timeout: float) -> None:
+        if self._check is not None:
+            self._session.call(resource, self._check, timeout)
+        else:
+            round_trip(resource, self._query, timeout)
+        if notes_of(resource).role not in (None, role_of(resource)):  # of which failovers make another
+            raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
+
+    def reset(self, resource: Connection) -> None:
+        self._session.clean(resource)
+
+    def commit(self, resource: Connection) -> None:
+        """Commit what a borrower did; see `Session.commit`."""
+        self._session.commit(resource)
+
+    def close(self, resource: Connection) -> None:
+        try:
+            peer = second_handle(resource)
+        except (OSError, psycopg.Error):  # closed already, or no descriptor to spare
+            resource.close()
+            return
+        with peer:
+            resource.close()
+            wait_for_end(peer, CLOSE_WAIT)
+
+    def interrupt(self, resource: Connection) -> None:
+        with suppress(OSError, psycopg.Error), second_handle(resource) as peer:
+            peer.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self, resource: Connection) -> None:
+        # libpq says Terminate when it is freed, at the latest at exit; now to nobody.
+        sink = os.open(os.devnull, os.O_RDWR)
+        os.dup2(sink, resource.fileno())
+        os.close(sink)
+
+    def is_broken(self, resource: Connection, error: BaseException) -> bool:
+        if resource.closed or failures.ended_by(error) is not None:
+            return True
+        # A primary became a standby, unless it was the borrower's wish not to write.
+        return failures.READ_ONLY in failures.sqlstates(error) and not resource.read_only
+
+    def is_final(self, error: BaseException) -> bool:
+        return failures.is_hopeless(error, self._address.changes)
+
+    def is_full(self, error: BaseException) -> bool:
+        return failures.is_full(error)

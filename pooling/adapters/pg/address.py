@@ -1,0 +1,104 @@
+"""What to connect to, and as whom: asked anew for each connection where a callable says it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+__all__ = ["KEEPALIVE", "Address", "Answer"]
+
+Conninfo = str | Callable[[], str]
+Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+
+#: A peer that is silently gone is noticed after this: 10 s with data on the way
+#: (``tcp_user_timeout``, milliseconds, Linux), 10 + 3 x 3 s while nothing is sent.
+#: The systems' own defaults are two hours and more than ten minutes.
+KEEPALIVE = {
+    "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 10_000,
+}  # fmt: skip
+
+# Arguments of psycopg.connect that are not libpq's.
+_OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
+_ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
+
+
+class Answer(NamedTuple):
+    """What one connection is made with."""
+
+    number: int  # of the question
+    digest: int  # stands for the answer: two that differ are two
+    arguments: dict[str, Any]  # of ``psycopg.connect``
+
+
+class Address:
+    """Where and as whom; see `PostgresPool` for the arguments.
+
+    Args:
+        defaults: Parameters of libpq's for what is said nowhere else.
+        options: Server settings by name, for what ``options`` does not say.
+    """
+
+    def __init__(
+        self, conninfo: Conninfo, kwargs: Kwargs | None, defaults: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
+        if not (isinstance(conninfo, str) or callable(conninfo)):
+            raise TypeError(f"conninfo must be a text or a callable, not a {type(conninfo).__name__}")
+        if not (kwargs is None or isinstance(kwargs, Mapping) or callable(kwargs)):
+            raise TypeError(f"kwargs must be a mapping or a callable, not a {type(kwargs).__name__}")
+        self.changes = callable(conninfo) or callable(kwargs)
+        self._conninfo, self._kwargs = conninfo, kwargs
+        self._defaults = {**KEEPALIVE, **defaults}
+        self._options = " ".join(f"-c {name}={value}" for name, value in options.items())
+        self._numbers = itertools.count(1)
+        self.asked = 0  # the number of the last question
+        if not self.changes:
+            self.ask()
+
+    def add_default(self, name: str, value: object) -> None:
+        """Set a parameter of libpq's for what is said nowhere else."""
+        self._defaults[name] = value
+
+    def ask(self) -> Answer:
+        """Return what the next connection is to be made with.
+
+        Raises:
+            ValueError: It is no address; the message leaves it out, because
+                it may hold a password.
+        """
+        self.asked = number = next(self._numbers)
+        conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
+        kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
+        own = {name: value for name, value in (kwargs or {}).items() if name in _OWN}
+        parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
+            name: value for name, value in (kwargs or {}).items() if name not in _OWN
+        })  # fmt: skip
+        digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
+        return Answer(number, digest, {**self._completed(parameters), **own})
+
+    def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Add the defaults. What the user says of the same comes after them, and wins."""
+        defaults = {
+            name: value for name, value in self._defaults.items()
+            if _ENVIRONMENT.get(name, "") not in os.environ
+        }  # fmt: skip
+        if self._options:
+            said = given.get("options") or os.environ.get("PGOPTIONS", "")
+            given = {**given, "options": f"{self._options} {said}".rstrip()}
+        return {**defaults, **given}
+
+
+def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        parameters: dict[str, Any] = conninfo_to_dict(conninfo)
+    except (psycopg.ProgrammingError, TypeError, AttributeError):
+        raise ValueError("conninfo is neither a postgresql:// URL nor key=value pairs") from None
+    try:
+        make_conninfo("", **kwargs)
+    except (psycopg.ProgrammingError, TypeError) as error:
+        raise ValueError(f"kwargs: {error}") from None
+    return {**parameters, **{name: value for name, value in kwargs.items() if value is not None}}

@@ -1,0 +1,118 @@
+"""The blocks in which a connection is lent for a transaction, and how they end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from ...errors import PoolError
+from . import failures
+from .session import Connection
+
+if TYPE_CHECKING:
+    from ..postgres import PostgresPool
+
+__all__ = ["Block", "CommitUnknown", "Transaction", "commit"]
+
+
+class CommitUnknown(PoolError, psycopg.OperationalError):
+    """The connection was lost while a commit was under way: it may hold or not.
+
+    The driver's error is the ``__cause__``. Only the data can tell; running
+    the work again could do it twice.
+    """
+
+
+class Block:
+    """``with db.connection()``: by hand, because a generator would cost more than the lease."""
+
+    __slots__ = ("_pool", "_timeout", "_lease")
+
+    def __init__(self, pool: PostgresPool, timeout: float | None) -> None:
+        self._pool, self._timeout = pool, timeout
+
+    def __enter__(self) -> Connection:
+        self._lease = lease = self._pool._acquire_for(self._timeout, 1)
+        return lease.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease = self._lease
+        if error is None:
+            try:
+                commit(self._pool, lease.resource)
+            except BaseException as problem:
+                lease.__exit__(type(problem), problem, None)
+                raise
+        lease.__exit__(kind, error, traceback)
+
+
+class Transaction:
+    """A psycopg transaction whose end is told exactly."""
+
+    def __init__(
+        self,
+        pool: PostgresPool,
+        conn: Connection,
+        isolation_level: psycopg.IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> None:
+        self._pool, self._conn = pool, conn
+        if isolation_level is not None:
+            conn.isolation_level = isolation_level
+        if read_only is not None:
+            conn.read_only = read_only
+        if deferrable is not None:
+            conn.deferrable = deferrable
+        self._block = conn.transaction()
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if error is None:
+            try:
+                _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
+            except psycopg.Error as lost:
+                self._block.__exit__(type(lost), lost, None)
+                raise
+        try:
+            return self._block.__exit__(kind, error, traceback)
+        except psycopg.Error as problem:
+            if error is None:
+                _refuse_unknown(self._pool, self._conn, problem)
+            raise
+
+
+def commit(pool: PostgresPool, conn: Connection) -> None:
+    """Commit at the end of a block, and say what is known if that fails."""
+    if conn.closed and not conn.broken:
+        return  # closed by its borrower: as psycopg does
+    if not conn.autocommit:
+        _refuse_lost(pool, conn)
+    try:
+        pool._session.commit(conn)
+    except (psycopg.Error, TimeoutError) as error:
+        _refuse_unknown(pool, conn, error)
+        raise
+
+
+def _refuse_lost(pool: PostgresPool, conn: Connection) -> None:
+    if not pool._adapter.is_alive(conn):
+        raise psycopg.OperationalError("the connection was lost before the commit was sent")
+
+
+def _refuse_unknown(pool: PostgresPool, conn: Connection, error: Exception) -> None:
+    if isinstance(error, TimeoutError) or conn.closed or failures.ended_by(error) is not None:
+        raise CommitUnknown(
+            f"pool {pool.name!r}: the connection was lost during the commit, which may hold or not"
+        ) from error
+
+
+CommitUnknown.__module__ = "pooling"  # where users import it from

@@ -1,0 +1,303 @@
+"""What a borrower leaves behind in a connection, and how it is made to be gone (P5).
+
+- *On the client* psycopg keeps everything in the connection's own attributes,
+  so a copy of them, taken when it was new, is what it is brought back to.
+- *On the server* nothing that the client can see is sound: ``set_config()`` and
+  ``pg_advisory_lock()`` look like a SELECT. So a session is dirty when it ran
+  anything at all, which is seen where psycopg waits for the server, in
+  ``Connection.wait``: connections are of a subclass that notes it. What is
+  executed on the raw ``pgconn`` is not seen.
+- A dirty session is cleaned in one round trip, together with the ROLLBACK or
+  COMMIT that its transaction needs anyway.
+
+Prepared statements are kept: psycopg counts on them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from typing import Any, Literal, TypeVar
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import AdaptersMap
+from psycopg.types import TypesRegistry
+
+from . import failures
+from .limits import limited
+from .statistics import QueryStatistics
+from .wire import failed_at, round_trip
+
+__all__ = [
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
+]  # fmt: skip
+
+Connection = psycopg.Connection[Any]
+Hook = Callable[[Connection], object]
+SessionMode = Literal["clean", "trust"] | Hook
+C = TypeVar("C", bound=Connection)
+
+# DISCARD ALL without DEALLOCATE ALL, and a RESET ROLE for a role that was set as the default.
+# Source: "DISCARD" in the PostgreSQL manual, which says what ALL stands for.
+CLEAN = (
+    b"; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
+    b" SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
+IDLE, IN_TRANSACTION, IN_ERROR = (
+    pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
+)  # fmt: skip
+
+
+class Notes:
+    """What is noted of one connection."""
+
+    as_new: dict[str, Any]  # its attributes; and of those that are changed in place:
+    bare: dict[str, Any]  # before it was configured
+    handlers: list[list[Any]]
+    adapters: AdaptersMap
+    prepare: tuple[int | None, int]
+
+    def __init__(self) -> None:
+        self.dirty = False  # it ran something since it was clean
+        self.bereft = False  # what was configured has gone with a cleaning
+        self.fatal = False  # the server has said why it is about to hang up
+        self.limit: float | None = None  # seconds for a command
+        self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
+        self.queries: QueryStatistics | None = None
+
+    def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        """Take a message that came while no query ran: a notice, or a last one."""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.fatal = True
+
+
+class Tracking:
+    """Put before a connection class: notes that something runs, and limits its time."""
+
+    _pooling: Notes
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pooling = Notes()
+        super().__init__(*args, **kwargs)
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
+        notes = self._pooling
+        notes.dirty = True
+        if notes.limit is not None:
+            gen = limited(gen, self, notes.limit)  # type: ignore[arg-type]
+        return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:
+        told = failures.listening()
+        if told is None:
+            return (yield from super()._connect_gen(conninfo, **options))  # type: ignore[misc]
+        return cls((yield from failures.connect(conninfo, told, **options)))
+
+
+class Measuring(Tracking):
+    """Does that, and times queries."""
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
+        queries = self._pooling.queries
+        timer = None if queries is None else queries.timed(gen)
+        if timer is None:
+            return super().wait(gen, *args, **kwargs)
+        with timer:
+            return super().wait(gen, *args, **kwargs)
+
+
+@functools.cache
+def tracked(connection_class: type[C], measuring: bool) -> type[C]:
+    """Return a subclass that looks like the class itself and keeps `Notes`."""
+    first = Measuring if measuring else Tracking
+    namespace = {"__module__": connection_class.__module__, "__doc__": connection_class.__doc__}
+    made: type[C] = type(connection_class.__name__, (first, connection_class), namespace)
+    made.__qualname__ = connection_class.__qualname__
+    return made
+
+
+def notes_of(conn: Connection) -> Notes:
+    """Return the notes of a connection that a pool has made."""
+    notes: Notes = conn._pooling  # type: ignore[attr-defined]
+    return notes
+
+
+class Session:
+    """How one pool's sessions are prepared and cleaned; see `PostgresPool` for the arguments."""
+
+    def __init__(
+        self,
+        mode: SessionMode = "clean",
+        configure: Hook | None = None,
+        reset: Hook | None = None,
+        *,
+        create_timeout: float,
+        reset_timeout: float,
+        command_timeout: float | None = None,
+        queries: QueryStatistics | None = None,
+    ) -> None:
+        self._clean = CLEAN if mode == "clean" else b""
+        self._configure = configure
+        self._hooks = [hook for hook in (mode, reset) if callable(hook)]
+        self._create_timeout = create_timeout
+        self._reset_timeout = reset_timeout
+        self._limit = command_timeout
+        self._queries = queries
+        self._configures_server = False
+
+    def prepare(self, conn: Connection, owner: object) -> None:
+        """Configure a new connection, and note what it is like as new."""
+        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
+        notes = notes_of(conn)
+        conn.add_notice_handler(notes.hear)
+        _remember(conn, notes)
+        notes.bare = dict(notes.as_new)
+        notes.dirty = False
+        if self._configure is not None:
+            self.call(conn, self._configure, self._create_timeout)
+            _remember(conn, notes)
+            self._configures_server = notes.dirty and bool(self._clean)
+        notes.limit, notes.queries = self._limit, self._queries
+        notes.dirty = notes.bereft = False
+
+    def clean(self, conn: Connection) -> None:
+        """Make a connection as good as new, or raise."""
+        notes = notes_of(conn)
+        status = conn.pgconn.transaction_status
+        if _unfinished(conn):
+            raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+        if status != IDLE or (notes.dirty and self._clean):
+            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self._reset_timeout)
+            notes.bereft = self._configures_server
+            if status != IDLE:
+                conn._prepared.clear()  # as psycopg does: they may name what is no more
+        _restore(conn, notes)
+        for hook in self._hooks:
+            self.call(conn, hook, self._reset_timeout)
+            _restore(conn, notes)
+        if notes.bereft:
+            self._configure_again(conn, notes)
+        notes.limit = self._limit
+        notes.dirty = False
+
+    def _configure_again(self, conn: Connection, notes: Notes) -> None:
+        """What `configure` had SET went with what the borrower had SET."""
+        assert self._configure is not None
+        notes.as_new = dict(notes.bare)
+        _restore(conn, notes)
+        self.call(conn, self._configure, self._reset_timeout)
+        _remember(conn, notes)
+        notes.bereft = False
+
+    @staticmethod
+    def call(conn: Connection, hook: Hook, limit: float) -> None:
+        """Call a function of the user's, each command of it limited in time; what it did holds."""
+        notes = notes_of(conn)
+        before, notes.limit = notes.limit, limit
+        try:
+            hook(conn)
+            if conn.pgconn.transaction_status != IDLE:
+                conn.commit()
+        finally:
+            notes.limit = before
+
+    def commit(self, conn: Connection) -> None:
+        """Commit what a borrower did, and clean the server's side in the same round trip."""
+        status = conn.pgconn.transaction_status
+        if status == IDLE and not _unfinished(conn):
+            return
+        simple = not (_unfinished(conn) or conn._num_transactions or conn._tpc)
+        if status != IN_TRANSACTION or not self._clean or not simple:
+            conn.commit()
+            return
+        notes = notes_of(conn)
+        try:
+            round_trip(conn, b"COMMIT" + self._clean, notes.limit)
+        except psycopg.Error as error:
+            if failed_at(error) and not conn.closed:
+                return  # committed all the same; that it is not clean, `clean` will find
+            raise
+        notes.dirty = False
+        notes.bereft = self._configures_server
+
+
+class _Adapters(AdaptersMap):
+    """A borrower's copy (on write) of the adapters, which notes that it was changed.
+
+    A new copy for each would be simpler, and undo what psycopg has looked up.
+    """
+
+    def __init__(self, template: AdaptersMap) -> None:
+        super().__init__(template)
+        self._changed = False
+        self.types = _Types(template.types)
+
+    @property
+    def touched(self) -> bool:
+        return self._changed or self.types.changed  # type: ignore[attr-defined]
+
+    def register_dumper(self, cls: type | str | None, dumper: type[Any]) -> None:
+        self._changed = True
+        super().register_dumper(cls, dumper)
+
+    def register_loader(self, oid: int | str, loader: type[Any]) -> None:
+        self._changed = True
+        super().register_loader(oid, loader)
+
+
+class _Types(TypesRegistry):
+    changed = False
+
+    def add(self, info: Any) -> None:
+        self.changed = True
+        super().add(info)
+
+
+def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
+    """Return what the server says of itself: a standby? read-only? Costs no round trip (PostgreSQL 14)."""
+    status = conn.pgconn.parameter_status
+    return status(b"in_hot_standby"), status(b"default_transaction_read_only")
+
+
+def _unfinished(conn: Connection) -> bool:
+    """Whether something is under way that only its borrower could end."""
+    pgconn = conn.pgconn
+    return (
+        pgconn.transaction_status not in (IDLE, IN_TRANSACTION, IN_ERROR)
+        or pgconn.pipeline_status != pq.PipelineStatus.OFF
+        or conn.lock.locked()
+    )
+
+
+def _remember(conn: Connection, notes: Notes) -> None:
+    """Note what the client's side is like, what is changed in place by its content."""
+    notes.adapters = conn.adapters
+    conn._adapters = _Adapters(notes.adapters)
+    notes.handlers = [list(handlers) for handlers in (conn._notice_handlers, conn._notify_handlers)]
+    notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+    notes.as_new = dict(vars(conn))
+
+
+def _restore(conn: Connection, notes: Notes) -> None:
+    """Bring the client's side back to what was noted."""
+    state: dict[str, Any] = vars(conn)
+    as_new = notes.as_new
+    if as_new["_adapters"].touched:
+        as_new["_adapters"] = _Adapters(notes.adapters)
+    if state != as_new:
+        for name in state.keys() - as_new.keys():
+            del state[name]
+        state.update(as_new)
+    both: tuple[list[Any], list[Any]] = (conn._notice_handlers, conn._notify_handlers)
+    for handlers, noted in zip(both, notes.handlers):
+        if handlers != noted:
+            handlers[:] = noted
+    prepared = conn._prepared
+    if (prepared.prepare_threshold, prepared.prepared_max) != notes.prepare:
+        prepared.prepare_threshold, prepared.prepared_max = notes.prepare
+    while conn.pgconn.notifies():  # came before the UNLISTEN
+        pass
+    if backlog := getattr(conn, "_notifies_backlog", None):
+        backlog.clear()

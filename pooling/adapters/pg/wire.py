@@ -1,0 +1,120 @@
+"""Round trips with a time limit, and sockets of our own.
+
+They go through libpq's non-blocking calls, because psycopg's own wait for
+ever: on a network that swallows packets they never return.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg import pq
+
+__all__ = ["failed_at", "round_trip", "second_handle", "wait_for_end"]
+
+Connection = psycopg.Connection[Any]
+
+
+def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq.abc.PGresult]:
+    """Execute ``query``, without parameters, and return its results.
+
+    Args:
+        conn: A connection on which nothing is under way.
+        query: One statement, or several with semicolons between.
+        timeout: Seconds for all of it; ``None`` means no limit.
+
+    Raises:
+        TimeoutError: The answer was not complete in time; it may still come.
+        psycopg.Error: The first statement that failed; those after it were not
+            executed. `failed_at` says which it was.
+    """
+    deadline = _Deadline(timeout)
+    pgconn = conn.pgconn
+    pgconn.send_query(query)
+    while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
+        _wait(conn, deadline, write=True)
+    results: list[pq.abc.PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            _wait(conn, deadline)
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return results
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            error = psycopg.errors.error_from_result(result)
+            vars(error)["_failed_at"] = len(results)
+            _drain(conn, deadline)
+            raise error
+        results.append(result)
+
+
+def failed_at(error: BaseException) -> int:
+    """Return the place of the statement that made `round_trip` raise, from 0."""
+    return int(vars(error).get("_failed_at", 0))
+
+
+def _drain(conn: Connection, deadline: _Deadline) -> None:
+    """Read what follows an error, so that the connection can be used again."""
+    with suppress(psycopg.Error, TimeoutError):
+        while conn.pgconn.get_result() is not None:
+            pass
+        while conn.pgconn.is_busy():
+            _wait(conn, deadline)
+            conn.pgconn.consume_input()
+
+
+class _Deadline:
+    __slots__ = ("timeout", "_end")
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._end = 0.0 if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        return None if self.timeout is None else max(0.0, self._end - time.monotonic())
+
+
+def _wait(conn: Connection, deadline: _Deadline, write: bool = False) -> None:
+    if not _ready(conn.fileno(), deadline.left(), write):
+        raise TimeoutError(f"no answer from the server within {deadline.timeout:g} s")
+
+
+if hasattr(select, "poll"):
+    _READ, _WRITE = select.POLLIN, select.POLLOUT
+
+    def _ready(fd: int, timeout: float | None, write: bool) -> bool:
+        poll = select.poll()  # select.select() knows no descriptor above 1023
+        poll.register(fd, _READ | _WRITE if write else _READ)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+else:  # Windows, whose descriptors are few in a set, not low in number
+
+    def _ready(fd: int, timeout: float | None, write: bool) -> bool:
+        readable, writable, _ = select.select([fd], [fd] if write else [], [], timeout)
+        return bool(readable or writable)
+
+
+def second_handle(conn: Connection) -> socket.socket:
+    """Return a socket of our own for the connection, which libpq knows nothing of."""
+    fd = socket.dup(conn.fileno())
+    try:
+        return socket.socket(fileno=fd)
+    except BaseException:
+        socket.close(fd)
+        raise
+
+
+def wait_for_end(peer: socket.socket, timeout: float) -> None:
+    """Read until the server closes: until then it counts the connection as open."""
+    deadline = time.monotonic() + timeout
+    with suppress(OSError):  # a timeout, or the peer's reset
+        while (left := deadline - time.monotonic()) > 0:
+            peer.settimeout(left)
+            if not peer.recv(4096):
+                return

@@ -1,0 +1,253 @@
+"""Is a resource alive, and as good as new? And what becomes of those that are not (P5, P6).
+
+What the adapter bounds itself runs where it is asked for; all else runs on a
+worker, under a time limit that the reaper keeps: work that hangs holds nobody,
+and past its limit no slot either (P4).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..errors import PoolError
+from .entry import Entry, Key
+from .holders import place_of
+from .observer import tell
+from .slots import Slots
+from .words import say
+
+__all__ = ["Upkeep"]
+
+R = TypeVar("R")
+logger = logging.getLogger("pooling")
+_ABANDONED = object()  # the generation of an entry whose work took too long
+
+
+class Upkeep(Slots[R]):
+    """Checks, resets, and cuts off what hangs."""
+
+    # -- is it alive? ---------------------------------------------------------
+
+    def _alive(self, entry: Entry) -> bool:
+        try:
+            return self._is_alive(entry.resource)  # type: ignore[misc,no-any-return]
+        except Exception:
+            logger.debug("pool %r: is_alive() failed", self.name, exc_info=True)
+            return False
+
+    def _prove(self, key: Key, limit: float) -> Exception | None:
+        """Make the round trip; return what it raised if the resource is dead."""
+        entry, started = key.entry, self._now()
+        try:
+            self._adapter.validate(entry.resource, limit)
+        except Exception as error:
+            return error.with_traceback(None)  # whose frames hold the key
+        except BaseException:
+            self._evict(key, "interrupted")
+            raise
+        entry.checked = now = self._now()
+        self._health.lives()
+        if self._settings.enable_metrics:
+            self.metrics.validate.record(now - started)
+        return None
+
+    def _check(self, key: Key, then: Callable[[Key], None] | None = None) -> None:
+        """Prove a resource alive, and let it in."""
+        error = self._prove(key, self._settings.health_check_timeout)
+        if error is not None:
+            self._found_dead(key, "invalid", error)
+        else:
+            (then or self._deliver)(key)
+
+    def _health_check(self, key: Key) -> None:
+        """`_check` on behalf of the reaper: the server's health is counted and told."""
+        error = self._prove(key, self._settings.health_check_timeout)
+        with self._lock:
+            self.metrics.last_health_check = self._clock.wall()
+            if error is not None:
+                self.metrics.count["health_failures"] += 1
+        tell(self._observers, "health_checked", self.name, error)
+        if error is not None:
+            self._found_dead(key, "invalid", error)
+        else:
+            self._deliver(key)
+
+    def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
+        """Evict a dead resource; those of the same age are suspect now, or go with it."""
+        with self._lock:
+            self.metrics.count["validation_failures"] += 1
+        self._evict(key, reason)
+        self._suspect_all(by_round_trip=error is not None)
+        self._serve()
+        if self._observers:
+            tell(self._observers, "validation_failed", self.name, error or PoolError(reason))
+
+    def _suspect_all(self, by_round_trip: bool) -> None:
+        """After a proven death: what else was seen alive last before it? (P6)"""
+        most = self._settings.max_validation_failures
+        with self._lock:
+            if not self._health.died(self._now(), by_round_trip, most):
+                return
+            closes = self._state.drain()
+            self._gate_locked()
+        logger.warning(
+            "pool %r: %d %ss in a row proved dead; replacing all", self.name, most, self._adapter.noun
+        )
+        self._carry_out([], closes)
+        tell(self._observers, "drained", self.name)
+        self._serve()
+
+    # -- as good as new -------------------------------------------------------
+
+    def _clean(self, key: Key, doubtful: bool) -> None:
+        """Reset, here where the adapter bounds it, else on a worker."""
+        doubtful = doubtful and self._validate is not None
+        if not self._adapter.bounded:
+            with self._lock:
+                self.metrics.look()  # in use at the peak: what comes next is not a lease
+            self._on_worker(key, self._prove_and_restore if doubtful else self._restore)
+        elif doubtful:
+            self._prove_and_restore(key)
+        elif self._reset_ok(key):
+            self._lay_back(key)
+
+    def _restore(self, key: Key) -> None:
+        if self._reset_ok(key):
+            self._deliver(key)
+
+    def _prove_and_restore(self, key: Key) -> None:
+        self._check(key, self._restore)
+
+    def _reset_ok(self, key: Key) -> bool:
+        entry, started = key.entry, self._now()
+        try:
+            self._reset(entry.resource)  # type: ignore[misc]
+        except BaseException as error:
+            logger.info("pool %r: reset failed, closing: %s", self.name, say(error))
+            with self._lock:
+                self.metrics.errors["reset"] += 1
+            self._evict(key, "reset")
+            if not isinstance(error, Exception):
+                raise
+            return False
+        entry.idle_since = now = self._now()
+        if self._settings.enable_metrics:
+            self.metrics.release.record(now - started)
+        return True
+
+    # -- on a worker, with a time limit ---------------------------------------
+
+    def _on_worker(self, key: Key, job: Callable[[Key], None]) -> None:
+        """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
+        if self._lock._is_owned():
+            self._later(Upkeep._on_worker, key, job)
+            return
+        entry, now = key.entry, self._now()
+        with self._lock:
+            entry.since = now  # before it is seen there: it must not look overdue
+            self._state.check(entry)
+            self._look_at(now + max(self._settings.reset_timeout, self._settings.health_check_timeout))
+        self._background.workers.submit(self._work, key, job)
+
+    def _work(self, key: Key, job: Callable[[Key], None]) -> None:
+        try:
+            job(key)
+        except BaseException as error:  # for nobody: its borrower is elsewhere
+            logger.warning("pool %r: a check gave up: %s", self.name, say(error))
+        if key.entry.generation is _ABANDONED:
+            self._close_quietly(key.entry)  # it came back after its time limit
+
+    def _abandon(self, entry: Entry, now: float, limit: float) -> None:
+        """For the reaper: work on this entry hangs; cut it off and free its slot (P4).
+
+        Unless it ended just now, and the resource is somebody's: that is
+        decided under the lock, and so is whose it is from then on.
+        """
+        state, noun, took = self._state, self._adapter.noun, now - entry.since
+        with self._lock:
+            creating, closing = entry in state.creating, entry in state.closing
+            if not (creating or closing or entry in state.checking) or entry.since + limit > now:
+                return
+            if not creating:
+                entry.generation = _ABANDONED
+                state.close(entry)
+        if creating:
+            self._create_failed(entry, TimeoutError(f"making a {noun} took over {limit:g} s"))
+            return
+        reason = "close_timeout" if closing else "check_timeout"
+        logger.warning(
+            "pool %r: %s a %s took over %.1f s; its slot is free again",
+            self.name, "closing" if closing else "checking", noun, took,
+        )
+        try:
+            (self._adapter.abandon if closing else self._adapter.interrupt)(entry.resource)
+        except Exception:
+            logger.exception("pool %r: abandoning a %s failed", self.name, noun)
+        with self._lock:
+            cut = state.retire(entry)
+            if cut:
+                self.metrics.gone(entry, reason)
+                self._gate_locked()
+        if cut:
+            tell(self._observers, "closed", self.name, reason)
+        self._serve()
+
+    # -- what the reaper finds ------------------------------------------------
+
+    def _orphaned(self, entry: Entry) -> None:
+        """Nobody holds the key of this entry any more: close it, and say who forgot it."""
+        with self._lock:
+            state = self._state
+            if not state.owns(entry):
+                return
+            forgotten = entry.resource is not None and entry.held and not (
+                entry in state.closing or entry in state.checking
+            )
+            self.metrics.count["orphans"] += 1
+            if forgotten:
+                self.metrics.count["forgotten"] += 1
+                entry.uses += 1
+                entry.busy += self._now() - entry.since
+            if entry.resource is None:
+                state.retire(entry)
+            else:
+                state.close(entry)
+                entry.since = self._now()
+            self._gate_locked()
+        if entry.resource is not None:
+            if forgotten:
+                where = place_of(entry)
+                logger.warning(
+                    "pool %r: a lease was dropped without release, acquired at %s; "
+                    "closing its %s", self.name, where, self._adapter.noun,
+                )
+                tell(self._observers, "orphaned", self.name, where)
+            self._look_at(self._now() + self._settings.close_timeout)
+            self._background.workers.submit(self._close_entry, entry, "orphaned")
+        self._serve()
+
+    def _report_leak(self, entry: Entry, now: float) -> None:
+        entry.leaked = True
+        with self._lock:
+            self.metrics.count["leaks"] += 1
+        where, held = place_of(entry), now - entry.since
+        logger.warning(
+            "pool %r: a %s is out for %.1f s (leak_timeout=%g), acquired at %s",
+            self.name, self._adapter.noun, held, self._settings.leak_timeout, where,
+        )
+        tell(self._observers, "leaked", self.name, where, held)
+
+    def _replace_ahead(self, ending: int) -> None:
+        """Make what ``min_size`` will miss when so many have reached the end of their lives."""
+        with self._lock:
+            state = self._state
+            staying = len(state.entries) - len(state.closing) - ending
+            room = min(
+                state.max_size - len(state.entries),
+                self._outage.allowed(self._now()) - len(state.creating),
+            )
+            number = 0 if state.closed else min(state.min_size - staying, room)
+            keys = [self._reserve_locked() for _ in range(number)]
+        self._carry_out(keys, [])
