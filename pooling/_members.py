@@ -6,6 +6,7 @@ driver is imported to find out.
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -94,7 +95,9 @@ class Ours(Member):
     def probe(self, timeout: float) -> str | None:
         check = getattr(self.pool, "health_check", None)
         if callable(check):  # the kind knows better what is worth a look
-            return _verdict(check())
+            known = inspect.signature(check).parameters
+            return _verdict(check(**{name: value for name, value in
+                                     (("ask", True), ("timeout", timeout)) if name in known}))  # fmt: skip
         deadline = time.monotonic() + timeout
         for last in range(_STALE_TRIES):
             error = self._round_trip(max(0.0, deadline - time.monotonic()))
@@ -247,7 +250,7 @@ def _verdict(answer: object) -> str | None:
         return None
     status = str(answer.get("status", "")).lower()
     reason = str(answer.get("reason") or answer.get("error") or status)
-    if status in ("down", "unhealthy") or answer.get("healthy") is False:
+    if status in ("down", "unhealthy", "closed") or answer.get("healthy") is False:
         raise ConnectionError(reason)
     return reason if status == "degraded" else None
 
