@@ -138,21 +138,26 @@ def postgres(server: PostgresServer) -> Kind:
     )  # fmt: skip
 
 
-def http(url: str) -> Kind:
-    def use(session: Any) -> None:
-        assert session.get(url + "/quotes/BALC", timeout=30).ok
+def connections(url: str) -> Kind:
+    """What is pooled under an `HTTPPool`'s sessions: the connections to one host."""
+    kept = []
 
-    def soil(session: Any) -> None:
-        session.headers["X-Secret"] = session.cookies["id"] = "s3cret"
+    def make(settings: PoolSettings) -> Pool[Any]:
+        kept.append(HTTPPool(settings.replace(min_size=0), max_per_host=settings.max_size))
+        pool = kept[-1]._host_of(url).pool
+        pool.reconfigure(min_size=settings.min_size)
+        return pool
 
-    def clean(session: Any) -> bool:
-        return "X-Secret" not in session.headers and not session.cookies.get_dict()
+    def use(wire: Any) -> None:
+        wire.begin(kept[-1].adapter.limits(None))
+        wire.request("GET", "/quotes/BALC", preload_content=True)
+        response = wire.getresponse()
+        assert (response.status, response.json()["symbol"]) == (200, "BALC")
 
-    # A session's sockets die, and it opens others: it does not die itself.
-    return Kind(lambda settings: HTTPPool(settings=settings), use, soil, clean, None, None)
+    return Kind(make, use, lambda wire: None, lambda wire: True, None, None)
 
 
-KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "http")
+KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "connections")
 
 
 scarce = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "http"], indirect=True)
@@ -171,8 +176,8 @@ def market() -> Iterator[str]:
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
     path = tmp_path / "test.db"
-    if request.param == "http":
-        yield http(request.getfixturevalue("market"))
+    if request.param == "connections":
+        yield connections(request.getfixturevalue("market"))
     elif request.param == "postgres":
         yield postgres(request.getfixturevalue("postgres"))
     else:

@@ -15,6 +15,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from ...core.lease import Lease
 from .hosts import Host
 from .limits import Limits
+from .metrics import NOT_OPENED
 from .wire import Wire
 
 __all__ = ["Hold", "Place"]
@@ -73,11 +74,11 @@ class Hold:
                 if not self._may_send_again(error, method, replayable):
                     raise
                 self.host.metrics.count("resent")
-                wire.close()  # connects anew, in the same place
+                self.hang_up()
                 response = self._attempt(method, url, options, limits)
         except BaseException as error:
             wire.close()
-            self._end("failed" if isinstance(error, Exception) else "interrupted")
+            self._end("interrupted" if not isinstance(error, Exception) else self._failed())
             raise
         self.host.metrics.answered(response.status, monotonic() - began, wire.reused)
         return response
@@ -94,6 +95,14 @@ class Hold:
             return False
         return not wire.tried or (replayable and method.upper() in _IDEMPOTENT)
 
+    def hang_up(self) -> None:
+        """Close a kept connection that has died; the next attempt connects anew, in the same place."""
+        self.wire.close()
+        self.host.metrics.count("hung_up")
+
+    def _failed(self) -> str:
+        return "failed" if self.wire.opened else NOT_OPENED
+
     def connect(self, limits: Limits) -> None:
         """Connect, and send no request."""
         wire, template = self.wire, self.host.template
@@ -108,7 +117,7 @@ class Hold:
                 wire.connect()
         except BaseException:
             wire.close()
-            self._end("failed")
+            self._end(self._failed())
             raise
 
     def release(self) -> None:
@@ -120,11 +129,13 @@ class Hold:
             self._end("server_closed")
             return
         self._count()
-        key = place._key
-        line, key.entry.resource.line = key.entry.resource.line, None  # type: ignore[union-attr]
-        line.__exit__(None, None, None)
-        place.__exit__(None, None, None)
-        self._done()
+        held = _held(place)
+        if held is not None:
+            line, held.line = held.line, None
+            if line is not None:
+                line.__exit__(None, None, None)
+            place.__exit__(None, None, None)
+            self._done()
 
     def close(self) -> None:
         """The body is given up: close the connection, which would have to be read to its end."""
@@ -150,9 +161,9 @@ class Hold:
         if place is None:
             return
         self._count()
-        key = place._key
-        if key is not None:
-            key.entry.resource.give_up(reason)
+        held = _held(place)
+        if held is not None:
+            held.give_up(reason)
             place.__exit__(None, None, None)
 
     def _count(self) -> None:
@@ -160,6 +171,12 @@ class Hold:
         wire = self.wire
         wire.limits = None
         self.host.metrics.moved(wire.sent, wire.received)
+
+
+def _held(place: Lease[Place]) -> Place | None:
+    """What a lease is for; ``None`` in a child, if the parent has taken it."""
+    key = place._key
+    return None if key is None else key.entry.resource
 
 
 def _nobody() -> object:

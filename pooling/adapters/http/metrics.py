@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]
 
+NOT_OPENED = "not_opened"
+"""Why a connection is given up that never was one: no socket was closed."""
+
 MOST_LABELS = 100
 """Hosts that are counted one by one; all further ones are counted together (cardinality)."""
 
@@ -97,9 +100,9 @@ class HostMetrics:
             self._count[what] += 1
 
     @property
-    def opened(self) -> int:
-        """How many sockets were opened."""
-        return self._count["opened"]
+    def hung_up(self) -> int:
+        """How many sockets proved dead in the hands of a request, and were replaced there."""
+        return self._count["hung_up"]
 
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent picture."""
@@ -144,6 +147,8 @@ class HTTPMetrics(PoolMetrics):
         failures: Counter[str] = Counter()
         for host in hosts:
             failures.update(host.failures)
+        del closed[NOT_OPENED]
+        closed["dead"] += sum(metrics.hung_up for metrics in self.of.metrics.values())
         idle = sum(one.idle for one in sockets)
         closing = sum(one.closing for one in sockets)
         return places._replace(
@@ -154,7 +159,7 @@ class HTTPMetrics(PoolMetrics):
             closing=closing,
             waiting=places.waiting + sum(one.waiting for one in sockets),
             created=sum(host.opened for host in hosts),
-            closed=dict(closed),
+            closed=dict(+closed),
             errors=dict(failures),
             timeouts=places.timeouts + self.of.gone.timeouts + sum(one.timeouts for one in sockets),
             refusals=places.refusals + self.of.gone.refusals + sum(one.refusals for one in sockets),

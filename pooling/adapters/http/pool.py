@@ -254,6 +254,7 @@ class HTTPPool(Pool[requests.Session]):
         """
         if timeout is not None:
             seconds(timeout)
+        self._enter()
         self._check_open()
         view = View(self, self._mounted)
         return SessionLease(self, self._sessions.make(self.adapter, view), view)
@@ -264,6 +265,8 @@ class HTTPPool(Pool[requests.Session]):
         It is as safe across threads as sessions of requests are: headers and
         the like are best set before.
         """
+        if not PAGE[0]:
+            registry.renew()  # a shared jar of the parent may be locked
         return self._sessions.make(self.adapter, self._mounted)
 
     def _check_open(self) -> None:
@@ -297,7 +300,7 @@ class HTTPPool(Pool[requests.Session]):
         hold = Hold(host, place, self._hosts.trim)
         wire = hold.wire
         if wire.sock is not None and monotonic() - arrived > _WAITED and not wire.is_alive():
-            wire.close()
+            hold.hang_up()
         if wire.sock is None:
             self._hosts.make_room(self._state.max_size - self._state.in_use)
         return hold

@@ -47,13 +47,14 @@ class Wire(_Connection):
         sent, received: Bytes of that request and its answer so far. Of a
             ``send`` that failed nothing is known, and so nothing counted.
         tried: Whether anything of that request may have left.
+        opened: Whether it was ever connected.
         line: The socket, also while the answer of a server that closes after
             it is being read: urllib3 has forgotten the socket by then.
     """
 
     metrics: HostMetrics
     limits: Limits | None = None
-    reused = tried = False
+    reused = tried = opened = False
     sent = received = 0
     line: Any = None
 
@@ -68,6 +69,7 @@ class Wire(_Connection):
         began = monotonic()
         super().connect()
         self.line = self.sock
+        self.opened = True
         self.tried = False
         self.sent = self.received = 0  # a tunnel's do not count
         self.metrics.connected(monotonic() - began)
