@@ -7,11 +7,11 @@ driver is imported to find out.
 from __future__ import annotations
 
 import inspect
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from .core.pool import Pool
@@ -289,7 +289,7 @@ def in_parallel(
     One that does not return in time gives a `TimeoutError`; its thread, which
     holds nobody up, may go on.
     """
-    done: SimpleQueue[tuple[str, T | BaseException, float]] = SimpleQueue()
+    done: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
     began = time.monotonic()
 
     def run(name: str, job: Callable[[], T]) -> None:
@@ -307,7 +307,7 @@ def in_parallel(
         while len(found) < len(jobs):
             name, result, seconds = done.get(timeout=max(0.0, began + timeout - time.monotonic()))
             found[name] = result, seconds
-    except Empty:
+    except queue.Empty:
         pass
     late = TimeoutError(f"no answer within {timeout:g} s")
     return {name: found.get(name, (late, timeout)) for name in jobs}

@@ -110,7 +110,7 @@ def _builder(scheme: str) -> Build:
         for point in _entry_points():
             if point.name == scheme:
                 return point.load()  # type: ignore[no-any-return]
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # no module, or nothing of that name in it
         extra = _EXTRAS.get(scheme)
         advice = f'; pip install "pooling[{extra}]"' if extra else ""
         raise ImportError(

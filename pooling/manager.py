@@ -17,6 +17,7 @@ from ._members import Member, in_parallel, member_of, reason_of
 from ._signals import SignalWatch
 from ._urls import from_url
 from .core.adapter import Adapter
+from .core.clock import seconds
 from .core.pool import Pool
 from .errors import PoolClosed, PoolError
 
@@ -148,8 +149,8 @@ class PoolManager:
     def __init__(self, *, startup_timeout: float = 10.0, shutdown_timeout: float = 10.0) -> None:
         # No lock: a fork would copy it locked. Setting a dict's item, once, is atomic.
         self._members: dict[str, Member] = {}
-        self._startup_timeout = startup_timeout
-        self._shutdown_timeout = shutdown_timeout
+        self._startup_timeout = seconds(startup_timeout)
+        self._shutdown_timeout = seconds(shutdown_timeout)
         self._closing = False
         self._since = time.monotonic()
 
@@ -314,7 +315,7 @@ class PoolManager:
 
     def close_all(self, timeout: float | None = None) -> None:
         """Close every pool, the last one made first, within one deadline; see `shutdown`."""
-        limit = self._shutdown_timeout if timeout is None else timeout
+        limit = self._shutdown_timeout if timeout is None else seconds(timeout)
         deadline = time.monotonic() + limit
         for name in reversed(list(self._members)):
             member = self._members[name]
@@ -351,12 +352,12 @@ class PoolManager:
         Raises:
             PoolError: ``strict``, and at least one is not ready; the first error is the cause.
         """
-        limit = self._startup_timeout if timeout is None else timeout
+        limit = self._startup_timeout if timeout is None else seconds(timeout)
         jobs = {name: _opening(member, limit) for name, member in self._members.items()}
         report = Startup({
-            name: Readiness(not isinstance(result, BaseException), seconds,
+            name: Readiness(not isinstance(result, BaseException), took,
                             result if isinstance(result, BaseException) else None)
-            for name, (result, seconds) in in_parallel(jobs, limit + _GRACE).items()
+            for name, (result, took) in in_parallel(jobs, limit + _GRACE).items()
         })  # fmt: skip
         if not report:
             errors = [one.error for one in report.values() if one.error is not None]
@@ -366,7 +367,7 @@ class PoolManager:
         return report
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Shut down in order: no new request or pool, wait for what is in use, close.
+        """Shut down in order: no new pool, no new lease, wait for what is in use, close.
 
         The last pool made is closed first: it may need those before it. Each
         stops lending when its turn comes, so that what is under way can still
@@ -405,6 +406,7 @@ class PoolManager:
             timeout: Seconds; a pool that does not answer in time is down, or
                 degraded if all that it has is lent.
         """
+        timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}
         answers = in_parallel(jobs, timeout + _GRACE)
         return Health({
@@ -467,13 +469,13 @@ def _probing(member: Member, timeout: float) -> Callable[[], str | None]:
     return probe
 
 
-def _judge(member: Member, result: object, seconds: float) -> PoolHealth:
+def _judge(member: Member, result: object, took: float) -> PoolHealth:
     """What an answer, or its absence, means."""
     if isinstance(result, BaseException):
         down, reason = reason_of(result)
-        return PoolHealth(DOWN if down else DEGRADED, seconds, reason, member.critical)
+        return PoolHealth(DOWN if down else DEGRADED, took, reason, member.critical)
     reason = result if isinstance(result, str) else member.trouble()  # type: ignore[assignment]
-    return PoolHealth(DEGRADED if reason else UP, seconds, reason or None, member.critical)
+    return PoolHealth(DEGRADED if reason else UP, took, reason or None, member.critical)
 
 
 def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
@@ -483,7 +485,13 @@ def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
     return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)
 
 
-_USUAL_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+def _signals(wanted: bool | Iterable[signal.Signals]) -> tuple[signal.Signals, ...]:
+    if isinstance(wanted, bool):
+        return (signal.SIGTERM, signal.SIGINT) if wanted else ()
+    try:
+        return tuple(signal.Signals(number) for number in wanted)
+    except (TypeError, ValueError):
+        raise TypeError(f"signals must be true, false or several of signal.Signals, not {wanted!r}") from None
 
 
 @contextmanager
@@ -530,7 +538,7 @@ def application_lifespan(
         raise TypeError("application_lifespan() takes either a manager or a database")
     if pools is not None:
         manager.configure(pools)
-    numbers = _USUAL_SIGNALS if signals is True else signals or ()
+    numbers = _signals(signals)
     watch = SignalWatch(numbers)
     try:
         if numbers:
