@@ -136,8 +136,9 @@ class Ours(Member):
         found = self.pool.metrics.to_dict()
         found["success_rate"] = 1.0 - found["error_rate"]
         queries, readers = getattr(self.pool, "queries", None), getattr(self.pool, "readers", None)
-        if callable(queries):
-            found["queries"] = queries().to_dict()
+        statistics = queries() if callable(queries) else getattr(self.pool, "query_statistics", None)
+        if statistics is not None:
+            found["queries"] = statistics.to_dict()
         if isinstance(readers, Pool):
             found["readers"] = readers.metrics.to_dict()
         return found
