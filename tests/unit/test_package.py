@@ -26,7 +26,7 @@ STEPS = [
     {"core"},
     {"adapters", "testing"},
     {"_urls", "_members", "_signals"},
-    {"config"},
+    {"_reports", "config"},
     {"manager"},
     {"observe"},
     {"web"},
