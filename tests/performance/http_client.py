@@ -170,6 +170,8 @@ def _measure(way: str, url: str, bundle: str, threads: int, seconds: float) -> d
         thread.join(10)
     if failed:
         raise failed[0]
+    if not times:
+        raise RuntimeError("not one request was answered in that time")
     times.sort()
     return {
         "rate": len(times) / elapsed,
