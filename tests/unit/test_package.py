@@ -28,7 +28,7 @@ STEPS = [
     {"adapters", "testing"},
     {"compat"},
     {"_urls", "_members", "_signals"},
-    {"config"},
+    {"_reports", "config"},
     {"manager"},
     {"observe"},
     {"web"},
