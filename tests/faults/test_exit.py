@@ -119,9 +119,26 @@ def test_whatever_is_left(state: str) -> None:
     all_ends(state, list(ENDS))
 
 
-@pytest.mark.parametrize("state", ["main_waiting", "main_creating", "closing", "checking", "closed"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "main_waiting",
+        "main_creating",
+        "main_holding",
+        "main_opening",
+        "closing",
+        "checking",
+        "closed",
+    ],
+)
 def test_a_signal_while_the_main_thread_waits(state: str) -> None:
     all_ends(state, [end for end in ENDS if end != "returns"])
+
+
+@pytest.mark.parametrize("end", ["exits", "is_killed", "is_told_to_exit"])
+def test_a_signal_at_any_moment(end: str) -> None:
+    """In the midst of whatever the pool does in the main thread."""
+    all_ends("main_churning", [end] * 6)
 
 
 def test_handlers_of_atexit_can_still_borrow() -> None:
