@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -97,9 +98,10 @@ def result(program: Program) -> list[str]:
 
 def all_ends(state: str, ends: list[str]) -> None:
     """Run a program for each end, side by side."""
-    with ExitStack() as programs:
-        for program in [programs.enter_context(Program(state, end)) for end in ends]:
-            program.result()
+    with ExitStack() as programs, ThreadPoolExecutor(len(ends)) as waiting:
+        started = [programs.enter_context(Program(state, end)) for end in ends]
+        for judged in [waiting.submit(program.result) for program in started]:
+            judged.result()
 
 
 @pytest.mark.parametrize(
