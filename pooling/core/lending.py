@@ -393,8 +393,9 @@ class Lending(Upkeep[R]):
         Needs nothing to be idle and no slot to be free.
         """
         state, me = self._state, waiter.thread
-        if me not in map(_thread_of, state.entries):  # the usual case, at the speed of C
-            return False
+        one = next(iter(state.entries), None)
+        if one is None or not one.held or one.thread not in map(_thread_of, state.waiters):
+            return False  # the usual case: whoever has this one is at work
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:
