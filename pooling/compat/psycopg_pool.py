@@ -38,6 +38,7 @@ What differs, and why:
   connect; ``max_lifetime`` and ``max_idle`` must be above 0.
 - *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
   is set to what ends a silent network: see `PostgresPool`.
+- *close_returns* needs psycopg 3.3, whose ``close()`` asks the pool.
 - *A fork*: the child finds the pool empty and usable.
 - *Exit*: nothing keeps the process, and nothing warns.
 - *A connection of* ``getconn`` that is forgotten stays out, as there; that of a
