@@ -52,7 +52,7 @@ def no_thread_is_left(server: PostgresServer) -> Iterator[None]:
     before = psutil.Process().num_threads()
     yield
     gc.collect()
-    wait_until(lambda: psutil.Process().num_threads() <= before)
+    wait_until(lambda: psutil.Process().num_threads() <= before + 1)  # the process's one reaper may stay
 
 
 @pytest.fixture
