@@ -78,6 +78,7 @@ class Engine(Generic[R]):
     # thirty of them; in slots these stay fast.
     __slots__ = (
         "_waiters", "_pop", "_push", "_now", "_pass", "_home", "_track", "_careful", "_ident",
+        "_brief", "_trusted",
         "__dict__", "__weakref__",
     )
 
@@ -104,9 +105,13 @@ class Engine(Generic[R]):
         self._track = settings.track_holders
         self._ahead = AHEAD if settings.max_lifetime is None else min(AHEAD, settings.max_lifetime / 10)
         tight = settings.max_idle is not None and settings.max_idle < settings.max_size
+        self._tight = tight
         self._careful = (
             self._reset is not None or settings.max_uses is not None or tight or self._noise
         )
+        # How long a free look is enough for what was used a moment ago.
+        doubts = settings.validate_on_acquire and self._validate is not None
+        self._trusted = settings.validation_interval if doubts else math.inf
         self._wary = (
             self._is_alive is not None
             or self._validate is not None
@@ -123,8 +128,8 @@ class Engine(Generic[R]):
         self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
         self._health = Health(self._now(), self._clock.wall())
-        stacked = self._reset is None or self._adapter.bounded
-        self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock, stacked)
+        self._stacked = self._reset is None or self._adapter.bounded
+        self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock, self._stacked)
         self._waiters = self._state.waiters
         self._push = self._state.idle.append
         self._pop = self._state.idle.pop
@@ -159,6 +164,9 @@ class Engine(Generic[R]):
         state = self._state
         self._home: object = _NONE if state.barred else state.generation
         self._pass: object = _NONE if self._wary else self._home
+        # Where resets take a detour over a worker, the peak is counted on the slow way.
+        glance = self._is_alive is not None and not self._noise and self._stacked
+        self._brief: object = self._home if glance else _NONE
 
     # -- the hot path ---------------------------------------------------------
 
@@ -200,7 +208,9 @@ class Engine(Generic[R]):
         else:
             entry = key.entry
             entry.since = now = clock()
-            if entry.generation is not self._pass or now >= entry.expires or not PAGE[0]:
+            if (entry.generation is not self._pass or now >= entry.expires or not PAGE[0]) and not (
+                entry.generation is self._brief and self._fit_at_a_glance(entry, now)
+            ):
                 doubtful = [key]
                 del key, entry  # it may go to somebody else while we wait
                 key = self._queue_up(timeout, doubtful)
@@ -284,6 +294,18 @@ class Engine(Generic[R]):
                 return True
             refused.append((self._found_dead, (key, "invalid", error)))
         return False
+
+    def _fit_at_a_glance(self, entry: Entry, now: float) -> bool:
+        """Is a free look all that is needed to lend it, and is it alive? Else `_fit` looks."""
+        rested = entry.idle_since
+        return (
+            PAGE[0] != 0
+            and now < entry.expires
+            and now - rested <= self._trusted
+            and rested > self._health.suspect_until
+            and not self._health.jumped(now, self._clock.wall())
+            and self._alive(entry)
+        )
 
     def _must_prove(self, entry: Entry, arrived: float, now: float) -> bool:
         """Does this one need a round trip before it is lent?"""
@@ -675,8 +697,18 @@ class Engine(Generic[R]):
             self._on_worker(key, self._prove_and_restore if doubtful else self._restore)
         elif doubtful:
             self._prove_and_restore(key)
-        else:
-            self._restore(key)
+        elif self._reset_ok(key):
+            self._put_back(key)
+
+    def _put_back(self, key: Key) -> None:
+        """What was reset where it was lent goes back as in `Lease.__exit__`, without the lock."""
+        entry = key.entry
+        if self._waiters or self._tight or entry.generation is not self._home:
+            self._deliver(key)
+            return
+        self._push(key)
+        if self._waiters or entry.generation is not self._home:
+            self._serve()
 
     def _restore(self, key: Key) -> None:
         if self._reset_ok(key):
