@@ -194,7 +194,7 @@ class _Executing:
         self._conn = conn
 
     def execute(self, sql: str, params: Any = None) -> Any:
-        cursor = self._conn.cursor()
+        self._cursor = cursor = self._conn.cursor()  # DBUtils closes one that is dropped
         cursor.execute(sql, params)
         return cursor
 
