@@ -28,7 +28,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute, not five")
+    parser.add_argument("--quick", action="store_true", help="about two minutes, not seven")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it there too")
     parser.add_argument(
         "--only", metavar="NAME", nargs="+", choices=BENCHMARKS, help=", ".join(BENCHMARKS)
