@@ -1,6 +1,6 @@
 """A reverse proxy as a WSGI application: streams both ways over the pool's sockets.
 
-Serve it with any threaded WSGI server::
+Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080

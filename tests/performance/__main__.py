@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, http, imports, scarce, stampede, uncontended
+from . import ample, flat, held, http, imports, proxy, scarce, stampede, uncontended
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     flat.NAME: flat.run,
     imports.NAME: imports.run,
     **http.BENCHMARKS,
+    proxy.NAME: proxy.run,
 }
 
 
