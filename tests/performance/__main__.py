@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, http, imports, lite, postgres, requests, scarce, stampede, uncontended
+from . import ample, flat, held, http, imports, lite, postgres, proxy, requests, scarce, stampede, uncontended
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     **http.BENCHMARKS,
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
+    proxy.NAME: proxy.run,
 }
 
 
