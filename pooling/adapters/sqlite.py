@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,9 @@ class SQLitePool(Pool[sqlite3.Connection]):
         writer: How many connections may write, when there are ``readers``.
         statement_timeout: Seconds until a statement is interrupted: until its
             last row is fetched. ``None`` means no limit.
+        configure: Called with each new connection: for functions, collations,
+            ``row_factory`` and ``text_factory``, which every borrower finds
+            then. PRAGMAs belong into ``pragmas``.
         optimize: Let SQLite refresh its statistics where that is due, before
             a connection is closed, as its manual advises.
         name: How the pool is called in messages; the file's name by default.
@@ -104,8 +107,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
         writer: int = 1,
         statement_timeout: float | None = None,
         optimize: bool = True,
+        configure: Callable[[sqlite3.Connection], object] | None = None,
         name: str | None = None,
     ) -> None:
+        if configure is not None and not callable(configure):
+            raise TypeError(f"configure must be callable, not {configure!r}")
         check_number("timeout", timeout, least=0.0)
         check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
         check_number("readers", readers, least=1, optional=True)
@@ -118,6 +124,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             "timeout": timeout,
             "validation_query": settings.validation_query,
             "statement_timeout": statement_timeout,
+            "configure": configure,
         }
         adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
         self._adapters = [adapter]

@@ -307,6 +307,26 @@ def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
     assert heard == []
 
 
+@pytest.mark.parametrize("readers", [None, 1])
+def test_every_borrower_finds_what_was_configured(open_pool: Make, readers: int | None) -> None:
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.row_factory = sqlite3.Row
+        conn.create_function("twice", 1, lambda n: 2 * n)
+
+    db = open_pool(ONE, configure=configure, readers=readers)
+    for _ in range(2):
+        with db.connection(readonly=True) as conn:
+            row = conn.execute("SELECT twice(4) AS found").fetchone()
+            assert row["found"] == 8
+            conn.row_factory = None
+
+
+def test_a_sqlite_without_threads_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "threadsafety", 0)
+    with pytest.raises(sqlite3.NotSupportedError, match="compiled for programs with one thread"):
+        SQLitePool(path)
+
+
 # -- the file --------------------------------------------------------------------
 
 
@@ -501,6 +521,7 @@ def test_values_never_show(sql: str, shown: str) -> None:
         ({"readers": 1.5}, TypeError, "readers must be a whole number"),
         ({"readers": True}, TypeError, "readers must be a whole number"),
         ({"writer": 0}, ValueError, "writer must be at least 1"),
+        ({"configure": 3}, TypeError, "configure must be callable"),
     ],
 )
 def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
