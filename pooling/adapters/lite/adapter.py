@@ -48,7 +48,7 @@ class _Memory:
             )
         self._number = next(_numbers)
         self._anchors: dict[int, sqlite3.Connection] = {}  # by process id
-        weakref.finalize(self, _close_anchor, self._anchors).atexit = False
+        weakref.finalize(self, _close_anchor, self._anchors)  # at the exit, too
 
     def uri(self) -> str:
         pid = os.getpid()
