@@ -146,7 +146,7 @@ class Proxy:
 
     @property
     def most_open(self) -> int:
-        """The most connections that were open at once."""
+        """The most connections that were open at once, dropped ones left out."""
         with self._lock:
             return self._most
 
@@ -223,7 +223,7 @@ class Proxy:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 link = _Link(client, self._swallowing)
                 self._links.add(link)
-                self._most = max(self._most, len(self._links))
+                self._most = max(self._most, sum(not one.dead for one in self._links))
                 self._watch(link)
 
     def _read(self, link: _Link, sock: socket.socket) -> None:

@@ -275,14 +275,18 @@ class _Exchange:
         self.connection.request.sendall(data)
 
     def head(self, status: int, *rows: tuple[str, str]) -> None:
+        self.send(self.lines(status, rows))
+
+    @staticmethod
+    def lines(status: int, rows: tuple[tuple[str, str], ...]) -> bytes:
+        if "Content-Type" not in dict(rows):
+            rows = (*rows, ("Content-Type", "text/plain"))
         lines = [f"HTTP/1.1 {status} Whatever", *(f"{name}: {value}" for name, value in rows), "", ""]
-        self.send("\r\n".join(lines).encode("latin-1"))
+        return "\r\n".join(lines).encode("latin-1")
 
     def reply(self, data: bytes, *rows: tuple[str, str], status: int = 200) -> None:
-        lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(data)}"]
-        lines += [f"{name}: {value}" for name, value in rows]
-        whole = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        self.send(whole if self.method == "HEAD" else whole + data)
+        head = self.lines(status, (("Content-Length", str(len(data))), *rows))
+        self.send(head if self.method == "HEAD" else head + data)
 
     def reply_json(self, value: Any, *rows: tuple[str, str], status: int = 200) -> None:
         self.reply(json.dumps(value).encode(), ("Content-Type", "application/json"), *rows, status=status)

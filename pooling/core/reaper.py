@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 import logging
 import queue
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,18 @@ class Call:
         self.args = args
 
 
+class _Life:
+    """Held by the reaper's thread alone: it ends with it, whatever ended that."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Reaper:
-    """One thread for all pools of one clock."""
+    """One thread for all pools of one clock.
+
+    A thread that an exception has killed at its birth, where nothing could
+    catch it, gives its place back all the same: `ensure` starts another.
+    """
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
         self._world = queue.SimpleQueue  # looked up late: gevent replaces it
@@ -71,7 +82,8 @@ class Reaper:
         self._due: list[tuple[float, int, PoolRef]] = []
         self._number = 0
         self.collect_after = 0.0
-        self._place = deque([None])  # who takes the token is the thread
+        self._place: deque[object] = deque([None])  # who takes the token is the thread
+        self._life: weakref.ref[_Life] | None = None  # gives the token back if the thread does not
         self._unborn: deque[None] = deque()  # one token for one that has yet to begin
         self._resting = False
         self._stopped = False
@@ -90,10 +102,14 @@ class Reaper:
             self._place.pop()
         except IndexError:
             return
+        self._unborn.clear()
         self._unborn.append(None)
+        life = _Life()
+        self._life = weakref.ref(life, self._place.append)
         try:
-            start(self._world, self._run, ())
+            start(self._world, self._run, (life,))
         except RuntimeError as error:
+            self._life = None
             self._unborn.pop()
             self._place.append(None)
             if "shutdown" not in str(error):  # see `Workers`: it is not needed any more
@@ -132,10 +148,11 @@ class Reaper:
         hand(self.inbox, job)
         return True
 
-    def _run(self) -> None:
+    def _run(self, life: _Life) -> None:
         self._unborn.pop()
         mark_native(self._world)
         while True:
+            self._life = weakref.ref(life, self._place.append)
             while self._heir is None and self._has_work():
                 try:
                     self.step(True)
@@ -143,6 +160,7 @@ class Reaper:
                     logger.exception("the reaper stumbled; this is a bug in pooling")
             if self._heir is not None:
                 self._pass_on(self._heir)
+            self._life = None  # from here on it is given back by hand
             self._place.append(None)
             if not self._has_work():
                 return

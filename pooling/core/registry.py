@@ -19,8 +19,8 @@ resource that it has in its hands would talk to the parent's peer. Elsewhere the
 first use does it, or the child's exit. gevent may patch the process in between;
 what is made anew here can move with it then (see `threads`).
 
-Beyond us is a child that C forked while a thread of the parent waited for the
-interpreter itself: CPython's own lock counts that thread for ever.
+Beyond us is a child that C forked while another thread had the interpreter, or
+waited for it: CPython's own lock is never right again there.
 
 **Exit (P10).** Our threads are daemons: nothing waits for them. What is idle is
 closed by the reaper while the exit waits for it, but not for longer than a
@@ -216,9 +216,9 @@ def renew() -> bool:
         if not PAGE[0]:
             for background in [*_backgrounds, *_guests]:
                 _begin_anew(background)
+            _abandon_estate()
             PAGE[0] = 1
             _births.clear()  # process ids are used again
-    _abandon_estate()
     return True
 
 
@@ -265,15 +265,12 @@ def _disown(reference: PoolRef, nobodys: Key) -> None:
 
 
 def _abandon_estate() -> None:
-    while _estate:
-        try:
-            adapter, resource = _estate.popitem()[1]
-        except KeyError:
-            return
+    for number, (adapter, resource) in list(_estate.items()):
         try:
             adapter.abandon(resource)
         except Exception:
             logger.debug("abandon() failed", exc_info=True)
+        _estate.pop(number, None)
 
 
 def _keep_for_ever(thing: object) -> None:

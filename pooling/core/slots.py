@@ -168,11 +168,12 @@ class Slots(Generic[R]):
             self._later(Slots._deliver, key)
             return
         with self._lock:
-            if not self._state.owns(key.entry):
-                return  # the parent's
-            reason = self._state.accept(key, self._now())
-            self.metrics.look()
-            more = self._watchers or (self._waiters and not self._state.spent)
+            reason: str | None = None
+            more: object = True
+            if self._state.owns(key.entry):  # else it is the parent's, and whoever brings it may wait
+                reason = self._state.accept(key, self._now())
+                self.metrics.look()
+                more = self._watchers or (self._waiters and not self._state.spent)
         if reason is not None:
             self._evict(key, reason)
         if more:

@@ -48,8 +48,8 @@ def _collect_often() -> None:
 os.register_at_fork(after_in_child=_collect_often)
 
 from pooling import Lease, LeaseError, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout  # noqa: E402
-from pooling.core.registry import pools  # noqa: E402
 from tests.faults.recorder import Line, Lines  # noqa: E402
+from tests.faults.rest import let_others_come_to_rest  # noqa: E402
 
 CHILDS_TIME = 8  # seconds until a child that is stuck is killed
 _libc = ctypes.PyDLL(None)  # calls C with the GIL held, as uWSGI holds it when it forks
@@ -62,46 +62,6 @@ def fork() -> int:
         return os.fork()
     let_others_come_to_rest()
     return int(_libc.fork())
-
-
-def let_others_come_to_rest() -> None:
-    """Wait until no other thread wants the interpreter, nor will in the next moment.
-
-    When C forks while a thread waits for the GIL, CPython's condition variable
-    for it counts that thread in the child too, for ever, and the child hangs in
-    `pthread_cond_signal` or `pthread_cond_wait`: Python's own hook makes a new
-    one. No library can help there, so that is not what is tested. A thread that
-    waits for the GIL wakes every few milliseconds; whoever sleeps on, and does
-    so while we do not hold it, waits for something else.
-    """
-    audits = any(pool._waiters for pool in pools())  # then the reaper wakes now and then
-    began, before = time.monotonic(), None
-    while True:
-        now = _naps()
-        if now is not None and now == before:
-            if not audits or time.monotonic() > began + 0.5:
-                return
-        elif before is not None:
-            audits = False  # the next one is a while away
-        before = now
-        time.sleep(0.02)
-
-
-def _naps() -> dict[str, str] | None:
-    """How often each other thread has gone to sleep; `None` if one is not asleep."""
-    naps = {}
-    for thread in os.listdir("/proc/self/task"):
-        if thread == str(threading.get_native_id()):
-            continue
-        try:
-            with open(f"/proc/self/task/{thread}/status") as lines:
-                status = {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
-        except OSError:
-            return None  # it ended just now
-        if not status["State"].startswith("S"):
-            return None
-        naps[thread] = status["voluntary_ctxt_switches"]
-    return naps
 
 
 def fork_into(childs_part: Callable[[], object], ending: Callable[[int], object] = os._exit) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 
 from pooling import Pool, PoolSettings
 from tests.faults.recorder import Line, Lines
+from tests.faults.rest import let_others_come_to_rest
 
-SETTINGS = PoolSettings(min_size=1, max_size=3, acquire_timeout=10.0, idle_timeout=1.0, health_check_interval=0.5)
+SETTINGS = PoolSettings(min_size=1, max_size=3, acquire_timeout=10.0)
 
 pool: Pool[Line] = Pool(adapter=Lines(int(os.environ["PORT"])), settings=SETTINGS, name="preloaded")
 
@@ -40,6 +41,7 @@ def use(word: str, threads: int = 1) -> set[int]:
 pool.open()
 assert use("parent", threads=6) == {os.getpid()}
 kept = pool.acquire()  # and never given back
+let_others_come_to_rest()
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -32,7 +32,7 @@ from tests.servers import requires
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
-AT_ONCE = 5.0  # seconds, on a busy machine; uWSGI's master looks once in a second
+AT_ONCE = 15.0  # seconds, on a busy machine; gunicorn kills a worker that does not end after 30
 WORKERS = 2
 
 COMPLAINTS = re.compile(r"Traceback|Error\b|Exception|WARNING.*pool|pool 'preloaded'|Fatal|core dumped|SIGSEGV")
@@ -62,7 +62,8 @@ class Server:
         self.recorder.__enter__()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                self._command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                self._command(), cwd=ROOT, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={"PATH": "/usr/bin:/bin", "PORT": str(self.recorder.port), "PYTHONDEVMODE": "1"},
             )  # fmt: skip
         return self
@@ -85,7 +86,8 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the workers too, if they are left
         self.process.wait()
         self.recorder.__exit__(exc_type, error, traceback)
 

@@ -8,7 +8,10 @@ can reach the next (P5): not even by a reference that was kept.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from http.cookiejar import Cookie
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ import requests
 import requests.adapters
 from requests import exceptions
 from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
 
 from ...core import registry
 from ...core.lease import Lease
@@ -39,6 +43,7 @@ class Pooled(_Session):
     """What is added to the sessions' class: time limits over redirects, and whose word counts."""
 
     _pooling: Transport
+    _plain: bool  # its class leaves to requests what comes from the environment
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         limits = kwargs["timeout"] = self._pooling.limits(kwargs.get("timeout"))
@@ -58,12 +63,37 @@ class Pooled(_Session):
             verify = self.verify
         if self.proxies:
             proxies = {**self.proxies, **(proxies or {})}
-        return super().merge_environment_settings(url, proxies, stream, verify, cert)
+        if not self._plain or not self.trust_env or _proxies_in_environment():
+            return super().merge_environment_settings(url, proxies, stream, verify, cert)
+        # requests goes through all variables twice, a fifth of its work for a request.
+        if verify is True or verify is None:
+            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or verify
+        return {
+            "proxies": proxies or {},
+            "stream": self.stream if stream is None else stream,
+            "verify": self.verify if verify is None else verify,
+            "cert": self.cert if cert is None else cert,
+        }
+
+
+_ELSEWHERE = sys.platform in ("darwin", "win32")  # where the system has proxies, beside the environment's
+_PROXIES = [name + "_proxy" for name in ("http", "https", "all")]
+_PROXIES += [name.upper() for name in _PROXIES]
+
+
+def _proxies_in_environment() -> bool:
+    return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
 
 
 @functools.cache
 def _pooled(kind: type[requests.Session]) -> type[requests.Session]:
-    return type(kind.__name__, (Pooled, kind), {"__module__": kind.__module__})
+    own = {"__module__": kind.__module__, "_plain": "merge_environment_settings" not in _changes(kind)}
+    return type(kind.__name__, (Pooled, kind), own)
+
+
+def _changes(kind: type[requests.Session]) -> set[str]:
+    """What a class of sessions does in its own way."""
+    return {name for one in kind.__mro__[: kind.__mro__.index(requests.Session)] for name in vars(one)}
 
 
 class Sessions:
@@ -75,6 +105,8 @@ class Sessions:
     ) -> None:  # fmt: skip
         is_class = isinstance(factory, type) and issubclass(factory, requests.Session)
         self._make = _pooled(factory) if is_class else factory
+        if factory is requests.Session:
+            self._make = functools.partial(_copy, self._make())
         self._defaults, self._headers = dict(defaults), dict(headers)
         self._jar = SharedJar() if cookies == "shared" else None
 
@@ -96,6 +128,16 @@ class Sessions:
         """In a child: another thread of the parent may have held the jar's lock."""
         if self._jar is not None:
             self._jar = self._jar.renewed()
+
+
+def _copy(pattern: requests.Session) -> requests.Session:
+    """Return what ``type(pattern)()`` would, without the transport adapters that nobody wants."""
+    session = pattern.__class__.__new__(pattern.__class__)
+    session.__dict__.update(
+        pattern.__dict__, headers=CaseInsensitiveDict(pattern.headers), hooks={name: [] for name in pattern.hooks},
+        params={}, proxies={}, cookies=RequestsCookieJar(), adapters=OrderedDict(),
+    )  # fmt: skip
+    return session
 
 
 class SharedJar(RequestsCookieJar):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
+from psycopg import pq
 
 from ...core.adapter import Adapter
 from ...settings import PoolSettings
@@ -20,6 +21,7 @@ __all__ = ["PostgresAdapter"]
 
 #: Seconds that a close waits for the server to have ended its side.
 CLOSE_WAIT = 0.2
+CANCEL_WAIT = 1.0  # for a query that nobody waits for any more
 #: The values of ``target_session_attrs`` that say what the server must be.
 ROLES = {"read-write", "read-only", "primary", "standby"}
 
@@ -61,8 +63,12 @@ class PostgresAdapter(Adapter[Connection]):
 
     def create(self) -> Connection:
         answer = self._address.ask()
-        with self._listener.attempt():
-            conn: Connection = self._class.connect(**answer.arguments)
+        try:
+            conn = self._connect(answer)
+        except psycopg.Error:
+            if not self._listener.in_doubt:
+                raise
+            conn = self._connect(answer)  # once more, to hear what it means
         try:
             self._session.prepare(conn, self)
         except BaseException:
@@ -73,6 +79,11 @@ class PostgresAdapter(Adapter[Connection]):
             notes_of(conn).role = role_of(conn)
         self._proved(answer)
         return conn
+
+    def _connect(self, answer: Answer) -> Connection:
+        with self._listener.attempt():
+            conn: Connection = self._class.connect(**answer.arguments)
+            return conn
 
     def is_alive(self, resource: Connection) -> bool:
         # Reads what has come, without waiting, for less than a poll() costs. That there is
@@ -103,6 +114,9 @@ class PostgresAdapter(Adapter[Connection]):
         self._session.commit(resource)
 
     def close(self, resource: Connection) -> None:
+        if resource.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            with suppress(Exception):  # else the server would go on with it for nobody, beyond our bounds
+                resource.cancel_safe(timeout=CANCEL_WAIT)
         try:
             peer = second_handle(resource)
         except (OSError, psycopg.Error):  # closed already, or no descriptor to spare

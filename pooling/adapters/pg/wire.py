@@ -39,34 +39,32 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         _wait(conn, deadline, write=True)
     results: list[pq.abc.PGresult] = []
-    while True:
-        while pgconn.is_busy():
-            _wait(conn, deadline)
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            return results
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            error = psycopg.errors.error_from_result(result)
-            vars(error)["_failed_at"] = len(results)
-            _drain(conn, deadline)
-            raise error
-        results.append(result)
+    error: psycopg.Error | None = None
+    try:
+        while (result := _next_result(conn, deadline)) is not None:
+            if error is None and result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result)
+                vars(error)["_failed_at"] = len(results)
+            results.append(result)
+    except (psycopg.Error, TimeoutError):
+        if error is None:  # else its last words tell more than that it has hung up
+            raise
+    if error is not None:
+        raise error
+    return results
+
+
+def _next_result(conn: Connection, deadline: _Deadline) -> pq.abc.PGresult | None:
+    pgconn = conn.pgconn
+    while pgconn.is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+        _wait(conn, deadline)
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 def failed_at(error: BaseException) -> int:
     """Return the place of the statement that made `round_trip` raise, from 0."""
     return int(vars(error).get("_failed_at", 0))
-
-
-def _drain(conn: Connection, deadline: _Deadline) -> None:
-    """Read what follows an error, so that the connection can be used again."""
-    with suppress(psycopg.Error, TimeoutError):
-        while conn.pgconn.get_result() is not None:
-            pass
-        while conn.pgconn.is_busy():
-            _wait(conn, deadline)
-            conn.pgconn.consume_input()
 
 
 class _Deadline:
