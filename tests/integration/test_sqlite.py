@@ -8,14 +8,17 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
+from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.queries import without_values
 from pooling.adapters.sqlite import _interrupted_after
 from tests.integration.tools import in_thread, run_forking, wait_until
@@ -112,6 +115,22 @@ def test_writers_queue_in_our_line(open_pool: Make) -> None:
         thread.join()
     assert failed == []
     assert db.execute_query("SELECT count(*) FROM t") == [(400,)]
+
+
+def test_who_reads_steps_aside_for_who_waits_to_write(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    db = open_pool(readers=1)
+    db.execute_query("SELECT 1")
+    monkeypatch.setattr(sqlite_module, "_GIL", True)
+    monkeypatch.setattr(sqlite_module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    with db.connection():
+        db.execute_query("SELECT 1")
+        assert slept == []
+        writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
+        wait_until(lambda: db.stats()["waiting"] == 1)
+        db.execute_query("SELECT 1")
+        assert slept == [sqlite_module._ASIDE]
+    writer.join()
 
 
 def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
