@@ -20,7 +20,7 @@ import pytest
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
 from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.queries import without_values
-from pooling.adapters.sqlite import _interrupted_after
+from pooling.adapters.sqlite import SQLiteAdapter, _interrupted_after
 from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
@@ -387,6 +387,27 @@ def test_many_open_a_new_file_at_once(open_pool: Make, tmp_path: Path) -> None:
         with db:
             snapshot = db.metrics.snapshot()
             assert (snapshot.created, snapshot.errors) == (8, {})
+
+
+def test_a_lock_amid_the_change_to_wal_is_waited_out(tmp_path: Path) -> None:
+    """SQLite refuses it at once now and then, whatever the busy timeout is: some 1 of 1,000 simultaneous opens."""
+
+    class Refusing:
+        def __init__(self, times: int) -> None:
+            self.times = times
+
+        def execute(self, sql: str) -> Any:
+            self.times -= 1
+            if self.times >= 0:
+                raise sqlite3.OperationalError("database is locked")
+            return SimpleNamespace(fetchone=lambda: ("wal",))
+
+    patient, hasty = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
+    conn: Any = Refusing(2)
+    patient._set_journal(conn)
+    assert conn.times == -1
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        hasty._set_journal(Refusing(2))  # type: ignore[arg-type]
 
 
 def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
