@@ -23,6 +23,7 @@ from ..core.pool import Pool
 from ..settings import PoolSettings
 from .lite.adapter import SQLiteAdapter
 from .lite.arguments import check_number, parse
+from .lite.connection import Connection
 from .lite.queries import QuerySnapshot, QueryStats
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
@@ -241,13 +242,13 @@ class SQLitePool(Pool[sqlite3.Connection]):
     def size(self) -> DatabaseSize:
         """Return how large the database is, and how much of it is unused."""
         pool = self.readers or self
-        with pool._acquire_for(None, 1) as conn:
+        with pool._acquire_for(None, 1) as conn, _plain(conn):
             (page,), (pages,), (free,) = (
                 conn.execute(f"PRAGMA {name}").fetchone()
                 for name in ("page_size", "page_count", "freelist_count")
             )
-            path = conn.execute("PRAGMA database_list").fetchone()[2]
-        wal = f"{path}-wal"
+            assert isinstance(conn, Connection)
+            wal = f"{conn.file[0]}-wal" if conn.file else ""
         return DatabaseSize(page * pages, os.path.getsize(wal) if os.path.exists(wal) else 0, page * free)
 
     def optimize(self, *, vacuum: bool = False) -> None:
@@ -260,7 +261,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Raises:
             sqlite3.Error: As from sqlite3; others use the database, for example.
         """
-        with self._acquire_for(None, 1) as conn:
+        with self._acquire_for(None, 1) as conn, _plain(conn):
             for statement in (
                 "PRAGMA analysis_limit=400",
                 "PRAGMA optimize",
@@ -284,7 +285,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
-        with pool._acquire_for(limit, 1) as conn, _interrupted_after(conn, limit):
+        with pool._acquire_for(limit, 1) as conn, _plain(conn), _interrupted_after(conn, limit):
             try:
                 found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
             except sqlite3.OperationalError:  # busy, or interrupted
@@ -369,6 +370,19 @@ class SQLitePool(Pool[sqlite3.Connection]):
         self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
         for adapter in self._adapters:
             adapter.stats = self._queries if self._settings.enable_metrics else None
+
+
+@contextmanager
+def _plain(conn: sqlite3.Connection) -> Iterator[None]:
+    """Let our own statements run without a limit and with nobody's factories; the reset undoes that."""
+    assert isinstance(conn, Connection)
+    limit, conn.limit = conn.limit, None
+    conn.set_progress_handler(None, 0)
+    conn.row_factory, conn.text_factory = None, str
+    try:
+        yield
+    finally:
+        conn.limit = limit
 
 
 @contextmanager

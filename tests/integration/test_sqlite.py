@@ -452,6 +452,25 @@ def test_size_and_optimisation(open_pool: Make, path: Path) -> None:
     assert small.file == path.stat().st_size
 
 
+def test_our_own_work_has_no_limit_and_nobodys_factories(open_pool: Make) -> None:
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.text_factory, conn.row_factory = bytes, lambda cursor, row: {"mine": row}
+
+    db = open_pool(ONE, configure=configure, statement_timeout=0.001)
+    with db.connection() as conn:
+        conn.limit = None  # type: ignore[attr-defined]  # to fill it takes longer than that
+        conn.set_progress_handler(None, 0)
+        conn.executemany("INSERT INTO t (word) VALUES (?)", [(f"{n}" * 50,) for n in range(30_000)])
+        conn.execute("CREATE INDEX i ON t (word)")
+    assert db.check_integrity(60.0, full=True) == []
+    db.optimize(vacuum=True)
+    assert db.size().file > 1_000_000
+    db.health_check(60.0)
+    db.drain()  # what the test did to the limit goes with its connection
+    with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+        db.execute_query(FOR_EVER)
+
+
 # -- damage ----------------------------------------------------------------------
 
 
