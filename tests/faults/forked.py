@@ -14,6 +14,7 @@ What goes wrong is raised, in the parent or in a child, and shows in the exit st
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import mmap
@@ -64,11 +65,19 @@ def fork() -> int:
     return int(_libc.fork())
 
 
+def end_if_stuck() -> None:
+    """Have this child killed, and say where it is, when its time is up."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.unregister(signal.SIGALRM)
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.alarm(CHILDS_TIME)
+
+
 def fork_into(childs_part: Callable[[], object], ending: Callable[[int], object] = os._exit) -> int:
     """Fork; the child does its part and ends. Return its process id."""
     child = fork()
     if child == 0:
-        signal.alarm(CHILDS_TIME)
+        end_if_stuck()
         status = 1
         try:
             childs_part()
@@ -253,7 +262,7 @@ def leaving_a_block() -> None:
             with pool.acquire():
                 child = fork()
                 if child == 0:
-                    signal.alarm(CHILDS_TIME)
+                    end_if_stuck()
                     if used_before:
                         use_all(pool)
             if child == 0:
@@ -287,7 +296,7 @@ def leaving_a_block_that_others_wait_for() -> None:
         held.wait()
         child = fork()
         if child == 0:
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
         else:
             expect_success(child)
             release.set()
@@ -306,7 +315,7 @@ def leaving_a_block_by_an_error() -> None:
         with pool.acquire():
             child = fork()
             if child == 0:
-                signal.alarm(CHILDS_TIME)
+                end_if_stuck()
                 raise KeyError("child")
             expect_success(child)
     except KeyError:
@@ -480,7 +489,7 @@ def while_waiting() -> None:
     def fork_here(*_: object) -> None:
         children.append(fork())
         if children[0] == 0:
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
         else:
             leases.pop().release()
 
@@ -522,8 +531,7 @@ def at_any_moment() -> None:
         child = fork()
         if child == 0:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
             children.clear()
         else:
             children.append(child)
