@@ -135,7 +135,7 @@ class Lending(Upkeep[R]):
         now = self._now()
         if waited and self._settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
-        if self._observers:
+        if self._noise:
             tell(self._observers, "acquired", self.name, now - arrived)
         return key, now
 
@@ -308,7 +308,7 @@ class Lending(Upkeep[R]):
             self._came_back(entry, held)
         if held > SHORT:
             self._time_use(held)
-        if self._observers:
+        if self._noise:
             tell(self._observers, "released", self.name, held)
 
     def _time_use(self, held: float) -> None:

@@ -8,7 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, http, imports, lite, postgres, proxy, requests, scarce, stampede, uncontended
+from . import (
+    ample,
+    dropin,
+    flat,
+    held,
+    http,
+    imports,
+    lite,
+    postgres,
+    proxy,
+    requests,
+    scarce,
+    stampede,
+    uncontended,
+)  # fmt: skip
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -21,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     stampede.NAME: stampede.run,
     flat.NAME: flat.run,
     imports.NAME: imports.run,
+    dropin.NAME: dropin.run,
     lite.NAME: lite.run,
     requests.NAME: requests.run,
     **http.BENCHMARKS,
