@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .adapters.http import HTTPPool
     from .adapters.postgres import CommandTimeout, CommitUnknown, PostgresPool
     from .adapters.sqlite import SQLitePool
+    from .manager import PoolManager, application_lifespan, from_url
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Pool",
     "PoolClosed",
     "PoolError",
+    "PoolManager",
     "PoolMetrics",
     "PoolSettings",
     "PoolSnapshot",
@@ -58,14 +60,19 @@ __all__ = [
     "SQLitePool",
     "TooManyWaiting",
     "__version__",
+    "application_lifespan",
+    "from_url",
 ]
 
-_LAZY = {  # a driver's name: loaded on first use, so that the import stays light
+_LAZY = {  # loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
     "CommandTimeout": ".adapters.postgres",
     "CommitUnknown": ".adapters.postgres",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
+    "PoolManager": ".manager",
+    "application_lifespan": ".manager",
+    "from_url": ".manager",
 }
 
 for _class in (

@@ -18,7 +18,7 @@ from . import __version__
 __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
-_COMMANDS = {"demo": ".demo.run", "soak": ".soak.run"}
+_COMMANDS = {"config": ".config", "demo": ".demo.run", "soak": ".soak.run"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -310,14 +310,7 @@ class PoolSettings:
         """
         environ = os.environ if environ is None else environ
         known = {prefix + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
-        for variable in environ:
-            rest = variable[len(prefix) :].lower()
-            if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
-                continue
-            if closest := _closest(rest, known.values(), 0.85):
-                logging.getLogger(__name__).warning(
-                    "%s is not a setting; was %s meant?", variable, prefix + closest.upper()
-                )
+        _warn_of_misspelt(prefix, environ, known)
         given = ((var, _ALL_NAMES[known[var]], environ[var]) for var in known if var in environ)
         return _overlay(base or cls(), _read(given))
 
@@ -411,6 +404,18 @@ def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
             raise ValueError(f"{labels['backoff']} and {labels[part]} both set {part}")
         own["backoff"] = dataclasses.replace(base.backoff, **parts)
     return dataclasses.replace(base, **own)
+
+
+def _warn_of_misspelt(prefix: str, environ: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Log which variables with the prefix look like misspelt settings."""
+    for variable in environ:
+        rest = variable[len(prefix) :].lower()
+        if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
+            continue
+        if closest := _closest(rest, known.values(), 0.85):
+            logging.getLogger(__name__).warning(
+                "%s is not a setting; was %s meant?", variable, prefix + closest.upper()
+            )
 
 
 def _closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:

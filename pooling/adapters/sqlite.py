@@ -1,56 +1,91 @@
-"""SQLite: a pool of ``sqlite3.Connection`` objects on one database file.
+"""SQLite: a pool of ``sqlite3.Connection`` objects on one database.
 
-SQLite has one writer at a time. A pool of a few connections therefore writes
-faster than a connection for each thread: who waits, waits in the pool's fair
-line instead of in SQLite's busy handler, which sleeps and tries its luck.
+SQLite has one writer at a time. Who waits for it, waits either in SQLite's
+busy handler, which sleeps and tries its luck, or, with ``readers=``, in this
+pool's fair line: then one connection writes and the others read.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import re
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
-from ..core.adapter import Adapter
 from ..core.pool import Pool
 from ..settings import PoolSettings
+from ._queries import QuerySnapshot, QueryStats
+from ._sqlite import SQLiteAdapter
 
-__all__ = ["SQLitePool", "SQLiteAdapter"]
-
-#: Set on every connection, and again when it is released.
-PRAGMAS: dict[str, object] = {"foreign_keys": "ON"}
+__all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
 
 Params = Sequence[Any] | Mapping[str, Any]
+
+_READS = re.compile(r"\s*(?:SELECT|VALUES|EXPLAIN|WITH)\b", re.I)
+_WRITES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE)\b", re.I)  # WITH ... INSERT
+
+
+INTEGRITY_EVERY = 600.0
+"""Seconds between two looks for damage by `SQLitePool.health_check`: they read the whole file."""
+
+
+class DatabaseSize(NamedTuple):
+    """How large a database is: bytes of its file and of its WAL, and of what is unused in it."""
+
+    file: int
+    wal: int
+    free: int
 
 
 class SQLitePool(Pool[sqlite3.Connection]):
     """Lends connections to a SQLite database, in WAL mode with foreign keys checked.
+
+    WAL (write-ahead log) is set when a connection is opened, and stays with
+    the file: readers do not block the writer, nor the writer them. It needs
+    a local disk; ``pragmas={"journal_mode": "DELETE"}`` goes without.
 
     Transactions are sqlite3's classic ones: statements that write begin one,
     with ``BEGIN IMMEDIATE``, so that a writer waits for its turn at its
     beginning, where the busy timeout works; a transaction that turns from
     reading to writing later would fail at once. Reads begin none.
 
+    A file that was replaced or deleted is noticed at the next lease: the old
+    connections are closed, and a warning is logged.
+
     Example::
 
-        db = SQLitePool("app.db")
+        db = SQLitePool("app.db", readers=4)          # one writes, four read
         with db.connection() as conn:                 # commit, or roll back on an error
             conn.execute("INSERT INTO seen VALUES (?)", (url,))
         rows = db.execute_query("SELECT count(*) FROM seen")
 
     Args:
-        path: The database file, or a ``file:`` URI. ``":memory:"`` would give
-            each connection an empty database of its own.
+        path: The database file, or a ``file:`` URI. ``":memory:"`` is a
+            database that the pool's connections share, and that ends with the
+            pool; a child process finds an empty one (SQLite 3.36 or newer).
         settings: Size, ages and time limits; ``None`` means the defaults.
         timeout: Seconds to wait for another writer before
             ``sqlite3.OperationalError: database is locked``.
         pragmas: Further ones to set on each connection, such as
             ``{"synchronous": "NORMAL"}``.
-        name: How the pool is called in messages.
+        readers: With a number, the pool itself lends nothing but the
+            ``writer`` connections, and so many others read: see `connection`.
+            ``max_size`` of the settings has no meaning then.
+        writer: How many connections may write, when there are ``readers``.
+        statement_timeout: Seconds until a statement is interrupted: until its
+            last row is fetched. ``None`` means no limit.
+        optimize: Let SQLite refresh its statistics where that is due, before
+            a connection is closed, as its manual advises.
+        name: How the pool is called in messages; the file's name by default.
+
+    Raises:
+        ValueError, TypeError: A number is out of its bounds, or is none.
     """
 
     def __init__(
@@ -60,32 +95,98 @@ class SQLitePool(Pool[sqlite3.Connection]):
         *,
         timeout: float = 5.0,
         pragmas: Mapping[str, object] | None = None,
+        readers: int | None = None,
+        writer: int = 1,
+        statement_timeout: float | None = None,
+        optimize: bool = True,
         name: str | None = None,
     ) -> None:
+        _check_number("timeout", timeout, least=0.0)
+        _check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
+        _check_number("readers", readers, least=1, optional=True)
+        _check_number("writer", writer, least=1)
         settings = settings or PoolSettings()
-        adapter = SQLiteAdapter(
-            path, timeout=timeout, pragmas=pragmas, validation_query=settings.validation_query
-        )
+        name = name or Path(os.fspath(path).partition("?")[0]).name.strip(":") or None
+        self.readers: Pool[sqlite3.Connection] | None = None
+        """Those that only read, a pool of its own; ``None`` without ``readers=``."""
+        common: dict[str, Any] = {
+            "timeout": timeout,
+            "validation_query": settings.validation_query,
+            "statement_timeout": statement_timeout,
+        }
+        adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
+        self._adapters = [adapter]
+        self._limit = settings.health_check_timeout
+        self._look_after = float("-inf")  # when a health check looks for damage again
+        if readers is not None:
+            reading = {**dict(pragmas or {}), "query_only": "ON"}
+            second = SQLiteAdapter(
+                path, pragmas=reading, optimize=False, memory=adapter.memory, **common
+            )
+            self._adapters.append(second)
+            self.readers = Pool(
+                adapter=second, settings=_resized(settings, readers), name=f"{name}-readers"
+            )
+            settings = _resized(settings, writer)
         super().__init__(adapter=adapter, settings=settings, name=name)
 
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        settings: PoolSettings | None = None,
+        name: str | None = None,
+        **arguments: Any,
+    ) -> SQLitePool:
+        """Make a pool from ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://``.
+
+        The last, and ``sqlite:///:memory:``, is a database in memory.
+
+        Args:
+            url: Its query may hold ``timeout``, ``readers``, ``writer``,
+                ``statement_timeout`` and ``optimize``.
+            settings, name, arguments: As for the class.
+
+        Raises:
+            ValueError: It names a host, or a parameter that is none of these.
+        """
+        host, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+        if host:
+            raise ValueError(f"a host ({host!r}) means nothing here; sqlite:///{host} is a relative path")
+        for key, text in parse_qsl(url.partition("?")[2], keep_blank_values=True):
+            if key not in _URL_PARAMETERS:
+                raise ValueError(f"unknown parameter {key!r}")
+            arguments.setdefault(key, _parse(key, text))
+        return cls(unquote(path) or ":memory:", settings, name=name, **arguments)
+
+    # -- use ------------------------------------------------------------------------
+
     @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
+    def connection(
+        self, timeout: float | None = None, *, readonly: bool = False
+    ) -> Iterator[sqlite3.Connection]:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
             timeout: Seconds to wait for a connection; ``None`` means the
                 pool's ``acquire_timeout``.
+            readonly: Take one of the ``readers``, on which writing fails;
+                without ``readers=`` it changes nothing.
 
         Raises:
             PoolTimeout: None came in time.
             sqlite3.Error: As from sqlite3, the commit's included.
         """
+        pool = self.readers if readonly and self.readers is not None else self
         # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
-        with self._acquire_for(timeout, 2) as conn, conn:
+        with pool._acquire_for(timeout, 2) as conn, conn:
             yield conn
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
+
+        With ``readers=`` a statement that is plainly a query goes to a reader.
 
         Args:
             sql: The statement, with ``?`` or ``:name`` for parameters.
@@ -95,88 +196,210 @@ class SQLitePool(Pool[sqlite3.Connection]):
             PoolTimeout: No connection came in time.
             sqlite3.Error: As from sqlite3.
         """
-        with self._acquire_for(None, 1) as conn, conn:
+        pool: Pool[sqlite3.Connection] = self
+        if self.readers is not None and _READS.match(sql) and not _WRITES.search(sql):
+            pool = self.readers
+        with pool._acquire_for(None, 1) as conn, conn:
             return conn.execute(sql, params).fetchall()
 
+    # -- looking --------------------------------------------------------------------
 
-class SQLiteAdapter(Adapter[sqlite3.Connection]):
-    """How connections are made and kept; see :class:`SQLitePool` for the arguments."""
+    def queries(self) -> QuerySnapshot:
+        """Return how long statements took: count, mean, percentiles and the slowest.
 
-    noun = "connection"
-    bounded = True  # checks and rollbacks wait for nobody but the disk
+        A statement is timed from its start to its first row, and while
+        ``fetchall`` gets the others; stepping through a cursor is the
+        borrower's time. Values never show, only the statement's text.
+        """
+        return self._queries.snapshot()
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        timeout: float = 5.0,
-        pragmas: Mapping[str, object] | None = None,
-        validation_query: str | None = None,
-    ) -> None:
-        self.path = os.fspath(path)
-        self.timeout = timeout
-        self.query = validation_query or "SELECT 1"
-        self.pragmas = PRAGMAS | {"busy_timeout": int(timeout * 1000)} | dict(pragmas or {})
-        self._cleaning = [f"PRAGMA {name}={value}" for name, value in self.pragmas.items()]
+    def size(self) -> DatabaseSize:
+        """Return how large the database is, and how much of it is unused."""
+        pool = self.readers or self
+        with pool._acquire_for(None, 1) as conn:
+            (page,), (pages,), (free,) = (
+                conn.execute(f"PRAGMA {name}").fetchone()
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+            path = conn.execute("PRAGMA database_list").fetchone()[2]
+        wal = f"{path}-wal"
+        return DatabaseSize(page * pages, os.path.getsize(wal) if os.path.exists(wal) else 0, page * free)
 
-    def create(self) -> sqlite3.Connection:
-        conn = sqlite3.connect(
-            self.path,
-            timeout=self.timeout,
-            isolation_level="IMMEDIATE",
-            check_same_thread=False,  # one thread at a time, says the pool (P1)
-            uri=self.path.startswith("file:"),
-        )
+    def optimize(self, *, vacuum: bool = False) -> None:
+        """Refresh SQLite's statistics, and write the WAL back into the file.
+
+        Args:
+            vacuum: Also rebuild the file without what is unused in it; it
+                takes as long as copying, and nobody writes meanwhile.
+
+        Raises:
+            sqlite3.Error: As from sqlite3; others use the database, for example.
+        """
+        with self._acquire_for(None, 1) as conn:
+            for statement in (
+                "PRAGMA analysis_limit=400",
+                "PRAGMA optimize",
+                *(["VACUUM"] if vacuum else []),
+                "PRAGMA wal_checkpoint(TRUNCATE)",
+            ):
+                conn.execute(statement).fetchall()
+
+    def check_integrity(self, timeout: float | None = None, *, full: bool = False) -> list[str]:
+        """Have SQLite look for damage in the file, and return what it found: nothing, if all is well.
+
+        Args:
+            timeout: Seconds for it, after which it is interrupted; ``None``
+                means ``health_check_timeout``.
+            full: Compare indexes with their tables, too; takes far longer.
+
+        Raises:
+            TimeoutError: It did not come to its end in time.
+            sqlite3.Error: The file is not to be read at all.
+        """
+        limit = self._limit if timeout is None else timeout
+        pragma = "integrity_check" if full else "quick_check"
+        pool = self.readers or self
+        with pool._acquire_for(limit, 1) as conn, _interrupted_after(conn, limit):
+            found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
+        return [] if found == ["ok"] else found
+
+    def health_check(self, timeout: float | None = None) -> None:
+        """Read from the database, and now and then look for damage; raise if something is wrong.
+
+        The look (`check_integrity`) is taken when the last one is ten minutes
+        old or found something. A database too large to be looked through in
+        half of the time is read from, and no more.
+
+        Raises:
+            sqlite3.DatabaseError: The file is damaged, or cannot be read.
+            PoolTimeout: No connection came in time.
+        """
+        limit = self._limit if timeout is None else timeout
+        pool = self.readers or self
+        with pool._acquire_for(limit, 1) as conn:
+            conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        now = self._now()
+        if now < self._look_after:
+            return
         try:
-            conn.execute("PRAGMA journal_mode=WAL")
-            self._clean(conn)
-        except BaseException:
-            conn.close()
+            damage = self.check_integrity(limit / 2)
+        except TimeoutError:
+            damage = []
+        if damage:
+            raise sqlite3.DatabaseError(f"the file is damaged: {damage[0]}")
+        self._look_after = now + INTEGRITY_EVERY
+
+    def stats(self) -> dict[str, Any]:
+        """Return how many are where, and the settings that bound them; of the readers, too."""
+        found = super().stats()
+        if self.readers is not None:
+            found["readers"] = self.readers.stats()
+        return found
+
+    # -- life, of the readers as well -------------------------------------------------
+
+    def open(self, timeout: float | None = None) -> None:
+        """Warm up, see `Pool.open`."""
+        began = time.monotonic()
+        super().open(timeout)
+        if self.readers is not None:
+            limit = self._settings.acquire_timeout if timeout is None else timeout
+            self.readers.open(max(0.0, limit - (time.monotonic() - began)))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close the pool for good, see `Pool.close`."""
+        began = time.monotonic()
+        super().close(timeout)
+        if self.readers is not None:
+            limit = self._settings.close_timeout if timeout is None else timeout
+            self.readers.close(max(0.0, limit - (time.monotonic() - began)))
+        memory = self._adapters[0].memory
+        if memory is not None:
+            memory.drop()
+
+    def drain(self) -> None:
+        """Replace every connection, see `Pool.drain`."""
+        super().drain()
+        if self.readers is not None:
+            self.readers.drain()
+
+    def check(self) -> None:
+        """Look at the idle connections now, see `Pool.check`."""
+        super().check()
+        if self.readers is not None:
+            self.readers.check()
+
+    def _set_paused(self, paused: bool) -> None:
+        super()._set_paused(paused)
+        if self.readers is not None:
+            self.readers._set_paused(paused)
+
+    def _renew_state(self) -> None:
+        super()._renew_state()
+        self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
+        for adapter in self._adapters:
+            adapter.stats = self._queries if self._settings.enable_metrics else None
+
+
+@contextmanager
+def _interrupted_after(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """Interrupt what runs in the block if it takes longer.
+
+    By a thread: SQLite's progress handler is not asked in all of its long work.
+    """
+    struck = threading.Event()
+
+    def strike() -> None:
+        struck.set()
+        conn.interrupt()
+
+    timer = threading.Timer(seconds, strike)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if not struck.is_set():
             raise
-        return conn
+        raise TimeoutError(f"interrupted after {seconds:g} s") from error
+    finally:
+        timer.cancel()
+        timer.join()  # or it might strike the next borrower
 
-    def is_alive(self, resource: sqlite3.Connection) -> bool:
-        try:
-            return resource.total_changes >= 0  # a closed one raises
-        except sqlite3.ProgrammingError:
-            return False
 
-    def validate(self, resource: sqlite3.Connection, timeout: float) -> None:
-        resource.execute(self.query).fetchall()
+def _resized(settings: PoolSettings, size: int) -> PoolSettings:
+    idle = settings.max_idle
+    return settings.replace(
+        max_size=size,
+        min_size=min(settings.min_size, size),
+        max_idle=None if idle is None else max(idle, min(settings.min_size, size)),
+    )
 
-    def reset(self, resource: sqlite3.Connection) -> None:
-        resource.rollback()
-        self._clean(resource)
 
-    def close(self, resource: sqlite3.Connection) -> None:
-        resource.close()
+_URL_PARAMETERS: dict[str, type] = {
+    "timeout": float, "readers": int, "writer": int, "statement_timeout": float, "optimize": bool,
+}  # fmt: skip
 
-    def interrupt(self, resource: sqlite3.Connection) -> None:
-        resource.interrupt()
 
-    def abandon(self, resource: sqlite3.Connection) -> None:
-        # "Do not open an SQLite database connection, then fork(2), then try to use that
-        # connection in the child", nor close it: that would drop the locks of the
-        # parent (sqlite.org/howtocorrupt.html, 2.6). A reference for ever, past the
-        # interpreter's end, is what keeps it open.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))
+def _parse(key: str, text: str) -> object:
+    kind = _URL_PARAMETERS[key]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        noun = {float: "a number of seconds", int: "a whole number", bool: "true or false"}[kind]
+        raise ValueError(f"{key} must be {noun}, not {text!r}") from None
 
-    def is_broken(self, resource: sqlite3.Connection, error: BaseException) -> bool:
-        return not self.is_alive(resource)
 
-    def is_final(self, error: BaseException) -> bool:
-        if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
-            return True
-        return not self.path.startswith("file:") and not Path(self.path).parent.is_dir()
-
-    def _clean(self, conn: sqlite3.Connection) -> None:
-        """Set all that a borrower can set on the connection to the pool's values."""
-        if conn.isolation_level != "IMMEDIATE":
-            conn.isolation_level = "IMMEDIATE"
-        conn.row_factory = None
-        conn.text_factory = str
-        for pragma in self._cleaning:
-            conn.execute(pragma)
+def _check_number(name: str, value: object, *, least: float, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    kinds = (int,) if isinstance(least, int) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a {'whole ' if kinds == (int,) else ''}number, not {value!r}")
+    if not least <= value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"{name} must be at least {least:g}, not {value!r}")
 
 
 SQLitePool.__module__ = "pooling"  # where users import it from

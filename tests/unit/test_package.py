@@ -25,6 +25,8 @@ STEPS = [
     {"settings"},
     {"core"},
     {"adapters", "testing"},
+    {"_urls", "_members", "_signals"},
+    {"config"},
     {"manager"},
     {"observe"},
     {"web"},

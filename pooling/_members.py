@@ -1,0 +1,287 @@
+"""What a manager holds: our pools and those of others, under one set of verbs.
+
+A kind that is not ours is known by its class's name and module, so that no
+driver is imported to find out.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from .core.engine import _say
+from .core.pool import Pool
+from .errors import PoolTimeout
+
+__all__ = ["Member", "in_parallel", "member_of"]
+
+T = TypeVar("T")
+
+_STALE_TRIES = 2  # a dead connection that lay idle says nothing about the server
+
+
+class Member:
+    """One pool in a manager.
+
+    Attributes:
+        pool: The pool itself.
+        kind: What it is called in tables.
+        critical: Whether the application is down without it.
+        owned: Whether the manager closes it.
+        recipe: What it was made from, to tell whether another wish is the same.
+    """
+
+    def __init__(self, pool: Any, critical: bool, owned: bool, recipe: object) -> None:
+        self.pool = pool
+        self.kind = type(pool).__name__
+        self.critical = critical
+        self.owned = owned
+        self.recipe = recipe
+
+    @property
+    def closed(self) -> bool:
+        """Whether it lends nothing any more."""
+        return bool(getattr(self.pool, "closed", False))
+
+    def open(self, timeout: float) -> None:
+        """Warm it up."""
+        raise NotImplementedError
+
+    def close(self, timeout: float) -> None:
+        """Close it for good."""
+        raise NotImplementedError
+
+    def probe(self, timeout: float) -> str | None:
+        """Make a round trip to the server, or raise; return what is worth a word nevertheless."""
+        raise NotImplementedError
+
+    def trouble(self) -> str | None:
+        """Return why it is not at its best, as far as can be known without asking anybody."""
+        return None
+
+    def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        """Take a resource."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        """Return its figures under the names that `PoolSnapshot.to_dict` has."""
+        raise NotImplementedError
+
+
+class Ours(Member):
+    """A `Pool`."""
+
+    pool: Pool[Any]
+
+    def open(self, timeout: float) -> None:
+        self.pool.open(timeout)
+
+    def close(self, timeout: float) -> None:
+        self.pool.close(timeout)
+
+    def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        return self.pool.acquire(timeout)
+
+    def probe(self, timeout: float) -> str | None:
+        check = getattr(self.pool, "health_check", None)
+        if callable(check):  # the kind knows better what is worth a look
+            return _verdict(check())
+        deadline = time.monotonic() + timeout
+        for last in range(_STALE_TRIES):
+            error = self._round_trip(max(0.0, deadline - time.monotonic()))
+            if error is None:
+                return None
+            if last == _STALE_TRIES - 1:
+                raise error
+            self.pool.check()
+        return None
+
+    def _round_trip(self, timeout: float) -> Exception | None:
+        lease = self.pool.acquire(timeout)
+        try:
+            if self.pool._validate is not None:
+                self.pool._validate(lease.resource, timeout)
+        except Exception as error:
+            lease.discard()
+            return error
+        except BaseException:
+            lease.discard()
+            raise
+        lease.release()
+        return None
+
+    def trouble(self) -> str | None:
+        stats = self.pool.stats()
+        if stats["paused"]:
+            return "paused"
+        if stats["down"]:
+            return f"making one fails: {stats['down']}"
+        if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
+            return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
+        return None
+
+    def metrics(self) -> dict[str, Any]:
+        found = self.pool.metrics.to_dict()
+        found["success_rate"] = 1.0 - found["error_rate"]
+        queries, readers = getattr(self.pool, "queries", None), getattr(self.pool, "readers", None)
+        if callable(queries):
+            found["queries"] = queries().to_dict()
+        if isinstance(readers, Pool):
+            found["readers"] = readers.metrics.to_dict()
+        return found
+
+
+class Psycopg(Member):
+    """A ``psycopg_pool.ConnectionPool``."""
+
+    def open(self, timeout: float) -> None:
+        self.pool.open(wait=True, timeout=timeout)
+
+    def close(self, timeout: float) -> None:
+        self.pool.close(timeout=timeout)
+
+    def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        return self.pool.connection(timeout)  # type: ignore[no-any-return]
+
+    def probe(self, timeout: float) -> str | None:
+        with self.pool.connection(timeout=timeout) as conn:
+            conn.execute("SELECT 1")
+        return None
+
+    def trouble(self) -> str | None:
+        waiting = self.pool.get_stats().get("requests_waiting", 0)
+        return f"exhausted: {waiting} waiting" if waiting else None
+
+    def metrics(self) -> dict[str, Any]:
+        stats: dict[str, int] = self.pool.get_stats()
+        size, idle = stats.get("pool_size", 0), stats.get("pool_available", 0)
+        requests, errors = stats.get("requests_num", 0), stats.get("requests_errors", 0)
+        return _figures(
+            size, idle, stats.get("pool_max", size),
+            waiting_requests=stats.get("requests_waiting", 0),
+            connection_requests=requests,
+            connection_errors=stats.get("connections_errors", 0),
+            total_connections_created=stats.get("connections_num", 0),
+            avg_acquisition_time_ms=stats.get("requests_wait_ms", 0) / max(1, requests),
+            error_rate=min(1.0, errors / max(1, requests)),
+        )  # fmt: skip
+
+
+class SQLAlchemy(Member):
+    """A SQLAlchemy ``Engine``."""
+
+    def open(self, timeout: float) -> None:
+        self.probe(timeout)
+
+    def close(self, timeout: float) -> None:
+        self.pool.dispose()
+
+    def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        return self.pool.connect()  # type: ignore[no-any-return]
+
+    def probe(self, timeout: float) -> str | None:
+        with self.pool.connect() as conn:
+            conn.exec_driver_sql("SELECT 1")
+        return None
+
+    def metrics(self) -> dict[str, Any]:
+        pool = self.pool.pool
+        idle, lent = (_number(pool, name) for name in ("checkedin", "checkedout"))
+        return _figures(idle + lent, idle, _number(pool, "size") + getattr(pool, "_max_overflow", 0))
+
+
+def _number(pool: Any, name: str) -> int:
+    method = getattr(pool, name, None)  # NullPool and its like count nothing
+    return int(method()) if callable(method) else 0
+
+
+def _figures(size: int, idle: int, limit: int, **more: float) -> dict[str, Any]:
+    """Another's figures under the names of ours, as far as it counts them."""
+    lent = size - idle
+    found: dict[str, Any] = {
+        "size": size, "idle": idle, "in_use": lent, "max_size": limit,
+        "total_connections": size, "idle_connections": idle, "active_connections": lent,
+        "pool_utilization": lent / size if size else 0.0,
+        "saturation": lent / limit if limit > 0 else 0.0,
+        "error_rate": 0.0, **more,
+    }  # fmt: skip
+    return {**found, "success_rate": 1.0 - found["error_rate"]}
+
+
+def _verdict(answer: object) -> str | None:
+    """What a pool's own health check says; one that merely returns is content."""
+    if not isinstance(answer, Mapping):
+        return None
+    status = str(answer.get("status", "")).lower()
+    reason = str(answer.get("reason") or answer.get("error") or status)
+    if status in ("down", "unhealthy") or answer.get("healthy") is False:
+        raise ConnectionError(reason)
+    return reason if status == "degraded" else None
+
+
+_FOREIGN: dict[tuple[str, str], type[Member]] = {
+    ("psycopg_pool", "ConnectionPool"): Psycopg,
+    ("sqlalchemy", "Engine"): SQLAlchemy,
+}
+
+
+def member_of(
+    pool: object, *, critical: bool = True, owned: bool = True, recipe: object = None
+) -> Member:
+    """Return what a manager holds of a pool.
+
+    Raises:
+        TypeError: It is none that can be managed.
+    """
+    if isinstance(pool, Pool):
+        return Ours(pool, critical, owned, recipe)
+    for base in type(pool).__mro__:
+        kind = _FOREIGN.get((base.__module__.partition(".")[0], base.__name__))
+        if kind is not None:
+            return kind(pool, critical, owned, recipe)
+    raise TypeError(
+        "pool must be a pooling.Pool, a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, "
+        f"not {type(pool).__name__}"
+    )
+
+
+def in_parallel(
+    jobs: Mapping[str, Callable[[], T]], timeout: float
+) -> dict[str, tuple[T | BaseException, float]]:
+    """Run each job on a thread of its own; return results or errors, and their seconds.
+
+    One that does not return in time gives a `TimeoutError`; its thread, which
+    holds nobody up, may go on.
+    """
+    done: SimpleQueue[tuple[str, T | BaseException, float]] = SimpleQueue()
+    began = time.monotonic()
+
+    def run(name: str, job: Callable[[], T]) -> None:
+        result: T | BaseException
+        try:
+            result = job()
+        except BaseException as error:
+            result = error.with_traceback(None)  # whose frames may hold a lease
+        done.put((name, result, time.monotonic() - began))
+
+    for name, job in jobs.items():
+        threading.Thread(target=run, args=(name, job), daemon=True, name=f"pooling {name}").start()
+    found: dict[str, tuple[T | BaseException, float]] = {}
+    try:
+        while len(found) < len(jobs):
+            name, result, seconds = done.get(timeout=max(0.0, began + timeout - time.monotonic()))
+            found[name] = result, seconds
+    except Empty:
+        pass
+    late = TimeoutError(f"no answer within {timeout:g} s")
+    return {name: found.get(name, (late, timeout)) for name in jobs}
+
+
+def reason_of(error: BaseException) -> tuple[bool, str]:
+    """Say whether an error means "down" rather than "busy", and what it says in one line."""
+    busy = isinstance(error, PoolTimeout) and error.__cause__ is None
+    return not busy, _say(error)

@@ -1,0 +1,230 @@
+"""Pools by URL: the scheme says which kind, through one table that other packages can add to.
+
+A package adds a kind by an entry point of the group ``pooling.schemes``, named
+like the scheme; its object is called as those in `SCHEMES` are::
+
+    build(url, *, settings, name, **arguments) -> Pool
+
+``url`` is without the parameters that are settings of a pool; what else its
+query holds is the kind's own business.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
+
+from .core.pool import Pool
+from .settings import _ALL_NAMES, PoolSettings, _closest
+
+__all__ = ["GROUP", "SCHEMES", "from_url", "http_pool", "masked", "scheme_of"]
+
+Build = Callable[..., Pool[Any]]
+
+GROUP = "pooling.schemes"
+
+SCHEMES = {
+    "postgresql": "pooling.adapters.postgres:PostgresPool",
+    "postgres": "pooling.adapters.postgres:PostgresPool",
+    "sqlite": "pooling.adapters.sqlite:SQLitePool.from_url",
+    "http": "pooling._urls:http_pool",
+    "https": "pooling._urls:http_pool",
+}
+
+_EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # what pip installs the driver with
+_SECRET = re.compile(r"(?i)((?:^|[?&])[^=&]*(?:pass|secret|token|key|pwd)[^=&]*=)[^&#]*")
+
+
+def from_url(
+    url: str, *, name: str | None = None, settings: PoolSettings | None = None, **arguments: Any
+) -> Pool[Any]:
+    """Make the pool that a URL describes; nothing is opened.
+
+    ::
+
+        from_url("postgresql://app@db/orders?max_size=20&sslmode=require")
+        from_url("sqlite:///app.db?readers=4")
+        from_url("https://api.example.com?max_connections=50&timeout=5")
+
+    Args:
+        url: Its scheme says the kind of pool. Parameters of its query that are
+            settings of a pool, under any name that `PoolSettings.from_mapping`
+            knows, are taken out; the others are the driver's.
+        name: How the pool is called in messages.
+        settings: What the URL does not say; ``None`` means the defaults.
+        arguments: Further ones of the pool's class.
+
+    Raises:
+        ValueError: The scheme is unknown, or a parameter is unknown or bad.
+        ImportError: The kind's driver is not installed.
+        TypeError: An argument is unknown or of the wrong type.
+    """
+    build = _builder(scheme_of(url))
+    rest, given, others = _split(url)
+    if given:
+        try:
+            settings = PoolSettings.from_mapping(given, base=settings)
+        except ValueError as error:
+            raise ValueError(f"{masked(url)}: {error}") from None
+    try:
+        return build(rest, settings=settings, name=name, **arguments)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{masked(url)}: {error}{_hint(others)}") from error
+
+
+def scheme_of(url: str) -> str:
+    """Return a URL's scheme.
+
+    Raises:
+        TypeError: It is not a text.
+        ValueError: It is not a URL; the message leaves it out, because it may hold a password.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a text, not {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    if not separator or not scheme:
+        raise ValueError("url must begin with a scheme, such as postgresql:// or sqlite:///")
+    return scheme.lower()
+
+
+def masked(url: str) -> str:
+    """Return a URL as it may be shown: without the password, and without secret parameters."""
+    url = re.sub(r"(?<=://)([^:@/?#]*):[^?#]*@", r"\1:***@", url)
+    head, mark, query = url.partition("?")
+    return head + mark + _SECRET.sub(r"\1***", query)
+
+
+def _builder(scheme: str) -> Build:
+    target = SCHEMES.get(scheme)
+    try:
+        if target is not None:
+            return _load(target)
+        for point in _entry_points():
+            if point.name == scheme:
+                return point.load()  # type: ignore[no-any-return]
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        advice = f'; pip install "pooling[{extra}]"' if extra else ""
+        raise ImportError(
+            f"{scheme}:// needs a driver that is not installed or does not load: {error}{advice}"
+        ) from error
+    known = sorted({*SCHEMES, *(point.name for point in _entry_points())})
+    closest = _closest(scheme, known)
+    hint = f"; did you mean {closest!r}?" if closest else ""
+    raise ValueError(f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)})")
+
+
+def _entry_points() -> Any:
+    from importlib.metadata import entry_points  # here: most need none, and it takes a while
+
+    return entry_points(group=GROUP)
+
+
+def _load(target: str) -> Build:
+    module, _, path = target.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _split(url: str) -> tuple[str, dict[str, object], list[str]]:
+    """Take a URL apart: without settings; the settings; the names of the other parameters."""
+    head, mark, query = url.partition("?")
+    given: dict[str, object] = {}
+    kept: list[str] = []
+    for token in filter(None, query.split("&")):
+        key, _, text = token.partition("=")
+        if key not in _ALL_NAMES:
+            kept.append(token)
+        elif key in given:
+            raise ValueError(f"{masked(url)}: {key} is given twice")
+        else:
+            given[key] = unquote_plus(text)
+    names = [token.partition("=")[0] for token in kept]
+    return head + (mark + "&".join(kept) if kept else ""), given, names
+
+
+def _hint(parameters: list[str]) -> str:
+    """What may have been meant by parameters that nobody knew."""
+    near = {name: _closest(name, _ALL_NAMES, 0.75) for name in parameters}
+    return "".join(f"; was {close!r} meant by {name!r}?" for name, close in near.items() if close)
+
+
+# -- http ------------------------------------------------------------------------
+
+
+def http_pool(
+    url: str, *, settings: PoolSettings | None = None, name: str | None = None, **arguments: Any
+) -> Pool[Any]:
+    """Make an `HTTPPool` whose ``base_url`` is the URL; it has none if that names no host.
+
+    Args:
+        url: Its query may hold ``timeout``, or ``connect_timeout`` and
+            ``read_timeout``, and the arguments in `HTTP_PARAMETERS`.
+        settings, name, arguments: As for the class.
+
+    Raises:
+        ValueError: A parameter is unknown or bad.
+    """
+    from .adapters.http import HTTPPool
+
+    known = {key: parse for key, parse in HTTP_PARAMETERS.items() if key in _arguments(HTTPPool)}
+    known |= dict.fromkeys(("timeout", "connect_timeout", "read_timeout"), float)
+    given: dict[str, Any] = {}
+    parts = urlsplit(url)
+    for key, text in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in known:
+            raise ValueError(f"unknown parameter {key!r}")
+        try:
+            given[key] = known[key](text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{key}={text!r} is not what it must be") from None
+    given = with_timeout(given)
+    base = urlunsplit((*parts[:3], "", "")) if parts.netloc else None
+    return HTTPPool(settings=settings, name=name, **{"base_url": base, **given, **arguments})
+
+
+def _arguments(made: type) -> set[str]:
+    return set(inspect.signature(made).parameters)
+
+
+def _bool(text: str) -> bool:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+
+
+def _trust(text: str) -> bool | str:
+    """``verify``: yes, no, or a file of certificates."""
+    try:
+        return _bool(text)
+    except KeyError:
+        return text
+
+
+HTTP_PARAMETERS: dict[str, Callable[[str], Any]] = {
+    "max_per_host": int, "retry": int, "verify": _trust, "compression": _bool,
+}  # fmt: skip
+"""Arguments of `HTTPPool` that fit into a URL, and how they are read."""
+
+
+def with_timeout(given: dict[str, Any]) -> dict[str, Any]:
+    """Join ``connect_timeout`` and ``read_timeout`` into requests' pair, 10 and 30 s by default.
+
+    Raises:
+        ValueError: One is not above 0.
+    """
+    rest = dict(given)
+    pair = [rest.pop("connect_timeout", None), rest.pop("read_timeout", None)]
+    for value in (*pair, rest.get("timeout")):
+        if value is not None and not value > 0:
+            raise ValueError(f"a timeout must be above 0 seconds, not {value!r}")
+    if pair != [None, None]:
+        both = rest.get("timeout")
+        defaults = (10.0, 30.0) if both is None else (both, both)
+        rest["timeout"] = tuple(one if one is not None else usual for one, usual in zip(pair, defaults))
+    return rest

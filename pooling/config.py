@@ -1,0 +1,299 @@
+"""Which pools there are and how they are set: from the environment, a mapping, or a URL.
+
+Each value remembers where it came from, so that ``python -m pooling config``
+can tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from ._urls import from_url, masked, scheme_of, with_timeout
+from .core.pool import Pool
+from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt
+
+__all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
+
+HTTP, DATABASE = "http_pool", "db_pool"
+"""How the pools of `from_env` are called."""
+
+HTTP_SETTINGS = PoolSettings(min_size=0, max_size=100, idle_timeout=30.0, acquire_timeout=30.0)
+DATABASE_SETTINGS = PoolSettings(min_size=5, max_size=20, acquire_timeout=30.0)
+"""What holds where the environment says nothing: made for a service that fetches and stores."""
+
+_HTTP_ARGUMENTS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "MAX_CONNECTIONS_PER_HOST": ("max_per_host", int),
+    "CONNECTION_TIMEOUT": ("connect_timeout", float),  # to connect, not to wait for the pool
+    "CONNECT_TIMEOUT": ("connect_timeout", float),
+    "READ_TIMEOUT": ("read_timeout", float),
+    "RETRY_ATTEMPTS": ("retry", int),
+    "BASE_URL": ("base_url", str),
+}
+_SHARED = {"ENABLE_METRICS": "enable_metrics", "METRICS_EXPORT_INTERVAL": "metrics_interval"}
+_SECRETS = ("pass", "secret", "token", "key", "auth", "cert", "header", "prox")
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """One pool: what it is made from, and where each part was said.
+
+    Attributes:
+        name: How the pool is called.
+        url: Where to, see `from_url`.
+        settings: Its settings; those in the query of the URL come on top.
+        arguments: Further arguments of the pool's class.
+        critical: Whether the application is down without it.
+        sources: Where a field, an argument or the ``url`` was said: the name
+            of a variable, or of the mapping's key. What is missing is a default.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    settings: PoolSettings | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    critical: bool = True
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def create(self) -> Pool[Any]:
+        """Make the pool.
+
+        Raises:
+            ValueError, TypeError, ImportError: As from `from_url`.
+        """
+        return from_url(self.url, name=self.name, settings=self.settings, **self.arguments)
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Return what is in force, as it may be shown: what, the value, where it was said."""
+        made = _flat(self.create().settings)  # opens nothing; the URL may set some of it, too
+        before = _flat(self.settings or PoolSettings())
+        rows = [("url", masked(self.url), self._source("url"))]
+        rows += [(key, _shown(key, value), self._source(key)) for key, value in self.arguments.items()]
+        for key, value in made.items():
+            source = self._source(key) if value == before[key] else "the URL"
+            rows.append((key, _shown(key, value), source))
+        return rows
+
+    def _source(self, key: str) -> str:
+        return self.sources.get(key, "default")
+
+
+def _flat(settings: PoolSettings) -> dict[str, object]:
+    """Settings by name, those of the backoff among them."""
+    found = dataclasses.asdict(settings)
+    parts: dict[str, object] = found.pop("backoff")
+    return {**found, **{f"backoff_{name}": value for name, value in parts.items()}}
+
+
+def from_env(
+    prefix: str = "",
+    environ: Mapping[str, str] | None = None,
+    *,
+    database: str | None = None,
+    source: str = "the argument database",
+) -> dict[str, PoolConfig]:
+    """Read the pools of an application that fetches by HTTP and stores in a database.
+
+    ``http_pool`` is set by ``HTTP_...`` (``HTTP_MAX_CONNECTIONS``,
+    ``HTTP_MAX_CONNECTIONS_PER_HOST``, ``HTTP_MAX_KEEPALIVE_CONNECTIONS``,
+    ``HTTP_KEEPALIVE_EXPIRY``, ``HTTP_CONNECTION_TIMEOUT`` or
+    ``HTTP_CONNECT_TIMEOUT``, ``HTTP_READ_TIMEOUT``, ``HTTP_RETRY_ATTEMPTS``,
+    ``HTTP_BASE_URL``), ``db_pool`` by ``DATABASE_URL`` and ``DB_...`` or
+    ``DATABASE_...`` (``DB_MAX_CONNECTIONS``, ``DB_MIN_CONNECTIONS``,
+    ``DB_CONNECTION_TIMEOUT``, ``DB_IDLE_TIMEOUT``, ``DATABASE_MAX_POOL_SIZE``),
+    both by ``ENABLE_METRICS`` and ``METRICS_EXPORT_INTERVAL``. Every field of
+    `PoolSettings` can be set that way.
+
+    Args:
+        prefix: What stands before all of these names, with its underscore.
+        environ: Where to look; ``None`` means ``os.environ``.
+        database: The database's file or URL; ``None`` means ``DATABASE_URL``.
+            Without either there is no ``db_pool``.
+        source: What to call the place where ``database`` was said.
+
+    Raises:
+        ValueError: A value does not parse or breaks a rule; named by its variable.
+    """
+    environ = os.environ if environ is None else environ
+    configs = {HTTP: _http(prefix, environ)}
+    if database is None:
+        variables = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
+        source = next((name for name in variables if environ.get(name)), "")
+        database = environ.get(source) or None
+    if database is not None:
+        configs[DATABASE] = _database(prefix, environ, database, source)
+    return configs
+
+
+def from_mapping(mapping: Mapping[str, object]) -> dict[str, PoolConfig]:
+    """Read pools from a framework's configuration or a parsed file.
+
+    ::
+
+        {"db": "postgresql://app@db/orders?max_size=20",
+         "api": {"url": "https://api.example.com", "max_size": 50, "critical": False}}
+
+    Args:
+        mapping: By the pool's name its URL, or a mapping with ``url``, fields
+            of `PoolSettings`, ``critical`` and further arguments of the
+            pool's class.
+
+    Raises:
+        ValueError: A pool has no URL, or a value breaks a rule.
+        TypeError: A value is of the wrong type.
+    """
+    return {name: _one(name, value) for name, value in mapping.items()}
+
+
+def url_of(database: str) -> str:
+    """Return the URL of a database that may be given as the path of a SQLite file."""
+    if "://" in database:
+        scheme_of(database)
+        return database
+    return "sqlite:///" + ("" if database == ":memory:" else quote(os.fspath(database)))
+
+
+def _one(name: str, value: object) -> PoolConfig:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"the name of a pool must be a text that is not empty, not {name!r}")
+    if isinstance(value, str):
+        return PoolConfig(name, value, sources={"url": name})
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a URL or a mapping, not {type(value).__name__}")
+    rest = dict(value)
+    url, critical = rest.pop("url", None), rest.pop("critical", True)
+    if not isinstance(url, str):
+        raise ValueError(f"{name}: url must be a text such as postgresql://..., and is missing or none")
+    if not isinstance(critical, bool):
+        raise TypeError(f"{name}: critical must be true or false, not {critical!r}")
+    given = {key: rest.pop(key) for key in list(rest) if key in _ALL_NAMES}
+    try:
+        settings = PoolSettings.from_mapping(given) if given else None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    sources = {_ALL_NAMES[key]: f"{name}.{key}" for key in given}
+    sources |= {key: f"{name}.{key}" for key in ("url", *rest)}
+    return PoolConfig(name, url, settings, rest, critical, sources)
+
+
+# -- environment -------------------------------------------------------------------
+
+
+def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
+    own = {f"{prefix}HTTP_{name}": rule for name, rule in _HTTP_ARGUMENTS.items()}
+    arguments: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for variable, (argument, parse) in own.items():
+        if variable not in environ:
+            continue
+        if argument in sources:
+            raise ValueError(f"{sources[argument]} and {variable} both set {argument}")
+        arguments[argument] = _parsed(variable, environ[variable], parse)
+        sources[argument] = variable
+    others = {name: text for name, text in environ.items() if name not in own}
+    settings, said = _settings(prefix, ("HTTP_",), others, HTTP_SETTINGS)
+    url = arguments.pop("base_url", None)
+    if url is not None:
+        sources["url"] = sources.pop("base_url")
+    arguments = with_timeout(arguments)
+    if "timeout" in arguments:
+        parts = [sources.pop(name, "default") for name in ("connect_timeout", "read_timeout")]
+        sources["timeout"] = ", ".join(parts)
+    return PoolConfig(HTTP, url or "http://", settings, arguments, sources={**sources, **said})
+
+
+def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
+    noun = {int: "a whole number of at least 0", float: "a number above 0"}.get(parse)  # type: ignore[call-overload]
+    try:
+        value = parse(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be {noun}, not {text!r}") from None
+    if noun and not (value > 0 or (parse is int and value == 0)):
+        raise ValueError(f"{variable} must be {noun}, not {text!r}")
+    return value
+
+
+def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
+    urls = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
+    others = {name: text for name, text in environ.items() if name not in urls}
+    settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, DATABASE_SETTINGS)
+    return PoolConfig(DATABASE, url_of(database), settings, sources={"url": source, **sources})
+
+
+def _settings(
+    prefix: str, parts: tuple[str, ...], environ: Mapping[str, str], base: PoolSettings
+) -> tuple[PoolSettings, dict[str, str]]:
+    """Read settings whose variables begin with one of the parts; and where each was said."""
+    said: list[tuple[str, str, object]] = []
+    for part in parts:
+        known = {prefix + part + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
+        _warn_of_misspelt(prefix + part, environ, known)
+        said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if name in environ]
+    sources = {setting: variable for variable, setting, _ in reversed(said)}
+    for name, setting in _SHARED.items():
+        if prefix + name in environ and setting not in sources:
+            said.append((prefix + name, setting, environ[prefix + name]))
+            sources[setting] = prefix + name
+    if "max_size" in sources and "min_size" not in sources:
+        base = _room_for(base, environ[sources["max_size"]])
+    return _overlay(base, _read(said)), sources
+
+
+def _room_for(base: PoolSettings, text: str) -> PoolSettings:
+    """Let our own ``min_size`` not stand in the way of a smaller ``max_size`` that was said."""
+    if text.strip().isdigit() and 0 < int(text) < base.min_size:
+        return base.replace(min_size=int(text))
+    return base
+
+
+# -- the command -------------------------------------------------------------------
+
+HELP = "print which settings are in force, and where each was said"
+DESCRIPTION = """
+Reads the environment as application_lifespan() and PoolManager.from_env() do, and prints the
+pools, their settings and where each value comes from. Passwords and other secrets are masked.
+Opens nothing. The exit code is 0, or 1 if a value is bad.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--prefix", default="", metavar="P", help="what stands before all names")
+    parser.add_argument("--database", metavar="URL", help="a database's file or URL (default: DATABASE_URL)")
+    parser.add_argument("--url", metavar="URL", help="a single pool, by its URL, instead of the environment")
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Print what is in force and return the exit code."""
+    try:
+        if options.url is not None:
+            configs = {"pool": PoolConfig("pool", options.url, sources={"url": "--url"})}
+        else:
+            configs = from_env(options.prefix, database=options.database, source="--database")
+        blocks = [_block(config) for config in configs.values()]
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"python -m pooling config: error: {error}", file=sys.stderr)
+        return 1
+    print("\n\n".join(blocks))
+    if DATABASE not in configs and options.url is None:
+        print(f"\nno {DATABASE}: {options.prefix}DATABASE_URL is not set")
+    return 0
+
+
+def _block(config: PoolConfig) -> str:
+    rows = config.lines()
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"  {what:{widths[0]}}  {value:{widths[1]}}  {source}" for what, value, source in rows]
+    return "\n".join([config.name, *lines])
+
+
+def _shown(name: str, value: object) -> str:
+    if any(word in name.lower() for word in _SECRETS) and value is not None:
+        return "***"
+    return masked(value) if isinstance(value, str) else f"{value}"

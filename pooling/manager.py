@@ -1,0 +1,544 @@
+"""Named pools, and their life in an application: warm-up, health, shutdown."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any
+
+from . import config
+from ._members import Member, in_parallel, member_of, reason_of
+from ._signals import SignalWatch
+from ._urls import from_url
+from .core.adapter import Adapter
+from .core.pool import Pool
+from .errors import PoolClosed, PoolError
+
+__all__ = [
+    "Health",
+    "PoolHealth",
+    "PoolManager",
+    "Readiness",
+    "Startup",
+    "application_lifespan",
+    "from_url",
+]
+
+logger = logging.getLogger("pooling")
+
+UP, DEGRADED, DOWN = "up", "degraded", "down"
+_ALIASES = {config.DATABASE: "database_pool"}  # what performance summaries call it, too
+_GRACE = 0.5  # seconds beyond its limit that a pool's own error may take to arrive
+
+
+@dataclass(frozen=True)
+class PoolHealth:
+    """How one pool is; true unless it is down.
+
+    Attributes:
+        status: ``"up"``; ``"degraded"``: it works, but somebody should look;
+            ``"down"``: nobody gets anything from it.
+        seconds: What it took to take a resource and make a round trip.
+        reason: Why it is not up.
+        critical: Whether the application is down without it.
+    """
+
+    status: str
+    seconds: float
+    reason: str | None = None
+    critical: bool = True
+
+    def __bool__(self) -> bool:
+        return self.status != DOWN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON; the latency in milliseconds."""
+        found = {"status": self.status, "latency_ms": round(self.seconds * 1e3, 3), "critical": self.critical}
+        return found if self.reason is None else {**found, "reason": self.reason}
+
+
+class _Report(Mapping[str, Any]):
+    """Something about each pool, by its name."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._found = dict(found)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._found}>"
+
+
+class Health(_Report):
+    """The health of every pool by its name, a `PoolHealth` each."""
+
+    def __bool__(self) -> bool:
+        return self.status != DOWN
+
+    @property
+    def status(self) -> str:
+        """Overall: down if a critical pool is, degraded if another is or one is degraded."""
+        if any(one.status == DOWN and one.critical for one in self.values()):
+            return DOWN
+        return UP if all(one.status == UP for one in self.values()) else DEGRADED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"status": self.status, "pools": {name: one.to_dict() for name, one in self.items()}}
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a pool was ready in time, after how many seconds, and the error if not."""
+
+    ready: bool
+    seconds: float
+    error: BaseException | None = None
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+
+class Startup(_Report):
+    """What a warm-up reached: a `Readiness` for every pool by its name."""
+
+    def __bool__(self) -> bool:
+        return all(self.values())
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} ready after {one.seconds:.2f} s" if one else f"{name} NOT ready: {reason_of(one.error)[1]}"
+            for name, one in self.items()
+        ]
+        return "; ".join(parts) or "no pools"
+
+
+class PoolManager:
+    """The pools of an application, by name.
+
+    ::
+
+        manager = PoolManager()
+        manager.create_pool("db", "postgresql://app@db/orders?max_size=20")
+        manager.create_pool("ldap", connect, close=Connection.unbind)
+        with manager:                                # warm up; close in the end
+            with manager.get_pool("db").connection() as conn: ...
+
+    Nothing is opened before the first use or `startup`; make it at import.
+
+    Args:
+        shutdown_timeout: Seconds for closing all pools at the end of a
+            ``with`` block.
+        startup_timeout: Seconds for the warm-up at its beginning.
+    """
+
+    def __init__(self, *, startup_timeout: float = 10.0, shutdown_timeout: float = 10.0) -> None:
+        # No lock: a fork would copy it locked. Setting a dict's item, once, is atomic.
+        self._members: dict[str, Member] = {}
+        self._startup_timeout = startup_timeout
+        self._shutdown_timeout = shutdown_timeout
+        self._closing = False
+        self._since = time.monotonic()
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, object], **limits: float) -> PoolManager:
+        """Make a manager from configuration, see `pooling.config.from_mapping`.
+
+        Args:
+            mapping: A value may also be a pool that was made elsewhere.
+            limits: As for the class.
+
+        Raises:
+            ValueError, TypeError, ImportError: A pool cannot be made from what is said.
+        """
+        manager = cls(**limits)
+        manager.configure(mapping)
+        return manager
+
+    @classmethod
+    def from_env(
+        cls,
+        prefix: str = "",
+        environ: Mapping[str, str] | None = None,
+        *,
+        database: str | None = None,
+        **limits: float,
+    ) -> PoolManager:
+        """Make a manager from the environment, see `pooling.config.from_env`.
+
+        Args:
+            prefix, environ, database: As there.
+            limits: As for the class.
+
+        Raises:
+            ValueError: A variable's value is bad.
+        """
+        manager = cls(**limits)
+        for one in config.from_env(prefix, environ, database=database).values():
+            manager._create(one)
+        return manager
+
+    def configure(self, mapping: Mapping[str, object]) -> None:
+        """Add pools from configuration, see `from_mapping`."""
+        pools = {name: value for name, value in mapping.items() if not isinstance(value, (str, Mapping))}
+        configs = config.from_mapping({name: mapping[name] for name in mapping if name not in pools})
+        for name in mapping:
+            if name in pools:
+                self.add_pool(pools[name], name)
+            else:
+                self._create(configs[name])
+
+    def _create(self, one: config.PoolConfig) -> None:
+        self.create_pool(
+            one.name, one.url, settings=one.settings, critical=one.critical, **one.arguments
+        )
+
+    # -- pools ------------------------------------------------------------------------
+
+    def create_pool(
+        self, name: str, source: Any, *, critical: bool = True, **arguments: Any
+    ) -> Pool[Any]:
+        """Make a pool under a name; the one that is there, if it was made in the same way.
+
+        Args:
+            name: How to get it, and what messages call it.
+            source: A URL as for `from_url`, a function that makes a resource,
+                or an `Adapter`.
+            critical: Whether the application is down without it.
+            arguments: ``settings=`` and further ones of the pool's class.
+
+        Raises:
+            ValueError: The name is taken by a pool that was made otherwise;
+                or as from `from_url`.
+            TypeError: ``source`` is none of these, or an argument is bad.
+            PoolError: The manager was shut down.
+        """
+        recipe = (source, critical, arguments)
+        if isinstance(source, str):
+            pool = from_url(source, name=name, **arguments)
+        elif isinstance(source, Adapter):
+            pool = Pool(adapter=source, name=name, **arguments)
+        elif callable(source):
+            pool = Pool(source, name=name, **arguments)
+        else:
+            raise TypeError(
+                f"source must be a URL, a function or an Adapter, not {type(source).__name__}"
+            )
+        return self._add(name, member_of(pool, critical=critical, recipe=recipe)).pool  # type: ignore[no-any-return]
+
+    def add_pool(
+        self, pool: Any, name: str | None = None, *, critical: bool = True, owned: bool = True
+    ) -> None:
+        """Put a pool that was made elsewhere under a name.
+
+        Args:
+            pool: One of ours, a ``psycopg_pool.ConnectionPool`` or a
+                SQLAlchemy engine.
+            name: ``None`` means the pool's own.
+            critical: Whether the application is down without it.
+            owned: Whether to close it together with the others.
+
+        Raises:
+            ValueError: The name is taken by another pool, or there is none.
+            TypeError: It is no pool.
+            PoolError: The manager was shut down.
+        """
+        member = member_of(pool, critical=critical, owned=owned, recipe=(pool, critical, owned))
+        name = name or getattr(pool, "name", None)
+        if not name:
+            raise ValueError(f"name must be given: this {member.kind} has none")
+        self._add(name, member)
+
+    def _add(self, name: str, member: Member) -> Member:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name must be a text that is not empty, not {name!r}")
+        if self._closing:
+            raise PoolError(f"the manager was shut down; no pool {name!r} any more")
+        found = self._members.setdefault(name, member)
+        if found is not member and found.recipe != member.recipe:
+            raise ValueError(f"name {name!r} is taken by another pool, or by one with other settings")
+        return found
+
+    def get_pool(self, name: str) -> Any:
+        """Return the pool of that name.
+
+        Raises:
+            KeyError: There is none; the message names those that there are.
+        """
+        return self._member(name).pool
+
+    def _member(self, name: str) -> Member:
+        try:
+            return self._members[name]
+        except KeyError:
+            known = ", ".join(map(repr, self._members)) or "none at all"
+            raise KeyError(f"no pool {name!r}; there are: {known}") from None
+
+    def lease(self, name: str, timeout: float | None = None) -> AbstractContextManager[Any]:
+        """Take a resource of a pool, ours or foreign, as a context manager.
+
+        Raises:
+            KeyError: There is no such pool.
+            PoolError: As from `Pool.acquire`; foreign pools raise their own.
+        """
+        return self._member(name).lease(timeout)
+
+    def close_pool(self, name: str, timeout: float | None = None) -> None:
+        """Close a pool and forget it: its name is free again.
+
+        Args:
+            name: Which.
+            timeout: Seconds to wait for what is in use; ``None`` means the
+                manager's ``shutdown_timeout``.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        member = self._member(name)
+        self._members.pop(name, None)
+        if member.owned:
+            member.close(self._shutdown_timeout if timeout is None else timeout)
+
+    def close_all(self, timeout: float | None = None) -> None:
+        """Close every pool, the last one made first, within one deadline; see `shutdown`."""
+        limit = self._shutdown_timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        for name in reversed(list(self._members)):
+            member = self._members[name]
+            if not member.owned:
+                continue
+            try:
+                member.close(max(0.0, deadline - time.monotonic()))
+            except Exception:
+                logger.exception("closing pool %r failed", name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_pool(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._members))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    # -- life ---------------------------------------------------------------------------
+
+    def startup(self, timeout: float | None = None, *, strict: bool = False) -> Startup:
+        """Warm up all pools at the same time, and report which are ready.
+
+        A pool that is not ready goes on trying, and is used as soon as it can be.
+
+        Args:
+            timeout: Seconds for all together; ``None`` means ``startup_timeout``.
+            strict: Raise if one is not ready, instead of logging a warning.
+
+        Raises:
+            PoolError: ``strict``, and at least one is not ready; the first error is the cause.
+        """
+        limit = self._startup_timeout if timeout is None else timeout
+        jobs = {name: _opening(member, limit) for name, member in self._members.items()}
+        report = Startup({
+            name: Readiness(not isinstance(result, BaseException), seconds,
+                            result if isinstance(result, BaseException) else None)
+            for name, (result, seconds) in in_parallel(jobs, limit + _GRACE).items()
+        })  # fmt: skip
+        if not report:
+            errors = [one.error for one in report.values() if one.error is not None]
+            if strict:
+                raise PoolError(f"not all pools are ready: {report}") from errors[0]
+            logger.warning("not all pools are ready: %s", report)
+        return report
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Shut down in order: no new request or pool, wait for what is in use, close.
+
+        The last pool made is closed first: it may need those before it. Each
+        stops lending when its turn comes, so that what is under way can still
+        end well, and what is not back at the deadline is interrupted. Twice is
+        fine.
+
+        Args:
+            timeout: Seconds for all together; ``None`` means ``shutdown_timeout``.
+        """
+        self._closing = True
+        self.close_all(timeout)
+
+    @property
+    def closing(self) -> bool:
+        """Whether `shutdown` has begun."""
+        return self._closing
+
+    def __enter__(self) -> PoolManager:
+        self.startup()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    # -- looking --------------------------------------------------------------------------
+
+    def health_check(self, timeout: float = 5.0) -> Health:
+        """Take a resource of every pool, all at the same time, and make a round trip.
+
+        Args:
+            timeout: Seconds; a pool that does not answer in time is down, or
+                degraded if all that it has is lent.
+        """
+        jobs = {name: _probing(member, timeout) for name, member in self._members.items()}
+        answers = in_parallel(jobs, timeout + _GRACE)
+        return Health({
+            name: _judge(self._members[name], *answer) for name, answer in answers.items() if name in self._members
+        })  # fmt: skip
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of every pool by its name, see `PoolSnapshot.to_dict`."""
+        return {name: member.metrics() for name, member in list(self._members.items())}
+
+    def get_performance_summary(self) -> dict[str, Any]:
+        """Return a status and the figures of every pool; nobody is asked anything.
+
+        Under ``"pools"`` by their names, and each beside ``"status"`` as well;
+        ``db_pool`` is called ``database_pool`` there, too.
+        """
+        figures = self.metrics()
+        beside = {**figures, **{_ALIASES[name]: figures[name] for name in figures if name in _ALIASES}}
+        return {
+            **beside,
+            "status": self._status(),
+            "timestamp": time.time(),
+            "uptime_seconds": time.monotonic() - self._since,
+            "pools": figures,
+        }
+
+    def _status(self) -> str:
+        status = UP
+        for member in list(self._members.values()):
+            if member.closed and member.critical:
+                return DOWN
+            if member.closed or member.trouble():
+                status = DEGRADED
+        return status
+
+    def print_summary(self, file: IO[str] | None = None) -> None:
+        """Print a table of all pools, to standard output by default."""
+        head = ("pool", "kind", "in use", "idle", "waiting", "requests", "errors", "wait ms")
+        rows = [head, *(_row(name, self._members[name], found) for name, found in self.metrics().items())]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
+            cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
+            print("  ".join(cells).rstrip(), file=file or sys.stdout)
+
+    def __repr__(self) -> str:
+        return f"<PoolManager: {', '.join(self._members) or 'no pools'}{', shut down' if self._closing else ''}>"
+
+
+def _opening(member: Member, timeout: float) -> Callable[[], None]:
+    return lambda: member.open(timeout)
+
+
+def _probing(member: Member, timeout: float) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        if member.closed:
+            raise PoolClosed("closed")
+        return member.probe(timeout)
+
+    return probe
+
+
+def _judge(member: Member, result: object, seconds: float) -> PoolHealth:
+    """What an answer, or its absence, means."""
+    if isinstance(result, BaseException):
+        down, reason = reason_of(result)
+        return PoolHealth(DOWN if down else DEGRADED, seconds, reason, member.critical)
+    reason = result if isinstance(result, str) else member.trouble()  # type: ignore[assignment]
+    return PoolHealth(DEGRADED if reason else UP, seconds, reason or None, member.critical)
+
+
+def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
+    state = f"{found['in_use']}/{found['max_size']}"
+    counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
+    wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
+    return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)
+
+
+_USUAL_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def application_lifespan(
+    database: str | None = None,
+    *,
+    manager: PoolManager | None = None,
+    pools: Mapping[str, object] | None = None,
+    prefix: str = "",
+    environ: Mapping[str, str] | None = None,
+    startup_timeout: float = 10.0,
+    shutdown_timeout: float = 10.0,
+    strict: bool = False,
+    signals: bool | Iterable[signal.Signals] = False,
+) -> Iterator[PoolManager]:
+    """Warm up an application's pools, give their manager, and close them in the end.
+
+    ::
+
+        with application_lifespan("app.db") as manager:
+            manager["http_pool"].get("https://api.example.com/")
+            manager["db_pool"].execute_query("SELECT 1")
+
+    Args:
+        database: The file or URL of ``db_pool``.
+        manager: One that was made before; instead of what the environment
+            and ``database`` say, see `pooling.config.from_env`.
+        pools: Further pools, as for `PoolManager.from_mapping`.
+        prefix, environ: As for `pooling.config.from_env`.
+        startup_timeout, shutdown_timeout: Seconds for all pools together.
+        strict: Raise if a pool is not ready in time.
+        signals: ``True`` for SIGTERM and SIGINT, or which: they end the block,
+            by ``SystemExit`` where nobody else handles them, after what was
+            installed before has had its say. In the main thread only, and
+            not inside gunicorn and uWSGI, whose signals stay theirs.
+
+    Raises:
+        PoolError: ``strict``, and a pool is not ready.
+        ValueError, TypeError, ImportError: A pool cannot be made from what is said.
+    """
+    if manager is None:
+        manager = PoolManager.from_env(prefix, environ, database=database)
+    elif database is not None:
+        raise TypeError("application_lifespan() takes either a manager or a database")
+    if pools is not None:
+        manager.configure(pools)
+    numbers = _USUAL_SIGNALS if signals is True else signals or ()
+    watch = SignalWatch(numbers)
+    try:
+        if numbers:
+            watch.install()
+        manager.startup(startup_timeout, strict=strict)
+        yield manager
+    finally:
+        try:
+            manager.shutdown(shutdown_timeout)
+        finally:
+            watch.restore()

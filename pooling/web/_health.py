@@ -1,0 +1,107 @@
+"""The health of a manager's pools for whoever asks over HTTP.
+
+Strangers learn up or down, and cost at most one check a second.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..manager import Health, PoolManager
+
+__all__ = ["HealthEndpoint", "Answer"]
+
+Answer = tuple[str, list[tuple[str, str]], bytes]
+Admit = Callable[[Mapping[str, Any]], object]
+
+MAX_AGE = 1.0
+"""Seconds for which an answer is given again: nobody can load the servers by asking."""
+
+
+class HealthEndpoint:
+    """Answers with 200 while the pools are up or degraded, 503 when a critical one is down.
+
+    Args:
+        manager: Whose pools.
+        token: Who sends it as ``Authorization: Bearer ...`` sees details.
+        admit: Called with the WSGI environment; who is let in sees details.
+        timeout: Seconds for a check.
+
+    Raises:
+        ValueError, TypeError: The token is empty or no text, or ``admit`` cannot be called.
+    """
+
+    def __init__(
+        self,
+        manager: Callable[[], PoolManager],
+        *,
+        token: str | None = None,
+        admit: Admit | None = None,
+        timeout: float = 5.0,
+    ) -> None:
+        if token is not None and not isinstance(token, str):
+            raise TypeError(f"health token must be a text, not {type(token).__name__}")
+        if token is not None and not token:
+            raise ValueError("health token must not be empty")
+        if admit is not None and not callable(admit):
+            raise TypeError(f"health admit must be callable, not {admit!r}")
+        self._manager = manager
+        self._token = None if token is None else token.encode()
+        self._admit = admit
+        self._timeout = timeout
+        self._last: tuple[PoolManager, float, Health] | None = None
+        self._turn = threading.Semaphore()  # one asks the servers, the others wait for its answer
+
+    def answer(self, environ: Mapping[str, Any]) -> Answer:
+        """Return status, headers and body for a request."""
+        method = environ.get("REQUEST_METHOD", "GET")
+        if method not in ("GET", "HEAD"):
+            return self._pack("405 Method Not Allowed", b"", "text/plain", ("Allow", "GET, HEAD"))
+        health = self._health()
+        status = "200 OK" if health else "503 Service Unavailable"
+        if self._admitted(environ):
+            body, kind = json.dumps(health.to_dict()).encode(), "application/json"
+        else:
+            body, kind = (b"up" if health else b"down"), "text/plain"
+        answer = self._pack(status, body, kind)
+        return (*answer[:2], b"") if method == "HEAD" else answer
+
+    @staticmethod
+    def _pack(status: str, body: bytes, kind: str, *more: tuple[str, str]) -> Answer:
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+        return status, [*headers, *more], body
+
+    def _admitted(self, environ: Mapping[str, Any]) -> bool:
+        scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
+        sent = given.strip().encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        if self._token is not None and hmac.compare_digest(sent, self._token):
+            return True
+        return self._admit is not None and bool(self._admit(environ))
+
+    def _health(self) -> Health:
+        manager = self._manager()
+        known = self._known(manager)
+        if known is not None:
+            return known
+        mine = self._turn.acquire(timeout=self._timeout)  # a fork may have left it taken for ever
+        try:
+            known = self._known(manager)
+            if known is None:
+                known = manager.health_check(self._timeout)
+                self._last = manager, time.monotonic(), known
+            return known
+        finally:
+            if mine:
+                self._turn.release()
+
+    def _known(self, manager: PoolManager) -> Health | None:
+        if self._last is None:
+            return None
+        whose, when, health = self._last
+        fresh = whose is manager and time.monotonic() - when < MAX_AGE and not manager.closing
+        return health if fresh else None

@@ -1,0 +1,263 @@
+"""Flask: an extension with the pools of an application, of any number of applications.
+
+::
+
+    pools = Pooling()                                # in a module of its own
+    db = pools.proxy("db")                           # this request's connection
+
+    def create_app():
+        app = Flask(__name__)
+        app.config["POOLING"] = {"db": "postgresql://app@db/orders"}
+        pools.init_app(app)
+        return app
+
+What a request takes is given back at its end: when its context ends, or, where
+the response is streamed, when the last piece was made or the response is
+closed. What a command takes, at the end of its application context.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import click
+from flask import Blueprint, Flask, Response, current_app, g, has_request_context, request
+from flask.cli import AppGroup
+from werkzeug.local import LocalProxy
+
+from ..manager import PoolManager
+from ._health import HealthEndpoint
+from ._scope import Scope
+
+__all__ = ["Pooling"]
+
+_KEY = "pooling"
+_SCOPE = "pooling.flask.scope"  # in the environment of a request, and in `g` outside of one
+_STREAM = "pooling.flask.stream"
+
+
+class Pooling:
+    """The extension.
+
+    Args:
+        app: The application; ``None`` leaves it to `init_app`.
+        manager: Pools that were made elsewhere; ``None`` makes a manager for
+            each application, of what ``app.config["POOLING"]`` says (see
+            `PoolManager.from_mapping`).
+        max_leases: How many leases a request may hold at once; ``None`` means
+            one of each pool.
+
+    Raises:
+        As `init_app`.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        manager: PoolManager | None = None,
+        max_leases: int | None = None,
+    ) -> None:
+        self._given = manager
+        self._most = max_leases
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Make the application's pools; nothing is opened.
+
+        Raises:
+            ValueError, TypeError, ImportError: ``POOLING`` is bad, or a driver is missing.
+            RuntimeError: The application has the extension already.
+        """
+        if _KEY in app.extensions:
+            raise RuntimeError("this application has the extension pooling already")
+        said = app.config.get("POOLING") or {}
+        if not isinstance(said, Mapping):
+            raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(said).__name__}')
+        manager = self._given if self._given is not None else PoolManager()
+        manager.configure(said)
+        app.extensions[_KEY] = manager
+        app.after_request(_watch_stream)
+        app.teardown_request(_end_request)
+        app.teardown_appcontext(_end_context)
+        app.cli.add_command(_commands())
+
+    @property
+    def manager(self) -> PoolManager:
+        """The pools of the current application.
+
+        Raises:
+            RuntimeError: There is no application context, or the application
+                has no pools.
+        """
+        return _manager()
+
+    def lease(self, name: str, timeout: float | None = None) -> Any:
+        """Return this request's resource of a pool, or this application context's.
+
+        The first call takes it, the others return the same one. What a
+        database connection has not committed in the end is rolled back.
+
+        Args:
+            name: The pool.
+            timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+
+        Raises:
+            RuntimeError: There is no application context.
+            KeyError: There is no such pool.
+            LeaseError: The request is over, or holds as many as it may.
+            PoolError: As from `Pool.acquire`.
+        """
+        # Not in `g` within a request: a test's application context may outlive it.
+        place = request.environ if has_request_context() else vars(g)
+        scope: Scope | None = place.get(_SCOPE)
+        if scope is None:
+            scope = place[_SCOPE] = Scope(_manager(), self._most)
+        return scope.lease(name, timeout)
+
+    def proxy(self, name: str) -> Any:
+        """Return an object that stands for ``lease(name)`` in every request; make it at import."""
+        return LocalProxy(lambda: self.lease(name), unbound_message=f"no application context for {name!r}")
+
+    def health_blueprint(
+        self,
+        path: str = "/health",
+        *,
+        token: str | None = None,
+        admit: Callable[[Mapping[str, Any]], object] | None = None,
+        name: str = "pooling_health",
+    ) -> Blueprint:
+        """Return a blueprint that answers whether the pools are well.
+
+        Strangers learn up (200) or down (503) and no more.
+
+        Args:
+            path: Where.
+            token: Who sends it as ``Authorization: Bearer ...`` sees details.
+            admit: Called with the WSGI environment; whom it lets in sees details.
+            name: The blueprint's.
+
+        Raises:
+            ValueError, TypeError: The token is empty or no text, or ``admit``
+                cannot be called.
+        """
+        endpoint = HealthEndpoint(_manager, token=token, admit=admit)
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.get(path)
+        def health() -> Response:
+            status, headers, body = endpoint.answer(request.environ)
+            return Response(body, status, headers)
+
+        return blueprint
+
+
+def _manager() -> PoolManager:
+    try:
+        manager: PoolManager = current_app.extensions[_KEY]
+    except KeyError:
+        raise RuntimeError("this application has no pools; call Pooling().init_app(app)") from None
+    return manager
+
+
+# -- the end of a request ----------------------------------------------------------
+
+
+def _watch_stream(response: Response) -> Response:
+    """Where the body is made while it is sent, let that be the end of the request."""
+    if response.is_streamed and not response.direct_passthrough and _is_sent(response):
+        environ = request.environ
+        response.response = environ[_STREAM] = _Stream(response.response, environ.get(_SCOPE))
+    return response
+
+
+def _is_sent(response: Response) -> bool:
+    return request.method != "HEAD" and response.status_code not in (204, 304)
+
+
+def _end_request(error: BaseException | None) -> None:
+    """The request's context ends, after its stream if that keeps it open."""
+    environ = request.environ
+    scope: Scope | None = environ.get(_SCOPE)
+    if scope is None:
+        return
+    stream: _Stream | None = environ.get(_STREAM)
+    if stream is None or stream.over or error is not None:
+        scope.end(error)
+    else:
+        stream.scope = scope  # the body is yet to be made, without a context, or ends right now
+
+
+def _end_context(error: BaseException | None) -> None:
+    scope: Scope | None = g.pop(_SCOPE, None)
+    if scope is not None:
+        scope.end(error)
+
+
+class _Stream:
+    """A streamed body; at its end, or when it is closed, the request's leases are given back."""
+
+    __slots__ = ("_body", "_next", "scope", "over")
+
+    def __init__(self, body: Iterable[Any], scope: Scope | None) -> None:
+        self._body = body
+        self._next: Callable[[], Any] | None = None
+        self.scope = scope  # None: it may be that the body takes a lease
+        self.over = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            if self._next is None:
+                self._next = iter(self._body).__next__
+            return self._next()
+        except StopIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.over = True
+        if self.scope is not None:
+            self.scope.end(error)
+
+
+# -- the command line ---------------------------------------------------------------
+
+
+def _commands() -> AppGroup:
+    group = AppGroup("pooling", help="The pools of this application.")
+
+    @group.command("status", help="Print who uses what in this process.")
+    def status() -> None:
+        _manager().print_summary()
+
+    @group.command("doctor", help="Take a connection of every pool, and say what is wrong.")
+    @click.option("--timeout", default=5.0, show_default=True, help="Seconds for all of them.")
+    def doctor(timeout: float) -> None:
+        manager = _manager()
+        if not len(manager):
+            click.echo('no pools: app.config["POOLING"] is empty')
+            sys.exit(1)
+        health = manager.health_check(timeout)
+        for name, one in health.items():
+            click.echo(f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms" + (f": {one.reason}" if one.reason else ""))
+        click.echo(f"overall: {health.status}")
+        sys.exit(0 if health else 1)
+
+    return group

@@ -1,0 +1,203 @@
+"""Configuration: the exact names, any prefix, where each value was said, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from pooling import PoolSettings, SQLitePool
+from pooling.__main__ import main
+from pooling.config import DATABASE, HTTP, from_env, from_mapping, url_of
+
+ALL = {
+    "HTTP_MAX_CONNECTIONS": "50",
+    "HTTP_MAX_CONNECTIONS_PER_HOST": "20",
+    "HTTP_MAX_KEEPALIVE_CONNECTIONS": "15",
+    "HTTP_KEEPALIVE_EXPIRY": "60",
+    "HTTP_CONNECTION_TIMEOUT": "3",
+    "HTTP_READ_TIMEOUT": "7.5",
+    "HTTP_RETRY_ATTEMPTS": "2",
+    "HTTP_BASE_URL": "https://api.example.com",
+    "DATABASE_URL": "sqlite:///app.db",
+    "DB_MAX_CONNECTIONS": "8",
+    "DB_MIN_CONNECTIONS": "2",
+    "DB_CONNECTION_TIMEOUT": "4",
+    "DB_IDLE_TIMEOUT": "90",
+    "ENABLE_METRICS": "false",
+    "METRICS_EXPORT_INTERVAL": "30",
+}
+
+
+def check(prefix: str) -> None:
+    configs = from_env(prefix, {prefix + name: text for name, text in ALL.items()})
+    http, db = configs[HTTP], configs[DATABASE]
+    assert http.settings is not None and db.settings is not None
+    assert (http.settings.max_size, http.settings.max_idle, http.settings.idle_timeout) == (50, 15, 60.0)
+    assert http.arguments == {"max_per_host": 20, "retry": 2, "timeout": (3.0, 7.5)}
+    assert http.url == "https://api.example.com"
+    assert (db.settings.max_size, db.settings.min_size) == (8, 2)
+    assert (db.settings.acquire_timeout, db.settings.idle_timeout) == (4.0, 90.0)
+    for one in (http.settings, db.settings):
+        assert (one.enable_metrics, one.metrics_interval) == (False, 30.0)
+    assert http.sources["max_size"] == prefix + "HTTP_MAX_CONNECTIONS"
+    assert http.sources["timeout"] == f"{prefix}HTTP_CONNECTION_TIMEOUT, {prefix}HTTP_READ_TIMEOUT"
+    assert db.sources["url"] == prefix + "DATABASE_URL"
+    assert db.sources["enable_metrics"] == prefix + "ENABLE_METRICS"
+    assert "max_lifetime" not in db.sources
+
+
+def test_the_promised_names() -> None:
+    check("")
+
+
+def test_any_prefix() -> None:
+    check("MARKET_")
+
+
+def test_other_names_of_the_same() -> None:
+    http = from_env("", {"HTTP_CONNECT_TIMEOUT": "2"})[HTTP]
+    assert http.arguments == {"timeout": (2.0, 30.0)}
+    db = from_env("", {"DATABASE_URL": "sqlite:///x", "DATABASE_MAX_POOL_SIZE": "30"})[DATABASE]
+    assert db.settings is not None and db.settings.max_size == 30
+    named = from_env("", {"DATABASE_URL": "sqlite:///x", "DB_BACKOFF_INITIAL": "0.2"})[DATABASE]
+    assert named.settings is not None and named.settings.backoff.initial == 0.2
+
+
+def test_without_a_word_the_defaults_hold() -> None:
+    configs = from_env("", {})
+    assert list(configs) == [HTTP]
+    settings = configs[HTTP].settings
+    assert settings is not None and (settings.max_size, settings.idle_timeout) == (100, 30.0)
+    db = from_env("", {}, database="app.db")[DATABASE].settings
+    assert db is not None and (db.min_size, db.max_size, db.max_lifetime) == (5, 20, 3600.0)
+
+
+def test_fewer_than_our_own_minimum_can_be_said() -> None:
+    db = from_env("", {"DB_MAX_CONNECTIONS": "2"}, database="app.db")[DATABASE].settings
+    assert db is not None and (db.min_size, db.max_size) == (2, 2)
+
+
+def test_our_metrics_switch_is_the_weaker_one() -> None:
+    said = {"ENABLE_METRICS": "no", "HTTP_ENABLE_METRICS": "yes"}
+    settings = from_env("", said)[HTTP].settings
+    assert settings is not None and settings.enable_metrics
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"HTTP_MAX_CONNECTIONS": "many"}, "HTTP_MAX_CONNECTIONS='many': max_size must be a whole number"),
+        ({"HTTP_MAX_CONNECTIONS_PER_HOST": "x"}, "HTTP_MAX_CONNECTIONS_PER_HOST must be a whole number"),
+        ({"HTTP_RETRY_ATTEMPTS": "-1"}, "HTTP_RETRY_ATTEMPTS must be a whole number of at least 0"),
+        ({"HTTP_READ_TIMEOUT": "0"}, "HTTP_READ_TIMEOUT must be a number above 0, not '0'"),
+        ({"HTTP_READ_TIMEOUT": "nan"}, "HTTP_READ_TIMEOUT must be a number above 0"),
+        ({"HTTP_CONNECT_TIMEOUT": "1", "HTTP_CONNECTION_TIMEOUT": "2"}, "both set connect_timeout"),
+        ({"DB_MAX_SIZE": "1", "DB_MAX_CONNECTIONS": "2"}, "DB_MAX_.* and DB_MAX_.* both set max_size"),
+        ({"DB_MAX_SIZE": "1", "DATABASE_MAX_SIZE": "2"}, "DB_MAX_SIZE and DATABASE_MAX_SIZE both set"),
+        ({"DB_MIN_SIZE": "9", "DB_MAX_SIZE": "8"}, "min_size must be at most max_size"),
+        ({"ENABLE_METRICS": "perhaps"}, "ENABLE_METRICS='perhaps'"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_variable(environ: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        from_env("", environ, database="app.db")
+
+
+def test_a_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        from_env("", {"DB_MAX_SIZ": "3", "DATABASE_URL": "sqlite:///x", "HTTP_READ_TIMEOUT": "3"})
+    assert [record.getMessage() for record in caplog.records] == ["DB_MAX_SIZ is not a setting; was DB_MAX_SIZE meant?"]
+
+
+@pytest.mark.parametrize(
+    ("database", "url"),
+    [
+        ("app.db", "sqlite:///app.db"),
+        ("/var/a b?.db", "sqlite:////var/a%20b%3F.db"),
+        (":memory:", "sqlite:///"),
+        ("postgresql://h/x", "postgresql://h/x"),
+    ],
+)
+def test_a_path_is_a_url_too(database: str, url: str) -> None:
+    assert url_of(database) == url
+
+
+def test_a_path_comes_back_as_it_was() -> None:
+    pool = from_env("", {}, database="/no where/a?b%.db")[DATABASE].create()
+    assert isinstance(pool, SQLitePool)
+    assert pool._adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
+
+
+def test_a_mapping() -> None:
+    configs = from_mapping({
+        "db": "sqlite:///app.db?max_size=3",
+        "log": {"url": "sqlite:///log.db", "max_connections": 4, "readers": 2, "critical": False},
+    })  # fmt: skip
+    assert configs["db"].create().settings.max_size == 3
+    log = configs["log"]
+    assert (log.critical, log.arguments, log.settings) == (False, {"readers": 2}, PoolSettings(max_size=4))
+    assert log.sources == {"url": "log.url", "max_size": "log.max_connections", "readers": "log.readers"}
+    assert isinstance(log.create(), SQLitePool)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error", "words"),
+    [
+        ({"db": 3}, TypeError, "db must be a URL or a mapping, not int"),
+        ({"": "sqlite://"}, TypeError, "name of a pool"),
+        ({"db": {"max_size": 3}}, ValueError, "db: url must be a text"),
+        ({"db": {"url": "sqlite://", "max_size": 0}}, ValueError, "db: max_size=0: max_size must be at least 1"),
+        ({"db": {"url": "sqlite://", "critical": "no"}}, TypeError, "db: critical must be true or false"),
+    ],
+)
+def test_a_bad_mapping(mapping: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        from_mapping(mapping)
+
+
+# -- the command -----------------------------------------------------------------
+
+
+def lines(output: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.startswith("  ")}
+
+
+def test_the_command_says_what_and_where_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DATABASE_URL", "DB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DB_MAX_CONNECTIONS", "8")
+    assert main(["config", "--database", "postgresql://app:s3cret@h/x?max_uses=7"]) == 0
+    output = capsys.readouterr().out
+    http, db = output.split("\n\n")
+    assert http.startswith("http_pool\n")
+    found = lines(db)
+    assert found["url"] == ["postgresql://app:***@h/x?max_uses=7", "--database"]
+    assert found["max_size"] == ["8", "DB_MAX_CONNECTIONS"]
+    assert found["max_uses"] == ["7", "the", "URL"]
+    assert found["max_lifetime"] == ["3600.0", "default"]
+    assert found["backoff_initial"] == ["0.05", "default"]
+    assert "s3cret" not in output
+
+
+def test_the_command_without_a_database_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--prefix", "NOBODY_SETS_"]) == 0
+    assert "no db_pool: NOBODY_SETS_DATABASE_URL is not set" in capsys.readouterr().out
+
+
+def test_the_command_of_one_url(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--url", "sqlite:///x.db?max_size=3"]) == 0
+    assert lines(capsys.readouterr().out)["max_size"] == ["3", "the", "URL"]
+
+
+def test_the_command_refuses_what_is_bad(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("X_HTTP_MAX_SIZE", "none")
+    assert main(["config", "--prefix", "X_"]) == 1
+    assert "error: X_HTTP_MAX_SIZE='none'" in capsys.readouterr().err

@@ -1,0 +1,507 @@
+"""The manager: names, warm-up, health, shutdown in order, and pools that are not ours."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pooling import (
+    Pool,
+    PoolError,
+    PoolManager,
+    PoolSettings,
+    PoolTimeout,
+    application_lifespan,
+)
+from pooling import manager as manager_module
+from pooling.testing import FakeAdapter
+
+NONE = PoolSettings(min_size=0, max_size=2, health_check_interval=None, acquire_timeout=0.0)
+ONE = NONE.replace(min_size=1, max_size=1)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool's own error may take as long to arrive as a loaded machine likes."""
+    monkeypatch.setattr(manager_module, "_GRACE", 30.0)
+
+
+@pytest.fixture
+def manager() -> PoolManager:
+    return PoolManager(startup_timeout=0.0, shutdown_timeout=0.0)
+
+
+class Quick(FakeAdapter):
+    """Resources that are made in the borrower's thread, so that no test waits for a worker."""
+
+    def __init__(self) -> None:
+        super().__init__(blocking=False)
+
+
+def down(error: BaseException | None = None) -> Quick:
+    adapter = Quick()
+    adapter.fail("create", error or ConnectionRefusedError("nobody there"), times=1000)
+    return adapter
+
+
+# -- names -----------------------------------------------------------------------
+
+
+def test_pools_by_name(manager: PoolManager) -> None:
+    ldap = manager.create_pool("ldap", object, settings=NONE)
+    fake = manager.create_pool("fake", FakeAdapter(), settings=NONE)
+    db = manager.create_pool("db", "sqlite:///x.db?max_size=3")
+    assert manager.get_pool("ldap") is ldap is manager["ldap"]
+    assert (ldap.name, fake.name, db.settings.max_size) == ("ldap", "fake", 3)
+    assert list(manager) == ["ldap", "fake", "db"]
+    assert (len(manager), "db" in manager, "no" in manager) == (3, True, False)
+    assert repr(manager) == "<PoolManager: ldap, fake, db>"
+    assert db.stats()["size"] == 0
+
+
+def test_an_unknown_name_names_the_known(manager: PoolManager) -> None:
+    with pytest.raises(KeyError, match="no pool 'db'; there are: none at all"):
+        manager.get_pool("db")
+    manager.create_pool("a", object)
+    for call in (manager.get_pool, manager.close_pool, manager.lease):
+        with pytest.raises(KeyError, match="there are: 'a'"):
+            call("db")
+
+
+def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
+    first = manager.create_pool("a", object, settings=NONE)
+    assert manager.create_pool("a", object, settings=NONE) is first
+    for source, settings in ((object, ONE), (list, NONE), ("sqlite://", NONE)):
+        with pytest.raises(ValueError, match="name 'a' is taken by another pool, or by one with other settings"):
+            manager.create_pool("a", source, settings=settings)
+    other = Pool(object, name="a")
+    with pytest.raises(ValueError, match="name 'a' is taken"):
+        manager.add_pool(other)
+    manager.add_pool(other, "b")
+    manager.add_pool(other, "b")
+    assert manager["b"] is other
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda m: m.create_pool("a", 3), TypeError, "source must be a URL, a function or an Adapter, not int"),
+        (lambda m: m.create_pool("", object), TypeError, "name must be a text"),
+        (lambda m: m.create_pool("a", object, settings=3), TypeError, "settings must be"),
+        (lambda m: m.create_pool("a", "mysq://h"), ValueError, "unknown scheme 'mysq'"),
+        (lambda m: m.add_pool(object()), TypeError, "a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, not object"),
+    ],
+)
+def test_what_is_no_pool(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call(manager)
+    assert len(manager) == 0
+
+
+def test_a_name_is_free_again(manager: PoolManager) -> None:
+    first = manager.create_pool("a", object)
+    manager.close_pool("a")
+    assert first.closed and "a" not in manager
+    assert manager.create_pool("a", list) is not first
+
+
+def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
+    made: list[Any] = []
+    barrier = threading.Barrier(8)
+
+    def create() -> None:
+        barrier.wait(30)
+        made.append(manager.create_pool("a", object, settings=NONE))
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8 and len(set(map(id, made))) == 1
+
+
+def test_from_a_mapping_and_the_environment() -> None:
+    mine = Pool(object, name="mine")
+    manager = PoolManager.from_mapping({
+        "db": "sqlite:///x.db", "extra": {"url": "sqlite://", "critical": False}, "own": mine,
+    })  # fmt: skip
+    assert list(manager) == ["db", "extra", "own"] and manager["own"] is mine
+    manager = PoolManager.from_env("X_", {"X_DATABASE_URL": "sqlite:///x.db", "X_DB_MAX_SIZE": "7"})
+    assert manager["db_pool"].settings.max_size == 7
+    assert list(manager) == ["http_pool", "db_pool"]
+
+
+# -- warm-up ---------------------------------------------------------------------
+
+
+def test_startup_reports_what_is_ready(manager: PoolManager, caplog: pytest.LogCaptureFixture) -> None:
+    manager.create_pool("good", Quick(), settings=ONE)
+    manager.create_pool("bad", down(), settings=ONE)
+    with caplog.at_level(logging.WARNING):
+        report = manager.startup(0.0)
+    assert not report and report["good"] and not report["bad"]
+    assert isinstance(report["bad"].error, PoolTimeout)
+    assert "good ready after" in str(report) and "bad NOT ready: PoolTimeout" in str(report)
+    assert any("not all pools are ready" in record.getMessage() for record in caplog.records)
+    assert manager["good"].stats()["idle"] == 1
+
+
+def test_a_strict_startup_raises(manager: PoolManager) -> None:
+    manager.create_pool("bad", down(), settings=ONE)
+    with pytest.raises(PoolError, match="bad NOT ready") as caught:
+        manager.startup(strict=True)
+    assert isinstance(caught.value.__cause__, PoolTimeout)
+
+
+def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
+    """Each waits in its creation for all the others: one after the other would never end."""
+    barrier = threading.Barrier(3)
+    for name in "abc":
+        manager.create_pool(name, lambda: barrier.wait(30) or object(), settings=ONE)
+    assert manager.startup(30.0)
+    manager.shutdown()
+
+
+def test_one_that_hangs_holds_nobody_up(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+    adapter = Quick()
+    adapter.hold("create")  # in the very thread that opens it
+    manager.create_pool("hangs", adapter, settings=ONE)
+    report = manager.startup(0.0)
+    assert not report["hangs"]
+    assert isinstance(report["hangs"].error, TimeoutError)
+    adapter.let_go("create")
+
+
+# -- shutdown --------------------------------------------------------------------
+
+
+def test_shutdown_closes_in_reverse_order(manager: PoolManager) -> None:
+    order: list[str] = []
+    for name in "abc":
+        pool = manager.create_pool(name, object)
+        pool.close = lambda timeout, name=name: order.append(name)  # type: ignore[method-assign,assignment,misc]
+    guest = Pool(object, name="guest")
+    manager.add_pool(guest, owned=False)
+    manager.shutdown()
+    assert order == ["c", "b", "a"]
+    assert not guest.closed
+    assert manager.closing
+    with pytest.raises(PoolError, match="the manager was shut down; no pool 'd' any more"):
+        manager.create_pool("d", object)
+    manager.shutdown()
+
+
+def test_what_is_under_way_ends_well() -> None:
+    """While the last pool is waited for, those before it still lend (named: A holds, closing, A asks)."""
+    manager = PoolManager(shutdown_timeout=30.0)
+    first = manager.create_pool("first", Quick(), settings=NONE)
+    last = manager.create_pool("last", Quick(), settings=NONE)
+    lent, closing = threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def work() -> None:
+        with last.acquire():
+            lent.set()
+            assert closing.wait(30)
+            with first.acquire() as resource:
+                found.append(resource)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert lent.wait(30)
+    real = last.close
+
+    def close(timeout: float) -> None:
+        closing.set()
+        real(timeout)
+
+    last.close = close  # type: ignore[method-assign,assignment]
+    manager.shutdown()
+    thread.join()
+    assert found and first.closed and last.closed
+
+
+def test_one_that_does_not_close_keeps_no_other_open(
+    manager: PoolManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = manager.create_pool("first", object)
+    last = manager.create_pool("last", object)
+
+    def fail(timeout: float) -> None:
+        raise OSError("no")
+
+    last.close = fail  # type: ignore[method-assign,assignment]
+    manager.shutdown()
+    assert first.closed
+    assert "closing pool 'last' failed" in caplog.text
+
+
+def test_with_a_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool("a", Quick(), settings=ONE)
+    with manager as same:
+        assert same is manager and pool.stats()["idle"] == 1
+    assert pool.closed
+
+
+# -- health ----------------------------------------------------------------------
+
+
+def test_health_up(manager: PoolManager) -> None:
+    adapter = Quick()
+    manager.create_pool("a", adapter, settings=NONE)
+    health = manager.health_check()
+    assert (health.status, health["a"].status, health["a"].reason) == ("up", "up", None)
+    assert health and health["a"] and health["a"].seconds >= 0
+    assert adapter.calls["validate"] == 1  # a round trip was made, though it is fresh
+    assert manager["a"].stats()["in_use"] == 0
+
+
+def test_health_of_nothing_is_up(manager: PoolManager) -> None:
+    assert manager.health_check().status == "up"
+
+
+def test_health_down_says_why(manager: PoolManager) -> None:
+    manager.create_pool("bad", down(), settings=NONE)
+    health = manager.health_check(0.0)
+    assert not health and not health["bad"]
+    assert health["bad"].status == health.status == "down"
+    assert "ConnectionRefusedError: nobody there" in (health["bad"].reason or "")
+    assert health.to_dict()["pools"]["bad"]["status"] == "down"
+
+
+def test_one_that_is_not_critical_degrades(manager: PoolManager) -> None:
+    manager.create_pool("good", Quick(), settings=NONE)
+    manager.create_pool("bad", down(), settings=NONE, critical=False)
+    health = manager.health_check(0.0)
+    assert (health.status, health["bad"].status, bool(health)) == ("degraded", "down", True)
+
+
+def test_exhausted_is_degraded(manager: PoolManager) -> None:
+    pool = manager.create_pool("a", Quick(), settings=ONE)
+    with pool.acquire():
+        health = manager.health_check(0.0)
+    assert health["a"].status == health.status == "degraded"
+    assert "1/1 in use" in (health["a"].reason or "")
+
+
+def test_paused_is_degraded_and_closed_is_down(manager: PoolManager) -> None:
+    pool = manager.create_pool("a", Quick(), settings=ONE)
+    pool.pause()
+    assert manager.health_check(0.0)["a"].status == "degraded"
+    assert manager.get_performance_summary()["status"] == "degraded"
+    pool.close()
+    health = manager.health_check(0.0)
+    assert (health["a"].status, manager.get_performance_summary()["status"]) == ("down", "down")
+
+
+def test_a_stale_connection_is_not_an_outage(manager: PoolManager) -> None:
+    adapter = Quick()
+    pool = manager.create_pool("a", adapter, settings=NONE)
+    with pool.acquire():
+        pass
+    adapter.fail("validate", ConnectionError("stale"))
+    assert manager.health_check()["a"].status == "up"
+    assert (adapter.made, pool.stats()["in_use"]) == (2, 0)
+
+
+def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:
+    adapter = Quick()
+    adapter.fail("validate", ConnectionError("no answer"), times=100)
+    manager.create_pool("a", adapter, settings=NONE)
+    health = manager.health_check()
+    assert (health["a"].status, health["a"].reason) == ("down", "ConnectionError: no answer")
+    assert manager["a"].stats()["in_use"] == 0
+
+
+def test_one_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+    adapter = Quick()
+    adapter.hold("validate")
+    manager.create_pool("a", adapter, settings=NONE)
+    health = manager.health_check(0.0)
+    assert (health["a"].status, health["a"].reason) == ("down", "TimeoutError: no answer within 0 s")
+    adapter.let_go("validate")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (None, "up"), ({"status": "up"}, "up"), ({"healthy": True}, "up"), ({"status": "degraded"}, "degraded"),
+        ({"status": "down", "reason": "x"}, "down"), ({"healthy": False}, "down"), (OSError("x"), "down"),
+    ],
+)  # fmt: skip
+def test_a_pool_may_know_better(manager: PoolManager, answer: Any, status: str) -> None:
+    class Knowing(Pool[object]):
+        def health_check(self) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    manager.add_pool(Knowing(object, name="a"))
+    assert manager.health_check()["a"].status == status
+
+
+def test_health_is_asked_at_the_same_time(manager: PoolManager) -> None:
+    barrier = threading.Barrier(3)
+
+    class Meeting(Quick):
+        def validate(self, resource: Any, timeout: float) -> None:
+            barrier.wait(30)
+
+    for name in "abc":
+        manager.create_pool(name, Meeting(), settings=NONE)
+    assert manager.health_check(30.0).status == "up"
+
+
+# -- figures ---------------------------------------------------------------------
+
+
+def test_metrics_and_summary(manager: PoolManager) -> None:
+    pool = manager.create_pool("db_pool", Quick(), settings=NONE)
+    manager.create_pool("http_pool", Quick(), settings=NONE)
+    with pool.acquire():
+        summary = manager.get_performance_summary()
+    assert summary["status"] == "up"
+    assert summary["database_pool"]["active_connections"] == summary["db_pool"]["active_connections"] == 1
+    assert summary["http_pool"]["success_rate"] == 1.0
+    assert summary["pools"].keys() == manager.metrics().keys() == {"db_pool", "http_pool"}
+    assert manager.metrics()["db_pool"]["connection_requests"] == 1
+
+
+def test_the_table(manager: PoolManager) -> None:
+    pool = manager.create_pool("orders", Quick(), settings=NONE)
+    manager.create_pool("over", Quick(), settings=NONE).close()
+    out = io.StringIO()
+    with pool.acquire():
+        manager.print_summary(out)
+    head, orders, over = out.getvalue().splitlines()
+    assert head.split() == ["pool", "kind", "in", "use", "idle", "waiting", "requests", "errors", "wait", "ms"]
+    assert orders.split()[:5] == ["orders", "Pool", "1/2", "0", "0"]
+    assert over.split()[2] == "closed"
+
+
+def test_a_request_takes_from_any_kind(manager: PoolManager) -> None:
+    pool = manager.create_pool("a", Quick(), settings=NONE)
+    with manager.lease("a"):
+        assert pool.stats()["in_use"] == 1
+    assert pool.stats()["in_use"] == 0
+
+
+# -- pools that are not ours -----------------------------------------------------
+
+
+class ConnectionPool:
+    """What a manager uses of psycopg_pool's."""
+
+    __module__ = "psycopg_pool.pool"
+    name = "foreign"
+    closed = False
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def open(self, *, wait: bool, timeout: float) -> None:
+        self.calls.append(("open", wait))
+
+    def close(self, *, timeout: float) -> None:
+        self.calls.append("close")
+        self.closed = True
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Iterator[Any]:
+        yield SimpleNamespace(execute=self.calls.append)
+
+    def get_stats(self) -> dict[str, int]:
+        return {"pool_size": 4, "pool_available": 1, "pool_max": 8, "requests_num": 10, "requests_errors": 2,
+                "requests_waiting": 0, "requests_wait_ms": 50}  # fmt: skip
+
+
+class MyPool(ConnectionPool):
+    """A subclass in the user's own module."""
+
+
+MyPool.__module__ = "app"
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, MyPool])
+def test_psycopgs_pool(manager: PoolManager, kind: Callable[[], Any]) -> None:
+    pool = kind()
+    manager.add_pool(pool)
+    assert manager["foreign"] is pool
+    assert manager.startup()
+    assert manager.health_check()["foreign"].status == "up"
+    figures = manager.metrics()["foreign"]
+    assert (figures["active_connections"], figures["idle_connections"], figures["max_size"]) == (3, 1, 8)
+    assert (figures["error_rate"], figures["success_rate"], figures["avg_acquisition_time_ms"]) == (0.2, 0.8, 5.0)
+    manager.print_summary(io.StringIO())
+    with manager.lease("foreign"):
+        pass
+    manager.shutdown()
+    assert pool.calls == [("open", True), "SELECT 1", "close"]
+    assert manager.health_check()["foreign"].status == "down"
+
+
+# -- the whole life --------------------------------------------------------------
+
+
+def test_lifespan() -> None:
+    with application_lifespan(
+        ":memory:", environ={"DB_MAX_CONNECTIONS": "2"}, pools={"extra": "sqlite://?min_size=0"}
+    ) as manager:
+        health = manager.health_check()
+        assert health["http_pool"] and health["db_pool"] and health["extra"]
+        assert manager["db_pool"].execute_query("SELECT 1") == [(1,)]
+        db = manager["db_pool"]
+        assert manager.get_performance_summary()["database_pool"]["queries"]["count"] >= 1
+    assert manager.closing and db.closed
+
+
+def test_lifespan_closes_after_an_error() -> None:
+    given = PoolManager()
+    pool = given.create_pool("a", Quick(), settings=NONE)
+    with pytest.raises(RuntimeError, match="mine"), application_lifespan(manager=given) as manager:
+        assert manager is given
+        raise RuntimeError("mine")
+    assert pool.closed
+
+
+def test_a_strict_lifespan_closes_what_it_opened() -> None:
+    manager = PoolManager()
+    good = manager.create_pool("good", Quick(), settings=ONE)
+    manager.create_pool("bad", down(), settings=ONE)
+    entered = []
+    with (
+        pytest.raises(PoolError, match="bad NOT ready"),
+        application_lifespan(manager=manager, startup_timeout=0.0, strict=True),
+    ):
+        entered.append(1)
+    assert good.closed and not entered
+
+
+def test_lifespan_takes_one_or_the_other() -> None:
+    with pytest.raises(TypeError, match="either a manager or a database"), application_lifespan(
+        "x.db", manager=PoolManager()
+    ):
+        pass
+
+
+def test_signals_are_for_the_main_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def live() -> None:
+        with application_lifespan(manager=PoolManager(), signals=True):
+            pass
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    thread.join()
+    assert "that takes the main thread" in caplog.text
+
+

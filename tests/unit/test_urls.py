@@ -1,0 +1,154 @@
+"""Pools by URL: which kind, what is a setting and what the driver's, and what is wrong, in words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pooling import HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
+from pooling import _urls as urls
+
+
+class Kind(Pool[Any]):
+    """A kind of another package."""
+
+    def __init__(self, url: str, *, settings: PoolSettings | None, name: str | None, **more: Any) -> None:
+        super().__init__(object, settings=settings, name=name)
+        self.given = url, more
+
+
+def point(name: str, load: Any) -> Any:
+    return SimpleNamespace(name=name, load=load)
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is installed beside us, as entry points."""
+    found: list[Any] = []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found if group == "pooling.schemes" else [])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("postgresql://app@localhost/orders", PostgresPool),
+        ("postgres://app@localhost/orders", PostgresPool),
+        ("sqlite:///app.db", SQLitePool),
+        ("SQLITE://", SQLitePool),
+        ("http://localhost:8000/api", HTTPPool),
+        ("https://api.example.com", HTTPPool),
+    ],
+)
+def test_the_scheme_says_the_kind(url: str, kind: type) -> None:
+    pool = from_url(url, name="mine")
+    assert type(pool) is kind
+    assert pool.name == "mine"
+    assert pool.stats()["size"] == 0  # nothing was opened
+
+
+def test_settings_are_taken_out_of_the_query() -> None:
+    base = PoolSettings(max_uses=7)
+    pool = from_url("sqlite:///app.db?max_connections=3&timeout=2&idle_timeout=never", settings=base)
+    assert (pool.settings.max_size, pool.settings.idle_timeout, pool.settings.max_uses) == (3, None, 7)
+    assert pool._adapter.timeout == 2.0  # type: ignore[attr-defined]
+
+
+def test_the_drivers_parameters_stay(others: list[Any]) -> None:
+    others.append(point("mine", lambda: Kind))
+    pool = from_url("mine://host/x?a=1&max_size=4&b=%26", zone="north")
+    assert isinstance(pool, Kind)
+    assert pool.given == ("mine://host/x?a=1&b=%26", {"zone": "north"})
+    assert pool.settings.max_size == 4
+
+
+def test_an_http_url_is_the_base_and_its_query_the_arguments() -> None:
+    pool = from_url("https://api.example.com/v1?max_size=4&connect_timeout=2&verify=false")
+    assert isinstance(pool, HTTPPool)
+    assert pool._base_url == "https://api.example.com/v1"
+    assert pool.settings.max_size == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "timeout"),
+    [
+        ({"timeout": 4.0}, 4.0),
+        ({"connect_timeout": 2.0}, (2.0, 30.0)),
+        ({"read_timeout": 9.0}, (10.0, 9.0)),
+        ({"connect_timeout": 2.0, "timeout": 4.0}, (2.0, 4.0)),
+    ],
+)
+def test_http_timeouts_join(given: dict[str, Any], timeout: object) -> None:
+    assert urls.with_timeout(given) == {"timeout": timeout}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite", "must begin with a scheme"),
+        ("://x", "must begin with a scheme"),
+        ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
+        ("ftp://x", "known: http, https, postgres, postgresql, sqlite"),
+        ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
+        ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),
+        ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; was 'max_size' meant by 'max_sise'"),
+        ("sqlite:///x?readers=many", "readers must be a whole number, not 'many'"),
+        ("sqlite:///x?optimize=perhaps", "optimize must be true or false"),
+        ("sqlite://host/x", "a host .'host'. means nothing"),
+        ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
+        ("https://h?tiemout=3", "unknown parameter 'tiemout'"),
+        ("https://h?timeout=soon", "timeout='soon'"),
+        ("https://h?timeout=0", "above 0 seconds"),
+    ],
+)
+def test_what_is_wrong_is_said(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        from_url(url)
+
+
+def test_a_bad_argument_is_named() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        from_url("sqlite:///x", colour="blue")
+    with pytest.raises(TypeError, match="url must be a text, not int"):
+        from_url(3)  # type: ignore[arg-type]
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list[Any]) -> None:
+    monkeypatch.setitem(urls.SCHEMES, "postgresql", "no_such_driver:Pool")
+    with pytest.raises(ImportError, match=r'postgresql:// needs a driver.*no_such_driver.*pooling\[binary\]'):
+        from_url("postgresql://h/x")
+
+    def missing() -> Any:
+        raise ImportError("no module named 'their_driver'")
+
+    others.append(point("theirs", missing))
+    with pytest.raises(ImportError, match=r"theirs:// needs a driver.*their_driver"):
+        from_url("theirs://h/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://app@h/x", "postgresql://app@h/x"),
+        ("postgresql://app:s3cret@h/x", "postgresql://app:***@h/x"),
+        ("postgresql://app:s3c@ret@h/x", "postgresql://app:***@h/x"),
+        ("postgresql://:s3cret@h", "postgresql://:***@h"),
+        ("https://h/?token=s3cret&a=1", "https://h/?token=***&a=1"),
+        ("https://h/?a=1&API_KEY=s3cret#x", "https://h/?a=1&API_KEY=***#x"),
+    ],
+)
+def test_secrets_are_masked(url: str, shown: str) -> None:
+    assert urls.masked(url) == shown
+
+
+def test_no_error_shows_a_password() -> None:
+    for url in ("postgresql://a:s3cret@h/x?no=1", "postgresql://a:s3cret@h/x?max_size=0", "mysq://a:s3cret@h/x"):
+        with pytest.raises(ValueError) as caught:
+            from_url(url)
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "s3cret" not in str(error)
+            error = error.__cause__ or error.__context__

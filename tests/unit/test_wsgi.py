@@ -1,0 +1,389 @@
+"""The middleware: what a request takes comes back when its response is closed, whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from wsgiref.util import FileWrapper, setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+from pooling import LeaseError, PoolManager, PoolSettings, PoolTimeout
+from pooling.testing import FakeAdapter
+from pooling.web import _health
+from pooling.web.wsgi import PoolingMiddleware, lease
+
+NONE = PoolSettings(min_size=0, max_size=2, health_check_interval=None, acquire_timeout=0.0)
+PLAIN = [("Content-Type", "text/plain")]
+
+
+@pytest.fixture
+def adapter() -> FakeAdapter:
+    return FakeAdapter(blocking=False)
+
+
+@pytest.fixture
+def manager(adapter: FakeAdapter) -> PoolManager:
+    manager = PoolManager()
+    manager.create_pool("a", adapter, settings=NONE)
+    manager.create_pool("b", FakeAdapter(blocking=False), settings=NONE)
+    return manager
+
+
+def in_use(manager: PoolManager) -> int:
+    return sum(manager[name].stats()["in_use"] for name in manager)
+
+
+class Call:
+    """A request that has been made; its response is still open."""
+
+    def __init__(self, app: Callable[..., Any], path: str = "/", method: str = "GET", **headers: str) -> None:
+        self.environ: dict[str, Any] = {"PATH_INFO": path, "SCRIPT_NAME": "", "REQUEST_METHOD": method, **headers}
+        setup_testing_defaults(self.environ)
+        self.environ["wsgi.errors"] = io.StringIO()
+        self.body: Any = app(self.environ, self._start)
+
+    def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        self.status, self.headers = status, dict(headers)
+        return lambda data: None
+
+    def close(self) -> None:
+        close = getattr(self.body, "close", None)
+        if close is not None:
+            close()
+
+    def read(self) -> bytes:
+        try:
+            return b"".join(self.body)
+        finally:
+            self.close()
+
+
+def listed(environ: Any, start_response: Any) -> list[bytes]:
+    first = lease(environ, "a")
+    assert lease(environ, "a") is first
+    start_response("200 OK", PLAIN)
+    return [str(first).encode()]
+
+
+def streamed(environ: Any, start_response: Any) -> Iterator[bytes]:
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    yield str(lease(environ, "a")).encode()
+    yield b"last"
+
+
+# -- the way of a request --------------------------------------------------------
+
+
+def test_every_request_sees_the_manager(manager: PoolManager) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        assert environ["pooling.manager"] is manager
+        start_response("200 OK", PLAIN)
+        return [b"x"]
+
+    assert Call(PoolingMiddleware(app, manager)).read() == b"x"
+
+
+def test_a_list_gives_back_before_it_is_sent(manager: PoolManager) -> None:
+    call = Call(PoolingMiddleware(listed, manager))
+    assert in_use(manager) == 0
+    assert type(call.body) is list  # so that the server knows its length
+    assert call.read().startswith(b"<FakeResource")
+    assert manager["a"].metrics.snapshot().acquired == 1
+
+
+def test_a_stream_holds_its_lease_until_it_is_closed(manager: PoolManager) -> None:
+    call = Call(PoolingMiddleware(streamed, manager))
+    assert next(call.body) == b"first" and in_use(manager) == 0
+    next(call.body)
+    assert in_use(manager) == 1
+    assert list(call.body) == [b"last"]
+    assert in_use(manager) == 1
+    call.close()
+    assert in_use(manager) == 0
+
+
+def test_a_client_that_leaves(manager: PoolManager) -> None:
+    call = Call(PoolingMiddleware(streamed, manager))
+    next(call.body), next(call.body)
+    call.close()  # what a server does then
+    assert in_use(manager) == 0
+    call.close()
+
+
+def test_a_response_that_is_never_read(manager: PoolManager) -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        return (piece for piece in [b"x"])
+
+    call = Call(PoolingMiddleware(app, manager))
+    assert in_use(manager) == 1
+    call.close()
+    assert in_use(manager) == 0
+
+
+def test_a_file_is_handed_to_the_server_as_it_is(manager: PoolManager) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
+
+    call = Call(PoolingMiddleware(app, manager), **{"wsgi.file_wrapper": FileWrapper})  # type: ignore[arg-type]
+    assert type(call.body) is FileWrapper and in_use(manager) == 0
+    assert call.read() == b"file"
+
+
+def test_the_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
+    seen: list[int] = []
+
+    class Body:
+        def __init__(self, environ: Any) -> None:
+            self.environ = environ
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"x"
+
+        def close(self) -> None:
+            lease(self.environ, "a")
+            seen.append(in_use(manager))
+
+    def app(environ: Any, start_response: Any) -> Body:
+        start_response("200 OK", PLAIN)
+        return Body(environ)
+
+    assert Call(PoolingMiddleware(app, manager)).read() == b"x"
+    assert (seen, in_use(manager)) == ([1], 0)
+
+
+def test_nothing_is_lent_after_the_end(manager: PoolManager) -> None:
+    for app in (listed, streamed):
+        call = Call(PoolingMiddleware(app, manager))
+        call.read()
+        with pytest.raises(LeaseError, match="pool 'a': no lease any more, the response of this request was closed"):
+            lease(call.environ, "a")
+        assert in_use(manager) == 0
+
+
+# -- errors ----------------------------------------------------------------------
+
+
+def test_an_error_before_the_response(manager: PoolManager, adapter: FakeAdapter) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a"), lease(environ, "b")
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        Call(PoolingMiddleware(app, manager))
+    assert in_use(manager) == 0
+    assert adapter.closed == 0
+
+
+def test_the_pool_hears_what_broke_a_resource(manager: PoolManager, adapter: FakeAdapter) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a")
+        raise ConnectionError("gone")
+
+    def stream(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield str(lease(environ, "a")).encode()
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        Call(PoolingMiddleware(app, manager))
+    assert manager["a"].metrics.snapshot().closed == {"broken": 1} or manager["a"].stats()["closing"]
+    with pytest.raises(ConnectionError):
+        Call(PoolingMiddleware(stream, manager)).read()
+    assert in_use(manager) == 0
+    assert manager["a"].stats()["idle"] == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_error_in_the_middle_of_a_stream(manager: PoolManager, error: type[BaseException]) -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        yield b"x"
+        raise error
+
+    call = Call(PoolingMiddleware(app, manager))
+    with pytest.raises(error):
+        call.read()
+    assert in_use(manager) == 0
+
+
+def test_an_error_of_the_apps_close(manager: PoolManager) -> None:
+    class Body(list[bytes]):
+        def close(self) -> None:
+            raise RuntimeError("mine")
+
+    def app(environ: Any, start_response: Any) -> Body:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        return Body([b"x"])
+
+    with pytest.raises(RuntimeError, match="mine"):
+        Call(PoolingMiddleware(app, manager)).read()
+    assert in_use(manager) == 0
+
+
+def test_a_lease_that_cannot_be_given_back_keeps_no_other(
+    manager: PoolManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn:
+        def __enter__(self) -> int:
+            return 1
+
+        def __exit__(self, *args: object) -> None:
+            raise OSError("no")
+
+    real = manager.lease
+    manager.lease = lambda name, timeout=None: Stubborn() if name == "b" else real(name, timeout)  # type: ignore[method-assign,assignment,return-value]
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a"), lease(environ, "b")
+        start_response("200 OK", PLAIN)
+        return [b"x"]
+
+    assert Call(PoolingMiddleware(app, manager)).read() == b"x"
+    assert in_use(manager) == 0
+    assert "pool 'b': giving back failed" in caplog.text
+
+
+# -- limits ----------------------------------------------------------------------
+
+
+def test_a_cap_for_each_request(manager: PoolManager) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a"), lease(environ, "a")
+        with pytest.raises(LeaseError, match="pool 'b': this request may hold 1 at most, and holds 'a'"):
+            lease(environ, "b")
+        start_response("200 OK", PLAIN)
+        return [b"x"]
+
+    middleware = PoolingMiddleware(app, manager, max_leases=1)
+    assert Call(middleware).read() == Call(middleware).read() == b"x"
+
+
+def test_a_pool_that_is_exhausted(manager: PoolManager) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        with pytest.raises(PoolTimeout):
+            lease(environ, "a", timeout=0.0)
+        start_response("200 OK", PLAIN)
+        return [b"x"]
+
+    with manager["a"].acquire(), manager["a"].acquire():
+        assert Call(PoolingMiddleware(app, manager)).read() == b"x"
+
+
+def test_without_the_middleware() -> None:
+    with pytest.raises(LookupError, match="did not come through pooling's PoolingMiddleware"):
+        lease({}, "a")
+
+
+# -- making it -------------------------------------------------------------------
+
+
+def test_pools_of_urls() -> None:
+    middleware = PoolingMiddleware(
+        listed, None, "sqlite:///x.db", urls={"api": "https://h", "log": "log.db"},
+        settings=PoolSettings(max_uses=5), pool_recycle=1800, pool_pre_ping=True, connection_timeout=3,
+    )  # fmt: skip
+    manager = middleware.manager
+    assert [type(manager[name]).__name__ for name in manager] == ["SQLitePool", "HTTPPool", "SQLitePool"]
+    settings = manager["db"].settings
+    assert (settings.max_lifetime, settings.acquire_timeout, settings.max_uses) == (1800.0, 3.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"app": 3}, TypeError, "app must be a WSGI application"),
+        ({"manager": 3}, TypeError, "manager must be a PoolManager, not int"),
+        ({"max_leases": 0}, ValueError, "max_leases must be at least 1"),
+        ({"max_leases": True}, TypeError, "max_leases must be a whole number"),
+        ({"health_path": "health"}, ValueError, "health_path must begin with a slash"),
+        ({"health_token": "x"}, ValueError, "need a health_path"),
+        ({"health_path": "/h", "health_token": ""}, ValueError, "health token must not be empty"),
+        ({"health_path": "/h", "health_token": 3}, TypeError, "health token must be a text"),
+        ({"health_path": "/h", "health_admit": 3}, TypeError, "health admit must be callable"),
+        ({"database_url": "mysq://h"}, ValueError, "unknown scheme"),
+        ({"pool_recicle": 3}, ValueError, "did you mean 'pool_recycle'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        PoolingMiddleware(**{"app": listed, **arguments})
+
+
+# -- health ----------------------------------------------------------------------
+
+
+def test_health_is_off_by_default(manager: PoolManager) -> None:
+    call = Call(PoolingMiddleware(listed, manager), "/health")
+    assert call.read().startswith(b"<FakeResource")
+
+
+def test_strangers_learn_up_or_down(manager: PoolManager, adapter: FakeAdapter) -> None:
+    middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="s3cret")
+    call = Call(middleware, "/health", HTTP_AUTHORIZATION="Bearer wr0ng")
+    assert (call.status, call.read(), call.headers["Content-Length"]) == ("200 OK", b"up", "2")
+    assert Call(middleware, "/other").read().startswith(b"<FakeResource")
+    adapter.fail("create", ConnectionRefusedError("internal-host:5432"), times=1000)
+    manager["a"].drain()
+    middleware._health._last, middleware._health._timeout = None, 0.0
+    call = Call(middleware, "/health")
+    assert (call.status, call.read()) == ("503 Service Unavailable", b"down")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_who_is_admitted_sees_details(manager: PoolManager, method: str) -> None:
+    middleware = PoolingMiddleware(
+        listed, manager, health_path="/health", health_token="s3cret",
+        health_admit=lambda environ: environ["REMOTE_ADDR"] == "10.0.0.1",
+    )  # fmt: skip
+    for given in ({"HTTP_AUTHORIZATION": "bearer s3cret"}, {"REMOTE_ADDR": "10.0.0.1"}):
+        call = Call(middleware, "/health", method, **{"REMOTE_ADDR": "10.0.0.2", **given})
+        body = call.read()
+        if method == "HEAD":
+            assert body == b"" and int(call.headers["Content-Length"]) > 2
+        else:
+            assert json.loads(body)["pools"]["a"]["status"] == "up"
+
+
+def test_other_methods_are_refused(manager: PoolManager) -> None:
+    call = Call(PoolingMiddleware(listed, manager, health_path="/health"), "/health", "POST")
+    assert (call.status, call.headers["Allow"]) == ("405 Method Not Allowed", "GET, HEAD")
+
+
+def test_asking_again_at_once_asks_no_server(
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "MAX_AGE", 1000.0)
+    middleware = PoolingMiddleware(listed, manager, health_path="/health")
+    for _ in range(5):
+        assert Call(middleware, "/health").read() == b"up"
+    assert adapter.calls["validate"] == 1
+    manager.shutdown()
+    assert Call(middleware, "/health").read() == b"down"
+
+
+# -- the protocol ----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::wsgiref.validate.WSGIWarning")
+@pytest.mark.parametrize("app", [listed, streamed])
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_it_is_wsgi_on_both_sides(manager: PoolManager, app: Callable[..., Iterable[bytes]], path: str) -> None:
+    """``validator`` complains of whatever PEP 3333 forbids, here above and below."""
+    middleware = PoolingMiddleware(validator(app), manager, health_path="/health")
+    call = Call(validator(middleware), path)
+    assert call.read()
+    del call
+    assert in_use(manager) == 0
+
+
