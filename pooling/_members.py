@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from .core.engine import _say
+from .core.words import say
 from .core.pool import Pool
 from .errors import PoolTimeout
 
@@ -284,4 +284,4 @@ def in_parallel(
 def reason_of(error: BaseException) -> tuple[bool, str]:
     """Say whether an error means "down" rather than "busy", and what it says in one line."""
     busy = isinstance(error, PoolTimeout) and error.__cause__ is None
-    return not busy, _say(error)
+    return not busy, say(error)
