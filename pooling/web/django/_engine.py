@@ -40,11 +40,6 @@ class AliasPools:
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}  # no lock: a fork would copy it locked
 
-    def get(self, alias: str) -> Pool[Any] | None:
-        """Return the pool of an alias, if there is one yet."""
-        known = self._known.get(alias)
-        return None if known is None else known.pool
-
     def suiting(self, alias: str, recipe: Mapping[str, Any], make: Callable[[], Pool[Any]]) -> Pool[Any]:
         """Return the pool of an alias that was made from this recipe; make it if there is none."""
         known = self._known.get(alias)
@@ -100,9 +95,9 @@ class PooledWrapper:
     @property
     def pool(self) -> Any:
         """The pool of this alias; ``None`` if it is told to have none."""
-        if not self._is_pooled():
-            return None
-        return self.pools.get(self.alias) or self._pool_for(self.get_connection_params())
+        if self._lease is not None:
+            return self._lease._pool
+        return self._pool_for(self.get_connection_params()) if self._is_pooled() else None
 
     def _pool_for(self, params: dict[str, Any]) -> Pool[Any]:
         try:

@@ -60,13 +60,12 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
         if arguments["session"] == "watch":
             arguments["session"] = "clean"
-        # Not of this wrapper, which is a thread's: the pool would keep its lease alive.
-        other = type(self)(self.settings_dict, self.alias)
+        make = functools.partial(type(self), self.settings_dict, self.alias)
         return PostgresPool(
             "client_encoding=UTF8",  # not the environment's DATABASE_URL
             options.settings,
-            **{**arguments, "kwargs": _connect_kwargs(other, params, arguments.get("kwargs"))},
-            configure=_configure(other, self._isolation_level()),
+            **{**arguments, "kwargs": _connect_kwargs(make, params, arguments.get("kwargs"))},
+            configure=_configure(make, self._isolation_level()),
         )
 
     def _isolation_level(self) -> psycopg.IsolationLevel | None:
@@ -112,17 +111,23 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return cursor
 
 
+# Both ask a wrapper of their own: this one is a thread's, and the pool would keep its lease alive.
+
+
 def _connect_kwargs(
-    wrapper: DatabaseWrapper, params: dict[str, Any], more: Any
+    make: Callable[[], DatabaseWrapper], params: dict[str, Any], more: Any
 ) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
     """Return what to connect with: asked anew for each connection where anybody may say something new."""
+    wrapper = make()
     if type(wrapper).get_connection_params is DatabaseWrapper.get_connection_params and not callable(more):
         return {**params, **(more or {})}
     return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
 
 
-def _configure(wrapper: DatabaseWrapper, level: psycopg.IsolationLevel | None) -> Callable[[Any], None]:
+def _configure(make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLevel | None) -> Callable[[Any], None]:
     def configure(conn: Any) -> None:
+        wrapper = make()
+        wrapper.connection = conn  # Django looks at it to compose SQL
         wrapper._configure_connection(conn)
         if level is not None:
             conn.isolation_level = level
