@@ -43,6 +43,11 @@ class Member:
         self.recipe = recipe
 
     @property
+    def name(self) -> str | None:
+        """What the pool itself is called."""
+        return getattr(self.pool, "name", None)
+
+    @property
     def closed(self) -> bool:
         """Whether it lends nothing any more."""
         return bool(getattr(self.pool, "closed", False))
@@ -148,13 +153,25 @@ class Psycopg(Member):
         return self.pool.connection(timeout)  # type: ignore[no-any-return]
 
     def probe(self, timeout: float) -> str | None:
-        with self.pool.connection(timeout=timeout) as conn:
-            conn.execute("SELECT 1")
+        try:
+            with self.pool.connection(timeout=timeout) as conn:
+                conn.execute("SELECT 1")
+        except Exception as error:
+            lent = self._all_lent() if type(error).__name__ == "PoolTimeout" else None
+            if lent is None:
+                raise
+            return lent
         return None
 
     def trouble(self) -> str | None:
-        waiting = self.pool.get_stats().get("requests_waiting", 0)
-        return f"exhausted: {waiting} waiting" if waiting else None
+        return self._all_lent() if self.pool.get_stats().get("requests_waiting") else None
+
+    def _all_lent(self) -> str | None:
+        stats: dict[str, int] = self.pool.get_stats()
+        size, most = stats.get("pool_size", 0), stats.get("pool_max", 0)
+        if size < most or stats.get("pool_available", 0):
+            return None
+        return f"exhausted: {size}/{most} in use, {stats.get('requests_waiting', 0)} waiting"
 
     def metrics(self) -> dict[str, Any]:
         stats: dict[str, int] = self.pool.get_stats()
@@ -174,6 +191,10 @@ class Psycopg(Member):
 class SQLAlchemy(Member):
     """A SQLAlchemy ``Engine``."""
 
+    @property
+    def name(self) -> None:
+        return None  # an engine's name is its database's kind
+
     def open(self, timeout: float) -> None:
         self.probe(timeout)
 
@@ -184,9 +205,17 @@ class SQLAlchemy(Member):
         return self.pool.connect()  # type: ignore[no-any-return]
 
     def probe(self, timeout: float) -> str | None:
-        with self.pool.connect() as conn:
-            conn.exec_driver_sql("SELECT 1")
-        return None
+        lent = self.trouble()
+        if lent is None:  # or it would wait for its own timeout, 30 s by default
+            with self.pool.connect() as conn:
+                conn.exec_driver_sql("SELECT 1")
+        return lent
+
+    def trouble(self) -> str | None:
+        found = self.metrics()
+        if not 0 < found["max_size"] <= found["in_use"]:
+            return None
+        return f"exhausted: {found['in_use']}/{found['max_size']} in use"
 
     def metrics(self) -> dict[str, Any]:
         pool = self.pool.pool

@@ -257,7 +257,7 @@ class PoolManager:
             PoolError: The manager was shut down.
         """
         member = member_of(pool, critical=critical, owned=owned, recipe=(pool, critical, owned))
-        name = name or getattr(pool, "name", None)
+        name = name or member.name
         if not name:
             raise ValueError(f"name must be given: this {member.kind} has none")
         self._add(name, member)

@@ -312,7 +312,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         except BaseException:
             conn.close()
             raise
-        conn.running = None  # our own statements are not counted
+        conn.running, conn.short, conn.short_seconds = None, 0, 0.0  # our own statements do not count
         if self.statement_timeout is not None:
             conn.limit = Limit(self.statement_timeout)
             conn.set_progress_handler(conn.limit.over, _STEPS)

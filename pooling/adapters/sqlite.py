@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ Params = Sequence[Any] | Mapping[str, Any]
 _READS = re.compile(r"\s*(?:SELECT|VALUES|EXPLAIN|WITH)\b", re.I)
 _WRITES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE)\b", re.I)  # WITH ... INSERT
 
+
+_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+_ASIDE = 1e-4  # seconds; the scheduler makes some 150 µs of it
 
 INTEGRITY_EVERY = 600.0
 """Seconds between two looks for damage by `SQLitePool.health_check`: they read the whole file."""
@@ -182,6 +186,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
         with pool._acquire_for(timeout, 2) as conn, conn:
             yield conn
+        self._step_aside()
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
@@ -200,7 +205,21 @@ class SQLitePool(Pool[sqlite3.Connection]):
         if self.readers is not None and _READS.match(sql) and not _WRITES.search(sql):
             pool = self.readers
         with pool._acquire_for(None, 1) as conn, conn:
-            return conn.execute(sql, params).fetchall()
+            rows = conn.execute(sql, params).fetchall()
+        self._step_aside()
+        return rows
+
+    def _step_aside(self) -> None:
+        """Sleep for a moment if somebody waits for the writer.
+
+        Who writes needs the GIL back after each of SQLite's calls, and who
+        has just been woken to write needs it for the first time. A thread
+        that reads on and on lets go of it for microseconds only, so each of
+        them would wait for the switch interval, 5 ms. Of 16 threads with 20 %
+        writes this made 12,000 operations a second out of 3,000.
+        """
+        if self.readers is not None and self._waiters and _GIL:
+            time.sleep(_ASIDE)
 
     # -- looking --------------------------------------------------------------------
 
@@ -254,13 +273,18 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Raises:
             TimeoutError: It did not come to its end in time.
-            sqlite3.Error: The file is not to be read at all.
+            sqlite3.OperationalError: SQLite could not look.
         """
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
         with pool._acquire_for(limit, 1) as conn, _interrupted_after(conn, limit):
-            found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
+            try:
+                found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
+            except sqlite3.OperationalError:  # busy, or interrupted
+                raise
+            except sqlite3.DatabaseError as error:  # so badly damaged that the look itself fails
+                found = [str(error)]
         return [] if found == ["ok"] else found
 
     def health_check(self, timeout: float | None = None) -> None:

@@ -1,0 +1,365 @@
+"""One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, HTTP.
+
+Each `Kind` says how its resources are used, soiled and killed; the tests know
+nothing else about it. A new adapter is one more entry in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pooling import (
+    HTTPPool,
+    LeaseError,
+    Pool,
+    PoolClosed,
+    PoolError,
+    PoolManager,
+    PoolSettings,
+    PoolTimeout,
+    PostgresPool,
+    SQLitePool,
+)
+from pooling.demo.service import QuoteServer
+from pooling.testing import FakeAdapter
+from tests.integration.tools import wait_until
+from tests.servers import PostgresServer
+
+TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)
+
+
+class Kind(NamedTuple):
+    """How one kind of resource is treated."""
+
+    make: Callable[[PoolSettings], Pool[Any]]
+    use: Callable[[Any], object]
+    soil: Callable[[Any], object]
+    clean: Callable[[Any], bool]
+    kill: Callable[[Any], object] | None  # None: it cannot die
+    nowhere: Callable[[PoolSettings], Pool[Any]] | None  # one whose server is not there
+
+
+def fake() -> Kind:
+    def soil(resource: Any) -> None:
+        resource.dirty = True
+
+    def kill(resource: Any) -> None:
+        resource.alive = False
+
+    def nowhere(settings: PoolSettings) -> Pool[Any]:
+        adapter = FakeAdapter()
+        adapter.fail("create", ConnectionRefusedError(), times=10_000)
+        return Pool(adapter=adapter, settings=settings)
+
+    return Kind(
+        lambda settings: Pool(adapter=FakeAdapter(), settings=settings),
+        lambda resource: resource.number, soil, lambda resource: not resource.dirty, kill, nowhere,
+    )  # fmt: skip
+
+
+def functions() -> Kind:
+    def refuse() -> object:
+        raise ConnectionRefusedError
+
+    def use(one: Any) -> None:
+        assert "closed" not in one and "dead" not in one
+
+    def make(settings: PoolSettings, factory: Callable[[], Any] = dict) -> Pool[Any]:
+        return Pool(
+            factory, close=lambda one: one.update(closed=True), reset=lambda one: one.pop("dirty", None),
+            validate=lambda one: "dead" not in one and "closed" not in one, settings=settings,
+        )  # fmt: skip
+
+    return Kind(
+        make, use, lambda one: one.update(dirty=1),
+        lambda one: "dirty" not in one, lambda one: one.update(dead=1), lambda settings: make(settings, refuse),
+    )  # fmt: skip
+
+
+def sqlite(make: Callable[[PoolSettings], Pool[Any]], nowhere: Path | None) -> Kind:
+    def soil(conn: Any) -> None:
+        conn.row_factory = sqlite3.Row
+        conn.execute("PRAGMA foreign_keys=OFF")
+        with suppress(sqlite3.OperationalError):  # a reader
+            conn.execute("CREATE TABLE IF NOT EXISTS mine (n)")
+            conn.execute("INSERT INTO mine VALUES (1)")
+
+    def clean(conn: Any) -> bool:
+        checked = conn.execute("PRAGMA foreign_keys").fetchone()
+        return (conn.row_factory, conn.in_transaction, checked) == (None, False, (1,))
+
+    return Kind(
+        make, lambda conn: conn.execute("SELECT 1").fetchone(), soil, clean, lambda conn: conn.close(),
+        None if nowhere is None else lambda settings: SQLitePool(nowhere / "no" / "x.db", settings),
+    )  # fmt: skip
+
+
+def readers_of(path: Path) -> Callable[[PoolSettings], Pool[Any]]:
+    def make(settings: PoolSettings) -> Pool[Any]:
+        readers = SQLitePool(path, settings, readers=settings.max_size).readers
+        assert readers is not None
+        return readers
+
+    return make
+
+
+def postgres(server: PostgresServer) -> Kind:
+    def soil(conn: Any) -> None:
+        conn.execute("CREATE TABLE never_committed (n INTEGER)")
+        conn.row_factory = lambda cursor: lambda row: "mine"
+
+    def clean(conn: Any) -> bool:
+        idle = conn.info.transaction_status.name == "IDLE"
+        found = conn.execute("SELECT to_regclass('never_committed')").fetchone()
+        conn.rollback()
+        return idle and found == (None,)
+
+    def kill(conn: Any) -> None:
+        with server.connect(autocommit=True) as admin:
+            pid = conn.info.backend_pid
+            admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            wait_until(lambda: not admin.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchall())
+
+    return Kind(
+        lambda settings: PostgresPool(server.dsn, settings=settings),
+        lambda conn: conn.execute("SELECT 1").fetchone(), soil, clean, kill,
+        lambda settings: PostgresPool("postgresql://postgres@127.0.0.1:1/postgres", settings=settings),
+    )  # fmt: skip
+
+
+def http(url: str) -> Kind:
+    def use(session: Any) -> None:
+        assert session.get(url + "/quotes/BALC", timeout=30).ok
+
+    def soil(session: Any) -> None:
+        session.headers["X-Secret"] = session.cookies["id"] = "s3cret"
+
+    def clean(session: Any) -> bool:
+        return "X-Secret" not in session.headers and not session.cookies.get_dict()
+
+    # A session's sockets die, and it opens others: it does not die itself.
+    return Kind(lambda settings: HTTPPool(settings=settings), use, soil, clean, None, None)
+
+
+KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "http")
+
+
+@pytest.fixture(scope="module")
+def market() -> Iterator[str]:
+    with QuoteServer(delay=0.0, seed=1) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.url
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
+    path = tmp_path / "test.db"
+    if request.param == "http":
+        yield http(request.getfixturevalue("market"))
+    elif request.param == "postgres":
+        yield postgres(request.getfixturevalue("postgres"))
+    else:
+        yield {
+            "fake": fake,
+            "functions": functions,
+            "sqlite": lambda: sqlite(lambda settings: SQLitePool(path, settings), tmp_path),
+            "sqlite in memory": lambda: sqlite(lambda settings: SQLitePool(":memory:", settings), None),
+            "sqlite's readers": lambda: sqlite(readers_of(path), None),
+        }[request.param]()
+
+
+@pytest.fixture
+def pool(kind: Kind) -> Iterator[Pool[Any]]:
+    made = kind.make(TWO)
+    yield made
+    made.close()
+
+
+def in_use(pool: Pool[Any]) -> int:
+    return int(pool.stats()["in_use"])
+
+
+def test_it_lends_what_works_again_and_again(kind: Kind, pool: Pool[Any]) -> None:
+    with pool.acquire() as first:
+        kind.use(first)
+        assert in_use(pool) == 1
+    with pool.acquire() as again:
+        assert again is first
+        kind.use(again)
+    assert (in_use(pool), pool.metrics.snapshot().created) == (0, 1)
+
+
+def test_it_is_bounded_and_says_who_holds(pool: Pool[Any]) -> None:
+    with pool.acquire() as one, pool.acquire() as two:
+        assert one is not two
+        with pytest.raises(PoolTimeout, match=r"2/2 in use.*test_it_is_bounded_and_says_who_holds"):
+            pool.acquire(timeout=0.0)
+    assert len(pool.holders()) == 0
+
+
+def test_what_is_lent_is_clean(kind: Kind, pool: Pool[Any]) -> None:
+    with pool.acquire() as first:
+        kind.soil(first)
+    with pool.acquire() as again:
+        assert again is first
+        assert kind.clean(again)
+        kind.use(again)
+
+
+def test_an_error_in_the_block_is_passed_on_and_cleaned_up_after(kind: Kind, pool: Pool[Any]) -> None:
+    with pytest.raises(RuntimeError, match="mine"), pool.acquire() as conn:
+        kind.soil(conn)
+        raise RuntimeError("mine")
+    with pool.acquire() as again:
+        assert kind.clean(again)
+        kind.use(again)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_no_exception_loses_a_slot(kind: Kind, pool: Pool[Any], error: type[BaseException]) -> None:
+    for _ in range(3):
+        with pytest.raises(error), pool.acquire() as conn:
+            kind.use(conn)
+            raise error
+    with pool.acquire() as one, pool.acquire() as two:
+        kind.use(one), kind.use(two)
+
+
+def test_a_dead_one_is_replaced_unseen(kind: Kind, pool: Pool[Any]) -> None:
+    if kind.kill is None:
+        return
+    pool.reconfigure(validation_interval=0.0)
+    with pool.acquire() as first:
+        pass
+    kind.kill(first)
+    with pool.acquire() as other:
+        assert other is not first
+        kind.use(other)
+
+
+def test_checking_keeps_the_living_and_replaces_the_dead(kind: Kind, pool: Pool[Any]) -> None:
+    with pool.acquire() as first, pool.acquire() as second:
+        pass
+    pool.check()
+    wait_until(lambda: pool.stats()["idle"] == 2)
+    if kind.kill is None:
+        return
+    kind.kill(first)
+    pool.check()
+    wait_until(lambda: pool.stats()["size"] == pool.stats()["idle"] == 1)
+    with pool.acquire() as left:
+        assert left is second
+
+
+def test_discarded_and_detached_are_gone(kind: Kind, pool: Pool[Any]) -> None:
+    lease = pool.acquire()
+    broken = lease.resource
+    lease.discard()
+    lease = pool.acquire()
+    mine = lease.detach()
+    assert mine is not broken
+    kind.use(mine)
+    with pytest.raises(LeaseError, match="given back before"):
+        lease.release()
+    with pool.acquire() as one, pool.acquire() as two:
+        assert len({id(one), id(two), id(mine)}) == 3
+    pool._adapter.close(mine)
+
+
+def test_one_that_was_dropped_comes_back(pool: Pool[Any], caplog: pytest.LogCaptureFixture) -> None:
+    pool.acquire()
+    gc.collect()
+    wait_until(lambda: pool.stats()["size"] == 0)
+    assert "a lease was dropped without release" in caplog.text
+
+
+def test_draining_replaces_all(kind: Kind, pool: Pool[Any]) -> None:
+    with pool.acquire() as idle:
+        pass
+    with pool.acquire() as lent:
+        assert lent is idle
+        pool.drain()
+        kind.use(lent)
+    with pool.acquire() as new:
+        assert new is not idle
+        kind.use(new)
+
+
+def test_closing_lets_the_lent_end_well(kind: Kind, pool: Pool[Any]) -> None:
+    with pool.acquire() as lent:
+        pool.close()
+        kind.use(lent)
+        with pytest.raises(PoolClosed):
+            pool.acquire()
+    wait_until(lambda: pool.stats()["size"] == 0)
+
+
+def test_warm_up(kind: Kind) -> None:
+    with kind.make(TWO.replace(min_size=2)) as pool:
+        assert pool.stats()["idle"] == 2
+
+
+def test_a_server_that_is_not_there(kind: Kind) -> None:
+    if kind.nowhere is None:
+        return
+    pool = kind.nowhere(TWO.replace(acquire_timeout=0.5, create_timeout=2.0))
+    began = time.monotonic()
+    with pytest.raises(PoolError) as caught:
+        pool.acquire()
+    assert caught.value.__cause__ is not None
+    assert time.monotonic() - began < 20
+    manager = PoolManager()
+    manager.add_pool(pool, "nowhere")
+    assert manager.health_check(0.5)["nowhere"].status == "down"
+    manager.shutdown()
+
+
+def test_health(kind: Kind, pool: Pool[Any]) -> None:
+    manager = PoolManager()
+    manager.add_pool(pool, "mine")
+    for _ in range(2):
+        health = manager.health_check(30.0)
+        assert (health["mine"].status, health["mine"].reason, in_use(pool)) == ("up", None, 0)
+    figures = manager.metrics()["mine"]
+    assert figures["active_connections"] == 0 and figures["success_rate"] == 1.0
+
+
+def test_many_borrowers_share_a_few(kind: Kind, pool: Pool[Any]) -> None:
+    lent: set[int] = set()
+    wrong: list[str] = []
+    lock = threading.Lock()
+
+    def borrow() -> None:
+        try:
+            for _ in range(20):
+                with pool.acquire() as resource:
+                    with lock:
+                        if id(resource) in lent or len(lent) >= 2:
+                            wrong.append("lent twice, or too many")
+                        lent.add(id(resource))
+                    kind.use(resource)
+                    with lock:
+                        lent.remove(id(resource))
+        except BaseException as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=borrow) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    snapshot = pool.metrics.snapshot()
+    assert wrong == []
+    assert (snapshot.acquired, snapshot.in_use) == (160, 0) and snapshot.created <= 2

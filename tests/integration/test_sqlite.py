@@ -1,0 +1,533 @@
+"""SQLite in depth: readers and writer, memory, limits, cleaning, damage, files that go away."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
+from pooling.adapters._queries import without_values
+from pooling.adapters.sqlite import _interrupted_after
+from tests.integration.tools import in_thread, run_forking, wait_until
+
+FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
+ONE = FEW.replace(max_size=1)
+FOR_EVER = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with closing(sqlite3.connect(tmp_path / "test.db")) as conn:
+        conn.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, word TEXT)")
+    return tmp_path / "test.db"
+
+
+@pytest.fixture
+def open_pool(path: Path) -> Iterator[Callable[..., SQLitePool]]:
+    pools: list[SQLitePool] = []
+
+    def make(settings: PoolSettings = FEW, path: Any = path, **arguments: Any) -> SQLitePool:
+        pools.append(SQLitePool(path, settings, **arguments))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+Make = Callable[..., SQLitePool]
+
+
+# -- one writes, many read -------------------------------------------------------
+
+
+def test_one_writes_and_others_read_meanwhile(open_pool: Make) -> None:
+    db = open_pool(readers=3)
+    with db.connection() as writer:
+        writer.execute("INSERT INTO t VALUES (1, 'a')")
+        with db.connection(readonly=True) as one, db.connection(readonly=True) as two:
+            assert one.execute("SELECT * FROM t").fetchall() == two.execute("SELECT * FROM t").fetchall() == []
+        assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
+        with pytest.raises(PoolTimeout):  # there is but one writer
+            db.acquire(timeout=0.0)
+    assert db.execute_query("SELECT word FROM t") == [("a",)]
+    assert db.stats()["max_size"] == 1 and db.stats()["readers"]["max_size"] == 3
+
+
+def test_a_reader_cannot_write(open_pool: Make) -> None:
+    db = open_pool(readers=1)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), db.connection(readonly=True) as conn:
+        conn.execute("INSERT INTO t VALUES (1, 'a')")
+    with db.connection(readonly=True) as conn:
+        conn.execute("PRAGMA query_only=OFF")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), db.connection(readonly=True) as conn:
+        conn.execute("INSERT INTO t VALUES (1, 'a')")
+
+
+def test_statements_find_their_way(open_pool: Make) -> None:
+    db = open_pool(readers=1)
+    for number, sql in enumerate((
+        "INSERT INTO t VALUES (1, 'a') RETURNING n",
+        "  WITH x(n) AS (VALUES (2)) INSERT INTO t SELECT n, 'b' FROM x",
+        "UPDATE t SET word = 'select' WHERE n = 1",
+        "/* a note */ DELETE FROM t WHERE n = 2",
+        "PRAGMA user_version = 7",
+    ), 1):  # fmt: skip
+        db.execute_query(sql)
+        assert db.metrics.snapshot().acquired == number
+    with_clause = "WITH x AS (SELECT 1) SELECT * FROM x"
+    for sql in ("SELECT * FROM t", "\n select 1", "VALUES (1)", with_clause, "EXPLAIN SELECT 1"):
+        db.execute_query(sql)
+    assert db.readers is not None
+    assert (db.metrics.snapshot().acquired, db.readers.metrics.snapshot().acquired) == (5, 5)
+    assert db.execute_query("SELECT word FROM t") == [("select",)]
+
+
+def test_writers_queue_in_our_line(open_pool: Make) -> None:
+    """SQLite itself would not wait at all here: its busy timeout is 0."""
+    db = open_pool(readers=2, timeout=0.0)
+    failed: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for number in range(first, first + 25):
+                with db.connection() as conn:
+                    conn.execute("INSERT INTO t VALUES (?, 'x')", (number,))
+                assert db.execute_query("SELECT word FROM t WHERE n = ?", (number,)) == [("x",)]
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [in_thread(lambda first=first: work(first)) for first in range(0, 400, 25)]  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert db.execute_query("SELECT count(*) FROM t") == [(400,)]
+
+
+def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
+    db = open_pool(FEW.replace(min_size=2), readers=3)
+    assert db.readers is not None
+    with db:
+        assert (db.stats()["idle"], db.readers.stats()["idle"]) == (1, 2)
+        db.drain()
+        db.check()
+        db.pause()
+        assert db.readers.stats()["paused"]
+        db.resume()
+        assert db.execute_query("SELECT 1") == [(1,)]
+    assert db.readers.closed
+    assert db.readers.name == "test.db-readers"
+
+
+# -- in memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readers", [None, 2])
+def test_memory_is_shared_by_the_pool(open_pool: Make, readers: int | None) -> None:
+    db = open_pool(path=":memory:", readers=readers)
+    with db.connection() as conn:
+        conn.execute("CREATE TABLE t (n)")
+        conn.execute("INSERT INTO t VALUES (1)")
+    with db.acquire() as one, db.connection(readonly=True) as two:
+        assert one is not two
+        assert two.execute("SELECT * FROM t").fetchall() == [(1,)]
+    db.drain()  # no connection of the pool is left, and the database is
+    assert db.execute_query("SELECT * FROM t") == [(1,)]
+
+
+def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
+    one, two = open_pool(path=":memory:"), open_pool(path=":memory:")
+    one.execute_query("CREATE TABLE t (n)")
+    assert two.execute_query("SELECT * FROM sqlite_master") == []
+    uri = one._adapter.memory.uri()  # type: ignore[attr-defined]
+    one.close()
+    with closing(sqlite3.connect(uri, uri=True)) as conn:
+        assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
+
+
+def test_writers_in_memory_wait_for_each_other(open_pool: Make) -> None:
+    db = open_pool(path=":memory:", timeout=30.0)
+    db.execute_query("CREATE TABLE t (n INTEGER PRIMARY KEY)")
+
+    def write(first: int) -> None:
+        for number in range(first, first + 25):
+            db.execute_query("INSERT INTO t VALUES (?)", (number,))
+
+    threads = [in_thread(lambda first=first: write(first)) for first in range(0, 200, 25)]  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    assert db.execute_query("SELECT count(*) FROM t") == [(200,)]
+
+
+def test_memory_over_a_fork() -> None:
+    run_forking("""
+import os
+from pooling import SQLitePool
+db = SQLitePool(":memory:")
+db.execute_query("CREATE TABLE t (n)")
+if os.fork() == 0:
+    assert db.execute_query("SELECT * FROM sqlite_master") == []
+    db.execute_query("CREATE TABLE mine (n)")
+    db.close()
+    print("child ok", flush=True)
+    raise SystemExit
+assert os.wait()[1] == 0
+assert db.execute_query("SELECT name FROM sqlite_master") == [("t",)]
+print("parent ok")
+""")
+
+
+def test_a_reader_over_a_fork(path: Path) -> None:
+    run_forking(f"""
+import os
+from pooling import SQLitePool
+db = SQLitePool({str(path)!r}, readers=2)
+db.execute_query("INSERT INTO t VALUES (1, 'a')")
+with db.connection(readonly=True) as held:
+    if os.fork() == 0:
+        assert db.execute_query("SELECT n FROM t") == [(1,)]
+        db.execute_query("INSERT INTO t VALUES (2, 'b')")
+        assert db.queries().count == 2
+        print("child ok", flush=True)
+        raise SystemExit
+    assert os.wait()[1] == 0
+    assert held.execute("SELECT n FROM t").fetchall() == [(1,), (2,)]
+assert db.execute_query("SELECT count(*) FROM t") == [(2,)]
+print("parent ok")
+""")
+
+
+# -- limits ----------------------------------------------------------------------
+
+
+def test_a_statement_has_its_limit(open_pool: Make) -> None:
+    db = open_pool(ONE, statement_timeout=0.05)
+    with pytest.raises(sqlite3.OperationalError, match=r"took over 0\.05 s \(statement_timeout\)"):
+        db.execute_query(FOR_EVER)
+    with db.acquire() as conn:
+        rows = conn.execute("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c")
+        with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+            rows.fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+            conn.executemany("INSERT INTO t SELECT n, ? FROM (" + FOR_EVER.replace("max(n)", "n") + ")", [("a",)])
+        assert conn.execute("SELECT 1").fetchall() == [(1,)]
+    assert db.metrics.snapshot().created == 1
+
+
+def test_a_borrower_cannot_take_the_limit_away(open_pool: Make) -> None:
+    db = open_pool(ONE, statement_timeout=0.05)
+    with db.acquire() as conn:
+        conn.set_progress_handler(None, 0)
+    with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+        db.execute_query(FOR_EVER)
+
+
+# -- cleaning --------------------------------------------------------------------
+
+
+def test_a_half_read_cursor_holds_no_snapshot(open_pool: Make) -> None:
+    db = open_pool(ONE)
+    with db.connection() as conn:
+        conn.executemany("INSERT INTO t VALUES (?, 'x')", [(n,) for n in range(100)])
+    with db.acquire() as conn:
+        cursor = conn.execute("SELECT * FROM t")
+        cursor.fetchone()
+        other = conn.cursor()
+        other.execute("SELECT * FROM t").fetchone()
+    for left in (cursor, other):
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            left.fetchone()
+    with db.acquire() as again:
+        assert again is conn
+        assert again.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # not busy
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ATTACH ':memory:' AS other",
+        "CREATE TEMP TABLE mine (n)",
+        "CREATE TEMPORARY VIEW mine AS SELECT 1",
+        " /* sly */ ATTACH ':memory:' AS other",
+        "-- sly\nCREATE TEMP TABLE mine (n)",
+    ],
+)
+def test_what_a_borrower_added_goes_with_the_connection(open_pool: Make, statement: str) -> None:
+    db = open_pool(ONE)
+    with db.acquire() as conn:
+        conn.execute(statement)
+        conn.commit()
+    with db.acquire() as again:
+        assert again is not conn
+        names = [row[1] for row in again.execute("PRAGMA database_list")]
+        assert names == ["main"]
+
+
+def test_a_script_and_a_cursor_of_ones_own_are_cleaned_after(open_pool: Make) -> None:
+    class Own(sqlite3.Cursor):
+        pass
+
+    db = open_pool(ONE)
+    for use in (
+        lambda conn: conn.executescript("SELECT 1; PRAGMA foreign_keys=OFF;"),
+        lambda conn: conn.cursor(Own).execute("PRAGMA foreign_keys=OFF"),
+        lambda conn: conn.cursor().execute("\n\tPRAGMA foreign_keys=OFF"),
+    ):
+        with db.acquire() as conn:
+            use(conn)
+            assert conn.execute("PRAGMA foreign_keys").fetchone() == (0,)
+        with db.acquire() as again:
+            assert again is conn
+            assert again.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
+    db = open_pool(ONE)
+    heard: list[str] = []
+    with db.acquire() as conn:
+        conn.set_trace_callback(heard.append)
+        conn.set_progress_handler(lambda: 1, 1)
+        if sys.version_info >= (3, 12):
+            conn.autocommit = True
+    with db.acquire() as again:
+        assert again is conn
+        assert len(again.execute(FOR_EVER.replace("FROM c)", "FROM c LIMIT 9)")).fetchall()) == 1
+        again.execute("INSERT INTO t VALUES (1, 'x')")
+        assert again.in_transaction
+    assert heard == []
+
+
+# -- the file --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_file_that_went_away_is_noticed(
+    open_pool: Make, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, replaced: bool
+) -> None:
+    db = open_pool(readers=1)
+    db.execute_query("INSERT INTO t VALUES (1, 'old')")
+    assert db.execute_query("SELECT word FROM t") == [("old",)]
+    with db.acquire() as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    if replaced:
+        with closing(sqlite3.connect(tmp_path / "new.db")) as new:
+            new.execute("CREATE TABLE t (word)")
+            new.execute("INSERT INTO t VALUES ('new')")
+            new.commit()
+        os.replace(tmp_path / "new.db", path)
+        assert db.execute_query("SELECT word FROM t") == [("new",)]
+    else:
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            db.execute_query("SELECT word FROM t")
+    assert f"{path}: the database file was replaced or deleted" in caplog.text
+
+
+def test_the_path_is_that_of_the_beginning(path: Path, open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    db = open_pool(path="test.db")
+    monkeypatch.chdir("/")
+    assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
+    assert db.name == "test.db"
+
+
+def test_many_open_a_new_file_at_once(open_pool: Make, tmp_path: Path) -> None:
+    for number in range(20):
+        db = open_pool(FEW.replace(min_size=8, max_size=8), path=tmp_path / f"{number}.db")
+        with db:
+            snapshot = db.metrics.snapshot()
+            assert (snapshot.created, snapshot.errors) == (8, {})
+
+
+def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    db = open_pool(path=tmp_path / "plain.db", pragmas={"journal_mode": "DELETE"})
+    assert db.execute_query("PRAGMA journal_mode") == [("delete",)]
+    assert caplog.text == ""
+    memory = open_pool(path="file:test?mode=memory")
+    assert memory.execute_query("SELECT 1") == [(1,)]
+    assert "the journal mode is memory, and WAL cannot be had" in caplog.text
+
+
+def test_statistics_are_refreshed_at_the_end(path: Path) -> None:
+    def analysed() -> bool:
+        with closing(sqlite3.connect(path)) as conn:
+            return bool(conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchall())
+
+    def use(**arguments: Any) -> None:
+        with SQLitePool(path, ONE, **arguments) as db, db.connection() as conn:
+            conn.execute("CREATE INDEX IF NOT EXISTS i ON t (word)")
+            conn.executemany("INSERT INTO t (word) VALUES (?)", [(str(n % 7),) for n in range(1000)])
+            conn.execute("SELECT * FROM t WHERE word = '3'").fetchall()
+
+    use(optimize=False)
+    assert not analysed()
+    use()
+    assert analysed()
+
+
+def test_size_and_optimisation(open_pool: Make, path: Path) -> None:
+    db = open_pool()
+    with db.connection() as conn:
+        conn.executemany("INSERT INTO t (word) VALUES (?)", [("x" * 1000,) for _ in range(1000)])
+    full = db.size()
+    assert full.wal > 500_000 and full.free == 0
+    db.execute_query("DELETE FROM t")
+    assert db.size().free > 500_000
+    db.optimize()
+    assert db.size().wal == 0 and db.size().free > 500_000
+    db.optimize(vacuum=True)
+    small = db.size()
+    assert small.file < full.file / 10 and small.free == 0
+    assert small.file == path.stat().st_size
+
+
+# -- damage ----------------------------------------------------------------------
+
+
+def damage(path: Path, db: SQLitePool) -> None:
+    with db.connection() as conn:
+        conn.executemany("INSERT INTO t (word) VALUES (?)", [("x" * 500,) for _ in range(200)])
+        conn.execute("CREATE INDEX i ON t (word)")
+    db.optimize()
+    data = bytearray(path.read_bytes())
+    data[8192:12288] = b"\xff" * 4096
+    path.write_bytes(data)
+    db.drain()
+
+
+def test_damage_is_found(open_pool: Make, path: Path) -> None:
+    db = open_pool()
+    assert db.check_integrity() == db.check_integrity(full=True) == []
+    damage(path, db)
+    assert db.check_integrity(30.0)
+    with pytest.raises(sqlite3.DatabaseError, match="the file is damaged"):
+        db.health_check(30.0)
+
+
+def test_the_health_check_looks_for_damage_now_and_then(open_pool: Make, path: Path) -> None:
+    db = open_pool()
+    db.health_check(30.0)
+    damage(path, db)
+    db.health_check(30.0)  # reads, and has looked just now
+    db._look_after = 0.0
+    for _ in range(2):
+        with pytest.raises(sqlite3.DatabaseError, match="damaged"):
+            db.health_check(30.0)
+
+
+def test_a_look_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = open_pool(ONE)
+    with db.acquire() as conn:
+        with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), _interrupted_after(conn, 0.01):
+            conn.execute(FOR_EVER)
+        with pytest.raises(sqlite3.OperationalError, match="no such table"), _interrupted_after(conn, 60.0):
+            conn.execute("SELECT * FROM missing")
+
+    def too_long(timeout: float) -> list[str]:
+        raise TimeoutError
+
+    monkeypatch.setattr(db, "check_integrity", too_long)
+    db.health_check()  # it was read from, and no more
+
+
+# -- figures ---------------------------------------------------------------------
+
+
+def test_statements_are_timed(open_pool: Make) -> None:
+    db = open_pool(readers=2)
+    secret = "s3cret"
+    db.execute_query("INSERT INTO t VALUES (?, ?)", (1, secret))
+    for _ in range(10):
+        db.execute_query("SELECT 1")
+    slow = FOR_EVER.replace("FROM c)", "FROM c LIMIT 300000)") + f" WHERE '{secret}' <> 'x'"
+    db.execute_query(slow)
+    found = db.queries()
+    assert found.count == 12
+    assert found.slowest[0].sql == without_values(slow)
+    assert found.slowest[0].seconds == found.max > found.p50
+    assert found.mean * 12 >= found.max
+    assert secret not in str(found.to_dict())
+    for pool in (db, db.readers):
+        assert pool is not None
+        pool.drain()
+        wait_until(lambda pool=pool: not pool.stats()["closing"])  # type: ignore[misc]
+    assert db.queries().count == 12  # of closed connections, too
+
+
+def test_fetching_counts(open_pool: Make) -> None:
+    db = open_pool()
+    db.execute_query("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 200000) SELECT n FROM c")
+    assert db.queries().max > 0.005  # the first row alone takes microseconds
+
+
+def test_statements_are_not_timed_unless_wanted(open_pool: Make) -> None:
+    db = open_pool(FEW.replace(enable_metrics=False))
+    db.execute_query("SELECT 1")
+    assert db.queries().count == 0
+
+
+@pytest.mark.parametrize(
+    ("sql", "shown"),
+    [
+        ("SELECT  *\n FROM t2 WHERE a = 12.5 AND b = 'it''s'", "SELECT * FROM t2 WHERE a = ? AND b = ?"),
+        ("x" * 300, "x" * 197 + "..."),
+    ],
+)
+def test_values_never_show(sql: str, shown: str) -> None:
+    assert without_values(sql) == shown
+
+
+# -- arguments -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"timeout": -1}, ValueError, "timeout must be at least 0"),
+        ({"timeout": "5"}, TypeError, "timeout must be a number"),
+        ({"statement_timeout": 0}, ValueError, "statement_timeout must be at least 0.001"),
+        ({"readers": 0}, ValueError, "readers must be at least 1"),
+        ({"readers": 1.5}, TypeError, "readers must be a whole number"),
+        ({"readers": True}, TypeError, "readers must be a whole number"),
+        ({"writer": 0}, ValueError, "writer must be at least 1"),
+    ],
+)
+def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        SQLitePool(path, **arguments)
+
+
+def test_old_sqlite_cannot_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 5))
+    with pytest.raises(ValueError, match=r"needs SQLite 3\.36"):
+        SQLitePool(":memory:")
+
+
+def test_a_folder_that_is_not_there(open_pool: Make, tmp_path: Path) -> None:
+    db = open_pool(path=tmp_path / "missing" / "x.db", readers=1)
+    for sql in ("SELECT 1", "DELETE FROM t"):
+        with pytest.raises(CreateFailed, match="unable to open database file"):
+            db.execute_query(sql)
+
+
+def test_collected_without_close(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        db = SQLitePool(path, FEW, readers=2)
+        db.execute_query("INSERT INTO t VALUES (1, 'a')")
+        memory = SQLitePool(":memory:", FEW)
+        memory.execute_query("SELECT 1")
+        before = threading.active_count()
+        del db, memory
+        gc.collect()
+    assert caplog.text == "" and threading.active_count() <= before

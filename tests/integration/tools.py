@@ -1,0 +1,52 @@
+"""What integration tests share: threads, patience, programs of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["ROOT", "environment", "in_thread", "run_forking", "wait_until"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    """Start a thread."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], object], patience: float = 30.0) -> None:
+    """Wait for something to come true; fail if it never does."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a program that is to import what is tested here."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def run_forking(program: str) -> None:
+    """Run a program that forks in a process without pytest's threads; it prints what it saw."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the child as well, which may be what hangs
+        process.communicate()
+        raise
+    assert (process.returncode, output, errors) == (0, "child ok\nparent ok\n", "")

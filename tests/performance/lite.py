@@ -1,0 +1,286 @@
+"""SQLite under 16 threads that read and write: what is done in a second, and how long does one wait?"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import statistics
+import tempfile
+import threading
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any, ClassVar, NamedTuple
+
+from pooling import PoolSettings, SQLitePool
+
+from . import figures
+from .harness import Plan, crowd, interleave
+from .table import Column, Table, Target
+
+__all__ = ["NAME", "run"]
+
+NAME = "sqlite"
+THREADS = 16
+ROWS = 1000
+WRITES = 0.2  # of the operations
+BUSY = 5.0  # seconds that everybody's connections wait for a lock
+
+READ = "SELECT n, word FROM t WHERE id = ?"
+WRITE = "UPDATE t SET n = n + 1 WHERE id = ?"
+
+
+class Sample(NamedTuple):
+    """One round of one way: operations in a second, seconds of the slowest of a hundred, errors."""
+
+    rate: float
+    p99: float
+    worst: float
+    locked: int
+
+
+class Way:
+    """One way to use a database from many threads: what everybody sets is the same."""
+
+    name: ClassVar[str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, key: int) -> Any:
+        """Return a row."""
+        raise NotImplementedError
+
+    def write(self, key: int) -> None:
+        """Change a row, and commit."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Pooling(Way):
+    """Ours: one writes, others read."""
+
+    name = "pooling, readers=4"
+    arguments: ClassVar[dict[str, Any]] = {"readers": 4}
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        settings = PoolSettings(max_size=8, acquire_timeout=60)
+        self.pool = SQLitePool(path, settings, timeout=BUSY, optimize=False, **self.arguments)
+
+    def read(self, key: int) -> Any:
+        return self.pool.execute_query(READ, (key,))
+
+    def write(self, key: int) -> None:
+        with self.pool.connection() as conn:
+            conn.execute(WRITE, (key,))
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class PoolingPlain(Pooling):
+    """Ours, where every connection may write."""
+
+    name = "pooling, max_size=8"
+    arguments: ClassVar[dict[str, Any]] = {}
+
+
+def connect(path: Path, **arguments: Any) -> sqlite3.Connection:
+    """A connection as all ways have it: WAL, foreign keys, a busy timeout, SQLite's own durability."""
+    conn = sqlite3.connect(path, timeout=BUSY, isolation_level="IMMEDIATE", **arguments)
+    conn.execute("PRAGMA journal_mode=WAL")
+    conn.execute("PRAGMA foreign_keys=ON")
+    return conn
+
+
+class ForEachCall(Way):
+    """A new connection each time."""
+
+    name = "connection per call"
+
+    def read(self, key: int) -> Any:
+        with closing(connect(self.path)) as conn:
+            return conn.execute(READ, (key,)).fetchall()
+
+    def write(self, key: int) -> None:
+        with closing(connect(self.path)) as conn, conn:
+            conn.execute(WRITE, (key,))
+
+
+class Shared(Way):
+    """One connection for all, one at a time."""
+
+    name = "one connection, one lock"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.lock = threading.Lock()
+        self.conn = connect(path, check_same_thread=False)
+
+    def read(self, key: int) -> Any:
+        with self.lock:
+            return self.conn.execute(READ, (key,)).fetchall()
+
+    def write(self, key: int) -> None:
+        with self.lock, self.conn:
+            self.conn.execute(WRITE, (key,))
+
+    def close(self) -> None:
+        self.conn.close()
+
+
+class SQLAlchemy(Way):
+    """SQLAlchemy's pool of bare connections, without its SQL layer."""
+
+    name = "SQLAlchemy QueuePool"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        from sqlalchemy.pool import QueuePool
+
+        self.pool: Any = QueuePool(
+            lambda: connect(path, check_same_thread=False), pool_size=8, max_overflow=0, timeout=60
+        )
+
+    def read(self, key: int) -> Any:
+        with closing(self.pool.connect()) as conn:
+            cursor = conn.cursor()
+            cursor.execute(READ, (key,))
+            return cursor.fetchall()
+
+    def write(self, key: int) -> None:
+        with closing(self.pool.connect()) as conn:
+            conn.cursor().execute(WRITE, (key,))
+            conn.commit()
+
+    def close(self) -> None:
+        self.pool.dispose()
+
+
+WAYS: tuple[type[Way], ...] = (Pooling, PoolingPlain, ForEachCall, Shared, SQLAlchemy)
+
+
+def run(plan: Plan) -> Table:
+    """Let 16 threads read and write in each way, in turns."""
+    seconds = plan.choose(full=2.0, quick=0.5)
+    count = plan.count(full=9, quick=3)
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ways = _opened(Path(folder), failures)
+        done = {way.name: 0 for way in ways}
+
+        def measure(way: Way) -> Sample:
+            sample, writes = _round(way, seconds)
+            done[way.name] += writes
+            return sample
+
+        rounds = interleave(ways, count, measure)
+        for way in ways:
+            way.close()
+            if (found := _sum(way.path)) != done[way.name]:
+                failures.append(f"{way.name}: {found} writes are stored, and {done[way.name]} were made")
+    samples = rounds.samples
+    names = [way.name for way in ways if way.name in samples]
+    rates = {name: [one.rate for one in samples[name]] for name in names}
+    slowest = {name: [one.p99 for one in samples[name]] for name in names}
+    return Table(
+        name=NAME,
+        title=f"{THREADS} threads, {WRITES:.0%} writes, WAL, full durability, {count} rounds of {seconds:g} s",
+        columns=(
+            Column("name", "way"),
+            Column("rate", "operations/s", ",.0f"),
+            Column("p99", "p99 ms", ",.2f"),
+            Column("worst", "worst ms", ",.0f"),
+            Column("locked", "locked", ",.0f"),
+            Column("spread", "spread", ".0%"),
+        ),
+        rows=[
+            {
+                "name": name,
+                "rate": statistics.median(rates[name]),
+                "p99": statistics.median(slowest[name]) * 1e3,
+                "worst": max(one.worst for one in samples[name]) * 1e3,
+                "locked": sum(one.locked for one in samples[name]),
+                "spread": figures.spread(rates[name]),
+            }
+            for name in names
+        ],
+        targets=_targets(samples, rates, slowest),
+        notes=(f"a write is one UPDATE and its commit; everybody waits {BUSY:g} s for SQLite's lock",),
+        failures=[*failures, *rounds.failures],
+    )
+
+
+def _opened(folder: Path, failures: list[str]) -> list[Way]:
+    ways: list[Way] = []
+    for make in WAYS:
+        path = folder / f"{make.__name__}.db"
+        with closing(connect(path)) as conn, conn:
+            conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, word TEXT)")
+            conn.executemany("INSERT INTO t VALUES (?, 0, 'some word')", [(key,) for key in range(ROWS)])
+        try:
+            ways.append(make(path))
+        except ImportError:
+            continue
+        except Exception as error:
+            failures.append(f"{make.name}: {error!r}")
+    return ways
+
+
+def _round(way: Way, seconds: float) -> tuple[Sample, int]:
+    running, began = True, 0.0
+
+    def work() -> tuple[list[float], int, int]:
+        dice, times, writes, locked = random.Random(threading.get_ident()), [], 0, 0
+        while running:
+            key, writing = dice.randrange(ROWS), dice.random() < WRITES
+            start = perf_counter()
+            try:
+                if writing:
+                    way.write(key)
+                    writes += 1
+                elif not way.read(key):
+                    raise LookupError(f"row {key} is missing")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                locked += 1
+            times.append(perf_counter() - start)
+        return times, writes, locked
+
+    def watch() -> None:
+        nonlocal running, began
+        began = perf_counter()
+        sleep(seconds)
+        running = False
+
+    results = crowd(work, THREADS, watch)
+    elapsed = perf_counter() - began
+    times = sorted(time for found, _, _ in results for time in found)
+    sample = Sample(
+        len(times) / elapsed, times[int(0.99 * (len(times) - 1))], times[-1], sum(found[2] for found in results)
+    )
+    return sample, sum(found[1] for found in results)
+
+
+def _sum(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as conn:
+        return int(conn.execute("SELECT sum(n) FROM t").fetchone()[0])
+
+
+def _targets(
+    samples: dict[str, list[Sample]], rates: dict[str, list[float]], slowest: dict[str, list[float]]
+) -> list[Target]:
+    ours = Pooling.name
+    if ours not in samples:
+        return []
+    targets = [Target("locked errors", float(sum(one.locked for one in samples[ours])), "<=", 0, spec=",.0f")]
+    for name in samples:
+        if not name.startswith("pooling"):
+            faster, shorter = figures.ratio(rates[ours], rates[name]), figures.ratio(slowest[name], slowest[ours])
+            targets.append(Target(f"operations/s, pooling / {name}", faster, ">=", 1.0, " x"))
+            targets.append(Target(f"p99, {name} / pooling", shorter, ">=", 1.0, " x"))
+    return targets
