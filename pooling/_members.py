@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from .core.words import say
 from .core.pool import Pool
+from .core.words import say
 from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of"]

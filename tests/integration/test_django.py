@@ -124,7 +124,8 @@ class Answer:
 
 def route(view: Callable[..., Any], path: str = "") -> None:
     """Let this view be the site's only one."""
-    from django.urls import clear_url_caches, path as url
+    from django.urls import clear_url_caches
+    from django.urls import path as url
 
     sys.modules[URLS].urlpatterns = [url(path, view)]  # type: ignore[attr-defined]
     clear_url_caches()
@@ -268,7 +269,7 @@ def test_threads_share_the_pool(connection: Any) -> None:
 
     def work() -> None:
         for _ in range(20):
-            seen.append((one(django.db.connections["default"], "SELECT pg_backend_pid()")))
+            seen.append(one(django.db.connections["default"], "SELECT pg_backend_pid()"))
             end_of_request()
 
     threads = [threading.Thread(target=work) for _ in range(6)]

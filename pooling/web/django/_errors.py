@@ -17,7 +17,7 @@ def _with_django(kind: type[errors.PoolError]) -> type[errors.PoolError]:
     return both  # type: ignore[no-any-return]
 
 
-_BOTH = {
+_BOTH: dict[type[errors.PoolError], type[errors.PoolError]] = {
     kind: _with_django(kind)
     for kind in (
         errors.PoolTimeout, errors.PoolUnavailable, errors.TooManyWaiting,

@@ -14,7 +14,9 @@ _ROWS = re.compile(
     re.I,
 )
 # What may set something all the same: by a function, a second statement, a table of the session's own.
-_ALL_THE_SAME = re.compile(r"set_config|_advisory_|pg_temp|dblink|\bINTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S", re.I | re.S)
+_ALL_THE_SAME = re.compile(
+    r"set_config|_advisory_|pg_temp|dblink|\bINTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S", re.I | re.S
+)
 
 
 def leaves_traces(query: object) -> bool:

@@ -85,7 +85,7 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
     said = options.get("pool")
     if isinstance(said, dict) and isinstance(said.get("max_idle"), (int, float)) and said["max_idle"] > limits.max_size:
         yield checks.Warning(
-            f"{where}: max_idle is {said['max_idle']}, more than max_size. Here it is how many are kept, not for how long",
+            f"{where}: max_idle is {said['max_idle']}, more than max_size. It is how many are kept, not for how long",
             hint="psycopg_pool's max_idle, in seconds, is idle_timeout.", id="pooling.W003",
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
 def check_server(
     app_configs: object, databases: Sequence[str] | None = None, **kwargs: object
 ) -> list[checks.CheckMessage]:
-    """Ask the servers of these databases whether all workers' pools fit in; with ``check --database`` and ``migrate``."""
+    """Ask the servers whether all workers' pools fit in, with ``check --database`` and ``migrate``."""
     found = []
     workers = crowd().workers
     for alias in databases or ():
