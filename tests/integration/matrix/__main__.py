@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.servers import PostgresServer
-
 from . import __doc__ as what
-from .cell import PHASES, Report, prepare, run
-from .modes import APPS, MODES, PAIRWISE, cells
+from .cell import PHASES, Report, database, prepare, run, run_prefork
+from .modes import APPS, MODES, PAIRWISE, PREFORK, cells
 
 
 def main() -> int:
@@ -24,17 +22,21 @@ def main() -> int:
     ]  # fmt: skip
     heading = f"{'server and mode':30}{'app':8}{'answers':>8}{'cut':>5}{'conns':>6}{'s':>6}  "
     print(heading + "  ".join(PHASES), flush=True)
-    bad: list[Report] = []
-    with PostgresServer(max_connections=200) as postgres:
+    reports: list[Report] = []
+    with database() as postgres:
         for name, app in chosen:
             if not MODES[name].installed:
                 print(f"{name:30}{app:8} not installed")
                 continue
             prepare(postgres)
-            report = run(MODES[name], app, postgres)
-            print(_line(report), flush=True)
-            if not report.good:
-                bad.append(report)
+            reports.append(run(MODES[name], app, postgres))
+            print(_line(reports[-1]), flush=True)
+        for kind in PREFORK if options.app is None else ():
+            if options.only in kind:
+                prepare(postgres)
+                reports.append(run_prefork(kind, postgres))
+                print(_line(reports[-1]), flush=True)
+    bad = [report for report in reports if not report.good]
     for report in bad:
         print(f"\n{report}")
     return 1 if bad else 0

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
@@ -16,9 +17,9 @@ from tests.servers import PostgresServer
 
 from .answers import MAX_SIZE, ROWS
 from .load import Load, disconnect, fetch, token_of
-from .server import TIMEOUT, Mode, Server
+from .server import TIMEOUT, Mode, Prefork, Server
 
-__all__ = ["PHASES", "Report", "prepare", "run"]
+__all__ = ["PHASES", "Report", "database", "prepare", "run", "run_prefork"]
 
 PHASES = ("load", "disconnect", "restart", "kill", "wait cut", "query cut", "recycled", "leases", "limit", "exit",
           "stderr")  # fmt: skip
@@ -47,6 +48,11 @@ class Report:
     def __str__(self) -> str:
         wrong = {phase: text for phase, text in self.found.items() if text}
         return f"{self.name}, {self.app}: " + ("good" if self.good else json.dumps(wrong, indent=2))
+
+
+def database() -> PostgresServer:
+    """Return a server that looks whether its clients live: a query of a killed worker ends with it."""
+    return PostgresServer(max_connections=200, client_connection_check_interval=100)
 
 
 def prepare(postgres: PostgresServer) -> None:
@@ -78,8 +84,24 @@ def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -
     return cell.report
 
 
+def run_prefork(kind: str, postgres: PostgresServer) -> Report:
+    """Run the phases of forked workers without a server, see `prefork`."""
+    began = time.monotonic()
+    name = f"matrix_{kind}"
+    cell = _Cell(Prefork(kind, f"{postgres.dsn}?application_name={name}"), Report(kind, "-"), postgres, name)
+    try:
+        with cell.watched():
+            cell.report.found.update(cell.server.told())
+        cell.report.found["exit"] = "" if cell.gone() else "its connections are still there"
+        cell.report.found["stderr"] = "\n".join(cell.server.complaints())
+    finally:
+        cell.server.close()
+    cell.report.seconds = time.monotonic() - began
+    return cell.report
+
+
 class _Cell:
-    def __init__(self, server: Server, report: Report, postgres: PostgresServer, name: str) -> None:
+    def __init__(self, server: Any, report: Report, postgres: PostgresServer, name: str) -> None:
         self.server, self.report, self._postgres, self._name = server, report, postgres, name
 
     def run(self, answers: int) -> None:
@@ -89,7 +111,7 @@ class _Cell:
         except RuntimeError as error:
             found["load"] = str(error)
             return
-        with self._watched():
+        with self.watched():
             pids = set(self.server.workers())
             found["load"] = self._under_load(lambda load: load.wait(answers))
             found["disconnect"] = self._disconnect()
@@ -107,7 +129,7 @@ class _Cell:
         if code is None or seconds > AT_ONCE:
             found["exit"] = f"{seconds:.1f} s, code {code}"
         else:
-            found["exit"] = "" if self._gone() else "its connections are still there"
+            found["exit"] = "" if self.gone() else "its connections are still there"
         found["stderr"] = "\n".join(self.server.complaints()[:20])
 
     # -- phases ---------------------------------------------------------------------
@@ -187,7 +209,7 @@ class _Cell:
             total = conn.execute("SELECT sum(amount) FROM matrix").fetchone()
         return "" if total == (AMOUNT * ROWS,) else f"the amounts add up to {total}"
 
-    def _gone(self) -> bool:
+    def gone(self) -> bool:
         return not _eventually(lambda: not self._count(), "connections")
 
     def _count(self, condition: str = "", conn: psycopg.Connection[tuple[int]] | None = None) -> int:
@@ -200,7 +222,7 @@ class _Cell:
         return number
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[None]:
         """Count the connections at the server all the time, and the processes that may have them."""
         stop = threading.Event()
         excess: list[str] = []

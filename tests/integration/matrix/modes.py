@@ -6,19 +6,20 @@ import signal
 
 from .server import Mode
 
-__all__ = ["APPS", "MODES", "PAIRWISE", "cells"]
+__all__ = ["APPS", "MODES", "PAIRWISE", "PREFORK", "cells"]
 
 APPS = ("django", "flask", "wsgi")
 WORKERS = 2
 
 
-def _gunicorn(kind: str, preload: bool) -> Mode:
+def _gunicorn(kind: str, preload: bool, patched: bool = False) -> Mode:
     options = {"gthread": ["--threads", "4"], "gevent": ["--worker-connections", "20"]}.get(kind, [])
     return Mode(
-        f"gunicorn {kind}{' --preload' if preload else ''}",
+        f"gunicorn {kind}{' --preload' if preload else ''}{', patched' if patched else ''}",
         [
             "gunicorn", "{app}:application", "--bind", "127.0.0.1:{port}", "--workers", str(WORKERS),
             "--worker-class", kind, *options, *(["--preload"] if preload else []),
+            *(["--config", "python:tests.integration.matrix.patched"] if patched else []),
             "--timeout", "{timeout}", "--graceful-timeout", "{timeout}", "--max-requests", "150",
             "--max-requests-jitter", "50", "--error-logfile", "{log}", "--log-level", "warning",
             "--no-control-socket",
@@ -37,7 +38,8 @@ def _uwsgi(lazy: bool, threads: bool) -> Mode:
             "uwsgi", "--http-socket", "127.0.0.1:{port}", "--module", "{app}:application", "--master", "--need-app",
             "--processes", str(WORKERS), *(["--lazy-apps"] if lazy else []),
             *(["--threads", "4", "--enable-threads"] if threads else []), "--harakiri", "{timeout}",
-            "--max-requests", "150", "--max-requests-delta", "50", "--worker-reload-mercy", "{timeout}",
+            "--max-requests", "150", "--max-requests-delta", "50", "--min-worker-lifetime", "1",
+            "--worker-reload-mercy", "{timeout}",
             "--die-on-term", "--disable-logging", "--logger", "file:{log}", "--listen", "100", "--buffer-size", "8192",
         ],
         workers=WORKERS,
@@ -52,11 +54,13 @@ MODES = {
     mode.name: mode
     for mode in [
         *(_gunicorn(kind, preload) for kind in ("sync", "gthread", "gevent") for preload in (False, True)),
+        _gunicorn("gevent", True, patched=True),
         *(_uwsgi(lazy, threads) for lazy in (False, True) for threads in (False, True)),
         Mode(
             "waitress",
             ["waitress", "--listen", "127.0.0.1:{port}", "--threads", "6", "{app}:application"],
             ends=signal.SIGINT,
+            noise=("INFO:waitress", "WARNING:waitress.queue"),
         ),
         Mode(
             "flask run",
@@ -74,8 +78,15 @@ MODES = {
 }
 """By their names."""
 
-ONLY = {"flask run": ("flask",), "runserver": ("django",)}
-"""Servers that are of one framework."""
+PREFORK = ("multiprocessing", "billiard", "ProcessPoolExecutor")
+"""Forked workers without a server, see `prefork`."""
+
+ONLY = {
+    "flask run": ("flask",),
+    "runserver": ("django",),
+    "gunicorn gevent --preload": ("flask", "wsgi"),  # where Django itself does not work: see `patched`
+}
+"""Modes that are not for every framework."""
 
 # Each server, each of its modes and each application at least once; the rest is for the whole matrix.
 PAIRWISE = [
@@ -84,6 +95,7 @@ PAIRWISE = [
     ("gunicorn gthread --preload", "wsgi"),
     ("gunicorn gthread", "django"),
     ("gunicorn gevent --preload", "flask"),
+    ("gunicorn gevent --preload, patched", "django"),
     ("gunicorn gevent", "django"),
     ("uWSGI forking, 4 threads", "django"),
     ("uWSGI forking", "flask"),

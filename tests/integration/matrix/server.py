@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Mode", "Server"]
+__all__ = ["TIMEOUT", "Mode", "Prefork", "Server"]
 
 ROOT = Path(__file__).parents[3]
 MODULES = {"wsgi": "site_wsgi", "flask": "site_flask", "django": "app_django"}
@@ -102,9 +103,13 @@ class Server:
         """Return the pids of those that serve."""
         if not self.mode.workers:
             return [self._process.pid]
+        found = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [child.pid for child in self._psutil.children() if child.status() != psutil.STATUS_ZOMBIE]
-        return []
+            for child in self._psutil.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        found.append(child.pid)
+        return found
 
     def processes(self) -> int:
         """Return how many processes there are that may have connections."""
@@ -156,6 +161,43 @@ class Server:
     def _tail(self) -> str:
         log = self._log.read_text(errors="replace") if self._log.exists() else ""
         return (self._err.read_text(errors="replace") + log)[-2000:]
+
+
+class Prefork:
+    """A program that forks workers by itself, see `prefork`; the same to watch as a `Server`."""
+
+    def __init__(self, kind: str, dsn: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.matrix.prefork", kind], cwd=ROOT,
+            env={**os.environ, "MATRIX_DSN": dsn, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._psutil = psutil.Process(self._process.pid)
+        self._err = ""
+
+    def processes(self) -> int:
+        """Return how many processes there are that may have connections."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return 1 + len(self._psutil.children())
+        return 1
+
+    def told(self, timeout: float = 120.0) -> dict[str, str]:
+        """Wait for its end, and return what it found wrong in each phase."""
+        out, self._err = self._process.communicate(timeout=timeout)
+        if self._process.returncode != 0:
+            return {"load": f"code {self._process.returncode}"}
+        found: dict[str, str] = json.loads(out)
+        return found
+
+    def complaints(self) -> list[str]:
+        """Return what it said on standard error, but for billiard's word on whom we have killed."""
+        return [line for line in self._err.splitlines() if not line.startswith("Process 'ForkPoolWorker")]
+
+    def close(self) -> None:
+        """Kill what is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 # What our own mistakes would look like in a server's log, or the interpreter's.
