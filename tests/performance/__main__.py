@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, imports, lite, scarce, stampede, uncontended
+from . import ample, flat, held, imports, lite, pages, scarce, stampede, uncontended
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     stampede.NAME: stampede.run,
     flat.NAME: flat.run,
     imports.NAME: imports.run,
+    pages.NAME: pages.run,
     lite.NAME: lite.run,
 }
 

@@ -147,7 +147,7 @@ class PooledWrapper:
         super().ensure_connection()  # type: ignore[misc]
 
     def close_if_health_check_failed(self) -> None:
-        if self._lease is None:  # else the pool has looked
+        if not self._is_pooled():  # else the pool has looked
             super().close_if_health_check_failed()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
