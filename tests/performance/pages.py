@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.servers import PostgresServer, find_postgres
 
 from . import figures
@@ -37,6 +39,7 @@ SIZE = {"min_size": THREADS, "max_size": THREADS}
 
 DATABASES: dict[str, dict[str, Any]] = {
     "pooling": {"ENGINE": OURS, "OPTIONS": {"pool": SIZE}},
+    "pooling, 4": {"ENGINE": OURS, "OPTIONS": {"pool": {"min_size": 4, "max_size": 4}}},
     "pooling, True": {"ENGINE": OURS, "OPTIONS": {"pool": True}},
     "pooling, clean": {"ENGINE": OURS, "OPTIONS": {"pool": {**SIZE, "session": "clean"}}},
     "Django's pool": {"ENGINE": DJANGO, "OPTIONS": {"pool": SIZE}},
@@ -48,9 +51,10 @@ DATABASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Served:
-    """What one round saw."""
+    """What one round saw: pages a second, the workers' CPU time for a page in microseconds, milliseconds."""
 
     rate: float
+    cpu: float
     p50: float
     p99: float
 
@@ -97,9 +101,16 @@ class Site:
             client.close()
             return times
 
+        before = self._cpu()
         times = sorted(time for one in crowd(ask, CLIENTS) for time in one)
+        cpu = (self._cpu() - before) / len(times)
         percentiles = statistics.quantiles(times, n=100)
-        return Served(len(times) / seconds, percentiles[49] * 1e3, percentiles[98] * 1e3)
+        return Served(len(times) / seconds, cpu * 1e6, percentiles[49] * 1e3, percentiles[98] * 1e3)
+
+    def _cpu(self) -> float:
+        """Seconds of CPU time that the workers have had; who else is at work does not change it much."""
+        times = [worker.cpu_times() for worker in psutil.Process(self._process.pid).children()]
+        return sum(one.user + one.system for one in times)
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -142,7 +153,9 @@ def run(plan: Plan) -> Table:
     rates = {name: [one.rate for one in served] for name, served in rounds.samples.items()}
     p99 = {name: [one.p99 for one in served] for name, served in rounds.samples.items()}
     ours, theirs = rates.get("pooling"), rates.get("Django's pool")
+    cpu = rounds.of("Django's pool", lambda one: one.cpu)
     both = bool(ours and theirs)
+    four = "pooling, 4" in rates and "Django's pool, True" in rates
     return Table(
         name=NAME,
         title=f"pages of two queries, gunicorn gthread {WORKERS} x {THREADS}, {CLIENTS} clients, {count} rounds",
@@ -151,6 +164,8 @@ def run(plan: Plan) -> Table:
             Column("rate", "pages/s", ",.0f"),
             Column("ratio", "x Django's pool", ".2f"),
             Column("spread", "spread", ".0%"),
+            Column("cpu", "CPU us", ",.0f"),
+            Column("cpu_ratio", "x", ".2f"),
             Column("p50", "p50 ms", ".1f"),
             Column("p99", "p99 ms", ".1f"),
         ),
@@ -160,6 +175,8 @@ def run(plan: Plan) -> Table:
                 "rate": figures.median(rates[name]),
                 "ratio": figures.ratio(rates[name], theirs) if theirs else None,
                 "spread": figures.spread(rates[name]),
+                "cpu": figures.median([one.cpu for one in served]),
+                "cpu_ratio": figures.ratio([one.cpu for one in served], cpu) if cpu else None,
                 "p50": figures.median([one.p50 for one in served]),
                 "p99": figures.median(p99[name]),
             }
@@ -167,10 +184,13 @@ def run(plan: Plan) -> Table:
         ],
         targets=[
             Target("pooling / Django's pool", figures.ratio(ours, theirs) if both else None, ">=", 1.0, " x"),  # type: ignore[arg-type]
+            Target("pooling, 4 / Django's pool, True (which is 4)",
+                   figures.ratio(rates["pooling, 4"], rates["Django's pool, True"]) if four else None, ">=", 1.0, " x"),
             Target("p99: pooling / Django's pool",
                    figures.ratio(p99["pooling"], p99["Django's pool"]) if both else None, "<=", 1.0, " x"),
         ],
         notes=(
+            "CPU us: the workers' CPU time for a page",
             f"pools of {THREADS} connections in each process, as many as threads; True: what each has by default",
             "clean: what a session keeps is reset after every request, not only after those that set something",
         ),
