@@ -16,13 +16,14 @@ from . import (
     http,
     imports,
     lite,
+    pages,
     postgres,
     proxy,
     requests,
     scarce,
     stampede,
     uncontended,
-)  # fmt: skip
+)
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     flat.NAME: flat.run,
     imports.NAME: imports.run,
     dropin.NAME: dropin.run,
+    pages.NAME: pages.run,
     lite.NAME: lite.run,
     requests.NAME: requests.run,
     **http.BENCHMARKS,
