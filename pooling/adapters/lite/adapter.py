@@ -127,7 +127,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             if self._journal is not None:
                 self._set_journal(conn)
             self._clean(conn)
-            conn.file = _file_of(conn)
+            conn.file = file_of(conn)
             if self.configure is not None:
                 self.configure(conn)
                 conn.commit()
@@ -256,7 +256,7 @@ def _optimize(conn: Connection) -> None:
         cursor.execute(f"PRAGMA {pragma}")
 
 
-def _file_of(conn: sqlite3.Connection) -> tuple[str, tuple[int, int]] | None:
+def file_of(conn: sqlite3.Connection) -> tuple[str, tuple[int, int]] | None:
     path = conn.execute("PRAGMA database_list").fetchone()[2]
     identity = _identity(path) if path else None
     return (path, identity) if identity else None
