@@ -67,7 +67,8 @@ def fork() -> int:
 
 def end_if_stuck() -> None:
     """Have this child killed, and say where it is, when its time is up."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # elsewhere nobody has set one
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.unregister(signal.SIGALRM)
     faulthandler.register(signal.SIGALRM, chain=True)
     signal.alarm(CHILDS_TIME)

@@ -375,6 +375,19 @@ def test_retries_of_connecting(private: WebServer) -> None:
 # -- what it says of itself ----------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_stats_of_each_host(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    with HTTPPool(verify=authority.file, name="market data") as http:
+        http.get(web.url + "/echo")
+        http.get(secure_web.url + "/echo")
+        stream = http.get(secure_web.url + "/stream", verify=False, stream=True)
+        assert http.stats()["hosts"] == {
+            web.url: {"idle": 1, "in_use": 0, "waiting": 0}, secure_web.url: {"idle": 1, "in_use": 1, "waiting": 0},
+        }  # fmt: skip
+        assert (http.stats()["size"], http.stats()["idle"]) == (3, 2)
+        stream.close()
+
+
 def test_metrics_of_a_host(web: WebServer) -> None:
     with HTTPPool(base_url=web.url, name="api") as http:
         for _ in range(3):

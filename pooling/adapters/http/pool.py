@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -461,8 +462,11 @@ class HTTPPool(Pool[requests.Session]):
             waiting=places["waiting"] + sum(one["waiting"] for one in sockets),
             min_size=0, max_per_host=self._max_per_host,
         )  # fmt: skip
-        shown = ("idle", "in_use", "waiting", "max_size")
-        places["hosts"] = {one["name"].partition(" ")[2]: {name: one[name] for name in shown} for one in sockets}
+        found: dict[str, Counter[str]] = {}
+        for one in sockets:  # those of a host with other TLS settings or another proxy are counted with it
+            counts = found.setdefault(one["name"].removeprefix(self.name + " "), Counter())
+            counts.update({name: one[name] for name in ("idle", "in_use", "waiting")})
+        places["hosts"] = {label: dict(counts) for label, counts in found.items()}
         return places
 
     def health_check(self, ask: bool = False) -> dict[str, Any]:

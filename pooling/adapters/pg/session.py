@@ -277,6 +277,7 @@ def _remember(conn: Connection, notes: Notes) -> None:
     conn._adapters = _Adapters(notes.adapters)
     notes.handlers = [list(handlers) for handlers in (conn._notice_handlers, conn._notify_handlers)]
     notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+    conn._get_tx_start_command()  # psycopg works this out once: not again for each borrower
     notes.as_new = dict(vars(conn))
 
 

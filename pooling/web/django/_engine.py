@@ -1,0 +1,180 @@
+"""What the engines have in common: a pool for each alias, a lease for each open connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import django
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS
+
+from ...core.lease import Lease
+from ...core.pool import Pool
+from ...errors import PoolError
+from ._errors import as_django
+from ._options import is_pooled
+
+__all__ = ["AliasPools", "PooledWrapper", "bad_age"]
+
+# Whose frames do not count as the holder's.
+_FRAMEWORK = (os.path.dirname(django.__file__) + os.sep, os.path.dirname(__file__) + os.sep, contextlib.__file__)
+
+
+class _Known(NamedTuple):
+    recipe: Mapping[str, Any]
+    pool: Pool[Any]
+
+
+class AliasPools:
+    """The pools of an engine by alias, shared by all threads.
+
+    A pool is for one database and one set of connection parameters. Where
+    these change under an alias (test databases, time zones), the old pool
+    closes what it has, and what is lent when it comes back.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}  # no lock: a fork would copy it locked
+
+    def suiting(self, alias: str, recipe: Mapping[str, Any], make: Callable[[], Pool[Any]]) -> Pool[Any]:
+        """Return the pool of an alias that was made from this recipe; make it if there is none."""
+        known = self._known.get(alias)
+        if known is not None and known.recipe == recipe:
+            return known.pool
+        made = _Known(recipe, make())
+        # dict methods are atomic: whoever comes second takes what the first one made.
+        if known is None:
+            won = self._known.setdefault(alias, made)
+            return won.pool if won.recipe == recipe else self.suiting(alias, recipe, make)
+        self._known[alias] = made
+        known.pool.reconfigure(min_size=0)
+        known.pool.drain()
+        return made.pool
+
+    def close(self, alias: str) -> None:
+        """Close the pool of an alias; the next connection makes another."""
+        known = self._known.pop(alias, None)
+        if known is not None:
+            known.pool.close()
+
+
+class PooledWrapper:
+    """Put before a ``DatabaseWrapper`` of Django's: its connections are leases.
+
+    Django "opens" a connection at a request's first query and, with
+    ``CONN_MAX_AGE = 0``, "closes" it when the response is closed. Here the one
+    takes a lease and the other gives it back.
+    """
+
+    pools: AliasPools
+    _lease: Lease[Any] | None = None
+
+    # What is Django's.
+    alias: str
+    settings_dict: dict[str, Any]
+    connection: Any
+    in_atomic_block: bool
+    close: Callable[[], None]
+    get_connection_params: Callable[[], dict[str, Any]]
+
+    def _make_pool(self, params: dict[str, Any]) -> Pool[Any]:
+        """Make the pool of this alias."""
+        raise NotImplementedError
+
+    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return what connections are made from: where it differs, it takes another pool."""
+        raise NotImplementedError
+
+    def _is_pooled(self) -> bool:
+        return self.alias != NO_DB_ALIAS and is_pooled(self.settings_dict["OPTIONS"])
+
+    @property
+    def pool(self) -> Any:
+        """The pool of this alias; ``None`` if it is told to have none."""
+        if self._lease is not None:
+            return self._lease._pool
+        return self._pool_for(self.get_connection_params()) if self._is_pooled() else None
+
+    def _pool_for(self, params: dict[str, Any]) -> Pool[Any]:
+        try:
+            return self.pools.suiting(self.alias, self._recipe(params), lambda: self._checked_pool(params))
+        except (ValueError, TypeError) as error:
+            raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: {error}") from error
+
+    def _checked_pool(self, params: dict[str, Any]) -> Pool[Any]:
+        age = self.settings_dict.get("CONN_MAX_AGE", 0)
+        if age != 0:
+            raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {bad_age(age)}")
+        return self._make_pool(params)
+
+    def close_pool(self) -> None:
+        """Close the pool; the next connection makes another."""
+        self.pools.close(self.alias)
+
+    # -- a connection's life ---------------------------------------------------------
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if not self._is_pooled():
+            return super().get_new_connection(conn_params)  # type: ignore[misc]
+        pool = self._pool_for(conn_params)
+        try:
+            self._lease = lease = pool._acquire_for(None, _depth_of_the_user())
+        except PoolError as error:
+            raise as_django(error) from error.__cause__
+        return lease.resource
+
+    def _close(self) -> Any:
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return None if self.connection is None else self.connection.close()
+        connection, self.connection = self.connection, None
+        # A lease that the parent process has taken is dropped quietly, without a word to the server (P9).
+        error = self._death_of(connection) if _is_ours(lease) else None
+        lease.__exit__(None if error is None else type(error), error, None)
+        return None
+
+    def _death_of(self, connection: Any) -> BaseException | None:
+        """Return what the connection died of while it was lent, if it did."""
+        return None
+
+    def ensure_connection(self) -> None:
+        if self._lease is not None and not _is_ours(self._lease):
+            self._close()
+        super().ensure_connection()  # type: ignore[misc]
+
+    def close_if_health_check_failed(self) -> None:
+        if not self._is_pooled():  # else the pool has looked
+            super().close_if_health_check_failed()  # type: ignore[misc]
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """At the end of a response, and before a request: give back what is open."""
+        if self._lease is None or self.in_atomic_block:
+            super().close_if_unusable_or_obsolete()  # type: ignore[misc]
+        else:  # whether it is usable is for the pool to find out: Django would ask the server, without a limit
+            self.close()
+
+
+def bad_age(age: object) -> str:
+    """Say what is wrong with a ``CONN_MAX_AGE`` that is not 0."""
+    return (
+        f"CONN_MAX_AGE must be 0 with a pool, not {age!r}: each thread would keep a connection to itself. "
+        "How old they may get says max_lifetime."
+    )
+
+
+def _is_ours(lease: Lease[Any]) -> bool:
+    """Whether a lease is this process's: not given back, not inherited over a fork."""
+    key = lease._key
+    return key is not None and lease._pool._knows(key.entry)
+
+
+def _depth_of_the_user() -> int:
+    """How many frames above our caller the code stands that wanted a connection."""
+    frame, depth = sys._getframe(2), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_FRAMEWORK):
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -1,0 +1,69 @@
+"""What ``DATABASES[alias]["OPTIONS"]["pool"]`` may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from ...settings import PoolSettings
+
+__all__ = ["PoolOptions", "is_pooled"]
+
+# What psycopg_pool, which Django's own engine uses, calls what we have, too.
+_OTHER_NAMES = {"timeout": "acquire_timeout"}
+_NOT_OURS = {
+    "open": "the pool opens itself",
+    "num_workers": "threads are started as they are needed",
+    "reconnect_timeout": "the pool never gives up; see max_attempts",
+    "reconnect_failed": "see observers",
+    "configure": "connect to Django's signal connection_created",
+    "connection_class": "set cursor_factory beside pool",
+    "close_returns": "Django closes at the end of a response, and that gives back",
+}
+
+
+def is_pooled(options: Mapping[str, Any]) -> bool:
+    """Whether ``OPTIONS`` want a pool: unless they say ``"pool": False``."""
+    wish = options.get("pool", True)
+    return not (wish is None or wish is False)
+
+
+class PoolOptions:
+    """The settings of a pool, and the further arguments of its class.
+
+    Args:
+        wish: ``True``, a `PoolSettings`, or a mapping: its fields, or other
+            libraries' names for them, with ``"settings"`` for those to begin
+            with, and arguments of the pool's class.
+        arguments: The names of the arguments that the class has.
+        checks: Django's ``CONN_HEALTH_CHECKS``: a round trip each time, unless
+            ``wish`` has a say in this.
+
+    Raises:
+        ValueError, TypeError: It is none of these; the message names the key.
+    """
+
+    def __init__(self, wish: Any, arguments: Set[str], *, checks: bool = False) -> None:
+        self.settings = PoolSettings(validation_interval=0) if checks else PoolSettings()
+        self.arguments: dict[str, Any] = {}
+        if isinstance(wish, PoolSettings):
+            self.settings = wish
+        elif isinstance(wish, Mapping):
+            self._read(wish, arguments)
+        elif wish is not True:
+            raise TypeError(f"must be True, a mapping or a PoolSettings, not {wish!r}")
+
+    def _read(self, wish: Mapping[str, Any], arguments: Set[str]) -> None:
+        base, fields = self.settings, {}
+        for key, value in wish.items():
+            if key == "settings":
+                if not isinstance(value, PoolSettings):
+                    raise TypeError(f"settings must be a PoolSettings, not {value!r}")
+                base = value
+            elif key in arguments:
+                self.arguments[key] = value
+            elif key in _NOT_OURS:
+                raise ValueError(f"{key} is not known here: {_NOT_OURS[key]}")
+            else:
+                fields[_OTHER_NAMES.get(key, key)] = value
+        self.settings = PoolSettings.from_mapping(fields, base=base)

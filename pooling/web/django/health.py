@@ -1,0 +1,35 @@
+"""Whether the pools are well, over HTTP.
+
+::
+
+    urlpatterns = [path("health/", health), ...]
+"""
+
+from __future__ import annotations
+
+import functools
+
+from django.conf import settings
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+
+from .._health import HealthEndpoint
+from ._pools import everything
+
+__all__ = ["health"]
+
+
+@functools.lru_cache(maxsize=4)
+def _endpoint(token: str | None) -> HealthEndpoint:
+    return HealthEndpoint(everything, token=token)
+
+
+@transaction.non_atomic_requests  # type: ignore[untyped-decorator]
+def health(request: HttpRequest) -> HttpResponse:
+    """Answer 200 while the databases and the pools are up or degraded, 503 when one is down.
+
+    Strangers learn up or down and no more. Whoever sends
+    ``settings.POOLING_HEALTH_TOKEN`` as ``Authorization: Bearer ...`` sees details.
+    """
+    status, headers, body = _endpoint(getattr(settings, "POOLING_HEALTH_TOKEN", None)).answer(request.META)
+    return HttpResponse(body, status=int(status.partition(" ")[0]), headers=dict(headers))

@@ -1,0 +1,87 @@
+"""``manage.py pooling status`` and ``manage.py pooling doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from typing import Any
+
+from django.core.checks import CheckMessage
+from django.core.management.base import BaseCommand, CommandError
+from django.db import Error, connections
+
+from ..._pools import database_pools, everything
+from ...checks import check_server, check_settings, clients_allowed, crowd
+
+__all__ = ["Command"]
+
+_ACTIVITY = """
+    SELECT coalesce(nullif(application_name, ''), '-'), coalesce(state, 'starting'), count(*)
+    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    GROUP BY 1, 2 ORDER BY 1, 2
+"""
+
+
+class Command(BaseCommand):  # noqa: D101
+    help = "The pools of this project: who uses what at the servers, and what is wrong."
+    requires_system_checks: list[str] = []  # `doctor` runs ours, and says more
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True)
+        actions.add_parser("status", help="Print the bounds of each pool, and who is connected to its server.")
+        doctor = actions.add_parser("doctor", help="Take a connection of every pool, and say what is wrong.")
+        doctor.add_argument("--timeout", type=float, default=5.0, help="seconds for all pools together")
+
+    def handle(self, *args: object, **options: Any) -> None:
+        if options["action"] == "status":
+            self._status()
+        else:
+            self._doctor(options["timeout"])
+
+    def _status(self) -> None:
+        workers = crowd().workers
+        for alias, pool in database_pools().items():
+            most = pool.settings.max_size
+            all_of_them = "" if workers is None else f", {workers} workers: {workers * most}"
+            self.stdout.write(f"{alias}: {type(pool).__name__}, at most {most} in each process{all_of_them}")
+            if connections[alias].vendor == "postgresql":
+                self._activity(alias)
+        self.stdout.write("")
+        table = io.StringIO()  # Django's stdout ends a line of its own after each write
+        everything().print_summary(table)
+        self.stdout.write(table.getvalue())
+
+    def _activity(self, alias: str) -> None:
+        try:
+            allowed = clients_allowed(connections[alias])
+            with connections[alias].temporary_connection() as cursor:
+                cursor.execute(_ACTIVITY)
+                rows = cursor.fetchall()
+        except Error as error:
+            self.stdout.write(f"  the server cannot be asked: {error}")
+            return
+        self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
+        for name, state, count in rows:
+            self.stdout.write(f"  {count:5} {state:<20} {name}")
+
+    def _doctor(self, timeout: float) -> None:
+        said = check_settings(None)
+        if any(message.is_serious() for message in said):
+            self._say(said)
+            raise CommandError("the settings are bad")
+        manager = everything()
+        if not len(manager):
+            raise CommandError("no pools: no database has an engine of pooling.web.django, and POOLING is empty")
+        health = manager.health_check(timeout)
+        for name, one in health.items():
+            line = f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms"
+            self.stdout.write(f"{line}: {one.reason}" if one.reason else line)
+        up = [alias for alias in database_pools() if health[f"database:{alias}"]]
+        self._say(said + check_server(None, databases=up))
+        if not health:
+            raise CommandError(f"overall: {health.status}")
+        self.stdout.write(f"overall: {health.status}")
+
+    def _say(self, said: list[CheckMessage]) -> None:
+        for message in said:
+            self.stdout.write(f"{message.id}: {message.msg}" + (f". {message.hint}" if message.hint else ""))

@@ -1,0 +1,1 @@
+"""``ENGINE = "pooling.web.django.postgresql"``: Django's PostgreSQL engine on a `PostgresPool`."""

@@ -1,0 +1,166 @@
+"""The engine itself; ``base`` is where Django looks for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.postgresql import base
+
+from ....adapters.pg.session import notes_of
+from ....adapters.postgres import PostgresPool
+from .._engine import AliasPools, PooledWrapper
+from .._options import PoolOptions
+from .._statements import leaves_traces
+
+__all__ = ["DatabaseWrapper"]
+
+ARGUMENTS = frozenset({
+    "check", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
+    "query_statistics", "reset", "session", "validation_query",
+})  # fmt: skip
+"""Of `PostgresPool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
+
+_TRACES = "_django_traces"
+
+
+class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
+    """Django's, with connections out of a `PostgresPool`.
+
+    ``OPTIONS["pool"]`` is ``True``, a `PoolSettings` or a mapping of its
+    fields and of arguments of `PostgresPool`; ``False`` goes without a pool.
+    ``"session": "watch"``, which is the default here, is ``"clean"`` at the
+    price of ``"trust"`` for requests that only read and write rows: what a
+    session keeps is reset after requests that executed anything else
+    (``SET``, ``LISTEN``, ``set_config()``, temporary tables, advisory locks,
+    named cursors). What a function or a trigger of yours does within such a
+    statement is not seen; ``"clean"`` resets after every request.
+    """
+
+    pools = AliasPools()
+
+    def _options(self) -> PoolOptions:
+        wish = self.settings_dict["OPTIONS"].get("pool", True)
+        return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
+
+    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+        options = self.settings_dict["OPTIONS"]
+        return {
+            **{name: value for name, value in params.items() if name != "password"},
+            "TIME_ZONE": self.timezone_name,
+            "CONN_HEALTH_CHECKS": self.settings_dict["CONN_HEALTH_CHECKS"],
+            **{name: options.get(name) for name in ("assume_role", "isolation_level", "pool")},
+        }
+
+    def _make_pool(self, params: dict[str, Any]) -> PostgresPool:
+        options = self._options()
+        arguments = {"name": self.alias, "session": "watch", **options.arguments}
+        if arguments["session"] == "watch":
+            arguments["session"] = "clean"
+        make = functools.partial(type(self), self.settings_dict, self.alias)
+        return PostgresPool(
+            "client_encoding=UTF8",  # not the environment's DATABASE_URL
+            options.settings,
+            **{**arguments, "kwargs": _connect_kwargs(make, params, arguments.get("kwargs"))},
+            configure=_configure(make, self._isolation_level()),
+        )
+
+    def _isolation_level(self) -> psycopg.IsolationLevel | None:
+        level = self.settings_dict["OPTIONS"].get("isolation_level")
+        try:
+            return None if level is None else psycopg.IsolationLevel(level)
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
+            ) from None
+
+    def _death_of(self, connection: Any) -> BaseException | None:
+        if connection.closed:
+            return psycopg.OperationalError("the connection was lost while it was lent")
+        if _TRACES not in vars(connection) and self._watches:
+            notes_of(connection).dirty = False  # nothing that outlasts its transaction
+        return None
+
+    @property
+    def _watches(self) -> bool:
+        wish = self.settings_dict["OPTIONS"].get("pool")
+        return not isinstance(wish, Mapping) or wish.get("session", "watch") == "watch"
+
+    def get_connection_params(self) -> dict[str, Any]:
+        params: dict[str, Any] = super().get_connection_params()
+        if self._is_pooled():
+            params["cursor_factory"] = _watching(params["cursor_factory"])
+            params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
+        return params
+
+    def ensure_timezone(self) -> bool:
+        # Other than Django's, does not close the pool: one for the new time zone takes its place.
+        return False if self.connection is None else self._configure_timezone(self.connection)
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        self.isolation_level = self._isolation_level() or psycopg.IsolationLevel.READ_COMMITTED
+        return super().get_new_connection(conn_params)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        cursor = super().create_cursor(name)
+        if name is not None and self._lease is not None:
+            vars(self.connection)[_TRACES] = True  # WITH HOLD, it outlasts its transaction
+        return cursor
+
+
+# Both ask a wrapper of their own: this one is a thread's, and the pool would keep its lease alive.
+
+
+def _connect_kwargs(
+    make: Callable[[], DatabaseWrapper], params: dict[str, Any], more: Any
+) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
+    """Return what to connect with: asked anew for each connection where anybody may say something new."""
+    wrapper = make()
+    if type(wrapper).get_connection_params is DatabaseWrapper.get_connection_params and not callable(more):
+        return {**params, **(more or {})}
+    return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
+
+
+def _configure(make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLevel | None) -> Callable[[Any], None]:
+    def configure(conn: Any) -> None:
+        wrapper = make()
+        wrapper.connection = conn  # Django looks at it to compose SQL
+        wrapper._configure_connection(conn)
+        if level is not None:
+            conn.isolation_level = level
+        conn.server_cursor_factory = _watching(conn.server_cursor_factory)
+        vars(conn).pop(_TRACES, None)  # ours, and set again after each cleaning
+
+    return configure
+
+
+@functools.lru_cache(maxsize=16)
+def _watching(kind: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
+    """Return a cursor class that notes on its connection what may outlast a transaction."""
+    if issubclass(kind, Watching):
+        return kind
+    return type(kind.__name__, (Watching, kind), {"__module__": kind.__module__})
+
+
+class Watching:
+    """Put before a cursor class."""
+
+    _conn: Any
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if leaves_traces(query):
+            vars(self._conn)[_TRACES] = True
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if leaves_traces(query):
+            vars(self._conn)[_TRACES] = True
+        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if leaves_traces(query):
+            vars(self._conn)[_TRACES] = True
+        return super().stream(query, *args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""``ENGINE = "pooling.web.django.sqlite3"``: Django's SQLite engine on a pool."""

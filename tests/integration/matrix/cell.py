@@ -1,0 +1,260 @@
+"""One cell of the matrix, from the start of the server to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from tests.servers import PostgresServer
+
+from .answers import MAX_SIZE, ROWS
+from .load import Load, disconnect, fetch, token_of
+from .server import TIMEOUT, Mode, Prefork, Server
+
+__all__ = ["PHASES", "Report", "database", "prepare", "run", "run_prefork"]
+
+PHASES = ("load", "disconnect", "restart", "kill", "wait cut", "query cut", "recycled", "leases", "limit", "exit",
+          "stderr")  # fmt: skip
+AMOUNT = 1000
+AT_ONCE = 5.0
+"""Seconds that an exit may take: gunicorn and uWSGI look around once a second, and this machine may be busy."""
+
+
+@dataclass
+class Report:
+    """What was found: for each phase nothing, or what is wrong; phases that a server does not have are missing."""
+
+    name: str
+    app: str
+    found: dict[str, str] = field(default_factory=dict)
+    answers: int = 0
+    cut: int = 0
+    most: int = 0
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(self.found.values())
+
+    def __str__(self) -> str:
+        wrong = {phase: text for phase, text in self.found.items() if text}
+        return f"{self.name}, {self.app}: " + ("good" if self.good else json.dumps(wrong, indent=2))
+
+
+def database() -> PostgresServer:
+    """Return a server that looks whether its clients live: a query of a killed worker ends with it."""
+    return PostgresServer(max_connections=200, client_connection_check_interval=100)
+
+
+def prepare(postgres: PostgresServer) -> None:
+    """Make the table that the answers come from."""
+    with postgres.connect() as conn:
+        conn.execute("DROP TABLE IF EXISTS matrix")
+        conn.execute("CREATE TABLE matrix (n int PRIMARY KEY, token text, amount int)")
+        with conn.cursor() as cursor:
+            rows = [(n, token_of(n), AMOUNT) for n in range(1, ROWS + 1)]
+            cursor.executemany("INSERT INTO matrix VALUES (%s, %s, %s)", rows)
+
+
+def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -> Report:
+    """Run one cell.
+
+    Args:
+        mode, app: Which.
+        postgres: A server with `prepare`'s table.
+        answers: To wait for under load, in each phase.
+    """
+    began = time.monotonic()
+    name = f"matrix {mode.name} {app}".replace(" ", "_").replace(",", "")
+    cell = _Cell(Server(mode, app, f"{postgres.dsn}?application_name={name}"), Report(mode.name, app), postgres, name)
+    try:
+        cell.run(answers)
+    finally:
+        cell.server.close()
+    cell.report.seconds = time.monotonic() - began
+    return cell.report
+
+
+def run_prefork(kind: str, postgres: PostgresServer) -> Report:
+    """Run the phases of forked workers without a server, see `prefork`."""
+    began = time.monotonic()
+    name = f"matrix_{kind}"
+    cell = _Cell(Prefork(kind, f"{postgres.dsn}?application_name={name}"), Report(kind, "-"), postgres, name)
+    try:
+        with cell.watched():
+            cell.report.found.update(cell.server.told())
+        cell.report.found["exit"] = "" if cell.gone() else "its connections are still there"
+        cell.report.found["stderr"] = "\n".join(cell.server.complaints())
+    finally:
+        cell.server.close()
+    cell.report.seconds = time.monotonic() - began
+    return cell.report
+
+
+class _Cell:
+    def __init__(self, server: Any, report: Report, postgres: PostgresServer, name: str) -> None:
+        self.server, self.report, self._postgres, self._name = server, report, postgres, name
+
+    def run(self, answers: int) -> None:
+        mode, found = self.server.mode, self.report.found
+        try:
+            self.server.wait_until_up()
+        except RuntimeError as error:
+            found["load"] = str(error)
+            return
+        with self.watched():
+            pids = set(self.server.workers())
+            found["load"] = self._under_load(lambda load: load.wait(answers))
+            found["disconnect"] = self._disconnect()
+            if mode.workers:
+                found["restart"] = self._under_load(lambda load: self._with(load, self.server.restart))
+                found["kill"] = self._under_load(lambda load: self._with(load, self.server.kill_one))
+            if mode.kills:
+                found["wait cut"] = self._cut_off("starve")
+                found["query cut"] = self._cut_off("sleep")
+            if mode.workers:
+                before = pids | set(self.server.workers())
+                found["recycled"] = self._under_load(lambda load: self._until_recycled(load, before))
+            found["leases"] = self._leases() or self._money()
+            seconds, code = self.server.end()
+        if code is None or seconds > AT_ONCE:
+            found["exit"] = f"{seconds:.1f} s, code {code}"
+        else:
+            found["exit"] = "" if self.gone() else "its connections are still there"
+        found["stderr"] = "\n".join(self.server.complaints()[:20])
+
+    # -- phases ---------------------------------------------------------------------
+
+    def _under_load(self, work: Callable[[Load], str | None]) -> str:
+        load = Load(self.server.port, threads=8)
+        complaint = work(load)
+        tally = load.stop()
+        self.report.answers += tally.right
+        self.report.cut += tally.cut
+        return complaint or "; ".join(tally.wrong[:3])
+
+    @staticmethod
+    def _with(load: Load, act: Callable[[], str | None]) -> str | None:
+        load.wait(50)
+        complaint = act()
+        load.wait(50)
+        return complaint
+
+    def _disconnect(self) -> str:
+        """Clients go away in the middle; those who come after them find all that they need."""
+        for number in range(3 * MAX_SIZE * max(1, self.server.mode.workers)):
+            with contextlib.suppress(OSError):
+                disconnect(self.server.port, number % 3)
+        return self._under_load(lambda load: load.wait(30)) or self._leases()
+
+    def _cut_off(self, what: str) -> str:
+        """A worker times out in the middle: whoever asked is cut off, the next one is served."""
+        before = set(self.server.workers())
+        try:
+            fetch(self.server.port, what, timeout=TIMEOUT + 30, s=TIMEOUT + 20)
+            return "it was not cut off"
+        except TimeoutError:
+            return "neither cut off nor answered"
+        except (OSError, http.client.HTTPException, ValueError):
+            pass
+        complaint = _eventually(lambda: bool(set(self.server.workers()) - before), "no other worker came")
+        return complaint or self._under_load(lambda load: load.wait(30))
+
+    def _until_recycled(self, load: Load, before: set[int]) -> str | None:
+        return _eventually(lambda: not before & set(self.server.workers()), "workers were not recycled", 90)
+
+    # -- what has to hold ---------------------------------------------------------------
+
+    def _leases(self) -> str:
+        """Ask all workers whether anything is lent; then the database, whether any transaction is open."""
+        left: dict[int, int] = {}
+
+        def all_is_back() -> bool:
+            left.update(self._lent())
+            now = set(self.server.workers())
+            return now <= left.keys() and not any(left[pid] for pid in now)
+
+        complaint = _eventually(all_is_back, "leases are left")
+        if complaint:
+            return f"{complaint}: {left}"
+        return _eventually(lambda: not self._count("AND state <> 'idle'"), "transactions are open")
+
+    def _lent(self) -> dict[int, int]:
+        """Ask several at once, each for a moment, so that no worker is left out."""
+        found: dict[int, int] = {}
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                state = json.loads(fetch(self.server.port, "state", s=0.05))
+                found[state["pid"]] = state["in_use"]
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    def _money(self) -> str:
+        with self._postgres.connect() as conn:
+            total = conn.execute("SELECT sum(amount) FROM matrix").fetchone()
+        return "" if total == (AMOUNT * ROWS,) else f"the amounts add up to {total}"
+
+    def gone(self) -> bool:
+        return not _eventually(lambda: not self._count(), "connections")
+
+    def _count(self, condition: str = "", conn: psycopg.Connection[tuple[int]] | None = None) -> int:
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = %s {condition}"
+        if conn is not None:
+            (number,) = conn.execute(query, [self._name]).fetchone() or (0,)
+            return number
+        with self._postgres.connect() as own:
+            (number,) = own.execute(query, [self._name]).fetchone() or (0,)  # type: ignore[assignment]
+        return number
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count the connections at the server all the time, and the processes that may have them."""
+        stop = threading.Event()
+        excess: list[str] = []
+
+        def watch() -> None:
+            recent: list[tuple[float, int]] = []
+            with self._postgres.connect(autocommit=True) as conn:
+                while not stop.wait(0.02):
+                    now = time.monotonic()
+                    before, number, after = self.server.processes(), self._count(conn=conn), self.server.processes()  # type: ignore[arg-type]
+                    # The server may notice a moment later that a process has died.
+                    recent = [one for one in recent if one[0] > now - 3.0] + [(now, max(before, after))]
+                    most = max(processes for _, processes in recent) * MAX_SIZE
+                    self.report.most = max(self.report.most, number)
+                    if number > most and not excess:
+                        excess.append(f"{number} connections, at most {most} are right")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            self.report.found["limit"] = "".join(excess)
+
+
+def _eventually(condition: Callable[[], object], complaint: str, timeout: float = 30.0) -> str:
+    """Wait until it holds; return the complaint if it never does."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if condition():
+            return ""
+        time.sleep(0.05)
+    return complaint

@@ -1,0 +1,741 @@
+"""Django's engines on our pools, as a project sees them: on real servers, through real requests."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import pooling
+from tests.servers import PostgresServer
+
+django = pytest.importorskip("django")  # CI has it: see test_django_is_there
+
+from django.conf import settings  # noqa: E402
+from django.core.exceptions import ImproperlyConfigured  # noqa: E402
+
+URLS = "django_test_urls"
+SECRET = "p4ssw0rd-of-the-database"
+
+
+def test_django_is_there() -> None:
+    assert django.VERSION >= (5, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A project with two databases on PostgreSQL and one on SQLite."""
+    with postgres.connect(autocommit=True) as conn:
+        conn.execute("CREATE ROLE clerk LOGIN SUPERUSER")
+        conn.execute("CREATE DATABASE django_site")
+    urls: Any = types.ModuleType(URLS)
+    urls.urlpatterns = []
+    sys.modules[URLS] = urls
+    common = {
+        "ENGINE": "pooling.web.django.postgresql", "NAME": "django_site", "USER": "postgres",
+        "HOST": "127.0.0.1", "PORT": postgres.port, "PASSWORD": SECRET,
+    }  # fmt: skip
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        INSTALLED_APPS=["pooling.web.django"],
+        ROOT_URLCONF=URLS,
+        USE_TZ=True,
+        POOLING={"api": "http://127.0.0.1:9"},
+        DATABASES={
+            "default": {**common, "OPTIONS": {"pool": {"max_size": 2, "acquire_timeout": 5}}},
+            "second": {**common, "USER": "clerk", "ATOMIC_REQUESTS": True},
+            "lite": {
+                "ENGINE": "pooling.web.django.sqlite3",
+                "NAME": tmp_path_factory.mktemp("django") / "lite.db",
+            },
+        },
+    )
+    django.setup()
+    with postgres.connect(dbname="django_site") as conn:
+        conn.execute("CREATE TABLE item (id int PRIMARY KEY, name text, at timestamptz DEFAULT now())")
+        conn.execute("INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 5000) n")
+    yield
+    for alias in django.db.connections:
+        django.db.connections[alias].close()
+        django.db.connections[alias].close_pool()
+    del sys.modules[URLS]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(site: None) -> Iterator[None]:
+    """Each test begins and ends with nothing lent."""
+    yield
+    django.db.close_old_connections()
+    for alias in django.db.connections:
+        assert django.db.connections[alias].pool.stats()["in_use"] == 0
+
+
+@pytest.fixture(scope="module")
+def item(site: None) -> Any:
+    """A model."""
+    from django.db import models
+
+    class Item(models.Model):
+        id = models.IntegerField(primary_key=True)
+        name = models.TextField()
+        at = models.DateTimeField()
+
+        class Meta:
+            app_label = "pooling"
+            db_table = "item"
+            managed = False
+
+    return Item
+
+
+@pytest.fixture
+def connection(site: None) -> Any:
+    return django.db.connections["default"]
+
+
+class Answer:
+    """A response on its way out of the WSGI handler, as a server has it in hands."""
+
+    def __init__(self, path: str = "/", **environ: Any) -> None:
+        from django.core.handlers.wsgi import WSGIHandler
+        from django.test import RequestFactory
+
+        request = RequestFactory().get(path, **environ)
+        self.status = ""
+        self.parts = WSGIHandler()(request.environ, self._start)
+
+    def _start(self, status: str, headers: object, exc_info: object = None) -> None:
+        self.status = status
+
+    def close(self) -> None:
+        self.parts.close()
+
+
+def route(view: Callable[..., Any], path: str = "") -> None:
+    """Let this view be the site's only one."""
+    from django.urls import clear_url_caches
+    from django.urls import path as url
+
+    sys.modules[URLS].urlpatterns = [url(path, view)]  # type: ignore[attr-defined]
+    clear_url_caches()
+    from django.urls import set_urlconf
+
+    set_urlconf(None)
+
+
+def one(connection: Any, query: str, *params: Any) -> Any:
+    """Return the first value of a query's first row."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, params or None)
+        return cursor.fetchone()[0]
+
+
+def end_of_request() -> None:
+    """What happens when a response is closed."""
+    from django.core.signals import request_finished
+
+    request_finished.send(sender=None)
+
+
+@pytest.fixture
+def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What cleaning costs."""
+    from pooling.adapters.pg import session
+
+    made: list[bytes] = []
+
+    def counted(conn: Any, query: bytes, timeout: float | None) -> Any:
+        made.append(query)
+        return original(conn, query, timeout)
+
+    original = session.round_trip
+    monkeypatch.setattr(session, "round_trip", counted)
+    return made
+
+
+def alter(monkeypatch: pytest.MonkeyPatch, connection: Any, **changes: Any) -> None:
+    """Change settings of a database for one test; None under OPTIONS' names removes nothing."""
+    for name, value in changes.items():
+        monkeypatch.setitem(connection.settings_dict, name, value)
+
+
+# -- a request and its connection --------------------------------------------------
+
+
+def test_lent_at_the_first_query_and_given_back_at_the_end(connection: Any) -> None:
+    assert connection.pool.stats()["in_use"] == 0
+    assert one(connection, "SELECT 42") == 42
+    assert connection.pool.stats()["in_use"] == 1
+    end_of_request()
+    assert connection.pool.stats()["in_use"] == 0
+    assert connection.connection is None
+
+
+def test_the_same_session_serves_the_next_request(connection: Any) -> None:
+    first = one(connection, "SELECT pg_backend_pid()")
+    end_of_request()
+    assert one(connection, "SELECT pg_backend_pid()") == first
+
+
+def test_a_streamed_response_keeps_it_until_the_last_piece(connection: Any, item: Any) -> None:
+    from django.http import StreamingHttpResponse
+
+    route(lambda request: StreamingHttpResponse(f"{one.id}\n" for one in item.objects.iterator(chunk_size=100)))
+    answer = Answer()
+    parts = iter(answer.parts)
+    assert next(parts) == b"1\n"
+    assert connection.pool.stats()["in_use"] == 1
+    assert len(list(parts)) == 4999
+    answer.close()
+    assert connection.pool.stats()["in_use"] == 0
+
+
+def test_a_client_that_goes_away_in_the_middle(connection: Any, item: Any) -> None:
+    """The server closes the response: what the half-read cursor had is given back, clean."""
+    from django.http import StreamingHttpResponse
+
+    route(lambda request: StreamingHttpResponse(f"{one.id}\n" for one in item.objects.iterator(chunk_size=100)))
+    for _ in range(5):  # more often than there are connections
+        answer = Answer()
+        assert next(iter(answer.parts)) == b"1\n"
+        answer.close()
+        assert connection.pool.stats()["in_use"] == 0
+    assert one(connection, "SELECT count(*) FROM pg_cursors") == 0
+
+
+def test_a_view_that_fails(connection: Any) -> None:
+    from django.http import HttpResponse
+
+    def view(request: Any) -> HttpResponse:
+        one(connection, "SELECT 1")
+        raise ValueError("a bug")
+
+    route(view)
+    import logging
+
+    logging.getLogger("django.request").disabled = True
+    answer = Answer()
+    logging.getLogger("django.request").disabled = False
+    assert answer.status.startswith("500")
+    answer.close()
+    assert connection.pool.stats()["in_use"] == 0
+
+
+def test_atomic_requests(postgres: PostgresServer) -> None:
+    from django.http import HttpResponse
+
+    second = django.db.connections["second"]
+
+    def view(request: Any) -> HttpResponse:
+        with second.cursor() as cursor:
+            cursor.execute("INSERT INTO item VALUES (%s, 'atomic')", [int(request.GET["id"])])
+        if "fail" in request.GET:
+            raise ValueError("roll back")
+        return HttpResponse("done")
+
+    route(view)
+    import logging
+
+    logging.getLogger("django.request").disabled = True
+    for path in ("/?id=7001", "/?id=7002&fail=1"):
+        Answer(path).close()
+    logging.getLogger("django.request").disabled = False
+    assert second.pool.stats()["in_use"] == 0
+    with postgres.connect(dbname="django_site") as conn:
+        assert conn.execute("DELETE FROM item WHERE id > 7000 RETURNING id").fetchall() == [(7001,)]
+
+
+def test_aliases_have_pools_of_their_own(connection: Any) -> None:
+    second = django.db.connections["second"]
+    assert one(connection, "SELECT current_user") == "postgres"
+    assert one(second, "SELECT current_user") == "clerk"
+    assert connection.pool is not second.pool
+    assert (connection.pool.settings.max_size, second.pool.settings.max_size) == (2, 10)
+
+
+def test_threads_share_the_pool(connection: Any) -> None:
+    seen = []
+
+    def work() -> None:
+        for _ in range(20):
+            seen.append(one(django.db.connections["default"], "SELECT pg_backend_pid()"))
+            end_of_request()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 120
+    assert len(set(seen)) <= 2
+
+
+def test_a_thread_that_ends_without_closing(connection: Any) -> None:
+    """With Django's own pool that connection would be lost for ever."""
+    thread = threading.Thread(target=lambda: one(django.db.connections["default"], "SELECT 1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pooling.core.slots.logger.warning", lambda *args: None, raising=False)
+        thread.start()
+        thread.join()
+        del thread
+        deadline = time.monotonic() + 30
+        while connection.pool.stats()["in_use"] and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+    assert connection.pool.stats()["in_use"] == 0
+
+
+def test_select_for_update(connection: Any, item: Any) -> None:
+    from django.db import transaction
+
+    order: list[str] = []
+    locked = threading.Event()
+
+    def second() -> None:
+        locked.wait(30)
+        with transaction.atomic():
+            item.objects.select_for_update().get(id=1)
+            order.append("second")
+        end_of_request()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with transaction.atomic():
+        item.objects.select_for_update().get(id=1)
+        locked.set()
+        other = django.db.connections["second"]
+        deadline = time.monotonic() + 30
+        while not one(other, "SELECT count(*) FROM pg_locks WHERE NOT granted") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_not_closed_inside_an_atomic_block_is_told(connection: Any) -> None:
+    from django.db import transaction
+
+    with pytest.raises(django.db.ProgrammingError), transaction.atomic():
+        one(connection, "SELECT 1")
+        django.db.close_old_connections()
+        one(connection, "SELECT 1")
+    connection.close()
+
+
+# -- clean, and at what price ----------------------------------------------------------
+
+
+def test_what_django_does_costs_no_round_trip(connection: Any, item: Any, round_trips: list[bytes]) -> None:
+    from django.db import transaction
+
+    end_of_request()
+    round_trips.clear()
+    with transaction.atomic(), transaction.atomic():
+        assert item.objects.filter(id__lt=10).count() == 9
+        item.objects.filter(id=1).update(name="item 1")
+    end_of_request()
+    assert one(connection, "SELECT current_setting('TimeZone')") == "UTC"
+    end_of_request()
+    assert round_trips == []
+
+
+@pytest.mark.parametrize(
+    ("dirty", "look"),
+    [
+        ("SET statement_timeout = 77000", "SELECT current_setting('statement_timeout')"),
+        ("SELECT set_config('app.tenant', 'seven', false)", "SELECT current_setting('app.tenant', true)"),
+        ("SET TIME ZONE 'Asia/Tokyo'", "SELECT current_setting('TimeZone')"),
+        ("CREATE TEMP TABLE mine (a int)", "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
+        ("SELECT pg_advisory_lock(77)", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
+        ("LISTEN news", "SELECT count(*) FROM pg_listening_channels()"),
+        ("SET ROLE clerk", "SELECT current_user"),
+    ],
+)
+def test_what_a_view_set_is_gone(connection: Any, round_trips: list[bytes], dirty: str, look: str) -> None:
+    def ask() -> Any:
+        pid, value = one(connection, "SELECT pg_backend_pid()"), one(connection, look)
+        end_of_request()
+        return pid, value or ""
+
+    before = ask()
+    with connection.cursor() as cursor:
+        cursor.execute(dirty)
+    end_of_request()
+    assert len(round_trips) == 1
+    assert ask() == before
+    assert len(round_trips) == 1
+
+
+def test_a_transaction_left_open_is_rolled_back(connection: Any) -> None:
+    connection.set_autocommit(False)
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM item")
+    end_of_request()
+    assert one(connection, "SELECT count(*) FROM item") == 5000
+    assert connection.get_autocommit()
+
+
+@pytest.mark.parametrize(("session", "trips"), [("clean", 1), ("trust", 0)])
+def test_other_sessions_modes(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, round_trips: list[bytes], session: str, trips: int
+) -> None:
+    alter(monkeypatch, connection, OPTIONS={"pool": {"session": session}})
+    one(connection, "SELECT 1")
+    end_of_request()
+    round_trips.clear()
+    one(connection, "SELECT 1")
+    end_of_request()
+    assert len(round_trips) == trips
+
+
+def test_time_zone_of_the_database(connection: Any, monkeypatch: pytest.MonkeyPatch, item: Any) -> None:
+    assert item.objects.first().at.utcoffset().total_seconds() == 0
+    end_of_request()
+    alter(monkeypatch, connection, TIME_ZONE="Asia/Tokyo")
+    for name in ("timezone", "timezone_name"):
+        vars(connection).pop(name, None)
+    try:
+        assert one(connection, "SELECT current_setting('TimeZone')") == "Asia/Tokyo"
+        assert item.objects.first().at.utcoffset().total_seconds() == 9 * 3600
+    finally:
+        end_of_request()
+        for name in ("timezone", "timezone_name"):
+            vars(connection).pop(name, None)
+
+
+def test_role_and_isolation_level(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import transaction
+
+    options = {"assume_role": "clerk", "isolation_level": psycopg.IsolationLevel.SERIALIZABLE}
+    alter(monkeypatch, connection, OPTIONS=options)
+    for _ in range(2):
+        with transaction.atomic():
+            assert one(connection, "SELECT current_user") == "clerk"
+            assert one(connection, "SELECT current_setting('transaction_isolation')") == "serializable"
+        with connection.cursor() as cursor:
+            cursor.execute("SET ROLE postgres")  # cleaned away, and set again as configured
+        end_of_request()
+
+
+def test_settings_that_change_take_another_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a test runner does, when it renames the database."""
+    one(connection, "SELECT 1")
+    end_of_request()
+    before = connection.pool
+    alter(monkeypatch, connection, NAME="postgres")
+    assert one(connection, "SELECT current_database()") == "postgres"
+    end_of_request()
+    assert connection.pool is not before
+    deadline = time.monotonic() + 30
+    while before.stats()["size"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert before.stats()["size"] == 0
+
+
+# -- trouble ---------------------------------------------------------------------------------
+
+
+def test_sessions_that_died_meanwhile(connection: Any, postgres: PostgresServer) -> None:
+    """No request sees what could be known before it."""
+    for _ in range(3):
+        pid = one(connection, "SELECT pg_backend_pid()")
+        end_of_request()
+        with postgres.connect() as conn:
+            conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
+        assert one(connection, "SELECT 1") == 1
+        end_of_request()
+
+
+def test_a_session_that_dies_in_a_request(connection: Any, postgres: PostgresServer) -> None:
+    pid = one(connection, "SELECT pg_backend_pid()")
+    with postgres.connect() as conn:
+        conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
+    with pytest.raises(django.db.OperationalError):
+        one(connection, "SELECT 1")
+    end_of_request()
+    assert one(connection, "SELECT 1") == 1
+    assert connection.pool.metrics.snapshot().closed["broken"] >= 1
+
+
+def test_none_in_time_is_djangos_error_and_ours(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(monkeypatch, connection, OPTIONS={"pool": {"max_size": 1}})
+    one(connection, "SELECT 1")
+    connection.pool.reconfigure(acquire_timeout=0.01)
+    other = connection.copy()
+    with pytest.raises(django.db.OperationalError, match=r"test_django.py:\d+ one\(\)") as caught:
+        one(other, "SELECT 1")
+    assert isinstance(caught.value, pooling.PoolTimeout)
+    assert SECRET not in str(caught.value)
+
+
+def test_what_cannot_be_reached(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(monkeypatch, connection, NAME="no_such_database")
+    with pytest.raises(django.db.OperationalError, match="no_such_database") as caught:
+        one(connection, "SELECT 1")
+    assert isinstance(caught.value, pooling.CreateFailed)
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+
+
+def test_health_checks_are_made_each_time(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={})
+    assert connection._options().settings.validation_interval == 0
+    alter(monkeypatch, connection, OPTIONS={"pool": {"validation_interval": 3}})
+    assert connection._options().settings.validation_interval == 3
+
+
+def test_without_a_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.close()
+    alter(monkeypatch, connection, OPTIONS={"pool": False}, CONN_MAX_AGE=60)
+    assert connection.pool is None
+    assert one(connection, "SELECT 1") == 1
+    end_of_request()
+    assert connection.connection is not None  # Django's own persistence
+    connection.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_makes_connections_of_its_own(connection: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """Forked in the middle of a request, which goes on here and there."""
+    pid = one(connection, "SELECT pg_backend_pid()")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            mine = one(connection, "SELECT pg_backend_pid()")
+            end_of_request()
+            mine += one(connection, "SELECT pg_backend_pid()") - mine
+            os.write(writing, json.dumps(mine).encode())
+        except BaseException as error:
+            os.write(writing, json.dumps(repr(error)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with open(reading) as answer:
+        told = json.load(answer)
+    assert isinstance(told, int), told
+    assert told != pid
+    assert one(connection, "SELECT pg_backend_pid()") == pid
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"max_size": 0}, "max_size"),
+        ({"max_sise": 3}, "max_sise"),
+        ({"num_workers": 3}, "num_workers is not known here"),
+        ({"session": "dirty"}, "session"),
+        ({"settings": 3}, "settings must be a PoolSettings"),
+        (7, "must be True, a mapping or a PoolSettings"),
+    ],
+)
+def test_bad_options_are_named(connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, message: str) -> None:
+    from django.core.management import call_command
+    from django.core.management.base import SystemCheckError
+
+    connection.close()
+    alter(monkeypatch, connection, OPTIONS={"pool": pool})
+    with pytest.raises(ImproperlyConfigured, match=message) as caught:
+        one(connection, "SELECT 1")
+    assert "DATABASES['default']" in str(caught.value)
+    connection.close_pool()  # so that the check has to make one
+    with pytest.raises(SystemCheckError, match="pooling.E001"):
+        call_command("check")
+
+
+def test_good_options(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def options(wish: Any) -> pooling.PoolSettings:
+        alter(monkeypatch, connection, OPTIONS={"pool": wish})
+        settings: pooling.PoolSettings = connection._options().settings
+        return settings
+
+    assert options(True) == options({}) == pooling.PoolSettings()
+    assert options(pooling.PoolSettings(max_size=3)).max_size == 3
+    assert options({"settings": pooling.PoolSettings(max_size=3), "min_size": 2}) == pooling.PoolSettings(
+        min_size=2, max_size=3
+    )
+    assert options({"timeout": 3, "max_size": "7"}) == pooling.PoolSettings(acquire_timeout=3, max_size=7)
+
+
+def test_persistent_connections_are_refused(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.core.management import call_command
+    from django.core.management.base import SystemCheckError
+
+    connection.close()
+    connection.close_pool()
+    alter(monkeypatch, connection, CONN_MAX_AGE=60)
+    with pytest.raises(ImproperlyConfigured, match="CONN_MAX_AGE must be 0"):
+        one(connection, "SELECT 1")
+    with pytest.raises(SystemCheckError, match="pooling.E002"):
+        call_command("check")
+
+
+def ids(function: Callable[..., Any], **arguments: Any) -> list[str]:
+    return [message.id for message in function(None, **arguments)]
+
+
+def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.test import override_settings
+
+    from pooling.web.django.checks import check_server, check_settings, crowd
+
+    assert ids(check_settings) == []
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 3 --threads=8 --bind :8000")
+    assert crowd() == (3, 8)
+    assert ids(check_settings) == ["pooling.W001"]
+    with override_settings(POOLING_THREADS=2, POOLING_WORKERS=90):
+        assert ids(check_settings) == []
+        assert ids(check_server, databases=["default"]) == ["pooling.W002"]
+        assert ids(check_server, databases=None) == []
+    alter(monkeypatch, connection, OPTIONS={"pool": {"max_size": 8, "max_idle": 600}})
+    assert ids(check_settings) == ["pooling.W003"]
+    with override_settings(POOLING={"api": {"url": "http://localhost", "max_sise": 3}}):
+        assert "pooling.E003" in ids(check_settings)
+
+
+# -- the project's other pools, command, health ---------------------------------------------------
+
+
+def test_named_pools(site: None) -> None:
+    from django.test import override_settings
+
+    from pooling.web.django import pools
+
+    assert isinstance(pools["api"], pooling.HTTPPool)
+    with override_settings(POOLING={"other": "http://127.0.0.1:9"}):
+        assert list(pools) == ["other"]
+    assert "other" not in pools
+
+
+def run(*arguments: str) -> str:
+    from django.core.management import call_command
+
+    out = io.StringIO()
+    call_command("pooling", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_status(connection: Any, postgres: PostgresServer) -> None:
+    with postgres.connect(dbname="django_site", application_name="somebody else"):
+        told = run("status")
+    assert "default: PostgresPool, at most 2 in each process" in told
+    assert "somebody else" in told
+    assert "database:default" in told
+    assert "api" in told
+
+
+def test_doctor(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.core.management.base import CommandError
+
+    told = run("doctor")
+    assert "database:default: up" in told
+    assert told.endswith("overall: up\n")
+    alter(monkeypatch, connection, NAME="no_such_database")
+    connection.close_pool()
+    with pytest.raises(CommandError, match="down"):
+        run("doctor", "--timeout", "3")
+
+
+def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.test import override_settings
+
+    from pooling.web.django.health import _endpoint, health
+
+    route(health, "health/")
+    with override_settings(POOLING_HEALTH_TOKEN="open sesame"):
+        stranger = Answer("/health/")
+        assert (stranger.status, b"".join(stranger.parts)) == ("200 OK", b"up")
+        stranger.close()
+        friend = Answer("/health/", HTTP_AUTHORIZATION="Bearer open sesame")
+        told = json.loads(b"".join(friend.parts))
+        friend.close()
+        assert told["pools"]["database:default"]["status"] == "up"
+        alter(monkeypatch, connection, NAME="no_such_database")
+        connection.close_pool()
+        _endpoint.cache_clear()  # an answer is given again for a second
+        down = Answer("/health/")
+        assert (down.status, b"".join(down.parts)) == ("503 Service Unavailable", b"down")
+        down.close()
+
+
+# -- SQLite -----------------------------------------------------------------------------------------
+
+
+def test_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = django.db.connections["lite"]
+    with lite.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS t (a integer)")
+        cursor.execute("PRAGMA foreign_keys = OFF")
+        cursor.execute("INSERT INTO t VALUES (1)")
+    handle = id(lite.connection)
+    end_of_request()
+    assert lite.pool.stats()["in_use"] == 0
+    assert one(lite, "PRAGMA foreign_keys") == 1
+    assert id(lite.connection) == handle
+    assert one(lite, "SELECT django_date_extract('year', '2020-01-01')") == 2020
+    assert one(lite, "SELECT count(*) FROM t") == 1
+    from django.db import transaction
+
+    with pytest.raises(ValueError, match="roll back"), transaction.atomic(using="lite"):
+        with lite.cursor() as cursor:
+            cursor.execute("DELETE FROM t")
+        raise ValueError("roll back")
+    lite.set_autocommit(False)
+    with lite.cursor() as cursor:
+        cursor.execute("DELETE FROM t")
+    end_of_request()
+    assert one(lite, "SELECT count(*) FROM t") == 1
+    end_of_request()
+
+
+def test_sqlite_init_command_and_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = django.db.connections["lite"]
+    lite.close()
+    assert one(lite, "PRAGMA journal_mode") == "delete"  # the file's: nothing was asked for
+    end_of_request()
+    alter(monkeypatch, lite, OPTIONS={"init_command": "PRAGMA cache_size=-4321", "pool": {"max_size": 3}})
+    for _ in range(2):
+        assert one(lite, "PRAGMA cache_size") == -4321
+        with lite.cursor() as cursor:
+            cursor.execute("PRAGMA cache_size=-1")
+        end_of_request()
+    assert lite.pool.settings.max_size == 3
+
+
+def test_sqlite_in_memory_has_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = django.db.connections["lite"]
+    lite.close()
+    alter(monkeypatch, lite, NAME=":memory:")
+    lite = lite.copy("memory")
+    assert lite.pool is None
+    assert one(lite, "SELECT 1") == 1
+    django.db.backends.base.base.BaseDatabaseWrapper.close(lite)
+
+
+def test_a_child_does_not_touch_the_sqlite_file_of_its_parent(tmp_path: Path) -> None:
+    lite = django.db.connections["lite"]
+    assert one(lite, "SELECT 1") == 1
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        code = 1
+        try:
+            code = 0 if one(lite, "SELECT 2") == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert one(lite, "SELECT 1") == 1
+    end_of_request()
