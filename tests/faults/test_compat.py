@@ -292,6 +292,8 @@ def ask(number):
         with pool.connection(30) as conn:
             assert conn.execute("SELECT %s::int", [n]).fetchone() == (n,)
 
+ask(0)
+pool.pop_stats()
 child = os.fork()
 if child == 0:
     ask(1000)

@@ -90,10 +90,11 @@ def test_doctor_leaves_nothing_behind(postgres: PostgresServer) -> None:
     opened: list[psycopg.Connection[object]] = []
 
     def connect(**options: object) -> psycopg.Connection[object]:
-        opened.append(postgres.connect(**options))  # type: ignore[arg-type]
+        opened.append(postgres.connect(application_name="the-doctor", **options))  # type: ignore[arg-type]
         return opened[-1]
 
-    read(connect)
+    facts = read(connect)
+    assert "the-doctor" not in {client.application for client in facts.clients}
     assert opened
     assert all(conn.closed for conn in opened)
 
