@@ -205,14 +205,13 @@ class Session:
 
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
-        status = conn.pgconn.transaction_status
-        if status == IDLE and not _unfinished(conn):
+        notes, status = notes_of(conn), conn.pgconn.transaction_status
+        odd = _unfinished(conn) or conn._num_transactions or conn._tpc
+        if status == IDLE and not odd:
             return
-        simple = not (_unfinished(conn) or conn._num_transactions or conn._tpc)
-        if status != IN_TRANSACTION or not self._clean or not simple:
+        if status != IN_TRANSACTION or odd or not self._clean:
             conn.commit()
             return
-        notes = notes_of(conn)
         try:
             round_trip(conn, b"COMMIT" + self._clean, notes.limit)
         except psycopg.Error as error:
