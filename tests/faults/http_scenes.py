@@ -109,7 +109,7 @@ def scene_fork_locked(url: str) -> None:
         for lock in reversed(locks):
             lock.release()
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, daemon=True)  # a failure must end the program
     thread.start()
     held.wait()
     in_child(lambda: [connection(http.get("/echo")) for _ in range(3)])

@@ -193,7 +193,7 @@ def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> No
             other.close()
 
 
-@pytest.mark.parametrize("limit", [HTTPTimeout(write=0.5), HTTPTimeout(total=0.5)])
+@pytest.mark.parametrize("limit", [HTTPTimeout(connect=50, write=0.5), HTTPTimeout(connect=50, total=0.5)])
 @pytest.mark.parametrize("secure", [False, True])
 def test_writing_has_a_time_limit(
     web: WebServer, secure_web: WebServer, authority: Authority, limit: HTTPTimeout, secure: bool

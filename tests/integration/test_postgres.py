@@ -26,6 +26,7 @@ from psycopg.rows import dict_row, scalar_row
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
 from pooling.adapters.pg import failures
+from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
@@ -260,7 +261,10 @@ def test_a_session_may_be_cleaned_by_hand(make: Make) -> None:
         conn.commit()
     assert one(pool, "SHOW app.tenant") == ""
     assert one(pool, "SHOW app.other") == "43"
-    assert set(seen) == {TransactionStatus.IDLE}
+    assert seen == [TransactionStatus.IDLE] * 3
+    with pool.acquire():
+        pass
+    assert len(seen) == 3  # who ran nothing costs nothing
 
 
 def test_reset_is_called_with_what_comes_back(make: Make) -> None:
@@ -503,6 +507,51 @@ def test_run_again_when_the_connection_was_lost_before_the_commit(
         assert pool.run(work) == at
         assert len(runs) == 2
     assert one(pool, "SELECT count(*) FROM t") == 3  # none twice
+
+
+def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
+    make: Make, postgres: PostgresServer, table: str
+) -> None:
+    pool = make()
+    with pool.connection() as conn:  # nothing was under way: nothing is lost
+        kill(postgres, conn.info.backend_pid)
+    with pool.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (1)")
+        conn.commit()
+        kill(postgres, conn.info.backend_pid)
+    with pytest.raises(psycopg.OperationalError, match="before the commit was sent"), pool.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (2)")
+        kill(postgres, conn.info.backend_pid)
+    with pool.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (3)")
+        conn.close()  # its borrower's own wish
+    assert pool.execute_query("SELECT n FROM t") == [(1,)]
+
+
+@pytest.mark.parametrize("verb", ["connection", "transaction", "run"])
+def test_a_connection_lost_during_the_commit_is_told_so(
+    make: Make, postgres: PostgresServer, table: str, verb: str
+) -> None:
+    with Proxy(postgres.port) as proxy:
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+        runs: list[int] = []
+
+        def work(conn: psycopg.Connection[Any]) -> None:
+            runs.append(1)
+            conn.execute("INSERT INTO t VALUES (1)")
+            proxy.hold()  # the commit is sent, and nothing comes back
+            threading.Timer(0.5, proxy.cut).start()
+
+        with pytest.raises(pooling.CommitUnknown) as caught:
+            if verb == "run":
+                pool.run(work)
+            else:
+                with getattr(pool, verb)() as conn:
+                    work(conn)
+        assert runs == [1] and isinstance(caught.value, psycopg.OperationalError)
+        proxy.release()
+        assert pool.execute_query("SELECT 1") == [(1,)]
+        pool.close()
 
 
 # -- alive -------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pooling import CreateFailed, Lease, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 
@@ -756,3 +759,19 @@ def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: Vi
     with pool.acquire() as second:
         assert second is not first
     assert first not in adapter.open
+
+
+@pytest.mark.parametrize("verb", ["acquire", "_acquire_for"])
+def test_who_has_no_caller_in_python_may_borrow(
+    adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    pool = Pool(adapter=adapter)
+    done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    monkeypatch.setattr(adapter, "close", lambda resource: done.put(True))
+    arguments = () if verb == "acquire" else (None, 1)
+    _thread.start_new_thread(getattr(pool, verb), arguments)  # nothing of Python's is below it
+    assert done.get(timeout=30)  # the lease was given, dropped, and its resource closed
+    assert failed == []
+    pool.close()

@@ -211,7 +211,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         return not self.is_alive(resource)
 
     def is_final(self, error: BaseException) -> bool:
-        if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
+        if super().is_final(error) or getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
             return True
         return not self.path.startswith(("file:", ":")) and not Path(self.path).parent.is_dir()
 
