@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 
 from pooling import (
@@ -31,6 +32,7 @@ from pooling import (
     PostgresPool,
     SQLitePool,
 )
+from pooling.adapters.dbapi import DBAPIAdapter
 from pooling.demo.service import QuoteServer
 from pooling.testing import FakeAdapter
 from tests.integration.tools import wait_until
@@ -138,6 +140,18 @@ def postgres(server: PostgresServer) -> Kind:
     )  # fmt: skip
 
 
+def any_driver(server: PostgresServer) -> Kind:
+    """Connections of a driver of which nothing is known but the DB-API; psycopg's, here."""
+
+    def make(settings: PoolSettings, connect: Callable[[], Any] = server.connect) -> Pool[Any]:
+        return Pool(adapter=DBAPIAdapter(connect), settings=settings)
+
+    return postgres(server)._replace(
+        make=make, soil=lambda conn: conn.execute("CREATE TABLE never_committed (n INTEGER)"),
+        nowhere=lambda settings: make(settings, lambda: psycopg.connect("postgresql://postgres@127.0.0.1:1/postgres")),
+    )  # fmt: skip
+
+
 def connections(url: str) -> Kind:
     """What is pooled under an `HTTPPool`'s sessions: the connections to one host."""
     kept = []
@@ -157,7 +171,7 @@ def connections(url: str) -> Kind:
     return Kind(make, use, lambda wire: None, lambda wire: True, None, None)
 
 
-KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "connections")
+KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "any driver", "connections")
 
 
 scarce = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "http"], indirect=True)
@@ -178,8 +192,9 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
     path = tmp_path / "test.db"
     if request.param == "connections":
         yield connections(request.getfixturevalue("market"))
-    elif request.param == "postgres":
-        yield postgres(request.getfixturevalue("postgres"))
+    elif request.param in ("postgres", "any driver"):
+        make = {"postgres": postgres, "any driver": any_driver}[request.param]
+        yield make(request.getfixturevalue("postgres"))
     else:
         yield {
             "fake": fake,
