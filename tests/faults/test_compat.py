@@ -21,18 +21,12 @@ import psycopg
 import pytest
 
 from pooling.compat.psycopg_pool import ConnectionPool, NullConnectionPool, PoolTimeout
+from tests.integration.tools import wait_until
 from tests.proxy import Proxy
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
 
 
 def opened(dsn: str, **options: Any) -> ConnectionPool[Any]:
@@ -65,7 +59,7 @@ def terminate(server: PostgresServer, pids: list[int]) -> None:
     with server.connect(autocommit=True) as conn:
         conn.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
         find = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)"
-        eventually(lambda: conn.execute(find, [pids]).rowcount == 0)
+        wait_until(lambda: conn.execute(find, [pids]).rowcount == 0)
 
 
 @pytest.mark.parametrize("number", [1, 4])
@@ -86,7 +80,7 @@ def test_backend_terminated_while_lent(postgres: PostgresServer) -> None:
             conn.execute("SELECT 1")
         assert conn.closed
         assert [ask(pool, n) for n in range(8)]
-        eventually(lambda: pool.get_stats()["pool_available"] == 4)
+        wait_until(lambda: pool.get_stats()["pool_available"] == 4)
         assert pool.get_stats()["returns_bad"] == 1
 
 
@@ -124,12 +118,12 @@ def test_server_killed_and_restarted_under_load(private_postgres: PostgresServer
         threads = [threading.Thread(target=work) for _ in range(12)]
         for thread in threads:
             thread.start()
-        eventually(lambda: results["good"] > 50)
+        wait_until(lambda: results["good"] > 50)
         private_postgres.kill()
-        eventually(lambda: pool.get_stats()["connections_errors"] > 0)
+        wait_until(lambda: pool.get_stats()["connections_errors"] > 0)
         private_postgres.start()
         back.set()
-        eventually(lambda: results["good after"] > 50)
+        wait_until(lambda: results["good after"] > 50)
         stop.set()
         for thread in threads:
             thread.join(PATIENCE)
@@ -150,7 +144,7 @@ def test_server_away_for_a_while(private_postgres: PostgresServer) -> None:
         threads = [threading.Thread(target=lambda n=n: answers.append(ask(pool, n))) for n in range(6)]
         for thread in threads:
             thread.start()
-        eventually(lambda: pool.get_stats()["connections_errors"] >= 2)
+        wait_until(lambda: pool.get_stats()["connections_errors"] >= 2)
         assert answers == []
         private_postgres.start()
         for thread in threads:
@@ -165,7 +159,7 @@ def test_server_not_started_yet(private_postgres: PostgresServer) -> None:
         private_postgres.dsn, open=True, reconnect_timeout=0.2, reconnect_failed=told.append
     )
     with pool:
-        eventually(lambda: told)
+        wait_until(lambda: told)
         private_postgres.start()
         pool.wait(PATIENCE)  # it has not given up
         assert ask(pool, 1)
@@ -184,7 +178,7 @@ def test_unknown_database_is_told_at_once(postgres: PostgresServer) -> None:
 def test_database_that_is_being_made_is_waited_for(private_postgres: PostgresServer) -> None:
     """`wait` is for the start of an application, when others start, too."""
     with ConnectionPool(elsewhere(private_postgres, "soon"), open=True, min_size=1) as pool:
-        eventually(lambda: pool.get_stats()["connections_errors"] >= 1)
+        wait_until(lambda: pool.get_stats()["connections_errors"] >= 1)
         with private_postgres.connect(autocommit=True) as conn:
             conn.execute("CREATE DATABASE soon")
         pool.wait(PATIENCE)
@@ -266,7 +260,7 @@ def test_struck_in_the_block_and_in_the_wait(
         conn = pool.getconn(PATIENCE)
 
         def when_it_waits() -> None:
-            eventually(lambda: pool.get_stats()["requests_waiting"] == 1)
+            wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
             strike()
 
         thread = threading.Thread(target=when_it_waits)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 
 from pooling import PoolSettings, PoolTimeout, PostgresPool
+from tests.integration.tools import wait_until
 from tests.pgbouncer import PgBouncer, bouncers
 from tests.servers import PostgresServer
 
@@ -19,13 +19,6 @@ PATIENCE = 30.0
 SETTINGS = PoolSettings(min_size=0, max_size=4, acquire_timeout=PATIENCE)
 # What the README says for transaction mode.
 TRANSACTION_MODE = {"session": "trust", "kwargs": {"prepare_threshold": None}}
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -156,7 +149,7 @@ def test_pause_and_resume(by_transaction: PgBouncer) -> None:
         ]
         for thread in threads:
             thread.start()
-        eventually(lambda: any(row["cl_waiting"] not in ("0", None) for row in by_transaction.admin("SHOW POOLS")))
+        wait_until(lambda: any(row["cl_waiting"] not in ("0", None) for row in by_transaction.admin("SHOW POOLS")))
         assert results == []
         by_transaction.admin("RESUME")
         for thread in threads:
@@ -185,7 +178,7 @@ def test_down_for_a_while(bouncer: PgBouncer) -> None:
         results: list[object] = []
         thread = threading.Thread(target=lambda: results.append(db.execute_query("SELECT 1", timeout=PATIENCE)))
         thread.start()
-        eventually(lambda: db.stats()["down"])
+        wait_until(lambda: db.stats()["down"])
         bouncer.start()
         thread.join(PATIENCE)
         assert results == [[(1,)]]

@@ -22,6 +22,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 
+from tests.integration.tools import in_thread, wait_until
 from tests.servers import PostgresServer
 
 PATIENCE = 30.0
@@ -52,19 +53,6 @@ def make(lib: ModuleType, postgres: PostgresServer) -> Iterator[Make]:
         pool.close()
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
-
-
-def in_thread(function: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=function)
-    thread.start()
-    return thread
-
-
 def outcome(function: Callable[[], object]) -> object:
     """What a function returned, or the class of what it raised."""
     try:
@@ -80,7 +68,7 @@ def pid(conn: psycopg.Connection[Any]) -> int:
 def kill(server: PostgresServer, backend: int) -> None:
     with server.connect(autocommit=True) as conn:
         conn.execute("SELECT pg_terminate_backend(%s)", [backend])
-        eventually(lambda: conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).rowcount == 0)
+        wait_until(lambda: conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).rowcount == 0)
 
 
 # -- opening, waiting, closing ------------------------------------------------------
@@ -170,14 +158,14 @@ def test_close_fails_waiters_and_leaves_borrowers_alone(make: Make, lib: ModuleT
     conn = pool.getconn()
     results: list[object] = []
     waiter = in_thread(lambda: results.append(outcome(pool.getconn)))
-    eventually(lambda: pool.get_stats()["requests_waiting"] == 1)
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
     in_thread(pool.close).join(PATIENCE)  # by somebody else than the borrower
     waiter.join(PATIENCE)
     assert results == [lib.PoolClosed]
     assert conn.execute("SELECT 1").fetchone() == (1,)
     conn.rollback()
     pool.putconn(conn)
-    eventually(lambda: conn.closed)
+    wait_until(lambda: conn.closed)
 
 
 def test_close_closes_what_is_idle(make: Make, postgres: PostgresServer) -> None:
@@ -186,7 +174,7 @@ def test_close_closes_what_is_idle(make: Make, postgres: PostgresServer) -> None
     pool.close()
     with postgres.connect(autocommit=True) as conn:
         find = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'closes-idle'"
-        eventually(lambda: conn.execute(find).rowcount == 0)
+        wait_until(lambda: conn.execute(find).rowcount == 0)
 
 
 def test_collected_without_close(lib: ModuleType, postgres: PostgresServer) -> None:
@@ -198,7 +186,7 @@ def test_collected_without_close(lib: ModuleType, postgres: PostgresServer) -> N
     assert gone() is None
     with postgres.connect(autocommit=True) as conn:
         find = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'collected'"
-        eventually(lambda: gc.collect() or conn.execute(find).rowcount == 0)
+        wait_until(lambda: gc.collect() or conn.execute(find).rowcount == 0)
 
 
 # -- arguments ------------------------------------------------------------------------
@@ -333,7 +321,7 @@ def test_returned_in_the_middle_of_a_command(make: Make) -> None:
     pool.putconn(conn)
     with pool.connection(PATIENCE) as other:
         assert other is not conn
-    eventually(lambda: conn.closed)
+    wait_until(lambda: conn.closed)
 
 
 def test_foreign_connections_are_not_taken(make: Make, postgres: PostgresServer) -> None:
@@ -374,7 +362,7 @@ def test_max_waiting(make: Make, lib: ModuleType) -> None:
     conn = pool.getconn()
     got: list[Any] = []
     waiter = in_thread(lambda: got.append(pool.getconn()))
-    eventually(lambda: pool.get_stats()["requests_waiting"] == 1)
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
     with pytest.raises(lib.TooManyRequests):
         pool.getconn()
     pool.putconn(conn)
@@ -396,7 +384,7 @@ def test_first_come_first_served(make: Make) -> None:
     threads = []
     for number in range(5):
         threads.append(in_thread(lambda number=number: borrow(number)))  # type: ignore[misc]
-        eventually(lambda number=number: pool.get_stats()["requests_waiting"] == number + 1)  # type: ignore[misc]
+        wait_until(lambda number=number: pool.get_stats()["requests_waiting"] == number + 1)  # type: ignore[misc]
     pool.putconn(conn)
     for thread in threads:
         thread.join(PATIENCE)
@@ -419,7 +407,7 @@ def test_shrinks_to_min_size_after_max_idle(make: Make) -> None:
     conns = [pool.getconn() for _ in range(3)]
     for conn in conns:
         pool.putconn(conn)
-    eventually(lambda: pool.get_stats()["pool_size"] == 1)
+    wait_until(lambda: pool.get_stats()["pool_size"] == 1)
 
 
 def test_max_lifetime(make: Make) -> None:
@@ -439,7 +427,7 @@ def test_close_returns(make: Make, lib: ModuleType) -> None:
     assert pool.getconn() is conn
     conn.close()
     pool.close()
-    eventually(lambda: conn.closed)
+    wait_until(lambda: conn.closed)
 
 
 def test_close_without_close_returns_loses_the_connection(make: Make) -> None:
@@ -503,7 +491,7 @@ def test_reset(make: Make) -> None:
     with pool.connection() as same:
         assert same is conn
         assert same.execute("SHOW application_name").fetchone() != ("dirty",)
-    eventually(lambda: len(calls) == 2)
+    wait_until(lambda: len(calls) == 2)
     assert set(calls) == {TransactionStatus.IDLE}  # the pool has rolled back first
 
 
@@ -514,7 +502,7 @@ def test_reset_that_fails_or_leaves_a_transaction(make: Make, statement: str) ->
         pass
     with pool.connection(PATIENCE) as other:
         assert other is not conn
-    eventually(lambda: conn.closed)
+    wait_until(lambda: conn.closed)
 
 
 def test_check_is_called_for_each_request(make: Make) -> None:
@@ -559,7 +547,7 @@ def test_check_of_the_pool(make: Make, postgres: PostgresServer) -> None:
     kill(postgres, pids[1])
     pool.check()
     pool.wait(PATIENCE)
-    eventually(lambda: pool.get_stats()["pool_available"] == 3)
+    wait_until(lambda: pool.get_stats()["pool_available"] == 3)
     conns = [pool.getconn() for _ in range(3)]
     now = set(map(pid, conns))
     for conn in conns:
@@ -593,11 +581,11 @@ def test_drain(make: Make) -> None:
     with pool.connection() as conn:
         idle = conn
     pool.drain()
-    eventually(lambda: idle.closed)
+    wait_until(lambda: idle.closed)
     assert not out.closed
     pool.putconn(out)
-    eventually(lambda: out.closed)
-    eventually(lambda: pool.get_stats()["pool_available"] == 2)
+    wait_until(lambda: out.closed)
+    wait_until(lambda: pool.get_stats()["pool_available"] == 2)
     with pool.connection() as conn:
         assert conn not in (idle, out)
 
@@ -621,7 +609,7 @@ def test_reconnect_failed(make: Make) -> None:
 def test_connects_when_the_server_is_there_later(make: Make, private_postgres: PostgresServer) -> None:
     private_postgres.stop()
     pool = make(conninfo=private_postgres.dsn, min_size=1)
-    eventually(lambda: pool.get_stats().get("connections_errors", 0) >= 1)
+    wait_until(lambda: pool.get_stats().get("connections_errors", 0) >= 1)
     private_postgres.start()
     with pool.connection(PATIENCE) as conn:
         conn.execute("SELECT 1")
@@ -630,7 +618,7 @@ def test_connects_when_the_server_is_there_later(make: Make, private_postgres: P
 def test_connecting_that_fails_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "psycopg.pool"):
         make(conninfo=UNREACHABLE, min_size=1, name="lost")
-        eventually(lambda: any(r.name == "psycopg.pool" and "lost" in r.getMessage() for r in caplog.records))
+        wait_until(lambda: any(r.name == "psycopg.pool" and "lost" in r.getMessage() for r in caplog.records))
 
 
 # -- statistics ---------------------------------------------------------------------------------
@@ -678,7 +666,7 @@ def test_pop_stats(make: Make) -> None:
 
 def test_failed_connections_are_counted(make: Make) -> None:
     pool = make(conninfo=UNREACHABLE, min_size=1)
-    eventually(lambda: pool.get_stats().get("connections_errors", 0) >= 1)
+    wait_until(lambda: pool.get_stats().get("connections_errors", 0) >= 1)
     stats = pool.get_stats()
     assert stats["connections_num"] >= stats["connections_errors"]
 
@@ -691,10 +679,10 @@ def test_null_pool_keeps_nothing(make: Make) -> None:
     assert (pool.min_size, pool.max_size) == (0, 1)
     with pool.connection() as conn:
         first = pid(conn)
-    eventually(lambda: conn.closed)
+    wait_until(lambda: conn.closed)
     with pool.connection() as conn:
         assert pid(conn) != first
-    eventually(lambda: pool.get_stats()["pool_size"] == 0)
+    wait_until(lambda: pool.get_stats()["pool_size"] == 0)
 
 
 def test_null_pool_hands_over_to_who_waits(make: Make) -> None:
@@ -702,7 +690,7 @@ def test_null_pool_hands_over_to_who_waits(make: Make) -> None:
     conn = pool.getconn()
     got: list[Any] = []
     waiter = in_thread(lambda: got.append(pool.getconn()))
-    eventually(lambda: pool.get_stats()["requests_waiting"] == 1)
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
     pool.putconn(conn)
     waiter.join(PATIENCE)
     assert got == [conn]
@@ -733,7 +721,7 @@ def test_null_pool_waits_and_checks(make: Make, lib: ModuleType) -> None:
     pool.check()
     pool.resize(0, 2)
     assert pool.max_size == 2
-    eventually(lambda: pool.get_stats()["pool_available"] == 0)
+    wait_until(lambda: pool.get_stats()["pool_available"] == 0)
     with pytest.raises(ValueError):
         pool.resize(1, 2)
     lost = make("NullConnectionPool", conninfo=UNREACHABLE)
@@ -754,7 +742,7 @@ def test_null_pool_resets_what_it_hands_over(make: Make) -> None:
     )
     conn = pool.getconn()
     waiter = in_thread(lambda: pool.putconn(pool.getconn()))
-    eventually(lambda: pool.get_stats()["requests_waiting"] == 1)
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
     pool.putconn(conn)
     waiter.join(PATIENCE)
     assert calls[:2] == [1, 2]
