@@ -70,8 +70,10 @@ def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> int:
-    import psycopg  # here: the other commands do without a libpq
-
+    try:
+        import psycopg  # here: the other commands do without a libpq
+    except ImportError as error:
+        parser.error(f"psycopg does not work here, perhaps for want of libpq (pip install 'pooling[binary]'): {error}")
     from .facts import read
 
     try:

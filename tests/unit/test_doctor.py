@@ -7,6 +7,7 @@ import heapq
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,10 @@ def test_bad_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         main(["doctor", *arguments])
     assert caught.value.code == 2
     assert "hidden" not in capsys.readouterr().err
+
+
+def test_without_a_libpq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SystemExit):
+        main(["doctor", "--dsn", "postgresql://db/app"])
+    assert "pooling[binary]" in capsys.readouterr().err
