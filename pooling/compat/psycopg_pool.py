@@ -53,9 +53,6 @@ What differs, and why:
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -71,13 +68,12 @@ from .. import errors
 from ..adapters.postgres import PostgresPool
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
-from ..settings import PoolSettings
+from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of
 from .ledger import Ledger, logger
 
 __all__ = ["ConnectionPool", "NullConnectionPool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
 
 P = TypeVar("P", bound="ConnectionPool[Any]")
-Hook = Callable[[CT], None]
 _UNBOUNDED = 1 << 20  # what a size of 0 means to a null pool
 _IDLE = TransactionStatus.IDLE
 _PSYCOPG = tuple(map(int, psycopg.__version__.split(".")[:2]))
@@ -182,14 +178,14 @@ class ConnectionPool(Generic[CT]):
         self._owes_warning = open is None
         self._ready = False  # open, and nothing is to be said about it
         self.core = _Core(
-            _not_empty(conninfo),
-            _settings(
+            not_empty(conninfo),
+            settings_of(
                 min_size=self._min_size, max_size=self._max_size or _UNBOUNDED,
                 max_idle=self._keeps(), max_waiting=max_waiting or None, timeout=timeout,
                 max_lifetime=max_lifetime, idle_timeout=max_idle, checked=check is not None,
             ),
             kwargs=kwargs, connection_class=connection_class,
-            configure=_leaving_idle(configure, "configure"), reset=_leaving_idle(reset, "reset"),
+            configure=leaving_idle(configure, "configure"), reset=leaving_idle(reset, "reset"),
             check=None if check in _ROUND_TRIPS else check, name=name or None, ledger=Ledger(weakref.ref(self)),
         )  # fmt: skip
         self.name = self.core.name
@@ -236,7 +232,7 @@ class ConnectionPool(Generic[CT]):
             return state.closed or state.live - len(state.checking) >= state.min_size
 
         logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
-        if not self.core._until(ready, _seconds(timeout)):
+        if not self.core._until(ready, seconds(timeout)):
             cause = self.core._outage.error
             self.close()
             raise PoolTimeout(f"pool {self.name!r}: not complete after {timeout} s") from cause
@@ -253,7 +249,7 @@ class ConnectionPool(Generic[CT]):
         self._closed, self._ready = True, False
         core = self.core
         core.close(0)
-        core._until(lambda: len(core._state.entries) <= len(core._state.lent()), _seconds(timeout))
+        core._until(lambda: len(core._state.entries) <= len(core._state.lent()), seconds(timeout))
 
     @property
     def closed(self) -> bool:
@@ -313,7 +309,7 @@ class ConnectionPool(Generic[CT]):
         limit = self.timeout if timeout is None else timeout
         try:
             # The holder is whoever called the method that called this.
-            lease: Lease[CT] = self.core._acquire_for(_seconds(limit), 2)  # type: ignore[assignment]
+            lease: Lease[CT] = self.core._acquire_for(seconds(limit), 2)  # type: ignore[assignment]
         except errors.PoolError as error:
             theirs = _THEIRS.get(type(error))
             if theirs is None:
@@ -326,7 +322,7 @@ class ConnectionPool(Generic[CT]):
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
         if conn.pgconn.transaction_status != _IDLE:
-            _complain(conn)
+            complain(conn)
         logger.info("pool %r: a connection comes back", self.name)
         self._lent.pop(id(conn), None)
         conn._pool = self.core._adapter  # type: ignore[assignment]  # as it was made
@@ -367,20 +363,20 @@ class ConnectionPool(Generic[CT]):
     @property
     def max_lifetime(self) -> float:
         """Seconds after which a connection is replaced; a change holds for new ones."""
-        return _or_never(self.core.settings.max_lifetime)
+        return or_never(self.core.settings.max_lifetime)
 
     @max_lifetime.setter
     def max_lifetime(self, value: float) -> None:
-        self.core.reconfigure(max_lifetime=_or_none(value))
+        self.core.reconfigure(max_lifetime=or_none(value))
 
     @property
     def max_idle(self) -> float:
         """Seconds of rest after which a connection above ``min_size`` is closed."""
-        return _or_never(self.core.settings.idle_timeout)
+        return or_never(self.core.settings.idle_timeout)
 
     @max_idle.setter
     def max_idle(self, value: float) -> None:
-        self.core.reconfigure(idle_timeout=_or_none(value))
+        self.core.reconfigure(idle_timeout=or_none(value))
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the sizes; ``None`` for the larger means the smaller.
@@ -498,7 +494,7 @@ class NullConnectionPool(ConnectionPool[CT]):
         """
         self._check_ready()
         try:
-            self.core.acquire(_seconds(timeout)).release()
+            self.core.acquire(seconds(timeout)).release()
         except errors.PoolError as error:
             self.close()
             raise PoolTimeout(f"pool {self.name!r}: no connection after {timeout} s") from error.__cause__
@@ -542,70 +538,3 @@ class Block(Generic[CT]):
 
 # What these do the core does without them, with a time limit and for less.
 _ROUND_TRIPS = (ConnectionPool.check_connection, psycopg_pool.ConnectionPool.check_connection)
-
-
-def _settings(*, timeout: float, checked: bool, max_lifetime: float, idle_timeout: float, **sizes: Any) -> PoolSettings:
-    """Say in our words what psycopg_pool's mean."""
-    try:
-        return PoolSettings(
-            acquire_timeout=_seconds(timeout), max_lifetime=_or_none(max_lifetime), lifetime_jitter=0.05,
-            idle_timeout=_or_none(idle_timeout), validate_on_acquire=checked, validation_interval=0,
-            health_check_interval=None, **sizes,
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        text = str(error)
-        for ours, theirs in _NAMES.items():
-            text = text.replace(f"PoolSettings.{ours} ", f"{theirs} ")
-        raise type(error)(text) from None
-
-
-_NAMES = {
-    "acquire_timeout": "timeout", "idle_timeout": "max_idle", "max_lifetime": "max_lifetime",
-    "min_size": "min_size", "max_size": "max_size", "max_waiting": "max_waiting",
-}  # fmt: skip
-
-
-def _seconds(timeout: float) -> float:
-    return min(max(0.0, timeout), threading.TIMEOUT_MAX)
-
-
-def _or_none(seconds: float) -> float | None:
-    return None if seconds == math.inf else seconds
-
-
-def _or_never(seconds: float | None) -> float:
-    return math.inf if seconds is None else seconds
-
-
-def _not_empty(conninfo: str | Callable[[], str]) -> str | Callable[[], str]:
-    """An empty one means libpq's own environment here, and not ``DATABASE_URL``."""
-    if callable(conninfo):
-        return lambda: conninfo() or " "
-    return conninfo or " "
-
-
-def _leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
-    """Refuse a connection that the user's function leaves in a transaction."""
-    if hook is None or not callable(hook):
-        return hook
-
-    def call(conn: CT) -> None:
-        hook(conn)
-        status = conn.pgconn.transaction_status
-        if status != _IDLE:
-            name = TransactionStatus(status).name
-            raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
-
-    return call
-
-
-def _complain(conn: psycopg.Connection[Any]) -> None:
-    """Log that a connection does not come back as it should."""
-    status = conn.pgconn.transaction_status
-    if status == TransactionStatus.UNKNOWN:
-        what = "closed when it came back"
-    elif status == TransactionStatus.ACTIVE:
-        what = "in the middle of a command when it came back; closing it"
-    else:
-        what = "in a transaction when it came back; rolling it back"
-    logger.log(logging.WARNING, "connection %s: %s", conn, what)
