@@ -28,7 +28,13 @@ from .errors import (
 from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
-    from .adapters.http import HTTPPool
+    from .adapters.http import HTTPPool, HTTPTimeout
+    from .adapters.http.client import (
+        get_http_pool,
+        init_http_pool,
+        make_http_request,
+        shutdown_http_pool,
+    )
     from .adapters.postgres import CommandTimeout, CommitUnknown, PostgresPool
     from .adapters.sqlite import SQLitePool
     from .manager import PoolManager, application_lifespan, from_url
@@ -42,6 +48,7 @@ __all__ = [
     "CommitUnknown",
     "CreateFailed",
     "HTTPPool",
+    "HTTPTimeout",
     "HistogramSnapshot",
     "Holder",
     "Lease",
@@ -62,12 +69,21 @@ __all__ = [
     "__version__",
     "application_lifespan",
     "from_url",
+    "get_http_pool",
+    "init_http_pool",
+    "make_http_request",
+    "shutdown_http_pool",
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
     "CommandTimeout": ".adapters.postgres",
     "CommitUnknown": ".adapters.postgres",
+    "HTTPTimeout": ".adapters.http",
+    "get_http_pool": ".adapters.http.client",
+    "init_http_pool": ".adapters.http.client",
+    "make_http_request": ".adapters.http.client",
+    "shutdown_http_pool": ".adapters.http.client",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
     "PoolManager": ".manager",

@@ -18,7 +18,9 @@ from . import __version__
 __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
-_COMMANDS = {"config": ".config", "demo": ".demo.run", "soak": ".soak.run"}
+_COMMANDS = {
+    "config": ".config", "demo": ".demo.run", "doctor": ".doctor.run", "soak": ".soak.run"
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,11 +6,12 @@ driver is imported to find out.
 
 from __future__ import annotations
 
+import inspect
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from .core.pool import Pool
@@ -94,7 +95,9 @@ class Ours(Member):
     def probe(self, timeout: float) -> str | None:
         check = getattr(self.pool, "health_check", None)
         if callable(check):  # the kind knows better what is worth a look
-            return _verdict(check())
+            known = inspect.signature(check).parameters
+            return _verdict(check(**{name: value for name, value in
+                                     (("ask", True), ("timeout", timeout)) if name in known}))  # fmt: skip
         deadline = time.monotonic() + timeout
         for last in range(_STALE_TRIES):
             error = self._round_trip(max(0.0, deadline - time.monotonic()))
@@ -133,8 +136,9 @@ class Ours(Member):
         found = self.pool.metrics.to_dict()
         found["success_rate"] = 1.0 - found["error_rate"]
         queries, readers = getattr(self.pool, "queries", None), getattr(self.pool, "readers", None)
-        if callable(queries):
-            found["queries"] = queries().to_dict()
+        statistics = queries() if callable(queries) else getattr(self.pool, "query_statistics", None)
+        if statistics is not None:
+            found["queries"] = statistics.to_dict()
         if isinstance(readers, Pool):
             found["readers"] = readers.metrics.to_dict()
         return found
@@ -247,7 +251,7 @@ def _verdict(answer: object) -> str | None:
         return None
     status = str(answer.get("status", "")).lower()
     reason = str(answer.get("reason") or answer.get("error") or status)
-    if status in ("down", "unhealthy") or answer.get("healthy") is False:
+    if status in ("down", "unhealthy", "closed") or answer.get("healthy") is False:
         raise ConnectionError(reason)
     return reason if status == "degraded" else None
 
@@ -286,7 +290,7 @@ def in_parallel(
     One that does not return in time gives a `TimeoutError`; its thread, which
     holds nobody up, may go on.
     """
-    done: SimpleQueue[tuple[str, T | BaseException, float]] = SimpleQueue()
+    done: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
     began = time.monotonic()
 
     def run(name: str, job: Callable[[], T]) -> None:
@@ -304,7 +308,7 @@ def in_parallel(
         while len(found) < len(jobs):
             name, result, seconds = done.get(timeout=max(0.0, began + timeout - time.monotonic()))
             found[name] = result, seconds
-    except Empty:
+    except queue.Empty:
         pass
     late = TimeoutError(f"no answer within {timeout:g} s")
     return {name: found.get(name, (late, timeout)) for name in jobs}

@@ -11,7 +11,7 @@ query holds is the kind's own business.
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 from .core.pool import Pool
 from .settings import _ALL_NAMES, PoolSettings, _closest
 
-__all__ = ["GROUP", "SCHEMES", "from_url", "http_pool", "masked", "scheme_of"]
+__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "scheme_of"]
 
 Build = Callable[..., Pool[Any]]
 
@@ -35,6 +35,8 @@ SCHEMES = {
     "https": "pooling._urls:http_pool",
 }
 
+# Sockets are cheaper than connections to a database: as `HTTPPool` has it by itself.
+_BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
 _EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # what pip installs the driver with
 _SECRET = re.compile(r"(?i)((?:^|[?&])[^=&]*(?:pass|secret|token|key|pwd)[^=&]*=)[^&#]*")
 
@@ -63,11 +65,12 @@ def from_url(
         ImportError: The kind's driver is not installed.
         TypeError: An argument is unknown or of the wrong type.
     """
-    build = _builder(scheme_of(url))
+    scheme = scheme_of(url)
+    build = _builder(scheme)
     rest, given, others = _split(url)
     if given:
         try:
-            settings = PoolSettings.from_mapping(given, base=settings)
+            settings = PoolSettings.from_mapping(given, base=settings or _BASES.get(scheme))
         except ValueError as error:
             raise ValueError(f"{masked(url)}: {error}") from None
     try:
@@ -107,7 +110,7 @@ def _builder(scheme: str) -> Build:
         for point in _entry_points():
             if point.name == scheme:
                 return point.load()  # type: ignore[no-any-return]
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # no module, or nothing of that name in it
         extra = _EXTRAS.get(scheme)
         advice = f'; pip install "pooling[{extra}]"' if extra else ""
         raise ImportError(
@@ -165,33 +168,38 @@ def http_pool(
     """Make an `HTTPPool` whose ``base_url`` is the URL; it has none if that names no host.
 
     Args:
-        url: Its query may hold ``timeout``, or ``connect_timeout`` and
-            ``read_timeout``, and the arguments in `HTTP_PARAMETERS`.
+        url: Its query may hold ``timeout``, or ``connect_timeout``,
+            ``read_timeout`` and so on as in `HTTPTimeout`, and the arguments
+            in `_HTTP_PARAMETERS`.
         settings, name, arguments: As for the class.
 
     Raises:
         ValueError: A parameter is unknown or bad.
     """
-    from .adapters.http import HTTPPool
+    from .adapters.http import HTTPPool, HTTPTimeout
 
-    known = {key: parse for key, parse in HTTP_PARAMETERS.items() if key in _arguments(HTTPPool)}
-    known |= dict.fromkeys(("timeout", "connect_timeout", "read_timeout"), float)
-    given: dict[str, Any] = {}
     parts = urlsplit(url)
+    given: dict[str, Any] = {}
+    times: dict[str, float] = {}
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in known:
+        part = key.removesuffix("_timeout")
+        if part != key and part in HTTPTimeout.__dataclass_fields__:
+            times[part] = _read(float, key, text)
+        elif key in _HTTP_PARAMETERS:
+            given[key] = _read(_HTTP_PARAMETERS[key], key, text)
+        else:
             raise ValueError(f"unknown parameter {key!r}")
-        try:
-            given[key] = known[key](text)
-        except (ValueError, KeyError):
-            raise ValueError(f"{key}={text!r} is not what it must be") from None
-    given = with_timeout(given)
+    if times:
+        given["timeout"] = dataclasses.replace(HTTPTimeout.of(given.get("timeout"), HTTPTimeout()), **times)
     base = urlunsplit((*parts[:3], "", "")) if parts.netloc else None
     return HTTPPool(settings=settings, name=name, **{"base_url": base, **given, **arguments})
 
 
-def _arguments(made: type) -> set[str]:
-    return set(inspect.signature(made).parameters)
+def _read(kind: Callable[[str], Any], key: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{key}={text!r} is not what it must be") from None
 
 
 def _bool(text: str) -> bool:
@@ -206,25 +214,7 @@ def _trust(text: str) -> bool | str:
         return text
 
 
-HTTP_PARAMETERS: dict[str, Callable[[str], Any]] = {
-    "max_per_host": int, "retry": int, "verify": _trust, "compression": _bool,
+_HTTP_PARAMETERS: dict[str, Callable[[str], Any]] = {
+    "timeout": float, "max_per_host": int, "retry": int, "verify": _trust, "compression": _bool,
+    "cookies": str, "trust_env": _bool, "health_url": str, "pooled": _bool,
 }  # fmt: skip
-"""Arguments of `HTTPPool` that fit into a URL, and how they are read."""
-
-
-def with_timeout(given: dict[str, Any]) -> dict[str, Any]:
-    """Join ``connect_timeout`` and ``read_timeout`` into requests' pair, 10 and 30 s by default.
-
-    Raises:
-        ValueError: One is not above 0.
-    """
-    rest = dict(given)
-    pair = [rest.pop("connect_timeout", None), rest.pop("read_timeout", None)]
-    for value in (*pair, rest.get("timeout")):
-        if value is not None and not value > 0:
-            raise ValueError(f"a timeout must be above 0 seconds, not {value!r}")
-    if pair != [None, None]:
-        both = rest.get("timeout")
-        defaults = (10.0, 30.0) if both is None else (both, both)
-        rest["timeout"] = tuple(one if one is not None else usual for one, usual in zip(pair, defaults))
-    return rest

@@ -10,12 +10,12 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from ._urls import from_url, masked, scheme_of, with_timeout
+from ._urls import from_url, masked, scheme_of
 from .core.pool import Pool
 from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt
 
@@ -24,18 +24,9 @@ __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
 HTTP, DATABASE = "http_pool", "db_pool"
 """How the pools of `from_env` are called."""
 
-HTTP_SETTINGS = PoolSettings(min_size=0, max_size=100, idle_timeout=30.0, acquire_timeout=30.0)
 DATABASE_SETTINGS = PoolSettings(min_size=5, max_size=20, acquire_timeout=30.0)
-"""What holds where the environment says nothing: made for a service that fetches and stores."""
+"""What holds for the database where nothing is said."""
 
-_HTTP_ARGUMENTS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "MAX_CONNECTIONS_PER_HOST": ("max_per_host", int),
-    "CONNECTION_TIMEOUT": ("connect_timeout", float),  # to connect, not to wait for the pool
-    "CONNECT_TIMEOUT": ("connect_timeout", float),
-    "READ_TIMEOUT": ("read_timeout", float),
-    "RETRY_ATTEMPTS": ("retry", int),
-    "BASE_URL": ("base_url", str),
-}
 _SHARED = {"ENABLE_METRICS": "enable_metrics", "METRICS_EXPORT_INTERVAL": "metrics_interval"}
 _SECRETS = ("pass", "secret", "token", "key", "auth", "cert", "header", "prox")
 
@@ -104,7 +95,8 @@ def from_env(
     ``HTTP_MAX_CONNECTIONS_PER_HOST``, ``HTTP_MAX_KEEPALIVE_CONNECTIONS``,
     ``HTTP_KEEPALIVE_EXPIRY``, ``HTTP_CONNECTION_TIMEOUT`` or
     ``HTTP_CONNECT_TIMEOUT``, ``HTTP_READ_TIMEOUT``, ``HTTP_RETRY_ATTEMPTS``,
-    ``HTTP_BASE_URL``), ``db_pool`` by ``DATABASE_URL`` and ``DB_...`` or
+    ``HTTP_POOLING``, the others of `init_http_pool`, and ``HTTP_BASE_URL``),
+    ``db_pool`` by ``DATABASE_URL`` and ``DB_...`` or
     ``DATABASE_...`` (``DB_MAX_CONNECTIONS``, ``DB_MIN_CONNECTIONS``,
     ``DB_CONNECTION_TIMEOUT``, ``DB_IDLE_TIMEOUT``, ``DATABASE_MAX_POOL_SIZE``),
     both by ``ENABLE_METRICS`` and ``METRICS_EXPORT_INTERVAL``. Every field of
@@ -186,37 +178,19 @@ def _one(name: str, value: object) -> PoolConfig:
 
 
 def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
-    own = {f"{prefix}HTTP_{name}": rule for name, rule in _HTTP_ARGUMENTS.items()}
-    arguments: dict[str, Any] = {}
+    from .adapters.http.client import _NUMBERS, _TIMES, pool_arguments  # here: it imports requests
+
+    own = f"{prefix}HTTP_"
+    arguments = pool_arguments(own, {name: environ[name] for name in environ if name.startswith(own)})
+    del arguments["name"]
+    words = {**dict.fromkeys(_TIMES, "timeout"), **_NUMBERS, "POOLING": "pooled", "BASE_URL": "url"}
     sources: dict[str, str] = {}
-    for variable, (argument, parse) in own.items():
-        if variable not in environ:
-            continue
-        if argument in sources:
-            raise ValueError(f"{sources[argument]} and {variable} both set {argument}")
-        arguments[argument] = _parsed(variable, environ[variable], parse)
-        sources[argument] = variable
-    others = {name: text for name, text in environ.items() if name not in own}
-    settings, said = _settings(prefix, ("HTTP_",), others, HTTP_SETTINGS)
-    url = arguments.pop("base_url", None)
-    if url is not None:
-        sources["url"] = sources.pop("base_url")
-    arguments = with_timeout(arguments)
-    if "timeout" in arguments:
-        parts = [sources.pop(name, "default") for name in ("connect_timeout", "read_timeout")]
-        sources["timeout"] = ", ".join(parts)
-    return PoolConfig(HTTP, url or "http://", settings, arguments, sources={**sources, **said})
-
-
-def _parsed(variable: str, text: str, parse: Callable[[str], Any]) -> Any:
-    noun = {int: "a whole number of at least 0", float: "a number above 0"}.get(parse)  # type: ignore[call-overload]
-    try:
-        value = parse(text)
-    except ValueError:
-        raise ValueError(f"{variable} must be {noun}, not {text!r}") from None
-    if noun and not (value > 0 or (parse is int and value == 0)):
-        raise ValueError(f"{variable} must be {noun}, not {text!r}")
-    return value
+    for word, argument in words.items():
+        if own + word in environ:
+            sources[argument] = ", ".join(filter(None, [sources.get(argument), own + word]))
+    settings, said = _shared(prefix, environ, arguments.pop("settings"), _said(own, environ, except_for=words))
+    url = environ.get(f"{own}BASE_URL") or "http://"
+    return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **said})
 
 
 def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
@@ -236,13 +210,29 @@ def _settings(
         _warn_of_misspelt(prefix + part, environ, known)
         said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if name in environ]
     sources = {setting: variable for variable, setting, _ in reversed(said)}
-    for name, setting in _SHARED.items():
-        if prefix + name in environ and setting not in sources:
-            said.append((prefix + name, setting, environ[prefix + name]))
-            sources[setting] = prefix + name
     if "max_size" in sources and "min_size" not in sources:
         base = _room_for(base, environ[sources["max_size"]])
-    return _overlay(base, _read(said)), sources
+    return _shared(prefix, environ, _overlay(base, _read(said)), sources)
+
+
+def _said(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -> dict[str, str]:
+    """Return by which variable each setting with this prefix is said."""
+    return {
+        setting: prefix + name.upper()
+        for name, setting in _ALL_NAMES.items()
+        if prefix + name.upper() in environ and name.upper() not in except_for
+    }
+
+
+def _shared(
+    prefix: str, environ: Mapping[str, str], settings: PoolSettings, sources: dict[str, str]
+) -> tuple[PoolSettings, dict[str, str]]:
+    """Lay what is said for both pools below what is said for this one."""
+    for name, setting in _SHARED.items():
+        if prefix + name in environ and setting not in sources:
+            settings = _overlay(settings, _read([(prefix + name, setting, environ[prefix + name])]))
+            sources = {**sources, setting: prefix + name}
+    return settings, sources
 
 
 def _room_for(base: PoolSettings, text: str) -> PoolSettings:

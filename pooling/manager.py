@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any
 
 from . import config
-from ._members import Member, in_parallel, member_of, reason_of
+from ._members import Member, in_parallel, member_of
+from ._reports import DEGRADED, DOWN, UP, Health, PoolHealth, Readiness, Startup, judge, table
 from ._signals import SignalWatch
 from ._urls import from_url
 from .core.adapter import Adapter
+from .core.clock import seconds
 from .core.pool import Pool
 from .errors import PoolClosed, PoolError
 
@@ -32,98 +33,8 @@ __all__ = [
 
 logger = logging.getLogger("pooling")
 
-UP, DEGRADED, DOWN = "up", "degraded", "down"
 _ALIASES = {config.DATABASE: "database_pool"}  # what performance summaries call it, too
 _GRACE = 0.5  # seconds beyond its limit that a pool's own error may take to arrive
-
-
-@dataclass(frozen=True)
-class PoolHealth:
-    """How one pool is; true unless it is down.
-
-    Attributes:
-        status: ``"up"``; ``"degraded"``: it works, but somebody should look;
-            ``"down"``: nobody gets anything from it.
-        seconds: What it took to take a resource and make a round trip.
-        reason: Why it is not up.
-        critical: Whether the application is down without it.
-    """
-
-    status: str
-    seconds: float
-    reason: str | None = None
-    critical: bool = True
-
-    def __bool__(self) -> bool:
-        return self.status != DOWN
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON; the latency in milliseconds."""
-        found = {"status": self.status, "latency_ms": round(self.seconds * 1e3, 3), "critical": self.critical}
-        return found if self.reason is None else {**found, "reason": self.reason}
-
-
-class _Report(Mapping[str, Any]):
-    """Something about each pool, by its name."""
-
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self._found = dict(found)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._found}>"
-
-
-class Health(_Report):
-    """The health of every pool by its name, a `PoolHealth` each."""
-
-    def __bool__(self) -> bool:
-        return self.status != DOWN
-
-    @property
-    def status(self) -> str:
-        """Overall: down if a critical pool is, degraded if another is or one is degraded."""
-        if any(one.status == DOWN and one.critical for one in self.values()):
-            return DOWN
-        return UP if all(one.status == UP for one in self.values()) else DEGRADED
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {"status": self.status, "pools": {name: one.to_dict() for name, one in self.items()}}
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """Whether a pool was ready in time, after how many seconds, and the error if not."""
-
-    ready: bool
-    seconds: float
-    error: BaseException | None = None
-
-    def __bool__(self) -> bool:
-        return self.ready
-
-
-class Startup(_Report):
-    """What a warm-up reached: a `Readiness` for every pool by its name."""
-
-    def __bool__(self) -> bool:
-        return all(self.values())
-
-    def __str__(self) -> str:
-        parts = [
-            f"{name} ready after {one.seconds:.2f} s" if one else f"{name} NOT ready: {reason_of(one.error)[1]}"
-            for name, one in self.items()
-        ]
-        return "; ".join(parts) or "no pools"
 
 
 class PoolManager:
@@ -148,8 +59,8 @@ class PoolManager:
     def __init__(self, *, startup_timeout: float = 10.0, shutdown_timeout: float = 10.0) -> None:
         # No lock: a fork would copy it locked. Setting a dict's item, once, is atomic.
         self._members: dict[str, Member] = {}
-        self._startup_timeout = startup_timeout
-        self._shutdown_timeout = shutdown_timeout
+        self._startup_timeout = seconds(startup_timeout)
+        self._shutdown_timeout = seconds(shutdown_timeout)
         self._closing = False
         self._since = time.monotonic()
 
@@ -314,7 +225,7 @@ class PoolManager:
 
     def close_all(self, timeout: float | None = None) -> None:
         """Close every pool, the last one made first, within one deadline; see `shutdown`."""
-        limit = self._shutdown_timeout if timeout is None else timeout
+        limit = self._shutdown_timeout if timeout is None else seconds(timeout)
         deadline = time.monotonic() + limit
         for name in reversed(list(self._members)):
             member = self._members[name]
@@ -351,12 +262,12 @@ class PoolManager:
         Raises:
             PoolError: ``strict``, and at least one is not ready; the first error is the cause.
         """
-        limit = self._startup_timeout if timeout is None else timeout
+        limit = self._startup_timeout if timeout is None else seconds(timeout)
         jobs = {name: _opening(member, limit) for name, member in self._members.items()}
         report = Startup({
-            name: Readiness(not isinstance(result, BaseException), seconds,
+            name: Readiness(not isinstance(result, BaseException), took,
                             result if isinstance(result, BaseException) else None)
-            for name, (result, seconds) in in_parallel(jobs, limit + _GRACE).items()
+            for name, (result, took) in in_parallel(jobs, limit + _GRACE).items()
         })  # fmt: skip
         if not report:
             errors = [one.error for one in report.values() if one.error is not None]
@@ -366,7 +277,7 @@ class PoolManager:
         return report
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Shut down in order: no new request or pool, wait for what is in use, close.
+        """Shut down in order: no new pool, no new lease, wait for what is in use, close.
 
         The last pool made is closed first: it may need those before it. Each
         stops lending when its turn comes, so that what is under way can still
@@ -405,10 +316,11 @@ class PoolManager:
             timeout: Seconds; a pool that does not answer in time is down, or
                 degraded if all that it has is lent.
         """
+        timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}
         answers = in_parallel(jobs, timeout + _GRACE)
         return Health({
-            name: _judge(self._members[name], *answer) for name, answer in answers.items() if name in self._members
+            name: judge(self._members[name], *answer) for name, answer in answers.items() if name in self._members
         })  # fmt: skip
 
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -442,13 +354,7 @@ class PoolManager:
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a table of all pools, to standard output by default."""
-        head = ("pool", "kind", "in use", "idle", "waiting", "requests", "errors", "wait ms")
-        rows = [head, *(_row(name, self._members[name], found) for name, found in self.metrics().items())]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
-            cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
-            print("  ".join(cells).rstrip(), file=file or sys.stdout)
+        print(table(self._members, self.metrics()), file=file or sys.stdout)
 
     def __repr__(self) -> str:
         return f"<PoolManager: {', '.join(self._members) or 'no pools'}{', shut down' if self._closing else ''}>"
@@ -467,23 +373,13 @@ def _probing(member: Member, timeout: float) -> Callable[[], str | None]:
     return probe
 
 
-def _judge(member: Member, result: object, seconds: float) -> PoolHealth:
-    """What an answer, or its absence, means."""
-    if isinstance(result, BaseException):
-        down, reason = reason_of(result)
-        return PoolHealth(DOWN if down else DEGRADED, seconds, reason, member.critical)
-    reason = result if isinstance(result, str) else member.trouble()  # type: ignore[assignment]
-    return PoolHealth(DEGRADED if reason else UP, seconds, reason or None, member.critical)
-
-
-def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
-    state = f"{found['in_use']}/{found['max_size']}"
-    counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
-    wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
-    return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)
-
-
-_USUAL_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+def _signals(wanted: bool | Iterable[signal.Signals]) -> tuple[signal.Signals, ...]:
+    if isinstance(wanted, bool):
+        return (signal.SIGTERM, signal.SIGINT) if wanted else ()
+    try:
+        return tuple(signal.Signals(number) for number in wanted)
+    except (TypeError, ValueError):
+        raise TypeError(f"signals must be true, false or several of signal.Signals, not {wanted!r}") from None
 
 
 @contextmanager
@@ -530,7 +426,7 @@ def application_lifespan(
         raise TypeError("application_lifespan() takes either a manager or a database")
     if pools is not None:
         manager.configure(pools)
-    numbers = _USUAL_SIGNALS if signals is True else signals or ()
+    numbers = _signals(signals)
     watch = SignalWatch(numbers)
     try:
         if numbers:

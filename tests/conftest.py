@@ -6,11 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.servers import PostgresServer, find_postgres, requires
+from tests.web import WebServer
 
 CI = os.environ.get("CI") == "true"
 
@@ -53,3 +55,55 @@ def postgres() -> Iterator[PostgresServer]:
 def private_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for one test, which may kill, restart and configure it."""
     yield from _postgres()
+
+
+class Authority:
+    """A certificate authority of the tests' own.
+
+    Attributes:
+        file: What has to be trusted.
+        server: Certificate and key of a server at 127.0.0.1 and localhost.
+        client: Certificate and key of a client.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import trustme  # here: the unit tests run without it
+
+        authority = trustme.CA()
+        self.file, self.server, self.client = (str(folder / name) for name in ("ca.pem", "server.pem", "client.pem"))
+        authority.cert_pem.write_to_path(self.file)
+        names = ("127.0.0.1", "localhost")
+        authority.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(self.server)
+        authority.issue_cert("client@localhost").private_key_and_cert_chain_pem.write_to_path(self.client)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Whose certificates the servers of the tests have."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def _web() -> Iterator[WebServer]:
+    with WebServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _secure_web(authority: Authority) -> Iterator[WebServer]:
+    with WebServer(authority.server) as server:
+        yield server
+
+
+@pytest.fixture
+def web(_web: WebServer) -> WebServer:
+    """An HTTP server for all tests that leave it running; its book begins anew."""
+    _web.new_book()
+    return _web
+
+
+@pytest.fixture
+def secure_web(_secure_web: WebServer) -> WebServer:
+    """The same with TLS."""
+    _secure_web.new_book()
+    return _secure_web

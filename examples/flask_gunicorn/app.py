@@ -21,10 +21,9 @@ app.config["POOLING"] = {"db": os.environ.get("DATABASE_URL", "sqlite:///visits.
 pools = Pooling(app)
 app.register_blueprint(pools.health_blueprint())
 
-with app.app_context():
-    # In the parent. Each worker finds an empty pool and connects by itself: there is nothing to be done.
-    with pools.manager["db"].connection() as conn:
-        conn.execute("CREATE TABLE IF NOT EXISTS visit (at text)")
+# In the parent. Each worker finds an empty pool and connects by itself: there is nothing to be done.
+with app.app_context(), pools.manager["db"].connection() as conn:
+    conn.execute("CREATE TABLE IF NOT EXISTS visit (at text)")
 
 
 @app.get("/")

@@ -6,6 +6,7 @@ import logging
 import math
 import queue
 import random
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
@@ -16,11 +17,15 @@ from ..core.clock import Clock
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
+from ..doctor.facts import read
+from ..doctor.plan import Plan
+from ..doctor.report import Report
+from ..doctor.rules import examine
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import Backoff, PoolSettings
 from .pg import failures
 from .pg.adapter import PostgresAdapter
-from .pg.address import Address, Answer
+from .pg.address import OWN, Address, Answer
 from .pg.blocks import Block, CommitUnknown, Transaction, commit
 from .pg.limits import CommandTimeout, check_limit, server_limits
 from .pg.session import Connection, Hook, Session, SessionMode, notes_of
@@ -77,7 +82,8 @@ class PostgresPool(Pool[Connection]):
             holder gets `CommandTimeout` at the limit.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that does nothing in the middle of a transaction.
-        query_statistics: Count and time queries, see `query_statistics`.
+        query_statistics: Count and time queries, for some 5 µs each; see
+            `query_statistics`.
         name: How the pool is called in messages, and on the server.
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
@@ -101,12 +107,14 @@ class PostgresPool(Pool[Connection]):
         session: SessionMode = "clean",
         command_timeout: float | None = None,
         idle_in_transaction_timeout: float | None = None,
-        query_statistics: bool = True,
+        query_statistics: bool = False,
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
     ) -> None:
-        settings = settings or PoolSettings()
+        settings = PoolSettings() if settings is None else settings
+        if not isinstance(settings, PoolSettings):
+            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
@@ -130,7 +138,7 @@ class PostgresPool(Pool[Connection]):
         )  # fmt: skip
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
-            measuring=query_statistics, check=check, proved=self._note_proved,
+            measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
         self._address.add_default("fallback_application_name", self.name)
@@ -216,7 +224,7 @@ class PostgresPool(Pool[Connection]):
             self._hurry(conn, deadline)
             # A statement outside of a transaction is one by itself, two round trips cheaper.
             if (conn.isolation_level, conn.read_only, conn.deferrable) == (None, None, None):
-                conn.autocommit = True
+                conn._autocommit = True  # `autocommit` would take a lock and a generator; the reset undoes it
             cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
             cursor.execute(sql, params)
             rows = cursor.fetchall() if cursor.description else []
@@ -343,6 +351,31 @@ class PostgresPool(Pool[Connection]):
             **({} if self._queries is None else {"queries": self._queries.to_dict()}),
         }
 
+    def advise(self, workers: int | None = None) -> Report:
+        """Look at the server through a few connections of its own, and say what is wrong and what to set.
+
+        Args:
+            workers: How many processes have a pool like this one; ``None`` if
+                that is not known.
+
+        Returns:
+            A report: ``str()`` tells it in words, ``findings`` has them one by
+            one, ``breaks`` says whether anything will break.
+
+        Raises:
+            psycopg.Error: The server does not answer.
+            ValueError, TypeError: ``workers`` is no whole number above 0.
+        """
+        arguments = self._address.ask().arguments
+        plan = Plan(
+            settings=self._settings, workers=workers, cleans=bool(self._session._clean),
+            prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
+            command_timeout=self._session._limit,
+        )  # fmt: skip
+        plain = {name: value for name, value in arguments.items() if name not in OWN}
+        ours = plain.get("application_name") or plain["fallback_application_name"]
+        return examine(read(lambda **other: psycopg.connect(**{**plain, **other}), ours), plan)
+
     # -- how it works ---------------------------------------------------------------
 
     def _create(self, key: Key) -> None:
@@ -396,6 +429,18 @@ class PostgresPool(Pool[Connection]):
         super()._renew_state()
         if self._queries is not None:
             self._queries.renew()
+
+
+def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
+    """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
+    reference = weakref.WeakMethod(method)
+
+    def call(answer: Answer) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(answer)
+
+    return call
 
 
 def _check_hooks(**hooks: object) -> None:

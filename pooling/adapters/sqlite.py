@@ -21,8 +21,9 @@ from urllib.parse import parse_qsl, unquote
 
 from ..core.pool import Pool
 from ..settings import PoolSettings
-from ._queries import QuerySnapshot, QueryStats
-from ._sqlite import SQLiteAdapter
+from .lite.adapter import SQLiteAdapter
+from .lite.arguments import check_number, parse
+from .lite.queries import QuerySnapshot, QueryStats
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
 
@@ -105,10 +106,10 @@ class SQLitePool(Pool[sqlite3.Connection]):
         optimize: bool = True,
         name: str | None = None,
     ) -> None:
-        _check_number("timeout", timeout, least=0.0)
-        _check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
-        _check_number("readers", readers, least=1, optional=True)
-        _check_number("writer", writer, least=1)
+        check_number("timeout", timeout, least=0.0)
+        check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
+        check_number("readers", readers, least=1, optional=True)
+        check_number("writer", writer, least=1)
         settings = settings or PoolSettings()
         name = name or Path(os.fspath(path).partition("?")[0]).name.strip(":") or None
         self.readers: Pool[sqlite3.Connection] | None = None
@@ -159,9 +160,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         if host:
             raise ValueError(f"a host ({host!r}) means nothing here; sqlite:///{host} is a relative path")
         for key, text in parse_qsl(url.partition("?")[2], keep_blank_values=True):
-            if key not in _URL_PARAMETERS:
-                raise ValueError(f"unknown parameter {key!r}")
-            arguments.setdefault(key, _parse(key, text))
+            arguments.setdefault(key, parse(key, text))
         return cls(unquote(path) or ":memory:", settings, name=name, **arguments)
 
     # -- use ------------------------------------------------------------------------
@@ -398,32 +397,6 @@ def _resized(settings: PoolSettings, size: int) -> PoolSettings:
         min_size=min(settings.min_size, size),
         max_idle=None if idle is None else max(idle, min(settings.min_size, size)),
     )
-
-
-_URL_PARAMETERS: dict[str, type] = {
-    "timeout": float, "readers": int, "writer": int, "statement_timeout": float, "optimize": bool,
-}  # fmt: skip
-
-
-def _parse(key: str, text: str) -> object:
-    kind = _URL_PARAMETERS[key]
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
-        noun = {float: "a number of seconds", int: "a whole number", bool: "true or false"}[kind]
-        raise ValueError(f"{key} must be {noun}, not {text!r}") from None
-
-
-def _check_number(name: str, value: object, *, least: float, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    kinds = (int,) if isinstance(least, int) else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a {'whole ' if kinds == (int,) else ''}number, not {value!r}")
-    if not least <= value <= threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be at least {least:g}, not {value!r}")
 
 
 SQLitePool.__module__ = "pooling"  # where users import it from

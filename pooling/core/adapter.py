@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 __all__ = ["Adapter", "FunctionAdapter", "own"]
 
 R = TypeVar("R")
+_FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 
 
 class Adapter(Generic[R]):
@@ -28,11 +29,14 @@ class Adapter(Generic[R]):
             their time limits themselves (a socket timeout, or no I/O at all).
             They then run in the borrower's thread. Otherwise they run on a
             worker, a thread hop dearer, so that one that hangs holds nobody.
+        closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
+            that it runs where the pool decides to close, not on a worker.
     """
 
     noun: str = "resource"
     blocking: bool = True
     bounded: bool = False
+    closes_at_once: bool = False
 
     def create(self) -> R:
         """Make a resource, or raise."""
@@ -70,8 +74,13 @@ class Adapter(Generic[R]):
         return False
 
     def is_final(self, error: BaseException) -> bool:
-        """Say whether :meth:`create`, having raised ``error``, can never succeed."""
-        return False
+        """Say whether :meth:`create`, having raised ``error``, can never succeed.
+
+        As it stands: if the program is at fault and not the server (a wrong
+        argument, a name that does not exist, a module that is missing). Who
+        overrides it asks this one too.
+        """
+        return isinstance(error, _FAULTS)
 
     def is_full(self, error: BaseException) -> bool:
         """Say whether ``error``, raised by :meth:`create`, means that the server is up but has no room.

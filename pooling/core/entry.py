@@ -75,6 +75,16 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
         def __call__(self) -> Key | None: ...
 
+    def begin(self, generation: object, expires: float, now: float) -> None:
+        """Make it the record of a slot that is taken, and has no resource yet."""
+        self.resource = self.code = None
+        self.generation = generation
+        self.expires = expires
+        self.idle_since = self.checked = self.since = now
+        self.uses = self.thread = self.lasti = 0
+        self.busy = 0.0
+        self.leaked = False
+
     @property
     def held(self) -> bool:
         """Whether the last thing that happened to it was an acquire.

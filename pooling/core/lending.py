@@ -23,8 +23,8 @@ from .holders import describe, holders_of, place_of
 from .lease import Lease
 from .metrics import SHORT
 from .observer import tell
-from .reaper import AUDIT
 from .registry import PAGE
+from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
 from .words import counts, say
@@ -381,6 +381,7 @@ class Lending(Upkeep[R]):
             text += f"; held by: {describe(holders_of(lent, now))}"
         if cause is not None:
             text += f"; making one fails: {say(cause)}"
+        self._background.reaper.ensure()  # it audits for those who wait; if it was killed, here it is missed
         tell(self._observers, "timed_out", self.name, now - waiter.arrived)
         if down is not None and timeout == 0:
             raise PoolUnavailable(text) from cause

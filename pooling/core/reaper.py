@@ -1,4 +1,4 @@
-"""The one background thread of a process, and what it does to a pool when something is due.
+"""The one background thread of a process; `sweep` is what it does to a pool when something is due.
 
 It sleeps on its mailbox until a message comes or something is due, and ends
 when no pool is left (P11). It holds pools weakly and is a client of their
@@ -16,39 +16,27 @@ Assumes: ``SimpleQueue.put`` is re-entrant.
 
 from __future__ import annotations
 
-import gc
 import heapq
 import logging
 import queue
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
 from .clock import Clock
-from .entry import Entry, Key
-from .state import _copy
+from .entry import Entry
+from .sweep import NEVER, sweep
 from .threads import call_home, hand, mark_native, start
 from .workers import Job, Workers
 
 if TYPE_CHECKING:
-    from .pool import Pool
     from .registry import PoolRef
 
-__all__ = ["AHEAD", "AUDIT", "Call", "Look", "Reaper", "sweep"]
+__all__ = ["Call", "Look", "Reaper"]
 
 logger = logging.getLogger("pooling")
-
-AUDIT = 0.25
-"""Seconds between audits while somebody waits (P8): they should never find anything."""
-
-_OVERDUE = 1.0  # seconds in line after which a lease may have been forgotten in a cycle
-_COLLECT_EVERY = 10.0  # seconds between two collections that the reaper asks for
-
-AHEAD = 2.0
-"""Seconds before the end of its lifetime that a core member is replaced, at most."""
-
-NEVER = float("inf")
 
 
 class Look:
@@ -72,8 +60,18 @@ class Call:
         self.args = args
 
 
+class _Life:
+    """Held by the reaper's thread alone: it ends with it, whatever ended that."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Reaper:
-    """One thread for all pools of one clock."""
+    """One thread for all pools of one clock.
+
+    A thread that an exception has killed at its birth, where nothing could
+    catch it, gives its place back all the same: `ensure` starts another.
+    """
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
         self._world = queue.SimpleQueue  # looked up late: gevent replaces it
@@ -84,7 +82,8 @@ class Reaper:
         self._due: list[tuple[float, int, PoolRef]] = []
         self._number = 0
         self.collect_after = 0.0
-        self._place = deque([None])  # who takes the token is the thread
+        self._place: deque[object] = deque([None])  # who takes the token is the thread
+        self._life: weakref.ref[_Life] | None = None  # gives the token back if the thread does not
         self._unborn: deque[None] = deque()  # one token for one that has yet to begin
         self._resting = False
         self._stopped = False
@@ -103,10 +102,14 @@ class Reaper:
             self._place.pop()
         except IndexError:
             return
+        self._unborn.clear()
         self._unborn.append(None)
+        life = _Life()
+        self._life = weakref.ref(life, self._place.append)
         try:
-            start(self._world, self._run, ())
+            start(self._world, self._run, (life,))
         except RuntimeError as error:
+            self._life = None
             self._unborn.pop()
             self._place.append(None)
             if "shutdown" not in str(error):  # see `Workers`: it is not needed any more
@@ -145,10 +148,11 @@ class Reaper:
         hand(self.inbox, job)
         return True
 
-    def _run(self) -> None:
+    def _run(self, life: _Life) -> None:
         self._unborn.pop()
         mark_native(self._world)
         while True:
+            self._life = weakref.ref(life, self._place.append)
             while self._heir is None and self._has_work():
                 try:
                     self.step(True)
@@ -156,6 +160,7 @@ class Reaper:
                     logger.exception("the reaper stumbled; this is a bug in pooling")
             if self._heir is not None:
                 self._pass_on(self._heir)
+            self._life = None  # from here on it is given back by hand
             self._place.append(None)
             if not self._has_work():
                 return
@@ -248,175 +253,3 @@ def _close_quietly(adapter: Adapter[Any], entry: Entry) -> None:
         adapter.close(entry.resource)
     except Exception:
         logger.debug("close() failed for a pool that was dropped", exc_info=True)
-
-
-def sweep(pool: Pool[Any], now: float) -> float:
-    """Do what is due in one pool.
-
-    Returns:
-        When to look again; infinity for "when something happens".
-    """
-    pool._background.workers.nudge()
-    if pool._health.jumped(now, pool._clock.wall()):
-        logger.info("pool %r: the process was frozen; idle resources are suspect", pool.name)
-    return min(
-        _overdue_work(pool, now),
-        _rested_too_long(pool, now),
-        _lived_too_long(pool, now),
-        _keepalive(pool, now),
-        _health_check(pool, now),
-        _leaks(pool, now),
-        _audit(pool, now),
-    )
-
-
-def _overdue_work(pool: Pool[Any], now: float) -> float:
-    """Take their slots from a creation, a check and a close that hang (P4)."""
-    state, settings = pool._state, pool._settings
-    due = NEVER
-    for entries, limit in (
-        (state.creating, settings.create_timeout),
-        (state.checking, max(settings.reset_timeout, settings.health_check_timeout)),
-        (state.closing, settings.close_timeout),
-    ):
-        for entry in list(entries):
-            if entry.since + limit <= now:
-                pool._abandon(entry, now, limit)
-            else:
-                due = min(due, entry.since + limit)
-    return due
-
-
-def _rested_too_long(pool: Pool[Any], now: float) -> float:
-    """Evict what lay idle too long, above ``min_size``; oldest first, from the left end.
-
-    What is not due goes back where it was: through `_deliver` it would land on
-    top, the stack would rotate, and nothing would ever age out.
-    """
-    state, limit = pool._state, pool._settings.idle_timeout
-    if limit is None:
-        return NEVER
-    idle = state.idle
-    while idle and len(state.entries) - len(state.closing) > state.min_size:
-        try:
-            key = idle.popleft()
-        except IndexError:
-            break
-        due = key.entry.idle_since + limit
-        if due > now:
-            idle.appendleft(key)
-            return due
-        pool._evict(key, "idle_timeout")
-    if len(state.entries) <= state.min_size:
-        return NEVER  # a creation brings the next look
-    return now + limit
-
-
-def _lived_too_long(pool: Pool[Any], now: float) -> float:
-    """Evict the idle ones past their lifetime, and mark the lent ones for their return.
-
-    Those that `min_size` will miss are replaced a moment before.
-    """
-    state = pool._state
-    due = NEVER
-    ahead = pool._ahead
-    for key in _copy(state.idle):
-        if key.entry.expires <= now:
-            _evict_idle(pool, key, "lifetime")
-    ending = 0
-    for entry in list(state.entries):
-        if entry.expires <= now:
-            entry.generation = None
-        elif entry.expires - ahead <= now:
-            ending += 1
-            due = min(due, entry.expires)
-        else:
-            due = min(due, entry.expires - ahead)
-    if ending:
-        pool._replace_ahead(ending)
-    return due
-
-
-def _evict_idle(pool: Pool[Any], key: Key, reason: str) -> None:
-    if _take(pool, key):
-        pool._evict(key, reason)
-
-
-def _take(pool: Pool[Any], key: Key) -> bool:
-    """Take a certain key off the idle stack; ``False`` if somebody was faster."""
-    try:
-        pool._state.idle.remove(key)
-    except ValueError:
-        return False
-    return True
-
-
-def _keepalive(pool: Pool[Any], now: float) -> float:
-    """Make a round trip on what was not heard of for ``keepalive_interval``."""
-    interval = pool._settings.keepalive_interval
-    if interval is None or pool._validate is None or not pool._state.entries:
-        return NEVER
-    due = now + interval
-    for key in _copy(pool._state.idle):
-        seen = max(key.entry.idle_since, key.entry.checked)
-        if seen + interval > now:
-            due = min(due, seen + interval)
-        elif _take(pool, key):
-            pool._on_worker(key, pool._check)  # it goes back where it was
-    return due
-
-
-def _health_check(pool: Pool[Any], now: float) -> float:
-    """Ask the server how it is, at its interval, over the resource that rests longest."""
-    interval = pool._settings.health_check_interval
-    if interval is None or pool._validate is None or not pool._state.entries:
-        return NEVER
-    if now < pool._health.check_at:
-        return pool._health.check_at
-    pool._health.check_at = now + interval
-    for key in _copy(pool._state.idle):
-        if _take(pool, key):
-            pool._on_worker(key, pool._health_check)
-            break
-    return now + interval
-
-
-def _leaks(pool: Pool[Any], now: float) -> float:
-    """Report each lease that is out for longer than ``leak_timeout``, once."""
-    limit = pool._settings.leak_timeout
-    if limit is None or not pool._state.entries:
-        return NEVER
-    due = now + limit  # somebody may borrow the next moment, without a word to us
-    for entry in pool._state.lent():
-        if entry.leaked:
-            continue
-        if entry.since + limit <= now:
-            pool._report_leak(entry, now)
-        else:
-            due = min(due, entry.since + limit)
-    return due
-
-
-def _audit(pool: Pool[Any], now: float) -> float:
-    """Pair and plan again; while somebody waits, look again soon, and when a probe is due."""
-    pool._serve(audit=True)
-    outage = pool._outage
-    holding = outage.error is not None or outage.full is not None
-    due = outage.retry_at if holding and outage.retry_at > now else NEVER
-    try:
-        oldest = pool._state.waiters[0].arrived
-    except IndexError:
-        return due
-    if now - oldest >= _OVERDUE:
-        _collect(pool, now, now - oldest)
-    return min(due, now + AUDIT)
-
-
-def _collect(pool: Pool[Any], now: float, waited: float) -> None:
-    """Look for leases that lie forgotten in a cycle: nobody allocates, so nobody collects."""
-    reaper = pool._background.reaper
-    if now < reaper.collect_after or not pool._state.in_use or not gc.isenabled():
-        return
-    reaper.collect_after = now + _COLLECT_EVERY
-    logger.info("pool %r: a borrower waits for %.1f s; collecting garbage", pool.name, waited)
-    gc.collect()

@@ -19,8 +19,8 @@ resource that it has in its hands would talk to the parent's peer. Elsewhere the
 first use does it, or the child's exit. gevent may patch the process in between;
 what is made anew here can move with it then (see `threads`).
 
-Beyond us is a child that C forked while a thread of the parent waited for the
-interpreter itself: CPython's own lock counts that thread for ever.
+Beyond us is a child that C forked while another thread had the interpreter, or
+waited for it: CPython's own lock is never right again there.
 
 **Exit (P10).** Our threads are daemons: nothing waits for them. What is idle is
 closed by the reaper while the exit waits for it, but not for longer than a
@@ -45,7 +45,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
@@ -141,7 +140,7 @@ _births: dict[int, Any] = {}  # process id: the lock that its first thread to no
 _leaving = 0  # the id of the process whose exit has begun,
 _last_thread = 0  # and of the thread that it began in
 _incref: Callable[[object], object] | None = None
-_forget_parked: Callable[[], object] | None = None
+_forgetful: list[bool] = []  # C's fork was told what to forget
 
 
 def background_of(clock: Clock) -> Background:
@@ -215,12 +214,11 @@ def renew() -> bool:
         return False
     with lock:
         if not PAGE[0]:
-            _forget_parents_threads()
             for background in [*_backgrounds, *_guests]:
                 _begin_anew(background)
+            _abandon_estate()
             PAGE[0] = 1
             _births.clear()  # process ids are used again
-    _abandon_estate()
     return True
 
 
@@ -250,13 +248,7 @@ def _nobodys_key(now: float) -> Key:
     gone, key = Key(), Key()
     key.entry = entry = Entry(gone)
     hash(entry)  # while there is something to hash
-    entry.resource = entry.code = None
-    entry.generation = object()
-    entry.expires = float("-inf")
-    entry.idle_since = entry.checked = entry.since = now
-    entry.uses = entry.thread = entry.lasti = 0
-    entry.busy = 0.0
-    entry.leaked = False
+    entry.begin(object(), float("-inf"), now)
     return key
 
 
@@ -266,7 +258,6 @@ def _disown(reference: PoolRef, nobodys: Key) -> None:
         key = entry()
         if key is not None:
             key.entry = nobodys.entry
-            _graveyard.append(key)  # or it would drop its entry into the parent's mailbox
         if entry.resource is not None:
             _estate[id(entry)] = (reference.adapter, entry.resource)
     for waiter in list(state.waiters):
@@ -274,15 +265,12 @@ def _disown(reference: PoolRef, nobodys: Key) -> None:
 
 
 def _abandon_estate() -> None:
-    while _estate:
-        try:
-            adapter, resource = _estate.popitem()[1]
-        except KeyError:
-            return
+    for number, (adapter, resource) in list(_estate.items()):
         try:
             adapter.abandon(resource)
         except Exception:
             logger.debug("abandon() failed", exc_info=True)
+        _estate.pop(number, None)
 
 
 def _keep_for_ever(thing: object) -> None:
@@ -291,39 +279,35 @@ def _keep_for_ever(thing: object) -> None:
         _incref(thing)
 
 
-def _forget_parents_threads() -> None:
-    """Do what Python's hook does, where C forked: forget who was waiting in the parent.
-
-    CPython 3.13+ lists them, on their own stacks, and `SimpleQueue` waits there:
-    when a new thread's stack takes that place, the list leads anywhere. A thread
-    of the child's own could be in it by now, so this one must be the only one.
-    """
-    if _forget_parked is not None and _only_thread():
-        _forget_parked()
-
-
-def _only_thread() -> bool:
-    """Whether the kernel knows of no other thread in this process."""
-    try:
-        return len(os.listdir("/proc/self/task")) == 1
-    except OSError:  # no such place here: who knows
-        return False
-
-
 def _learn_to_keep() -> None:
-    """Look up what a child needs of C: another thread may be amid an import when it is forked."""
-    global _incref, _forget_parked
+    global _incref
     try:
+        # Now, not in a child: another thread may be amid an import when the process forks.
         from _ctypes import Py_INCREF as _incref
     except ImportError:
         return  # then what is kept is destroyed at the very end
-    try:
-        from _ctypes import call_cdeclfunction, dlopen, dlsym
+    if sys.version_info >= (3, 13) and hasattr(os, "fork") and not _forgetful:
+        _forgetful.append(True)
+        _forget_parents_threads()
 
-        address = dlsym(dlopen(None, 0), "_PyParkingLot_AfterFork")  # type: ignore[arg-type]
-        _forget_parked = partial(call_cdeclfunction, address, ())
-    except (ImportError, OSError):
-        pass  # an interpreter without such a list
+
+def _forget_parents_threads() -> None:
+    """Have C's fork do what Python's does about threads that wait in the parent.
+
+    CPython 3.13+ lists them, on their own stacks, and a `SimpleQueue` waits
+    there: when a new thread's stack takes that place the list leads anywhere,
+    and the child crashes. It must be done before there is a new thread.
+    """
+    import ctypes
+
+    try:
+        process = ctypes.CDLL(None)
+        forget = ctypes.cast(ctypes.pythonapi._PyParkingLot_AfterFork, ctypes.c_void_p)
+        # glibc's `pthread_atfork` is static, and calls this one.
+        register = getattr(process, "__register_atfork", None) or process.pthread_atfork
+        register(None, None, forget, None)
+    except (AttributeError, OSError):
+        pass  # an interpreter, or a C library, without these
 
 
 def _before_fork() -> None:
@@ -349,8 +333,11 @@ def _before_fork() -> None:
 def _let_the_kernel_see() -> None:
     """Wait until the kernel, too, has seen the last of our threads; some milliseconds at most."""
     for _ in range(50):
-        if _only_thread():
-            return
+        try:
+            if len(os.listdir("/proc/self/task")) == 1:
+                return
+        except OSError:  # no such place here: hope
+            pass
         time.sleep(1e-4)
 
 

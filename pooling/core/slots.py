@@ -48,9 +48,10 @@ from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
 from .outage import Outage
-from .reaper import AHEAD, NEVER, Call, Look
+from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
+from .sweep import AHEAD, NEVER
 from .threads import hand
 from .words import say
 
@@ -167,11 +168,12 @@ class Slots(Generic[R]):
             self._later(Slots._deliver, key)
             return
         with self._lock:
-            if not self._state.owns(key.entry):
-                return  # the parent's
-            reason = self._state.accept(key, self._now())
-            self.metrics.look()
-            more = self._watchers or (self._waiters and not self._state.spent)
+            reason: str | None = None
+            more: object = True
+            if self._state.owns(key.entry):  # else it is the parent's, and whoever brings it may wait
+                reason = self._state.accept(key, self._now())
+                self.metrics.look()
+                more = self._watchers or (self._waiters and not self._state.spent)
         if reason is not None:
             self._evict(key, reason)
         if more:
@@ -224,17 +226,11 @@ class Slots(Generic[R]):
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
         key = Key()
-        entry = Entry(key, self._background.reaper.drop)
-        key.entry = entry
-        entry.pool, entry.resource = self._ref, None
-        entry.generation = self._state.generation
+        key.entry = entry = Entry(key, self._background.reaper.drop)
+        entry.pool = self._ref
         life = math.inf if settings.max_lifetime is None else settings.max_lifetime
-        entry.expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
-        entry.idle_since = entry.checked = entry.since = now
-        entry.uses = entry.thread = entry.lasti = 0
-        entry.busy = 0.0
-        entry.code = None
-        entry.leaked = False
+        expires = now + life * (1 - settings.lifetime_jitter * self._uniform())
+        entry.begin(self._state.generation, expires, now)
         self._state.reserve(entry)
         self.metrics.look()
         self._look_at(now + settings.create_timeout)
@@ -374,7 +370,7 @@ class Slots(Generic[R]):
     def _dispose(self, key: Key, reason: str) -> None:
         """Have an evicted resource closed; nothing to call means nothing to wait for."""
         key.entry.since = self._now()
-        if self._has_close:
+        if self._has_close and not self._adapter.closes_at_once:
             self._look_at(key.entry.since + self._settings.close_timeout)
             self._background.workers.submit(self._close, key, reason)
         else:

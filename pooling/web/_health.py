@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,8 +53,8 @@ class HealthEndpoint:
         self._token = None if token is None else token.encode()
         self._admit = admit
         self._timeout = timeout
-        self._last: tuple[PoolManager, float, Health] | None = None
-        self._turn = threading.Semaphore()  # one asks the servers, the others wait for its answer
+        self._last: tuple[PoolManager | None, float, Health | None] = (None, 0.0, None)
+        self._asking = False
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """Return status, headers and body for a request."""
@@ -84,24 +83,19 @@ class HealthEndpoint:
         return self._admit is not None and bool(self._admit(environ))
 
     def _health(self) -> Health:
-        manager = self._manager()
-        known = self._known(manager)
-        if known is not None:
-            return known
-        mine = self._turn.acquire(timeout=self._timeout)  # a fork may have left it taken for ever
-        try:
-            known = self._known(manager)
-            if known is None:
-                known = manager.health_check(self._timeout)
-                self._last = manager, time.monotonic(), known
-            return known
-        finally:
-            if mine:
-                self._turn.release()
+        """Ask, unless the last answer is fresh, or another thread is asking right now.
 
-    def _known(self, manager: PoolManager) -> Health | None:
-        if self._last is None:
-            return None
+        Without a lock: it might be made before gevent comes, or be held at a fork.
+        """
+        manager, now = self._manager(), time.monotonic()
         whose, when, health = self._last
-        fresh = whose is manager and time.monotonic() - when < MAX_AGE and not manager.closing
-        return health if fresh else None
+        known = health if whose is manager and not manager.closing else None
+        if known is not None and now - when < MAX_AGE + (self._timeout if self._asking else 0.0):
+            return known
+        self._asking = True
+        try:
+            known = manager.health_check(self._timeout)
+        finally:
+            self._asking = False
+        self._last = manager, time.monotonic(), known
+        return known

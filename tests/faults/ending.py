@@ -11,6 +11,7 @@ import atexit
 import gc
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -122,6 +123,39 @@ def main_waiting() -> Callable[[], object]:
     pool = make_pool(max_size=1)
     lend(pool)
     return pool.acquire
+
+
+def main_holding() -> Callable[[], object]:
+    """The main thread is at work with what it borrowed, and others wait for that."""
+    pool = make_pool(max_size=1)
+
+    def hold() -> None:
+        with pool.acquire():
+            in_thread(pool.acquire)
+            until(lambda: pool.stats()["waiting"])
+            hang()
+
+    return hold
+
+
+def main_opening() -> Callable[[], object]:
+    """The main thread warms a pool up, and a creation hangs."""
+    pool = make_pool(hang, min_size=1)
+    return lambda: pool.open(EVER)
+
+
+def main_churning() -> Callable[[], object]:
+    """The main thread borrows and releases all the time, against others; it is struck anywhere."""
+    pool = make_pool(max_size=2, max_lifetime=0.01)
+
+    def churn() -> None:
+        while True:
+            with pool.acquire():
+                pass
+
+    for _ in range(3):
+        in_thread(churn)
+    return churn
 
 
 def creating() -> None:
@@ -254,11 +288,23 @@ def while_it_waits(wait: Callable[[], object], end: Callable[[], None]) -> None:
     """Have a signal strike the main thread in the midst of something that would last for ever."""
     main = threading.main_thread().ident
     assert main is not None
-    signal.signal(signal.SIGUSR1, lambda *_: end())
+    struck = threading.Event()
+
+    def handler(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        struck.set()
+        end()
+
+    signal.signal(signal.SIGUSR1, handler)
 
     def strike() -> None:
-        until(lambda: _waits(sys._current_frames()[main]))
-        signal.pthread_kill(main, signal.SIGUSR1)
+        if wait.__name__ == "churn":
+            time.sleep(random.uniform(0, 0.05))
+        else:
+            until(lambda: _waits(sys._current_frames()[main]))
+        while not struck.is_set():  # CPython overlooks one that comes between its last look and the wait
+            signal.pthread_kill(main, signal.SIGUSR1)
+            time.sleep(0.05)
 
     in_thread(strike)
     wait()
@@ -267,6 +313,8 @@ def while_it_waits(wait: Callable[[], object], end: Callable[[], None]) -> None:
 
 def _waits(frame: Any) -> bool:
     while frame is not None:
+        if frame.f_code is hang.__code__:
+            return True
         if frame.f_code.co_name == "get" and frame.f_code.co_filename.endswith("clock.py"):
             return True
         frame = frame.f_back

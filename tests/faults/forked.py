@@ -14,6 +14,7 @@ What goes wrong is raised, in the parent or in a child, and shows in the exit st
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import mmap
@@ -48,8 +49,8 @@ def _collect_often() -> None:
 os.register_at_fork(after_in_child=_collect_often)
 
 from pooling import Lease, LeaseError, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout  # noqa: E402
-from pooling.core.registry import pools  # noqa: E402
 from tests.faults.recorder import Line, Lines  # noqa: E402
+from tests.faults.rest import let_others_come_to_rest  # noqa: E402
 
 CHILDS_TIME = 8  # seconds until a child that is stuck is killed
 _libc = ctypes.PyDLL(None)  # calls C with the GIL held, as uWSGI holds it when it forks
@@ -64,51 +65,20 @@ def fork() -> int:
     return int(_libc.fork())
 
 
-def let_others_come_to_rest() -> None:
-    """Wait until no other thread wants the interpreter, nor will in the next moment.
-
-    When C forks while a thread waits for the GIL, CPython's condition variable
-    for it counts that thread in the child too, for ever, and the child hangs in
-    `pthread_cond_signal` or `pthread_cond_wait`: Python's own hook makes a new
-    one. No library can help there, so that is not what is tested. A thread that
-    waits for the GIL wakes every few milliseconds; whoever sleeps on, and does
-    so while we do not hold it, waits for something else.
-    """
-    audits = any(pool._waiters for pool in pools())  # then the reaper wakes now and then
-    began, before = time.monotonic(), None
-    while True:
-        now = _naps()
-        if now is not None and now == before:
-            if not audits or time.monotonic() > began + 0.5:
-                return
-        elif before is not None:
-            audits = False  # the next one is a while away
-        before = now
-        time.sleep(0.02)
-
-
-def _naps() -> dict[str, str] | None:
-    """How often each other thread has gone to sleep; `None` if one is not asleep."""
-    naps = {}
-    for thread in os.listdir("/proc/self/task"):
-        if thread == str(threading.get_native_id()):
-            continue
-        try:
-            with open(f"/proc/self/task/{thread}/status") as lines:
-                status = {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
-        except OSError:
-            return None  # it ended just now
-        if not status["State"].startswith("S"):
-            return None
-        naps[thread] = status["voluntary_ctxt_switches"]
-    return naps
+def end_if_stuck() -> None:
+    """Have this child killed, and say where it is, when its time is up."""
+    if threading.current_thread() is threading.main_thread():  # elsewhere nobody has set one
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.unregister(signal.SIGALRM)
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.alarm(CHILDS_TIME)
 
 
 def fork_into(childs_part: Callable[[], object], ending: Callable[[int], object] = os._exit) -> int:
     """Fork; the child does its part and ends. Return its process id."""
     child = fork()
     if child == 0:
-        signal.alarm(CHILDS_TIME)
+        end_if_stuck()
         status = 1
         try:
             childs_part()
@@ -293,7 +263,7 @@ def leaving_a_block() -> None:
             with pool.acquire():
                 child = fork()
                 if child == 0:
-                    signal.alarm(CHILDS_TIME)
+                    end_if_stuck()
                     if used_before:
                         use_all(pool)
             if child == 0:
@@ -327,7 +297,7 @@ def leaving_a_block_that_others_wait_for() -> None:
         held.wait()
         child = fork()
         if child == 0:
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
         else:
             expect_success(child)
             release.set()
@@ -346,7 +316,7 @@ def leaving_a_block_by_an_error() -> None:
         with pool.acquire():
             child = fork()
             if child == 0:
-                signal.alarm(CHILDS_TIME)
+                end_if_stuck()
                 raise KeyError("child")
             expect_success(child)
     except KeyError:
@@ -520,7 +490,7 @@ def while_waiting() -> None:
     def fork_here(*_: object) -> None:
         children.append(fork())
         if children[0] == 0:
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
         else:
             leases.pop().release()
 
@@ -562,8 +532,7 @@ def at_any_moment() -> None:
         child = fork()
         if child == 0:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(CHILDS_TIME)
+            end_if_stuck()
             children.clear()
         else:
             children.append(child)

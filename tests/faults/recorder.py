@@ -8,6 +8,7 @@ that they start, which use the connections.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # else getaddrinfo does, in a thread, and a child waits for that import for ever
 import os
 import socket
 import threading

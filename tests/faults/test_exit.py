@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -97,9 +98,10 @@ def result(program: Program) -> list[str]:
 
 def all_ends(state: str, ends: list[str]) -> None:
     """Run a program for each end, side by side."""
-    with ExitStack() as programs:
-        for program in [programs.enter_context(Program(state, end)) for end in ends]:
-            program.result()
+    with ExitStack() as programs, ThreadPoolExecutor(len(ends)) as waiting:
+        started = [programs.enter_context(Program(state, end)) for end in ends]
+        for judged in [waiting.submit(program.result) for program in started]:
+            judged.result()
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,26 @@ def test_whatever_is_left(state: str) -> None:
     all_ends(state, list(ENDS))
 
 
-@pytest.mark.parametrize("state", ["main_waiting", "main_creating", "closing", "checking", "closed"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "main_waiting",
+        "main_creating",
+        "main_holding",
+        "main_opening",
+        "closing",
+        "checking",
+        "closed",
+    ],
+)
 def test_a_signal_while_the_main_thread_waits(state: str) -> None:
     all_ends(state, [end for end in ENDS if end != "returns"])
+
+
+@pytest.mark.parametrize("end", ["exits", "is_killed", "is_told_to_exit"])
+def test_a_signal_at_any_moment(end: str) -> None:
+    """In the midst of whatever the pool does in the main thread."""
+    all_ends("main_churning", [end] * 6)
 
 
 def test_handlers_of_atexit_can_still_borrow() -> None:

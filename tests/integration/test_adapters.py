@@ -1,38 +1,29 @@
-"""The thin adapters against real servers: what is lent is clean, alive and bounded in time."""
+"""The thin adapters of databases against real servers: what is lent is clean, alive and bounded in time."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
-import ssl
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-import requests
 from psycopg.rows import dict_row
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout
-from pooling.adapters.http import HTTPPool
 from pooling.adapters.postgres import PostgresPool
 from pooling.adapters.sqlite import SQLitePool
-from pooling.demo.certificates import make_certificates
-from pooling.demo.service import QuoteServer
-from tests.servers import PostgresServer, requires
+from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
-QUOTE = "/quotes/BALC"
 
 
 def in_thread(function: Callable[[], object]) -> threading.Thread:
@@ -62,230 +53,6 @@ def run_forking(program: str) -> None:
         process.communicate()
         raise
     assert (process.returncode, output, errors) == (0, "child ok\nparent ok\n", "")
-
-
-# -- HTTP ------------------------------------------------------------------------
-
-
-@contextmanager
-def serving(server: QuoteServer) -> Iterator[QuoteServer]:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@pytest.fixture
-def market() -> Iterator[QuoteServer]:
-    with serving(QuoteServer(delay=0.0, seed=1)) as server:
-        yield server
-
-
-@pytest.fixture
-def secure_market(tmp_path: Path) -> Iterator[tuple[QuoteServer, str]]:
-    """A server with TLS, and the file that has to be trusted."""
-    made = make_certificates(tmp_path)
-    requires("a maker of certificates", made, "pip install cryptography")
-    assert made is not None
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(made.certificate, made.key)
-    with serving(QuoteServer(delay=0.0, seed=1, tls=tls)) as server:
-        yield server, str(made.authority)
-
-
-def test_requests_share_warm_sockets(market: QuoteServer) -> None:
-    http = HTTPPool(base_url=market.url)
-    with http:
-        serials = [http.get(f"{QUOTE}?piece={piece}").json()["serial"] for piece in range(10)]
-        assert http.request("GET", market.url + QUOTE).json()["serial"] == 11  # a whole URL as well
-        assert http.get("/nothing").status_code == 404
-    assert serials == list(range(1, 11))
-    assert market.take_book()["accepted"] == 1
-
-
-def test_every_method_is_sent_as_what_it_is(market: QuoteServer) -> None:
-    http = HTTPPool(base_url=market.url + "/")
-    with http:
-        for name in ("post", "put", "patch", "delete", "options", "head"):
-            response = getattr(http, name)(QUOTE)
-            assert (response.request.method, response.status_code) == (name.upper(), 501)
-        assert http.post(QUOTE, json={"a": 1}).request.body == b'{"a": 1}'
-        assert http.put(QUOTE, data="text").request.body == "text"
-
-
-def test_a_session_comes_back_as_good_as_new_with_its_sockets(market: QuoteServer) -> None:
-    http = HTTPPool(ONE, headers={"X-From": "pool"})
-    foreign = requests.adapters.HTTPAdapter()
-    with http:
-        with http.acquire() as session:
-            clean = session_state(session)
-            session.get(market.url + QUOTE)
-            session.headers["X-Secret"] = "s3cret"
-            session.cookies.set("id", "s3cret")
-            session.auth = ("user", "s3cret")
-            session.params = {"key": "s3cret"}
-            session.proxies["http"] = "http://user:s3cret@proxy:1"
-            session.hooks["response"].append(lambda *args, **kwargs: None)
-            session.verify, session.cert, session.trust_env = False, "s3cret.pem", False
-            session.mount("http://other", foreign)
-            session.request = None  # type: ignore[method-assign,assignment]
-            session.token = "s3cret"  # type: ignore[attr-defined]
-        with http.acquire() as again:
-            assert again is session
-            assert session_state(again) == clean
-            assert again.headers["X-From"] == "pool"
-            again.get(market.url + QUOTE)
-    assert market.take_book()["accepted"] == 1
-
-
-def session_state(session: requests.Session) -> dict[str, Any]:
-    state = dict(vars(session), cookies=session.cookies.get_dict(), headers=dict(session.headers))
-    return {name: repr(value) if isinstance(value, dict) else value for name, value in state.items()}
-
-
-def test_a_request_context_holds_its_session_to_the_end(market: QuoteServer) -> None:
-    http = HTTPPool(ONE, base_url=market.url, name="api")
-    with http:
-        with http.request_context("GET", QUOTE, stream=True) as response:
-            assert http.stats()["in_use"] == 1
-            assert "test_a_request_context_holds_its_session_to_the_end" in str(http.holders()[0])
-            with pytest.raises(PoolTimeout):
-                http.acquire(timeout=0.0)
-            assert b"serial" in next(response.iter_content(10_000))
-        assert http.stats()["in_use"] == 0
-        with pytest.raises(RuntimeError, match="mine"), http.request_context("GET", QUOTE, stream=True):
-            raise RuntimeError("mine")
-        assert http.stats()["in_use"] == 0
-        assert http.get(QUOTE).ok
-
-
-def test_the_time_limit_holds_without_being_asked_for() -> None:
-    with serving(QuoteServer(delay=5.0, seed=1)) as slow:
-        http = HTTPPool(ONE, base_url=slow.url, timeout=(5, 0.2))
-        with http:
-            with pytest.raises(requests.ReadTimeout):
-                http.get(QUOTE)
-            with http.acquire() as session, pytest.raises(requests.ReadTimeout):
-                session.get(slow.url + QUOTE)
-
-
-def test_the_pools_trust_beats_the_environment(
-    secure_market: tuple[QuoteServer, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, authority = secure_market
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.utils.DEFAULT_CA_BUNDLE_PATH)
-    http = HTTPPool(base_url=server.url, verify=authority)
-    with http:
-        assert http.get(QUOTE).ok
-        with http.acquire() as session:
-            assert session.get(server.url + QUOTE).ok
-    stranger = HTTPPool(base_url=server.url)
-    with stranger, pytest.raises(requests.exceptions.SSLError):
-        stranger.get(QUOTE)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority)
-    with HTTPPool() as plain, plain.acquire() as session:
-        assert session.get(server.url + QUOTE).ok
-
-
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_a_socket_of_a_careless_request_serves_no_careful_one(secure_market: tuple[QuoteServer, str]) -> None:
-    server, _ = secure_market
-    http = HTTPPool(ONE, base_url=server.url)
-    with http:
-        assert http.get(QUOTE, verify=False).ok
-        with pytest.raises(requests.exceptions.SSLError):
-            http.get(QUOTE)
-        assert http.get(QUOTE, verify=False).ok
-
-
-def test_the_trusted_list_is_read_once_for_all(
-    secure_market: tuple[QuoteServer, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, authority = secure_market
-    read = []
-    load = ssl.SSLContext.load_verify_locations
-
-    def counting(self: ssl.SSLContext, *args: Any, **kwargs: Any) -> None:
-        read.append((args, kwargs))
-        load(self, *args, **kwargs)
-
-    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", counting)
-    http = HTTPPool(base_url=server.url, verify=authority)
-    with http:
-        barrier = threading.Barrier(5)
-
-        def fetch() -> None:
-            with http.acquire() as session:
-                barrier.wait(30)
-                session.get(server.url + QUOTE)
-
-        for thread in [in_thread(fetch) for _ in range(5)]:
-            thread.join()
-    assert server.take_book()["accepted"] == 5
-    assert read == [((), {"cafile": authority})]
-
-
-def test_a_list_that_is_not_there_is_named(market: QuoteServer) -> None:
-    http = HTTPPool(verify="/no/such/bundle.pem")
-    with http, pytest.raises(OSError, match=r"/no/such/bundle\.pem"):
-        http.get(market.url.replace("http:", "https:"))
-
-
-class CuttingServer(QuoteServer):
-    """A server that can hang up on everybody."""
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        self.connection = connection
-        return connection, address
-
-
-def test_a_socket_that_the_server_closed_costs_no_error() -> None:
-    with serving(CuttingServer(delay=0.0, seed=1)) as server:
-        http = HTTPPool(ONE, base_url=server.url)
-        with http:
-            assert http.get(QUOTE).ok
-            server.connection.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
-            assert http.get(QUOTE).ok
-        assert server.take_book()["accepted"] == 2
-
-
-def test_http_over_a_fork_while_urllib3_is_locked(market: QuoteServer) -> None:
-    run_forking(f"""
-import os, threading
-from pooling import HTTPPool, PoolSettings
-http = HTTPPool(PoolSettings(min_size=0, max_size=1), base_url={market.url!r})
-http.get("{QUOTE}")
-with http.acquire() as session:
-    manager = session.get_adapter("http://").poolmanager
-(pool,) = manager.pools._container.values()
-(connection,) = [connection for connection in pool.pool.queue if connection]
-locked = threading.Event()
-def hold():
-    with manager.pools.lock, pool.pool.mutex:
-        locked.set()
-        done.wait()
-done = threading.Event()
-thread = threading.Thread(target=hold)
-thread.start()
-locked.wait()
-if os.fork() == 0:
-    http.get("{QUOTE}")
-    assert connection.sock.fileno() == -1
-    print("child ok", flush=True)
-    os._exit(0)
-assert os.wait()[1] == 0
-done.set()
-thread.join()
-http.get("{QUOTE}")
-print("parent ok")
-""")
-    book = market.take_book()
-    assert (len(book["served"]), book["accepted"]) == (3, 2)  # the parent kept its socket
 
 
 # -- SQLite ----------------------------------------------------------------------

@@ -21,6 +21,7 @@ try:
     with application_lifespan(manager=manager, signals={signals}):
         with pool.acquire():
             pass
+        {inside}
         print("ready", flush=True)
         {meanwhile}
 finally:
@@ -33,7 +34,7 @@ WAIT = "while True: time.sleep(0.05)"
 
 def run(number: signal.Signals, **parts: str) -> tuple[int, list[str], str]:
     """Run the program, signal it when it is ready; return exit code, what it printed, and errors."""
-    code = PROGRAM.format(**{"before": "", "signals": "True", "meanwhile": WAIT, "after": "", **parts})
+    code = PROGRAM.format(**{"before": "", "signals": "True", "inside": "", "meanwhile": WAIT, "after": "", **parts})
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -86,10 +87,10 @@ def test_what_is_ignored_stays_ignored() -> None:
 def test_whoever_came_after_us_keeps_the_signal() -> None:
     code, output, _ = run(
         signal.SIGTERM,
-        meanwhile="stop = []; signal.signal(signal.SIGTERM, lambda *args: stop.append(1))\n"
-                  "        while not stop: time.sleep(0.01)",
+        inside="stop = []; signal.signal(signal.SIGTERM, lambda *args: stop.append(1))",
+        meanwhile="while not stop: time.sleep(0.01)",
         after="print(signal.getsignal(signal.SIGTERM).__name__)",
-    )  # fmt: skip
+    )
     assert (code, output) == (0, ["closed", "<lambda>"])
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 
@@ -79,5 +80,11 @@ def test_readme_runs(
     assert names["orders"] == [("lamp",)]
     names["send"]("a", "b", "hello")  # type: ignore[operator]
     assert Mail.sent == ["hello"]
+    environ: dict[str, object] = {"PATH_INFO": "/"}
+    setup_testing_defaults(environ)
+    assert names["application"](environ, lambda status, headers: None) == [b"2 visits"]  # type: ignore[operator]
+    assert names["shop"].test_client().get("/all").text == "/\n/about\n"  # type: ignore[attr-defined]
+    names["application"].manager.shutdown()  # type: ignore[attr-defined]
+    names["shop"].extensions["pooling"].shutdown()  # type: ignore[attr-defined]
     for name in ("mail", "http", "cache", "db"):
         names[name].close()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
-from pooling.adapters._queries import without_values
+from pooling.adapters.lite.queries import without_values
 from pooling.adapters.sqlite import _interrupted_after
 from tests.integration.tools import in_thread, run_forking, wait_until
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from pooling import PoolManager
+from pooling._signals import server_around
 from pooling.web.wsgi import PoolingMiddleware, lease
 
 PIECES = 20
@@ -56,6 +57,7 @@ def state(manager: PoolManager) -> str:
     figures = {name: manager[name].metrics.snapshot() for name in names}
     return json.dumps({
         "pid": os.getpid(),
+        "server": server_around(),
         "in_use": sum(one.in_use for one in figures.values()),
         "orphans": sum(one.orphans for one in figures.values()),
         "peak": max(one.peak_in_use for one in figures.values()),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, imports, lite, pages, scarce, stampede, uncontended
+from . import ample, flat, held, http, imports, lite, pages, requests, scarce, stampede, uncontended
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -23,15 +23,18 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     imports.NAME: imports.run,
     pages.NAME: pages.run,
     lite.NAME: lite.run,
+    requests.NAME: requests.run,
+    **http.BENCHMARKS,
 }
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute, not five")
+    parser.add_argument("--quick", action="store_true", help="some two minutes, not ten")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it there too")
     parser.add_argument(
-        "--only", metavar="NAME", nargs="+", choices=BENCHMARKS, help=", ".join(BENCHMARKS)
+        "--only", metavar="NAME", nargs="+", choices=[*BENCHMARKS, *http.FURTHER],
+        help=", ".join([*BENCHMARKS, *http.FURTHER]),
     )
     parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds of each benchmark")
     return parser.parse_args(arguments)
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables = []
     for name in options.only or BENCHMARKS:
         neighbours = Neighbours()
-        table = BENCHMARKS[name](plan)
+        table = (BENCHMARKS | http.FURTHER)[name](plan)
         table.notes = [*table.notes, *neighbours.note()]
         print(f"\n{table.render()}", flush=True)
         tables.append(table)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Lease, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from pooling import CreateFailed, Lease, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 
@@ -381,14 +381,21 @@ def test_a_slot_is_taken_until_the_close_has_returned(
     assert adapter.most_open == 1
 
 
-def test_a_factory_that_returns_none_has_failed(make: Make, clock: VirtualClock) -> None:
-    pool = make(factory=lambda: None)
-    waiting = Task(pool.acquire, 1)
-    clock.until_parked(1)
-    clock.advance(1)
-    with pytest.raises(PoolTimeout) as raised:
-        waiting.result()
-    assert str(raised.value.__cause__) == "the factory returned None instead of a resource"
+def fault_in_the_program() -> FakeResource:
+    return FakeResource(nonsense=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [(lambda: None, "the factory returned None instead of a resource"), (fault_in_the_program, "nonsense")],
+)
+def test_a_factory_with_a_fault_in_the_program_fails_at_once(
+    make: Make, factory: Callable[[], Any], says: str
+) -> None:
+    """And not at the deadline: no server that comes back will mend it."""
+    with pytest.raises(CreateFailed, match=says) as raised:
+        make(factory=factory).acquire()
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 def test_an_interrupted_creation_is_the_borrowers_where_it_runs_in_his_thread(

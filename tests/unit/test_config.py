@@ -9,6 +9,7 @@ import pytest
 
 from pooling import PoolSettings, SQLitePool
 from pooling.__main__ import main
+from pooling.adapters.http import HTTPTimeout
 from pooling.config import DATABASE, HTTP, from_env, from_mapping, url_of
 
 ALL = {
@@ -19,6 +20,7 @@ ALL = {
     "HTTP_CONNECTION_TIMEOUT": "3",
     "HTTP_READ_TIMEOUT": "7.5",
     "HTTP_RETRY_ATTEMPTS": "2",
+    "HTTP_POOLING": "off",
     "HTTP_BASE_URL": "https://api.example.com",
     "DATABASE_URL": "sqlite:///app.db",
     "DB_MAX_CONNECTIONS": "8",
@@ -35,7 +37,8 @@ def check(prefix: str) -> None:
     http, db = configs[HTTP], configs[DATABASE]
     assert http.settings is not None and db.settings is not None
     assert (http.settings.max_size, http.settings.max_idle, http.settings.idle_timeout) == (50, 15, 60.0)
-    assert http.arguments == {"max_per_host": 20, "retry": 2, "timeout": (3.0, 7.5)}
+    timeout = HTTPTimeout(connect=3, read=7.5)
+    assert http.arguments == {"max_per_host": 20, "retry": 2, "timeout": timeout, "pooled": False}
     assert http.url == "https://api.example.com"
     assert (db.settings.max_size, db.settings.min_size) == (8, 2)
     assert (db.settings.acquire_timeout, db.settings.idle_timeout) == (4.0, 90.0)
@@ -58,7 +61,7 @@ def test_any_prefix() -> None:
 
 def test_other_names_of_the_same() -> None:
     http = from_env("", {"HTTP_CONNECT_TIMEOUT": "2"})[HTTP]
-    assert http.arguments == {"timeout": (2.0, 30.0)}
+    assert http.arguments == {"timeout": HTTPTimeout(connect=2)}
     db = from_env("", {"DATABASE_URL": "sqlite:///x", "DATABASE_MAX_POOL_SIZE": "30"})[DATABASE]
     assert db.settings is not None and db.settings.max_size == 30
     named = from_env("", {"DATABASE_URL": "sqlite:///x", "DB_BACKOFF_INITIAL": "0.2"})[DATABASE]
@@ -69,7 +72,7 @@ def test_without_a_word_the_defaults_hold() -> None:
     configs = from_env("", {})
     assert list(configs) == [HTTP]
     settings = configs[HTTP].settings
-    assert settings is not None and (settings.max_size, settings.idle_timeout) == (100, 30.0)
+    assert settings is not None and (settings.max_size, settings.idle_timeout) == (100, 300.0)
     db = from_env("", {}, database="app.db")[DATABASE].settings
     assert db is not None and (db.min_size, db.max_size, db.max_lifetime) == (5, 20, 3600.0)
 
@@ -89,11 +92,11 @@ def test_our_metrics_switch_is_the_weaker_one() -> None:
     ("environ", "words"),
     [
         ({"HTTP_MAX_CONNECTIONS": "many"}, "HTTP_MAX_CONNECTIONS='many': max_size must be a whole number"),
-        ({"HTTP_MAX_CONNECTIONS_PER_HOST": "x"}, "HTTP_MAX_CONNECTIONS_PER_HOST must be a whole number"),
-        ({"HTTP_RETRY_ATTEMPTS": "-1"}, "HTTP_RETRY_ATTEMPTS must be a whole number of at least 0"),
-        ({"HTTP_READ_TIMEOUT": "0"}, "HTTP_READ_TIMEOUT must be a number above 0, not '0'"),
-        ({"HTTP_READ_TIMEOUT": "nan"}, "HTTP_READ_TIMEOUT must be a number above 0"),
-        ({"HTTP_CONNECT_TIMEOUT": "1", "HTTP_CONNECTION_TIMEOUT": "2"}, "both set connect_timeout"),
+        ({"HTTP_MAX_CONNECTIONS_PER_HOST": "x"}, "HTTP_MAX_CONNECTIONS_PER_HOST='x': must be a whole number"),
+        ({"HTTP_RETRY_ATTEMPTS": "-1"}, "HTTP_RETRY_ATTEMPTS='-1': must be a whole number, at least 0"),
+        ({"HTTP_READ_TIMEOUT": "0"}, "HTTP_READ_TIMEOUT='0': must be a number of seconds above 0"),
+        ({"HTTP_READ_TIMEOUT": "nan"}, "HTTP_READ_TIMEOUT='nan': must be a number"),
+        ({"HTTP_CONNECT_TIMEOUT": "1", "HTTP_CONNECTION_TIMEOUT": "2"}, "both set the time to connect"),
         ({"DB_MAX_SIZE": "1", "DB_MAX_CONNECTIONS": "2"}, "DB_MAX_.* and DB_MAX_.* both set max_size"),
         ({"DB_MAX_SIZE": "1", "DATABASE_MAX_SIZE": "2"}, "DB_MAX_SIZE and DATABASE_MAX_SIZE both set"),
         ({"DB_MIN_SIZE": "9", "DB_MAX_SIZE": "8"}, "min_size must be at most max_size"),

@@ -654,6 +654,20 @@ def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) 
     closing.result()
 
 
+def test_an_adapter_that_closes_at_once_needs_no_worker(
+    make: Make, adapter: FakeAdapter, manual: VirtualClock
+) -> None:
+    """The slot is free again when the one who decided to close returns."""
+    adapter.closes_at_once, adapter.blocking = True, False
+    pool = make(min_size=0, max_size=1, clock=manual)
+    pool.acquire().discard()
+    assert (manual.jobs, adapter.closed, counts(pool, "size")) == (0, 1, (0,))
+    adapter.fail("close", OSError("broken"))
+    pool.acquire().discard()
+    assert (manual.jobs, adapter.closed, counts(pool, "size")) == (0, 2, (0,))
+    assert pool.metrics.snapshot().errors == {"close": 1}
+
+
 def test_a_close_that_hangs_does_not_hold_the_pools_close(
     make: Make, manual: VirtualClock
 ) -> None:

@@ -494,6 +494,25 @@ def test_lifespan_takes_one_or_the_other() -> None:
         pass
 
 
+@pytest.mark.parametrize("signals", [15, ["TERM"], [4711]])
+def test_what_is_no_signal(signals: Any) -> None:
+    words = "signals must be true, false or several of signal.Signals"
+    with pytest.raises(TypeError, match=words), application_lifespan(manager=PoolManager(), signals=signals):
+        pass
+
+
+@pytest.mark.parametrize("bad", [-1, "5", float("nan")])
+def test_seconds_are_checked(manager: PoolManager, bad: Any) -> None:
+    manager.create_pool("a", object)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: manager.startup(bad), lambda: manager.shutdown(bad), lambda: manager.health_check(bad),
+        lambda: PoolManager(startup_timeout=bad), lambda: PoolManager(shutdown_timeout=bad),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="timeout must be"):
+            call()
+
+
 def test_signals_are_for_the_main_thread(caplog: pytest.LogCaptureFixture) -> None:
     def live() -> None:
         with application_lifespan(manager=PoolManager(), signals=True):

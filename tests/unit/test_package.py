@@ -24,9 +24,11 @@ STEPS = [
     {"errors"},
     {"settings"},
     {"core"},
+    {"doctor"},
     {"adapters", "testing"},
+    {"compat"},
     {"_urls", "_members", "_signals"},
-    {"config"},
+    {"_reports", "config"},
     {"manager"},
     {"observe"},
     {"web"},
@@ -38,7 +40,7 @@ STEPS = [
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
 # The only ones that may import what is not in the standard library (`testing`: pytest).
-WITH_DRIVERS = {"adapters", "observe", "testing", "web", "demo", "soak", "__main__"}
+WITH_DRIVERS = {"adapters", "compat", "doctor", "observe", "testing", "web", "demo", "soak", "__main__"}
 
 HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket"}
 

@@ -29,7 +29,7 @@ from pooling import (
 )
 from pooling.core.adapter import Adapter
 from pooling.core.entry import Entry
-from pooling.core.reaper import AUDIT
+from pooling.core.sweep import AUDIT
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, fill, run_jobs
@@ -82,6 +82,7 @@ class Turns(VirtualClock):
         super().__init__(workers=workers)
         self.places: list[Place] = []
         self.fuse: int | None = None  # how many readings more until one raises
+        self.frozen = 0.0  # for how long the process stood still, and its clock with it
         self._idle = threading.Semaphore(0)  # whoever acted waits now, or has ended
 
     def now(self) -> float:
@@ -91,6 +92,9 @@ class Turns(VirtualClock):
                 self.fuse = None
                 raise Struck
         return super().now()
+
+    def wall(self) -> float:
+        return super().wall() + self.frozen
 
     def get(self, box: Any, timeout: float | None) -> Any:
         place = Place(box, math.inf if timeout is None else self._time + timeout)
@@ -153,7 +157,7 @@ class Visitor:
     def __init__(self, pool: Pool[FakeResource], timeout: float, now: float) -> None:
         self.pool = pool
         self.timeout = timeout
-        self.deadline = now + timeout
+        self.arrived, self.deadline = now, now + timeout
         self.lease: Lease[FakeResource] | None = None
         self.error: type[BaseException] | None = None
         self.waiter: Waiter | None = None  # its place in the line after the last step
@@ -190,6 +194,9 @@ class Server(FakeAdapter):
         self.lent: set[FakeResource] = set()
         self.spoilt: set[FakeResource] = set()  # cannot be reset
         self.cut: set[FakeResource] = set()  # its check or its close took too long
+        self.silent: set[FakeResource] = set()  # died, and only a round trip can tell
+        self.time: Callable[[], float] = float
+        self.last_death = -math.inf  # when the pool could know of one
 
     def create(self) -> FakeResource:
         self.too_many |= len(self.open) >= self.slots()
@@ -198,6 +205,21 @@ class Server(FakeAdapter):
         resource = super().create()
         self.every.append(resource)
         return resource
+
+    def is_alive(self, resource: FakeResource) -> bool:
+        return self.noted(super().is_alive(resource) or resource in self.silent)
+
+    def validate(self, resource: FakeResource, timeout: float) -> None:
+        self.noted(resource.alive)
+        super().validate(resource, timeout)
+
+    def is_broken(self, resource: FakeResource, error: BaseException) -> bool:
+        return not self.noted(not super().is_broken(resource, error))
+
+    def noted(self, alive: bool) -> bool:
+        if not alive:
+            self.last_death = self.time()
+        return alive
 
     def reset(self, resource: FakeResource) -> None:
         if resource in self.spoilt:
@@ -249,7 +271,8 @@ class PoolMachine(RuleBasedStateMachine):
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
         limits=some({}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}),
         ages=some(
-            {}, {"idle_timeout": 8, "max_lifetime": 40}, {"validation_interval": 0}, {"health_check_interval": 2}
+            {}, {"idle_timeout": 8, "max_lifetime": 40}, {"validation_interval": 0}, {"health_check_interval": 2},
+            {"keepalive_interval": 3, "leak_timeout": 5, "max_validation_failures": 1},
         ),
         abrupt=st.booleans(),
     )
@@ -274,6 +297,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool: Pool[FakeResource] = Pool(adapter=self.server, settings=settings, clock=self.clock)
         self.state = self.pool._state
         self.server.slots = lambda: len(self.state.entries)
+        self.server.time = lambda: self.clock._time
         self.visitors: list[Visitor] = []  # in order of arrival
         self.leases: list[Lease[FakeResource]] = []
         self.detached: list[FakeResource] = []
@@ -444,7 +468,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- trouble
 
-    @rule(what=some("kill", "restart", "come_back", "go_down", "refuse", "strike", "drop_job"), which=WHICH)
+    @rule(
+        what=some(
+            "kill", "restart", "die_silently", "freeze", "come_back", "go_down", "refuse", "strike", "drop_job"
+        ),
+        which=WHICH,
+    )
     def disturb(self, what: str, which: int) -> None:
         getattr(self, what)(which)
 
@@ -459,6 +488,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.server.down = None
         for resource in self.server.open:
             resource.alive = False
+
+    def die_silently(self, which: int) -> None:
+        """Some or all die, and no look at them shows it: a firewall has forgotten their connections."""
+        for resource in sorted(self.server.open, key=lambda resource: resource.number)[: 1 + which]:
+            resource.alive = False
+            self.server.silent.add(resource)
+
+    def freeze(self, _: int) -> None:
+        """The process stands still for an hour, and all that it holds dies meanwhile."""
+        self.clock.frozen += 3600
+        self.die_silently(99)
+        self.server.noted(False)
 
     def go_down(self, _: int) -> None:
         self.server.down = OSError
@@ -554,7 +595,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.refused += visitor.error is TooManyWaiting
                 continue
             assert not visitor.overtook
-            self.borrowed(visitor.lease)
+            self.borrowed(visitor.lease, visitor)
 
     def had_to_fail(self, visitor: Visitor) -> bool:
         settings = self.pool.settings
@@ -568,17 +609,28 @@ class PoolMachine(RuleBasedStateMachine):
             Struck: True,
         }[visitor.error]
 
-    def borrowed(self, lease: Lease[FakeResource]) -> None:
+    def borrowed(self, lease: Lease[FakeResource], visitor: Visitor) -> None:
         """P5, P6: what is lent is clean and alive, and nothing is in a pause, or while there are too many."""
         assert not self.state.barred
         resource = lease.resource
         assert resource not in self.condemned
         if not self.server.plain:
-            assert resource.alive and not resource.dirty
+            assert not resource.dirty
+            assert resource.alive or self.could_not_know(lease, visitor)
         resource.dirty = True
         self.acquired += 1
         self.leases.append(lease)
         self.server.lent.add(resource)
+
+    def could_not_know(self, lease: Lease[FakeResource], visitor: Visitor) -> bool:
+        """Whether it died in silence, and there was neither a reason nor the time to ask it (P6)."""
+        assert lease._key is not None
+        entry = lease._key.entry
+        seen = max(entry.idle_since, entry.checked)
+        beyond_suspicion = seen > self.server.last_death or self.struck  # who was struck may not have said so
+        asked = entry.checked >= visitor.arrived or visitor.timeout == 0
+        fresh = entry.since - seen <= self.pool.settings.validation_interval
+        return lease.resource in self.server.silent and (asked or (beyond_suspicion and fresh))
 
     def lent_once_and_as_new(self) -> None:
         """P1: one borrower each, and nothing is closed under its holder, or twice."""

@@ -17,7 +17,7 @@ import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
 from pooling.core.entry import Entry
-from pooling.core.reaper import _overdue_work, sweep
+from pooling.core.sweep import _overdue_work, sweep
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
 
 

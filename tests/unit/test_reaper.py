@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pooling import Pool, PoolSettings, PoolTimeout
-from pooling.core.clock import SystemClock
-from pooling.core.reaper import AUDIT
+from pooling.core.clock import SYSTEM, SystemClock
+from pooling.core.reaper import Reaper
 from pooling.core.registry import Background
+from pooling.core.sweep import AUDIT
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -556,3 +557,43 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
         run, arguments = started.pop()
         Task(run, *arguments).result()
     assert adapter.open == set()
+
+
+# -- its thread -----------------------------------------------------------------------------
+
+
+def test_a_reaper_that_was_killed_at_its_birth_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception aimed at a borrower can strike the thread that it starts, before any code of ours (P8)."""
+    kept: list[Any] = []
+    monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: kept.append(arguments))
+    reaper = Reaper(SYSTEM, {})
+    reaper.ensure()
+    reaper.ensure()
+    assert len(kept) == 1 and not reaper.asleep  # it runs, for all that is known
+    kept.clear()
+    assert reaper.asleep
+    reaper.ensure()
+    assert len(kept) == 1 and not reaper.asleep
+    assert not reaper.born
+
+
+def test_a_reaper_that_ends_gives_its_place_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or there would be two of them."""
+    monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: function(*arguments))
+    reaper = Reaper(SYSTEM, {})
+    for _ in range(3):
+        reaper.ensure()
+        assert len(reaper._place) == 1 and reaper.born
+
+
+def test_who_waited_in_vain_misses_a_reaper_that_was_killed(
+    make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr(clock.background.reaper, "ensure", lambda: called.append(None))
+    pool = make(max_size=1)
+    with pool.acquire():
+        called.clear()
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0)
+    assert called

@@ -10,6 +10,7 @@ import pytest
 
 from pooling import HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
 from pooling import _urls as urls
+from pooling.adapters.http import HTTPTimeout
 
 
 class Kind(Pool[Any]):
@@ -73,16 +74,22 @@ def test_an_http_url_is_the_base_and_its_query_the_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "timeout"),
+    ("query", "timeout"),
     [
-        ({"timeout": 4.0}, 4.0),
-        ({"connect_timeout": 2.0}, (2.0, 30.0)),
-        ({"read_timeout": 9.0}, (10.0, 9.0)),
-        ({"connect_timeout": 2.0, "timeout": 4.0}, (2.0, 4.0)),
+        ("timeout=4", HTTPTimeout(connect=4, read=4)),
+        ("connect_timeout=2", HTTPTimeout(connect=2)),
+        ("read_timeout=9&total_timeout=20", HTTPTimeout(read=9, total=20)),
+        ("timeout=4&connect_timeout=2", HTTPTimeout(connect=2, read=4)),
     ],
 )
-def test_http_timeouts_join(given: dict[str, Any], timeout: object) -> None:
-    assert urls.with_timeout(given) == {"timeout": timeout}
+def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, timeout: object) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("pooling.adapters.http.HTTPPool", lambda **given: made.append(given))
+    from_url(f"https://h/x?{query}&max_idle=7")
+    given = made[0]
+    assert HTTPTimeout.of(given["timeout"], HTTPTimeout()) == timeout
+    assert given["base_url"] == "https://h/x"
+    assert (given["settings"].max_size, given["settings"].max_idle) == (100, 7)  # as without a setting
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,8 @@ def test_http_timeouts_join(given: dict[str, Any], timeout: object) -> None:
         ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
         ("https://h?tiemout=3", "unknown parameter 'tiemout'"),
         ("https://h?timeout=soon", "timeout='soon'"),
-        ("https://h?timeout=0", "above 0 seconds"),
+        ("https://h?timeout=0", "must be above 0"),
+        ("https://h?pooled=perhaps", "pooled='perhaps'"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
@@ -335,7 +336,7 @@ def test_strangers_learn_up_or_down(manager: PoolManager, adapter: FakeAdapter) 
     assert Call(middleware, "/other").read().startswith(b"<FakeResource")
     adapter.fail("create", ConnectionRefusedError("internal-host:5432"), times=1000)
     manager["a"].drain()
-    middleware._health._last, middleware._health._timeout = None, 0.0
+    middleware._health._last, middleware._health._timeout = (None, 0.0, None), 0.0
     call = Call(middleware, "/health")
     assert (call.status, call.read()) == ("503 Service Unavailable", b"down")
 
@@ -370,6 +371,23 @@ def test_asking_again_at_once_asks_no_server(
     assert adapter.calls["validate"] == 1
     manager.shutdown()
     assert Call(middleware, "/health").read() == b"down"
+
+
+def test_while_one_asks_the_others_are_told_what_is_known(
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)
+    middleware = PoolingMiddleware(listed, manager, health_path="/health")
+    middleware._health._timeout = 1000.0
+    assert Call(middleware, "/health").read() == b"up"
+    adapter.hold("validate")
+    asking = threading.Thread(target=lambda: Call(middleware, "/health").read())
+    asking.start()
+    adapter.until_held("validate")
+    assert Call(middleware, "/health").read() == b"up"
+    adapter.let_go("validate")
+    asking.join()
+    assert adapter.calls["validate"] == 2
 
 
 # -- the protocol ----------------------------------------------------------------

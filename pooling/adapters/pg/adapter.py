@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
+from psycopg import pq
 
 from ...core.adapter import Adapter
 from ...settings import PoolSettings
@@ -20,6 +21,7 @@ __all__ = ["PostgresAdapter"]
 
 #: Seconds that a close waits for the server to have ended its side.
 CLOSE_WAIT = 0.2
+CANCEL_WAIT = 1.0  # for a query that nobody waits for any more
 #: The values of ``target_session_attrs`` that say what the server must be.
 ROLES = {"read-write", "read-only", "primary", "standby"}
 
@@ -61,8 +63,12 @@ class PostgresAdapter(Adapter[Connection]):
 
     def create(self) -> Connection:
         answer = self._address.ask()
-        with self._listener.attempt():
-            conn: Connection = self._class.connect(**answer.arguments)
+        try:
+            conn = self._connect(answer)
+        except psycopg.Error:
+            if not self._listener.in_doubt:
+                raise
+            conn = self._connect(answer)  # once more, to hear what it means
         try:
             self._session.prepare(conn, self)
         except BaseException:
@@ -74,27 +80,30 @@ class PostgresAdapter(Adapter[Connection]):
         self._proved(answer)
         return conn
 
+    def _connect(self, answer: Answer) -> Connection:
+        with self._listener.attempt():
+            conn: Connection = self._class.connect(**answer.arguments)
+            return conn
+
     def is_alive(self, resource: Connection) -> bool:
-        notes = notes_of(resource)
+        # Reads what has come, without waiting, for less than a poll() costs. That there is
+        # something is not yet a death: it may be a NOTIFY, which libpq keeps. And a dead one
+        # may be read without an error first: the server's last words, before it hangs up.
+        pgconn = resource.pgconn
         try:
-            # Readable is not yet dead: it may be a NOTIFY, which libpq keeps. And a dead one
-            # can be read without an error first: the server's last words, before it hangs up.
-            while notes.look():
-                pgconn = resource.pgconn
-                pgconn.consume_input()
-                pgconn.is_busy()  # parses what came, and so calls notes.hear()
-                if notes.fatal:
-                    return False
-        except (psycopg.Error, OSError, ValueError):
+            pgconn.consume_input()
+        except psycopg.Error:
             return False
-        return not resource.closed and self._is_what_it_was(resource)
+        pgconn.is_busy()  # parses what came, and so calls notes.hear()
+        notes = notes_of(resource)
+        return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
 
     def validate(self, resource: Connection, timeout: float) -> None:
         if self._check is not None:
             self._session.call(resource, self._check, timeout)
         else:
             round_trip(resource, self._query, timeout)
-        if not self._is_what_it_was(resource):
+        if notes_of(resource).role not in (None, role_of(resource)):  # of which failovers make another
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
     def reset(self, resource: Connection) -> None:
@@ -105,6 +114,9 @@ class PostgresAdapter(Adapter[Connection]):
         self._session.commit(resource)
 
     def close(self, resource: Connection) -> None:
+        if resource.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            with suppress(Exception):  # else the server would go on with it for nobody, beyond our bounds
+                resource.cancel_safe(timeout=CANCEL_WAIT)
         try:
             peer = second_handle(resource)
         except (OSError, psycopg.Error):  # closed already, or no descriptor to spare
@@ -135,8 +147,3 @@ class PostgresAdapter(Adapter[Connection]):
 
     def is_full(self, error: BaseException) -> bool:
         return failures.is_full(error)
-
-    def _is_what_it_was(self, conn: Connection) -> bool:
-        """Whether the server is still what ``target_session_attrs`` asked for: failovers change it."""
-        role = notes_of(conn).role
-        return role is None or role == role_of(conn)

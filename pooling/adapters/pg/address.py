@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ["KEEPALIVE", "Address", "Answer"]
+__all__ = ["KEEPALIVE", "OWN", "Address", "Answer"]
 
 Conninfo = str | Callable[[], str]
 Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
@@ -22,8 +22,8 @@ KEEPALIVE = {
     "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 10_000,
 }  # fmt: skip
 
-# Arguments of psycopg.connect that are not libpq's.
-_OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
+#: Arguments of psycopg.connect that are not libpq's.
+OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
 _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
 
 
@@ -73,9 +73,9 @@ class Address:
         self.asked = number = next(self._numbers)
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
-        own = {name: value for name, value in (kwargs or {}).items() if name in _OWN}
+        own = {name: value for name, value in (kwargs or {}).items() if name in OWN}
         parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
-            name: value for name, value in (kwargs or {}).items() if name not in _OWN
+            name: value for name, value in (kwargs or {}).items() if name not in OWN
         })  # fmt: skip
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own})

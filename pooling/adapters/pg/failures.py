@@ -106,13 +106,13 @@ class Listener:
     """
 
     def __init__(self) -> None:
-        self._doubt = _LISTENS
+        self.in_doubt = _LISTENS  # what failed last is not known: the next attempt listens
         self._learnt: dict[str, tuple[str | None, ...]] = {}
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Surround one call of ``psycopg.connect``; what it raises can be classified then."""
-        listens, self._doubt = self._doubt, False
+        listens, self.in_doubt = self.in_doubt, False
         told: list[str | None] = []
         token = _attempt.set(told if listens else None)
         try:
@@ -121,7 +121,7 @@ class Listener:
             text = str(error)
             if listens and len(self._learnt) < _TEXTS:
                 self._learnt[text] = tuple(told)
-            self._doubt = _LISTENS and text not in self._learnt and len(self._learnt) < _TEXTS
+            self.in_doubt = _LISTENS and text not in self._learnt and len(self._learnt) < _TEXTS
             _tell(error, self._learnt.get(text, ()))
             raise
         finally:

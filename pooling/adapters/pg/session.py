@@ -22,11 +22,12 @@ from typing import Any, Literal, TypeVar
 import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
+from psycopg.types import TypesRegistry
 
 from . import failures
 from .limits import limited
 from .statistics import QueryStatistics
-from .wire import Look, failed_at, looker, round_trip
+from .wire import failed_at, round_trip
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -51,7 +52,6 @@ IDLE, IN_TRANSACTION, IN_ERROR = (
 class Notes:
     """What is noted of one connection."""
 
-    look: Look  # at the socket
     as_new: dict[str, Any]  # its attributes; and of those that are changed in place:
     bare: dict[str, Any]  # before it was configured
     handlers: list[list[Any]]
@@ -151,7 +151,6 @@ class Session:
         """Configure a new connection, and note what it is like as new."""
         conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         notes = notes_of(conn)
-        notes.look = looker(conn.fileno())
         conn.add_notice_handler(notes.hear)
         _remember(conn, notes)
         notes.bare = dict(notes.as_new)
@@ -199,7 +198,8 @@ class Session:
         before, notes.limit = notes.limit, limit
         try:
             hook(conn)
-            conn.commit()
+            if conn.pgconn.transaction_status != IDLE:
+                conn.commit()
         finally:
             notes.limit = before
 
@@ -223,6 +223,38 @@ class Session:
         notes.bereft = self._configures_server
 
 
+class _Adapters(AdaptersMap):
+    """A borrower's copy (on write) of the adapters, which notes that it was changed.
+
+    A new copy for each would be simpler, and undo what psycopg has looked up.
+    """
+
+    def __init__(self, template: AdaptersMap) -> None:
+        super().__init__(template)
+        self._changed = False
+        self.types = _Types(template.types)
+
+    @property
+    def touched(self) -> bool:
+        return self._changed or self.types.changed  # type: ignore[attr-defined]
+
+    def register_dumper(self, cls: type | str | None, dumper: type[Any]) -> None:
+        self._changed = True
+        super().register_dumper(cls, dumper)
+
+    def register_loader(self, oid: int | str, loader: type[Any]) -> None:
+        self._changed = True
+        super().register_loader(oid, loader)
+
+
+class _Types(TypesRegistry):
+    changed = False
+
+    def add(self, info: Any) -> None:
+        self.changed = True
+        super().add(info)
+
+
 def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
     """Return what the server says of itself: a standby? read-only? Costs no round trip (PostgreSQL 14)."""
     status = conn.pgconn.parameter_status
@@ -241,7 +273,8 @@ def _unfinished(conn: Connection) -> bool:
 
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
-    notes.adapters = AdaptersMap(conn.adapters)
+    notes.adapters = conn.adapters
+    conn._adapters = _Adapters(notes.adapters)
     notes.handlers = [list(handlers) for handlers in (conn._notice_handlers, conn._notify_handlers)]
     notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
     notes.as_new = dict(vars(conn))
@@ -251,9 +284,8 @@ def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
     state: dict[str, Any] = vars(conn)
     as_new = notes.as_new
-    adapters: Any = AdaptersMap(notes.adapters)  # a copy on write
-    as_new["_adapters"] = adapters
-    state["_adapters"] = adapters
+    if as_new["_adapters"].touched:
+        as_new["_adapters"] = _Adapters(notes.adapters)
     if state != as_new:
         for name in state.keys() - as_new.keys():
             del state[name]

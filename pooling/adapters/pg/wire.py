@@ -1,4 +1,4 @@
-"""Round trips with a time limit, and looks at the socket without one.
+"""Round trips with a time limit, and sockets of our own.
 
 They go through libpq's non-blocking calls, because psycopg's own wait for
 ever: on a network that swallows packets they never return.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import select
 import socket
-import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import pq
 
-__all__ = ["Look", "looker", "round_trip", "second_handle", "wait_for_end"]
+__all__ = ["failed_at", "round_trip", "second_handle", "wait_for_end"]
 
 Connection = psycopg.Connection[Any]
-Look = Callable[[], object]
 
 
 def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq.abc.PGresult]:
@@ -42,34 +39,32 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         _wait(conn, deadline, write=True)
     results: list[pq.abc.PGresult] = []
-    while True:
-        while pgconn.is_busy():
-            _wait(conn, deadline)
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            return results
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            error = psycopg.errors.error_from_result(result)
-            vars(error)["_failed_at"] = len(results)
-            _drain(conn, deadline)
-            raise error
-        results.append(result)
+    error: psycopg.Error | None = None
+    try:
+        while (result := _next_result(conn, deadline)) is not None:
+            if error is None and result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result)
+                vars(error)["_failed_at"] = len(results)
+            results.append(result)
+    except (psycopg.Error, TimeoutError):
+        if error is None:  # else its last words tell more than that it has hung up
+            raise
+    if error is not None:
+        raise error
+    return results
+
+
+def _next_result(conn: Connection, deadline: _Deadline) -> pq.abc.PGresult | None:
+    pgconn = conn.pgconn
+    while pgconn.is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+        _wait(conn, deadline)
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 def failed_at(error: BaseException) -> int:
     """Return the place of the statement that made `round_trip` raise, from 0."""
     return int(vars(error).get("_failed_at", 0))
-
-
-def _drain(conn: Connection, deadline: _Deadline) -> None:
-    """Read what follows an error, so that the connection can be used again."""
-    with suppress(psycopg.Error, TimeoutError):
-        while conn.pgconn.get_result() is not None:
-            pass
-        while conn.pgconn.is_busy():
-            _wait(conn, deadline)
-            conn.pgconn.consume_input()
 
 
 class _Deadline:
@@ -91,32 +86,16 @@ def _wait(conn: Connection, deadline: _Deadline, write: bool = False) -> None:
 if hasattr(select, "poll"):
     _READ, _WRITE = select.POLLIN, select.POLLOUT
 
-    def _native_poll() -> Any:
-        # gevent's would switch to another greenlet, for a look that never waits.
-        monkey = sys.modules.get("gevent.monkey")
-        return (monkey.get_original("select", "poll") if monkey else select.poll)()
-
     def _ready(fd: int, timeout: float | None, write: bool) -> bool:
         poll = select.poll()  # select.select() knows no descriptor above 1023
         poll.register(fd, _READ | _WRITE if write else _READ)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-    def looker(fd: int) -> Look:
-        """Return what says, without waiting, whether there is something to be read."""
-        poll = _native_poll()
-        poll.register(fd, _READ)
-        look = poll.poll
-        return lambda: look(0)
 
 else:  # Windows, whose descriptors are few in a set, not low in number
 
     def _ready(fd: int, timeout: float | None, write: bool) -> bool:
         readable, writable, _ = select.select([fd], [fd] if write else [], [], timeout)
         return bool(readable or writable)
-
-    def looker(fd: int) -> Look:
-        """Return what says, without waiting, whether there is something to be read."""
-        return lambda: select.select([fd], [], [], 0)[0]
 
 
 def second_handle(conn: Connection) -> socket.socket:

@@ -8,7 +8,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.sqlite3 import base
 
-from ....adapters._sqlite import Connection, SQLiteAdapter, _file_of
+from ....adapters.lite.adapter import SQLiteAdapter, _file_of
+from ....adapters.lite.connection import Connection
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
 from .._options import PoolOptions

@@ -1,9 +1,8 @@
-"""The connections of a `SQLitePool`: how they are made, watched, cleaned and ended.
+"""How a `SQLitePool` makes, looks at, cleans and ends connections.
 
-A connection notes what its borrower does with it. What only read and wrote
-rows needs no cleaning but a rollback; a statement that may have changed the
-connection itself (a PRAGMA, ATTACH, a temporary table) makes its release
-dearer, by some microseconds.
+What only read and wrote rows needs no cleaning but a rollback; a statement that
+may have changed the connection itself (a PRAGMA, ATTACH, a temporary table)
+makes its release dearer, by some microseconds.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.adapter import Adapter
-from ..core.metrics import SHORT
-from ._queries import QueryStats
+from ...core.adapter import Adapter
+from .connection import STEPS, Connection, Limit
+from .queries import QueryStats
 
 __all__ = ["PRAGMAS", "SQLiteAdapter"]
 
@@ -30,192 +29,8 @@ logger = logging.getLogger("pooling")
 PRAGMAS: dict[str, object] = {"foreign_keys": "ON"}
 """Set on every connection, and again when a borrower may have changed them."""
 
-# Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
-# ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
-_HARMLESS = frozenset("SsIiUuDdRrVvWwBb")
-_STEPS = 1000  # of SQLite's virtual machine between two looks at the clock: some 0.1 ms
-_PRUNE_AT = 64
 _LEGACY: Any = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)  # CPython 3.12+
-_now = time.perf_counter
 _numbers = itertools.count(1)
-
-
-class Limit:
-    """When the running statement has to end; SQLite asks every `_STEPS` steps."""
-
-    __slots__ = ("seconds", "deadline", "struck")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.deadline = float("inf")
-        self.struck = False
-
-    def begin(self, now: float) -> None:
-        """A statement begins."""
-        self.deadline = now + self.seconds
-        self.struck = False
-
-    def over(self) -> bool:
-        """Whether SQLite is to end it."""
-        self.struck = _now() > self.deadline
-        return self.struck
-
-    def explain(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
-        """The error for the user, if it is this limit that struck."""
-        if not self.struck:
-            return error
-        told = sqlite3.OperationalError(
-            f"interrupted: the statement took over {self.seconds:g} s (statement_timeout)"
-        )
-        told.__cause__ = error
-        return told
-
-
-class Cursor(sqlite3.Cursor):
-    """A cursor that times its statements and keeps them to their limit."""
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
-        conn: Connection = self.connection  # type: ignore[assignment]
-        if sql[:1] not in _HARMLESS:
-            conn.look_at(sql)
-        began = conn.begin()
-        try:
-            _execute(self, sql, parameters)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
-        finally:
-            conn.running = sql
-            conn.seconds = _now() - began
-        return self
-
-    def executemany(self, sql: str, parameters: Any, /) -> Cursor:
-        return self._run(super().executemany, sql, parameters)
-
-    def executescript(self, sql: str, /) -> Cursor:
-        self.connection.dirty = True  # type: ignore[attr-defined]
-        return self._run(super().executescript, sql)
-
-    def _run(self, method: Callable[..., Any], sql: str, *args: Any) -> Cursor:
-        conn: Connection = self.connection  # type: ignore[assignment]
-        conn.look_at(sql)
-        began = conn.begin()
-        try:
-            method(sql, *args)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
-        finally:
-            conn.running = sql
-            conn.seconds = _now() - began
-        return self
-
-    def fetchall(self) -> list[Any]:
-        began = _now()
-        try:
-            return _fetchall(self)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
-        finally:  # a statement ends with its last row
-            self.connection.seconds += _now() - began  # type: ignore[attr-defined]
-
-
-_execute, _fetchall = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall  # bound once: the cheaper call
-
-
-class Connection(sqlite3.Connection):
-    """A connection that knows what has to be cleaned, and counts its statements.
-
-    Whoever holds it alone writes its attributes, as those of an entry.
-
-    Attributes:
-        dirty: Whether a statement may have changed the connection itself.
-        running, seconds: The last statement, not counted yet because its rows
-            may still be fetched, and how long it took until now.
-        short, short_seconds: How many statements took less than `SHORT`, and
-            what they add up to.
-        file: Its database file and that one's identity, or ``None`` in memory.
-    """
-
-    dirty = True
-    stats: QueryStats | None = None
-    limit: Limit | None = None
-    running: str | None = None
-    seconds = 0.0
-    short = 0
-    short_seconds = 0.0
-    file: tuple[str, tuple[int, int]] | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
-        super().__init__(*args, **kwargs)
-
-    def cursor(self, factory: Any = Cursor) -> Any:
-        """Make a cursor; it is closed when the connection is released."""
-        made = super().cursor(factory)
-        self._note(made)
-        if factory is not Cursor:
-            self.dirty = True  # nobody notes what it does
-        return made
-
-    def _note(self, cursor: sqlite3.Cursor) -> None:
-        cursors = self._cursors
-        if len(cursors) >= _PRUNE_AT:
-            cursors[:] = [one for one in cursors if one() is not None]
-        cursors.append(weakref.ref(cursor))
-
-    # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
-
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.execute(sql, parameters)
-
-    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.executemany(sql, parameters)
-
-    def executescript(self, sql: str, /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.executescript(sql)
-
-    def begin(self) -> float:
-        """Note that a statement begins; return when."""
-        if self.running is not None:
-            self.flush()
-        now = _now()
-        if self.limit is not None:
-            self.limit.begin(now)
-        return now
-
-    def look_at(self, sql: str) -> None:
-        """Note whether a statement may change the connection itself."""
-        if sql.lstrip()[:1] not in _HARMLESS:
-            self.dirty = True
-
-    def flush(self) -> None:
-        """Count the last statement."""
-        sql, seconds = self.running, self.seconds
-        if sql is None:
-            return
-        self.running = None
-        if seconds < SHORT:
-            self.short += 1
-            self.short_seconds += seconds
-        elif self.stats is not None:
-            self.stats.record(sql, seconds)
-
-    def explained(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
-        """The error for the user: SQLite only says "interrupted"."""
-        return error if self.limit is None else self.limit.explain(error)
-
-    def close_cursors(self) -> None:
-        """End what a borrower left half read: it would hold a snapshot of the database."""
-        for reference in self._cursors:
-            cursor = reference()
-            if cursor is not None:
-                cursor.close()
-        self._cursors.clear()
 
 
 class _Memory:
@@ -315,7 +130,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         conn.running, conn.short, conn.short_seconds = None, 0, 0.0  # our own statements do not count
         if self.statement_timeout is not None:
             conn.limit = Limit(self.statement_timeout)
-            conn.set_progress_handler(conn.limit.over, _STEPS)
+            conn.set_progress_handler(conn.limit.over, STEPS)
         if self.stats is not None:
             conn.stats = self.stats
             conn.stats.join(conn)
@@ -323,14 +138,14 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def _set_journal(self, conn: sqlite3.Connection) -> None:
         """Set the journal mode; who comes second to a new file may find it locked meanwhile."""
-        deadline = _now() + self.timeout
+        deadline = time.monotonic() + self.timeout
         while True:
             try:
                 (mode,) = conn.execute(f"PRAGMA journal_mode={self._journal}").fetchone()
                 break
             except sqlite3.OperationalError as error:
                 # SQLite does not wait here by itself, whatever the busy timeout is.
-                if "locked" not in str(error) or _now() >= deadline:
+                if "locked" not in str(error) or time.monotonic() >= deadline:
                     raise
                 time.sleep(0.005)
         if str(mode).lower() != str(self._journal).lower():
@@ -416,7 +231,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         if conn.limit is None:
             conn.set_progress_handler(None, 0)
         else:
-            conn.set_progress_handler(conn.limit.over, _STEPS)
+            conn.set_progress_handler(conn.limit.over, STEPS)
         if conn.dirty:
             self._look_around(conn)
             cursor = sqlite3.Cursor(conn)

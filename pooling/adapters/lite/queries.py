@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple, Protocol
 
-from ..core.metrics import Histogram
+from ...core.metrics import Histogram
 
 __all__ = ["QuerySnapshot", "QueryStats", "SlowQuery"]
 

@@ -1,0 +1,131 @@
+"""What a manager tells of its pools: their health, their readiness, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._members import Member, reason_of
+
+__all__ = ["DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "table"]
+
+UP, DEGRADED, DOWN = "up", "degraded", "down"
+
+
+@dataclass(frozen=True)
+class PoolHealth:
+    """How one pool is; true unless it is down.
+
+    Attributes:
+        status: ``"up"``; ``"degraded"``: it works, but somebody should look;
+            ``"down"``: nobody gets anything from it.
+        seconds: What it took to take a resource and make a round trip.
+        reason: Why it is not up.
+        critical: Whether the application is down without it.
+    """
+
+    status: str
+    seconds: float
+    reason: str | None = None
+    critical: bool = True
+
+    def __bool__(self) -> bool:
+        return self.status != DOWN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON; the latency in milliseconds."""
+        found = {"status": self.status, "latency_ms": round(self.seconds * 1e3, 3), "critical": self.critical}
+        return found if self.reason is None else {**found, "reason": self.reason}
+
+
+class _Report(Mapping[str, Any]):
+    """Something about each pool, by its name."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._found = dict(found)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._found}>"
+
+
+class Health(_Report):
+    """The health of every pool by its name, a `PoolHealth` each."""
+
+    def __bool__(self) -> bool:
+        return self.status != DOWN
+
+    @property
+    def status(self) -> str:
+        """Overall: down if a critical pool is, degraded if another is or one is degraded."""
+        if any(one.status == DOWN and one.critical for one in self.values()):
+            return DOWN
+        return UP if all(one.status == UP for one in self.values()) else DEGRADED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"status": self.status, "pools": {name: one.to_dict() for name, one in self.items()}}
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a pool was ready in time, after how many seconds, and the error if not."""
+
+    ready: bool
+    seconds: float
+    error: BaseException | None = None
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+
+class Startup(_Report):
+    """What a warm-up reached: a `Readiness` for every pool by its name."""
+
+    def __bool__(self) -> bool:
+        return all(self.values())
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} ready after {one.seconds:.2f} s" if one else f"{name} NOT ready: {reason_of(one.error)[1]}"
+            for name, one in self.items()
+        ]
+        return "; ".join(parts) or "no pools"
+
+
+def judge(member: Member, result: object, took: float) -> PoolHealth:
+    """What an answer, or its absence, means."""
+    if isinstance(result, BaseException):
+        down, reason = reason_of(result)
+        return PoolHealth(DOWN if down else DEGRADED, took, reason, member.critical)
+    reason = result if isinstance(result, str) else member.trouble()  # type: ignore[assignment]
+    return PoolHealth(DEGRADED if reason else UP, took, reason or None, member.critical)
+
+
+def table(members: Mapping[str, Member], figures: Mapping[str, dict[str, Any]]) -> str:
+    """Return a table of all pools as text."""
+    head = ("pool", "kind", "in use", "idle", "waiting", "requests", "errors", "wait ms")
+    rows = [head, *(_row(name, members[name], found) for name, found in figures.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
+        cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
+    state = f"{found['in_use']}/{found['max_size']}"
+    counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
+    wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
+    return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)

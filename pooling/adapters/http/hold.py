@@ -1,0 +1,193 @@
+"""A request's hold on its connection, from before it connects until the body is read or closed."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from urllib3.exceptions import HTTPError, ProtocolError, SSLError
+from urllib3.util.proxy import connection_requires_http_tunnel
+
+from ...core.lease import Lease
+from .hosts import Host
+from .limits import Limits
+from .metrics import NOT_OPENED
+from .wire import Wire
+
+__all__ = ["Hold", "Place"]
+
+_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
+_DEATHS = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+class Place:
+    """One of the requests that may be under way at once, over all hosts.
+
+    It is what the `HTTPPool` itself lends, to each request. When the lease is
+    lost its close ends what was held with it.
+    """
+
+    __slots__ = ("line",)
+
+    def __init__(self) -> None:
+        self.line: Lease[Wire] | None = None
+
+    def give_up(self, reason: str) -> None:
+        """Close the connection that is held, if any."""
+        line, self.line = self.line, None
+        if line is not None:
+            key, line._key = line._key, None
+            if key is not None:
+                line._pool._give_up(key, reason)
+
+
+class Hold:
+    """What an answer has in place of its connection.
+
+    ``release`` and ``close`` are what urllib3 does to a connection when the
+    body was read, or is given up. Both may be called again and again, from
+    any thread and by a destructor.
+    """
+
+    __slots__ = ("host", "wire", "response", "_place", "_done")
+
+    def __init__(self, host: Host, place: Lease[Place], done: Callable[[], object]) -> None:
+        self.host = host
+        self._place: Lease[Place] | None = place
+        self._done = done
+        line = place.resource.line
+        assert line is not None
+        self.wire = line.resource
+        self.response: Callable[[], Any] = _nobody
+
+    def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
+        """Send a request and return the head of its answer; the body ends the hold."""
+        wire, began = self.wire, monotonic()
+        try:
+            try:
+                response = self._attempt(method, url, options, limits)
+            except Exception as error:
+                if not self._may_send_again(error, method, replayable):
+                    raise
+                self.host.metrics.count("resent")
+                self.hang_up()
+                response = self._attempt(method, url, options, limits)
+        except BaseException as error:
+            wire.close()
+            self._end("interrupted" if not isinstance(error, Exception) else self._failed())
+            raise
+        self.host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        return response
+
+    def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
+        self.wire.begin(limits)
+        own = self.host.template.for_hold(self)
+        return own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+
+    def _may_send_again(self, error: Exception, method: str, replayable: bool) -> bool:
+        """Whether a kept connection turned out to be dead, and nothing can happen twice."""
+        wire = self.wire
+        if not wire.reused or wire.received or not _is_death(error):
+            return False
+        return not wire.tried or (replayable and method.upper() in _IDEMPOTENT)
+
+    def hang_up(self) -> None:
+        """Close a kept connection that has died; the next attempt connects anew, in the same place."""
+        self.wire.close()
+        self.host.metrics.count("hung_up")
+
+    def _failed(self) -> str:
+        return "failed" if self.wire.opened else NOT_OPENED
+
+    def connect(self, limits: Limits) -> None:
+        """Connect, and send no request."""
+        wire, template = self.wire, self.host.template
+        if wire.sock is not None:
+            return
+        wire.begin(limits)
+        wire.timeout = limits.left(limits.asked.connect)
+        try:
+            if connection_requires_http_tunnel(template.proxy, template.proxy_config, template.scheme):
+                template._prepare_proxy(wire)
+            else:
+                wire.connect()
+        except BaseException:
+            wire.close()
+            self._end(self._failed())
+            raise
+
+    def release(self) -> None:
+        """The body was read: the connection may serve the next one."""
+        place = self._place
+        if place is None:
+            return
+        if self.wire.sock is None:
+            self._end("server_closed")
+            return
+        self._count()
+        held = _held(place)
+        if held is not None:
+            line, held.line = held.line, None
+            if line is not None:
+                line.__exit__(None, None, None)
+            place.__exit__(None, None, None)
+            self._done()
+
+    def close(self) -> None:
+        """The body is given up: close the connection, which would have to be read to its end."""
+        if self._place is None:
+            return  # it serves somebody else by now
+        self.wire.close()
+        response = self.response()
+        if response is None or getattr(response, "_finalizing", False):
+            # Nobody closed it, it was forgotten: the reaper says where, and cleans up (P8).
+            self._place = None
+        else:
+            self._end(self._why())
+
+    def _why(self) -> str:
+        """Whether it is urllib3 that gives it up, amid an error, or the user."""
+        if not isinstance(sys.exc_info()[1], (HTTPError, OSError, http.client.HTTPException)):
+            return "unread"
+        self.host.metrics.failed("body")
+        return "failed"
+
+    def _end(self, reason: str) -> None:
+        place = self._place
+        if place is None:
+            return
+        self._count()
+        held = _held(place)
+        if held is not None:
+            held.give_up(reason)
+            place.__exit__(None, None, None)
+
+    def _count(self) -> None:
+        self._place = None
+        wire = self.wire
+        wire.limits = None
+        self.host.metrics.moved(wire.sent, wire.received)
+
+
+def _held(place: Lease[Place]) -> Place | None:
+    """What a lease is for; ``None`` in a child, if the parent has taken it."""
+    key = place._key
+    return None if key is None else key.entry.resource
+
+
+def _nobody() -> object:
+    """Before there is an answer nobody can have forgotten it."""
+    return object()
+
+
+def _is_death(error: BaseException | None) -> bool:
+    """Whether an error of urllib3's says that the other side has gone."""
+    if isinstance(error, (ProtocolError, SSLError)):
+        return any(_is_death(part) for part in error.args if isinstance(part, BaseException))
+    return isinstance(error, _DEATHS)
+
+

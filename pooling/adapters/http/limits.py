@@ -1,0 +1,140 @@
+"""The time limits of a request: what is asked for, and what is left of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from time import monotonic
+from typing import Any
+
+from urllib3.util import Timeout
+
+__all__ = ["HTTPTimeout", "Limits", "OutOfTime"]
+
+Seconds = float | None
+
+
+class OutOfTime(TimeoutError):
+    """The total time of a request is over; raised where a socket would time out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HTTPTimeout:
+    """The time limits of a request, in seconds; ``None`` means no limit.
+
+    Attributes:
+        connect: To connect, the TLS handshake included; for each address that
+            the host's name stands for, as in requests.
+        read: Between two bytes of the answer, and before the first.
+        write: For the server to take a piece of the request.
+        pool: To wait for a connection while all are in use; ``None`` means
+            the settings' ``acquire_timeout``.
+        total: For everything together: waiting, redirects, retries and the
+            reading of the body. Looking up the host's name is the one thing
+            that cannot be cut short: the system does that, and its own limits
+            hold (``/etc/resolv.conf``).
+    """
+
+    connect: Seconds = 10.0
+    read: Seconds = 30.0
+    write: Seconds = 10.0
+    pool: Seconds = None
+    total: Seconds = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _checked(field.name, value))
+
+    @classmethod
+    def of(cls, value: Any, default: HTTPTimeout) -> HTTPTimeout:
+        """Return what a ``timeout=`` argument means.
+
+        Args:
+            value: One of these, a number or a pair of connect and read as in
+                requests, a ``urllib3.Timeout``; ``None`` means the default.
+            default: What ``value`` leaves open comes from here.
+
+        Raises:
+            ValueError, TypeError: It is none of these, or out of bounds.
+        """
+        if value is None:
+            return default
+        if isinstance(value, HTTPTimeout):
+            return value
+        if isinstance(value, Timeout):
+            total = value.total if isinstance(value.total, (int, float)) else default.total
+            return replace(
+                default, connect=_given(value._connect), read=_given(value._read), total=total
+            )
+        if isinstance(value, (tuple, list)):
+            if len(value) != 2:
+                raise ValueError(f"timeout must be a number or (connect, read), not {value!r}")
+            return replace(default, connect=value[0], read=value[1])
+        return replace(default, connect=value, read=value)
+
+
+def _checked(name: str, value: Any) -> Seconds:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"timeout: {name} must be a number of seconds or None, not {value!r}")
+    if not 0 < value <= threading.TIMEOUT_MAX and not (name == "pool" and value == 0):
+        raise ValueError(f"timeout: {name} must be above 0 and finite, not {value!r}")
+    return float(value)
+
+
+def _given(value: Any) -> Seconds:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+class Limits(Timeout):
+    """The time limits of one request that is under way.
+
+    requests hands its ``timeout`` on to urllib3 unread if it is one of
+    urllib3's, and the same object for every redirect: so this is one.
+
+    Attributes:
+        end: When the total time is over, by the monotonic clock; infinity
+            if there is no such limit.
+    """
+
+    def __init__(self, timeout: HTTPTimeout, now: Callable[[], float] = monotonic) -> None:
+        super().__init__(connect=timeout.connect, read=timeout.read)
+        self.asked = timeout
+        self.write, self.pool = timeout.write, timeout.pool
+        self._now = now
+        self.end = math.inf if timeout.total is None else now() + timeout.total
+
+    def left(self, limit: Seconds) -> Seconds:
+        """Return a time limit, cut to what is left of the total.
+
+        Raises:
+            OutOfTime: Nothing is left.
+        """
+        if self.end == math.inf:
+            return limit
+        rest = self.end - self._now()
+        if rest <= 0:
+            raise OutOfTime(f"the request took longer than its total of {self.asked.total:g} s")
+        return rest if limit is None else min(limit, rest)
+
+    @property
+    def over(self) -> bool:
+        """Whether the total time is over."""
+        return self.end != math.inf and self._now() >= self.end
+
+    def allows(self, delay: float) -> bool:
+        """Say whether there is time for a pause and something after it."""
+        return self._now() + delay < self.end
+
+    def for_attempt(self) -> Timeout:
+        """Return what urllib3 is to keep to in one attempt."""
+        if self.end == math.inf:
+            return self
+        return Timeout(connect=self.left(self.asked.connect), read=self.left(self.asked.read))
+
+
+HTTPTimeout.__module__ = "pooling"  # where users import it from

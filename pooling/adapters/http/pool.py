@@ -1,0 +1,604 @@
+"""`HTTPPool`: what users call."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import requests
+import urllib3
+from requests import exceptions
+from urllib3.util import Retry
+
+from ...core import registry
+from ...core.adapter import Adapter
+from ...core.clock import seconds
+from ...core.lease import Lease
+from ...core.observer import Observer, tell
+from ...core.pool import Pool
+from ...core.registry import PAGE
+from ...errors import PoolClosed, PoolError
+from ...settings import PoolSettings
+from .health import Health
+from .hold import Hold, Place
+from .hosts import Host, Hosts
+from .limits import HTTPTimeout, Limits
+from .metrics import HTTPMetrics
+from .sessions import SessionLease, Sessions, Unpooled, View
+from .tls import Cert, Verify
+from .transport import Transport
+
+__all__ = ["HTTPPool"]
+
+logger = logging.getLogger("pooling")
+Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
+_DEFAULTS = PoolSettings(min_size=0, max_size=100)
+_WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
+
+
+class HTTPPool(Pool[requests.Session]):
+    """Lends ``requests.Session`` objects that share warm sockets.
+
+    A session is light and private: cookies, headers, credentials and whatever
+    else its borrower sets are gone with it. The sockets under all sessions
+    are what is scarce, and so what the settings are about::
+
+        http = HTTPPool(PoolSettings(max_size=100), base_url="https://api.example.com", max_per_host=30)
+        quote = http.get("/quotes/ACME").json()
+        with http.request_context("GET", "/export", stream=True) as response:
+            for line in response.iter_lines(): ...
+        with http.acquire() as session:           # several requests, one cookie jar
+            session.post("https://api.example.com/login", ...)
+
+    A request takes its place in line before it holds anything else, first at
+    its host and then among all, and keeps it until its body is read or
+    closed. Both lines are served in the order of arrival.
+
+    Args:
+        settings: ``max_size``: requests under way at once, and sockets open at
+            once; ``max_idle``: sockets kept, over all hosts; ``idle_timeout``:
+            for how long; ``max_lifetime``: of a socket, so that changes of DNS
+            are followed; ``acquire_timeout``, ``max_waiting``: the line for a
+            connection; ``leak_timeout``: how long an answer may stay open.
+            ``min_size`` means nothing here: at which host? See `warm_up`.
+            ``None`` means 100 sockets and otherwise the usual defaults.
+        base_url: Put before URLs that begin with ``/`` in this pool's own
+            methods, not in those of an acquired session.
+        timeout: For every request that gives none: an `HTTPTimeout`, or as in
+            requests a number or seconds to connect and to read.
+        max_per_host: Requests under way at once to one host.
+        retry: A ``urllib3.Retry``, or how often: idempotent methods, on a
+            failed connection and on 429, 502, 503 and 504, with an exponential
+            pause, jitter and respect for ``Retry-After``. A request is never
+            tried again when its ``total`` time would be over by then. Apart
+            from this, what fails on a kept connection is sent again where
+            nothing can happen twice.
+        verify: Whom to trust: ``True`` means certifi's list or the one that
+            ``REQUESTS_CA_BUNDLE`` names; else a file or folder of certificates,
+            which beats the environment; ``False`` means anybody. Files are read
+            once, and again after `drain`.
+        cert: The client's certificate: a file, or a pair of files with the key.
+        proxies: By scheme, as in requests; they beat the environment's.
+        headers: Sent with every request, beside requests' own.
+        auth: As in requests, for every request that brings none.
+        compression: ``False`` asks servers to send bodies as they are.
+        cookies: ``"isolated"``: those of an acquired session end with it, and
+            `get` and the like keep none; ``"shared"``: one jar for all.
+        trust_env: Whether the environment may say something where the program
+            does not: proxies, ``REQUESTS_CA_BUNDLE`` and, for requests without
+            ``auth``, the user's ``.netrc``; looked at for each request, as in
+            requests.
+        session_factory: The class of sessions, or what makes one.
+        health_url: Asked every ``health_check_interval``; after
+            ``max_validation_failures`` in a row without an answer below 500
+            all sockets are replaced. See `health_check`.
+        pooled: ``False`` switches pooling off: a new session and a new socket
+            for each request, and no limits; to compare with.
+        observers: Told what happens to requests (as leases) and sockets.
+        name: How the pool is called in messages.
+
+    Raises:
+        TypeError, ValueError: An argument is not of its kind, or breaks a rule.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings | None = None,
+        *,
+        base_url: str | None = None,
+        timeout: Timeout = None,
+        max_per_host: int = 30,
+        retry: Retry | int | None = None,
+        verify: Verify = True,
+        cert: Cert = None,
+        proxies: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Any = None,
+        compression: bool = True,
+        cookies: str = "isolated",
+        trust_env: bool = True,
+        session_factory: Callable[[], requests.Session] = requests.Session,
+        health_url: str | None = None,
+        pooled: bool = True,
+        observers: Iterable[Observer] = (),
+        name: str | None = None,
+    ) -> None:
+        if settings is not None and not isinstance(settings, PoolSettings):
+            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
+        self._asked = settings or _DEFAULTS
+        self._base_url = _checked_url("base_url", base_url)
+        self._max_per_host = _checked_number("max_per_host", max_per_host)
+        if cookies not in ("isolated", "shared"):
+            raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
+        if not callable(session_factory):
+            raise TypeError(f"session_factory must be callable, not {session_factory!r}")
+        headers = dict(headers or {})
+        if not compression:
+            headers.setdefault("Accept-Encoding", "identity")
+        defaults = {
+            "verify": verify if isinstance(verify, bool) else str(verify),
+            "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
+        }  # fmt: skip
+        self._sessions = Sessions(session_factory, defaults, headers, cookies)
+        self._listeners: tuple[Observer, ...] = ()
+        super().__init__(adapter=_Places(), settings=_of_places(self._asked), name=name)
+        self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), _retry(retry))
+        self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
+        url = self._whole(health_url) if isinstance(health_url, str) else health_url
+        url = _checked_url("health_url", url)
+        self._probes = Health(self, url, self._asked) if url else None
+        for observer in observers:
+            self.add_observer(observer)
+
+    def _renew_state(self) -> None:
+        # What a lock of the parent may guard is made anew in a child, like the core's own.
+        super()._renew_state()
+        self._hosts = Hosts(self.name, self._asked, min(self._max_per_host, self._asked.max_size))
+        metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
+        metrics.of = self._hosts
+        self.metrics: HTTPMetrics = metrics
+        self._hosts.observe(self._of_sockets())
+        self._sessions.renew()
+
+    # -- requests -------------------------------------------------------------------
+
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
+        """Make one request, and return the answer with its body.
+
+        With ``stream=True`` the body is still to be read, and the connection
+        held until then; `request_context` sees to its end.
+
+        Args:
+            method: ``"GET"``, ``"POST"``, ...
+            url: Where to; a path if the pool has a ``base_url``.
+            kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
+
+        Raises:
+            PoolTimeout: No connection was free in time; also a
+                ``requests.exceptions.ConnectTimeout``.
+            requests.RequestException: As from requests.
+        """
+        return self._request(method, url, kwargs)
+
+    def get(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a GET request, see :meth:`request`."""
+        return self._request("GET", url, kwargs)
+
+    def options(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make an OPTIONS request, see :meth:`request`."""
+        return self._request("OPTIONS", url, kwargs)
+
+    def head(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a HEAD request, see :meth:`request`; as in requests, it follows no redirects."""
+        kwargs.setdefault("allow_redirects", False)
+        return self._request("HEAD", url, kwargs)
+
+    def post(self, url: str, data: Any = None, json: Any = None, **kw: Any) -> requests.Response:
+        """Make a POST request, see :meth:`request`."""
+        return self._request("POST", url, dict(kw, data=data, json=json))
+
+    def put(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
+        """Make a PUT request, see :meth:`request`."""
+        return self._request("PUT", url, dict(kwargs, data=data))
+
+    def patch(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
+        """Make a PATCH request, see :meth:`request`."""
+        return self._request("PATCH", url, dict(kwargs, data=data))
+
+    def delete(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a DELETE request, see :meth:`request`."""
+        return self._request("DELETE", url, kwargs)
+
+    @contextmanager
+    def request_context(self, method: str, url: str, **kwargs: Any) -> Iterator[requests.Response]:
+        """Make one request whose answer is closed, read or not, when the block ends.
+
+        Args:
+            method: ``"GET"``, ``"POST"``, ...
+            url: Where to; a path if the pool has a ``base_url``.
+            kwargs: As for `request`, such as ``stream=True``.
+
+        Raises:
+            PoolTimeout: No connection was free in time.
+            requests.RequestException: As from requests.
+        """
+        with self.acquire() as session, session.request(method, self._whole(url), **kwargs) as response:
+            yield response
+
+    def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
+        return self.session().request(method, self._whole(url), **kwargs)
+
+    def _whole(self, url: str) -> str:
+        return self._base_url + url if self._base_url and url.startswith("/") else url
+
+    # -- sessions -------------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> Lease[requests.Session]:
+        """Lend a session: a new one, with the pool's defaults, on its warm sockets.
+
+        It is had at once: connections are taken by its requests. When the
+        lease ends the bodies that were not read are closed.
+
+        Args:
+            timeout: For the sake of other pools; a session never has to be waited for.
+
+        Raises:
+            PoolClosed: The pool was closed.
+            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0.
+        """
+        if timeout is not None:
+            seconds(timeout)
+        self._enter()
+        self._check_open()
+        view = View(self, self._mounted)
+        return SessionLease(self, self._sessions.make(self.adapter, view), view)
+
+    def session(self) -> requests.Session:
+        """Return a session of your own on the pool's sockets, to keep as long as you like.
+
+        It is as safe across threads as sessions of requests are: headers and
+        the like are best set before.
+        """
+        if not PAGE[0]:
+            registry.renew()  # a shared jar of the parent may be locked
+        return self._sessions.make(self.adapter, self._mounted)
+
+    def _check_open(self) -> None:
+        if self._state.closed:
+            raise PoolClosed(f"pool {self.name!r} is closed")
+
+    # -- connections ------------------------------------------------------------------
+
+    def _host(self, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
+        if not PAGE[0]:
+            registry.renew()
+        if self._probes is not None:
+            self._probes.ensure()
+        return self._hosts.find(self.adapter, request, verify, proxies, cert)
+
+    def _take(self, host: Host, limits: Limits) -> Hold:
+        """Wait in line for a connection of that host, then for a place among all requests."""
+        wait = self._asked.acquire_timeout if limits.pool is None else limits.pool
+        wait = limits.left(wait) or 0.0
+        self._check_open()
+        arrived = monotonic()
+        line = host.pool.acquire(wait)
+        try:
+            place: Any = Pool.acquire(self, max(0.0, arrived + wait - monotonic()))
+            if self._track:
+                _sign(line, place)
+            place.resource.line = line
+        except BaseException:
+            line.release()
+            raise
+        hold = Hold(host, place, self._hosts.trim)
+        wire = hold.wire
+        if wire.sock is not None and monotonic() - arrived > _WAITED and not wire.is_alive():
+            hold.hang_up()
+        if wire.sock is None:
+            self._hosts.make_room(self._state.max_size - self._state.in_use)
+        return hold
+
+    def warm_up(self, urls: Iterable[str] | None = None, *, each: int = 1, timeout: float | None = None) -> None:
+        """Open sockets before the first user needs them, all at the same time.
+
+        Args:
+            urls: Whole URLs, or paths if the pool has a ``base_url``; only
+                their hosts matter. ``None`` means the ``base_url``.
+            each: How many sockets to open to each of them.
+            timeout: Seconds to wait; ``None`` means the time to connect.
+
+        Raises:
+            requests.RequestException: One could not be opened; the others were.
+        """
+        if isinstance(urls, str):
+            raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
+        if urls is None and not self._base_url:
+            raise ValueError("warm_up() needs urls, where the pool has no base_url")
+        _checked_number("each", each)
+        wanted = [self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls) for _ in range(each)]
+        total = timeout or self.adapter.limits(None).asked.connect
+        limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
+        done: Any = queue.SimpleQueue()
+        for host in wanted:
+            self._background.workers.submit(self._open_one, host, limits, done)
+        results = [done.get() for _ in wanted]
+        for result in results:
+            if isinstance(result, Hold):
+                result.release()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise _as_requests(result)
+
+    def _host_of(self, url: str) -> Host:
+        session = self.session()
+        request = session.prepare_request(requests.Request("GET", url))
+        found = session.merge_environment_settings(request.url, {}, None, None, None)
+        return self._host(request, found["verify"], found["proxies"], found["cert"])
+
+    def _open_one(self, host: Host, limits: Limits, done: Any) -> None:
+        try:
+            hold = self._take(host, limits)
+            hold.connect(limits)
+            done.put(hold)
+        except BaseException as error:
+            done.put(error)
+
+    def fill(self, size: int | None = None) -> None:
+        """Open sockets to the ``base_url``'s host ahead of need, without waiting for them.
+
+        Args:
+            size: How many; ``None`` means ``min_size``.
+
+        Raises:
+            ValueError: The pool has no ``base_url``.
+        """
+        number = self._asked.min_size if size is None else size
+        if not self._base_url:
+            raise ValueError("fill() needs a base_url; see warm_up()")
+        if number:
+            self._background.workers.submit(self._warm_up_quietly, _checked_number("size", number))
+
+    def _warm_up_quietly(self, each: int) -> None:
+        try:
+            self.warm_up(each=each)
+        except (exceptions.RequestException, PoolError) as error:
+            logger.info("pool %r: filling it failed: %s", self.name, error)
+
+    # -- steering ---------------------------------------------------------------------
+
+    @property
+    def settings(self) -> PoolSettings:
+        """The settings in force."""
+        return self._asked
+
+    def reconfigure(self, *, max_per_host: int | None = None, **changes: Any) -> None:
+        """Change settings of a running pool.
+
+        Args:
+            max_per_host: As for the pool itself.
+            changes: As for `PoolSettings`. Lifetimes hold for sockets opened
+                from now on, all else at once.
+
+        Raises:
+            ValueError, TypeError: As for `PoolSettings`; nothing was changed.
+        """
+        settings = self._asked.replace(**changes)
+        if max_per_host is not None:
+            self._max_per_host = _checked_number("max_per_host", max_per_host)
+        self._asked = settings
+        places = _of_places(settings)
+        names = ("max_size", "max_waiting", "acquire_timeout", "leak_timeout", "close_timeout", "track_holders")
+        super().reconfigure(**{name: getattr(places, name) for name in names}, enable_metrics=settings.enable_metrics)
+        self._hosts.configure(settings, min(self._max_per_host, settings.max_size))
+        self._hosts.trim()
+
+    def drain(self) -> None:
+        """Begin a new generation of sockets.
+
+        Idle ones are closed now, those in use when their body is read; files
+        of certificates are read anew.
+        """
+        self._hosts.drain()
+        tell(self._observers, "drained", self.name)
+
+    def check(self) -> None:
+        """Look at the idle sockets now; those that their servers have closed are closed."""
+        self._hosts.check()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close the pool for good.
+
+        Requests in line fail at once; those under way may end within
+        ``timeout``, and are cut off then. Closing twice is fine.
+
+        Args:
+            timeout: Seconds to wait for requests under way; ``None`` means
+                ``close_timeout``.
+        """
+        self._state.closed = True
+        for host in self._hosts.all():
+            host.turn_away(f"pool {self.name!r} was closed during the wait")
+        if self._probes is not None:
+            self._probes.pool.close(0.0)
+        super().close(timeout)
+        self._hosts.close(0.0)
+
+    # -- looking ----------------------------------------------------------------------
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell an observer from now on what happens to requests (leases, to it) and to sockets."""
+        if not isinstance(observer, Observer):
+            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+        self._listen((*self._listeners, observer))
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell an observer nothing any more."""
+        self._listen(tuple(one for one in self._listeners if one is not observer))
+
+    def _listen(self, observers: tuple[Observer, ...]) -> None:
+        self._listeners = observers
+        self._set_observers(tuple(_part(one, _OF_REQUESTS) for one in observers))
+        self._hosts.observe(self._of_sockets())
+
+    def _of_sockets(self) -> tuple[Observer, ...]:
+        return tuple(_part(one, _OF_SOCKETS, self.name) for one in self._listeners)
+
+    def stats(self) -> dict[str, Any]:
+        """Return how many are where, and the settings that bound them; ``hosts`` says it for each."""
+        hosts = self._hosts.all()
+        sockets = [host.pool.stats() for host in hosts]
+        places = super().stats()
+        idle, closing = sum(one["idle"] for one in sockets), sum(one["closing"] for one in sockets)
+        places.update(
+            size=idle + closing + places["in_use"], idle=idle, closing=closing, creating=0,
+            waiting=places["waiting"] + sum(one["waiting"] for one in sockets),
+            min_size=0, max_per_host=self._max_per_host,
+        )  # fmt: skip
+        shown = ("idle", "in_use", "waiting", "max_size")
+        places["hosts"] = {one["name"].partition(" ")[2]: {name: one[name] for name in shown} for one in sockets}
+        return places
+
+    def health_check(self, ask: bool = False) -> dict[str, Any]:
+        """Return how the pool is, and how the service is by its ``health_url``.
+
+        Args:
+            ask: Ask now, instead of reporting the last answer.
+
+        Returns:
+            ``status`` is ``"healthy"``, ``"unhealthy"`` (the last probe
+            failed), ``"unknown"`` (none was made yet, or there is no
+            ``health_url``) or ``"closed"``; ``failures`` counts probes that
+            failed in a row, ``generations`` how often all sockets were
+            replaced for that; ``last_check`` is a time of the wall clock.
+        """
+        probes = self._probes
+        if probes is not None and ask and not self.closed:
+            probes.ask()
+        stats = self.stats()
+        found: dict[str, Any] = {
+            "status": "closed" if self.closed else "unknown" if probes is None else probes.status,
+            **{name: stats[name] for name in ("name", "size", "idle", "in_use", "waiting", "max_size")},
+        }
+        return found if probes is None else found | probes.as_dict()
+
+    def _health_checked(self, error: BaseException | None) -> None:
+        with self._lock:
+            self.metrics.last_health_check = self._clock.wall()
+            self.metrics.count["health_failures"] += error is not None
+        tell(self._listeners, "health_checked", self.name, error)
+
+    def _counts(self) -> str:
+        state, hosts = self._state, self._hosts.all()
+        waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
+        text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
+        return text + (", paused" if state.paused else "")
+
+
+_OF_REQUESTS = ("acquired", "released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
+_OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
+
+
+def _part(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:
+    """Return an observer that hands some events on, with the pool's name instead of an inner one's."""
+    part = Observer()
+    for event in events:
+        method = getattr(observer, event)
+        setattr(part, event, method if name is None else _renamed(method, name))
+    return part
+
+
+def _renamed(method: Callable[..., None], name: str) -> Callable[..., None]:
+    return lambda pool, *args: method(name, *args)
+
+
+class _Places(Adapter[Any]):
+    """The places that requests take; what each holds is ended with it."""
+
+    noun = "connection"
+    blocking = False
+    bounded = True
+    closes_at_once = True
+
+    def create(self) -> Place:
+        return Place()
+
+    def close(self, resource: Place) -> None:
+        resource.give_up("orphaned")
+
+    def interrupt(self, resource: Place) -> None:
+        line = resource.line
+        if line is not None and line._key is not None:
+            line._key.entry.resource.interrupt()
+
+
+def _of_places(settings: PoolSettings) -> PoolSettings:
+    """The settings for requests under way: they have no age, and nothing to prove."""
+    return settings.replace(
+        min_size=0, max_idle=None, max_lifetime=None, idle_timeout=None, max_uses=None,
+        health_check_interval=None, keepalive_interval=None,
+    )  # fmt: skip
+
+
+_INNER = ("requests.", "urllib3.", "pooling.adapters.http.", "contextlib")
+
+
+def _sign(*leases: Lease[Any]) -> None:
+    """Note who holds these: whoever called requests, or the pool."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_INNER):
+        frame = frame.f_back
+    if frame is None:
+        return
+    for lease in leases:
+        entry = lease._key.entry  # type: ignore[union-attr]
+        entry.code, entry.lasti = frame.f_code, frame.f_lasti
+
+
+def _retry(retry: Retry | int | None) -> Retry:
+    if isinstance(retry, Retry):
+        return retry
+    if not retry:
+        return Retry(0, read=False)  # as in requests
+    return Retry(
+        _checked_number("retry", retry), backoff_factor=0.1, backoff_max=10, backoff_jitter=0.1,
+        status_forcelist=(429, 502, 503, 504), raise_on_status=False,
+    )  # fmt: skip
+
+
+def _checked_number(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
+
+
+def _checked_url(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, not {value!r}")
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(f"{name} must begin with http:// or https://, not be {value!r}")
+    return value.rstrip("/")
+
+
+def _as_requests(error: BaseException) -> BaseException:
+    """Return an error of opening a socket as requests would raise it."""
+    if isinstance(error, (exceptions.RequestException, PoolClosed)):
+        return error
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return exceptions.SSLError(error)
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return exceptions.ConnectTimeout(error)
+    return exceptions.ConnectionError(error)
+
+
+HTTPPool.__module__ = "pooling"  # where users import it from

@@ -1,0 +1,291 @@
+"""The sessions that are lent: light, private, and over with their lease.
+
+A session costs microseconds; what is dear are sockets, and those it shares
+with all others. So each borrower has a new one, and nothing that one sets
+can reach the next (P5): not even by a reference that was kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from http.cookiejar import Cookie
+from typing import TYPE_CHECKING, Any
+
+import requests
+import requests.adapters
+from requests import exceptions
+from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+
+from ...core import registry
+from ...core.lease import Lease
+from ...core.registry import PAGE
+from ...errors import LeaseError
+from .limits import Limits
+from .transport import Transport, told
+
+if TYPE_CHECKING:
+    from .pool import HTTPPool
+
+    _Session = requests.Session
+else:
+    _Session = object
+
+__all__ = ["SessionLease", "Sessions", "SharedJar"]
+
+
+class Pooled(_Session):
+    """What is added to the sessions' class: time limits over redirects, and whose word counts."""
+
+    _pooling: Transport
+    _plain: bool  # its class leaves to requests what comes from the environment
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        limits = kwargs["timeout"] = self._pooling.limits(kwargs.get("timeout"))
+        try:
+            return super().send(request, **kwargs)
+        except exceptions.ConnectionError as error:
+            told_of = told(error, limits) if limits.over else error  # amid the body
+            if told_of is error:
+                raise
+            raise told_of from error
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        # requests lets the environment beat a session's own verify, even verify=False
+        # (psf/requests#3829), and its proxies (psf/requests#2018). What the program
+        # says beats the environment, here.
+        if verify is None and self.verify is not True:
+            verify = self.verify
+        if self.proxies:
+            proxies = {**self.proxies, **(proxies or {})}
+        if not self._plain or not self.trust_env or _proxies_in_environment():
+            return super().merge_environment_settings(url, proxies, stream, verify, cert)
+        # requests goes through all variables twice, a fifth of its work for a request.
+        if verify is True or verify is None:
+            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or verify
+        return {
+            "proxies": proxies or {},
+            "stream": self.stream if stream is None else stream,
+            "verify": self.verify if verify is None else verify,
+            "cert": self.cert if cert is None else cert,
+        }
+
+
+_ELSEWHERE = sys.platform in ("darwin", "win32")  # where the system has proxies, beside the environment's
+_PROXIES = [name + "_proxy" for name in ("http", "https", "all")]
+_PROXIES += [name.upper() for name in _PROXIES]
+
+
+def _proxies_in_environment() -> bool:
+    return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
+
+
+@functools.cache
+def _pooled(kind: type[requests.Session]) -> type[requests.Session]:
+    own = {"__module__": kind.__module__, "_plain": "merge_environment_settings" not in _changes(kind)}
+    return type(kind.__name__, (Pooled, kind), own)
+
+
+def _changes(kind: type[requests.Session]) -> set[str]:
+    """What a class of sessions does in its own way."""
+    return {name for one in kind.__mro__[: kind.__mro__.index(requests.Session)] for name in vars(one)}
+
+
+class Sessions:
+    """Makes sessions with a pool's defaults."""
+
+    def __init__(
+        self, factory: Callable[[], requests.Session], defaults: Mapping[str, Any],
+        headers: Mapping[str, str], cookies: str,
+    ) -> None:  # fmt: skip
+        is_class = isinstance(factory, type) and issubclass(factory, requests.Session)
+        self._make = _pooled(factory) if is_class else factory
+        if factory is requests.Session:
+            self._make = functools.partial(_copy, self._make())
+        self._defaults, self._headers = dict(defaults), dict(headers)
+        self._jar = SharedJar() if cookies == "shared" else None
+
+    def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
+        """Return a new session."""
+        session = self._make()
+        session.adapters.clear()
+        session.adapters["https://"] = session.adapters["http://"] = mounted
+        for name, value in self._defaults.items():
+            setattr(session, name, dict(value) if isinstance(value, dict) else value)
+        if self._headers:
+            session.headers.update(self._headers)
+        if self._jar is not None:
+            session.cookies = self._jar
+        session._pooling = transport  # type: ignore[attr-defined]
+        return session
+
+    def renew(self) -> None:
+        """In a child: another thread of the parent may have held the jar's lock."""
+        if self._jar is not None:
+            self._jar = self._jar.renewed()
+
+
+def _copy(pattern: requests.Session) -> requests.Session:
+    """Return what ``type(pattern)()`` would, without the transport adapters that nobody wants."""
+    session = pattern.__class__.__new__(pattern.__class__)
+    session.__dict__.update(
+        pattern.__dict__, headers=CaseInsensitiveDict(pattern.headers), hooks={name: [] for name in pattern.hooks},
+        params={}, proxies={}, cookies=RequestsCookieJar(), adapters=OrderedDict(),
+    )  # fmt: skip
+    return session
+
+
+class SharedJar(RequestsCookieJar):
+    """A cookie jar for all sessions of a pool, and so for all threads."""
+
+    def __iter__(self) -> Any:
+        with self._cookies_lock:  # type: ignore[attr-defined]
+            return iter(list(super().__iter__()))
+
+    def renewed(self) -> SharedJar:
+        """Return a copy, without asking for the lock."""
+        copy = SharedJar(self._policy)  # type: ignore[attr-defined]
+        copy._cookies = {  # type: ignore[attr-defined]
+            domain: {path: dict(cookies) for path, cookies in paths.items()}
+            for domain, paths in dict[str, dict[str, dict[str, Cookie]]](self._cookies).items()  # type: ignore[attr-defined]
+        }
+        return copy
+
+
+class View(requests.adapters.BaseAdapter):
+    """The transport as one lent session sees it, for as long as it is lent."""
+
+    def __init__(self, pool: HTTPPool, below: requests.adapters.BaseAdapter) -> None:
+        super().__init__()
+        self._pool, self._below = pool, below
+        self._process: object = pool._state
+        self._ended = False
+        self._answers: list[weakref.ref[requests.Response]] = []
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        self.check()
+        response = self._below.send(request, *args, **kwargs)
+        if len(self._answers) >= 32:
+            self._answers = [one for one in self._answers if _unread(one())]
+        self._answers.append(weakref.ref(response))
+        return response
+
+    def check(self) -> None:
+        """Raise `LeaseError` if the lease has ended, or was made by another process."""
+        if self._ended:
+            raise LeaseError(f"pool {self._pool.name!r}: this session was given back before")
+        if not PAGE[0]:
+            registry.renew()
+        if self._process is not self._pool._state:
+            raise LeaseError(
+                f"pool {self._pool.name!r}: this session belongs to the process that forked "
+                "this one; acquire a new one here"
+            )
+
+    def close(self) -> None:
+        """Close what this session has not read to its end; the sockets are the pool's."""
+        answers, self._answers = self._answers, []
+        for one in answers:
+            response = one()
+            if _unread(response):
+                response.close()  # type: ignore[union-attr]
+
+    def end(self) -> None:
+        """Be of no use any more."""
+        self._ended = True
+        self.close()
+
+
+def _unread(response: requests.Response | None) -> bool:
+    return response is not None and not response._content_consumed  # type: ignore[attr-defined]
+
+
+class SessionLease(Lease[requests.Session]):
+    """The right to use a session of one's own.
+
+    It never waits and never runs out: what is limited are connections, and
+    those are taken by each request. At its end the bodies that were not read
+    are closed, and the session refuses to be used.
+    """
+
+    __slots__ = ("_session", "_view")
+
+    def __init__(self, pool: HTTPPool, session: requests.Session, view: View) -> None:
+        self._pool, self._key = pool, None
+        self._session: requests.Session | None = session
+        self._view = view
+
+    @property
+    def resource(self) -> requests.Session:
+        """The session.
+
+        Raises:
+            LeaseError: The lease has ended, or was inherited over a fork.
+        """
+        if self._session is None:
+            raise LeaseError(f"pool {self._pool.name!r}: this lease was given back before")
+        self._view.check()
+        return self._session
+
+    def __enter__(self) -> requests.Session:
+        return self.resource
+
+    def __exit__(self, *error: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            for adapter in list(session.adapters.values()):
+                adapter.close()  # those that the borrower mounted, too
+            self._view.end()
+
+    def release(self) -> None:
+        """Give the session back.
+
+        Raises:
+            LeaseError: It was given back before, or inherited over a fork.
+        """
+        self.resource  # noqa: B018
+        self.__exit__()
+
+    discard = release
+
+    def detach(self) -> requests.Session:
+        """Keep the session for good, on the pool's sockets; see `HTTPPool.session`.
+
+        Raises:
+            LeaseError: It was given back before, or inherited over a fork.
+        """
+        session, self._session = self.resource, None
+        for prefix, adapter in session.adapters.items():
+            if adapter is self._view:
+                session.adapters[prefix] = self._view._below
+        return session
+
+    def __repr__(self) -> str:
+        what = "ended" if self._session is None else repr(self._session)
+        return f"<{type(self).__name__} of pool {self._pool.name!r}: {what}>"
+
+
+class Unpooled(requests.adapters.BaseAdapter):
+    """Makes a new adapter of requests' own for each request: pooling that is switched off."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__()
+        self._transport = transport
+
+    def limits(self, timeout: Any) -> Limits:
+        """Return the time limits of a request that begins now."""
+        return self._transport.limits(timeout)
+
+    def send(  # type: ignore[override]  # what is not named here is handed on
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
+    ) -> requests.Response:
+        plain = requests.adapters.HTTPAdapter(max_retries=self._transport.max_retries)
+        return plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Do nothing: nothing is kept."""

@@ -1,0 +1,70 @@
+"""urllib3's connection pool as one request sees it: it holds one connection, taken beforehand.
+
+urllib3 knows how to speak HTTP over a connection: tunnels, proxies, time
+limits, the kinds of its errors. It is asked for one attempt at a time, with
+the connection that our own pool has lent. What it would do with its queue
+(take, give back) arrives here, at the `Hold` of that request.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.util import Retry
+
+from .wire import wired
+
+if TYPE_CHECKING:
+    from .hold import Hold
+
+    _ConnectionPool = HTTPConnectionPool
+else:
+    _ConnectionPool = object
+
+__all__ = ["Template", "templated"]
+
+_ONCE = Retry(False)
+
+
+class Template(_ConnectionPool):
+    """What is put in front of urllib3's pool; each request works on a copy with its own hold."""
+
+    hold: Hold
+
+    def for_hold(self, hold: Hold) -> Template:
+        """Return a copy that uses this connection."""
+        own = self.__class__.__new__(self.__class__)
+        own.__dict__.update(self.__dict__)
+        own.hold = hold
+        return own
+
+    def attempt(self, method: str, url: str, options: dict[str, Any]) -> Any:
+        """Send a request once, and return the answer without its body, or raise as urllib3 does."""
+        response = self.urlopen(
+            method, url, retries=_ONCE, redirect=False, assert_same_host=False,
+            preload_content=False, release_conn=False, **options,
+        )  # fmt: skip
+        self.hold.response = weakref.ref(response)
+        return response
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return self.hold.wire
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:  # else it failed, and who asked for the attempt decides
+            conn.release()
+
+    def _make_request(self, conn: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("response_conn") is not None:
+            kwargs["response_conn"] = self.hold  # the answer then ends the hold
+        return super()._make_request(conn, *args, **kwargs)
+
+
+@functools.cache
+def templated(pool_class: type[Any]) -> type[Any]:
+    """Return a class of urllib3 pools that are templates as well."""
+    added = {"ConnectionCls": wired(pool_class.ConnectionCls)}
+    return type(pool_class.__name__, (Template, pool_class), added)

@@ -1,0 +1,247 @@
+"""SQLAlchemy: engines whose connections are lent by our pool.
+
+::
+
+    from pooling.adapters.sqlalchemy import Pool
+
+    engine = create_engine("postgresql+psycopg://...", poolclass=Pool, pool_size=10, max_overflow=0)
+
+SQLAlchemy keeps a *record* for each slot of a pool: it connects and pings it,
+recycles and invalidates it, and tells its events. What is left to a pool, who
+gets which record when, is done by ours. So all of SQLAlchemy's settings keep
+their meaning, with any driver. `DBAPIAdapter` is the opposite: our pool of what
+any DB-API driver makes, without SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import exc, pool
+from sqlalchemy.pool.base import ConnectionPoolEntry, _ConnectionRecord
+
+from ..core.adapter import Adapter
+from ..core.holders import Holder
+from ..core.lease import Lease
+from ..core.metrics import PoolMetrics
+from ..core.pool import Pool as Core
+from ..errors import PoolTimeout
+from ..settings import PoolSettings
+from .dbapi import DBAPIAdapter, leave_to_parent
+
+__all__ = ["DBAPIAdapter", "Pool"]
+
+_UNBOUNDED = 1 << 20
+_BETWEEN = ("sqlalchemy.", "contextlib")  # modules between a borrower and us
+
+# The core keeps what it lends longer than the pool lives, in order to close it; a
+# record leads to its pool, so the core gets a weak reference to it.
+_Slot = weakref.ref[_ConnectionRecord]
+
+
+class Pool(pool.Pool):
+    """A pool for ``create_engine(poolclass=...)`` with the whole contract of ``QueuePool``.
+
+    Beyond it: who waits is served in the order of arrival; a forked child finds
+    the pool empty and usable, and nothing that it does reaches the parent's
+    connections; `holders` tells who has a connection since when, and the error
+    of a timeout says so. A connection that was out when the pool was disposed
+    of is closed when it comes back.
+
+    Connections are made, pinged and closed in the borrower's thread, as
+    SQLAlchemy does, so that its events run there and its errors go there.
+
+    Args:
+        creator: Makes a DB-API connection.
+        pool_size: Connections that are kept; 0 means no limit.
+        max_overflow: How many more may be open, closed when they come back;
+            -1 means no limit.
+        timeout: Seconds to wait for one (``pool_timeout``).
+        use_lifo: Take the one used last, so that a surplus ages out on the
+            server; otherwise each in turn (``pool_use_lifo``).
+        **kw: Those of ``sqlalchemy.pool.Pool``.
+
+    Raises:
+        ValueError, TypeError: An argument breaks its rule.
+    """
+
+    _is_asyncio = False
+    _sqla_logger_namespace = "sqlalchemy.pool.pooling.Pool"  # what is set for "sqlalchemy.pool" holds here
+
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float = 30.0,
+        use_lifo: bool = False,
+        **kw: Any,
+    ) -> None:
+        _check(pool_size=pool_size, max_overflow=max_overflow)
+        super().__init__(creator, **kw)
+        self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max_overflow
+        self._timeout, self._use_lifo = timeout, use_lifo
+        self._records: set[_ConnectionRecord] = set()  # keeps those of all slots
+        self._lent: dict[_ConnectionRecord, Lease[_Slot]] = {}
+        self.core = _Core(self)
+
+    # -- SQLAlchemy's hooks ---------------------------------------------------------
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            lease = self.core._acquire_for(self._timeout, _steps_to_borrower())
+        except PoolTimeout as error:
+            raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
+        record = lease.resource()
+        assert record is not None  # `_records` keeps it
+        if record.dbapi_connection is None:
+            try:
+                record.get_connection()
+            except BaseException:
+                lease.discard()
+                raise
+        self._lent[record] = lease
+        return record
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        lease = self._lent.pop(record, None)  # type: ignore[call-overload]
+        if lease is not None:  # else it is the parent's
+            lease.__exit__(None, None, None)
+
+    def recreate(self) -> Pool:
+        """Return a new pool like this one."""
+        self.logger.info("Pool recreating")
+        return type(self)(
+            self._creator, pool_size=self._pool_size, max_overflow=self._max_overflow, timeout=self._timeout,
+            use_lifo=self._use_lifo, recycle=self._recycle, echo=self.echo, logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return, pre_ping=self._pre_ping, dialect=self._dialect,
+            _dispatch=self.dispatch,
+        )  # fmt: skip
+
+    def dispose(self) -> None:
+        """Close what is idle now, and what is out when it comes back."""
+        self.core.drain()
+        self.logger.info("Pool disposed. %s", self.status())
+
+    # -- looking --------------------------------------------------------------------
+
+    def status(self) -> str:
+        """Return how many are where, as ``QueuePool`` does."""
+        return (
+            f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
+            f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
+        )
+
+    def size(self) -> int:
+        """Return how many connections are kept."""
+        return self._pool_size
+
+    def timeout(self) -> float:
+        """Return for how many seconds a borrower waits."""
+        return self._timeout
+
+    def checkedin(self) -> int:
+        """Return how many are idle."""
+        return len(self.core._state.idle)
+
+    def checkedout(self) -> int:
+        """Return how many are lent."""
+        return self.core._state.in_use
+
+    def overflow(self) -> int:
+        """Return how many more than ``pool_size`` there are; negative: how many less."""
+        return len(self.core._state.entries) - self._pool_size if self._pool_size else 0
+
+    @property
+    def metrics(self) -> PoolMetrics:
+        """The metrics of the pool beneath."""
+        return self.core.metrics
+
+    def holders(self) -> list[Holder]:
+        """Return who holds a connection, where it was taken and for how long; longest first."""
+        return self.core.holders()
+
+
+class _Core(Core[_Slot]):
+    """The pool beneath: of slots, in SQLAlchemy's order, closed by whoever gives them back."""
+
+    def __init__(self, owner: Pool) -> None:
+        self._lifo = owner._use_lifo
+        unbounded = owner._max_overflow == -1
+        super().__init__(
+            adapter=_Records(owner),
+            settings=PoolSettings(
+                min_size=0, max_size=_UNBOUNDED if unbounded else owner._pool_size + owner._max_overflow,
+                max_idle=owner._pool_size or None, acquire_timeout=owner._timeout,
+                max_lifetime=None, idle_timeout=None, health_check_interval=None,
+            ),
+            name=owner._orig_logging_name,
+        )  # fmt: skip
+        self._has_close = False  # nothing to be closed by a worker: see `Pool`
+
+    def _renew_state(self) -> None:
+        super()._renew_state()
+        if not self._lifo:
+            self._pop = self._state.idle.popleft
+
+
+class _Records(Adapter[_Slot]):
+    """SQLAlchemy's records as resources; what they connect to is their own business."""
+
+    noun = "connection"
+    blocking = False
+
+    def __init__(self, owner: Pool) -> None:
+        self._owner = weakref.ref(owner)
+
+    def create(self) -> _Slot:
+        owner = self._owner()
+        assert owner is not None  # it asked
+        record = _ConnectionRecord(owner, connect=False)
+        owner._records.add(record)
+        return weakref.ref(record)
+
+    def close(self, resource: _Slot) -> None:
+        record = self._forget(resource)
+        if record is not None:
+            record.close()
+
+    def abandon(self, resource: _Slot) -> None:
+        record = self._forget(resource)
+        if record is None:
+            return
+        if record.dbapi_connection is not None:
+            leave_to_parent(record.dbapi_connection)
+            leave_to_parent(record.driver_connection)
+        record.dbapi_connection = record.fairy_ref = None  # who holds it can give back nothing
+
+    def _forget(self, resource: _Slot) -> _ConnectionRecord | None:
+        record, owner = resource(), self._owner()
+        if record is not None and owner is not None:
+            owner._records.discard(record)
+            owner._lent.pop(record, None)
+        return record
+
+
+def _steps_to_borrower() -> int:
+    """How many frames above our caller stands who called SQLAlchemy: that is who holds the connection."""
+    steps = 0
+    frame: FrameType | None = sys._getframe(1).f_back
+    while frame is not None:
+        steps += 1
+        if not frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+            return steps
+        frame = frame.f_back
+    return 0
+
+
+def _check(**sizes: int) -> None:
+    for name, least in (("pool_size", 0), ("max_overflow", -1)):
+        value = sizes[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value!r}")

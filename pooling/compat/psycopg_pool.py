@@ -1,0 +1,604 @@
+"""psycopg_pool's pools, over ours::
+
+    from pooling.compat.psycopg_pool import ConnectionPool      # instead of: from psycopg_pool import ...
+
+`ConnectionPool` and `NullConnectionPool` take what those of psycopg_pool 3.3
+take, with the same meaning (``max_idle`` is seconds), do the same and raise the
+same: the errors here are also psycopg_pool's own, so that an ``except`` clause
+elsewhere goes on working. Beneath is a `pooling.PostgresPool`, ``pool.core``,
+with its metrics, its holders and its `advise`.
+
+What differs, and why:
+
+- *A connection that died while idle* is not lent, without a ``check``: a look
+  at its socket costs no round trip. After one such death the others are proved
+  by a round trip before they are lent, and replaced at once, where psycopg_pool
+  waits between two attempts.
+- *Connecting fails*: one attempt at a time, 0.25 s apart at most while anybody
+  waits, instead of one of each worker with a delay that doubles; the pool sees
+  the server come back sooner and asks it less often. It goes on for ever.
+  ``reconnect_failed`` is called when that has lasted for ``reconnect_timeout``
+  seconds, and once more after each further ``reconnect_timeout``.
+- *What cannot succeed* (a wrong password, an unknown database) makes `getconn`
+  raise `PoolTimeout` at once, with the server's error as its ``__cause__``,
+  instead of after ``timeout`` without it. `wait` waits its whole time.
+- *Waiting*: strictly first come, first served, connections still to be made
+  included. ``timeout=0`` takes what is idle. ``max_waiting`` counts those who
+  wait for what others hold.
+- *Idle connections* are lent last in, first out, not in turn: what is not
+  needed is closed after ``max_idle`` seconds of its own rest, not one each
+  ``max_idle`` seconds. ``resize`` to less closes at once what is idle.
+- *Age* (``max_lifetime``) is looked at when a connection is lent, too.
+- *The client's side* (``row_factory``, ``autocommit``, adapters, handlers) is
+  as ``configure`` left it for each borrower. On the server's side nothing but
+  the transaction is ended: ``session="trust"`` of `PostgresPool`.
+- *Closing* a connection that comes back bad, or to a closed pool, happens on a
+  worker a moment later, since it may hang.
+- *Broken arguments* are refused by the constructor, not by each attempt to
+  connect; ``max_lifetime`` and ``max_idle`` must be above 0.
+- *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
+  is set to what ends a silent network: see `PostgresPool`.
+- *A fork*: the child finds the pool empty and usable.
+- *Exit*: nothing keeps the process, and nothing warns.
+- *A connection of* ``getconn`` that is forgotten stays out, as there; that of a
+  ``connection()`` block comes back.
+- *Statistics* are all there from the start, with zeros. ``usage_ms`` counts
+  ``getconn``, too. ``pool_size`` counts those that are being made or closed.
+- *Threads*: ``num_workers`` is checked and kept, and has no effect; workers are
+  started when they are needed and end when they are not.
+- *Log*: ``psycopg.pool`` gets records of the same events at the same levels in
+  other words; each further failure of an outage at INFO.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg.pq import TransactionStatus
+from psycopg_pool.abc import CT
+
+from .. import errors
+from ..adapters.postgres import PostgresPool
+from ..core.lease import Lease
+from ..core.metrics import PoolSnapshot
+from ..settings import PoolSettings
+from .ledger import Ledger, logger
+
+__all__ = ["ConnectionPool", "NullConnectionPool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
+
+P = TypeVar("P", bound="ConnectionPool[Any]")
+Hook = Callable[[CT], None]
+_UNBOUNDED = 1 << 20  # what a size of 0 means to a null pool
+_IDLE = TransactionStatus.IDLE
+_PSYCOPG = tuple(map(int, psycopg.__version__.split(".")[:2]))
+
+
+class PoolClosed(psycopg_pool.PoolClosed, errors.PoolClosed):
+    """The pool is not open yet, or not any more."""
+
+
+class PoolTimeout(psycopg_pool.PoolTimeout, errors.PoolTimeout):
+    """No connection in time, or none at all: then the real error is the ``__cause__``."""
+
+
+class TooManyRequests(psycopg_pool.TooManyRequests, errors.TooManyWaiting):
+    """``max_waiting`` requests are in line already."""
+
+
+_THEIRS: dict[type[errors.PoolError], type[psycopg.OperationalError]] = {
+    errors.PoolClosed: PoolClosed,
+    errors.PoolTimeout: PoolTimeout,
+    errors.PoolUnavailable: PoolTimeout,
+    errors.CreateFailed: PoolTimeout,
+    errors.TooManyWaiting: TooManyRequests,
+}
+
+
+class _Core(PostgresPool):
+    """The pool beneath; closing it leaves holders alone, and a child counts from nothing."""
+
+    def __init__(self, *args: Any, ledger: Ledger, **options: Any) -> None:
+        self._ledger = ledger
+        super().__init__(*args, observers=[ledger], query_statistics=False, session="trust", **options)
+
+    def _interrupt_holders(self) -> None:
+        pass
+
+    def _renew_state(self) -> None:
+        super()._renew_state()
+        self._ledger.renew()
+
+
+class ConnectionPool(Generic[CT]):
+    """A pool of psycopg connections; the arguments are those of ``psycopg_pool.ConnectionPool``.
+
+    Args:
+        conninfo: Where to connect, or a callable that says it for each connection.
+        connection_class: The class of the connections.
+        kwargs: Further arguments of ``psycopg.connect``, or a callable that gives them.
+        min_size: Connections kept open.
+        max_size: The most connections; ``None`` means ``min_size``.
+        open: Whether to connect at once. ``None`` does, and the first use
+            without an explicit `open` gives a DeprecationWarning.
+        configure: Called with each new connection; must leave no transaction.
+        check: Called with each connection before it is lent; raises if it is bad.
+        reset: Called with each connection that comes back; must leave no transaction.
+        name: For messages.
+        close_returns: ``connection.close()`` gives it back instead.
+        timeout: Seconds to wait for a connection.
+        max_waiting: The most requests in line; 0 means no limit.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 %.
+        max_idle: Seconds of rest after which one above ``min_size`` is closed.
+        reconnect_timeout: Seconds of failing after which ``reconnect_failed`` is called.
+        reconnect_failed: Called with the pool then.
+        num_workers: Kept, without effect.
+
+    Raises:
+        ValueError, TypeError: An argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        connection_class: type[CT] = psycopg.Connection,  # type: ignore[assignment]  # the variable's default
+        kwargs: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: Hook[CT] | None = None,
+        check: Hook[CT] | None = None,
+        reset: Hook[CT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 3600.0,
+        max_idle: float = 600.0,
+        reconnect_timeout: float = 300.0,
+        reconnect_failed: Callable[[ConnectionPool[Any]], None] | None = None,
+        num_workers: int = 3,
+    ) -> None:
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
+        if close_returns and _PSYCOPG < (3, 3):
+            raise TypeError("close_returns needs a psycopg whose close() knows of it: 3.3")
+        self.conninfo, self.kwargs, self.connection_class = conninfo, kwargs, connection_class
+        self.close_returns, self.timeout, self.num_workers = close_returns, timeout, num_workers
+        self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
+        self._min_size, self._max_size = self._check_size(min_size, max_size)
+        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection
+        self._opened = self._closed = False
+        self._owes_warning = open is None
+        self._ready = False  # open, and nothing is to be said about it
+        self.core = _Core(
+            _not_empty(conninfo),
+            _settings(
+                min_size=self._min_size, max_size=self._max_size or _UNBOUNDED,
+                max_idle=self._keeps(), max_waiting=max_waiting or None, timeout=timeout,
+                max_lifetime=max_lifetime, idle_timeout=max_idle, checked=check is not None,
+            ),
+            kwargs=kwargs, connection_class=connection_class,
+            configure=_leaving_idle(configure, "configure"), reset=_leaving_idle(reset, "reset"),
+            check=check, name=name or None, ledger=Ledger(weakref.ref(self)),
+        )  # fmt: skip
+        self.name = self.core.name
+        if open is None or open:
+            self._open()
+
+    # -- life -----------------------------------------------------------------------
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool: begin to connect, and to take requests. Opening an open one is fine.
+
+        Args:
+            wait: Return when ``min_size`` connections are there, as `wait` does.
+            timeout: Seconds to wait.
+
+        Raises:
+            PoolClosed: It was closed; a pool does not open again.
+            PoolTimeout: As for `wait`.
+        """
+        self._owes_warning = False
+        self._open()
+        if wait:
+            self.wait(timeout)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise PoolClosed(f"pool {self.name!r} was closed, and does not open again")
+        if not self._opened:
+            self._opened = True
+            self.core.fill()
+        self._ready = not self._owes_warning
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Wait until ``min_size`` connections are there; close the pool if they do not come.
+
+        Raises:
+            PoolTimeout: They did not come in time; the real error is the ``__cause__``.
+            PoolClosed: The pool is not open.
+        """
+        self._check_ready()
+        state = self.core._state
+
+        def ready() -> bool:
+            return state.closed or state.live - len(state.checking) >= state.min_size
+
+        logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
+        if not self.core._until(ready, _seconds(timeout)):
+            cause = self.core._outage.error
+            self.close()
+            raise PoolTimeout(f"pool {self.name!r}: not complete after {timeout} s") from cause
+        logger.info("pool %r is ready", self.name)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: who waits fails, what is idle is closed, what is lent when it comes back.
+
+        Args:
+            timeout: Seconds to wait until what is idle has been closed.
+        """
+        if self._closed or not self._opened:
+            return
+        self._closed, self._ready = True, False
+        core = self.core
+        core.close(0)
+        core._until(lambda: len(core._state.entries) <= len(core._state.lent()), _seconds(timeout))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is closed, or not open yet."""
+        return self._closed or not self._opened
+
+    def __enter__(self: P) -> P:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- lending --------------------------------------------------------------------
+
+    def connection(self, timeout: float | None = None) -> Block[CT]:
+        """Lend a connection for a ``with`` block, which commits, or rolls back on an error.
+
+        Args:
+            timeout: Seconds to wait; ``None`` means the pool's.
+
+        Raises:
+            PoolTimeout: None came in time.
+            TooManyRequests: Too many wait already.
+            PoolClosed: The pool is not open.
+        """
+        return Block(self, timeout)
+
+    def getconn(self, timeout: float | None = None) -> CT:
+        """Lend a connection, to be given back with `putconn`.
+
+        Raises:
+            As for `connection`.
+        """
+        return self._lend(timeout).resource
+
+    def putconn(self, conn: CT) -> None:
+        """Take back a connection of `getconn`.
+
+        Raises:
+            ValueError: It is not lent by this pool.
+        """
+        lease = self._lent.get(id(conn))
+        if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
+            raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
+        self._take_back(lease, conn, None)
+
+    def _lend(self, timeout: float | None) -> Lease[CT]:
+        if not self._ready:
+            self._check_ready()
+        logger.info("pool %r: a connection is wanted", self.name)
+        limit = self.timeout if timeout is None else timeout
+        try:
+            # The holder is whoever called the method that called this.
+            lease: Lease[CT] = self.core._acquire_for(_seconds(limit), 2)  # type: ignore[assignment]
+        except errors.PoolError as error:
+            theirs = _THEIRS.get(type(error))
+            if theirs is None:
+                raise
+            raise theirs(str(error)) from error.__cause__
+        conn = lease.resource
+        self._lent[id(conn)] = lease
+        conn._pool = self  # type: ignore[assignment]  # its close() asks this what to do
+        return lease
+
+    def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
+        if conn.pgconn.transaction_status != _IDLE:
+            _complain(conn)
+        logger.info("pool %r: a connection comes back", self.name)
+        self._lent.pop(id(conn), None)
+        conn._pool = self.core._adapter  # type: ignore[assignment]  # as it was made
+        lease.__exit__(None if error is None else type(error), error, None)
+
+    def _check_ready(self) -> None:
+        if self.closed:
+            raise PoolClosed(f"pool {self.name!r} is {'closed' if self._closed else 'not open yet'}")
+        if self._owes_warning:
+            self._owes_warning, self._ready = False, True
+            warnings.warn(
+                f"{type(self).__name__} will not open by itself in a future release: pass open=True or "
+                "open=False, or use it in a with statement",
+                DeprecationWarning, stacklevel=4,
+            )  # fmt: skip
+
+    # -- steering -------------------------------------------------------------------
+
+    @property
+    def min_size(self) -> int:
+        """Connections kept open."""
+        return self._min_size
+
+    @property
+    def max_size(self) -> int:
+        """The most connections."""
+        return self._max_size
+
+    @property
+    def max_waiting(self) -> int:
+        """The most requests in line; 0 means no limit."""
+        return self.core.settings.max_waiting or 0
+
+    @max_waiting.setter
+    def max_waiting(self, value: int) -> None:
+        self.core.reconfigure(max_waiting=value or None)
+
+    @property
+    def max_lifetime(self) -> float:
+        """Seconds after which a connection is replaced; a change holds for new ones."""
+        return _or_never(self.core.settings.max_lifetime)
+
+    @max_lifetime.setter
+    def max_lifetime(self, value: float) -> None:
+        self.core.reconfigure(max_lifetime=_or_none(value))
+
+    @property
+    def max_idle(self) -> float:
+        """Seconds of rest after which a connection above ``min_size`` is closed."""
+        return _or_never(self.core.settings.idle_timeout)
+
+    @max_idle.setter
+    def max_idle(self, value: float) -> None:
+        self.core.reconfigure(idle_timeout=_or_none(value))
+
+    def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the sizes; ``None`` for the larger means the smaller.
+
+        Raises:
+            ValueError: As for the constructor.
+        """
+        self._min_size, self._max_size = self._check_size(min_size, max_size)
+        self.core.reconfigure(
+            min_size=self._min_size, max_size=self._max_size or _UNBOUNDED, max_idle=self._keeps()
+        )
+
+    def _keeps(self) -> int | None:
+        """How many may lie idle; ``None``: all."""
+        return None
+
+    def _check_size(self, min_size: int, max_size: int | None) -> tuple[int, int]:
+        most = min_size if max_size is None else max_size
+        if min_size < 0:
+            raise ValueError(f"min_size must be at least 0, not {min_size!r}")
+        if most < max(1, min_size):
+            raise ValueError(f"max_size must be at least min_size and 1, not {most!r}")
+        return min_size, most
+
+    def drain(self) -> None:
+        """Replace all connections: the idle ones now, the others when they come back."""
+        size = self.core._state.live
+        self.core.drain()
+        if not self.closed:
+            self.core.fill(min(size, self.core.settings.max_size))
+
+    def check(self) -> None:
+        """Look at the idle connections now; those that do not work are replaced."""
+        self.core.check()
+
+    @staticmethod
+    def check_connection(conn: CT) -> None:
+        """Prove a connection alive by a round trip, outside of any transaction; also as ``check``.
+
+        Raises:
+            psycopg.Error: It does not work.
+        """
+        if conn.autocommit:
+            conn.execute("")
+            return
+        conn.autocommit = True
+        try:
+            conn.execute("")
+        finally:
+            if not conn.closed:
+                conn.autocommit = False
+
+    def reconnect_failed(self) -> None:
+        """Called when no connection could be made for ``reconnect_timeout`` seconds."""
+        if self._reconnect_failed is not None:
+            self._reconnect_failed(self)
+
+    # -- looking --------------------------------------------------------------------
+
+    def get_stats(self) -> dict[str, int]:
+        """Return how many are where, and what was counted, times in milliseconds."""
+        return self._stats(pop=False)
+
+    def pop_stats(self) -> dict[str, int]:
+        """Return the same, and begin to count from zero."""
+        return self._stats(pop=True)
+
+    def _stats(self, pop: bool) -> dict[str, int]:
+        seen: PoolSnapshot = self.core.metrics.snapshot()
+        return {
+            "pool_min": self._min_size,
+            "pool_max": self._max_size,
+            "pool_size": seen.size,
+            "pool_available": seen.idle,
+            "requests_waiting": seen.waiting,
+            **self.core._ledger.counters(pop),
+        }
+
+    def __repr__(self) -> str:
+        seen = self.core.metrics.snapshot()
+        return (
+            f"<{type(self).__module__}.{type(self).__name__} {self.name!r} at 0x{id(self):x}: "
+            f"{seen.in_use}/{seen.max_size} in use, {seen.idle} idle, {seen.waiting} waiting>"
+        )
+
+
+class NullConnectionPool(ConnectionPool[CT]):
+    """Keeps no connection: each is made when it is wanted and closed when nobody waits for it.
+
+    It bounds the number of connections, and its line is fair. ``min_size``
+    is 0; a ``max_size`` of 0, or ``None``, means no limit.
+    """
+
+    def __init__(
+        self, conninfo: str | Callable[[], str] = "", *, min_size: int = 0, close_returns: bool = False, **options: Any
+    ) -> None:
+        super().__init__(conninfo, min_size=min_size, **options)  # there is nothing to return to
+
+    def _check_size(self, min_size: int, max_size: int | None) -> tuple[int, int]:
+        if min_size != 0:
+            raise ValueError(f"min_size of a null pool must be 0, not {min_size!r}")
+        if max_size is not None and max_size < 0:
+            raise ValueError(f"max_size must be at least 0, not {max_size!r}")
+        return 0, max_size or 0
+
+    def _keeps(self) -> int | None:
+        return 0
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Make one connection, to see that it works; close the pool if it does not.
+
+        Raises:
+            PoolTimeout: There was none in time; the real error is the ``__cause__``.
+            PoolClosed: The pool is not open.
+        """
+        self._check_ready()
+        try:
+            self.core.acquire(_seconds(timeout)).release()
+        except errors.PoolError as error:
+            self.close()
+            raise PoolTimeout(f"pool {self.name!r}: no connection after {timeout} s") from error.__cause__
+
+    def check(self) -> None:
+        """Do nothing: no connection is kept."""
+
+
+class Block(Generic[CT]):
+    """``with pool.connection()``: by hand, because a generator would cost more than the lease."""
+
+    __slots__ = ("_pool", "_timeout", "_lease")
+
+    def __init__(self, pool: ConnectionPool[CT], timeout: float | None) -> None:
+        self._pool, self._timeout = pool, timeout
+        self._lease: Lease[CT] | None = None
+
+    def __enter__(self) -> CT:
+        self._lease = lease = self._pool._lend(self._timeout)
+        conn = lease.resource
+        conn.__enter__()
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is None or lease._key is None:
+            return  # given back inside the block: it may be somebody else's by now
+        conn = lease.resource
+        try:
+            conn.__exit__(kind, error, traceback)
+        except BaseException as problem:
+            self._pool._take_back(lease, conn, problem)
+            raise
+        self._pool._take_back(lease, conn, error)
+
+    def __del__(self) -> None:
+        if self._lease is not None:  # dropped in the middle, as a generator may be
+            self.__exit__(GeneratorExit, GeneratorExit(), None)
+
+
+def _settings(*, timeout: float, checked: bool, max_lifetime: float, idle_timeout: float, **sizes: Any) -> PoolSettings:
+    """Say in our words what psycopg_pool's mean."""
+    try:
+        return PoolSettings(
+            acquire_timeout=_seconds(timeout), max_lifetime=_or_none(max_lifetime), lifetime_jitter=0.05,
+            idle_timeout=_or_none(idle_timeout), validate_on_acquire=checked, validation_interval=0,
+            health_check_interval=None, **sizes,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for ours, theirs in _NAMES.items():
+            text = text.replace(f"PoolSettings.{ours} ", f"{theirs} ")
+        raise type(error)(text) from None
+
+
+_NAMES = {
+    "acquire_timeout": "timeout", "idle_timeout": "max_idle", "max_lifetime": "max_lifetime",
+    "min_size": "min_size", "max_size": "max_size", "max_waiting": "max_waiting",
+}  # fmt: skip
+
+
+def _seconds(timeout: float) -> float:
+    return min(max(0.0, timeout), threading.TIMEOUT_MAX)
+
+
+def _or_none(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds
+
+
+def _or_never(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
+
+
+def _not_empty(conninfo: str | Callable[[], str]) -> str | Callable[[], str]:
+    """An empty one means libpq's own environment here, and not ``DATABASE_URL``."""
+    if callable(conninfo):
+        return lambda: conninfo() or " "
+    return conninfo or " "
+
+
+def _leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
+    """Refuse a connection that the user's function leaves in a transaction."""
+    if hook is None or not callable(hook):
+        return hook
+
+    def call(conn: CT) -> None:
+        hook(conn)
+        status = conn.pgconn.transaction_status
+        if status != _IDLE:
+            name = TransactionStatus(status).name
+            raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
+
+    return call
+
+
+def _complain(conn: psycopg.Connection[Any]) -> None:
+    """Log that a connection does not come back as it should."""
+    status = conn.pgconn.transaction_status
+    if status == TransactionStatus.UNKNOWN:
+        what = "closed when it came back"
+    elif status == TransactionStatus.ACTIVE:
+        what = "in the middle of a command when it came back; closing it"
+    else:
+        what = "in a transaction when it came back; rolling it back"
+    logger.log(logging.WARNING, "connection %s: %s", conn, what)

@@ -1,0 +1,211 @@
+"""What a server says of itself, and how fast it is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import psycopg
+
+__all__ = ["Client", "Facts", "Pooler", "read"]
+
+Connection = psycopg.Connection[Any]
+Connect = Callable[..., Connection]
+
+_SETTINGS = (
+    "max_connections", "superuser_reserved_connections", "reserved_connections", "idle_session_timeout",
+    "idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout", "tcp_keepalives_idle",
+    "client_connection_check_interval",
+)  # fmt: skip
+_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0}
+_CONNECTS, _QUERIES = 5, 20
+
+
+@dataclass(frozen=True)
+class Client:
+    """Connections that have their origin in common."""
+
+    application: str
+    address: str
+    user: str
+    count: int
+    in_transaction: int  # of these, idle in a transaction
+
+    def __str__(self) -> str:
+        name = repr(self.application) if self.application else "without a name"
+        idle = f", {self.in_transaction} idle in a transaction" if self.in_transaction else ""
+        return f"{self.count:4} {name} from {self.address} as {self.user}{idle}"
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """A connection pooler between us and the server.
+
+    Attributes:
+        mode: ``"session"``, or ``"transaction"`` for that and ``"statement"``.
+        version: PgBouncer's, if its console lets us in.
+        settings: PgBouncer's by name, likewise.
+    """
+
+    mode: str
+    version: tuple[int, ...] | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def number(self, name: str) -> int | None:
+        """One of the settings as a number; ``None`` if it is not known."""
+        value = self.settings.get(name, "")
+        return int(value) if value.isdigit() else None
+
+    def __str__(self) -> str:
+        if self.version is None:
+            return f"a pooler in {self.mode} mode (PgBouncer or its like)"
+        return f"PgBouncer {'.'.join(map(str, self.version))} in {self.mode} mode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a server. Times are seconds; a time limit of 0 is none."""
+
+    address: str
+    version: str
+    max_connections: int
+    reserved: int
+    superuser: bool
+    role_limit: int
+    database_limit: int
+    clients: tuple[Client, ...]
+    settings: dict[str, float]
+    pooler: Pooler | None
+    connect_seconds: float
+    query_seconds: float
+
+    @property
+    def room(self) -> int:
+        """Connections that ordinary roles may have in all."""
+        return self.max_connections - self.reserved
+
+    @property
+    def connected(self) -> int:
+        """Connections that others have now."""
+        return sum(client.count for client in self.clients)
+
+
+def read(connect: Connect, ours: str | None = None) -> Facts:
+    """Ask a server, through a few connections that are closed again.
+
+    Args:
+        connect: Returns a new connection, of ``psycopg.connect(...)``; takes
+            ``autocommit`` and ``dbname``.
+        ours: The ``application_name`` of the pool that asks: its connections
+            are not counted as those of others.
+
+    Raises:
+        psycopg.Error: It does not answer, or not as PostgreSQL does.
+    """
+    with ExitStack() as stack:
+        times = []
+        for _ in range(_CONNECTS):
+            began = perf_counter()
+            conn = stack.enter_context(closing(connect(autocommit=True)))
+            times.append(perf_counter() - began)
+            if len(times) > 2:  # two are enough at a time, for the pooler's sake
+                conn.close()
+            elif len(times) == 2:
+                other = conn
+            else:
+                first = conn
+        settings = _settings(first)
+        row = first.execute(_ABOUT).fetchone()
+        assert row is not None
+        version, superuser, role_limit, database_limit = row
+        return Facts(
+            address=_address(first), version=version, superuser=superuser,
+            role_limit=role_limit, database_limit=database_limit,
+            max_connections=int(settings["max_connections"]),
+            reserved=int(settings["superuser_reserved_connections"] + settings.get("reserved_connections", 0)),
+            clients=_clients(first, {_backend(first), _backend(other)}, ours), settings=settings,
+            pooler=_pooler(first, other, connect),
+            connect_seconds=statistics.median(times), query_seconds=_query_time(first),
+        )  # fmt: skip
+
+
+_ABOUT = """
+    SELECT current_setting('server_version'), rolsuper, rolconnlimit,
+           (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
+    FROM pg_roles WHERE rolname = current_user
+"""
+
+
+def _address(conn: Connection) -> str:
+    info = conn.info
+    return f"{info.host or 'the local socket'}:{info.port}/{info.dbname} as {info.user}"
+
+
+def _settings(conn: Connection) -> dict[str, float]:
+    rows = conn.execute(  # what a client has set for itself fights nobody
+        "SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s) AND source <> 'client'",
+        [list(_SETTINGS)], prepare=False,
+    )  # fmt: skip
+    return {name: float(value) * _UNITS.get(unit, 1.0) for name, value, unit in rows}
+
+
+def _clients(conn: Connection, own: set[int], ours: str | None) -> tuple[Client, ...]:
+    rows = conn.execute(
+        """
+        SELECT coalesce(application_name, ''), coalesce(host(client_addr), 'the local socket or an unseen host'),
+               coalesce(usename, '?'), count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%%')
+        FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> ALL(%s) AND application_name IS DISTINCT FROM %s
+        GROUP BY 1, 2, 3 ORDER BY 4 DESC
+        """,
+        [list(own), ours], prepare=False,
+    )  # fmt: skip
+    return tuple(Client(*row) for row in rows)
+
+
+def _query_time(conn: Connection) -> float:
+    times = []
+    for _ in range(_QUERIES):
+        began = perf_counter()
+        conn.execute("SELECT 1", prepare=False)
+        times.append(perf_counter() - began)
+    return statistics.median(times)
+
+
+def _backend(conn: Connection) -> int:
+    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _pooler(one: Connection, other: Connection, connect: Connect) -> Pooler | None:
+    """Find out what stands in between: it gives process ids of its own to its clients.
+
+    If two clients that do nothing have the same process behind them, it is
+    theirs for a transaction only.
+    """
+    backend = _backend(one)
+    if backend == one.info.backend_pid:
+        return None
+    mode = "transaction" if backend == _backend(other) else "session"
+    with suppress(psycopg.Error), closing(connect(autocommit=True, dbname="pgbouncer")) as console:
+        settings = {row["key"]: row["value"] for row in _show(console, b"SHOW CONFIG")}
+        text = _show(console, b"SHOW VERSION")[0]["version"]
+        numbers = text.split()[-1].split(".")
+        version = tuple(int(number) for number in numbers if number.isdigit())
+        return Pooler("session" if settings.get("pool_mode") == "session" else mode, version, settings)
+    return Pooler(mode)
+
+
+def _show(console: Connection, command: bytes) -> list[dict[str, str]]:
+    """Ask PgBouncer's console, which knows nothing but simple queries."""
+    result = console.pgconn.exec_(command)
+    names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+    return [
+        {name: (result.get_value(row, column) or b"").decode() for column, name in enumerate(names)}
+        for row in range(result.ntuples)
+    ]

@@ -1,0 +1,58 @@
+"""HTTPPool over forks, under gevent, and to the last descriptor; each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Authority
+from tests.web import WebServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(scene: str, *servers: WebServer, trust: str = "", how: str = "hook") -> None:
+    """Run a scene of `http_scenes`, which must end well and say nothing."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWarning",
+         "-m", "tests.faults.http_scenes", scene, *(server.url for server in servers)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={"PATH": os.environ["PATH"], "FORK": how, "TRUST": trust, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("how", ["hook", "bare"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_child_has_sockets_of_its_own(
+    web: WebServer, secure_web: WebServer, authority: Authority, how: str, secure: bool
+) -> None:
+    run("fork", secure_web if secure else web, trust=authority.file, how=how)
+
+
+@pytest.mark.parametrize("how", ["hook", "bare"])
+def test_a_fork_amid_everything(web: WebServer, how: str) -> None:
+    """Other threads hold every lock there is, and a stream is being read."""
+    run("fork_locked", web, how=how)
+
+
+def test_the_client_of_the_process_over_a_fork(web: WebServer) -> None:
+    run("fork_client", web)
+
+
+def test_under_gevent(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    pytest.importorskip("gevent")
+    run("gevent", web, secure_web, trust=authority.file)
+
+
+def test_no_descriptor_and_no_thread_is_left(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    run("descriptors", web, secure_web, trust=authority.file)
+
+
+def test_a_process_ends_by_itself(web: WebServer) -> None:
+    """Whatever was left open: a stream, a session, a pool (P10)."""
+    run("exit", web)

