@@ -1,6 +1,6 @@
 """A reverse proxy as a WSGI application: streams both ways over the pool's sockets.
 
-Serve it with any threaded WSGI server::
+Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080
@@ -123,8 +123,10 @@ class Answer:
     def __iter__(self) -> Iterator[bytes]:
         if self._small:
             yield self._small
-        # An error in here must not look like the end: the server closes the connection.
-        yield from self._raw.stream(PIECE, decode_content=False)
+        # As it comes: `stream` would wait until a piece is full. An error in here
+        # must not look like the end: the server closes the connection.
+        while data := self._raw.read1(PIECE, decode_content=False):
+            yield data
 
     def close(self) -> None:
         """Give the place at the upstream back."""

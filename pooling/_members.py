@@ -18,7 +18,7 @@ from .core.pool import Pool
 from .core.words import say
 from .errors import PoolTimeout
 
-__all__ = ["Member", "in_parallel", "member_of"]
+__all__ = ["Member", "in_parallel", "member_of", "reason_of"]
 
 T = TypeVar("T")
 

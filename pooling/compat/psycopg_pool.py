@@ -189,7 +189,7 @@ class ConnectionPool(Generic[CT]):
             ),
             kwargs=kwargs, connection_class=connection_class,
             configure=_leaving_idle(configure, "configure"), reset=_leaving_idle(reset, "reset"),
-            check=check, name=name or None, ledger=Ledger(weakref.ref(self)),
+            check=None if check in _ROUND_TRIPS else check, name=name or None, ledger=Ledger(weakref.ref(self)),
         )  # fmt: skip
         self.name = self.core.name
         if open is None or open:
@@ -289,7 +289,10 @@ class ConnectionPool(Generic[CT]):
         Raises:
             As for `connection`.
         """
-        return self._lend(timeout).resource
+        lease = self._lend(timeout)
+        assert lease._key is not None
+        conn: CT = lease._key.entry.resource
+        return conn
 
     def putconn(self, conn: CT) -> None:
         """Take back a connection of `getconn`.
@@ -315,9 +318,9 @@ class ConnectionPool(Generic[CT]):
             if theirs is None:
                 raise
             raise theirs(str(error)) from error.__cause__
-        conn = lease.resource
+        conn = lease._key.entry.resource  # type: ignore[union-attr]  # it was lent just now
         self._lent[id(conn)] = lease
-        conn._pool = self  # type: ignore[assignment]  # its close() asks this what to do
+        conn._pool = self  # its close() asks this what to do
         return lease
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
@@ -514,8 +517,7 @@ class Block(Generic[CT]):
 
     def __enter__(self) -> CT:
         self._lease = lease = self._pool._lend(self._timeout)
-        conn = lease.resource
-        conn.__enter__()
+        conn: CT = lease._key.entry.resource  # type: ignore[union-attr]  # it was lent just now
         return conn
 
     def __exit__(
@@ -524,7 +526,7 @@ class Block(Generic[CT]):
         lease, self._lease = self._lease, None
         if lease is None or lease._key is None:
             return  # given back inside the block: it may be somebody else's by now
-        conn = lease.resource
+        conn: CT = lease._key.entry.resource
         try:
             conn.__exit__(kind, error, traceback)
         except BaseException as problem:
@@ -535,6 +537,10 @@ class Block(Generic[CT]):
     def __del__(self) -> None:
         if self._lease is not None:  # dropped in the middle, as a generator may be
             self.__exit__(GeneratorExit, GeneratorExit(), None)
+
+
+# What these do the core does without them, with a time limit and for less.
+_ROUND_TRIPS = (ConnectionPool.check_connection, psycopg_pool.ConnectionPool.check_connection)
 
 
 def _settings(*, timeout: float, checked: bool, max_lifetime: float, idle_timeout: float, **sizes: Any) -> PoolSettings:

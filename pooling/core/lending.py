@@ -94,9 +94,13 @@ class Lending(Upkeep[R]):
         entry = key.entry
         if self._track:
             entry.thread = threading.get_ident()  # looked up late: gevent replaces it
-            frame = _getframe(1)
-            entry.code = frame.f_code
-            entry.lasti = frame.f_lasti
+            try:
+                frame = _getframe(1)
+            except ValueError:  # only compiled code has called: `gevent.spawn(pool.acquire)`
+                entry.code = None
+            else:
+                entry.code = frame.f_code
+                entry.lasti = frame.f_lasti
         entry.since = now  # last: who sees it held sees by whom
         lease: Lease[R] = Lease()
         lease._pool = self
@@ -107,7 +111,10 @@ class Lending(Upkeep[R]):
         """`acquire` on behalf of the caller ``depth`` frames up: it is the holder that shows."""
         lease = self.acquire(timeout)
         if self._track:
-            frame = _getframe(depth + 1)
+            try:
+                frame = _getframe(depth + 1)
+            except ValueError:  # as in `acquire`
+                return lease
             entry = lease._key.entry  # type: ignore[union-attr]
             entry.code = frame.f_code
             entry.lasti = frame.f_lasti
@@ -135,7 +142,7 @@ class Lending(Upkeep[R]):
         now = self._now()
         if waited and self._settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
-        if self._observers:
+        if self._noise:
             tell(self._observers, "acquired", self.name, now - arrived)
         return key, now
 
@@ -308,7 +315,7 @@ class Lending(Upkeep[R]):
             self._came_back(entry, held)
         if held > SHORT:
             self._time_use(held)
-        if self._observers:
+        if self._noise:
             tell(self._observers, "released", self.name, held)
 
     def _time_use(self, held: float) -> None:

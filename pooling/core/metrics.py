@@ -74,7 +74,8 @@ class Histogram:
     def record(self, seconds: float) -> None:
         """Count one duration; safe from any thread, destructor and signal handler."""
         self._fresh.append(seconds)
-        if len(self._fresh) >= _FOLD_AT and not self._lock._is_owned():
+        # One thread sorts them: the others need not wait for it at the lock.
+        if not len(self._fresh) % _FOLD_AT and not self._lock._is_owned():
             with self._lock:
                 self._fold()
 

@@ -193,7 +193,7 @@ def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> No
             other.close()
 
 
-@pytest.mark.parametrize("limit", [HTTPTimeout(write=0.5), HTTPTimeout(total=0.5)])
+@pytest.mark.parametrize("limit", [HTTPTimeout(connect=50, write=0.5), HTTPTimeout(connect=50, total=0.5)])
 @pytest.mark.parametrize("secure", [False, True])
 def test_writing_has_a_time_limit(
     web: WebServer, secure_web: WebServer, authority: Authority, limit: HTTPTimeout, secure: bool
@@ -373,6 +373,19 @@ def test_retries_of_connecting(private: WebServer) -> None:
 
 
 # -- what it says of itself ----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_stats_of_each_host(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    with HTTPPool(verify=authority.file, name="market data") as http:
+        http.get(web.url + "/echo")
+        http.get(secure_web.url + "/echo")
+        stream = http.get(secure_web.url + "/stream", verify=False, stream=True)
+        assert http.stats()["hosts"] == {
+            web.url: {"idle": 1, "in_use": 0, "waiting": 0}, secure_web.url: {"idle": 1, "in_use": 1, "waiting": 0},
+        }  # fmt: skip
+        assert (http.stats()["size"], http.stats()["idle"]) == (3, 2)
+        stream.close()
 
 
 def test_metrics_of_a_host(web: WebServer) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pytest
 from pooling import Pool as CorePool
 from pooling import PoolSettings
 from pooling.adapters.dbapi import DBAPIAdapter
+from tests.mariadb import MariaDBServer, needs_mariadb
 from tests.servers import PostgresServer, requires
 
 try:
@@ -230,7 +232,7 @@ def test_creator_may_take_the_record(kind: Kind, maker: Maker) -> None:
         records.append(connection_record)
         return maker()
 
-    with kind(creator).connect() as conn:
+    with closing(kind(creator).connect()) as conn:
         assert conn._connection_record is records[0]
 
 
@@ -257,14 +259,14 @@ def test_soft_invalidation_replaces_it_at_the_next_checkout(kind: Kind, maker: M
     assert is_open(maker.made[0])
     assert conn.is_valid
     conn.close()
-    with pool.connect() as conn:
+    with closing(pool.connect()) as conn:
         assert conn.dbapi_connection is maker.made[1]
     assert not is_open(maker.made[0])
 
 
 def test_recycle(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, recycle=60)
-    with pool.connect() as conn:
+    with closing(pool.connect()) as conn:
         conn._connection_record.starttime -= 61  # when it was made, by the clock on the wall
     pool.connect().close()
     assert len(maker.made) == 2
@@ -301,7 +303,7 @@ def test_dispose(kind: Kind, maker: Maker) -> None:
     assert is_open(maker.made[0])  # who has it keeps it
     out.execute("SELECT 1")
     out.close()
-    with pool.connect() as conn:  # and the pool goes on
+    with closing(pool.connect()) as conn:  # and the pool goes on
         conn.execute("SELECT 1")
 
 
@@ -394,7 +396,7 @@ def test_disconnection_error_at_checkout_tries_again(kind: Kind, maker: Maker) -
         if conn is maker.made[0]:
             raise exc.DisconnectionError
 
-    with pool.connect() as conn:
+    with closing(pool.connect()) as conn:
         assert conn.dbapi_connection is maker.made[1]
     assert not is_open(maker.made[0])
 
@@ -518,6 +520,34 @@ def test_sessions_of_the_orm(engines: Callable[..., sqlalchemy.Engine]) -> None:
             assert session.execute(sqlalchemy.text("SELECT 1")).scalar_one() == 1
 
 
+# -- engines, on MySQL ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    needs_mariadb()
+    with MariaDBServer() as server:
+        yield server
+
+
+def test_mysql(kind: Kind, mariadb: MariaDBServer) -> None:
+    engine = sqlalchemy.create_engine(mariadb.url, poolclass=kind, pool_size=1, max_overflow=0, pool_pre_ping=True)
+    with engine.begin() as conn:
+        conn.exec_driver_sql("CREATE OR REPLACE TABLE kept (n int) ENGINE=InnoDB")
+        conn.exec_driver_sql("INSERT INTO kept VALUES (1)")
+    with engine.connect() as conn:
+        conn.exec_driver_sql("INSERT INTO kept VALUES (2)")  # and rolled back on return
+        first = conn.exec_driver_sql("SELECT connection_id()").scalar_one()
+    with engine.connect() as conn:
+        assert conn.exec_driver_sql("SELECT n FROM kept").all() == [(1,)]
+        assert conn.exec_driver_sql("SELECT connection_id()").scalar_one() == first
+    mariadb.kill()
+    mariadb.start()
+    with engine.connect() as conn:  # pinged, found dead, made anew
+        assert conn.exec_driver_sql("SELECT 1").scalar_one() == 1
+    engine.dispose()
+
+
 # -- what only ours does -----------------------------------------------------------------------
 
 
@@ -527,7 +557,7 @@ def test_waiters_are_served_in_their_order(maker: Maker) -> None:
     order: list[int] = []
 
     def borrow(number: int) -> None:
-        with pool.connect():
+        with closing(pool.connect()):
             order.append(number)
 
     threads = []
@@ -545,7 +575,7 @@ def test_waiters_are_served_in_their_order(maker: Maker) -> None:
 
 def test_timeout_says_who_holds_them(maker: Maker) -> None:
     pool = Pool(maker, pool_size=1, max_overflow=0, timeout=0.05)
-    with pool.connect():
+    with closing(pool.connect()):
         with pytest.raises(exc.TimeoutError, match=r"test_sqlalchemy\.py:\d+ test_timeout_says_who_holds_them"):
             pool.connect()
         assert pool.holders()[0].function == "test_timeout_says_who_holds_them"
@@ -649,6 +679,25 @@ def test_any_driver_postgres(postgres: PostgresServer, bounded: bool) -> None:
         with pool.acquire() as conn:
             assert conn.info.backend_pid != first
             conn.execute("SELECT 1")
+
+
+def test_any_driver_mysql(mariadb: MariaDBServer) -> None:
+    settings = PoolSettings(min_size=0, max_size=2, validation_interval=0, acquire_timeout=PATIENCE)
+    adapter = DBAPIAdapter(lambda: mariadb.connect(read_timeout=10, write_timeout=10), bounded=True)
+    with CorePool(adapter=adapter, settings=settings) as pool:
+        with pool.acquire() as conn, closing(conn.cursor()) as cursor:
+            cursor.execute("CREATE OR REPLACE TABLE pooled (n int) ENGINE=InnoDB")
+            cursor.execute("INSERT INTO pooled VALUES (1)")  # never committed
+        with pool.acquire() as same, closing(same.cursor()) as cursor:
+            assert same is conn
+            cursor.execute("SELECT n FROM pooled")
+            assert cursor.fetchall() == ()
+        mariadb.kill()
+        mariadb.start()
+        with pool.acquire() as other, closing(other.cursor()) as cursor:
+            assert other is not conn
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,19 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
+from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.queries import without_values
-from pooling.adapters.sqlite import _interrupted_after
+from pooling.adapters.sqlite import SQLiteAdapter, _interrupted_after
 from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
@@ -112,6 +115,22 @@ def test_writers_queue_in_our_line(open_pool: Make) -> None:
         thread.join()
     assert failed == []
     assert db.execute_query("SELECT count(*) FROM t") == [(400,)]
+
+
+def test_who_reads_steps_aside_for_who_waits_to_write(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    db = open_pool(readers=1)
+    db.execute_query("SELECT 1")
+    monkeypatch.setattr(sqlite_module, "_GIL", True)
+    monkeypatch.setattr(sqlite_module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    with db.connection():
+        db.execute_query("SELECT 1")
+        assert slept == []
+        writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
+        wait_until(lambda: db.stats()["waiting"] == 1)
+        db.execute_query("SELECT 1")
+        assert slept == [sqlite_module._ASIDE]
+    writer.join()
 
 
 def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
@@ -307,6 +326,26 @@ def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
     assert heard == []
 
 
+@pytest.mark.parametrize("readers", [None, 1])
+def test_every_borrower_finds_what_was_configured(open_pool: Make, readers: int | None) -> None:
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.row_factory = sqlite3.Row
+        conn.create_function("twice", 1, lambda n: 2 * n)
+
+    db = open_pool(ONE, configure=configure, readers=readers)
+    for _ in range(2):
+        with db.connection(readonly=True) as conn:
+            row = conn.execute("SELECT twice(4) AS found").fetchone()
+            assert row["found"] == 8
+            conn.row_factory = None
+
+
+def test_a_sqlite_without_threads_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "threadsafety", 0)
+    with pytest.raises(sqlite3.NotSupportedError, match="compiled for programs with one thread"):
+        SQLitePool(path)
+
+
 # -- the file --------------------------------------------------------------------
 
 
@@ -350,6 +389,27 @@ def test_many_open_a_new_file_at_once(open_pool: Make, tmp_path: Path) -> None:
             assert (snapshot.created, snapshot.errors) == (8, {})
 
 
+def test_a_lock_amid_the_change_to_wal_is_waited_out(tmp_path: Path) -> None:
+    """SQLite refuses it at once now and then, whatever the busy timeout is: some 1 of 1,000 simultaneous opens."""
+
+    class Refusing:
+        def __init__(self, times: int) -> None:
+            self.times = times
+
+        def execute(self, sql: str) -> Any:
+            self.times -= 1
+            if self.times >= 0:
+                raise sqlite3.OperationalError("database is locked")
+            return SimpleNamespace(fetchone=lambda: ("wal",))
+
+    patient, hasty = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
+    conn: Any = Refusing(2)
+    patient._set_journal(conn)
+    assert conn.times == -1
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        hasty._set_journal(Refusing(2))  # type: ignore[arg-type]
+
+
 def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     db = open_pool(path=tmp_path / "plain.db", pragmas={"journal_mode": "DELETE"})
     assert db.execute_query("PRAGMA journal_mode") == [("delete",)]
@@ -390,6 +450,25 @@ def test_size_and_optimisation(open_pool: Make, path: Path) -> None:
     small = db.size()
     assert small.file < full.file / 10 and small.free == 0
     assert small.file == path.stat().st_size
+
+
+def test_our_own_work_has_no_limit_and_nobodys_factories(open_pool: Make) -> None:
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.text_factory, conn.row_factory = bytes, lambda cursor, row: {"mine": row}
+
+    db = open_pool(ONE, configure=configure, statement_timeout=0.001)
+    with db.connection() as conn:
+        conn.limit = None  # type: ignore[attr-defined]  # to fill it takes longer than that
+        conn.set_progress_handler(None, 0)
+        conn.executemany("INSERT INTO t (word) VALUES (?)", [(f"{n}" * 50,) for n in range(30_000)])
+        conn.execute("CREATE INDEX i ON t (word)")
+    assert db.check_integrity(60.0, full=True) == []
+    db.optimize(vacuum=True)
+    assert db.size().file > 1_000_000
+    db.health_check(60.0)
+    db.drain()  # what the test did to the limit goes with its connection
+    with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+        db.execute_query(FOR_EVER)
 
 
 # -- damage ----------------------------------------------------------------------
@@ -501,6 +580,7 @@ def test_values_never_show(sql: str, shown: str) -> None:
         ({"readers": 1.5}, TypeError, "readers must be a whole number"),
         ({"readers": True}, TypeError, "readers must be a whole number"),
         ({"writer": 0}, ValueError, "writer must be at least 1"),
+        ({"configure": 3}, TypeError, "configure must be callable"),
     ],
 )
 def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:

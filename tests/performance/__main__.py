@@ -8,7 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ample, flat, held, http, imports, lite, pages, requests, scarce, stampede, uncontended
+from . import (
+    ample,
+    dropin,
+    flat,
+    held,
+    http,
+    imports,
+    lite,
+    pages,
+    postgres,
+    proxy,
+    requests,
+    scarce,
+    stampede,
+    uncontended,
+)
 from .harness import Plan
 from .machine import Neighbours, environment, heading
 from .table import Table, to_json
@@ -21,16 +36,20 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     stampede.NAME: stampede.run,
     flat.NAME: flat.run,
     imports.NAME: imports.run,
+    dropin.NAME: dropin.run,
     pages.NAME: pages.run,
     lite.NAME: lite.run,
     requests.NAME: requests.run,
     **http.BENCHMARKS,
+    "postgres": postgres.run_select,
+    "orders": postgres.run_orders,
+    proxy.NAME: proxy.run,
 }
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="some two minutes, not ten")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, not twenty")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it there too")
     parser.add_argument(
         "--only", metavar="NAME", nargs="+", choices=[*BENCHMARKS, *http.FURTHER],

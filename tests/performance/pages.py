@@ -127,7 +127,8 @@ def _sites() -> Iterator[list[Site]]:
         postgres = stack.enter_context(PostgresServer(max_connections=200))
         with postgres.connect() as conn:
             conn.execute('CREATE TABLE bench_item (id int PRIMARY KEY, name text, "group" int)')
-            conn.execute(f"INSERT INTO bench_item SELECT n, 'item ' || n, n % 10 FROM generate_series(1, {ITEMS}) n")
+            numbers = "generate_series(1, %s) n"
+            conn.execute(f"INSERT INTO bench_item SELECT n, 'item ' || n, n %% 10 FROM {numbers}", [ITEMS])
             conn.execute('CREATE INDEX ON bench_item ("group", id)')
         with postgres.connect(autocommit=True) as conn:
             conn.execute("VACUUM ANALYZE bench_item")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pooling import CreateFailed, Lease, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 
@@ -709,3 +712,66 @@ def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock:
         lease.release()
     clock.settle()
     assert pool.stats()["idle"] == 1
+
+
+# -- looked at and reset without a lock --------------------------------------------------
+
+
+class NoLock:
+    """Fails the test that takes it."""
+
+    def __enter__(self) -> None:
+        raise AssertionError("the lock was taken")
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def _is_owned(self) -> bool:
+        return False
+
+
+def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(adapter=adapter, clock=clock, validation_interval=1)
+    pool.acquire().release()
+    lock, looks, resets = pool._lock, adapter.calls["is_alive"], adapter.calls["reset"]
+    pool._lock = NoLock()
+    for _ in range(3):
+        pool.acquire().release()
+    pool._lock = lock
+    assert (adapter.calls["is_alive"] - looks, adapter.calls["reset"] - resets) == (3, 3)
+    assert adapter.calls["validate"] == 0
+    clock.advance(2)  # no moment any more
+    pool.acquire().release()
+    assert adapter.calls["validate"] == 1
+    assert pool.metrics.snapshot().acquired == 5
+
+
+def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: VirtualClock) -> None:
+    class Draining(FakeAdapter):
+        def reset(self, resource: FakeResource) -> None:
+            pool.drain()
+
+    adapter = Draining()
+    pool = make(adapter=adapter, clock=clock)
+    with pool.acquire() as first:
+        pass
+    with pool.acquire() as second:
+        assert second is not first
+    assert first not in adapter.open
+
+
+@pytest.mark.parametrize("verb", ["acquire", "_acquire_for"])
+def test_who_has_no_caller_in_python_may_borrow(
+    adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    pool = Pool(adapter=adapter)
+    done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    monkeypatch.setattr(adapter, "close", lambda resource: done.put(True))
+    arguments = () if verb == "acquire" else (None, 1)
+    _thread.start_new_thread(getattr(pool, verb), arguments)  # nothing of Python's is below it
+    assert done.get(timeout=30)  # the lease was given, dropped, and its resource closed
+    assert failed == []
+    pool.close()

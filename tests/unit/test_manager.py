@@ -303,14 +303,14 @@ def test_paused_is_degraded_and_closed_is_down(manager: PoolManager) -> None:
     assert (health["a"].status, manager.get_performance_summary()["status"]) == ("down", "down")
 
 
-def test_a_stale_connection_is_not_an_outage(manager: PoolManager) -> None:
+def test_stale_connections_are_not_an_outage(manager: PoolManager) -> None:
     adapter = Quick()
     pool = manager.create_pool("a", adapter, settings=NONE)
-    with pool.acquire():
+    with pool.acquire(), pool.acquire():
         pass
-    adapter.fail("validate", ConnectionError("stale"))
+    adapter.fail("validate", ConnectionError("stale"), times=2)
     assert manager.health_check()["a"].status == "up"
-    assert (adapter.made, pool.stats()["in_use"]) == (2, 0)
+    assert (adapter.made, pool.stats()["in_use"]) == (3, 0)
 
 
 def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:

@@ -456,3 +456,28 @@ def test_a_method_set_on_the_observer_itself_is_called(make: Make) -> None:
     observer.released = lambda pool, held: heard.append(held)  # type: ignore[method-assign]
     make(factory=object, observers=[observer]).acquire().release()
     assert heard == [0.0]
+
+
+class Quiet(Observer):
+    """Listens to nothing of the hot path, and says if it is told of it all the same."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def __getattribute__(self, name: str) -> object:
+        if name in HOT:
+            self.heard.append(name)
+        return super().__getattribute__(name)
+
+    def created(self, pool: str, seconds: float) -> None:
+        self.heard.append("created")
+
+
+def test_who_does_not_listen_to_leases_is_not_told_of_them(make: Make) -> None:
+    """Not on the slow ways either: a call of nothing for each lease costs more than it looks."""
+    quiet = Quiet()
+    pool = make(factory=object, max_uses=100, observers=[quiet])  # counted uses mean the slow way back
+    quiet.heard.clear()  # whether it listens was looked up when it was added
+    with pool.acquire():
+        pass
+    assert quiet.heard == ["created"]

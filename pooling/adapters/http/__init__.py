@@ -3,7 +3,8 @@
 Follow one request: `pool` (what users call) → `sessions` (what they are lent)
 → `transport` (where requests meets us; retries) → `hold` (the request's place
 and connection) → `template` (urllib3, one attempt) → `wire` (bytes, the
-deadline). `hosts` has the sockets.
+deadline). `hosts` has the sockets, `places` counts what is under way, `client`
+is the process's own pool.
 """
 
 from .limits import HTTPTimeout

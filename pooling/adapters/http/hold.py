@@ -40,9 +40,13 @@ class Place:
         """Close the connection that is held, if any."""
         line, self.line = self.line, None
         if line is not None:
-            key, line._key = line._key, None
-            if key is not None:
-                line._pool._give_up(key, reason)
+            _give_up(line, reason)
+
+
+def _give_up(line: Lease[Wire], reason: str) -> None:
+    key, line._key = line._key, None
+    if key is not None:
+        line._pool._give_up(key, reason)
 
 
 class Hold:
@@ -53,7 +57,7 @@ class Hold:
     any thread and by a destructor.
     """
 
-    __slots__ = ("host", "wire", "response", "_place", "_done")
+    __slots__ = ("host", "wire", "response", "_place", "_line", "_done")
 
     def __init__(self, host: Host, place: Lease[Place], done: Callable[[], object]) -> None:
         self.host = host
@@ -61,6 +65,7 @@ class Hold:
         self._done = done
         line = place.resource.line
         assert line is not None
+        self._line = line
         self.wire = line.resource
         self.response: Callable[[], Any] = _nobody
 
@@ -128,12 +133,8 @@ class Hold:
         if self.wire.sock is None:
             self._end("server_closed")
             return
-        self._count()
-        held = _held(place)
-        if held is not None:
-            line, held.line = held.line, None
-            if line is not None:
-                line.__exit__(None, None, None)
+        if self._leave(place):
+            self._line.__exit__(None, None, None)
             place.__exit__(None, None, None)
             self._done()
 
@@ -160,23 +161,23 @@ class Hold:
         place = self._place
         if place is None:
             return
-        self._count()
-        held = _held(place)
-        if held is not None:
-            held.give_up(reason)
+        if self._leave(place):
+            _give_up(self._line, reason)
             place.__exit__(None, None, None)
 
-    def _count(self) -> None:
+    def _leave(self, place: Lease[Place]) -> bool:
+        """Take leave of the place; ``False`` if another thread did, or if it is the parent process's."""
         self._place = None
         wire = self.wire
         wire.limits = None
         self.host.metrics.moved(wire.sent, wire.received)
-
-
-def _held(place: Lease[Place]) -> Place | None:
-    """What a lease is for; ``None`` in a child, if the parent has taken it."""
-    key = place._key
-    return None if key is None else key.entry.resource
+        key = place._key
+        held: Place | None = None if key is None else key.entry.resource
+        if held is None:
+            return False
+        if held.line is self._line:
+            held.line = None
+        return True
 
 
 def _nobody() -> object:

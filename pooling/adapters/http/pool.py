@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 import requests
@@ -17,7 +15,6 @@ from requests import exceptions
 from urllib3.util import Retry
 
 from ...core import registry
-from ...core.adapter import Adapter
 from ...core.clock import seconds
 from ...core.lease import Lease
 from ...core.observer import Observer, tell
@@ -25,14 +22,18 @@ from ...core.pool import Pool
 from ...core.registry import PAGE
 from ...errors import PoolClosed, PoolError
 from ...settings import PoolSettings
+from .arguments import checked_number, checked_url, retries
 from .health import Health
-from .hold import Hold, Place
+from .hold import Hold
 from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
+from .listeners import OF_REQUESTS, OF_SOCKETS, part_of
 from .metrics import HTTPMetrics
+from .places import Places, of_places, sign
 from .sessions import SessionLease, Sessions, Unpooled, View
 from .tls import Cert, Verify
 from .transport import Transport
+from .verbs import Verbs
 
 __all__ = ["HTTPPool"]
 
@@ -42,7 +43,7 @@ _DEFAULTS = PoolSettings(min_size=0, max_size=100)
 _WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
 
 
-class HTTPPool(Pool[requests.Session]):
+class HTTPPool(Verbs, Pool[requests.Session]):
     """Lends ``requests.Session`` objects that share warm sockets.
 
     A session is light and private: cookies, headers, credentials and whatever
@@ -132,8 +133,8 @@ class HTTPPool(Pool[requests.Session]):
         if settings is not None and not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         self._asked = settings or _DEFAULTS
-        self._base_url = _checked_url("base_url", base_url)
-        self._max_per_host = _checked_number("max_per_host", max_per_host)
+        self._base_url = checked_url("base_url", base_url)
+        self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
             raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
         if not callable(session_factory):
@@ -147,11 +148,11 @@ class HTTPPool(Pool[requests.Session]):
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         self._listeners: tuple[Observer, ...] = ()
-        super().__init__(adapter=_Places(), settings=_of_places(self._asked), name=name)
-        self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), _retry(retry))
+        super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
+        self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
         self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
-        url = _checked_url("health_url", url)
+        url = checked_url("health_url", url)
         self._probes = Health(self, url, self._asked) if url else None
         for observer in observers:
             self.add_observer(observer)
@@ -165,77 +166,6 @@ class HTTPPool(Pool[requests.Session]):
         self.metrics: HTTPMetrics = metrics
         self._hosts.observe(self._of_sockets())
         self._sessions.renew()
-
-    # -- requests -------------------------------------------------------------------
-
-    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        """Make one request, and return the answer with its body.
-
-        With ``stream=True`` the body is still to be read, and the connection
-        held until then; `request_context` sees to its end.
-
-        Args:
-            method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``.
-            kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
-
-        Raises:
-            PoolTimeout: No connection was free in time; also a
-                ``requests.exceptions.ConnectTimeout``.
-            requests.RequestException: As from requests.
-        """
-        return self._request(method, url, kwargs)
-
-    def get(self, url: str, **kwargs: Any) -> requests.Response:
-        """Make a GET request, see :meth:`request`."""
-        return self._request("GET", url, kwargs)
-
-    def options(self, url: str, **kwargs: Any) -> requests.Response:
-        """Make an OPTIONS request, see :meth:`request`."""
-        return self._request("OPTIONS", url, kwargs)
-
-    def head(self, url: str, **kwargs: Any) -> requests.Response:
-        """Make a HEAD request, see :meth:`request`; as in requests, it follows no redirects."""
-        kwargs.setdefault("allow_redirects", False)
-        return self._request("HEAD", url, kwargs)
-
-    def post(self, url: str, data: Any = None, json: Any = None, **kw: Any) -> requests.Response:
-        """Make a POST request, see :meth:`request`."""
-        return self._request("POST", url, dict(kw, data=data, json=json))
-
-    def put(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
-        """Make a PUT request, see :meth:`request`."""
-        return self._request("PUT", url, dict(kwargs, data=data))
-
-    def patch(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
-        """Make a PATCH request, see :meth:`request`."""
-        return self._request("PATCH", url, dict(kwargs, data=data))
-
-    def delete(self, url: str, **kwargs: Any) -> requests.Response:
-        """Make a DELETE request, see :meth:`request`."""
-        return self._request("DELETE", url, kwargs)
-
-    @contextmanager
-    def request_context(self, method: str, url: str, **kwargs: Any) -> Iterator[requests.Response]:
-        """Make one request whose answer is closed, read or not, when the block ends.
-
-        Args:
-            method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``.
-            kwargs: As for `request`, such as ``stream=True``.
-
-        Raises:
-            PoolTimeout: No connection was free in time.
-            requests.RequestException: As from requests.
-        """
-        with self.acquire() as session, session.request(method, self._whole(url), **kwargs) as response:
-            yield response
-
-    def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
-        return self.session().request(method, self._whole(url), **kwargs)
-
-    def _whole(self, url: str) -> str:
-        return self._base_url + url if self._base_url and url.startswith("/") else url
 
     # -- sessions -------------------------------------------------------------------
 
@@ -292,7 +222,7 @@ class HTTPPool(Pool[requests.Session]):
         try:
             place: Any = Pool.acquire(self, max(0.0, arrived + wait - monotonic()))
             if self._track:
-                _sign(line, place)
+                sign(line, place)
             place.resource.line = line
         except BaseException:
             line.release()
@@ -321,7 +251,7 @@ class HTTPPool(Pool[requests.Session]):
             raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
         if urls is None and not self._base_url:
             raise ValueError("warm_up() needs urls, where the pool has no base_url")
-        _checked_number("each", each)
+        checked_number("each", each)
         wanted = [self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls) for _ in range(each)]
         total = timeout or self.adapter.limits(None).asked.connect
         limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
@@ -363,7 +293,7 @@ class HTTPPool(Pool[requests.Session]):
         if not self._base_url:
             raise ValueError("fill() needs a base_url; see warm_up()")
         if number:
-            self._background.workers.submit(self._warm_up_quietly, _checked_number("size", number))
+            self._background.workers.submit(self._warm_up_quietly, checked_number("size", number))
 
     def _warm_up_quietly(self, each: int) -> None:
         try:
@@ -391,9 +321,9 @@ class HTTPPool(Pool[requests.Session]):
         """
         settings = self._asked.replace(**changes)
         if max_per_host is not None:
-            self._max_per_host = _checked_number("max_per_host", max_per_host)
+            self._max_per_host = checked_number("max_per_host", max_per_host)
         self._asked = settings
-        places = _of_places(settings)
+        places = of_places(settings)
         names = ("max_size", "max_waiting", "acquire_timeout", "leak_timeout", "close_timeout", "track_holders")
         super().reconfigure(**{name: getattr(places, name) for name in names}, enable_metrics=settings.enable_metrics)
         self._hosts.configure(settings, min(self._max_per_host, settings.max_size))
@@ -444,11 +374,11 @@ class HTTPPool(Pool[requests.Session]):
 
     def _listen(self, observers: tuple[Observer, ...]) -> None:
         self._listeners = observers
-        self._set_observers(tuple(_part(one, _OF_REQUESTS) for one in observers))
+        self._set_observers(tuple(part_of(one, OF_REQUESTS) for one in observers))
         self._hosts.observe(self._of_sockets())
 
     def _of_sockets(self) -> tuple[Observer, ...]:
-        return tuple(_part(one, _OF_SOCKETS, self.name) for one in self._listeners)
+        return tuple(part_of(one, OF_SOCKETS, self.name) for one in self._listeners)
 
     def stats(self) -> dict[str, Any]:
         """Return how many are where, and the settings that bound them; ``hosts`` says it for each."""
@@ -461,8 +391,11 @@ class HTTPPool(Pool[requests.Session]):
             waiting=places["waiting"] + sum(one["waiting"] for one in sockets),
             min_size=0, max_per_host=self._max_per_host,
         )  # fmt: skip
-        shown = ("idle", "in_use", "waiting", "max_size")
-        places["hosts"] = {one["name"].partition(" ")[2]: {name: one[name] for name in shown} for one in sockets}
+        found: dict[str, Counter[str]] = {}
+        for one in sockets:  # those of a host with other TLS settings or another proxy are counted with it
+            counts = found.setdefault(one["name"].removeprefix(self.name + " "), Counter())
+            counts.update({name: one[name] for name in ("idle", "in_use", "waiting")})
+        places["hosts"] = {label: dict(counts) for label, counts in found.items()}
         return places
 
     def health_check(self, ask: bool = False) -> dict[str, Any]:
@@ -499,95 +432,6 @@ class HTTPPool(Pool[requests.Session]):
         waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
-
-
-_OF_REQUESTS = ("acquired", "released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
-_OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
-
-
-def _part(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:
-    """Return an observer that hands some events on, with the pool's name instead of an inner one's."""
-    part = Observer()
-    for event in events:
-        method = getattr(observer, event)
-        setattr(part, event, method if name is None else _renamed(method, name))
-    return part
-
-
-def _renamed(method: Callable[..., None], name: str) -> Callable[..., None]:
-    return lambda pool, *args: method(name, *args)
-
-
-class _Places(Adapter[Any]):
-    """The places that requests take; what each holds is ended with it."""
-
-    noun = "connection"
-    blocking = False
-    bounded = True
-    closes_at_once = True
-
-    def create(self) -> Place:
-        return Place()
-
-    def close(self, resource: Place) -> None:
-        resource.give_up("orphaned")
-
-    def interrupt(self, resource: Place) -> None:
-        line = resource.line
-        if line is not None and line._key is not None:
-            line._key.entry.resource.interrupt()
-
-
-def _of_places(settings: PoolSettings) -> PoolSettings:
-    """The settings for requests under way: they have no age, and nothing to prove."""
-    return settings.replace(
-        min_size=0, max_idle=None, max_lifetime=None, idle_timeout=None, max_uses=None,
-        health_check_interval=None, keepalive_interval=None,
-    )  # fmt: skip
-
-
-_INNER = ("requests.", "urllib3.", "pooling.adapters.http.", "contextlib")
-
-
-def _sign(*leases: Lease[Any]) -> None:
-    """Note who holds these: whoever called requests, or the pool."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_INNER):
-        frame = frame.f_back
-    if frame is None:
-        return
-    for lease in leases:
-        entry = lease._key.entry  # type: ignore[union-attr]
-        entry.code, entry.lasti = frame.f_code, frame.f_lasti
-
-
-def _retry(retry: Retry | int | None) -> Retry:
-    if isinstance(retry, Retry):
-        return retry
-    if not retry:
-        return Retry(0, read=False)  # as in requests
-    return Retry(
-        _checked_number("retry", retry), backoff_factor=0.1, backoff_max=10, backoff_jitter=0.1,
-        status_forcelist=(429, 502, 503, 504), raise_on_status=False,
-    )  # fmt: skip
-
-
-def _checked_number(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return value
-
-
-def _checked_url(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, not {value!r}")
-    if not value.startswith(("http://", "https://")):
-        raise ValueError(f"{name} must begin with http:// or https://, not be {value!r}")
-    return value.rstrip("/")
 
 
 def _as_requests(error: BaseException) -> BaseException:

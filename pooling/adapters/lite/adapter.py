@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class _Memory:
             )
         self._number = next(_numbers)
         self._anchors: dict[int, sqlite3.Connection] = {}  # by process id
-        weakref.finalize(self, _close_anchor, self._anchors).atexit = False
+        weakref.finalize(self, _close_anchor, self._anchors)  # at the exit, too
 
     def uri(self) -> str:
         pid = os.getpid()
@@ -93,8 +93,11 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         validation_query: str | None = None,
         statement_timeout: float | None = None,
         optimize: bool = True,
+        configure: Callable[[sqlite3.Connection], object] | None = None,
         memory: _Memory | None = None,
     ) -> None:
+        if getattr(sqlite3, "threadsafety", 1) == 0:  # CPython 3.11+ looks how it was compiled
+            raise sqlite3.NotSupportedError("this SQLite was compiled for programs with one thread")
         path = os.fspath(path)
         self.memory = (memory or _Memory()) if path == ":memory:" else None
         uri = path.startswith("file:") or self.memory
@@ -102,6 +105,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         self.timeout = timeout
         self.statement_timeout = statement_timeout
         self.optimize = optimize
+        self.configure = configure
         self.query = validation_query or "SELECT 1"
         self.stats: QueryStats | None = None
         every = PRAGMAS | {"busy_timeout": int(timeout * 1000)} | dict(pragmas or {})
@@ -123,7 +127,11 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             if self._journal is not None:
                 self._set_journal(conn)
             self._clean(conn)
-            conn.file = _file_of(conn)
+            conn.file = file_of(conn)
+            if self.configure is not None:
+                self.configure(conn)
+                conn.commit()
+                conn.factories = conn.row_factory, conn.text_factory
         except BaseException:
             conn.close()
             raise
@@ -203,7 +211,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         return not self.is_alive(resource)
 
     def is_final(self, error: BaseException) -> bool:
-        if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
+        if super().is_final(error) or getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
             return True
         return not self.path.startswith(("file:", ":")) and not Path(self.path).parent.is_dir()
 
@@ -225,8 +233,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             conn.isolation_level = "IMMEDIATE"
         if _LEGACY is not None and getattr(conn, "autocommit", _LEGACY) != _LEGACY:
             setattr(conn, "autocommit", _LEGACY)  # noqa: B010  # typed from CPython 3.12 on
-        conn.row_factory = None
-        conn.text_factory = str
+        conn.row_factory, conn.text_factory = conn.factories
         conn.set_trace_callback(None)
         if conn.limit is None:
             conn.set_progress_handler(None, 0)
@@ -249,7 +256,7 @@ def _optimize(conn: Connection) -> None:
         cursor.execute(f"PRAGMA {pragma}")
 
 
-def _file_of(conn: sqlite3.Connection) -> tuple[str, tuple[int, int]] | None:
+def file_of(conn: sqlite3.Connection) -> tuple[str, tuple[int, int]] | None:
     path = conn.execute("PRAGMA database_list").fetchone()[2]
     identity = _identity(path) if path else None
     return (path, identity) if identity else None

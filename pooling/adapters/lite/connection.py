@@ -100,6 +100,7 @@ class Cursor(sqlite3.Cursor):
 
 
 _execute, _fetchall = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall  # bound once: the cheaper call
+_cursor: Callable[..., Any] = sqlite3.Connection.cursor
 
 
 class Connection(sqlite3.Connection):
@@ -113,6 +114,7 @@ class Connection(sqlite3.Connection):
             may still be fetched, and how long it took until now.
         short, short_seconds: How many statements took less than `SHORT`, and
             what they add up to.
+        factories: The row and text factories that a new borrower finds.
         file: Its database file and that one's identity, or ``None`` in memory.
     """
 
@@ -123,6 +125,7 @@ class Connection(sqlite3.Connection):
     seconds = 0.0
     short = 0
     short_seconds = 0.0
+    factories: tuple[Any, Any] = (None, str)
     file: tuple[str, tuple[int, int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -146,19 +149,18 @@ class Connection(sqlite3.Connection):
     # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.execute(sql, parameters)
+        return self._cursor().execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.executemany(sql, parameters)
+        return self._cursor().executemany(sql, parameters)
 
     def executescript(self, sql: str, /) -> sqlite3.Cursor:
-        cursor = Cursor(self)
-        self._note(cursor)
-        return cursor.executescript(sql)
+        return self._cursor().executescript(sql)
+
+    def _cursor(self) -> Cursor:
+        made: Cursor = _cursor(self, Cursor)  # not Cursor(self), which knows no row_factory
+        self._note(made)
+        return made
 
     def begin(self) -> float:
         """Note that a statement begins; return when."""

@@ -143,7 +143,7 @@ class PostgresAdapter(Adapter[Connection]):
         return failures.READ_ONLY in failures.sqlstates(error) and not resource.read_only
 
     def is_final(self, error: BaseException) -> bool:
-        return failures.is_hopeless(error, self._address.changes)
+        return super().is_final(error) or failures.is_hopeless(error, self._address.changes)
 
     def is_full(self, error: BaseException) -> bool:
         return failures.is_full(error)

@@ -9,7 +9,7 @@ import psycopg
 
 from ...errors import PoolError
 from . import failures
-from .session import Connection
+from .session import IDLE, Connection
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -92,9 +92,9 @@ class Transaction:
 
 def commit(pool: PostgresPool, conn: Connection) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
-    if conn.closed and not conn.broken:
-        return  # closed by its borrower: as psycopg does
-    if not conn.autocommit:
+    if conn.closed and (conn.autocommit or not conn.broken):
+        return  # nothing was lost; or closed by its borrower: as psycopg does
+    if conn.pgconn.transaction_status != IDLE:
         _refuse_lost(pool, conn)
     try:
         pool._session.commit(conn)

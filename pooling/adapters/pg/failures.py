@@ -5,8 +5,9 @@ those of "Appendix A. PostgreSQL Error Codes" of the PostgreSQL 18 manual.
 
 An error while *connecting* has no SQLSTATE: libpq reads it and keeps it to
 itself. It tells, though, what goes over the wire (``PQtrace``), TLS or not, and
-there the code stands. On Linux, where psycopg has it; elsewhere such an error
-is never final.
+there the code stands. On Linux, where psycopg has it, and with libpq 18 (before, it
+told only of what came after the authentication); elsewhere such an error is
+never final.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class Session:
     ) -> None:
         self._clean = CLEAN if mode == "clean" else b""
         self._configure = configure
-        self._hooks = [hook for hook in (mode, reset) if callable(hook)]
+        self._always = [] if reset is None else [reset]
+        self._after_use = [mode, *self._always] if callable(mode) else self._always
         self._create_timeout = create_timeout
         self._reset_timeout = reset_timeout
         self._limit = command_timeout
@@ -166,6 +167,7 @@ class Session:
         """Make a connection as good as new, or raise."""
         notes = notes_of(conn)
         status = conn.pgconn.transaction_status
+        used = notes.dirty or status != IDLE
         if _unfinished(conn):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
         if status != IDLE or (notes.dirty and self._clean):
@@ -174,7 +176,7 @@ class Session:
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
         _restore(conn, notes)
-        for hook in self._hooks:
+        for hook in self._after_use if used else self._always:
             self.call(conn, hook, self._reset_timeout)
             _restore(conn, notes)
         if notes.bereft:
@@ -205,14 +207,13 @@ class Session:
 
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
-        status = conn.pgconn.transaction_status
-        if status == IDLE and not _unfinished(conn):
+        notes, status = notes_of(conn), conn.pgconn.transaction_status
+        odd = _unfinished(conn) or conn._num_transactions or conn._tpc
+        if status == IDLE and not odd:
             return
-        simple = not (_unfinished(conn) or conn._num_transactions or conn._tpc)
-        if status != IN_TRANSACTION or not self._clean or not simple:
+        if status != IN_TRANSACTION or odd or not self._clean:
             conn.commit()
             return
-        notes = notes_of(conn)
         try:
             round_trip(conn, b"COMMIT" + self._clean, notes.limit)
         except psycopg.Error as error:
@@ -277,6 +278,7 @@ def _remember(conn: Connection, notes: Notes) -> None:
     conn._adapters = _Adapters(notes.adapters)
     notes.handlers = [list(handlers) for handlers in (conn._notice_handlers, conn._notify_handlers)]
     notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+    conn._get_tx_start_command()  # psycopg works this out once: not again for each borrower
     notes.as_new = dict(vars(conn))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.sqlite3 import base
 
-from ....adapters.lite.adapter import SQLiteAdapter, _file_of
+from ....adapters.lite.adapter import SQLiteAdapter, file_of
 from ....adapters.lite.connection import Connection
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
@@ -76,7 +76,7 @@ class DjangoAdapter(SQLiteAdapter):
     def create(self) -> sqlite3.Connection:
         params = {**self._wrapper.get_connection_params(), "factory": Connection}
         conn: Connection = base.DatabaseWrapper.get_new_connection(self._wrapper, params)
-        conn.file = _file_of(conn)
+        conn.file = file_of(conn)
         conn.close_cursors()
         self._clean(conn)
         return conn

@@ -1,0 +1,38 @@
+"""What an `HTTPPool` may be told, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from urllib3.util import Retry
+
+__all__ = ["checked_number", "checked_url", "retries"]
+
+
+def retries(retry: Retry | int | None) -> Retry:
+    if isinstance(retry, Retry):
+        return retry
+    if not retry:
+        return Retry(0, read=False)  # as in requests
+    return Retry(
+        checked_number("retry", retry), backoff_factor=0.1, backoff_max=10, backoff_jitter=0.1,
+        status_forcelist=(429, 502, 503, 504), raise_on_status=False,
+    )  # fmt: skip
+
+
+def checked_number(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
+
+
+def checked_url(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, not {value!r}")
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(f"{name} must begin with http:// or https://, not be {value!r}")
+    return value.rstrip("/")

@@ -1,0 +1,95 @@
+"""The verbs of HTTP, for whoever has sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+if TYPE_CHECKING:
+    from ...core.lease import Lease
+
+__all__ = ["Verbs"]
+
+
+class Verbs:
+    """`request`, `get`, `post` and their kin, each with a session of its own."""
+
+    _base_url: str
+
+    if TYPE_CHECKING:
+
+        def acquire(self, timeout: float | None = None) -> Lease[requests.Session]: ...
+
+        def session(self) -> requests.Session: ...
+
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
+        """Make one request, and return the answer with its body.
+
+        With ``stream=True`` the body is still to be read, and the connection
+        held until then; `request_context` sees to its end.
+
+        Args:
+            method: ``"GET"``, ``"POST"``, ...
+            url: Where to; a path if the pool has a ``base_url``.
+            kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
+
+        Raises:
+            PoolTimeout: No connection was free in time; also a
+                ``requests.exceptions.ConnectTimeout``.
+            requests.RequestException: As from requests.
+        """
+        return self._request(method, url, kwargs)
+
+    def get(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a GET request, see :meth:`request`."""
+        return self._request("GET", url, kwargs)
+
+    def options(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make an OPTIONS request, see :meth:`request`."""
+        return self._request("OPTIONS", url, kwargs)
+
+    def head(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a HEAD request, see :meth:`request`; as in requests, it follows no redirects."""
+        kwargs.setdefault("allow_redirects", False)
+        return self._request("HEAD", url, kwargs)
+
+    def post(self, url: str, data: Any = None, json: Any = None, **kw: Any) -> requests.Response:
+        """Make a POST request, see :meth:`request`."""
+        return self._request("POST", url, dict(kw, data=data, json=json))
+
+    def put(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
+        """Make a PUT request, see :meth:`request`."""
+        return self._request("PUT", url, dict(kwargs, data=data))
+
+    def patch(self, url: str, data: Any = None, **kwargs: Any) -> requests.Response:
+        """Make a PATCH request, see :meth:`request`."""
+        return self._request("PATCH", url, dict(kwargs, data=data))
+
+    def delete(self, url: str, **kwargs: Any) -> requests.Response:
+        """Make a DELETE request, see :meth:`request`."""
+        return self._request("DELETE", url, kwargs)
+
+    @contextmanager
+    def request_context(self, method: str, url: str, **kwargs: Any) -> Iterator[requests.Response]:
+        """Make one request whose answer is closed, read or not, when the block ends.
+
+        Args:
+            method: ``"GET"``, ``"POST"``, ...
+            url: Where to; a path if the pool has a ``base_url``.
+            kwargs: As for `request`, such as ``stream=True``.
+
+        Raises:
+            PoolTimeout: No connection was free in time.
+            requests.RequestException: As from requests.
+        """
+        with self.acquire() as session, session.request(method, self._whole(url), **kwargs) as response:
+            yield response
+
+    def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
+        return self.session().request(method, self._whole(url), **kwargs)
+
+    def _whole(self, url: str) -> str:
+        return self._base_url + url if self._base_url and url.startswith("/") else url

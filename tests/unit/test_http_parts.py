@@ -1,0 +1,218 @@
+"""The parts of `HTTPPool` that need no network: limits, keys, the environment's say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import requests
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.util import Timeout
+
+from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling.adapters.http.errors import refusal
+from pooling.adapters.http.hosts import _key
+from pooling.adapters.http.limits import Limits, OutOfTime
+from pooling.adapters.http.metrics import HostMetrics
+from pooling.adapters.http.sessions import SharedJar
+from pooling.adapters.http.transport import kind_of
+from pooling.adapters.http.wire import wired
+
+
+class Now:
+    """A clock that the test moves."""
+
+    time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+# -- limits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, HTTPTimeout(connect=1, read=2, total=9)),
+        (5, HTTPTimeout(connect=5, read=5, total=9)),
+        ((3, None), HTTPTimeout(connect=3, read=None, total=9)),
+        ([3, 4], HTTPTimeout(connect=3, read=4, total=9)),
+        (Timeout(connect=3, read=4), HTTPTimeout(connect=3, read=4, total=9)),
+        (Timeout(total=4), HTTPTimeout(connect=None, read=None, total=4)),
+        (HTTPTimeout(), HTTPTimeout()),
+    ],
+)
+def test_what_a_timeout_means(asked: Any, expected: HTTPTimeout) -> None:
+    assert HTTPTimeout.of(asked, HTTPTimeout(connect=1, read=2, total=9)) == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+def test_a_time_limit_is_above_nought_and_finite(value: float) -> None:
+    for name in ("connect", "read", "write", "total"):
+        with pytest.raises(ValueError, match=f"timeout: {name} must be above 0 and finite"):
+            HTTPTimeout(**{name: value})
+    assert HTTPTimeout(pool=0).pool == 0  # at once, or not at all
+
+
+@pytest.mark.parametrize("value", ["5", True, (1, 2)])
+def test_a_time_limit_is_a_number(value: Any) -> None:
+    with pytest.raises(TypeError, match="timeout: read must be a number of seconds or None"):
+        HTTPTimeout(read=value)
+
+
+def test_a_total_cuts_every_limit() -> None:
+    now = Now()
+    limits = Limits(HTTPTimeout(connect=10, read=30, total=5), now)
+    assert (limits.left(10), limits.left(1), limits.left(None)) == (5, 1, 5)
+    assert limits.for_attempt().connect_timeout == 5
+    now.time += 4
+    assert (limits.left(10), limits.over) == (1, False)
+    assert (limits.allows(0.5), limits.allows(1.0)) == (True, False)
+    now.time += 1
+    assert limits.over
+    with pytest.raises(OutOfTime, match="longer than its total of 5 s"):
+        limits.left(10)
+
+
+def test_without_a_total_nothing_is_cut() -> None:
+    now = Now()
+    limits = Limits(HTTPTimeout(connect=10, read=None), now)
+    now.time += 1e6
+    assert (limits.left(10), limits.left(None), limits.over) == (10, None, False)
+    assert limits.allows(1e6) and limits.for_attempt() is limits
+
+
+# -- keys -------------------------------------------------------------------------------------
+
+
+def key(url: str, verify: Any = True, proxies: Any = None, cert: Any = None) -> Any:
+    return _key(requests.Request("GET", url).prepare(), verify, proxies, cert)
+
+
+def test_what_sockets_have_in_common() -> None:
+    assert key("https://Example.COM/a?b") == key("https://user:word@example.com:443/c")
+    assert key("https://example.com").label == "https://example.com"
+    assert key("http://example.com:8080").label == "http://example.com:8080"
+    assert key("http://[::1]:80/").label == "http://::1"
+    assert key("https://h", cert=["a", "b"]) == key("https://h", cert=("a", "b"))
+    assert key("http://h", verify=False) == key("http://h", verify="/some/file")  # nothing is encrypted
+    assert key("https://h", verify=None) == key("https://h", verify=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"url": "http://h:443"}, {"url": "https://h2"}, {"url": "https://h:444"}, {"verify": False},
+        {"verify": "/some/file"}, {"cert": "c.pem"}, {"proxies": {"https": "http://p"}},
+    ],
+)  # fmt: skip
+def test_what_sockets_do_not_share(other: dict[str, Any]) -> None:
+    assert key("https://h") != key(**{"url": "https://h", **other})
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ours", [PoolTimeout, TooManyWaiting, PoolClosed, LeaseError])
+def test_refusals_are_of_both_families(ours: type[Exception]) -> None:
+    cause = OSError("why")
+    error = ours("the pool's words")
+    error.__cause__ = cause
+    known = refusal(error)  # type: ignore[arg-type]
+    assert isinstance(known, requests.ConnectionError)
+    assert isinstance(known, ours) or ours is LeaseError
+    assert str(known) == "the pool's words" and known.__cause__ is cause
+    assert isinstance(known, requests.exceptions.Timeout) == (ours is PoolTimeout)
+
+
+def test_kinds_of_failures_are_few() -> None:
+    assert kind_of(ReadTimeoutError(None, "/", "late")) == "read_timeout"  # type: ignore[arg-type]
+    assert kind_of(ProtocolError("cut")) == "connection"
+
+
+# -- sessions and metrics -----------------------------------------------------------------------
+
+
+def test_nothing_is_opened_and_no_thread_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("_thread.start_new_thread", lambda *args: pytest.fail("a thread was started"))
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a socket was opened"))
+    http = HTTPPool(PoolSettings(), base_url="https://api.example.com", health_url="/health", name="api")
+    with http.acquire() as session:
+        assert session.headers["User-Agent"].startswith("python-requests")
+    http.session(), http.stats(), http.holders(), http.metrics.snapshot(), http.health_check()
+    assert repr(http) == "<HTTPPool 'api': 0/10 in use, 0 idle, 0 waiting>"
+    assert http.metrics.hosts() == []
+
+
+def test_a_session_is_as_requests_makes_it() -> None:
+    plain, ours = vars(requests.Session()), vars(HTTPPool().session())
+    assert plain.keys() == ours.keys() - {"_pooling"}
+    for name in plain.keys() - {"adapters", "cookies"}:
+        assert plain[name] == ours[name] and type(plain[name]) is type(ours[name]), name
+    one, two = HTTPPool().session(), HTTPPool().session()
+    for name in ("headers", "hooks", "params", "proxies", "cookies", "adapters"):
+        assert getattr(one, name) is not getattr(two, name)
+    assert one.hooks["response"] is not two.hooks["response"]
+
+
+def test_the_environment_is_asked_as_requests_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    sessions = [requests.Session(), HTTPPool().session()]
+
+    def merged(*args: Any) -> dict[str, Any]:
+        first, second = (session.merge_environment_settings("https://h/", *args) for session in sessions)
+        assert {**first, "proxies": dict(first["proxies"])} == {**second, "proxies": dict(second["proxies"])}
+        return second
+
+    assert merged({}, None, None, None)["verify"] is True
+    assert merged({"https": "http://p"}, True, False, "c.pem")["cert"] == "c.pem"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/some/file")
+    assert merged({}, None, None, None)["verify"] == "/some/file"
+    assert merged({}, None, False, None)["verify"] is False
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "http://from-env")
+            assert "http://from-env" in merged({}, None, None, None)["proxies"].values()
+            patch.setenv("no_proxy", "h")
+            assert not merged({}, None, None, None)["proxies"]
+
+
+def test_a_shared_jar_is_renewed_without_its_lock() -> None:
+    jar = SharedJar()
+    jar.set("a", "1", domain="h", path="/")
+    with jar._cookies_lock:  # type: ignore[attr-defined]
+        copy = jar.renewed()
+    copy.set("b", "2", domain="h", path="/")
+    assert (jar.get_dict(), copy.get_dict()) == ({"a": "1"}, {"a": "1", "b": "2"})
+    assert copy._cookies_lock is not jar._cookies_lock  # type: ignore[attr-defined]
+
+
+def test_counts_of_a_host() -> None:
+    metrics = HostMetrics("http://h")
+    metrics.connected(0.01)
+    for status, seconds in ((200, 0.1), (200, 0.2), (503, 0.4)):
+        metrics.answered(status, seconds, reused=status == 503)
+    metrics.failed("tls")
+    metrics.moved(10, 200)
+    metrics.count("retries")
+    found = metrics.snapshot()
+    assert (found.requests, found.statuses, found.failures) == (4, {200: 2, 503: 1}, {"tls": 1})
+    assert (found.bytes_sent, found.bytes_received, found.opened, found.reused, found.retries) == (10, 200, 1, 1, 1)
+    assert found.latency.count == 3 and found.latency.max == 0.4
+    assert found.to_dict()["statuses"] == {"200": 2, "503": 1}
+
+
+def test_a_wire_is_what_urllib3_makes() -> None:
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    for kind in (HTTPConnection, HTTPSConnection):
+        wire = wired(kind)("h", 1)
+        assert isinstance(wire, kind) and type(wire) is wired(kind)
+        assert wire.is_alive() and not wire.opened
+        wire.interrupt()
+        wire.abandon()
+        wire.close()
