@@ -18,7 +18,7 @@ pytest.importorskip("django")  # CI has it: see test_django.py
 
 AT_ONCE = 3  # they wait most of the time
 UWSGI = os.environ.get("UWSGI_REQUIRED") == "1"
-"""It wants a compiler, so it is no dependency of the tests; CI has a stage of its own for it."""
+"""Only the cells of uWSGI, whether it is found or not."""
 
 CELLS = [
     one for one in modes.PAIRWISE

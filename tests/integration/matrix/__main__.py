@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from . import __doc__ as what
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("--app", choices=APPS, help="one application")
     parser.add_argument("--pairwise", action="store_true", help="what pytest runs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started ends, too
     chosen = [
         (name, app) for name, app in (PAIRWISE if options.pairwise else cells())
         if options.only in name and options.app in (None, app)

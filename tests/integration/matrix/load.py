@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -92,8 +93,10 @@ class Load:
 
     def wait(self, answers: int) -> None:
         """Wait until so many more answers have come, or something is wrong."""
-        goal = self.tally.right + answers
-        while self.tally.right < goal and not self.tally.wrong and any(one.is_alive() for one in self._threads):
+        goal, deadline = self.tally.right + answers, time.monotonic() + 2 * PATIENCE
+        while self.tally.right < goal and not self.tally.wrong:
+            if time.monotonic() > deadline:
+                self.tally.wrong.append(f"{goal - self.tally.right} of {answers} answers never came")
             self._stop.wait(0.02)
 
     def _run(self) -> None:

@@ -32,6 +32,8 @@ Answer = tuple[int, str, str, int, int]
 # Made, opened and used by the parent, which goes on using it, and holds one all the time.
 pool = PostgresPool(os.environ["MATRIX_DSN"], SETTINGS, name="db")
 
+_sleepers, _told = os.pipe()
+
 
 def row(question: tuple[int, str]) -> Answer:
     """Answer from the database, and say how many this worker has lent then, and who it is."""
@@ -42,7 +44,8 @@ def row(question: tuple[int, str]) -> Answer:
 
 
 def sleep(seconds: float) -> None:
-    """Be in the middle of a query."""
+    """Be in the middle of a query, and say who is."""
+    os.write(_told, str(os.getpid()).encode())
     pool.execute_query("SELECT pg_sleep(%s)", (seconds,))
 
 
@@ -99,14 +102,15 @@ def pool_of(make: Callable[..., Any], **more: Any) -> dict[str, str]:
         first = children()
         found["load"] = _ask(workers.map)
         found["recycled"] = _recycled(workers.map, first)
-        before = children()
-        os.kill(min(before), signal.SIGKILL)
-        found["kill"] = await_others({min(before)}) or _ask(workers.map)
+        workers.apply_async(sleep, (20.0,))
+        victim = int(os.read(_sleepers, 20))  # at work: one that is not holds a lock that all of them need
+        os.kill(victim, signal.SIGKILL)
+        found["kill"] = await_others({victim}) or _ask(workers.map)
         if more:
             for phase, task in (("wait cut", starve), ("query cut", sleep)):
                 found[phase] = _soft_limit(workers, task) or _ask(workers.map)
-        workers.close()
-        workers.join()
+            workers.close()
+            workers.join()  # multiprocessing's would wait for ever for the task that was killed
     return found
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -74,7 +75,9 @@ class Server:
         program, *arguments = (part.format(**values) for part in mode.command)
         command = [str(_program("uwsgi"))] if program == "uwsgi" else [sys.executable, "-m", program]
         environment = {
-            **os.environ, "MATRIX_DSN": dsn, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "",
+            **os.environ, "MATRIX_DSN": dsn, "PYTHONFAULTHANDLER": "",
+            # pyuwsgi restarts as the bare interpreter, outside of the virtual environment.
+            "PYTHONPATH": os.pathsep.join([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]),
             "VIRTUAL_ENV": sys.prefix,
         }  # fmt: skip
         if mode.parent:
