@@ -168,8 +168,8 @@ class Lending(Upkeep[R]):
         frees must not go to somebody who came later (P3).
         """
         entry, state, now = key.entry, self._state, self._now()
-        if entry.generation is self._pass and now < entry.expires and not self._wary:
-            return True  # nothing is to be looked at: see `_gate_locked`
+        if entry.generation is self._pass and now < entry.expires and (not self._wary or self._sound(entry, now)):
+            return True  # as in `acquire`
         if entry.generation is DEAD:
             refused.append((self._found_dead, (key, "dead", None)))
         elif state.barred or state.unfit(entry, now):
