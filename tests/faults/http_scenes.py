@@ -24,6 +24,7 @@ import requests
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolSettings, make_http_request
 from pooling.core import registry
+from tests.faults.rest import let_others_come_to_rest
 
 TRUST = os.environ.get("TRUST") or True
 DRIP = HTTPTimeout(connect=30, read=60)
@@ -33,6 +34,7 @@ def fork() -> int:
     """Fork as Python does, or as C does, without any hook."""
     if os.environ["FORK"] == "hook":
         return os.fork()
+    let_others_come_to_rest()
     pid: int = ctypes.PyDLL(None).fork()
     return pid
 
