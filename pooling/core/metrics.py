@@ -32,9 +32,9 @@ __all__ = ["SHORT", "Histogram", "HistogramSnapshot", "PoolMetrics", "PoolSnapsh
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
 
-# 100 µs to about 20 minutes in steps of √2: a percentile is interpolated inside its
+# 1 µs to about 18 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.
-_BOUNDS = [SHORT * 2 ** (step / 2) for step in range(48)]
+_BOUNDS = [1e-6 * 2 ** (step / 2) for step in range(61)]
 _bucket = partial(bisect, _BOUNDS)  # the place of a duration's bucket
 _FOLD_AT = 256
 _numbers = itertools.count()
