@@ -19,6 +19,7 @@ import pytest
 
 from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
 from pooling.adapters import sqlite as sqlite_module
+from pooling.adapters.lite.adapter import _Memory
 from pooling.adapters.lite.queries import without_values
 from pooling.adapters.sqlite import SQLiteAdapter, _interrupted_after
 from tests.integration.tools import in_thread, run_forking, wait_until
@@ -172,6 +173,30 @@ def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
     one.close()
     with closing(sqlite3.connect(uri, uri=True)) as conn:
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
+
+
+def test_memory_is_held_once_however_many_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second closes what he made: CPython 3.13+ complains when a connection is just dropped."""
+    memory, real, made = _Memory(), sqlite3.connect, []
+    at_once = threading.Barrier(2, timeout=30)
+
+    def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        conn = real(*args, **kwargs)
+        made.append(conn)
+        at_once.wait()
+        return conn
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    threads = [threading.Thread(target=memory.uri) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(made), len(memory._anchors)] == [2, 1]
+    memory.drop()
+    for conn in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            conn.execute("SELECT 1")
 
 
 def test_writers_in_memory_wait_for_each_other(open_pool: Make) -> None:

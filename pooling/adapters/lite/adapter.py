@@ -56,7 +56,9 @@ class _Memory:
         if pid not in self._anchors:
             for inherited in self._anchors.values():
                 _keep_for_ever(inherited)
-            self._anchors.setdefault(pid, sqlite3.connect(uri, uri=True, check_same_thread=False))
+            anchor = sqlite3.connect(uri, uri=True, check_same_thread=False)
+            if self._anchors.setdefault(pid, anchor) is not anchor:
+                anchor.close()  # another thread was faster
         return uri
 
     def drop(self) -> None:
