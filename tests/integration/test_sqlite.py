@@ -187,10 +187,7 @@ def test_memory_is_held_once_however_many_are_first(monkeypatch: pytest.MonkeyPa
         return conn
 
     monkeypatch.setattr(sqlite3, "connect", connect)
-    threads = [threading.Thread(target=memory.uri) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    for thread in [in_thread(memory.uri) for _ in range(2)]:
         thread.join()
     assert [len(made), len(memory._anchors)] == [2, 1]
     memory.drop()
