@@ -130,8 +130,14 @@ class Listener:
 
 
 def _tell(error: psycopg.Error, told: tuple[str | None, ...]) -> None:
-    """Keep with the error what is known of it, and not the connection: its ``repr`` shows the password."""
+    """Keep with the error what is known of it, and not the connection: its ``repr`` shows the password.
+
+    It is ended at once, not when the last frame that knows it goes: its slot
+    is about to be free (P2).
+    """
     needs_password = bool(error.pgconn and error.pgconn.needs_password)
+    if error.pgconn is not None:
+        error.pgconn.finish()
     vars(error).update(_told=told, _needs_password=needs_password)
     if error.sqlstate is None and told:
         error.sqlstate = told[-1]
