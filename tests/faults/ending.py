@@ -114,7 +114,7 @@ def waiting() -> None:
     pool = make_pool(max_size=1)
     lend(pool)
     for _ in range(3):
-        in_thread(pool.acquire)
+        in_thread(lambda: kept.append(pool.acquire()))
     until(lambda: pool.stats()["waiting"] == 3)
 
 
@@ -131,7 +131,7 @@ def main_holding() -> Callable[[], object]:
 
     def hold() -> None:
         with pool.acquire():
-            in_thread(pool.acquire)
+            in_thread(lambda: kept.append(pool.acquire()))
             until(lambda: pool.stats()["waiting"])
             hang()
 
@@ -161,7 +161,7 @@ def main_churning() -> Callable[[], object]:
 def creating() -> None:
     """A creation hangs, and somebody waits for it."""
     pool = make_pool(hang)
-    in_thread(pool.acquire)
+    in_thread(lambda: kept.append(pool.acquire()))
     until(lambda: pool.stats()["creating"])
 
 
@@ -439,8 +439,8 @@ def destructors_behind_a_lock() -> None:
         users.append(User(pool, what))
         kept.append(pool.acquire())
         if what in ("release", "discard", "leave"):
-            in_thread(pool.acquire)
-            in_thread(pool.acquire)
+            in_thread(lambda pool=pool: kept.append(pool.acquire()))
+            in_thread(lambda pool=pool: kept.append(pool.acquire()))
             until(lambda pool=pool: pool.stats()["waiting"] == 2)
         in_thread(pool._lock.acquire).join()  # nobody will ever release it
     mark()
