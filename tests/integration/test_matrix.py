@@ -16,7 +16,7 @@ from tests.servers import find_postgres, requires
 
 pytest.importorskip("django")  # CI has it: see test_django.py
 
-AT_ONCE = 3  # they wait most of the time
+AT_ONCE = 2  # they wait most of the time
 UWSGI = os.environ.get("UWSGI_REQUIRED") == "1"
 """Only the cells of uWSGI, whether it is found or not."""
 
