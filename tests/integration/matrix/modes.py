@@ -44,7 +44,7 @@ def _uwsgi(lazy: bool, threads: bool) -> Mode:
         ],
         workers=WORKERS,
         parent=not lazy,
-        kills=not threads,  # with threads a request over its time is not cut off each time; why is not known yet
+        kills=True,
         noise=("[uWSGI]", "*** Starting uWSGI", "compiled with", "os: ", "nodename", "machine", "clock source",
                "pcre", "detected", "current working", "your ", "uWSGI running as root", "***", "uwsgi socket"),
     )  # fmt: skip
