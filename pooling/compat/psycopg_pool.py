@@ -170,7 +170,7 @@ class ConnectionPool(Generic[CT]):
         if close_returns and _PSYCOPG < (3, 3):
             raise TypeError("close_returns needs a psycopg whose close() knows of it: 3.3")
         self.conninfo, self.kwargs, self.connection_class = conninfo, kwargs, connection_class
-        self.close_returns, self.timeout, self.num_workers = close_returns, timeout, num_workers
+        self.close_returns, self.num_workers = close_returns, num_workers
         self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
         self._min_size, self._max_size = self._check_size(min_size, max_size)
         self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection
@@ -306,10 +306,11 @@ class ConnectionPool(Generic[CT]):
         if not self._ready:
             self._check_ready()
         logger.info("pool %r: a connection is wanted", self.name)
-        limit = self.timeout if timeout is None else timeout
+        if timeout is not None:
+            timeout = seconds(timeout)
         try:
             # The holder is whoever called the method that called this.
-            lease: Lease[CT] = self.core._acquire_for(seconds(limit), 2)  # type: ignore[assignment]
+            lease: Lease[CT] = self.core._acquire_for(timeout, 2)  # type: ignore[assignment]
         except errors.PoolError as error:
             theirs = _THEIRS.get(type(error))
             if theirs is None:
@@ -350,6 +351,15 @@ class ConnectionPool(Generic[CT]):
     def max_size(self) -> int:
         """The most connections."""
         return self._max_size
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for a connection, where a call does not say."""
+        return self.core.settings.acquire_timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        self.core.reconfigure(acquire_timeout=seconds(value))
 
     @property
     def max_waiting(self) -> int:
@@ -525,7 +535,10 @@ class Block(Generic[CT]):
             return  # given back inside the block: it may be somebody else's by now
         conn: CT = lease._key.entry.resource
         try:
-            conn.__exit__(kind, error, traceback)
+            if error is None and not conn.closed:
+                self._pool.core._session.commit(conn)
+            else:
+                conn.__exit__(kind, error, traceback)
         except BaseException as problem:
             self._pool._take_back(lease, conn, problem)
             raise

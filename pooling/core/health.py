@@ -37,9 +37,23 @@ class Health:
         """Put the first health check off: something was made just now, so all is well."""
         self.check_at = max(self.check_at, check_at)
 
-    def suspects(self, entry: Entry) -> bool:
-        """Whether this one must prove itself before it is lent again."""
-        return max(entry.idle_since, entry.checked) <= self.suspect_until
+    def trusts(self, entry: Entry, now: float, wall: float, patience: float) -> bool:
+        """Whether this one may be lent again without a round trip.
+
+        Args:
+            entry: Which; seen alive when it was released or checked last.
+            now, wall: What the clocks say.
+            patience: Seconds for which having been seen alive is enough.
+        """
+        offset, before = wall - now, self._offset
+        if not before - _JUMP < offset < before + _JUMP:
+            self.jumped(now, wall)
+            return False
+        self._offset = offset
+        seen = entry.checked
+        if entry.idle_since > seen:
+            seen = entry.idle_since
+        return seen > self.suspect_until and now - seen <= patience
 
     def died(self, now: float, by_round_trip: bool, most: int) -> bool:
         """Note a proven death; say whether the whole generation is to be replaced."""

@@ -24,6 +24,7 @@ from .lease import Lease
 from .metrics import SHORT
 from .observer import tell
 from .registry import PAGE
+from .slots import NOTHING
 from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
@@ -35,7 +36,6 @@ R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
 _thread_of = operator.attrgetter("thread")
-_NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 
 
@@ -131,16 +131,18 @@ class Lending(Upkeep[R]):
             The key, and the time at which it is lent.
         """
         self._enter()
+        settings = self._settings
         if timeout is None:
-            timeout = self._settings.acquire_timeout
+            timeout = settings.acquire_timeout
         refused: list[_Refusal] = []
         waited = not doubtful
         key = self._wait(timeout, arrived, refused) if waited else doubtful.pop()  # type: ignore[union-attr]
-        while not self._fit(key, arrived, timeout, refused):
+        now = self._now()
+        while not self._fit(key, now, arrived, timeout, refused):
             del key  # whoever waits holds nothing
             key, waited = self._wait(timeout, arrived, refused), True
-        now = self._now()
-        if waited and self._settings.enable_metrics:
+            now = self._now()
+        if waited and settings.enable_metrics:
             self.metrics.wait.record(now - arrived)
         if self._noise:
             tell(self._observers, "acquired", self.name, now - arrived)
@@ -151,25 +153,18 @@ class Lending(Upkeep[R]):
         if self._is_alive is not None and not self._alive(entry):
             entry.generation = DEAD
             return False
-        return self._validate is None or not self._must_prove(entry, now)
+        return self._validate is None or self._health.trusts(entry, now, self._wall(), self._patience)
 
-    def _must_prove(self, entry: Entry, now: float) -> bool:
-        """Does this one need a round trip before it is lent?"""
-        health, settings = self._health, self._settings
-        if health.jumped(now, self._wall()) or health.suspects(entry):
-            return True
-        seen = entry.idle_since if entry.idle_since > entry.checked else entry.checked
-        return settings.validate_on_acquire and now - seen > settings.validation_interval
-
-    def _fit(self, key: Key, arrived: float, timeout: float, refused: list[_Refusal]) -> bool:
+    def _fit(self, key: Key, now: float, arrived: float, timeout: float, refused: list[_Refusal]) -> bool:
         """Is this resource fit to be lent? If not, ``refused`` says what is to become of it.
 
         That is done once the borrower stands in line again: the slot that it
         frees must not go to somebody who came later (P3).
         """
-        entry, state, now = key.entry, self._state, self._now()
+        entry = key.entry
         if entry.generation is self._pass and now < entry.expires and (not self._wary or self._sound(entry, now)):
             return True  # as in `acquire`
+        state = self._state
         if entry.generation is DEAD:
             refused.append((self._found_dead, (key, "dead", None)))
         elif state.barred or state.unfit(entry, now):
@@ -178,7 +173,7 @@ class Lending(Upkeep[R]):
             refused.append((self._found_dead, (key, "dead", None)))
         elif timeout == 0 or self._validate is None or entry.checked >= arrived:
             return True  # no time or means to ask; or it was asked on behalf of this borrower
-        elif not self._must_prove(entry, now):
+        elif self._health.trusts(entry, now, self._wall(), self._patience):
             return True
         elif not self._adapter.bounded:
             refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
@@ -219,7 +214,7 @@ class Lending(Upkeep[R]):
 
     def _line_up(self, waiter: Waiter, timeout: float, refused: list[_Refusal]) -> None:
         """Join the line, and see to it that something comes."""
-        keys, closes = _NOTHING
+        keys, closes = NOTHING
         stuck = False
         with self._lock:
             exhausted = self._admit_locked(waiter)
@@ -292,11 +287,14 @@ class Lending(Upkeep[R]):
             self._later(Lending._take_back, key, error)
             return
         self._end_use(entry)
-        reason = self._worn(entry, error)
+        reason = None if error is None and entry.uses < self._most_uses else self._worn(entry, error)
         if reason is not None:
             self._evict(key, reason)
             if reason == "broken":
                 self._suspect_all(by_round_trip=False)
+        elif self._reset is not None and error is None and self._adapter.bounded:
+            if self._reset_ok(key):
+                self._lay_back(key)
         elif self._reset is not None:
             self._clean(key, doubtful=error is not None and not self._knows_errors)
         elif error is not None and self._validate is not None and not self._knows_errors:
@@ -313,8 +311,8 @@ class Lending(Upkeep[R]):
         entry.busy += held
         if entry.leaked:
             self._came_back(entry, held)
-        if held > SHORT:
-            self._time_use(held)
+        if held > SHORT and self._settings.enable_metrics:
+            self.metrics.use.record(held)
         if self._noise:
             tell(self._observers, "released", self.name, held)
 
@@ -332,8 +330,7 @@ class Lending(Upkeep[R]):
 
     def _worn(self, entry: Entry, error: BaseException | None) -> str | None:
         """Why a resource that comes back is not to be lent again, or ``None``."""
-        most = self._settings.max_uses
-        if most is not None and entry.uses >= most:
+        if entry.uses >= self._most_uses:
             return "max_uses"
         if error is None:
             return None
@@ -401,7 +398,7 @@ class Lending(Upkeep[R]):
         """
         state, me = self._state, waiter.thread
         one = next(iter(state.entries), None)
-        if one is None or not one.held or one.thread not in map(_thread_of, state.waiters):
+        if one is None or one.since < one.idle_since or one.thread not in map(_thread_of, state.waiters):
             return False  # the usual case: whoever has this one is at work
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told

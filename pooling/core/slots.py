@@ -55,10 +55,11 @@ from .sweep import AHEAD, NEVER
 from .threads import hand
 from .words import say
 
-__all__ = ["Slots"]
+__all__ = ["NOTHING", "Slots"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
+NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
 _NONE = object()  # the generation of no entry (a retired one has None)
 
 
@@ -96,8 +97,10 @@ class Slots(Generic[R]):
         self._track = settings.track_holders
         self._ahead = AHEAD if settings.max_lifetime is None else min(AHEAD, settings.max_lifetime / 10)
         self._tight = settings.max_idle is not None and settings.max_idle < settings.max_size
+        self._most_uses = math.inf if settings.max_uses is None else settings.max_uses
         self._careful = self._reset is not None or settings.max_uses is not None or self._noise
         self._wary = self._is_alive is not None or self._validate is not None
+        self._patience = settings.validation_interval if settings.validate_on_acquire else math.inf
 
     def _wants_noise(self) -> bool:
         """Whether an observer overrides an event of the hot path."""
@@ -203,6 +206,8 @@ class Slots(Generic[R]):
     def _plan_locked(self) -> tuple[list[Key], list[tuple[Key, str]]]:
         """Decide: which slots are reserved for creations, and what is to be closed."""
         now = self._now()
+        if self._state.relay(now) and not self._watchers:
+            return NOTHING
         number, closes = self._state.serve(self._outage.allowed(now), now)
         keys = [self._reserve_locked() for _ in range(number)] if number else []
         if self._watchers:

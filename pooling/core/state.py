@@ -211,6 +211,26 @@ class PoolState:
             return "drained"
         return None
 
+    def relay(self, now: float) -> bool:
+        """Give the one idle resource to the oldest waiter: what `serve` mostly comes to, for less.
+
+        Returns:
+            Whether there is nothing left to serve with, nor anything to close.
+        """
+        idle, waiters = self.idle, self.waiters
+        if not waiters or len(idle) != 1 or len(self.entries) != self.max_size or self.paused:
+            return False
+        try:
+            key = idle.pop()
+        except IndexError:  # lent meanwhile, without the lock
+            return False
+        entry = key.entry
+        if entry.generation is not self.generation or now >= entry.expires:
+            idle.append(key)
+            return False
+        self._hand(key)
+        return not idle  # all of them have left
+
     def pair(self, now: float) -> list[tuple[Key, str]]:
         """Give idle resources to waiters, oldest first.
 

@@ -34,16 +34,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["call_home", "hand", "mark_native", "may_move", "patched", "start"]
+__all__ = ["NATIVE", "call_home", "hand", "mark_native", "may_move", "patched", "start"]
 
-_NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
+#: The class of the boxes in a world of native threads.
+NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
 _start_native = _thread.start_new_thread  # gevent's, if it was faster: then no thread is native
 _here = _thread._local()
 
 
 def patched() -> bool:
     """Whether the threads are greenlets now."""
-    return queue.SimpleQueue is not _NATIVE
+    return queue.SimpleQueue is not NATIVE
 
 
 def start(world: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -55,14 +56,14 @@ def start(world: object, function: Callable[..., object], args: tuple[Any, ...])
         RuntimeError: There can be no more threads.
     """
     begin = _thread.start_new_thread
-    if world is _NATIVE and begin.__module__ == "gevent.thread":
+    if world is NATIVE and begin.__module__ == "gevent.thread":
         begin = _start_native
     begin(function, args)
 
 
 def mark_native(world: object) -> None:
     """Note that this thread is one of ours, and native, if its world is."""
-    if world is _NATIVE:
+    if world is NATIVE:
         _here.ours = True
 
 
@@ -80,7 +81,7 @@ def may_move() -> bool:
 def hand(box: Any, item: object) -> None:
     """Put an item into a box; a greenlet of another native thread is woken too."""
     box.put(item)
-    if type(box) is not _NATIVE:
+    if type(box) is not NATIVE:
         call_home(box, _nothing)
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 from ..errors import PoolError
 from .entry import Entry, Key
 from .holders import place_of
+from .metrics import SHORT
 from .observer import tell
 from .slots import Slots
 from .words import say
@@ -121,7 +122,8 @@ class Upkeep(Slots[R]):
         self._check(key, self._restore)
 
     def _reset_ok(self, key: Key) -> bool:
-        entry, started = key.entry, self._now()
+        entry = key.entry
+        started = self._now()
         try:
             self._reset(entry.resource)  # type: ignore[misc]
         except BaseException as error:
@@ -133,7 +135,7 @@ class Upkeep(Slots[R]):
                 raise
             return False
         entry.idle_since = now = self._now()
-        if self._settings.enable_metrics:
+        if now - started > SHORT and self._settings.enable_metrics:
             self.metrics.release.record(now - started)
         return True
 

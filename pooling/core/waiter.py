@@ -6,7 +6,7 @@ import queue
 
 from .clock import Box
 from .entry import Key
-from .threads import hand
+from .threads import NATIVE, hand
 
 __all__ = ["Waiter"]
 
@@ -38,5 +38,9 @@ class Waiter:
         if self.given:
             return False
         self.given = True
-        hand(self.box, item)  # gives and wakes in one C call, where threads are native
+        box = self.box
+        if type(box) is NATIVE:
+            box.put(item)  # gives and wakes in one C call
+        else:
+            hand(box, item)
         return True

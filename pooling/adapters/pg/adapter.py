@@ -14,7 +14,7 @@ from ...core.adapter import Adapter
 from ...settings import PoolSettings
 from . import failures
 from .address import Address, Answer
-from .session import Connection, Hook, Session, notes_of, role_of, tracked
+from .session import Connection, Hook, Notes, Session, notes_of, role_of, tracked
 from .wire import round_trip, second_handle, wait_for_end
 
 __all__ = ["PostgresAdapter"]
@@ -95,7 +95,7 @@ class PostgresAdapter(Adapter[Connection]):
         except psycopg.Error:
             return False
         pgconn.is_busy()  # parses what came, and so calls notes.hear()
-        notes = notes_of(resource)
+        notes: Notes = resource._pooling  # type: ignore[attr-defined]
         return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
 
     def validate(self, resource: Connection, timeout: float) -> None:

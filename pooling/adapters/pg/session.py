@@ -47,6 +47,8 @@ CLEAN = (
 IDLE, IN_TRANSACTION, IN_ERROR = (
     pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
 )  # fmt: skip
+_BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
+_NO_PIPELINE = pq.PipelineStatus.OFF
 
 
 class Notes:
@@ -54,7 +56,8 @@ class Notes:
 
     as_new: dict[str, Any]  # its attributes; and of those that are changed in place:
     bare: dict[str, Any]  # before it was configured
-    handlers: list[list[Any]]
+    notice_handlers: list[Any]
+    notify_handlers: list[Any]
     adapters: AdaptersMap
     prepare: tuple[int | None, int]
 
@@ -166,9 +169,10 @@ class Session:
     def clean(self, conn: Connection) -> None:
         """Make a connection as good as new, or raise."""
         notes = notes_of(conn)
-        status = conn.pgconn.transaction_status
+        pgconn = conn.pgconn
+        status = pgconn.transaction_status
         used = notes.dirty or status != IDLE
-        if _unfinished(conn):
+        if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
         if status != IDLE or (notes.dirty and self._clean):
             round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self._reset_timeout)
@@ -208,11 +212,10 @@ class Session:
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
         notes, status = notes_of(conn), conn.pgconn.transaction_status
-        odd = _unfinished(conn) or conn._num_transactions or conn._tpc
-        if status == IDLE and not odd:
-            return
-        if status != IN_TRANSACTION or odd or not self._clean:
-            conn.commit()
+        odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
+        if status != IN_TRANSACTION or odd:
+            if status != IDLE or odd:
+                conn.commit()
             return
         try:
             round_trip(conn, b"COMMIT" + self._clean, notes.limit)
@@ -220,8 +223,9 @@ class Session:
             if failed_at(error) and not conn.closed:
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
-        notes.dirty = False
-        notes.bereft = self._configures_server
+        if self._clean:
+            notes.dirty = False
+            notes.bereft = self._configures_server
 
 
 class _Adapters(AdaptersMap):
@@ -262,21 +266,16 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
     return status(b"in_hot_standby"), status(b"default_transaction_read_only")
 
 
-def _unfinished(conn: Connection) -> bool:
+def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
-    pgconn = conn.pgconn
-    return (
-        pgconn.transaction_status not in (IDLE, IN_TRANSACTION, IN_ERROR)
-        or pgconn.pipeline_status != pq.PipelineStatus.OFF
-        or conn.lock.locked()
-    )
+    return status not in _BETWEEN or conn.pgconn.pipeline_status != _NO_PIPELINE or conn.lock.locked()
 
 
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
     notes.adapters = conn.adapters
     conn._adapters = _Adapters(notes.adapters)
-    notes.handlers = [list(handlers) for handlers in (conn._notice_handlers, conn._notify_handlers)]
+    notes.notice_handlers, notes.notify_handlers = list(conn._notice_handlers), list(conn._notify_handlers)
     notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
     conn._get_tx_start_command()  # psycopg works this out once: not again for each borrower
     notes.as_new = dict(vars(conn))
@@ -292,14 +291,14 @@ def _restore(conn: Connection, notes: Notes) -> None:
         for name in state.keys() - as_new.keys():
             del state[name]
         state.update(as_new)
-    both: tuple[list[Any], list[Any]] = (conn._notice_handlers, conn._notify_handlers)
-    for handlers, noted in zip(both, notes.handlers):
-        if handlers != noted:
-            handlers[:] = noted
+    if conn._notice_handlers != notes.notice_handlers:
+        conn._notice_handlers[:] = notes.notice_handlers
+    if conn._notify_handlers != notes.notify_handlers:
+        conn._notify_handlers[:] = notes.notify_handlers
     prepared = conn._prepared
     if (prepared.prepare_threshold, prepared.prepared_max) != notes.prepare:
         prepared.prepare_threshold, prepared.prepared_max = notes.prepare
     while conn.pgconn.notifies():  # came before the UNLISTEN
         pass
-    if backlog := getattr(conn, "_notifies_backlog", None):
+    if backlog := state.get("_notifies_backlog"):
         backlog.clear()

@@ -18,10 +18,11 @@ from psycopg import pq
 __all__ = ["failed_at", "round_trip", "second_handle", "wait_for_end"]
 
 Connection = psycopg.Connection[Any]
+_FATAL = pq.ExecStatus.FATAL_ERROR
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq.abc.PGresult]:
-    """Execute ``query``, without parameters, and return its results.
+def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
+    """Execute ``query``, without parameters, and see that it worked.
 
     Args:
         conn: A connection on which nothing is under way.
@@ -35,31 +36,29 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[pq
     """
     deadline = _Deadline(timeout)
     pgconn = conn.pgconn
+    is_busy, get_result = pgconn.is_busy, pgconn.get_result
     pgconn.send_query(query)
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         _wait(conn, deadline, write=True)
-    results: list[pq.abc.PGresult] = []
     error: psycopg.Error | None = None
+    number = 0
     try:
-        while (result := _next_result(conn, deadline)) is not None:
-            if error is None and result.status == pq.ExecStatus.FATAL_ERROR:
+        while True:
+            while is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+                _wait(conn, deadline)
+                pgconn.consume_input()
+            result = get_result()
+            if result is None:
+                break
+            if result.status == _FATAL and error is None:
                 error = psycopg.errors.error_from_result(result)
-                vars(error)["_failed_at"] = len(results)
-            results.append(result)
+                vars(error)["_failed_at"] = number
+            number += 1
     except (psycopg.Error, TimeoutError):
         if error is None:  # else its last words tell more than that it has hung up
             raise
     if error is not None:
         raise error
-    return results
-
-
-def _next_result(conn: Connection, deadline: _Deadline) -> pq.abc.PGresult | None:
-    pgconn = conn.pgconn
-    while pgconn.is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
-        _wait(conn, deadline)
-        pgconn.consume_input()
-    return pgconn.get_result()
 
 
 def failed_at(error: BaseException) -> int:
