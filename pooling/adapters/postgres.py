@@ -188,7 +188,7 @@ class PostgresPool(Pool[Connection]):
             As for `connection`.
         """
         with (
-            self._acquire_for(timeout, 2) as conn,
+            self.acquire(timeout, 3) as conn,
             Transaction(self, conn, isolation_level, read_only, deferrable),
         ):
             yield conn
@@ -220,7 +220,7 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: As from psycopg.
         """
         deadline = None if timeout is None else self._now() + timeout
-        with self._acquire_for(timeout, 1) as conn:
+        with self.acquire(timeout, 2) as conn:
             self._hurry(conn, deadline)
             # A statement outside of a transaction is one by itself, two round trips cheaper.
             if (conn.isolation_level, conn.read_only, conn.deferrable) == (None, None, None):
@@ -246,7 +246,7 @@ class PostgresPool(Pool[Connection]):
             As for `execute_query`; nothing holds then.
         """
         deadline = None if timeout is None else self._now() + timeout
-        with self._acquire_for(timeout, 1) as conn:
+        with self.acquire(timeout, 2) as conn:
             self._hurry(conn, deadline)
             with Transaction(self, conn), conn.cursor() as cursor:
                 cursor.executemany(sql, params)
@@ -279,7 +279,7 @@ class PostgresPool(Pool[Connection]):
         for run in range(1, retries + 2):
             again = False
             try:
-                with self._acquire_for(timeout, 1) as conn:
+                with self.acquire(timeout, 2) as conn:
                     try:
                         with Transaction(self, conn):
                             return function(conn)

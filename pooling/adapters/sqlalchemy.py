@@ -92,7 +92,7 @@ class Pool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = self.core._acquire_for(self._timeout, _steps_to_borrower())
+            lease = self.core.acquire(self._timeout, _steps_to_borrower())
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
@@ -227,15 +227,15 @@ class _Records(Adapter[_Slot]):
 
 
 def _steps_to_borrower() -> int:
-    """How many frames above our caller stands who called SQLAlchemy: that is who holds the connection."""
-    steps = 0
+    """How many frames above what our caller calls stands who called SQLAlchemy: the connection's holder."""
+    steps = 1
     frame: FrameType | None = sys._getframe(1).f_back
     while frame is not None:
         steps += 1
         if not frame.f_globals.get("__name__", "").startswith(_BETWEEN):
             return steps
         frame = frame.f_back
-    return 0
+    return 1
 
 
 def _check(**sizes: int) -> None:

@@ -191,7 +191,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         """
         pool = self.readers if readonly and self.readers is not None else self
         # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
-        with pool._acquire_for(timeout, 2) as conn, conn:
+        with pool.acquire(timeout, 3) as conn, conn:
             yield conn
         self._step_aside()
 
@@ -211,7 +211,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         pool: Pool[sqlite3.Connection] = self
         if self.readers is not None and _READS.match(sql) and not _WRITES.search(sql):
             pool = self.readers
-        with pool._acquire_for(None, 1) as conn, conn:
+        with pool.acquire(None, 2) as conn, conn:
             rows = conn.execute(sql, params).fetchall()
         self._step_aside()
         return rows
@@ -243,7 +243,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
     def size(self) -> DatabaseSize:
         """Return how large the database is, and how much of it is unused."""
         pool = self.readers or self
-        with pool._acquire_for(None, 1) as conn, _plain(conn):
+        with pool.acquire(None, 2) as conn, _plain(conn):
             (page,), (pages,), (free,) = (
                 conn.execute(f"PRAGMA {name}").fetchone()
                 for name in ("page_size", "page_count", "freelist_count")
@@ -262,7 +262,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Raises:
             sqlite3.Error: As from sqlite3; others use the database, for example.
         """
-        with self._acquire_for(None, 1) as conn, _plain(conn):
+        with self.acquire(None, 2) as conn, _plain(conn):
             for statement in (
                 "PRAGMA analysis_limit=400",
                 "PRAGMA optimize",
@@ -286,7 +286,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
-        with pool._acquire_for(limit, 1) as conn, _plain(conn), _interrupted_after(conn, limit):
+        with pool.acquire(limit, 2) as conn, _plain(conn), _interrupted_after(conn, limit):
             try:
                 found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
             except sqlite3.OperationalError:  # busy, or interrupted
@@ -308,7 +308,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         """
         limit = self._limit if timeout is None else timeout
         pool = self.readers or self
-        with pool._acquire_for(limit, 1) as conn:
+        with pool.acquire(limit, 2) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
         now = self._now()
         if now < self._look_after:

@@ -310,7 +310,7 @@ class ConnectionPool(Generic[CT]):
             timeout = seconds(timeout)
         try:
             # The holder is whoever called the method that called this.
-            lease: Lease[CT] = self.core._acquire_for(timeout, 2)  # type: ignore[assignment]
+            lease: Lease[CT] = self.core.acquire(timeout, 3)  # type: ignore[assignment]
         except errors.PoolError as error:
             theirs = _THEIRS.get(type(error))
             if theirs is None:

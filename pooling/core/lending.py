@@ -44,7 +44,7 @@ class Lending(Upkeep[R]):
 
     # -- the hot path ---------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
         """Take a resource, waiting in line for one if all are in use.
 
         Waiters are served strictly in order of arrival, whether the resource
@@ -95,7 +95,7 @@ class Lending(Upkeep[R]):
         if self._track:
             entry.thread = threading.get_ident()  # looked up late: gevent replaces it
             try:
-                frame = _getframe(1)
+                frame = _getframe(_depth)  # who borrows, so many frames up, is the holder that shows
             except ValueError:  # only compiled code has called: `gevent.spawn(pool.acquire)`
                 entry.code = None
             else:
@@ -105,19 +105,6 @@ class Lending(Upkeep[R]):
         lease: Lease[R] = Lease()
         lease._pool = self
         lease._key = key
-        return lease
-
-    def _acquire_for(self, timeout: float | None, depth: int = 1) -> Lease[R]:
-        """`acquire` on behalf of the caller ``depth`` frames up: it is the holder that shows."""
-        lease = self.acquire(timeout)
-        if self._track:
-            try:
-                frame = _getframe(depth + 1)
-            except ValueError:  # as in `acquire`
-                return lease
-            entry = lease._key.entry  # type: ignore[union-attr]
-            entry.code = frame.f_code
-            entry.lasti = frame.f_lasti
         return lease
 
     # -- acquire, the slow way ------------------------------------------------

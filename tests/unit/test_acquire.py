@@ -761,17 +761,16 @@ def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: Vi
     assert first not in adapter.open
 
 
-@pytest.mark.parametrize("verb", ["acquire", "_acquire_for"])
+@pytest.mark.parametrize("arguments", [(), (None, 2)])
 def test_who_has_no_caller_in_python_may_borrow(
-    adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch, verb: str
+    adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
 ) -> None:
     failed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", failed.append)
     pool = Pool(adapter=adapter)
     done: queue.SimpleQueue[bool] = queue.SimpleQueue()
     monkeypatch.setattr(adapter, "close", lambda resource: done.put(True))
-    arguments = () if verb == "acquire" else (None, 1)
-    _thread.start_new_thread(getattr(pool, verb), arguments)  # nothing of Python's is below it
+    _thread.start_new_thread(pool.acquire, arguments)  # nothing of Python's is below it
     assert done.get(timeout=30)  # the lease was given, dropped, and its resource closed
     assert failed == []
     pool.close()

@@ -169,7 +169,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
 
     # -- sessions -------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> Lease[requests.Session]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[requests.Session]:
         """Lend a session: a new one, with the pool's defaults, on its warm sockets.
 
         It is had at once: connections are taken by its requests. When the

@@ -9,7 +9,7 @@ import psycopg
 
 from ...errors import PoolError
 from . import failures
-from .session import IDLE, Connection
+from .session import IDLE, IN_TRANSACTION, Connection
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -34,7 +34,7 @@ class Block:
         self._pool, self._timeout = pool, timeout
 
     def __enter__(self) -> Connection:
-        self._lease = lease = self._pool._acquire_for(self._timeout, 1)
+        self._lease = lease = self._pool.acquire(self._timeout, 2)
         return lease.__enter__()
 
     def __exit__(
@@ -43,7 +43,7 @@ class Block:
         lease = self._lease
         if error is None:
             try:
-                commit(self._pool, lease.resource)
+                commit(self._pool, lease.__enter__())  # once more: it may have been inherited over a fork since
             except BaseException as problem:
                 lease.__exit__(type(problem), problem, None)
                 raise
@@ -92,9 +92,10 @@ class Transaction:
 
 def commit(pool: PostgresPool, conn: Connection) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
-    if conn.closed and (conn.autocommit or not conn.broken):
+    status = conn.pgconn.transaction_status
+    if status not in (IDLE, IN_TRANSACTION) and conn.closed and (conn.autocommit or not conn.broken):
         return  # nothing was lost; or closed by its borrower: as psycopg does
-    if conn.pgconn.transaction_status != IDLE:
+    if status != IDLE:
         _refuse_lost(pool, conn)
     try:
         pool._session.commit(conn)

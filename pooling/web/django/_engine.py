@@ -122,7 +122,7 @@ class PooledWrapper:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         pool = self._pool_for(conn_params)
         try:
-            self._lease = lease = pool._acquire_for(None, _depth_of_the_user())
+            self._lease = lease = pool.acquire(None, _depth_of_the_user())
         except PoolError as error:
             raise as_django(error) from error.__cause__
         return lease.resource
@@ -173,8 +173,8 @@ def _is_ours(lease: Lease[Any]) -> bool:
 
 
 def _depth_of_the_user() -> int:
-    """How many frames above our caller the code stands that wanted a connection."""
-    frame, depth = sys._getframe(2), 1
+    """How many frames above what our caller calls the code stands that wanted a connection."""
+    frame, depth = sys._getframe(2), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_FRAMEWORK):
         frame, depth = frame.f_back, depth + 1
     return depth
