@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
@@ -16,6 +17,7 @@ from tests.servers import PostgresServer, find_postgres
 from . import figures
 from .contenders import Contender
 from .harness import Plan, calibrate, interleave, opened, traffic
+from .machine import one_processor
 from .table import Column, Table, Target
 
 __all__ = ["NAME", "run"]
@@ -73,12 +75,18 @@ def run(plan: Plan) -> Table:
     count = plan.count(full=15, quick=5)
     rates: dict[tuple[str, int], list[float]] = {}
     failures: list[str] = []
-    with PostgresServer() as server, opened(_makers(server.dsn), SLOTS) as (pools, problems):
-        failures += problems
-        chunk = calibrate(pools[0].loop, 0.005) if pools else 1
-        for threads in THREADS:
+    for threads in THREADS:
+        # One thread and the process that serves it take turns. Whether they share a processor is the
+        # system's choice, lasts, and makes more of a difference than any pool does.
+        with (
+            one_processor() if threads == 1 else contextlib.nullcontext(),
+            PostgresServer() as server,
+            opened(_makers(server.dsn), SLOTS) as (pools, problems),
+        ):
+            failures += problems
+            chunk = calibrate(pools[0].loop, 0.005) if pools else 1
 
-            def measure(pool: Contender, threads: int = threads) -> float:
+            def measure(pool: Contender, threads: int = threads, chunk: int = chunk) -> float:
                 return traffic(pool, threads, seconds, chunk).rate
 
             rounds = interleave(pools, count, measure)

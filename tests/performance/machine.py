@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import psutil
 
 from . import contenders
 
-__all__ = ["Neighbours", "environment", "heading"]
+__all__ = ["Neighbours", "environment", "heading", "one_processor"]
 
 PEERS: Sequence[type[contenders.Contender]] = (
     contenders.Urllib3,
@@ -51,6 +52,20 @@ def heading() -> str:
     if gone:
         lines.append(f'Not installed: {", ".join(gone)}; get them: pip install -e ".[bench]"')
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def one_processor() -> Iterator[None]:
+    """Keep this thread, and what it starts, on one processor, where the system can do that."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _cores() -> int:

@@ -71,7 +71,7 @@ def _run(
         return table
     seconds = plan.choose(full=0.8, quick=0.3)
     rows, targets, failures = [], [], []
-    with PostgresServer(max_connections=len(MAKERS) * max(SIZES) + 10, **settings) as server:
+    with PostgresServer(max_connections=(len(MAKERS) + 2) * max(SIZES), **settings) as server:
         _make_table(server)
         for size in SIZES:
             with _opened(server, size) as (pools, broken):

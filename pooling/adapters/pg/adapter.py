@@ -14,7 +14,7 @@ from ...core.adapter import Adapter
 from ...settings import PoolSettings
 from . import failures
 from .address import Address, Answer
-from .session import Connection, Hook, Notes, Session, notes_of, role_of, tracked
+from .session import BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
 from .wire import round_trip, second_handle, wait_for_end
 
 __all__ = ["PostgresAdapter"]
@@ -94,7 +94,12 @@ class PostgresAdapter(Adapter[Connection]):
             pgconn.consume_input()
         except psycopg.Error:
             return False
-        pgconn.is_busy()  # parses what came, and so calls notes.hear()
+        # Then parse it, which calls notes.hear(). Where nothing runs both do that and no more, but
+        # is_busy() lets go of the GIL, and with many threads that is a turn of the whole line.
+        if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
+            pgconn.get_result()
+        else:
+            pgconn.is_busy()
         notes: Notes = resource._pooling  # type: ignore[attr-defined]
         return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
 

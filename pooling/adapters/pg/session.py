@@ -47,8 +47,8 @@ CLEAN = (
 IDLE, IN_TRANSACTION, IN_ERROR = (
     pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
 )  # fmt: skip
-_BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
-_NO_PIPELINE = pq.PipelineStatus.OFF
+BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
+NO_PIPELINE = pq.PipelineStatus.OFF
 
 
 class Notes:
@@ -268,7 +268,7 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
 
 def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
-    return status not in _BETWEEN or conn.pgconn.pipeline_status != _NO_PIPELINE or conn.lock.locked()
+    return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
 def _remember(conn: Connection, notes: Notes) -> None:

@@ -43,6 +43,8 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
     error: psycopg.Error | None = None
     number = 0
     try:
+        _wait(conn, deadline)
+        pgconn.consume_input()
         while True:
             while is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
                 _wait(conn, deadline)
