@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 import django
@@ -14,9 +15,9 @@ from django.db.backends.base.base import NO_DB_ALIAS
 
 from ...core.lease import Lease
 from ...core.pool import Pool
+from ...core.registry import PAGE
 from ...errors import PoolError
 from ._errors import as_django
-from ._options import is_pooled
 
 __all__ = ["AliasPools", "PooledWrapper", "bad_age"]
 
@@ -90,7 +91,8 @@ class PooledWrapper:
         raise NotImplementedError
 
     def _is_pooled(self) -> bool:
-        return self.alias != NO_DB_ALIAS and is_pooled(self.settings_dict["OPTIONS"])
+        wish = self.settings_dict["OPTIONS"].get("pool", True)
+        return wish is not None and wish is not False and self.alias != NO_DB_ALIAS
 
     @property
     def pool(self) -> Any:
@@ -125,7 +127,7 @@ class PooledWrapper:
             self._lease = lease = pool.acquire(None, _depth_of_the_user())
         except PoolError as error:
             raise as_django(error) from error.__cause__
-        return lease.resource
+        return lease.__enter__()
 
     def _close(self) -> Any:
         lease, self._lease = self._lease, None
@@ -169,12 +171,26 @@ def bad_age(age: object) -> str:
 def _is_ours(lease: Lease[Any]) -> bool:
     """Whether a lease is this process's: not given back, not inherited over a fork."""
     key = lease._key
-    return key is not None and lease._pool._knows(key.entry)
+    if key is None or key.entry.resource is None:
+        return False
+    return PAGE[0] != 0 or lease._pool._knows(key.entry)
 
 
 def _depth_of_the_user() -> int:
     """How many frames above what our caller calls the code stands that wanted a connection."""
-    frame, depth = sys._getframe(2), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_FRAMEWORK):
-        frame, depth = frame.f_back, depth + 1
-    return depth
+    frame: FrameType | None = sys._getframe(2)
+    depth = 2
+    while frame is not None and (frame.f_code.co_filename in _between or _is_between(frame.f_code.co_filename)):
+        frame = frame.f_back
+        depth += 1
+    return depth if frame is not None else 2
+
+
+_between: set[str] = set()  # files of the framework that were seen
+
+
+def _is_between(file: str) -> bool:
+    if not file.startswith(_FRAMEWORK):
+        return False
+    _between.add(file)
+    return True

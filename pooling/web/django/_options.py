@@ -7,7 +7,7 @@ from typing import Any
 
 from ...settings import PoolSettings
 
-__all__ = ["PoolOptions", "is_pooled"]
+__all__ = ["PoolOptions"]
 
 # What psycopg_pool, which Django's own engine uses, calls what we have, too.
 _OTHER_NAMES = {"timeout": "acquire_timeout"}
@@ -20,12 +20,6 @@ _NOT_OURS = {
     "connection_class": "set cursor_factory beside pool",
     "close_returns": "Django closes at the end of a response, and that gives back",
 }
-
-
-def is_pooled(options: Mapping[str, Any]) -> bool:
-    """Whether ``OPTIONS`` want a pool: unless they say ``"pool": False``."""
-    wish = options.get("pool", True)
-    return not (wish is None or wish is False)
 
 
 class PoolOptions:

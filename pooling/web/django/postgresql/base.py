@@ -24,7 +24,8 @@ ARGUMENTS = frozenset({
 })  # fmt: skip
 """Of `PostgresPool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
 
-_TRACES = "_django_traces"
+# Attributes of a connection: it ran something that leaves traces; whether that is looked at.
+_TRACES, _WATCHED = "_django_traces", "_django_watched"
 
 
 class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
@@ -47,25 +48,24 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
 
     def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        options = self.settings_dict["OPTIONS"]
-        return {
-            **{name: value for name, value in params.items() if name != "password"},
-            "TIME_ZONE": self.timezone_name,
-            "CONN_HEALTH_CHECKS": self.settings_dict["CONN_HEALTH_CHECKS"],
-            **{name: options.get(name) for name in ("assume_role", "isolation_level", "pool")},
-        }
+        settings = self.settings_dict
+        checks, options = settings["CONN_HEALTH_CHECKS"], {**settings["OPTIONS"]}
+        recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
+        recipe.pop("password", None)  # a new one is asked for with each connection
+        return recipe
 
     def _make_pool(self, params: dict[str, Any]) -> PostgresPool:
         options = self._options()
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
-        if arguments["session"] == "watch":
+        watched = arguments["session"] == "watch"
+        if watched:
             arguments["session"] = "clean"
         make = functools.partial(type(self), self.settings_dict, self.alias)
         return PostgresPool(
             "client_encoding=UTF8",  # not the environment's DATABASE_URL
             options.settings,
             **{**arguments, "kwargs": _connect_kwargs(make, params, arguments.get("kwargs"))},
-            configure=_configure(make, self._isolation_level()),
+            configure=_configure(make, self._isolation_level(), watched),
         )
 
     def _isolation_level(self) -> psycopg.IsolationLevel | None:
@@ -80,14 +80,10 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     def _death_of(self, connection: Any) -> BaseException | None:
         if connection.closed:
             return psycopg.OperationalError("the connection was lost while it was lent")
-        if _TRACES not in vars(connection) and self._watches:
+        seen = vars(connection)
+        if _TRACES not in seen and _WATCHED in seen:
             notes_of(connection).dirty = False  # nothing that outlasts its transaction
         return None
-
-    @property
-    def _watches(self) -> bool:
-        wish = self.settings_dict["OPTIONS"].get("pool")
-        return not isinstance(wish, Mapping) or wish.get("session", "watch") == "watch"
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
@@ -124,7 +120,9 @@ def _connect_kwargs(
     return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
 
 
-def _configure(make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLevel | None) -> Callable[[Any], None]:
+def _configure(
+    make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLevel | None, watched: bool
+) -> Callable[[Any], None]:
     def configure(conn: Any) -> None:
         wrapper = make()
         wrapper.connection = conn  # Django looks at it to compose SQL
@@ -133,6 +131,8 @@ def _configure(make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLeve
             conn.isolation_level = level
         conn.server_cursor_factory = _watching(conn.server_cursor_factory)
         vars(conn).pop(_TRACES, None)  # ours, and set again after each cleaning
+        if watched:
+            vars(conn)[_WATCHED] = True
 
     return configure
 
