@@ -149,7 +149,7 @@ class PooledWrapper:
         super().ensure_connection()  # type: ignore[misc]
 
     def close_if_health_check_failed(self) -> None:
-        if not self._is_pooled():  # else the pool has looked
+        if self._lease is None and not self._is_pooled():  # else the pool has looked
             super().close_if_health_check_failed()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
@@ -178,19 +178,29 @@ def _is_ours(lease: Lease[Any]) -> bool:
 
 def _depth_of_the_user() -> int:
     """How many frames above what our caller calls the code stands that wanted a connection."""
-    frame: FrameType | None = sys._getframe(2)
-    depth = 2
-    while frame is not None and (frame.f_code.co_filename in _between or _is_between(frame.f_code.co_filename)):
-        frame = frame.f_back
-        depth += 1
-    return depth if frame is not None else 2
+    global _usual
+    try:
+        last = sys._getframe(_usual - 1)
+    except ValueError:  # so many there are not
+        pass
+    else:
+        user = last.f_back
+        if user is not None and _theirs.get(last.f_code.co_filename) and not _is_theirs(user):
+            return _usual  # as the last time
+    frame, depth = sys._getframe(2), 2
+    while _is_theirs(frame) and frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    _usual = depth
+    return depth
 
 
-_between: set[str] = set()  # files of the framework that were seen
+_usual = 2
+_theirs: dict[str, bool] = {}  # by the name of a file: whether it is the framework's
 
 
-def _is_between(file: str) -> bool:
-    if not file.startswith(_FRAMEWORK):
-        return False
-    _between.add(file)
-    return True
+def _is_theirs(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    known = _theirs.get(file)
+    if known is None:
+        known = _theirs[file] = file.startswith(_FRAMEWORK)
+    return known
