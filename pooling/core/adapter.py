@@ -53,8 +53,14 @@ class Adapter(Generic[R]):
     def validate(self, resource: R, timeout: float) -> None:
         """Make a round trip of at most ``timeout`` seconds; raise if it is dead."""
 
-    def reset(self, resource: R) -> None:
-        """Make the resource as good as new for the next borrower, or raise."""
+    def reset(self, resource: R) -> bool | None:
+        """Make the resource as good as new for the next borrower, or raise.
+
+        Returns:
+            ``True`` if its peer has answered just now, in this reset or right
+            before it: then whoever waits for it is spared a look at it.
+        """
+        return None
 
     def close(self, resource: R) -> None:
         """End the resource; return when its peer has ended it too, where that shows."""

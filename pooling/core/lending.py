@@ -149,8 +149,12 @@ class Lending(Upkeep[R]):
         frees must not go to somebody who came later (P3).
         """
         entry = key.entry
-        if entry.generation is self._pass and now < entry.expires and (not self._wary or self._sound(entry, now)):
-            return True  # as in `acquire`
+        if (
+            entry.generation is self._pass
+            and now < entry.expires
+            and (not self._wary or entry.checked > arrived or self._sound(entry, now))
+        ):
+            return True  # as in `acquire`; or its peer has answered while this borrower waited
         state = self._state
         if entry.generation is DEAD:
             refused.append((self._found_dead, (key, "dead", None)))

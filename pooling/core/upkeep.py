@@ -125,7 +125,7 @@ class Upkeep(Slots[R]):
         entry = key.entry
         started = self._now()
         try:
-            self._reset(entry.resource)  # type: ignore[misc]
+            answered = self._reset(entry.resource)  # type: ignore[misc]
         except BaseException as error:
             logger.info("pool %r: reset failed, closing: %s", self.name, say(error))
             with self._lock:
@@ -135,6 +135,8 @@ class Upkeep(Slots[R]):
                 raise
             return False
         entry.idle_since = now = self._now()
+        if answered and self._adapter.bounded:  # what a function returns says nothing
+            entry.checked = now
         if now - started > SHORT and self._settings.enable_metrics:
             self.metrics.release.record(now - started)
         return True

@@ -613,6 +613,34 @@ def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock)
     waiting.result()
 
 
+@pytest.mark.parametrize("answers", [True, None])
+def test_what_answered_while_somebody_waited_is_not_looked_at_again(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "reset", lambda resource: answers)
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    clock.advance(0.001)
+    adapter.calls["is_alive"] = 0
+    lease.release()
+    waiting.result().release()
+    assert adapter.calls["is_alive"] == (0 if answers else 1)
+    pool.acquire().release()  # it has lain idle since, who knows for how long
+    assert adapter.calls["is_alive"] == (1 if answers else 2)
+
+
+def test_what_a_function_returns_is_no_answer(clock: VirtualClock) -> None:
+    looks: list[object] = []
+    pool = Pool(object, reset=lambda resource: True, validate=looks.append, clock=clock)
+    lease = pool.acquire()
+    clock.advance(100)
+    lease.release()
+    entry = pool._state.idle[0].entry
+    assert entry.checked < entry.idle_since
+
+
 @pytest.mark.parametrize("step", ["is_alive", "validate"])
 def test_a_look_that_fails_means_dead(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, step: str

@@ -111,12 +111,9 @@ class PostgresAdapter(Adapter[Connection]):
         if notes_of(resource).role not in (None, role_of(resource)):  # of which failovers make another
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
-    def reset(self, resource: Connection) -> None:
-        self._session.clean(resource)
-
-    def commit(self, resource: Connection) -> None:
-        """Commit what a borrower did; see `Session.commit`."""
-        self._session.commit(resource)
+    def reset(self, resource: Connection) -> bool:
+        answered, notes = self._session.clean(resource), notes_of(resource)
+        return answered and not notes.fatal and notes.role is None  # else there is more to look at
 
     def close(self, resource: Connection) -> None:
         if resource.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:

@@ -64,6 +64,7 @@ class Notes:
     def __init__(self) -> None:
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
+        self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
         self.limit: float | None = None  # seconds for a command
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
@@ -166,9 +167,10 @@ class Session:
         notes.limit, notes.queries = self._limit, self._queries
         notes.dirty = notes.bereft = False
 
-    def clean(self, conn: Connection) -> None:
-        """Make a connection as good as new, or raise."""
+    def clean(self, conn: Connection) -> bool:
+        """Make a connection as good as new, or raise; say whether the server has answered just now."""
         notes = notes_of(conn)
+        answered, notes.answered = notes.answered, False
         pgconn = conn.pgconn
         status = pgconn.transaction_status
         used = notes.dirty or status != IDLE
@@ -176,6 +178,7 @@ class Session:
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
         if status != IDLE or (notes.dirty and self._clean):
             round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self._reset_timeout)
+            answered = True
             notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
@@ -187,6 +190,7 @@ class Session:
             self._configure_again(conn, notes)
         notes.limit = self._limit
         notes.dirty = False
+        return answered
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
         """What `configure` had SET went with what the borrower had SET."""
@@ -223,6 +227,7 @@ class Session:
             if failed_at(error) and not conn.closed:
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
+        notes.answered = True
         if self._clean:
             notes.dirty = False
             notes.bereft = self._configures_server
