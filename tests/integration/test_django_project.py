@@ -83,8 +83,10 @@ def test_parallel_test_runner_on_sqlite() -> None:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], database: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """Run a server until the block ends, then interrupt it: it ends at once, and has said nothing."""
+def serving(
+    command: list[str], database: str, port: int, ends: signal.Signals = signal.SIGINT
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a server until the block ends, then tell it to end: it does at once, and has said nothing."""
     process = subprocess.Popen(
         command, cwd=PROJECT, env=environment(database, BIND=f"127.0.0.1:{port}"),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -97,7 +99,7 @@ def serving(command: list[str], database: str, port: int) -> Iterator[subprocess
             time.sleep(0.05)
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ends)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -129,8 +131,12 @@ def free_port() -> int:
 @pytest.mark.parametrize("server", ["runserver", "gunicorn"])
 def test_serve(migrated: str, server: str) -> None:
     port = free_port()
-    runserver = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}", "--noreload"]
-    with serving(runserver if server == "runserver" else [sys.executable, "run.py"], migrated, port):
+    command, ends = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}", "--noreload"], signal.SIGINT
+    if server == "gunicorn":
+        # Of SIGINT its worker's handler takes the lock of its thread pool, which the thread that it
+        # interrupts may hold (27.0).
+        command, ends = [sys.executable, "run.py"], signal.SIGTERM
+    with serving(command, migrated, port, ends):
         for number in range(5):
             told = json.loads(ask(port, "POST", "/orders/", f"item=lamp+{number}"))
             assert told["orders"][0]["item"] == f"lamp {number}"
