@@ -167,7 +167,7 @@ class Lending(Upkeep[R]):
         elif self._health.trusts(entry, now, self._wall(), self._patience):
             return True
         elif not self._adapter.bounded:
-            refused.append((self._on_worker, (key, self._check)))  # back through `_deliver`
+            refused.append((self._ask_on_worker, (key,)))  # back through `_deliver`
         else:
             limit = min(self._settings.health_check_timeout, max(0.0, arrived + timeout - now))
             error = self._prove(key, limit)
@@ -289,7 +289,7 @@ class Lending(Upkeep[R]):
         elif self._reset is not None:
             self._clean(key, doubtful=error is not None and not self._knows_errors)
         elif error is not None and self._validate is not None and not self._knows_errors:
-            self._on_worker(key, self._check)
+            self._ask_on_worker(key)
         else:
             self._lay_back(key)
 

@@ -74,7 +74,8 @@ class Pool(Lending[R]):
         given = {"factory": factory, "close": close, "validate": validate, "reset": reset}
         adapter = _adapter(adapter, given)
         if settings is not None and not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
+            # Never the value: whoever mixes up the order of arguments gives an address, with its password.
+            raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
         if name is not None and not (isinstance(name, str) and name):
             raise TypeError(f"name must be a text that is not empty, not {name!r}")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
@@ -315,7 +316,7 @@ class Pool(Lending[R]):
         elif self._validate is None:
             self._deliver(key)
         elif not self._adapter.bounded:
-            self._on_worker(key, self._check)
+            self._ask_on_worker(key)
         else:
             self._check(key)
 

@@ -23,15 +23,24 @@ from __future__ import annotations
 
 import queue
 from collections import deque
+from typing import NamedTuple
 
 from .entry import Entry, Key
 from .waiter import Waiter
 
-__all__ = ["PoolState", "UNLIMITED"]
+__all__ = ["Errand", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
 _NOT_BEGUN = float("inf")
+
+
+class Errand(NamedTuple):
+    """What a worker does with a resource, and for how many seconds it may."""
+
+    limit: float
+    asks: bool  # makes a round trip: if that hangs, the resource is as good as dead
+    health: bool = False  # on behalf of the health check
 
 
 class PoolState:
@@ -44,7 +53,7 @@ class PoolState:
         # An entry's hash is its key's, and kept when the key has gone.
         self.entries: set[Entry] = set()  # all slots taken
         self.creating: set[Entry] = set()
-        self.checking: set[Entry] = set()  # validated or reset on a worker
+        self.checking: dict[Entry, Errand] = {}  # validated or reset on a worker
         self.closing: set[Entry] = set()
         self.idle: deque[Key] = deque()  # right end: the one used last
         self.waiters: deque[Waiter] = deque()  # left end: the oldest
@@ -157,7 +166,7 @@ class PoolState:
     def settle(self, entry: Entry) -> None:
         """End its time on a worker: it is made, checked or reset now."""
         self.creating.discard(entry)
-        self.checking.discard(entry)
+        self.checking.pop(entry, None)
 
     def accept(self, key: Key, now: float) -> str | None:
         """Let a resource in, for the oldest waiter or onto the idle stack.
@@ -323,9 +332,9 @@ class PoolState:
         self.closing.add(entry)
         self.settle(entry)
 
-    def check(self, entry: Entry) -> None:
+    def check(self, entry: Entry, errand: Errand) -> None:
         """Note that an entry is validated or reset on a worker."""
-        self.checking.add(entry)
+        self.checking[entry] = errand
 
     def drain(self) -> list[tuple[Key, str]]:
         """Start a new generation; returns the idle ones of the old."""

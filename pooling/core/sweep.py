@@ -9,7 +9,7 @@ import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .entry import Key
+from .entry import Entry, Key
 from .state import _copy
 
 if TYPE_CHECKING:
@@ -57,15 +57,20 @@ def _overdue_work(pool: Pool[Any], now: float) -> float:
     due = NEVER
     for entries, limit in (
         (state.creating, settings.create_timeout),
-        (state.checking, max(settings.reset_timeout, settings.health_check_timeout)),
         (state.closing, settings.close_timeout),
     ):
         for entry in list(entries):
-            if entry.since + limit <= now:
-                pool._abandon(entry, now, limit)
-            else:
-                due = min(due, entry.since + limit)
+            due = min(due, _limit(pool, entry, now, limit))
+    for entry, errand in list(state.checking.items()):
+        due = min(due, _limit(pool, entry, now, errand.limit))
     return due
+
+
+def _limit(pool: Pool[Any], entry: Entry, now: float, limit: float) -> float:
+    if entry.since + limit > now:
+        return entry.since + limit
+    pool._abandon(entry, now, limit)
+    return NEVER
 
 
 def _rested_too_long(pool: Pool[Any], now: float) -> float:
@@ -143,7 +148,7 @@ def _keepalive(pool: Pool[Any], now: float) -> float:
         if seen + interval > now:
             due = min(due, seen + interval)
         elif _take(pool, key):
-            pool._on_worker(key, pool._check)  # it goes back where it was
+            pool._ask_on_worker(key)  # it goes back where it was
     return due
 
 
@@ -157,7 +162,7 @@ def _health_check(pool: Pool[Any], now: float) -> float:
     pool._health.check_at = now + interval
     for key in _copy(pool._state.idle):
         if _take(pool, key):
-            pool._on_worker(key, pool._health_check)
+            pool._ask_on_worker(key, health=True)
             break
     return now + interval
 

@@ -17,6 +17,7 @@ from .holders import place_of
 from .metrics import SHORT
 from .observer import tell
 from .slots import Slots
+from .state import Errand
 from .words import say
 
 __all__ = ["Upkeep"]
@@ -57,6 +58,8 @@ class Upkeep(Slots[R]):
     def _check(self, key: Key, then: Callable[[Key], None] | None = None) -> None:
         """Prove a resource alive, and let it in."""
         error = self._prove(key, self._settings.health_check_timeout)
+        if key.entry.generation is _ABANDONED:
+            return  # it took too long, and that was told
         if error is not None:
             self._found_dead(key, "invalid", error)
         else:
@@ -65,15 +68,20 @@ class Upkeep(Slots[R]):
     def _health_check(self, key: Key) -> None:
         """`_check` on behalf of the reaper: the server's health is counted and told."""
         error = self._prove(key, self._settings.health_check_timeout)
+        if key.entry.generation is _ABANDONED:
+            return  # as above
+        self._tell_health(error)
+        if error is not None:
+            self._found_dead(key, "invalid", error)
+        else:
+            self._deliver(key)
+
+    def _tell_health(self, error: Exception | None) -> None:
         with self._lock:
             self.metrics.last_health_check = self._clock.wall()
             if error is not None:
                 self.metrics.count["health_failures"] += 1
         tell(self._observers, "health_checked", self.name, error)
-        if error is not None:
-            self._found_dead(key, "invalid", error)
-        else:
-            self._deliver(key)
 
     def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
         """Evict a dead resource; those of the same age are suspect now, or go with it."""
@@ -108,7 +116,10 @@ class Upkeep(Slots[R]):
         if not self._adapter.bounded:
             with self._lock:
                 self.metrics.look()  # in use at the peak: what comes next is not a lease
-            self._on_worker(key, self._prove_and_restore if doubtful else self._restore)
+            limit, job = self._settings.reset_timeout, self._restore
+            if doubtful:
+                limit, job = limit + self._settings.health_check_timeout, self._prove_and_restore
+            self._on_worker(key, job, Errand(limit, asks=doubtful))
         elif doubtful:
             self._prove_and_restore(key)
         elif self._reset_ok(key):
@@ -143,16 +154,21 @@ class Upkeep(Slots[R]):
 
     # -- on a worker, with a time limit ---------------------------------------
 
-    def _on_worker(self, key: Key, job: Callable[[Key], None]) -> None:
+    def _ask_on_worker(self, key: Key, health: bool = False) -> None:
+        """Have a resource prove itself alive; then it is let in again."""
+        errand = Errand(self._settings.health_check_timeout, asks=True, health=health)
+        self._on_worker(key, self._health_check if health else self._check, errand)
+
+    def _on_worker(self, key: Key, job: Callable[[Key], None], errand: Errand) -> None:
         """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
         if self._lock._is_owned():
-            self._later(Upkeep._on_worker, key, job)
+            self._later(Upkeep._on_worker, key, job, errand)
             return
         entry, now = key.entry, self._now()
         with self._lock:
             entry.since = now  # before it is seen there: it must not look overdue
-            self._state.check(entry)
-            self._look_at(now + max(self._settings.reset_timeout, self._settings.health_check_timeout))
+            self._state.check(entry, errand)
+            self._look_at(now + errand.limit)
         self._background.workers.submit(self._work, key, job)
 
     def _work(self, key: Key, job: Callable[[Key], None]) -> None:
@@ -171,8 +187,8 @@ class Upkeep(Slots[R]):
         """
         state, noun, took = self._state, self._adapter.noun, now - entry.since
         with self._lock:
-            creating, closing = entry in state.creating, entry in state.closing
-            if not (creating or closing or entry in state.checking) or entry.since + limit > now:
+            creating, closing, errand = entry in state.creating, entry in state.closing, state.checking.get(entry)
+            if not (creating or closing or errand) or entry.since + limit > now:
                 return
             if not creating:
                 entry.generation = _ABANDONED
@@ -196,7 +212,19 @@ class Upkeep(Slots[R]):
                 self._gate_locked()
         if cut:
             tell(self._observers, "closed", self.name, reason)
+        if errand is not None and errand.asks:
+            self._no_answer(errand)
         self._serve()
+
+    def _no_answer(self, errand: Errand) -> None:
+        """A round trip did not come back in time: that is an answer, too."""
+        error = TimeoutError(f"no answer within {errand.limit:g} s")
+        if errand.health:
+            self._tell_health(error)
+        with self._lock:
+            self.metrics.count["validation_failures"] += 1
+        self._suspect_all(by_round_trip=True)
+        tell(self._observers, "validation_failed", self.name, error)
 
     # -- what the reaper finds ------------------------------------------------
 

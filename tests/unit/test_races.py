@@ -17,6 +17,7 @@ import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
 from pooling.core.entry import Entry
+from pooling.core.state import Errand
 from pooling.core.sweep import _overdue_work, sweep
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
 
@@ -563,8 +564,8 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
     clock.advance(60)
     original = pool._state.check
 
-    def check(entry: Entry) -> None:
-        original(entry)
+    def check(entry: Entry, errand: Errand) -> None:
+        original(entry, errand)
         _overdue_work(pool, clock.now())
 
     pool._state.check = check  # type: ignore[method-assign]

@@ -286,19 +286,29 @@ def _validate(pool: Pool[Any], clock: VirtualClock) -> None:
     pool.check()
 
 
-@pytest.mark.parametrize("way", [_reset, _validate])
+def _fail(pool: Pool[Any], clock: VirtualClock) -> None:
+    with pytest.raises(KeyError), pool.acquire():
+        raise KeyError
+
+
 @pytest.mark.parametrize(
-    ("reset_timeout", "health_check_timeout"), [(5, 3), (3, 5)], ids=["reset", "health check"]
+    ("way", "reset_timeout", "health_check_timeout", "failures"),
+    [(_reset, 5, 3, 0), (_validate, 9, 5, 1), (_fail, 2, 3, 1)],
+    ids=["reset", "health check", "both"],
 )
 def test_a_check_that_hangs_loses_its_slot(
     make: Make,
     manual: VirtualClock,
+    monkeypatch: pytest.MonkeyPatch,
     way: Callable[[Pool[Any], VirtualClock], None],
     reset_timeout: float,
     health_check_timeout: float,
+    failures: int,
 ) -> None:
     """Whoever hangs in it is interrupted, and what it then comes back with is closed."""
     adapter = FakeAdapter(bounded=False)
+    if way is _fail:  # what does not know errors is asked after each
+        monkeypatch.delattr(FakeAdapter, "is_broken")
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
         reset_timeout=reset_timeout, health_check_timeout=health_check_timeout,
@@ -314,6 +324,7 @@ def test_a_check_that_hangs_loses_its_slot(
     run_jobs(manual)
     assert resource.closed == 1
     assert size(pool) == 0
+    assert pool.metrics.snapshot().validation_failures == failures
 
 
 @pytest.mark.parametrize("hanging", ["create", "reset", "close"])
@@ -425,14 +436,36 @@ def test_nothing_is_asked_where_there_is_nothing_to_ask(
 
 def test_a_health_check_that_hangs_is_cut_off(make: Make, manual: VirtualClock) -> None:
     pool = make(
-        clock=manual, health_check_interval=10, health_check_timeout=5, reset_timeout=5, idle_timeout=None
+        clock=manual, health_check_interval=10, health_check_timeout=5, reset_timeout=9, idle_timeout=None
     )
     (resource,) = fill(pool, 1)
     manual.advance(10)
     assert manual.jobs == 1
-    manual.advance(5)
+    manual.advance(4.9)
+    assert not resource.interrupted
+    manual.advance(0.1)
     assert resource.interrupted
     assert closed(pool) == {"check_timeout": 1}
+    shot = pool.metrics.snapshot()
+    assert (shot.health_failures, shot.validation_failures) == (1, 1)
+    assert shot.last_health_check is not None
+    run_jobs(manual)  # it comes back after all, and is told of no second time
+    assert pool.metrics.snapshot().health_failures == 1
+
+
+def test_what_hangs_in_a_check_makes_the_others_suspect(make: Make, manual: VirtualClock) -> None:
+    adapter = FakeAdapter(bounded=False)
+    pool = make(adapter=adapter, clock=manual, max_size=2, health_check_interval=10, health_check_timeout=1,
+                reset_timeout=5, idle_timeout=None, max_validation_failures=9)  # fmt: skip
+    fill(pool, 2)
+    manual.advance(10)
+    manual.advance(1)
+    asked = adapter.calls["validate"]
+    waiting = Task(pool.acquire)
+    manual.until_parked(1)
+    run_jobs(manual)
+    waiting.result().release()
+    assert adapter.calls["validate"] > asked
 
 
 def test_being_asked_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:

@@ -6,6 +6,7 @@ import math
 import queue
 import random
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -22,12 +23,13 @@ from hypothesis.stateful import (
 
 from pooling.core.entry import Entry, Key
 from pooling.core.outage import Outage
-from pooling.core.state import UNLIMITED, PoolState
+from pooling.core.state import UNLIMITED, Errand, PoolState
 from pooling.core.waiter import Waiter
 from pooling.errors import CreateFailed, PoolClosed
 from pooling.settings import Backoff
 
 NOW = 100.0
+ERRAND = Errand(5.0, asks=False)
 STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while somebody waits
 
 
@@ -87,6 +89,10 @@ def idle(state: PoolState, expires: float = math.inf) -> Key:
     return key
 
 
+def checked_by(state: PoolState) -> Callable[[Entry], None]:
+    return lambda entry: state.check(entry, ERRAND)
+
+
 def a_pool(
     min_size: int = 0,
     max_size: int = 5,
@@ -103,7 +109,7 @@ def a_pool(
     state = PoolState(min_size, UNLIMITED, max_idle)
     state.started = True
     keys = [lent(state) for _ in range(in_use)] + [reserved(state) for _ in range(creating)]
-    for number, verb in ((checking, state.check), (closing, state.close)):
+    for number, verb in ((checking, checked_by(state)), (closing, state.close)):
         for _ in range(number):
             keys.append(lent(state))
             verb(keys[-1].entry)
@@ -335,7 +341,7 @@ def test_refusing_changes_nothing() -> None:
     state, (key,) = a_pool(checking=1, waiting=1)
     state.closed = True
     state.accept(key, NOW)
-    assert state.checking == {key.entry}
+    assert set(state.checking) == {key.entry}
     assert not state.idle and len(state.waiters) == 1
 
 
@@ -807,7 +813,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def reset_on_a_worker(self, which: int) -> None:
         key = self.held.pop(which % len(self.held))
-        self.state.check(key.entry)
+        self.state.check(key.entry, ERRAND)
         self.checking.append(key)
 
     # -- workers
@@ -910,7 +916,7 @@ class StateMachine(RuleBasedStateMachine):
             ([*outside, *state.idle], state.entries),
         ):
             assert len(keys) == len(entries)
-            assert {key.entry for key in keys} == entries
+            assert {key.entry for key in keys} == set(entries)
 
     def bounded(self) -> None:
         """P2: what a shrink left above ``max_size`` never grows."""
