@@ -206,7 +206,7 @@ class Slots(Generic[R]):
     def _plan_locked(self) -> tuple[list[Key], list[tuple[Key, str]]]:
         """Decide: which slots are reserved for creations, and what is to be closed."""
         now = self._now()
-        if self._state.relay(now) and not self._watchers:
+        if self._state.relay() and not self._watchers:
             return NOTHING
         number, closes = self._state.serve(self._outage.allowed(now), now)
         keys = [self._reserve_locked() for _ in range(number)] if number else []

@@ -220,8 +220,10 @@ class PoolState:
             return "drained"
         return None
 
-    def relay(self, now: float) -> bool:
+    def relay(self) -> bool:
         """Give the one idle resource to the oldest waiter: what `serve` mostly comes to, for less.
+
+        Its age is left to the waiter, who looks at that anyway.
 
         Returns:
             Whether there is nothing left to serve with, nor anything to close.
@@ -233,12 +235,8 @@ class PoolState:
             key = idle.pop()
         except IndexError:  # lent meanwhile, without the lock
             return False
-        entry = key.entry
-        if entry.generation is not self.generation or now >= entry.expires:
-            idle.append(key)
-            return False
         self._hand(key)
-        return not idle  # all of them have left
+        return True
 
     def pair(self, now: float) -> list[tuple[Key, str]]:
         """Give idle resources to waiters, oldest first.

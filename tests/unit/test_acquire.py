@@ -613,6 +613,19 @@ def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock)
     waiting.result()
 
 
+def test_who_waits_for_a_state_is_looked_after_beside_a_line(make: Make, clock: VirtualClock) -> None:
+    pool, wish = make(max_size=1), [False]
+    lease = pool.acquire()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    watching = Task(pool._until, lambda: wish[0], 100.0)
+    clock.until_parked(2)
+    wish[0] = True
+    lease.release()
+    assert watching.result() is True
+    waiting.result().release()
+
+
 @pytest.mark.parametrize("answers", [True, None])
 def test_what_answered_while_somebody_waited_is_not_looked_at_again(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch

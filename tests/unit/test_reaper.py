@@ -321,6 +321,8 @@ def test_a_check_that_hangs_loses_its_slot(
     assert size(pool) == 0
     assert resource.interrupted
     assert closed(pool) == {"check_timeout": 1}
+    if way is _validate:
+        adapter.fail("validate", ConnectionError("gone"))
     run_jobs(manual)
     assert resource.closed == 1
     assert size(pool) == 0
@@ -434,7 +436,9 @@ def test_nothing_is_asked_where_there_is_nothing_to_ask(
     assert len(leases) == lent
 
 
-def test_a_health_check_that_hangs_is_cut_off(make: Make, manual: VirtualClock) -> None:
+def test_a_health_check_that_hangs_is_cut_off(
+    make: Make, manual: VirtualClock, adapter: FakeAdapter
+) -> None:
     pool = make(
         clock=manual, health_check_interval=10, health_check_timeout=5, reset_timeout=9, idle_timeout=None
     )
@@ -449,8 +453,10 @@ def test_a_health_check_that_hangs_is_cut_off(make: Make, manual: VirtualClock) 
     shot = pool.metrics.snapshot()
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
     assert shot.last_health_check is not None
+    adapter.fail("validate", ConnectionError("gone"))
     run_jobs(manual)  # it comes back after all, and is told of no second time
-    assert pool.metrics.snapshot().health_failures == 1
+    shot = pool.metrics.snapshot()
+    assert (shot.health_failures, shot.validation_failures) == (1, 1)
 
 
 def test_what_hangs_in_a_check_makes_the_others_suspect(make: Make, manual: VirtualClock) -> None:
