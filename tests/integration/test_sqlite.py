@@ -430,7 +430,7 @@ def test_a_script_and_a_cursor_of_ones_own_are_cleaned_after(open_pool: Make) ->
     [
         "query_only=ON", "recursive_triggers = ON", "synchronous(OFF)", "main.cache_size=17", "locking_mode=EXCLUSIVE",
         "wal_autocheckpoint=0", "ignore_check_constraints=ON", "read_uncommitted=ON", "writable_schema=ON",
-        "temp_store=2", "max_page_count=10", "/* sly */ analysis_limit=9", "'mmap_size'=0", "journal_mode=DELETE",
+        "temp_store=2", "max_page_count=10", "/* sly */ analysis_limit=9", "'cell_size_check'=1", "journal_mode=DELETE",
     ],
 )  # fmt: skip
 def test_no_pragma_of_a_borrower_reaches_the_next(open_pool: Make, change: str, script: bool) -> None:
@@ -484,6 +484,7 @@ MARKS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("method", [name for name in MARKS if hasattr(sqlite3.Connection, name)])
 def test_what_cannot_be_undone_goes_with_the_connection(open_pool: Make, method: str) -> None:
     db = open_pool(ONE)
+    db.execute_query("SELECT 1")
     with db.acquire() as conn:
         MARKS[method](conn)
     with db.acquire() as again:
@@ -498,7 +499,7 @@ def test_an_open_blob_is_closed(open_pool: Make) -> None:
     db = open_pool(ONE)
     db.execute_query("INSERT INTO t VALUES (1, zeroblob(100))")
     with db.acquire() as conn:
-        blob = conn.blobopen("t", "word", 1)
+        blob = conn.blobopen("t", "word", 1)  # type: ignore[attr-defined,unused-ignore]
         blob.write(b"x")
     with db.acquire() as again:
         assert again is conn
