@@ -461,6 +461,10 @@ def test_pragmas_that_change_nothing_cost_no_connection(open_pool: Make) -> None
     for sql in ("PRAGMA table_info(t)", "PRAGMA query_only", "PRAGMA synchronous=OFF", "PRAGMA user_version=7"):
         db.execute_query(sql)
     assert db.execute_query("PRAGMA synchronous") == [(1,)]
+    with db.acquire() as conn:
+        for sql in ("BEGIN", "commit", "\nBEGIN IMMEDIATE", " End TRANSACTION"):
+            conn.execute(sql)
+        assert not conn.dirty  # type: ignore[attr-defined]  # which would make its release dearer
     assert db.metrics.snapshot().created == 1
 
 
@@ -521,7 +525,7 @@ def test_no_transaction_is_left_of_autocommit(open_pool: Make, autocommit: bool)
         assert again.autocommit == sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined,unused-ignore]
 
 
-def test_what_was_configured_is_no_trace(open_pool: Make) -> None:
+def test_what_was_configured_is_no_trace(open_pool: Make, path: Path) -> None:
     def configure(conn: sqlite3.Connection) -> None:
         conn.text_factory = bytes
         conn.execute("ATTACH ':memory:' AS other")
@@ -536,12 +540,11 @@ def test_what_was_configured_is_no_trace(open_pool: Make) -> None:
             assert conn.execute("SELECT twice(4) FROM pragma_cache_size WHERE cache_size = 17").fetchall() == [(8,)]
             conn.execute("SELECT * FROM notes, other.sqlite_master")
     assert db.metrics.snapshot().created == 1
-    for change in ("DETACH other", "DROP TABLE temp.notes", "CREATE TEMP TABLE mine (n)"):
+    another = f"DETACH other; ATTACH '{path}' AS other"
+    for change in ("DETACH other", another, "DROP TABLE temp.notes", "CREATE TEMP TABLE mine (n)"):
         with db.acquire() as conn:
-            conn.commit()
             conn.execute("PRAGMA foreign_keys")
-            conn.execute(change)
-            conn.commit()
+            conn.executescript(change)
         with db.acquire() as again:
             assert again is not conn
 

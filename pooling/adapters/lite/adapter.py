@@ -191,16 +191,17 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         return False
 
     def validate(self, resource: sqlite3.Connection, timeout: float) -> None:
-        _without_limit(resource)  # the last statement's is over, and it may have ended in an error
+        assert isinstance(resource, Connection)
+        if resource.limit is not None:
+            resource.limit.end()  # the last statement's, which may have ended in an error
         sqlite3.Cursor(resource).execute(self.query).fetchall()
 
     def reset(self, resource: sqlite3.Connection) -> None:
         assert isinstance(resource, Connection)
         resource.flush()
-        _without_limit(resource)
+        if resource.limit is not None:
+            resource.limit.end()
         resource.close_cursors()
-        if resource.spoiled is not None:
-            raise sqlite3.ProgrammingError(f"its borrower left behind: {resource.spoiled}")
         _end_transaction(resource)
         if resource.dirty:
             _look_around(resource)
@@ -255,12 +256,6 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         conn.dirty = False
 
 
-def _without_limit(conn: sqlite3.Connection) -> None:
-    assert isinstance(conn, Connection)
-    if conn.limit is not None:
-        conn.limit.end()
-
-
 def _end_transaction(conn: Connection) -> None:
     # Before the rollback: after it, autocommit=False (CPython 3.12+) begins another transaction.
     if _LEGACY is not None and getattr(conn, "autocommit", _LEGACY) != _LEGACY:
@@ -270,7 +265,9 @@ def _end_transaction(conn: Connection) -> None:
 
 
 def _look_around(conn: Connection) -> None:
-    """Refuse a connection with other attached databases or temporary tables: a new one is cheap."""
+    """Refuse a connection with what cannot be undone, other databases or temporary tables: a new one is cheap."""
+    if conn.spoiled is not None:
+        raise sqlite3.ProgrammingError(f"its borrower left behind: {conn.spoiled}")
     changed = _surroundings(conn) ^ conn.surroundings
     if changed:
         raise sqlite3.ProgrammingError(f"its borrower attached, made or dropped: {', '.join(sorted(changed))}")
@@ -280,11 +277,11 @@ def _surroundings(conn: Connection) -> frozenset[str]:
     """Return its databases and what is temporary; `_clean` has to follow."""
     conn.text_factory = str
     cursor = sqlite3.Cursor(conn)
-    names = {row[1] for row in cursor.execute("PRAGMA database_list")}
-    if "temp" in names:  # SQLite itself opens it now and then
-        names.remove("temp")
-        names |= {f"temp.{row[0]}" for row in cursor.execute("SELECT name FROM sqlite_temp_master")}
-    return frozenset(names)
+    files = {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+    found = {f"{name} {file}".strip() for name, file in files.items() if name != "temp"}
+    if "temp" in files:  # SQLite itself opens it now and then
+        found |= {f"temp.{row[0]}" for row in cursor.execute("SELECT name FROM sqlite_temp_master")}
+    return frozenset(found)
 
 
 def _optimize(conn: Connection) -> None:

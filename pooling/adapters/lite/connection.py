@@ -113,7 +113,10 @@ class LimitedCursor(Cursor):
     """
 
     def __next__(self) -> Any:
-        return self._explaining(super().__next__)
+        try:  # not by _explaining: it would double the price of a row
+            return _next(self)
+        except sqlite3.OperationalError as error:
+            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
 
     def fetchone(self) -> Any:
         return self._explaining(super().fetchone)
@@ -129,7 +132,8 @@ class LimitedCursor(Cursor):
             raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
 
 
-_execute, _fetchall = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall  # bound once: the cheaper call
+# Bound once: the cheaper call.
+_execute, _fetchall, _next = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall, sqlite3.Cursor.__next__
 _cursor: Callable[..., Any] = sqlite3.Connection.cursor
 
 
@@ -155,7 +159,7 @@ class Connection(sqlite3.Connection):
     dirty = True
     spoiled: str | None = None
     restored: frozenset[str] = frozenset()
-    surroundings: frozenset[str] = frozenset({"main"})
+    surroundings: frozenset[str] = frozenset()
     kind: type[Cursor] = Cursor
     stats: QueryStats | None = None
     limit: Limit | None = None
@@ -219,7 +223,8 @@ class Connection(sqlite3.Connection):
 
     def look_at(self, sql: str) -> None:
         """Note whether a statement may change the connection itself."""
-        if sql.lstrip()[:1] not in _HARMLESS:
+        begin = sql.lstrip()[:6].upper()
+        if begin[:1] not in _HARMLESS and begin != "COMMIT" and begin[:3] != "END":
             self.note(sql)
 
     def note(self, sql: str) -> None:

@@ -82,6 +82,7 @@ class DjangoAdapter(SQLiteAdapter):
         params = {**self._wrapper.get_connection_params(), "factory": Connection}
         conn: Connection = base.DatabaseWrapper.get_new_connection(self._wrapper, params)
         conn.file = file_of(conn)
+        conn.commit()  # what `init_command` wrote
         self._finish(conn)
         return conn
 
