@@ -11,7 +11,6 @@ import os
 import re
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from ..settings import PoolSettings
 from .lite.adapter import SQLiteAdapter, path_of
 from .lite.arguments import check_number, parse
 from .lite.connection import Connection
+from .lite.own import interrupted_after, plain
 from .lite.queries import QuerySnapshot, QueryStats
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
@@ -257,7 +257,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
     def size(self) -> DatabaseSize:
         """Return how large the database is, and how much of it is unused."""
         pool = self.readers or self
-        with pool.acquire(None, 2) as conn, _plain(conn):
+        with pool.acquire(None, 2) as conn, plain(conn):
             (page,), (pages,), (free,) = (
                 conn.execute(f"PRAGMA {name}").fetchone()
                 for name in ("page_size", "page_count", "freelist_count")
@@ -276,7 +276,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Raises:
             sqlite3.Error: As from sqlite3; others use the database, for example.
         """
-        with self.acquire(None, 2) as conn, _plain(conn):
+        with self.acquire(None, 2) as conn, plain(conn):
             for statement in (
                 "PRAGMA analysis_limit=400",
                 "PRAGMA optimize",
@@ -300,7 +300,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
-        with pool.acquire(limit, 2) as conn, _plain(conn), _interrupted_after(conn, limit):
+        with pool.acquire(limit, 2) as conn, plain(conn), interrupted_after(conn, limit):
             try:
                 found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
             except sqlite3.OperationalError:  # busy, or interrupted
@@ -423,45 +423,6 @@ class SQLitePool(Pool[sqlite3.Connection]):
         self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
         for adapter in self._adapters:
             adapter.stats = self._queries if self._settings.enable_metrics else None
-
-
-@contextmanager
-def _plain(conn: sqlite3.Connection) -> Iterator[None]:
-    """Let our own statements run without a limit and with nobody's factories; the reset undoes that."""
-    assert isinstance(conn, Connection)
-    limit, conn.limit = conn.limit, None
-    conn.set_progress_handler(None, 0)
-    conn.row_factory, conn.text_factory = None, str
-    try:
-        yield
-    finally:
-        conn.limit = limit
-
-
-@contextmanager
-def _interrupted_after(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
-    """Interrupt what runs in the block if it takes longer.
-
-    By a thread: SQLite's progress handler is not asked in all of its long work.
-    """
-    struck = threading.Event()
-
-    def strike() -> None:
-        struck.set()
-        conn.interrupt()
-
-    timer = threading.Timer(seconds, strike)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not struck.is_set():
-            raise
-        raise TimeoutError(f"interrupted after {seconds:g} s") from error
-    finally:
-        timer.cancel()
-        timer.join()  # or it might strike the next borrower
 
 
 def _resized(settings: PoolSettings, size: int) -> PoolSettings:

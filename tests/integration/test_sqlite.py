@@ -21,8 +21,9 @@ import pytest
 from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool
 from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.adapter import _Memory
+from pooling.adapters.lite.own import interrupted_after
 from pooling.adapters.lite.queries import without_values
-from pooling.adapters.sqlite import SQLiteAdapter, _interrupted_after
+from pooling.adapters.sqlite import SQLiteAdapter
 from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
@@ -747,9 +748,9 @@ def test_the_health_check_looks_for_damage_now_and_then(open_pool: Make, path: P
 def test_a_look_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     db = open_pool(ONE)
     with db.acquire() as conn:
-        with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), _interrupted_after(conn, 0.01):
+        with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), interrupted_after(conn, 0.01):
             conn.execute(FOR_EVER)
-        with pytest.raises(sqlite3.OperationalError, match="no such table"), _interrupted_after(conn, 60.0):
+        with pytest.raises(sqlite3.OperationalError, match="no such table"), interrupted_after(conn, 60.0):
             conn.execute("SELECT * FROM missing")
 
     def too_long(timeout: float) -> list[str]:
