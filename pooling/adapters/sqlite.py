@@ -11,7 +11,6 @@ import os
 import re
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+from ..core.holders import Holder
+from ..core.observer import Observer
 from ..core.pool import Pool
 from ..settings import PoolSettings
-from .lite.adapter import SQLiteAdapter
+from .lite.adapter import SQLiteAdapter, path_of
 from .lite.arguments import check_number, parse
 from .lite.connection import Connection
+from .lite.own import interrupted_after, plain
 from .lite.queries import QuerySnapshot, QueryStats
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
@@ -75,17 +77,23 @@ class SQLitePool(Pool[sqlite3.Connection]):
         path: The database file, or a ``file:`` URI. ``":memory:"`` is a
             database that the pool's connections share, and that ends with the
             pool; a child process finds an empty one (SQLite 3.36 or newer).
+            It has no WAL: while somebody has read a query's rows half, or
+            reads in a transaction, writing fails with "database is locked"
+            after ``timeout``, with ``readers`` as well.
         settings: Size, ages and time limits; ``None`` means the defaults.
         timeout: Seconds to wait for another writer before
-            ``sqlite3.OperationalError: database is locked``.
+            ``sqlite3.OperationalError: database is locked``; at most
+            ``statement_timeout``, which cannot interrupt this wait.
         pragmas: Further ones to set on each connection, such as
             ``{"synchronous": "NORMAL"}``.
         readers: With a number, the pool itself lends nothing but the
             ``writer`` connections, and so many others read: see `connection`.
-            ``max_size`` of the settings has no meaning then.
+            ``max_size`` of the settings has no meaning then, and `resize`
+            and `reconfigure` set the number of readers.
         writer: How many connections may write, when there are ``readers``.
         statement_timeout: Seconds until a statement is interrupted: until its
-            last row is fetched. ``None`` means no limit.
+            last row is fetched, or the connection's next statement begins.
+            ``None`` means no limit.
         configure: Called with each new connection: for functions, collations,
             ``row_factory`` and ``text_factory``, which every borrower finds
             then. PRAGMAs belong into ``pragmas``.
@@ -94,7 +102,8 @@ class SQLitePool(Pool[sqlite3.Connection]):
         name: How the pool is called in messages; the file's name by default.
 
     Raises:
-        ValueError, TypeError: A number is out of its bounds, or is none.
+        ValueError, TypeError: A number is out of its bounds, or is none; the
+            path is empty.
     """
 
     def __init__(
@@ -118,7 +127,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         check_number("readers", readers, least=1, optional=True)
         check_number("writer", writer, least=1)
         settings = settings or PoolSettings()
-        name = name or Path(os.fspath(path).partition("?")[0]).name.strip(":") or None
+        name = name or Path(path_of(path).partition("?")[0]).name.strip(":") or None
         self.readers: Pool[sqlite3.Connection] | None = None
         """Those that only read, a pool of its own; ``None`` without ``readers=``."""
         common: dict[str, Any] = {
@@ -237,13 +246,18 @@ class SQLitePool(Pool[sqlite3.Connection]):
         A statement is timed from its start to its first row, and while
         ``fetchall`` gets the others; stepping through a cursor is the
         borrower's time. Values never show, only the statement's text.
+
+        Statements shorter than 0.1 ms are counted and summed only, which is
+        cheaper: they count in the percentiles with their mean, and none of
+        them is among the slowest. Where all are that short, the percentiles
+        and the maximum are all this mean, and ``slowest`` is empty.
         """
         return self._queries.snapshot()
 
     def size(self) -> DatabaseSize:
         """Return how large the database is, and how much of it is unused."""
         pool = self.readers or self
-        with pool.acquire(None, 2) as conn, _plain(conn):
+        with pool.acquire(None, 2) as conn, plain(conn):
             (page,), (pages,), (free,) = (
                 conn.execute(f"PRAGMA {name}").fetchone()
                 for name in ("page_size", "page_count", "freelist_count")
@@ -262,7 +276,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Raises:
             sqlite3.Error: As from sqlite3; others use the database, for example.
         """
-        with self.acquire(None, 2) as conn, _plain(conn):
+        with self.acquire(None, 2) as conn, plain(conn):
             for statement in (
                 "PRAGMA analysis_limit=400",
                 "PRAGMA optimize",
@@ -286,7 +300,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         limit = self._limit if timeout is None else timeout
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
-        with pool.acquire(limit, 2) as conn, _plain(conn), _interrupted_after(conn, limit):
+        with pool.acquire(limit, 2) as conn, plain(conn), interrupted_after(conn, limit):
             try:
                 found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
             except sqlite3.OperationalError:  # busy, or interrupted
@@ -327,6 +341,44 @@ class SQLitePool(Pool[sqlite3.Connection]):
         if self.readers is not None:
             found["readers"] = self.readers.stats()
         return found
+
+    def holders(self) -> list[Holder]:
+        """Return who holds a connection, to write or to read; longest first."""
+        found = super().holders()
+        if self.readers is not None:
+            found = sorted(found + self.readers.holders(), key=lambda holder: -holder.seconds)
+        return found
+
+    def __repr__(self) -> str:
+        own = super().__repr__()
+        return own if self.readers is None else f"{own[:-1]}; readers {self.readers!r}>"
+
+    # -- size and settings, of the readers as well -------------------------------------
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Change settings of a running pool, see `Pool.reconfigure`; sizes are those of the readers.
+
+        With ``readers=``, `resize` sets how many read, too: there are as many
+        ``writer`` connections as before.
+        """
+        if self.readers is not None:
+            self.readers.reconfigure(**changes)  # refuses what is wrong before anything is changed
+            mine = _resized(self.readers.settings, self._settings.max_size)
+            changes |= {"max_size": mine.max_size, "min_size": mine.min_size, "max_idle": mine.max_idle}
+        super().reconfigure(**changes)
+
+    def fill(self, size: int | None = None) -> None:
+        """Make connections ahead of need, see `Pool.fill`; with ``readers=``, so many of these."""
+        if self.readers is None:
+            super().fill(size)
+        else:
+            self.readers.fill(size)
+            super().fill()
+
+    def _set_observers(self, observers: tuple[Observer, ...]) -> None:
+        super()._set_observers(observers)
+        if self.readers is not None:
+            self.readers._set_observers(observers)
 
     # -- life, of the readers as well -------------------------------------------------
 
@@ -371,45 +423,6 @@ class SQLitePool(Pool[sqlite3.Connection]):
         self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
         for adapter in self._adapters:
             adapter.stats = self._queries if self._settings.enable_metrics else None
-
-
-@contextmanager
-def _plain(conn: sqlite3.Connection) -> Iterator[None]:
-    """Let our own statements run without a limit and with nobody's factories; the reset undoes that."""
-    assert isinstance(conn, Connection)
-    limit, conn.limit = conn.limit, None
-    conn.set_progress_handler(None, 0)
-    conn.row_factory, conn.text_factory = None, str
-    try:
-        yield
-    finally:
-        conn.limit = limit
-
-
-@contextmanager
-def _interrupted_after(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
-    """Interrupt what runs in the block if it takes longer.
-
-    By a thread: SQLite's progress handler is not asked in all of its long work.
-    """
-    struck = threading.Event()
-
-    def strike() -> None:
-        struck.set()
-        conn.interrupt()
-
-    timer = threading.Timer(seconds, strike)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not struck.is_set():
-            raise
-        raise TimeoutError(f"interrupted after {seconds:g} s") from error
-    finally:
-        timer.cancel()
-        timer.join()  # or it might strike the next borrower
 
 
 def _resized(settings: PoolSettings, size: int) -> PoolSettings:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -699,6 +701,37 @@ def test_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
         cursor.execute("DELETE FROM t")
     end_of_request()
     assert one(lite, "SELECT count(*) FROM t") == 1
+    end_of_request()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda lite: one(lite, "PRAGMA query_only = ON"),
+        lambda lite: lite.connection.executescript("PRAGMA query_only = ON"),
+        lambda lite: lite.connection.create_function("upper", 1, lambda text: "mine"),
+        lambda lite: lite.connection.set_authorizer(lambda *args: sqlite3.SQLITE_DENY),
+    ],
+)
+def test_what_a_sqlite_request_left_cannot_reach_the_next(leave: Callable[[Any], Any]) -> None:
+    lite = django.db.connections["lite"]
+    lite.ensure_connection()
+    before = lite.pool.metrics.snapshot().created
+    with lite.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS left_behind (a integer)")
+        cursor.execute("INSERT INTO left_behind VALUES (%s)", [1])
+        cursor.executemany("INSERT INTO left_behind VALUES (%s)", [(2,), (3,)])
+        lite.introspection.get_table_description(cursor, "left_behind")  # by PRAGMAs that change nothing
+    end_of_request()
+    lite.ensure_connection()
+    assert lite.pool.metrics.snapshot().created == before
+    with contextlib.suppress(TypeError):  # of a PRAGMA that has no row
+        leave(lite)
+    end_of_request()
+    assert one(lite, "SELECT upper('a')") == "A"
+    with lite.cursor() as cursor:
+        cursor.execute("INSERT INTO left_behind VALUES (4)")
+    assert lite.pool.metrics.snapshot().created == before + 1
     end_of_request()
 
 

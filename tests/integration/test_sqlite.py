@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import sqlite3
 import sys
 import threading
@@ -17,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from pooling import CreateFailed, PoolSettings, PoolTimeout, SQLitePool
+from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool
 from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.adapter import _Memory
+from pooling.adapters.lite.own import interrupted_after
 from pooling.adapters.lite.queries import without_values
-from pooling.adapters.sqlite import SQLiteAdapter, _interrupted_after
+from pooling.adapters.sqlite import SQLiteAdapter
 from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
@@ -149,6 +151,52 @@ def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
     assert db.readers.name == "test.db-readers"
 
 
+def test_sizes_are_those_of_the_readers(open_pool: Make) -> None:
+    db = open_pool(FEW.replace(min_size=2), readers=2)
+
+    def sizes() -> list[tuple[int, int]]:
+        found = db.stats()
+        return [(one["min_size"], one["max_size"]) for one in (found, found["readers"])]
+
+    assert sizes() == [(1, 1), (2, 2)]
+    db.resize(5)
+    assert sizes() == [(1, 1), (2, 5)]
+    db.resize(3, 0)
+    assert sizes() == [(0, 1), (0, 3)]
+    db.reconfigure(min_size=3, max_idle=3, acquire_timeout=7.0)
+    assert sizes() == [(1, 1), (3, 3)]
+    assert db.readers is not None
+    assert db.settings.acquire_timeout == db.readers.settings.acquire_timeout == 7.0
+    with pytest.raises(ValueError, match="max_size"):
+        db.reconfigure(max_size=0, acquire_timeout=1.0)
+    assert sizes() == [(1, 1), (3, 3)]
+    assert db.settings.acquire_timeout == db.readers.settings.acquire_timeout == 7.0
+    db.fill(3)
+    wait_until(lambda: (db.stats()["idle"], db.readers.stats()["idle"]) == (1, 3))  # type: ignore[union-attr]
+    plain = open_pool()
+    plain.resize(5)
+    assert plain.stats()["max_size"] == 5
+
+
+def test_readers_are_seen(open_pool: Make) -> None:
+    heard: list[str] = []
+
+    class Ear(Observer):
+        def acquired(self, pool: str, waited: float) -> None:
+            heard.append(pool)
+
+    db = open_pool(readers=2)
+    db.add_observer(Ear())
+    with db.connection(readonly=True), db.connection():
+        places = [(holder.file, holder.function) for holder in db.holders()]
+        assert places == [(__file__, "test_readers_are_seen")] * 2
+        assert repr(db) == (
+            "<SQLitePool 'test.db': 1/1 in use, 0 idle, 0 waiting; "
+            "readers <Pool 'test.db-readers': 1/2 in use, 0 idle, 0 waiting>>"
+        )
+    assert heard == ["test.db-readers", "test.db"]
+
+
 # -- in memory -------------------------------------------------------------------
 
 
@@ -265,6 +313,51 @@ def test_a_statement_has_its_limit(open_pool: Make) -> None:
     assert db.metrics.snapshot().created == 1
 
 
+TWO_ROWS_AND_NO_END = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c WHERE n < 3"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        lambda rows: rows.fetchone(), list, lambda rows: rows.fetchmany(5), lambda rows: rows.fetchmany(size=5)
+    ],
+)  # fmt: skip
+def test_rows_that_come_too_late_say_why(open_pool: Make, rest: Callable[[Any], Any]) -> None:
+    db = open_pool(ONE, statement_timeout=0.05)
+    with db.acquire() as conn:
+        for cursor in (conn.cursor(), conn):
+            rows = cursor.execute(TWO_ROWS_AND_NO_END)
+            assert rows.fetchone() == (1,)  # steps to the second: far too few for a look at the clock
+            with pytest.raises(sqlite3.OperationalError, match=r"took over 0\.05 s \(statement_timeout\)"):
+                rest(rows)
+        assert list(conn.execute("VALUES (1), (2)")) == [(1,), (2,)]
+        assert conn.execute("VALUES (1), (2)").fetchmany() == [(1,)]
+
+
+def test_an_old_deadline_ends_with_its_lease(open_pool: Make) -> None:
+    work = FOR_EVER.replace("FROM c)", "FROM c LIMIT 5000)")
+    db = open_pool(ONE.replace(validation_interval=0.0, validation_query=work), statement_timeout=60.0)
+    for _ in range(3):
+        with db.acquire() as conn:
+            conn.execute("SELECT 1").fetchall()
+            conn.limit.deadline = 0.0  # type: ignore[attr-defined]  # as if its time were over long since
+    snapshot = db.metrics.snapshot()
+    assert (snapshot.created, snapshot.validation_failures) == (1, 0)
+    with db.acquire() as conn:
+        conn.limit.deadline = 0.0  # type: ignore[attr-defined]
+        db._adapter.validate(conn, 1.0)  # while it is lent, as after an error
+
+
+def test_a_wait_for_a_writer_is_no_longer_than_a_statement(open_pool: Make) -> None:
+    db = open_pool(ONE, timeout=600.0, statement_timeout=0.5)
+    assert db.execute_query("PRAGMA busy_timeout") == [(500,)]
+    with open_pool().acquire() as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            db.execute_query("DELETE FROM t")
+    assert open_pool(timeout=2.0, statement_timeout=60).execute_query("PRAGMA busy_timeout") == [(2000,)]
+
+
 def test_a_borrower_cannot_take_the_limit_away(open_pool: Make) -> None:
     db = open_pool(ONE, statement_timeout=0.05)
     with db.acquire() as conn:
@@ -319,17 +412,142 @@ def test_a_script_and_a_cursor_of_ones_own_are_cleaned_after(open_pool: Make) ->
         pass
 
     db = open_pool(ONE)
-    for use in (
-        lambda conn: conn.executescript("SELECT 1; PRAGMA foreign_keys=OFF;"),
-        lambda conn: conn.cursor(Own).execute("PRAGMA foreign_keys=OFF"),
-        lambda conn: conn.cursor().execute("\n\tPRAGMA foreign_keys=OFF"),
+    for use, seen in (
+        (lambda conn: conn.executescript("SELECT 1; PRAGMA foreign_keys=OFF;"), True),
+        (lambda conn: conn.cursor(Own).execute("PRAGMA foreign_keys=OFF"), False),
+        (lambda conn: conn.cursor().execute("\n\tPRAGMA foreign_keys=OFF"), True),
     ):
         with db.acquire() as conn:
             use(conn)
             assert conn.execute("PRAGMA foreign_keys").fetchone() == (0,)
         with db.acquire() as again:
-            assert again is conn
+            assert (again is conn) is seen
             assert again.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("script", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "query_only=ON", "recursive_triggers = ON", "synchronous(OFF)", "main.cache_size=17", "locking_mode=EXCLUSIVE",
+        "wal_autocheckpoint=0", "ignore_check_constraints=ON", "read_uncommitted=ON", "writable_schema=ON",
+        "temp_store=2", "max_page_count=10", "/* sly */ analysis_limit=9", "'cell_size_check'=1", "journal_mode=DELETE",
+    ],
+)  # fmt: skip
+def test_no_pragma_of_a_borrower_reaches_the_next(open_pool: Make, change: str, script: bool) -> None:
+    names = re.findall(r"\w+", change.replace("main.", "").replace("/* sly */", ""))
+    read = f"PRAGMA {names[0]}"
+    db = open_pool(ONE)
+    with db.acquire() as conn:
+        before = conn.execute(read).fetchall()
+    with db.acquire() as conn:
+        if script:
+            conn.executescript(f"SELECT 1; PRAGMA {change}")
+        else:
+            conn.execute(f"PRAGMA {change}").fetchall()
+    with db.acquire() as again:
+        assert again.execute(read).fetchall() == before
+
+
+def test_like_is_as_it_was(open_pool: Make) -> None:
+    """A PRAGMA that cannot be read back."""
+    db = open_pool(ONE)
+    with db.acquire() as conn:
+        conn.execute("PRAGMA case_sensitive_like=ON")
+    assert db.execute_query("SELECT 'A' LIKE 'a'") == [(1,)]
+
+
+def test_pragmas_that_change_nothing_cost_no_connection(open_pool: Make) -> None:
+    db = open_pool(ONE, pragmas={"Synchronous": "NORMAL"})
+    for sql in ("PRAGMA table_info(t)", "PRAGMA query_only", "PRAGMA synchronous=OFF", "PRAGMA user_version=7"):
+        db.execute_query(sql)
+    assert db.execute_query("PRAGMA synchronous") == [(1,)]
+    with db.acquire() as conn:
+        for sql in ("BEGIN", "commit", "\nBEGIN IMMEDIATE", " End TRANSACTION"):
+            conn.execute(sql)
+        assert not conn.dirty  # type: ignore[attr-defined]  # which would make its release dearer
+    assert db.metrics.snapshot().created == 1
+
+
+def _forbid(*args: Any) -> int:
+    return sqlite3.SQLITE_DENY
+
+
+MARKS: dict[str, Callable[[Any], Any]] = {
+    "create_function": lambda conn: conn.create_function("upper", 1, lambda text: "mine"),
+    "create_aggregate": lambda conn: conn.create_aggregate("max", 1, object),
+    "create_window_function": lambda conn: conn.create_window_function("sum", 1, object),
+    "create_collation": lambda conn: conn.create_collation("NOCASE", lambda one, two: 0),
+    "set_authorizer": lambda conn: conn.set_authorizer(_forbid),
+    "setlimit": lambda conn: conn.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20),  # type: ignore[attr-defined,unused-ignore]
+    "setconfig": lambda conn: conn.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False),  # type: ignore[attr-defined,unused-ignore]
+    "deserialize": lambda conn: conn.deserialize(conn.serialize()),
+    "enable_load_extension": lambda conn: conn.enable_load_extension(True),
+}
+
+
+@pytest.mark.parametrize("method", [name for name in MARKS if hasattr(sqlite3.Connection, name)])
+def test_what_cannot_be_undone_goes_with_the_connection(open_pool: Make, method: str) -> None:
+    db = open_pool(ONE)
+    db.execute_query("SELECT 1")
+    with db.acquire() as conn:
+        MARKS[method](conn)
+    with db.acquire() as again:
+        assert again is not conn
+        assert again.execute("SELECT upper('a') FROM (SELECT 1)").fetchall() == [("A",)]
+    snapshot = db.metrics.snapshot()
+    assert (snapshot.created, snapshot.closed) == (2, {"reset": 1})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="blobs came with CPython 3.11")
+def test_an_open_blob_is_closed(open_pool: Make) -> None:
+    db = open_pool(ONE)
+    db.execute_query("INSERT INTO t VALUES (1, zeroblob(100))")
+    with db.acquire() as conn:
+        blob = conn.blobopen("t", "word", 1)  # type: ignore[attr-defined,unused-ignore]
+        blob.write(b"x")
+    with db.acquire() as again:
+        assert again is conn
+        assert not again.in_transaction
+        with pytest.raises(sqlite3.ProgrammingError, match="closed blob"):
+            blob.read()
+    assert db.execute_query("UPDATE t SET word = 'free' RETURNING word") == [("free",)]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="autocommit came with CPython 3.12")
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_no_transaction_is_left_of_autocommit(open_pool: Make, autocommit: bool) -> None:
+    db = open_pool(ONE)
+    with db.acquire() as conn:
+        conn.autocommit = autocommit  # type: ignore[attr-defined,unused-ignore]
+    with db.acquire() as again:
+        assert again is conn
+        assert not again.in_transaction
+        assert again.autocommit == sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined,unused-ignore]
+
+
+def test_what_was_configured_is_no_trace(open_pool: Make, path: Path) -> None:
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.text_factory = bytes
+        conn.execute("ATTACH ':memory:' AS other")
+        conn.execute("CREATE TEMP TABLE notes (n)")
+        conn.execute("PRAGMA cache_size=17")
+        conn.create_function("twice", 1, lambda n: 2 * n)
+
+    db = open_pool(ONE, configure=configure)
+    for _ in range(3):
+        with db.connection() as conn:
+            conn.execute("PRAGMA foreign_keys=OFF")
+            assert conn.execute("SELECT twice(4) FROM pragma_cache_size WHERE cache_size = 17").fetchall() == [(8,)]
+            conn.execute("SELECT * FROM notes, other.sqlite_master")
+    assert db.metrics.snapshot().created == 1
+    another = f"DETACH other; ATTACH '{path}' AS other"
+    for change in ("DETACH other", another, "DROP TABLE temp.notes", "CREATE TEMP TABLE mine (n)"):
+        with db.acquire() as conn:
+            conn.execute("PRAGMA foreign_keys")
+            conn.executescript(change)
+        with db.acquire() as again:
+            assert again is not conn
 
 
 def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
@@ -530,9 +748,9 @@ def test_the_health_check_looks_for_damage_now_and_then(open_pool: Make, path: P
 def test_a_look_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     db = open_pool(ONE)
     with db.acquire() as conn:
-        with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), _interrupted_after(conn, 0.01):
+        with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), interrupted_after(conn, 0.01):
             conn.execute(FOR_EVER)
-        with pytest.raises(sqlite3.OperationalError, match="no such table"), _interrupted_after(conn, 60.0):
+        with pytest.raises(sqlite3.OperationalError, match="no such table"), interrupted_after(conn, 60.0):
             conn.execute("SELECT * FROM missing")
 
     def too_long(timeout: float) -> list[str]:
@@ -614,6 +832,24 @@ def test_old_sqlite_cannot_share_memory(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 5))
     with pytest.raises(ValueError, match=r"needs SQLite 3\.36"):
         SQLitePool(":memory:")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("", ValueError, "path must not be empty; ':memory:'"),
+        ("a\0b", ValueError, "path must not hold a null character"),
+        (b"x.db", TypeError, "path must be a text or a path, not b'x.db'"),
+    ],
+)
+def test_what_is_no_path(path: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        SQLitePool(path)
+
+
+def test_a_folder_is_no_database(open_pool: Make, tmp_path: Path) -> None:
+    with pytest.raises(CreateFailed, match="unable to open database file"):
+        open_pool(path=tmp_path).execute_query("SELECT 1")
 
 
 def test_a_folder_that_is_not_there(open_pool: Make, tmp_path: Path) -> None:

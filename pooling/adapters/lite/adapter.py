@@ -2,7 +2,8 @@
 
 What only read and wrote rows needs no cleaning but a rollback; a statement that
 may have changed the connection itself (a PRAGMA, ATTACH, a temporary table)
-makes its release dearer, by some microseconds.
+makes its release dearer, by some microseconds, and what cannot be undone by a
+new connection.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.adapter import Adapter
-from .connection import STEPS, Connection, Limit
+from .connection import STEPS, Connection, Limit, LimitedCursor
 from .queries import QueryStats
+from .traces import pragmas_in
 
 __all__ = ["PRAGMAS", "SQLiteAdapter"]
 
@@ -100,7 +102,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
     ) -> None:
         if getattr(sqlite3, "threadsafety", 1) == 0:  # CPython 3.11+ looks how it was compiled
             raise sqlite3.NotSupportedError("this SQLite was compiled for programs with one thread")
-        path = os.fspath(path)
+        path = path_of(path)
         self.memory = (memory or _Memory()) if path == ":memory:" else None
         uri = path.startswith("file:") or self.memory
         self.path = path if uri else os.path.abspath(path)  # whatever the directory is later
@@ -110,7 +112,8 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         self.configure = configure
         self.query = validation_query or "SELECT 1"
         self.stats: QueryStats | None = None
-        every = PRAGMAS | {"busy_timeout": int(timeout * 1000)} | dict(pragmas or {})
+        wait = timeout if statement_timeout is None else min(timeout, statement_timeout)
+        every = PRAGMAS | {"busy_timeout": int(wait * 1000)} | dict(pragmas or {})
         self._journal = every.pop("journal_mode", None if self.memory else "WAL")
         self._cleaning = [f"PRAGMA {name}={value}" for name, value in every.items()]
 
@@ -134,17 +137,27 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
                 self.configure(conn)
                 conn.commit()
                 conn.factories = conn.row_factory, conn.text_factory
+            self._finish(conn)
         except BaseException:
             conn.close()
             raise
-        conn.running, conn.short, conn.short_seconds = None, 0, 0.0  # our own statements do not count
         if self.statement_timeout is not None:
-            conn.limit = Limit(self.statement_timeout)
+            conn.limit, conn.kind = Limit(self.statement_timeout), LimitedCursor
             conn.set_progress_handler(conn.limit.over, STEPS)
         if self.stats is not None:
             conn.stats = self.stats
             conn.stats.join(conn)
         return conn
+
+    def _finish(self, conn: Connection) -> None:
+        """Note how a new borrower finds it: nothing that was done until now is a borrower's trace."""
+        conn.close_cursors()
+        _end_transaction(conn)
+        conn.surroundings = _surroundings(conn)
+        conn.restored = pragmas_in(self._cleaning)
+        self._clean(conn)
+        conn.spoiled = None
+        conn.running, conn.short, conn.short_seconds = None, 0, 0.0  # our own statements do not count
 
     def _set_journal(self, conn: sqlite3.Connection) -> None:
         """Set the journal mode; who comes second to a new file may find it locked meanwhile."""
@@ -178,14 +191,20 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         return False
 
     def validate(self, resource: sqlite3.Connection, timeout: float) -> None:
+        assert isinstance(resource, Connection)
+        if resource.limit is not None:
+            resource.limit.end()  # the last statement's, which may have ended in an error
         sqlite3.Cursor(resource).execute(self.query).fetchall()
 
     def reset(self, resource: sqlite3.Connection) -> None:
         assert isinstance(resource, Connection)
         resource.flush()
+        if resource.limit is not None:
+            resource.limit.end()
         resource.close_cursors()
-        if resource.in_transaction:
-            resource.rollback()
+        _end_transaction(resource)
+        if resource.dirty:
+            _look_around(resource)
         self._clean(resource)
 
     def close(self, resource: sqlite3.Connection) -> None:
@@ -195,7 +214,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             resource.stats.leave(resource)
         try:
             resource.close_cursors()
-            if self.optimize:
+            if self.optimize and resource.spoiled is None:
                 _optimize(resource)
         except sqlite3.Error:  # busy, read-only or closed by its borrower: the next one's turn
             pass
@@ -215,26 +234,15 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
     def is_final(self, error: BaseException) -> bool:
         if super().is_final(error) or getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":  # CPython 3.11+
             return True
-        return not self.path.startswith(("file:", ":")) and not Path(self.path).parent.is_dir()
+        path = Path(self.path)
+        return not self.path.startswith(("file:", ":")) and (path.is_dir() or not path.parent.is_dir())
 
     # -- cleaning -----------------------------------------------------------------
-
-    def _look_around(self, conn: Connection) -> None:
-        """Refuse a connection with attached databases or temporary tables: a new one is cheap."""
-        cursor = sqlite3.Cursor(conn)
-        left = [row[1] for row in cursor.execute("PRAGMA database_list")]
-        left.remove("main")
-        if "temp" in left and not cursor.execute("SELECT 1 FROM sqlite_temp_master").fetchall():
-            left.remove("temp")  # SQLite itself opens it now and then
-        if left:
-            raise sqlite3.ProgrammingError(f"its borrower left these databases behind: {left}")
 
     def _clean(self, conn: Connection) -> None:
         """Set all that a borrower can set on the connection to the pool's values."""
         if conn.isolation_level != "IMMEDIATE":
             conn.isolation_level = "IMMEDIATE"
-        if _LEGACY is not None and getattr(conn, "autocommit", _LEGACY) != _LEGACY:
-            setattr(conn, "autocommit", _LEGACY)  # noqa: B010  # typed from CPython 3.12 on
         conn.row_factory, conn.text_factory = conn.factories
         conn.set_trace_callback(None)
         if conn.limit is None:
@@ -242,11 +250,38 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         else:
             conn.set_progress_handler(conn.limit.over, STEPS)
         if conn.dirty:
-            self._look_around(conn)
             cursor = sqlite3.Cursor(conn)
             for pragma in self._cleaning:
                 cursor.execute(pragma)
         conn.dirty = False
+
+
+def _end_transaction(conn: Connection) -> None:
+    # Before the rollback: after it, autocommit=False (CPython 3.12+) begins another transaction.
+    if _LEGACY is not None and getattr(conn, "autocommit", _LEGACY) != _LEGACY:
+        setattr(conn, "autocommit", _LEGACY)  # noqa: B010  # typed from CPython 3.12 on
+    if conn.in_transaction:
+        conn.rollback()
+
+
+def _look_around(conn: Connection) -> None:
+    """Refuse a connection with what cannot be undone, other databases or temporary tables: a new one is cheap."""
+    if conn.spoiled is not None:
+        raise sqlite3.ProgrammingError(f"its borrower left behind: {conn.spoiled}")
+    changed = _surroundings(conn) ^ conn.surroundings
+    if changed:
+        raise sqlite3.ProgrammingError(f"its borrower attached, made or dropped: {', '.join(sorted(changed))}")
+
+
+def _surroundings(conn: Connection) -> frozenset[str]:
+    """Return its databases and what is temporary; `_clean` has to follow."""
+    conn.text_factory = str
+    cursor = sqlite3.Cursor(conn)
+    files = {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+    found = {f"{name} {file}".strip() for name, file in files.items() if name != "temp"}
+    if "temp" in files:  # SQLite itself opens it now and then
+        found |= {f"temp.{row[0]}" for row in cursor.execute("SELECT name FROM sqlite_temp_master")}
+    return frozenset(found)
 
 
 def _optimize(conn: Connection) -> None:
@@ -256,6 +291,22 @@ def _optimize(conn: Connection) -> None:
     cursor = sqlite3.Cursor(conn)
     for pragma in ("busy_timeout=0", "analysis_limit=400", "optimize"):
         cursor.execute(f"PRAGMA {pragma}")
+
+
+def path_of(path: str | os.PathLike[str]) -> str:
+    """Return the path as text.
+
+    Raises:
+        TypeError, ValueError: It is none, or names no database that connections can share.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path must be a text or a path, not {text!r}")
+    if not text:  # to SQLite, a database of each connection's own
+        raise ValueError("path must not be empty; ':memory:' is a database in memory")
+    if "\0" in text:
+        raise ValueError(f"path must not hold a null character, as {text!r} does")
+    return text
 
 
 def file_of(conn: sqlite3.Connection) -> tuple[str, tuple[int, int]] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -10,8 +12,9 @@ from typing import Any
 
 from ...core.metrics import SHORT
 from .queries import QueryStats
+from .traces import pragma_left
 
-__all__ = ["STEPS", "Connection", "Cursor", "Limit"]
+__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor"]
 
 # Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
 # ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
@@ -35,6 +38,10 @@ class Limit:
         """A statement begins."""
         self.deadline = now + self.seconds
         self.struck = False
+
+    def end(self) -> None:
+        """None of a borrower's runs any more: what the pool does itself has no limit."""
+        self.deadline = float("inf")
 
     def over(self) -> bool:
         """Whether SQLite is to end it."""
@@ -70,15 +77,15 @@ class Cursor(sqlite3.Cursor):
         return self
 
     def executemany(self, sql: str, parameters: Any, /) -> Cursor:
+        self.connection.look_at(sql)  # type: ignore[attr-defined]
         return self._run(super().executemany, sql, parameters)
 
     def executescript(self, sql: str, /) -> Cursor:
-        self.connection.dirty = True  # type: ignore[attr-defined]
+        self.connection.note(sql)  # type: ignore[attr-defined]  # its first letter tells nothing
         return self._run(super().executescript, sql)
 
     def _run(self, method: Callable[..., Any], sql: str, *args: Any) -> Cursor:
         conn: Connection = self.connection  # type: ignore[assignment]
-        conn.look_at(sql)
         began = conn.begin()
         try:
             method(sql, *args)
@@ -99,7 +106,34 @@ class Cursor(sqlite3.Cursor):
             self.connection.seconds += _now() - began  # type: ignore[attr-defined]
 
 
-_execute, _fetchall = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall  # bound once: the cheaper call
+class LimitedCursor(Cursor):
+    """A cursor whose rows may come too late: it says then why there are no more.
+
+    Apart from `Cursor`, whose rows come without a call of ours for each.
+    """
+
+    def __next__(self) -> Any:
+        try:  # not by _explaining: it would double the price of a row
+            return _next(self)
+        except sqlite3.OperationalError as error:
+            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+
+    def fetchone(self) -> Any:
+        return self._explaining(super().fetchone)
+
+    def fetchmany(self, *size: Any, **named: Any) -> list[Any]:
+        rows: list[Any] = self._explaining(super().fetchmany, *size, **named)
+        return rows
+
+    def _explaining(self, method: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        try:
+            return method(*args, **named)
+        except sqlite3.OperationalError as error:
+            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+
+
+# Bound once: the cheaper call.
+_execute, _fetchall, _next = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall, sqlite3.Cursor.__next__
 _cursor: Callable[..., Any] = sqlite3.Connection.cursor
 
 
@@ -110,6 +144,10 @@ class Connection(sqlite3.Connection):
 
     Attributes:
         dirty: Whether a statement may have changed the connection itself.
+        spoiled: What a borrower left that only a new connection is without.
+        restored: The names of the PRAGMAs that the pool sets back.
+        surroundings: The databases and temporary tables that a new borrower finds.
+        kind: The cursors that it makes.
         running, seconds: The last statement, not counted yet because its rows
             may still be fetched, and how long it took until now.
         short, short_seconds: How many statements took less than `SHORT`, and
@@ -119,6 +157,10 @@ class Connection(sqlite3.Connection):
     """
 
     dirty = True
+    spoiled: str | None = None
+    restored: frozenset[str] = frozenset()
+    surroundings: frozenset[str] = frozenset()
+    kind: type[Cursor] = Cursor
     stats: QueryStats | None = None
     limit: Limit | None = None
     running: str | None = None
@@ -129,18 +171,26 @@ class Connection(sqlite3.Connection):
     file: tuple[str, tuple[int, int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+        self._cursors: list[weakref.ref[Any]] = []  # and blobs
         super().__init__(*args, **kwargs)
 
     def cursor(self, factory: Any = Cursor) -> Any:
         """Make a cursor; it is closed when the connection is released."""
-        made = super().cursor(factory)
-        self._note(made)
-        if factory is not Cursor:
-            self.dirty = True  # nobody notes what it does
+        made = super().cursor(self.kind if factory is Cursor else factory)
+        self._keep(made)
+        if not isinstance(made, Cursor):
+            self.spoil("what a cursor of its own kind did")  # nobody saw it
         return made
 
-    def _note(self, cursor: sqlite3.Cursor) -> None:
+    if sys.version_info >= (3, 11):
+
+        def blobopen(self, *args: Any, **named: Any) -> sqlite3.Blob:
+            """Open a blob; it is closed when the connection is released: open, it holds a transaction."""
+            made = super().blobopen(*args, **named)
+            self._keep(made)
+            return made
+
+    def _keep(self, cursor: Any) -> None:
         cursors = self._cursors
         if len(cursors) >= _PRUNE_AT:
             cursors[:] = [one for one in cursors if one() is not None]
@@ -158,8 +208,8 @@ class Connection(sqlite3.Connection):
         return self._cursor().executescript(sql)
 
     def _cursor(self) -> Cursor:
-        made: Cursor = _cursor(self, Cursor)  # not Cursor(self), which knows no row_factory
-        self._note(made)
+        made: Cursor = _cursor(self, self.kind)  # not Cursor(self), which knows no row_factory
+        self._keep(made)
         return made
 
     def begin(self) -> float:
@@ -173,8 +223,21 @@ class Connection(sqlite3.Connection):
 
     def look_at(self, sql: str) -> None:
         """Note whether a statement may change the connection itself."""
-        if sql.lstrip()[:1] not in _HARMLESS:
-            self.dirty = True
+        begin = sql.lstrip()[:6].upper()
+        if begin[:1] not in _HARMLESS and begin != "COMMIT" and begin[:3] != "END":
+            self.note(sql)
+
+    def note(self, sql: str) -> None:
+        """Note that statements may change the connection itself, and whether that can be undone."""
+        self.dirty = True
+        left = pragma_left(sql, self.restored)
+        if left is not None:
+            self.spoil(left)
+
+    def spoil(self, by: str) -> None:
+        """Note what nobody can undo: the next borrower gets another connection."""
+        self.dirty = True
+        self.spoiled = by
 
     def flush(self) -> None:
         """Count the last statement."""
@@ -199,3 +262,24 @@ class Connection(sqlite3.Connection):
             if cursor is not None:
                 cursor.close()
         self._cursors.clear()
+
+
+def _spoiling(name: str) -> Callable[..., Any]:
+    method = getattr(sqlite3.Connection, name)
+
+    @functools.wraps(method)
+    def call(self: Connection, *args: Any, **named: Any) -> Any:
+        self.spoil(f"{name}()")
+        return method(self, *args, **named)
+
+    return call
+
+
+# What they set cannot be read, and so not be set back. Some came with CPython 3.11 or 3.12,
+# or are left out of SQLite where it was built so.
+for _name in (
+    "create_function", "create_aggregate", "create_window_function", "create_collation", "set_authorizer",
+    "setlimit", "setconfig", "deserialize", "enable_load_extension", "load_extension",
+):  # fmt: skip
+    if hasattr(sqlite3.Connection, _name):
+        setattr(Connection, _name, _spoiling(_name))

@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.sqlite3 import base
 
 from ....adapters.lite.adapter import SQLiteAdapter, file_of
-from ....adapters.lite.connection import Connection
+from ....adapters.lite.connection import Connection, Cursor
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
 from .._options import PoolOptions
@@ -50,6 +50,11 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         params.pop("pool", None)
         return params
 
+    def create_cursor(self, name: str | None = None) -> Any:
+        if isinstance(self.connection, Connection):
+            return self.connection.cursor(PooledCursor)
+        return super().create_cursor(name)  # a database in memory, which has no pool
+
     def close_pool(self) -> None:
         if not self.is_in_memory_db():
             super().close_pool()
@@ -77,6 +82,10 @@ class DjangoAdapter(SQLiteAdapter):
         params = {**self._wrapper.get_connection_params(), "factory": Connection}
         conn: Connection = base.DatabaseWrapper.get_new_connection(self._wrapper, params)
         conn.file = file_of(conn)
-        conn.close_cursors()
-        self._clean(conn)
+        conn.commit()  # what `init_command` wrote
+        self._finish(conn)
         return conn
+
+
+class PooledCursor(base.SQLiteCursorWrapper, Cursor):
+    """Django's, on our own: what it does to the connection is seen, and undone."""
