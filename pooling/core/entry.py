@@ -48,6 +48,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "expires",
         "idle_since",
         "checked",
+        "answered",
         "since",
         "uses",
         "busy",
@@ -63,6 +64,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     expires: float  # end of its lifetime
     idle_since: float  # when it was released last
     checked: float  # when a round trip proved it alive last
+    answered: bool  # its peer did when it came back last: that was no later than `checked`
     since: float  # when its present state began: lent, or creating, checking, closing
     uses: int  # finished leases
     busy: float  # seconds lent in all finished leases
@@ -83,7 +85,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         self.idle_since = self.checked = self.since = now
         self.uses = self.thread = self.lasti = 0
         self.busy = 0.0
-        self.leaked = False
+        self.leaked = self.answered = False
 
     @property
     def held(self) -> bool:

@@ -152,9 +152,10 @@ class Lending(Upkeep[R]):
         if (
             entry.generation is self._pass
             and now < entry.expires
-            and (not self._wary or entry.checked > arrived or self._sound(entry, now))
+            # As in `acquire`; or its peer has answered when it came back, while this borrower waited.
+            and (not self._wary or (entry.answered and entry.checked > arrived) or self._sound(entry, now))
         ):
-            return True  # as in `acquire`; or its peer has answered while this borrower waited
+            return True
         state = self._state
         if entry.generation is DEAD:
             refused.append((self._found_dead, (key, "dead", None)))

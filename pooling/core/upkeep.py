@@ -146,7 +146,8 @@ class Upkeep(Slots[R]):
                 raise
             return False
         entry.idle_since = now = self._now()
-        if answered and self._adapter.bounded:  # what a function returns says nothing
+        entry.answered = bool(answered and self._adapter.bounded)  # what a function returns says nothing
+        if entry.answered:
             entry.checked = now
         if now - started > SHORT and self._settings.enable_metrics:
             self.metrics.release.record(now - started)

@@ -644,6 +644,23 @@ def test_what_answered_while_somebody_waited_is_not_looked_at_again(
     assert adapter.calls["is_alive"] == (1 if answers else 2)
 
 
+def test_what_died_in_other_hands_while_somebody_waited_is_looked_at(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    """It was made, and so proved, after he had come; but somebody else had it since."""
+    adapter.fail("create", ConnectionError("down"))
+    pool = make(max_size=1)
+    first = Task(pool.acquire)
+    clock.until_parked(1)
+    second = Task(pool.acquire)
+    clock.until_parked(2)
+    clock.advance(1)
+    lease = first.result()
+    lease.resource.alive = False
+    lease.release()
+    assert second.result().resource.alive
+
+
 def test_what_a_function_returns_is_no_answer(clock: VirtualClock) -> None:
     looks: list[object] = []
     pool = Pool(object, reset=lambda resource: True, validate=looks.append, clock=clock)
