@@ -66,8 +66,10 @@ from psycopg_pool.abc import CT
 
 from .. import errors
 from ..adapters.postgres import PostgresPool
+from ..core import registry
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
+from ..core.registry import PAGE
 from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of
 from .ledger import Ledger, logger
 
@@ -300,7 +302,8 @@ class ConnectionPool(Generic[CT]):
         lease = self._lent.get(id(conn))
         if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        self._take_back(lease, conn, None)
+        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is conn:  # else it is the parent's
+            self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
         if not self._ready:
@@ -530,10 +533,14 @@ class Block(Generic[CT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not PAGE[0] and not registry.renew():
+            return  # destroyed amid a child's renewal: the parent's, like all there is
         lease, self._lease = self._lease, None
         if lease is None or lease._key is None:
             return  # given back inside the block: it may be somebody else's by now
         conn: CT = lease._key.entry.resource
+        if conn is None:
+            return  # a child's copy of a block: the transaction is the parent's to end
         try:
             if error is None and not conn.closed:
                 self._pool.core._session.commit(conn)
