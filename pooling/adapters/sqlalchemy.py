@@ -247,15 +247,15 @@ class _Records(Adapter[_Slot]):
 class _Record(_ConnectionRecord):
     """A slot's record."""
 
-    __slots__ = ()
+    __slots__ = ("_connected",)
 
     @property
     def dbapi_connection(self) -> Any:
-        return _record_has(self) if PAGE[0] or registry.renew() else None
+        return self._connected if PAGE[0] or registry.renew() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
-        _set_in_record(self, value)
+        self._connected = value
 
 
 class _Fairy(_ConnectionFairy):
@@ -265,34 +265,37 @@ class _Fairy(_ConnectionFairy):
 
     @property
     def dbapi_connection(self) -> Any:
-        return _fairy_has(self) if PAGE[0] or registry.renew() else None
+        return _carried(self) if PAGE[0] or registry.renew() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
-        _set_in_fairy(self, value)
+        _carry(self, value)
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        self._check()
-        return super().cursor(*args, **kwargs)
+        connection = self.dbapi_connection
+        if connection is None:
+            self._refuse()
+            return super().cursor(*args, **kwargs)  # which says what is wrong
+        return connection.cursor(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        self._check()
-        return super().__getattr__(name)
+        connection = self.dbapi_connection
+        if connection is None:
+            self._refuse()
+        return getattr(connection, name)
 
-    def _check(self) -> None:
-        # One that was closed or invalidated has no record either.
-        if self.dbapi_connection is None and self._connection_record is not None:
-            pool: Any = self._pool
-            raise LeaseError(
-                f"pool {pool.core.name!r}: this connection belongs to the process that forked this one; "
-                "connect anew here"
-            )
+    def _refuse(self) -> None:
+        if self._connection_record is None:
+            return  # closed or invalidated, and told as SQLAlchemy tells it
+        pool: Any = self._pool
+        raise LeaseError(
+            f"pool {pool.core.name!r}: this connection belongs to the process that forked this one; "
+            "connect anew here"
+        )
 
 
-_slot: Any = _ConnectionRecord.dbapi_connection
-_record_has, _set_in_record = _slot.__get__, _slot.__set__
-_slot = _ConnectionFairy.dbapi_connection
-_fairy_has, _set_in_fairy = _slot.__get__, _slot.__set__
+_hands: Any = _ConnectionFairy.dbapi_connection  # the slot itself
+_carried, _carry = _hands.__get__, _hands.__set__
 
 
 def _steps_to_borrower() -> int:
