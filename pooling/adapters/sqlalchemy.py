@@ -50,9 +50,10 @@ class Pool(pool.Pool):
 
     Beyond it: who waits is served in the order of arrival; a forked child finds
     the pool empty and usable, and nothing that it does reaches the parent's
-    connections; `holders` tells who has a connection since when, and the error
-    of a timeout says so. A connection that was out when the pool was disposed
-    of is closed when it comes back.
+    connections: those in its hands close without a word, and refuse all else
+    with a `LeaseError`; `holders` tells who has a connection since when, and the
+    error of a timeout says so. A connection that was out when the pool was
+    disposed of is closed when it comes back.
 
     Connections are made, pinged and closed in the borrower's thread, as
     SQLAlchemy does, so that its events run there and its errors go there.

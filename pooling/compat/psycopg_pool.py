@@ -575,14 +575,14 @@ class Block(Generic[CT]):
         if lease is None or lease._key is None:
             return  # given back inside the block: it may be somebody else's by now
         conn: CT = lease._key.entry.resource
-        if conn is None:
-            return  # a child's copy of a block: the transaction is the parent's to end
         try:
             if error is None and not conn.closed:
                 self._pool.core._session.commit(conn)
             else:
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
+            if conn is None:
+                return  # a child's copy: what was lent is the parent's, and so is the transaction (asked only here: P9)
             self._pool._take_back(lease, conn, problem)
             raise
         self._pool._take_back(lease, conn, error)

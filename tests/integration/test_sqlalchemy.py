@@ -624,6 +624,7 @@ def test_bad_arguments(maker: Maker, options: dict[str, Any], error: type[Except
 
 FORKING = """
 import os, sys
+import pooling
 import sqlalchemy
 from pooling.adapters.sqlalchemy import Pool
 
@@ -638,6 +639,12 @@ if child == 0:
     with engine.connect() as one, engine.connect() as two:
         pids = {one.exec_driver_sql(pid).scalar_one(), two.exec_driver_sql(pid).scalar_one()}
     assert not pids & {mine, held}, pids
+    try:
+        out.exec_driver_sql(pid)
+    except sqlalchemy.exc.StatementError as error:
+        assert isinstance(error.orig, pooling.LeaseError), error
+    else:
+        raise AssertionError("the parent's connection was used")
     print("child ok", flush=True)
     sys.exit()
 assert os.waitpid(child, 0)[1] == 0

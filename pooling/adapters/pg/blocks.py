@@ -80,9 +80,8 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if not PAGE[0]:
-            registry.renew()  # as in `Block`
-        if self._pool._state is not self._state:
+        inherited = not PAGE[0] and not registry.renew()  # then a destructor calls, amid a child's renewal
+        if inherited or self._pool._state is not self._state:
             self._leave_to_parent(error)
             return None
         if error is None:
