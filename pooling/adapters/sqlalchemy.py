@@ -16,26 +16,29 @@ any DB-API driver makes, without SQLAlchemy.
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from types import FrameType
 from typing import Any
 
 from sqlalchemy import exc, pool
-from sqlalchemy.pool.base import ConnectionPoolEntry, _ConnectionRecord
+from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
 
+from ..core import registry
 from ..core.adapter import Adapter
 from ..core.holders import Holder
 from ..core.lease import Lease
 from ..core.metrics import PoolMetrics
 from ..core.pool import Pool as Core
-from ..errors import PoolTimeout
+from ..core.registry import PAGE
+from ..errors import LeaseError, PoolTimeout
 from ..settings import PoolSettings
 from .dbapi import DBAPIAdapter, leave_to_parent
 
 __all__ = ["DBAPIAdapter", "Pool"]
 
 _UNBOUNDED = 1 << 20
-_BETWEEN = ("sqlalchemy.", "contextlib")  # modules between a borrower and us
+_BETWEEN = ("sqlalchemy.", "contextlib", __name__)  # modules between a borrower and us
 
 # The core keeps what it lends longer than the pool lives, in order to close it; a
 # record leads to its pool, so the core gets a weak reference to it.
@@ -47,9 +50,10 @@ class Pool(pool.Pool):
 
     Beyond it: who waits is served in the order of arrival; a forked child finds
     the pool empty and usable, and nothing that it does reaches the parent's
-    connections; `holders` tells who has a connection since when, and the error
-    of a timeout says so. A connection that was out when the pool was disposed
-    of is closed when it comes back.
+    connections: those in its hands close without a word, and refuse all else
+    with a `LeaseError`; `holders` tells who has a connection since when, and the
+    error of a timeout says so. A connection that was out when the pool was
+    disposed of is closed when it comes back.
 
     Connections are made, pinged and closed in the borrower's thread, as
     SQLAlchemy does, so that its events run there and its errors go there.
@@ -59,7 +63,7 @@ class Pool(pool.Pool):
         pool_size: Connections that are kept; 0 means no limit.
         max_overflow: How many more may be open, closed when they come back;
             -1 means no limit.
-        timeout: Seconds to wait for one (``pool_timeout``).
+        timeout: Seconds to wait for one (``pool_timeout``); ``None`` means without limit.
         use_lifo: Take the one used last, so that a surplus ages out on the
             server; otherwise each in turn (``pool_use_lifo``).
         **kw: Those of ``sqlalchemy.pool.Pool``.
@@ -76,7 +80,7 @@ class Pool(pool.Pool):
         creator: Any,
         pool_size: int = 5,
         max_overflow: int = 10,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         use_lifo: bool = False,
         **kw: Any,
     ) -> None:
@@ -84,15 +88,22 @@ class Pool(pool.Pool):
         super().__init__(creator, **kw)
         self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max_overflow
         self._timeout, self._use_lifo = timeout, use_lifo
+        self._patience = threading.TIMEOUT_MAX if timeout is None else timeout
         self._records: set[_ConnectionRecord] = set()  # keeps those of all slots
         self._lent: dict[_ConnectionRecord, Lease[_Slot]] = {}
         self.core = _Core(self)
 
     # -- SQLAlchemy's hooks ---------------------------------------------------------
 
+    def connect(self) -> PoolProxiedConnection:
+        """Lend a connection; its ``close()`` gives it back."""
+        fairy = super().connect()
+        fairy.__class__ = _Fairy  # SQLAlchemy knows of no other class: it makes one of its own
+        return fairy
+
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = self.core.acquire(self._timeout, _steps_to_borrower())
+            lease = self.core.acquire(self._patience, _steps_to_borrower())
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
@@ -139,8 +150,8 @@ class Pool(pool.Pool):
         """Return how many connections are kept."""
         return self._pool_size
 
-    def timeout(self) -> float:
-        """Return for how many seconds a borrower waits."""
+    def timeout(self) -> float | None:
+        """Return for how many seconds a borrower waits; ``None``: without limit."""
         return self._timeout
 
     def checkedin(self) -> int:
@@ -175,7 +186,7 @@ class _Core(Core[_Slot]):
             adapter=_Records(owner),
             settings=PoolSettings(
                 min_size=0, max_size=_UNBOUNDED if unbounded else owner._pool_size + owner._max_overflow,
-                max_idle=owner._pool_size or None, acquire_timeout=owner._timeout,
+                max_idle=owner._pool_size or None, acquire_timeout=owner._patience,
                 max_lifetime=None, idle_timeout=None, health_check_interval=None,
             ),
             name=owner._orig_logging_name,
@@ -200,7 +211,7 @@ class _Records(Adapter[_Slot]):
     def create(self) -> _Slot:
         owner = self._owner()
         assert owner is not None  # it asked
-        record = _ConnectionRecord(owner, connect=False)
+        record = _Record(owner, connect=False)
         owner._records.add(record)
         return weakref.ref(record)
 
@@ -216,6 +227,9 @@ class _Records(Adapter[_Slot]):
         if record.dbapi_connection is not None:
             leave_to_parent(record.dbapi_connection)
             leave_to_parent(record.driver_connection)
+        fairy: Any = None if record.fairy_ref is None else record.fairy_ref()
+        if fairy is not None:
+            fairy.dbapi_connection = None  # as SQLAlchemy does when one is invalidated: there is nothing to end
         record.dbapi_connection = record.fairy_ref = None  # who holds it can give back nothing
 
     def _forget(self, resource: _Slot) -> _ConnectionRecord | None:
@@ -224,6 +238,65 @@ class _Records(Adapter[_Slot]):
             owner._records.discard(record)
             owner._lent.pop(record, None)
         return record
+
+
+# A child that C forked learns at the latest when it reaches for a connection that
+# it has inherited: SQLAlchemy does, in order to roll back, where one is closed,
+# collected or left by an error.
+
+
+class _Record(_ConnectionRecord):
+    """A slot's record."""
+
+    __slots__ = ("_connected",)
+
+    @property
+    def dbapi_connection(self) -> Any:
+        return self._connected if PAGE[0] or registry.renew() else None
+
+    @dbapi_connection.setter
+    def dbapi_connection(self, value: Any) -> None:
+        self._connected = value
+
+
+class _Fairy(_ConnectionFairy):
+    """What a borrower has in his hands."""
+
+    __slots__ = ()
+
+    @property
+    def dbapi_connection(self) -> Any:
+        return _carried(self) if PAGE[0] or registry.renew() else None
+
+    @dbapi_connection.setter
+    def dbapi_connection(self, value: Any) -> None:
+        _carry(self, value)
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        connection = self.dbapi_connection
+        if connection is None:
+            self._refuse()
+            return super().cursor(*args, **kwargs)  # which says what is wrong
+        return connection.cursor(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        connection = self.dbapi_connection
+        if connection is None:
+            self._refuse()
+        return getattr(connection, name)
+
+    def _refuse(self) -> None:
+        if self._connection_record is None:
+            return  # closed or invalidated, and told as SQLAlchemy tells it
+        pool: Any = self._pool
+        raise LeaseError(
+            f"pool {pool.core.name!r}: this connection belongs to the process that forked this one; "
+            "connect anew here"
+        )
+
+
+_hands: Any = _ConnectionFairy.dbapi_connection  # the slot itself
+_carried, _carry = _hands.__get__, _hands.__set__
 
 
 def _steps_to_borrower() -> int:

@@ -22,8 +22,17 @@ What differs, and why:
 - *What cannot succeed* (a wrong password, an unknown database) makes `getconn`
   raise `PoolTimeout` at once, with the server's error as its ``__cause__``,
   instead of after ``timeout`` without it. `wait` waits its whole time.
+- *Classes*: there is no ``AsyncConnectionPool`` and no ``AsyncNullConnectionPool``,
+  since nothing here runs in an event loop; and ours are no subclasses of
+  psycopg_pool's, whose threads and queues they would inherit: ``isinstance`` wants
+  the class that was imported from here.
+- *Overriding* ``getconn`` and ``putconn`` in a subclass changes nothing about
+  ``connection()``, which does not call them.
+- ``connection()`` *gives an object* for one ``with`` statement, which costs less
+  than a generator's: it is no decorator, and no ``contextlib`` class.
 - *Waiting*: strictly first come, first served, connections still to be made
-  included. ``timeout=0`` takes what is idle. ``max_waiting`` counts those who
+  included. ``timeout=0`` takes what is idle, and
+  a negative one is 0. ``max_waiting`` counts those who
   wait for what others hold.
 - *Idle connections* are lent last in, first out, not in turn: what is not
   needed is closed after ``max_idle`` seconds of its own rest, not one each
@@ -39,7 +48,9 @@ What differs, and why:
 - *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
   is set to what ends a silent network: see `PostgresPool`.
 - *close_returns* needs psycopg 3.3, whose ``close()`` asks the pool.
-- *A fork*: the child finds the pool empty and usable.
+- *A fork*: the child finds the pool empty and usable. What it inherited in its
+  hands is the parent's: its copy of a ``connection()`` block ends, and ``putconn``
+  returns, without a word to the server.
 - *Exit*: nothing keeps the process, and nothing warns.
 - *A connection of* ``getconn`` that is forgotten stays out, as there; that of a
   ``connection()`` block comes back.
@@ -66,8 +77,10 @@ from psycopg_pool.abc import CT
 
 from .. import errors
 from ..adapters.postgres import PostgresPool
+from ..core import registry
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
+from ..core.registry import PAGE
 from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of
 from .ledger import Ledger, logger
 
@@ -225,7 +238,7 @@ class ConnectionPool(Generic[CT]):
             PoolTimeout: They did not come in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
-        self._check_ready()
+        self._check_ready(3)
         state = self.core._state
 
         def ready() -> bool:
@@ -300,11 +313,12 @@ class ConnectionPool(Generic[CT]):
         lease = self._lent.get(id(conn))
         if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        self._take_back(lease, conn, None)
+        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is conn:  # else it is the parent's
+            self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
         if not self._ready:
-            self._check_ready()
+            self._check_ready(4)
         logger.info("pool %r: a connection is wanted", self.name)
         if timeout is not None:
             timeout = seconds(timeout)
@@ -329,7 +343,8 @@ class ConnectionPool(Generic[CT]):
         conn._pool = self.core._adapter  # type: ignore[assignment]  # as it was made
         lease.__exit__(None if error is None else type(error), error, None)
 
-    def _check_ready(self) -> None:
+    def _check_ready(self, steps: int) -> None:
+        """Refuse, or warn of an eager `open`: in the name of the caller so many frames up."""
         if self.closed:
             raise PoolClosed(f"pool {self.name!r} is {'closed' if self._closed else 'not open yet'}")
         if self._owes_warning:
@@ -337,7 +352,7 @@ class ConnectionPool(Generic[CT]):
             warnings.warn(
                 f"{type(self).__name__} will not open by itself in a future release: pass open=True or "
                 "open=False, or use it in a with statement",
-                DeprecationWarning, stacklevel=4,
+                DeprecationWarning, stacklevel=steps,
             )  # fmt: skip
 
     # -- steering -------------------------------------------------------------------
@@ -480,10 +495,34 @@ class NullConnectionPool(ConnectionPool[CT]):
     is 0; a ``max_size`` of 0, or ``None``, means no limit.
     """
 
-    def __init__(
-        self, conninfo: str | Callable[[], str] = "", *, min_size: int = 0, close_returns: bool = False, **options: Any
+    def __init__(  # in full, for the sake of help() and type checkers
+        self,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        connection_class: type[CT] = psycopg.Connection,  # type: ignore[assignment]  # the variable's default
+        kwargs: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        min_size: int = 0,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: Hook[CT] | None = None,
+        check: Hook[CT] | None = None,
+        reset: Hook[CT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,  # without effect: there is nothing to return to
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 3600.0,
+        max_idle: float = 600.0,
+        reconnect_timeout: float = 300.0,
+        reconnect_failed: Callable[[ConnectionPool[Any]], None] | None = None,
+        num_workers: int = 3,
     ) -> None:
-        super().__init__(conninfo, min_size=min_size, **options)  # there is nothing to return to
+        super().__init__(
+            conninfo, connection_class=connection_class, kwargs=kwargs, min_size=min_size, max_size=max_size,
+            open=open, configure=configure, check=check, reset=reset, name=name, timeout=timeout,
+            max_waiting=max_waiting, max_lifetime=max_lifetime, max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout, reconnect_failed=reconnect_failed, num_workers=num_workers,
+        )  # fmt: skip
 
     def _check_size(self, min_size: int, max_size: int | None) -> tuple[int, int]:
         if min_size != 0:
@@ -502,7 +541,7 @@ class NullConnectionPool(ConnectionPool[CT]):
             PoolTimeout: There was none in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
-        self._check_ready()
+        self._check_ready(3)
         try:
             self.core.acquire(seconds(timeout)).release()
         except errors.PoolError as error:
@@ -530,6 +569,8 @@ class Block(Generic[CT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not PAGE[0] and not registry.renew():
+            return  # destroyed amid a child's renewal: the parent's, like all there is
         lease, self._lease = self._lease, None
         if lease is None or lease._key is None:
             return  # given back inside the block: it may be somebody else's by now
@@ -540,6 +581,8 @@ class Block(Generic[CT]):
             else:
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
+            if conn is None:
+                return  # a child's copy: what was lent is the parent's, and so is the transaction (asked only here: P9)
             self._pool._take_back(lease, conn, problem)
             raise
         self._pool._take_back(lease, conn, error)

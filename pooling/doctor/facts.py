@@ -33,7 +33,8 @@ class Client:
     address: str
     user: str
     count: int
-    in_transaction: int  # of these, idle in a transaction
+    in_transaction: int  # of these, idle in a transaction; unknown where `hidden`
+    hidden: bool = False  # where they come from and what they do is not shown to our role
 
     def __str__(self) -> str:
         name = repr(self.application) if self.application else "without a name"
@@ -156,11 +157,16 @@ def _settings(conn: Connection) -> dict[str, float]:
 def _clients(conn: Connection, own: set[int], ours: str | None) -> tuple[Client, ...]:
     rows = conn.execute(
         """
-        SELECT coalesce(application_name, ''), coalesce(host(client_addr), 'the local socket or an unseen host'),
-               coalesce(usename, '?'), count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%%')
+        SELECT coalesce(application_name, ''),
+               CASE WHEN backend_type IS NULL THEN 'an unseen host'
+                    ELSE coalesce(host(client_addr), 'the local socket') END,
+               coalesce(usename, '?'), count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%%'),
+               backend_type IS NULL
         FROM pg_stat_activity
-        WHERE backend_type = 'client backend' AND pid <> ALL(%s) AND application_name IS DISTINCT FROM %s
-        GROUP BY 1, 2, 3 ORDER BY 4 DESC
+        WHERE (backend_type = 'client backend'  -- of other roles an ordinary one is shown less, and this is NULL
+               OR backend_type IS NULL AND usename IS NOT NULL AND datname IS NOT NULL)
+              AND pid <> ALL(%s) AND application_name IS DISTINCT FROM %s
+        GROUP BY 1, 2, 3, 6 ORDER BY 4 DESC
         """,
         [list(own), ours], prepare=False,
     )  # fmt: skip

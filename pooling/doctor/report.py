@@ -49,6 +49,11 @@ class Report:
         """Whether anything will break."""
         return any(finding.level == "breaks" for finding in self.findings)
 
+    @property
+    def warns(self) -> bool:
+        """Whether anything costs, or breaks at times."""
+        return any(finding.level == "warning" for finding in self.findings)
+
     def __str__(self) -> str:
         lines = [*self._heading(), *self._connected()]
         for finding in sorted(self.findings, key=lambda one: list(_MARKS).index(one.level)):

@@ -21,7 +21,8 @@ _PREPARES_SINCE = (1, 21)  # PgBouncer's version that follows prepared statement
 def examine(facts: Facts, plan: Plan) -> Report:
     """Judge a plan by what a server says of itself."""
     rules = (
-        _room, _room_behind, _limits_of_names, _planned_workers, _hangs_up, _time_limits, _silent_clients, _far_away,
+        _room, _room_behind, _limits_of_names, _planned_workers, _hidden, _hangs_up, _time_limits, _idle_transactions,
+        _silent_clients, _far_away,
     )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
     if facts.pooler is not None:
@@ -88,6 +89,17 @@ def _planned_workers(facts: Facts, plan: Plan) -> Iterator[Finding]:
         )
 
 
+def _hidden(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    hidden = sum(client.count for client in facts.clients if client.hidden)
+    if hidden:
+        yield Finding(
+            "note",
+            f"where {hidden} connections of other roles come from, and whether they are idle in a transaction, "
+            "is not shown to this role",
+            "GRANT pg_monitor to it, or look as a role that has it",
+        )
+
+
 # -- does the server work against the pool? -------------------------------------------------
 
 
@@ -122,6 +134,9 @@ def _time_limits(facts: Facts, plan: Plan) -> Iterator[Finding]:
                 f"{name} is {limit:g} s on the server, shorter than the {ours:g} s that the pool allows",
                 "Make the pool's limit the shorter one, so that errors say who was too slow",
             )
+
+
+def _idle_transactions(facts: Facts, plan: Plan) -> Iterator[Finding]:
     limit = facts.settings.get("idle_in_transaction_session_timeout", 0)
     if limit and limit < 1:
         yield Finding(
@@ -129,16 +144,26 @@ def _time_limits(facts: Facts, plan: Plan) -> Iterator[Finding]:
             f"idle_in_transaction_session_timeout is {limit:g} s: a pause of the application ends its connection",
             "Set it to some seconds at least",
         )
+    elif limit and not (plan.idle_in_transaction_timeout or plan.settings.leak_timeout):
+        yield Finding(
+            "note",
+            f"idle_in_transaction_session_timeout is {limit:g} s, and the pool has no limit: the server ends a "
+            "connection whose holder is slower, and nobody says who that was",
+            f"Set leak_timeout to less, {limit / 2:g} for one (--leak-timeout tells it here)",
+        )
 
 
 def _silent_clients(facts: Facts, plan: Plan) -> Iterator[Finding]:
     idle = facts.settings.get("tcp_keepalives_idle", 0)
     if idle >= _PATIENT:
+        # It looks while a query runs; servers before 14 know nothing of it.
+        blind = facts.settings.get("client_connection_check_interval") == 0
+        besides = ", and client_connection_check_interval to 10 s: it ends queries of clients that are gone"
         yield Finding(
             "note",
             f"tcp_keepalives_idle is {idle:g} s on the server: a client whose machine is gone keeps its "
             "connection for that long",
-            "Set tcp_keepalives_idle to 60 there, and client_connection_check_interval to 10 s",
+            f"Set tcp_keepalives_idle to 60 there{besides if blind else ''}",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..settings import PoolSettings
 from .plan import Plan
+from .report import Report
 from .rules import examine
 from .sizing import Load, size_for
 
@@ -19,8 +20,10 @@ HELP = "look at a PostgreSQL server, or at recorded metrics, and say what to set
 DESCRIPTION = """
 Connects to the server a few times, reads its limits and settings, who is connected and what
 stands in between, and says what is wrong for so many workers with a pool of that size each. With
---metrics, says what size would have kept the recorded waits short. The exit code is 0 if all is
-well, 1 if something will break or the server cannot be reached, 2 for a bad option.
+--metrics, says what size would have kept the recorded waits short. The exit code is 1 if something
+will break whoever else is connected ("BREAKS") or the server cannot be reached, 2 for a bad option,
+else 0. A "warning" is of what costs, or breaks at times: such as too little room beside those who
+are connected now, who may be this application's own old workers. With --strict it counts as well.
 """
 
 _PATIENCE = 10  # seconds to connect
@@ -34,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session", choices=("clean", "trust"), default="clean", help="of each pool (default: %(default)s)"
     )
+    parser.add_argument(
+        "--leak-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
+    parser.add_argument(
+        "--keepalive-interval", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="what PoolMetrics.save() wrote")
     parser.add_argument(
         "--wait-target", type=_milliseconds, default=0.01, metavar="MS",
@@ -54,9 +64,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.dsn is None:
         return 0
     size = options.max_size or advised or PoolSettings().max_size
-    settings = PoolSettings(min_size=min(1, size), max_size=size)
+    settings = PoolSettings(
+        min_size=min(1, size), max_size=size,
+        leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
+    )  # fmt: skip
     plan = Plan(settings=settings, workers=options.workers, cleans=options.session == "clean")
-    return _look(options.dsn, plan, parser)
+    report = _look(options.dsn, plan, parser)
+    if report is None:
+        return 1
+    print(report)
+    return int(report.breaks or (options.strict and report.warns))
 
 
 def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -69,7 +86,7 @@ def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     return sizing.size
 
 
-def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> int:
+def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
     try:
         import psycopg  # here: the other commands do without a libpq
     except ImportError as error:
@@ -85,12 +102,10 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> int:
         return psycopg.connect(**{"connect_timeout": _PATIENCE, **parameters, **options})
 
     try:
-        report = examine(read(connect), plan)
+        return examine(read(connect), plan)
     except psycopg.Error as error:
         print(f"the server does not answer: {_without_secret(str(error), parameters)}", file=sys.stderr)
-        return 1
-    print(report)
-    return 1 if report.breaks else 0
+        return None
 
 
 def _without_secret(text: str, parameters: dict[str, Any]) -> str:
@@ -106,10 +121,18 @@ def _count(text: str) -> int:
 
 
 def _milliseconds(text: str) -> float:
+    return _time(text, "milliseconds") / 1000
+
+
+def _seconds(text: str) -> float:
+    return _time(text, "seconds")
+
+
+def _time(text: str, unit: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 3_600_000:
-        raise argparse.ArgumentTypeError(f"must be a number of milliseconds above 0, not {text!r}")
-    return value / 1000
+        raise argparse.ArgumentTypeError(f"must be a number of {unit} above 0, not {text!r}")
+    return value

@@ -86,6 +86,82 @@ def test_who_is_connected(postgres: PostgresServer) -> None:
         assert not report.breaks
 
 
+def test_who_is_connected_as_an_ordinary_role(postgres: PostgresServer) -> None:
+    """PostgreSQL shows it less of other roles' sessions; they take room all the same."""
+    role(postgres, "neighbour")
+    dsn = role(postgres, "tenant")
+    with psycopg.connect(postgres.dsn.replace("postgres@", "neighbour@"), application_name="next-door") as conn:
+        conn.execute("SELECT 1")
+        code, text = doctor("--dsn", dsn, "--workers", "1")
+        text = " ".join(text.split())
+        assert code == 0, text
+        assert "1 'next-door' from an unseen host as neighbour" in text
+        assert "GRANT pg_monitor" in text
+        with postgres.connect(autocommit=True) as chief:
+            chief.execute("GRANT pg_monitor TO tenant")
+        text = " ".join(doctor("--dsn", dsn, "--workers", "1")[1].split())
+        assert "1 'next-door' from 127.0.0.1 as neighbour, 1 idle in a transaction" in text
+        assert "GRANT pg_monitor" not in text
+
+
+def test_room_beside_others_is_a_warning_that_counts_when_told_so(postgres: PostgresServer) -> None:
+    dsn = role(postgres, "latecomer")
+    with postgres.connect(), postgres.connect():
+        arguments = ("--dsn", dsn, "--workers", "96", "--max-size", "1")
+        code, text = doctor(*arguments)
+        assert code == 0, text
+        assert "96 connections, and beside the" in " ".join(text.split())
+        assert doctor(*arguments, "--strict")[0] == 1
+
+
+@pytest.fixture(scope="module")
+def fussy(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A server with settings that fight a pool, and 22 places for ordinary roles."""
+    with postgres.connect() as conn:
+        reserves = conn.info.server_version >= 160000
+    reserved = {"reserved_connections": 5} if reserves else {"superuser_reserved_connections": 8}
+    with PostgresServer(
+        max_connections=30, idle_in_transaction_session_timeout="2s", tcp_keepalives_idle=7200,
+        client_connection_check_interval="10s", **reserved,
+    ) as server:  # fmt: skip
+        yield server
+
+
+def test_settings_of_a_real_server(fussy: PostgresServer) -> None:
+    dsn = role(fussy, "app")
+    code, text = doctor("--dsn", dsn, "--workers", "3", "--max-size", "7", "--leak-timeout", "10")
+    text = " ".join(text.split())
+    assert code == 0, text
+    assert "22 of max_connections=30 are for ordinary roles" in text
+    assert "idle_in_transaction_session_timeout is 2 s on the server, shorter than the 10 s" in text
+    assert "tcp_keepalives_idle is 7200 s on the server" in text
+    assert "client_connection_check_interval" not in text  # it is set
+    text = " ".join(doctor("--dsn", dsn, "--workers", "3", "--max-size", "7")[1].split())
+    assert "idle_in_transaction_session_timeout is 2 s, and the pool has no limit" in text
+
+
+def test_room_without_what_is_reserved(fussy: PostgresServer) -> None:
+    dsn = role(fussy, "app")
+    code, text = doctor("--dsn", dsn, "--workers", "23", "--max-size", "1")
+    assert code == 1, text
+    assert "the server takes 22 from ordinary roles" in " ".join(text.split())
+
+
+def test_limit_of_the_database(fussy: PostgresServer) -> None:
+    dsn = role(fussy, "app")
+    with fussy.connect(autocommit=True) as conn:
+        conn.execute("CREATE DATABASE narrow CONNECTION LIMIT 6")
+    code, text = doctor("--dsn", dsn.rpartition("/")[0] + "/narrow", "--workers", "7", "--max-size", "1")
+    assert code == 1, text
+    assert "this database's CONNECTION LIMIT is 6" in " ".join(text.split())
+
+
+def test_silence_of_a_server_that_looks_after_its_clients(fussy: PostgresServer) -> None:
+    fussy.configure(tcp_keepalives_idle=60, idle_in_transaction_session_timeout=0)
+    with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5)) as db:
+        assert db.advise(workers=2).findings == ()
+
+
 def test_doctor_leaves_nothing_behind(postgres: PostgresServer) -> None:
     opened: list[psycopg.Connection[object]] = []
 

@@ -17,6 +17,7 @@ from tests.servers import PostgresServer
 
 PATIENCE = 30.0
 SETTINGS = PoolSettings(min_size=0, max_size=4, acquire_timeout=PATIENCE)
+FOLLOWS = (1, 21)  # the PgBouncer that learned to follow prepared statements, if it is told to
 # What the README says for transaction mode.
 TRANSACTION_MODE = {"session": "trust", "kwargs": {"prepare_threshold": None}}
 
@@ -60,27 +61,38 @@ def test_work_in_transaction_mode(by_transaction: PgBouncer, postgres: PostgresS
     assert 1 <= len(sessions) <= 2
 
 
+def use_a_statement_on_two_sessions(db: PostgresPool) -> None:
+    """Prepare one on one session, which is another's when it is executed again."""
+    query = "SELECT %s::int"
+    with ExitStack() as stack:
+        one = stack.enter_context(db.acquire())
+        other = stack.enter_context(db.acquire())
+        for _ in range(7):
+            one.execute(query, [1])
+            one.commit()
+        other.execute("SELECT 1")  # takes the session in which they were prepared
+        assert one.execute(query, [1]).fetchone() == (1,)
+        one.commit()
+
+
+def test_a_newer_pgbouncer_follows_prepared_statements(postgres: PostgresServer) -> None:
+    for bouncer in bouncers(postgres, pool_mode="transaction", default_pool_size=2):
+        if bouncer.version < FOLLOWS:
+            pytest.skip(f"PgBouncer {'.'.join(map(str, bouncer.version))} has no max_prepared_statements; 1.21 has")
+        bouncer.configure(max_prepared_statements=100)
+        with PostgresPool(bouncer.dsn, SETTINGS, session="trust") as db:
+            use_a_statement_on_two_sessions(db)
+            assert not any("prepared" in finding.what for finding in db.advise().findings)
+
+
 def test_prepared_statements_in_transaction_mode(by_transaction: PgBouncer) -> None:
     """They are there where they were made: on another session, until PgBouncer 1.21 learned to follow them."""
-    query = "SELECT %s::int"
-
-    def use(db: PostgresPool) -> None:
-        with ExitStack() as stack:
-            one = stack.enter_context(db.acquire())
-            other = stack.enter_context(db.acquire())
-            for _ in range(7):
-                one.execute(query, [1])
-                one.commit()
-            other.execute("SELECT 1")  # takes the session in which they were prepared
-            assert one.execute(query, [1]).fetchone() == (1,)
-            one.commit()
-
     with PostgresPool(by_transaction.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
-        use(db)
-    if by_transaction.version < (1, 21):
+        use_a_statement_on_two_sessions(db)
+    if by_transaction.version < FOLLOWS:
         with PostgresPool(by_transaction.dsn, SETTINGS, session="trust") as db:
             with pytest.raises(psycopg.errors.InvalidSqlStatementName):
-                use(db)
+                use_a_statement_on_two_sessions(db)
             assert any(finding.level == "breaks" and "prepared" in finding.what for finding in db.advise().findings)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 
+from pooling.compat import psycopg_pool as ours
 from tests.integration.tools import in_thread, wait_until
 from tests.servers import PostgresServer
 
@@ -130,6 +132,37 @@ def test_eager_open_is_deprecated(lib: ModuleType, postgres: PostgresServer) -> 
         pool.putconn(pool.getconn())  # once is enough: a warning would be an error here
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize("use", ["connection", "getconn", "wait"])
+@pytest.mark.parametrize("kind", [ours.ConnectionPool, ours.NullConnectionPool])
+def test_eager_open_is_blamed_on_the_line_that_uses_it(kind: Any, use: str, postgres: PostgresServer) -> None:
+    """Ours only: the original's warning names its own file."""
+    pool = kind(postgres.dsn, max_size=1, **({"min_size": 1} if kind is ours.ConnectionPool else {}))
+    with pytest.warns(DeprecationWarning, match="open") as caught:
+        if use == "connection":
+            with pool.connection():
+                pass
+        elif use == "getconn":
+            pool.putconn(pool.getconn())
+        else:
+            pool.wait()
+    assert [warning.filename for warning in caught] == [__file__]
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["ConnectionPool", "NullConnectionPool"])
+def test_arguments_are_the_originals(name: str) -> None:
+    """In `help()`, in editors and to type checkers, too."""
+
+    def arguments(lib: ModuleType) -> list[tuple[str, Any, Any]]:
+        parameters = inspect.signature(getattr(lib, name)).parameters.values()
+        return [(each.name, each.kind, each.default) for each in parameters]
+
+    theirs = arguments(psycopg_pool)
+    if not any(each[0] == "close_returns" for each in theirs):  # psycopg_pool < 3.3
+        theirs.insert(10, ("close_returns", inspect.Parameter.KEYWORD_ONLY, False))
+    assert arguments(ours) == theirs
 
 
 def test_explicit_open_and_with_do_not_warn(lib: ModuleType, postgres: PostgresServer) -> None:

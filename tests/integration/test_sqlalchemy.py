@@ -174,6 +174,20 @@ def test_who_waits_gets_what_comes_back(kind: Kind, maker: Maker) -> None:
     got[0].close()
 
 
+def test_timeout_of_none_is_without_limit(kind: Kind, maker: Maker) -> None:
+    pool = kind(maker, pool_size=1, max_overflow=0, timeout=None)
+    assert pool.timeout() is None
+    pool = pool.recreate()
+    conn = pool.connect()
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(pool.connect()))
+    thread.start()
+    conn.close()
+    thread.join(PATIENCE)
+    got[0].close()
+    assert pool.timeout() is None
+
+
 @pytest.mark.parametrize("options", [{"pool_size": 0}, {"pool_size": 1, "max_overflow": -1}])
 def test_no_limit(kind: Kind, maker: Maker, options: dict[str, int]) -> None:
     pool = kind(maker, timeout=0.05, **options)
@@ -610,6 +624,7 @@ def test_bad_arguments(maker: Maker, options: dict[str, Any], error: type[Except
 
 FORKING = """
 import os, sys
+import pooling
 import sqlalchemy
 from pooling.adapters.sqlalchemy import Pool
 
@@ -624,6 +639,12 @@ if child == 0:
     with engine.connect() as one, engine.connect() as two:
         pids = {one.exec_driver_sql(pid).scalar_one(), two.exec_driver_sql(pid).scalar_one()}
     assert not pids & {mine, held}, pids
+    try:
+        out.exec_driver_sql(pid)
+    except sqlalchemy.exc.StatementError as error:
+        assert isinstance(error.orig, pooling.LeaseError), error
+    else:
+        raise AssertionError("the parent's connection was used")
     print("child ok", flush=True)
     sys.exit()
 assert os.waitpid(child, 0)[1] == 0

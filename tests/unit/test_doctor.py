@@ -129,12 +129,27 @@ def test_server_hangs_up_on_idle_ones(limit: float, options: dict[str, Any], war
 def test_server_is_less_patient(name: str, options: dict[str, Any]) -> None:
     assert f"{name} is 5 s on the server, shorter than the 10 s" in only(findings(settings={name: 5}, **options))
     assert findings(settings={name: 20}, **options) == []
-    assert findings(settings={name: 5}) == []
+    assert [text for text in findings(settings={name: 5}) if not text.startswith("note")] == []
+
+
+def test_server_ends_what_the_pool_would_allow_for_ever() -> None:
+    settings = {"idle_in_transaction_session_timeout": 5.0}
+    assert "is 5 s, and the pool has no limit" in only(findings(settings=settings))
+    assert findings(settings=settings, leak_timeout=4) == []
+    assert findings(settings={"statement_timeout": 5}) == []
+
+
+def test_what_an_ordinary_role_is_not_shown() -> None:
+    clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
+    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")
 
 
 def test_other_settings() -> None:
     assert "pause" in only(findings(settings={"idle_in_transaction_session_timeout": 0.5}))
     assert "tcp_keepalives_idle is 7200 s" in only(findings(settings={"tcp_keepalives_idle": 7200}))
+    for seconds, told in ((0, True), (10, False)):
+        settings = {"tcp_keepalives_idle": 7200, "client_connection_check_interval": seconds}
+        assert ("client_connection_check_interval to 10 s" in only(findings(settings=settings))) is told
     assert "6.0 ms" in only(findings(dataclasses.replace(FACTS, query_seconds=0.006)))
 
 
@@ -300,6 +315,8 @@ def test_command_advises_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         ["--dsn", "postgresql://db/app", "--workers", "0"],
         ["--dsn", "postgresql://db/app", "--max-size", "many"],
         ["--dsn", "postgresql://db/app", "--wait-target", "-1"],
+        ["--dsn", "postgresql://db/app", "--leak-timeout", "0"],
+        ["--dsn", "postgresql://db/app", "--keepalive-interval", "soon"],
     ],
 )
 def test_bad_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

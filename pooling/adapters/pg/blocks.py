@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from ...errors import PoolError
+from ...core import registry
+from ...core.registry import PAGE
+from ...errors import LeaseError, PoolError
 from . import failures
 from .session import IDLE, IN_TRANSACTION, Connection
 
@@ -40,6 +42,8 @@ class Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not PAGE[0]:
+            registry.renew()  # in a child of a fork in C: no word to the parent's server
         lease = self._lease
         if error is None:
             try:
@@ -61,7 +65,7 @@ class Transaction:
         read_only: bool | None = None,
         deferrable: bool | None = None,
     ) -> None:
-        self._pool, self._conn = pool, conn
+        self._pool, self._conn, self._state = pool, conn, pool._state
         if isolation_level is not None:
             conn.isolation_level = isolation_level
         if read_only is not None:
@@ -76,6 +80,10 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        inherited = not PAGE[0] and not registry.renew()  # then a destructor calls, amid a child's renewal
+        if inherited or self._pool._state is not self._state:
+            self._leave_to_parent(error)
+            return None
         if error is None:
             try:
                 _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
@@ -88,6 +96,13 @@ class Transaction:
             if error is None:
                 _refuse_unknown(self._pool, self._conn, problem)
             raise
+
+    def _leave_to_parent(self, error: BaseException | None) -> None:
+        registry._keep_for_ever(self._block)  # or its generator rolls back when it is destroyed
+        if error is None:
+            raise LeaseError(
+                f"pool {self._pool.name!r}: this transaction belongs to the process that forked this one"
+            )
 
 
 def commit(pool: PostgresPool, conn: Connection) -> None:
