@@ -125,21 +125,29 @@ class PoolingMiddleware:
             status, headers, body = self._health.answer(environ)
             start_response(status, headers)
             return [body]
-        manager = self.manager
-        environ[MANAGER] = manager
-        environ[SCOPE] = scope = Scope(manager, self._most)
+        around: Scope | None = environ.get(SCOPE)
+        scope = Scope(self.manager, self._most)
+        _enter(environ, scope)
         try:
             body_of_app = self._app(environ, start_response)
         except BaseException as error:
             scope.end(error)
             raise
+        finally:
+            if around is not None:
+                _enter(environ, around)
         kind = type(body_of_app)
         if kind is list or kind is tuple or kind is environ.get("wsgi.file_wrapper"):
             # No code of the application runs any more: give back before a slow client
             # reads, and let the server see what it is (its length, a file to send).
             scope.end()
             return body_of_app
-        return _Body(body_of_app, scope)
+        return _Body(body_of_app, scope) if around is None else _InnerBody(body_of_app, scope, environ, around)
+
+
+def _enter(environ: Environ, scope: Scope) -> None:
+    environ[MANAGER] = scope.manager
+    environ[SCOPE] = scope
 
 
 class _Body:
@@ -179,6 +187,31 @@ class _Body:
         finally:
             self._scope.end(error)
             del error
+
+
+class _InnerBody(_Body):
+    """The same within another middleware, whose scope is in the environment but while this body's code runs."""
+
+    __slots__ = ("_environ", "_around")
+
+    def __init__(self, body: Iterable[bytes], scope: Scope, environ: Environ, around: Scope) -> None:
+        super().__init__(body, scope)
+        self._environ = environ
+        self._around = around
+
+    def __next__(self) -> bytes:
+        _enter(self._environ, self._scope)
+        try:
+            return super().__next__()
+        finally:
+            _enter(self._environ, self._around)
+
+    def close(self) -> None:
+        _enter(self._environ, self._scope)
+        try:
+            super().close()
+        finally:
+            _enter(self._environ, self._around)
 
 
 def _check_most(most: object) -> None:

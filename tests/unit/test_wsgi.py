@@ -170,6 +170,84 @@ def test_nothing_is_lent_after_the_end(manager: PoolManager) -> None:
         assert in_use(manager) == 0
 
 
+# -- one within another ----------------------------------------------------------
+
+
+def others() -> PoolManager:
+    manager = PoolManager()
+    manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
+    return manager
+
+
+def test_a_middleware_around_gets_its_leases_back(manager: PoolManager) -> None:
+    inner = PoolingMiddleware(listed, others())
+
+    def shell(environ: Any, start_response: Any) -> list[bytes]:
+        mine = lease(environ, "a")
+        body = list(inner(environ, start_response))
+        assert (lease(environ, "a"), environ["pooling.manager"]) == (mine, manager)
+        lease(environ, "b")  # which the inner one does not have
+        return body
+
+    assert Call(PoolingMiddleware(shell, manager)).read().startswith(b"<FakeResource")
+    assert (in_use(manager), in_use(inner.manager)) == (0, 0)
+
+
+def test_a_middleware_around_one_that_fails(manager: PoolManager) -> None:
+    def fail(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a")
+        raise RuntimeError("mine")
+
+    inner = PoolingMiddleware(fail, others())
+
+    def shell(environ: Any, start_response: Any) -> list[bytes]:
+        with pytest.raises(RuntimeError, match="mine"):
+            inner(environ, start_response)
+        lease(environ, "b")
+        start_response("500 Oh", PLAIN)
+        return [b"x"]
+
+    assert Call(PoolingMiddleware(shell, manager)).read() == b"x"
+    assert (in_use(manager), in_use(inner.manager)) == (0, 0)
+
+
+def test_a_stream_within_another_middleware(manager: PoolManager) -> None:
+    """The outer one's code runs between its pieces."""
+    seen: list[object] = []
+
+    class Body:
+        def __init__(self, environ: Any) -> None:
+            self.environ = environ
+
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(3):
+                seen.append(self.environ["pooling.manager"])
+                lease(self.environ, "a")
+                yield b"x"
+
+        def close(self) -> None:
+            seen.append(self.environ["pooling.manager"])
+
+    def streams(environ: Any, start_response: Any) -> Body:
+        start_response("200 OK", PLAIN)
+        return Body(environ)
+
+    inner = PoolingMiddleware(streams, others())
+
+    def shell(environ: Any, start_response: Any) -> Iterator[bytes]:
+        body: Any = inner(environ, start_response)
+        for piece in body:
+            lease(environ, "b")
+            yield piece
+            assert (in_use(manager), in_use(inner.manager)) == (1, 1)
+        body.close()
+        assert (in_use(inner.manager), environ["pooling.manager"]) == (0, manager)
+
+    assert Call(PoolingMiddleware(shell, manager)).read() == b"xxx"
+    assert seen == [inner.manager] * 4
+    assert in_use(manager) == 0
+
+
 # -- errors ----------------------------------------------------------------------
 
 
