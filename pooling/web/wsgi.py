@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import config
+from .._urls import settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
 from ._health import HealthEndpoint
@@ -65,7 +66,7 @@ class PoolingMiddleware:
         app: The WSGI application.
         manager: The pools; ``None`` makes a manager for the URLs below.
         database_url: Of a pool ``"db"``.
-        redis_url: Of a pool ``"redis"``.
+        redis_url: Of a pool ``"redis"``, if anything installed knows the scheme, see `from_url`.
         urls: Further pools by name, see `from_url`.
         settings: Of the pools that are made here.
         max_leases: How many leases a request may hold at once; ``None`` means
@@ -113,12 +114,13 @@ class PoolingMiddleware:
         self._most = max_leases
         self._health_path = health_path
         self._health = HealthEndpoint(lambda: self.manager, token=health_token, admit=health_admit)
-        if options:
-            settings = PoolSettings.from_mapping(options, base=settings)
         given = {"db": database_url, "redis": redis_url, **(urls or {})}
-        for name, url in given.items():
-            if url is not None:
-                self.manager.create_pool(name, config.url_of(url), settings=settings)
+        targets = {name: config.url_of(url) for name, url in given.items() if url is not None}
+        if options and not targets:
+            PoolSettings.from_mapping(options, base=settings)  # refuses what is misspelt, here too
+        for name, url in targets.items():
+            laid = settings_for(url, options, settings) if options else settings
+            self.manager.create_pool(name, url, settings=laid)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._health_path is not None and environ.get("PATH_INFO") == self._health_path:

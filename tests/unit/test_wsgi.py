@@ -378,6 +378,24 @@ def test_pools_of_urls() -> None:
     assert (settings.max_lifetime, settings.acquire_timeout, settings.max_uses) == (1800.0, 3.0, 5)
 
 
+def test_options_are_laid_over_what_holds_for_the_scheme() -> None:
+    settings = PoolingMiddleware(listed, urls={"api": "https://h"}, pool_recycle=1800).manager["api"].settings
+    assert (settings.min_size, settings.max_size, settings.max_lifetime) == (0, 100, 1800.0)
+    settings = PoolingMiddleware(listed, urls={"api": "https://h"}, min_size=50).manager["api"].settings
+    assert (settings.min_size, settings.max_size) == (50, 100)
+    settings = PoolingMiddleware(
+        listed, database_url="sqlite://", settings=PoolSettings(max_size=7), max_uses=5
+    ).manager["db"].settings
+    assert (settings.max_size, settings.max_uses) == (7, 5)
+
+
+def test_redis_needs_a_package_that_knows_it() -> None:
+    words = "unknown scheme 'redis'.*others come with packages that have an entry point.*create_pool.name, connect"
+    with pytest.raises(ValueError, match=words):
+        PoolingMiddleware(listed, redis_url="redis://h/0")
+    assert "redis" not in PoolingMiddleware(listed).manager
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
