@@ -104,6 +104,7 @@ class Pooling:
         Args:
             name: The pool.
             timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+                A SQLAlchemy engine takes none, it has its own.
 
         Raises:
             RuntimeError: There is no application context.

@@ -43,6 +43,7 @@ def lease(environ: Mapping[str, Any], name: str, timeout: float | None = None) -
         environ: The request's WSGI environment.
         name: The pool.
         timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+            A SQLAlchemy engine takes none, it has its own.
 
     Raises:
         LookupError: The request did not come through `PoolingMiddleware`, or

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from pooling.__main__ import main
 from pooling.adapters.http import HTTPTimeout
 from pooling.config import DATABASE, HTTP, _shown, from_env, from_mapping, url_of
 
+ROOT = Path(__file__).parents[2]
 ALL = {
     "HTTP_MAX_CONNECTIONS": "50",
     "HTTP_MAX_CONNECTIONS_PER_HOST": "20",
@@ -238,3 +242,16 @@ def test_the_command_refuses_what_is_bad(
     monkeypatch.setenv("X_HTTP_MAX_SIZE", "none")
     assert main(["config", "--prefix", "X_"]) == 1
     assert "error: X_HTTP_MAX_SIZE='none'" in capsys.readouterr().err
+
+
+def test_who_reads_no_further_gets_no_traceback() -> None:
+    """As ``| head -1`` does; here nobody reads at all."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pooling", "config", "--prefix", "NOBODY_SETS_"], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + 13, "")

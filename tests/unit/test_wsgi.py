@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -13,8 +15,10 @@ from wsgiref.validate import validator
 import pytest
 
 from pooling import LeaseError, PoolManager, PoolSettings, PoolTimeout
+from pooling.manager import Health
 from pooling.testing import FakeAdapter
 from pooling.web import _health
+from pooling.web._health import HealthEndpoint
 from pooling.web.wsgi import PoolingMiddleware, lease
 
 NONE = PoolSettings(min_size=0, max_size=2, health_check_interval=None, acquire_timeout=0.0)
@@ -484,6 +488,96 @@ def test_while_one_asks_the_others_are_told_what_is_known(
     adapter.let_go("validate")
     asking.join()
     assert adapter.calls["validate"] == 2
+
+
+class Asked(PoolManager):
+    """Counts its checks, and says when all who came at once wait for the first of them."""
+
+    def __init__(self, others: int) -> None:
+        super().__init__()
+        self.others, self.checks, self.waiting = others, 0, threading.Semaphore(0)
+
+    def health_check(self, timeout: float = 5.0) -> Health:
+        self.checks += 1
+        for _ in range(self.others if self.checks == 1 else 0):
+            if not self.waiting.acquire(timeout=30):  # they ask by themselves, instead
+                break
+        return super().health_check(timeout)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What is called when somebody begins to wait for another one's check."""
+    found: list[Callable[[], object]] = []
+
+    class Telling(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            for tell in found:
+                tell()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(_health, "threading", SimpleNamespace(Event=Telling))
+    return found
+
+
+def ask_at_once(endpoint: HealthEndpoint, count: int) -> list[str]:
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(endpoint.answer({"REQUEST_METHOD": "GET"})[2].decode()))
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_many_strangers_at_once_cost_one_check(waits: list[Callable[[], object]]) -> None:
+    """Also where nothing is known yet: those who come meanwhile wait for the first one's answer."""
+    manager = Asked(19)
+    manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
+    waits.append(manager.waiting.release)
+    endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
+    assert ask_at_once(endpoint, 20) == ["up"] * 20
+    assert (manager.checks, endpoint._checks) == (1, {})
+
+
+def test_who_waits_for_a_check_that_fails_asks_himself(waits: list[Callable[[], object]]) -> None:
+    class Failing(Asked):
+        def health_check(self, timeout: float = 5.0) -> Health:
+            found = super().health_check(timeout)
+            if self.checks == 1:
+                raise RuntimeError("mine")
+            return found
+
+    manager = Failing(1)
+    waits.append(manager.waiting.release)
+    endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
+    failed: list[str] = []
+
+    def first() -> None:
+        with pytest.raises(RuntimeError, match="mine"):
+            endpoint.answer({"REQUEST_METHOD": "GET"})
+        failed.append("yes")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while not endpoint._checks and thread.is_alive():
+        pass
+    assert ask_at_once(endpoint, 1) == ["up"]
+    thread.join()
+    assert (failed, manager.checks, endpoint._checks) == (["yes"], 2, {})
+
+
+def test_a_check_that_never_ends_is_down_and_forgotten(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "_GRACE", 0.0)
+    endpoint = HealthEndpoint(lambda: manager, timeout=0.0)
+    endpoint._checks[os.getpid(), id(manager)] = _health._Check()  # of a thread that is no more
+    assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"down"
+    assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"up"
 
 
 # -- the protocol ----------------------------------------------------------------
