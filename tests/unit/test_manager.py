@@ -502,7 +502,7 @@ def test_an_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
     manager.add_pool(Engine(0), "orm")
     with manager.lease("orm"):
         pass
-    with pytest.raises(ValueError, match="timeout must be None: a SQLAlchemy engine waits for the pool_timeout"):
+    with pytest.raises(ValueError, match="timeout must be None: a SQLAlchemy engine waits for its own pool_timeout"):
         manager.lease("orm", 0.1)
 
 
