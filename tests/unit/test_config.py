@@ -90,6 +90,7 @@ def test_fewer_than_our_own_minimum_can_be_said_in_the_url() -> None:
     for query in ("max_size=3", "max_connections=3", "max_idle=3"):
         assert from_env("", {"DATABASE_URL": f"sqlite:///x.db?{query}"})[DATABASE].create().settings.min_size == 3
     assert from_env("", {"DB_MAX_IDLE": "4"}, database="x.db")[DATABASE].create().settings.min_size == 4
+    assert main(["config", "--database", "postgresql://h/x?max_size=3"]) == 0
     said = {"DB_MIN_CONNECTIONS": "5", "DATABASE_URL": "sqlite:///x.db?max_size=3"}
     with pytest.raises(ValueError, match="min_size must be at most max_size .3., not 5"):
         from_env("", said)[DATABASE].create()
