@@ -6,14 +6,12 @@ The whole of it, and what a cell goes through: ``python -m tests.integration.mat
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tests.integration.matrix import cell, modes
-from tests.integration.matrix.server import Server
 from tests.servers import find_postgres, requires
 
 pytest.importorskip("django")  # CI has it: see test_django.py
@@ -54,21 +52,3 @@ def test_every_mode_is_covered() -> None:
     gunicorn_and_others = {name for name in modes.MODES if "uWSGI" not in name}
     assert gunicorn_and_others <= names
     assert {app for _, app in modes.PAIRWISE} == set(modes.APPS)
-
-
-@pytest.mark.parametrize("name", ["gunicorn sync", "uWSGI --lazy-apps"])
-def test_signals_stay_with_the_server(name: str) -> None:
-    """Also where `application_lifespan` is asked to handle them: the server ends as it always does."""
-    mode = modes.MODES[name]
-    if "uWSGI" in name and not UWSGI and not mode.installed:
-        pytest.skip("uWSGI: pip install pyuwsgi")  # required where UWSGI_REQUIRED says so
-    server = Server(mode, "lifespan", "")
-    try:
-        server.wait_until_up()
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60) as response:
-            said = response.read().decode().splitlines()
-        assert said == ["handlers are the same", f"signals stay with {name.split()[0]}, which runs this process"]
-        assert server.end()[1] is not None  # 22, and not 0, if a worker of uWSGI was still loading
-        assert server.complaints() == []
-    finally:
-        server.close()
