@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from .complaint import complaint_of
 
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer"]
 
@@ -98,7 +99,7 @@ def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
-        complaint = _complaint(conninfo, error)
+        complaint = complaint_of(conninfo, error)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
     try:
@@ -106,24 +107,3 @@ def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     except (psycopg.ProgrammingError, TypeError) as error:
         raise ValueError(f"kwargs: {error}") from None
     return {**parameters, **{name: value for name, value in kwargs.items() if value is not None}}
-
-
-def _complaint(conninfo: object, error: Exception) -> str:
-    """Say in libpq's words what is wrong, if all that it quotes are names of parameters.
-
-    It also quotes what it cannot read, which may be a piece of the password.
-    """
-    text = str(error).strip()
-    quoted = set(re.findall(r'"([^"]*)"', text))
-    if quoted and quoted <= {"=", *_names(str(conninfo))}:
-        return f"conninfo: {text}"
-    if str(conninfo).startswith(("postgresql://", "postgres://")):
-        return "conninfo is no well-formed postgresql:// URL"
-    return "conninfo is neither a postgresql:// URL nor key=value pairs, or names a parameter that libpq does not know"
-
-
-def _names(conninfo: str) -> list[str]:
-    """Return the names of parameters that cannot be a piece of a password."""
-    if "://" in conninfo:
-        return re.findall(r"[?&]([^=&]*)", conninfo.rpartition("@")[2])
-    return re.findall(r"(\w+)\s*=", conninfo.partition("pass")[0])
