@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from .complaint import complaint_of
-
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer"]
 
 Conninfo = str | Callable[[], str]
@@ -99,6 +97,8 @@ def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
+        from .complaint import complaint_of  # here: only a mistake pays for it
+
         complaint = complaint_of(conninfo, error)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
