@@ -22,6 +22,8 @@ _COMMANDS = {
     "config": ".config", "demo": ".demo.run", "doctor": ".doctor.run", "soak": ".soak.run"
 }  # fmt: skip
 
+_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE has ended
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
@@ -50,5 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _run() -> int:
+    """Run the command of this process; who reads no further (``| head``) gets no traceback."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return _PIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run())

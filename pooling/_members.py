@@ -206,6 +206,8 @@ class SQLAlchemy(Member):
         self.pool.dispose()
 
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        if timeout is not None:
+            raise ValueError("timeout must be None: a SQLAlchemy engine waits for its own pool_timeout")
         return self.pool.connect()  # type: ignore[no-any-return]
 
     def probe(self, timeout: float) -> str | None:
@@ -224,7 +226,8 @@ class SQLAlchemy(Member):
     def metrics(self) -> dict[str, Any]:
         pool = self.pool.pool
         idle, lent = (_number(pool, name) for name in ("checkedin", "checkedout"))
-        return _figures(idle + lent, idle, _number(pool, "size") + getattr(pool, "_max_overflow", 0))
+        overflow = getattr(pool, "_max_overflow", 0)
+        return _figures(idle + lent, idle, 0 if overflow < 0 else _number(pool, "size") + overflow)
 
 
 def _number(pool: Any, name: str) -> int:
@@ -233,7 +236,7 @@ def _number(pool: Any, name: str) -> int:
 
 
 def _figures(size: int, idle: int, limit: int, **more: float) -> dict[str, Any]:
-    """Another's figures under the names of ours, as far as it counts them."""
+    """Another's figures under the names of ours, as far as it counts them; a ``limit`` of 0 is none."""
     lent = size - idle
     found: dict[str, Any] = {
         "size": size, "idle": idle, "in_use": lent, "max_size": limit,

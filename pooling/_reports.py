@@ -125,7 +125,7 @@ def table(members: Mapping[str, Member], figures: Mapping[str, dict[str, Any]]) 
 
 
 def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
-    state = f"{found['in_use']}/{found['max_size']}"
+    state = f"{found['in_use']}/{found['max_size'] or 'any'}"  # 0: a foreign pool without a limit
     counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
     wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
     return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 from .core.pool import Pool
 from .settings import _ALL_NAMES, PoolSettings, _closest
 
-__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "scheme_of"]
+__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "scheme_of", "settings_for"]
 
 Build = Callable[..., Pool[Any]]
 
@@ -39,6 +39,12 @@ SCHEMES = {
 _BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
 _EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # what pip installs the driver with
 _SECRET = re.compile(r"(?i)((?:^|[?&])[^=&]*(?:pass|secret|token|key|pwd)[^=&]*=)[^&#]*")
+# A password may hold what should have been escaped, and some drivers take it: it goes on to the
+# last @ before what looks like a query, else to the last one of all. Too much is hidden, if any.
+_PASSWORD = re.compile(r"(?s)(?<=://)([^:@/?#]*):(?:.*@(?=[^@?]*\?[\w.-]+=)|.*@)")
+_WEB_USER = re.compile(r"(?i)^(https?://)(?![^@/]*\?[\w.-]+=)[^/]*@")  # may be a token, without a password
+# Before the query: a ? in a user or password is none of the query's, where an @ comes before the next slash.
+_AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?")
 
 
 def from_url(
@@ -70,7 +76,7 @@ def from_url(
     rest, given, others = _split(url)
     if given:
         try:
-            settings = PoolSettings.from_mapping(given, base=settings or _BASES.get(scheme))
+            settings = settings_for(url, given, settings)
         except ValueError as error:
             raise ValueError(f"{masked(url)}: {error}") from None
     try:
@@ -78,6 +84,23 @@ def from_url(
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{masked(url)}: {error}{_hint(others)}") from error
+
+
+def settings_for(url: str, given: Mapping[str, object], base: PoolSettings | None = None) -> PoolSettings:
+    """Lay settings over those that hold where nothing is said of such a URL.
+
+    Args:
+        url: Where to; its query is not read.
+        given: As for `PoolSettings.from_mapping`, which says what it raises.
+        base: Instead of what holds for the URL's scheme.
+    """
+    return PoolSettings.from_mapping(given, base=base or _BASES.get(scheme_of(url)))
+
+
+def parameters(url: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the texts in a URL's query by name: of settings, under their own names, and of all else."""
+    _, given, others = _split(url)
+    return {_ALL_NAMES[name]: text for name, text in given.items()}, others
 
 
 def scheme_of(url: str) -> str:
@@ -96,8 +119,8 @@ def scheme_of(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """Return a URL as it may be shown: without the password, and without secret parameters."""
-    url = re.sub(r"(?<=://)([^:@/?#]*):[^?#]*@", r"\1:***@", url)
+    """Return a URL as it may be shown: without password or token, and without secret parameters."""
+    url = _WEB_USER.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", url))
     head, mark, query = url.partition("?")
     return head + mark + _SECRET.sub(r"\1***", query)
 
@@ -119,7 +142,10 @@ def _builder(scheme: str) -> Build:
     known = sorted({*SCHEMES, *(point.name for point in _entry_points())})
     closest = _closest(scheme, known)
     hint = f"; did you mean {closest!r}?" if closest else ""
-    raise ValueError(f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)})")
+    raise ValueError(
+        f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)}; others come with packages that have an "
+        f"entry point {GROUP!r}; a pool of anything else is made of a function: create_pool(name, connect))"
+    )
 
 
 def _entry_points() -> Any:
@@ -136,10 +162,13 @@ def _load(target: str) -> Build:
     return found  # type: ignore[no-any-return]
 
 
-def _split(url: str) -> tuple[str, dict[str, object], list[str]]:
-    """Take a URL apart: without settings; the settings; the names of the other parameters."""
-    head, mark, query = url.partition("?")
-    given: dict[str, object] = {}
+def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Take a URL apart: without settings; the texts of the settings; those of the other parameters."""
+    authority = _AUTHORITY.match(url)
+    start = authority.end() if authority else 0
+    head, mark, query = url[start:].partition("?")
+    given: dict[str, str] = {}
+    others: dict[str, str] = {}
     kept: list[str] = []
     for token in filter(None, query.split("&")):
         key, _, text = token.partition("=")
@@ -147,13 +176,12 @@ def _split(url: str) -> tuple[str, dict[str, object], list[str]]:
             kept.append(token)
         elif key in given:
             raise ValueError(f"{masked(url)}: {key} is given twice")
-        else:
-            given[key] = unquote_plus(text)
-    names = [token.partition("=")[0] for token in kept]
-    return head + (mark + "&".join(kept) if kept else ""), given, names
+        if re.fullmatch(r"[\w.-]+", key):  # else it may be a part of a password with a ? in it, and is not to be shown
+            (given if key in _ALL_NAMES else others)[key] = unquote_plus(text)
+    return url[:start] + head + (mark + "&".join(kept) if kept else ""), given, others
 
 
-def _hint(parameters: list[str]) -> str:
+def _hint(parameters: Iterable[str]) -> str:
     """What may have been meant by parameters that nobody knew."""
     near = {name: _closest(name, _ALL_NAMES, 0.75) for name in parameters}
     return "".join(f"; was {close!r} meant by {name!r}?" for name, close in near.items() if close)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from ._urls import from_url, masked, scheme_of
+from ._urls import from_url, masked, parameters, scheme_of, settings_for
 from .core.pool import Pool
 from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt
 
@@ -62,13 +62,13 @@ class PoolConfig:
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Return what is in force, as it may be shown: what, the value, where it was said."""
-        made = _flat(self.create().settings)  # opens nothing; the URL may set some of it, too
-        before = _flat(self.settings or PoolSettings())
+        made = _flat(self.create().settings)  # opens nothing
+        settings, others = parameters(self.url)
         rows = [("url", masked(self.url), self._source("url"))]
-        rows += [(key, _shown(key, value), self._source(key)) for key, value in self.arguments.items()]
+        rows += [(key, f"{_shown(key, value)}", self._source(key)) for key, value in self.arguments.items()]
+        rows += [(key, f"{_shown(key, text)}", "the URL") for key, text in others.items() if key not in self.arguments]
         for key, value in made.items():
-            source = self._source(key) if value == before[key] else "the URL"
-            rows.append((key, _shown(key, value), source))
+            rows.append((key, f"{_shown(key, value)}", "the URL" if key in settings else self._source(key)))
         return rows
 
     def _source(self, key: str) -> str:
@@ -166,7 +166,7 @@ def _one(name: str, value: object) -> PoolConfig:
         raise TypeError(f"{name}: critical must be true or false, not {critical!r}")
     given = {key: rest.pop(key) for key in list(rest) if key in _ALL_NAMES}
     try:
-        settings = PoolSettings.from_mapping(given) if given else None
+        settings = settings_for(url, given) if given else None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
     sources = {_ALL_NAMES[key]: f"{name}.{key}" for key in given}
@@ -196,8 +196,10 @@ def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
 def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
     urls = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
     others = {name: text for name, text in environ.items() if name not in urls}
-    settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, DATABASE_SETTINGS)
-    return PoolConfig(DATABASE, url_of(database), settings, sources={"url": source, **sources})
+    url = url_of(database)
+    base = _room_for(DATABASE_SETTINGS, parameters(url)[0])
+    settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, base)
+    return PoolConfig(DATABASE, url, settings, sources={"url": source, **sources})
 
 
 def _settings(
@@ -210,8 +212,7 @@ def _settings(
         _warn_of_misspelt(prefix + part, environ, known)
         said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if name in environ]
     sources = {setting: variable for variable, setting, _ in reversed(said)}
-    if "max_size" in sources and "min_size" not in sources:
-        base = _room_for(base, environ[sources["max_size"]])
+    base = _room_for(base, {setting: environ[variable] for setting, variable in sources.items()})
     return _shared(prefix, environ, _overlay(base, _read(said)), sources)
 
 
@@ -235,11 +236,11 @@ def _shared(
     return settings, sources
 
 
-def _room_for(base: PoolSettings, text: str) -> PoolSettings:
-    """Let our own ``min_size`` not stand in the way of a smaller ``max_size`` that was said."""
-    if text.strip().isdigit() and 0 < int(text) < base.min_size:
-        return base.replace(min_size=int(text))
-    return base
+def _room_for(base: PoolSettings, said: Mapping[str, str]) -> PoolSettings:
+    """Let our own ``min_size`` not stand in the way of a smaller maximum that was said."""
+    texts = (said.get(setting, "").strip() for setting in ("max_size", "max_idle"))
+    most = min([int(text) for text in texts if text.isdecimal()], default=base.min_size)
+    return base.replace(min_size=min(base.min_size, most))
 
 
 # -- the command -------------------------------------------------------------------
@@ -283,7 +284,12 @@ def _block(config: PoolConfig) -> str:
     return "\n".join([config.name, *lines])
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, value: object) -> object:
+    """A value as it may be shown, those in mappings and lists too."""
     if any(word in name.lower() for word in _SECRETS) and value is not None:
         return "***"
-    return masked(value) if isinstance(value, str) else f"{value}"
+    if isinstance(value, Mapping):
+        return {key: _shown(str(key), part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(name, part) for part in value]
+    return masked(value) if isinstance(value, str) else value

@@ -201,8 +201,13 @@ class PoolManager:
     def lease(self, name: str, timeout: float | None = None) -> AbstractContextManager[Any]:
         """Take a resource of a pool, ours or foreign, as a context manager.
 
+        Args:
+            name: The pool.
+            timeout: Seconds to wait; ``None`` means what the pool itself says.
+
         Raises:
             KeyError: There is no such pool.
+            ValueError: A ``timeout`` for a SQLAlchemy engine, which has its own.
             PoolError: As from `Pool.acquire`; foreign pools raise their own.
         """
         return self._member(name).lease(timeout)
@@ -224,17 +229,28 @@ class PoolManager:
             member.close(self._shutdown_timeout if timeout is None else timeout)
 
     def close_all(self, timeout: float | None = None) -> None:
-        """Close every pool, the last one made first, within one deadline; see `shutdown`."""
+        """Close every pool and forget it: its name is free again.
+
+        The last one made is closed first, all within one deadline. Pools that
+        are not ``owned`` stay.
+
+        Args:
+            timeout: Seconds for all together; ``None`` means ``shutdown_timeout``.
+        """
+        for name in self._close_owned(timeout):
+            self._members.pop(name, None)
+
+    def _close_owned(self, timeout: float | None) -> list[str]:
+        """Close what is ours to close; return its names."""
         limit = self._shutdown_timeout if timeout is None else seconds(timeout)
         deadline = time.monotonic() + limit
-        for name in reversed(list(self._members)):
-            member = self._members[name]
-            if not member.owned:
-                continue
+        names = [name for name in reversed(list(self._members)) if self._members[name].owned]
+        for name in names:
             try:
-                member.close(max(0.0, deadline - time.monotonic()))
+                self._members[name].close(max(0.0, deadline - time.monotonic()))
             except Exception:
                 logger.exception("closing pool %r failed", name)
+        return names
 
     def __getitem__(self, name: str) -> Any:
         return self.get_pool(name)
@@ -281,14 +297,14 @@ class PoolManager:
 
         The last pool made is closed first: it may need those before it. Each
         stops lending when its turn comes, so that what is under way can still
-        end well, and what is not back at the deadline is interrupted. Twice is
-        fine.
+        end well, and what is not back at the deadline is interrupted. The pools
+        can still be looked at. Twice is fine.
 
         Args:
             timeout: Seconds for all together; ``None`` means ``shutdown_timeout``.
         """
         self._closing = True
-        self.close_all(timeout)
+        self._close_owned(timeout)
 
     @property
     def closing(self) -> bool:

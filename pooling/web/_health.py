@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._reports import DOWN, PoolHealth
 from ..manager import Health, PoolManager
 
 __all__ = ["HealthEndpoint", "Answer"]
@@ -20,6 +23,8 @@ Admit = Callable[[Mapping[str, Any]], object]
 
 MAX_AGE = 1.0
 """Seconds for which an answer is given again: nobody can load the servers by asking."""
+
+_GRACE = 1.0  # seconds beyond its limit that a check may take: more than the manager allows it
 
 
 class HealthEndpoint:
@@ -54,7 +59,7 @@ class HealthEndpoint:
         self._admit = admit
         self._timeout = timeout
         self._last: tuple[PoolManager | None, float, Health | None] = (None, 0.0, None)
-        self._asking = False
+        self._checks: dict[tuple[int, int], _Check] = {}  # that are under way, of each process and manager
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """Return status, headers and body for a request."""
@@ -83,19 +88,49 @@ class HealthEndpoint:
         return self._admit is not None and bool(self._admit(environ))
 
     def _health(self) -> Health:
-        """Ask, unless the last answer is fresh, or another thread is asking right now.
+        """Return the last answer if it is fresh, else ask; of many at once only one asks.
 
         Without a lock: it might be made before gevent comes, or be held at a fork.
         """
-        manager, now = self._manager(), time.monotonic()
-        whose, when, health = self._last
-        known = health if whose is manager and not manager.closing else None
-        if known is not None and now - when < MAX_AGE + (self._timeout if self._asking else 0.0):
+        manager = self._manager()
+        known = self._known(manager, MAX_AGE)
+        if known is not None:
             return known
-        self._asking = True
+        mine, key = _Check(), (os.getpid(), id(manager))
+        check = self._checks.setdefault(key, mine)
+        if check is not mine:
+            known = self._known(manager, MAX_AGE + self._timeout)
+            return self._wait(check, key, manager) if known is None else known
         try:
-            known = manager.health_check(self._timeout)
+            known = self._known(manager, MAX_AGE)  # somebody may have asked just now
+            mine.health = self._ask(manager) if known is None else known
+            return mine.health
         finally:
-            self._asking = False
-        self._last = manager, time.monotonic(), known
-        return known
+            self._checks.pop(key, None)
+            mine.done.set()
+
+    def _known(self, manager: PoolManager, age: float) -> Health | None:
+        whose, when, health = self._last
+        fresh = whose is manager and not manager.closing and time.monotonic() - when < age
+        return health if fresh else None
+
+    def _ask(self, manager: PoolManager) -> Health:
+        health = manager.health_check(self._timeout)
+        self._last = manager, time.monotonic(), health
+        return health
+
+    def _wait(self, check: _Check, key: tuple[int, int], manager: PoolManager) -> Health:
+        """Return what the other thread finds out; ask if it has failed to."""
+        if check.done.wait(self._timeout + _GRACE):
+            return self._ask(manager) if check.health is None else check.health
+        self._checks.pop(key, None)  # it may never end: its thread was killed, say
+        late = PoolHealth(DOWN, self._timeout, f"no answer within {self._timeout:g} s")
+        return Health(dict.fromkeys(manager, late))
+
+
+class _Check:
+    """A check that is under way, for those who come meanwhile."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()  # made when it is needed: gevent has come by then, if it ever does
+        self.health: Health | None = None

@@ -34,8 +34,8 @@ from ._scope import Scope
 __all__ = ["Pooling"]
 
 _KEY = "pooling"
-_SCOPE = "pooling.flask.scope"  # in the environment of a request, and in `g` outside of one
-_STREAM = "pooling.flask.stream"
+_SCOPE = "_pooling_scope"  # of a request, and in `g` outside of one
+_STREAM = "_pooling_stream"
 
 
 class Pooling:
@@ -104,6 +104,7 @@ class Pooling:
         Args:
             name: The pool.
             timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+                A SQLAlchemy engine takes none, it has its own.
 
         Raises:
             RuntimeError: There is no application context.
@@ -112,7 +113,7 @@ class Pooling:
             PoolError: As from `Pool.acquire`.
         """
         # Not in `g` within a request: a test's application context may outlive it.
-        place = request.environ if has_request_context() else vars(g)
+        place = _of_request() if has_request_context() else vars(g)
         scope: Scope | None = place.get(_SCOPE)
         if scope is None:
             scope = place[_SCOPE] = Scope(_manager(), self._most)
@@ -155,6 +156,15 @@ class Pooling:
         return blueprint
 
 
+def _of_request() -> dict[str, Any]:
+    """Return the attributes of the request object.
+
+    It is one of this application and this request. Its environment is not: an
+    application called within another one, or once more, gets the same.
+    """
+    return vars(request._get_current_object())  # type: ignore[attr-defined,return-value]  # a LocalProxy
+
+
 def _manager() -> PoolManager:
     try:
         manager: PoolManager = current_app.extensions[_KEY]
@@ -169,8 +179,8 @@ def _manager() -> PoolManager:
 def _watch_stream(response: Response) -> Response:
     """Where the body is made while it is sent, let that be the end of the request."""
     if response.is_streamed and not response.direct_passthrough and _is_sent(response):
-        environ = request.environ
-        response.response = environ[_STREAM] = _Stream(response.response, environ.get(_SCOPE))
+        place = _of_request()
+        response.response = place[_STREAM] = _Stream(response.response, place.get(_SCOPE))
     return response
 
 
@@ -180,11 +190,11 @@ def _is_sent(response: Response) -> bool:
 
 def _end_request(error: BaseException | None) -> None:
     """The request's context ends, after its stream if that keeps it open."""
-    environ = request.environ
-    scope: Scope | None = environ.get(_SCOPE)
+    place = _of_request()
+    scope: Scope | None = place.get(_SCOPE)
     if scope is None:
         return
-    stream: _Stream | None = environ.get(_STREAM)
+    stream: _Stream | None = place.get(_STREAM)
     if stream is None or stream.over or error is not None:
         scope.end(error)
     else:

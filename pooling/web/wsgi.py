@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import config
+from .._urls import settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
 from ._health import HealthEndpoint
@@ -42,6 +43,7 @@ def lease(environ: Mapping[str, Any], name: str, timeout: float | None = None) -
         environ: The request's WSGI environment.
         name: The pool.
         timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+            A SQLAlchemy engine takes none, it has its own.
 
     Raises:
         LookupError: The request did not come through `PoolingMiddleware`, or
@@ -65,7 +67,7 @@ class PoolingMiddleware:
         app: The WSGI application.
         manager: The pools; ``None`` makes a manager for the URLs below.
         database_url: Of a pool ``"db"``.
-        redis_url: Of a pool ``"redis"``.
+        redis_url: Of a pool ``"redis"``, if anything installed knows the scheme, see `from_url`.
         urls: Further pools by name, see `from_url`.
         settings: Of the pools that are made here.
         max_leases: How many leases a request may hold at once; ``None`` means
@@ -113,33 +115,42 @@ class PoolingMiddleware:
         self._most = max_leases
         self._health_path = health_path
         self._health = HealthEndpoint(lambda: self.manager, token=health_token, admit=health_admit)
-        if options:
-            settings = PoolSettings.from_mapping(options, base=settings)
         given = {"db": database_url, "redis": redis_url, **(urls or {})}
-        for name, url in given.items():
-            if url is not None:
-                self.manager.create_pool(name, config.url_of(url), settings=settings)
+        targets = {name: config.url_of(url) for name, url in given.items() if url is not None}
+        if options and not targets:
+            PoolSettings.from_mapping(options, base=settings)  # refuses what is misspelt, here too
+        for name, url in targets.items():
+            laid = settings_for(url, options, settings) if options else settings
+            self.manager.create_pool(name, url, settings=laid)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._health_path is not None and environ.get("PATH_INFO") == self._health_path:
             status, headers, body = self._health.answer(environ)
             start_response(status, headers)
             return [body]
-        manager = self.manager
-        environ[MANAGER] = manager
-        environ[SCOPE] = scope = Scope(manager, self._most)
+        around: Scope | None = environ.get(SCOPE)
+        scope = Scope(self.manager, self._most)
+        _enter(environ, scope)
         try:
             body_of_app = self._app(environ, start_response)
         except BaseException as error:
             scope.end(error)
             raise
+        finally:
+            if around is not None:
+                _enter(environ, around)
         kind = type(body_of_app)
         if kind is list or kind is tuple or kind is environ.get("wsgi.file_wrapper"):
             # No code of the application runs any more: give back before a slow client
             # reads, and let the server see what it is (its length, a file to send).
             scope.end()
             return body_of_app
-        return _Body(body_of_app, scope)
+        return _Body(body_of_app, scope) if around is None else _InnerBody(body_of_app, scope, environ, around)
+
+
+def _enter(environ: Environ, scope: Scope) -> None:
+    environ[MANAGER] = scope.manager
+    environ[SCOPE] = scope
 
 
 class _Body:
@@ -179,6 +190,31 @@ class _Body:
         finally:
             self._scope.end(error)
             del error
+
+
+class _InnerBody(_Body):
+    """The same within another middleware, whose scope is in the environment but while this body's code runs."""
+
+    __slots__ = ("_environ", "_around")
+
+    def __init__(self, body: Iterable[bytes], scope: Scope, environ: Environ, around: Scope) -> None:
+        super().__init__(body, scope)
+        self._environ = environ
+        self._around = around
+
+    def __next__(self) -> bytes:
+        _enter(self._environ, self._scope)
+        try:
+            return super().__next__()
+        finally:
+            _enter(self._environ, self._around)
+
+    def close(self) -> None:
+        _enter(self._environ, self._scope)
+        try:
+            super().close()
+        finally:
+            _enter(self._environ, self._around)
 
 
 def _check_most(most: object) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +13,9 @@ import pytest
 from pooling import PoolSettings, SQLitePool
 from pooling.__main__ import main
 from pooling.adapters.http import HTTPTimeout
-from pooling.config import DATABASE, HTTP, from_env, from_mapping, url_of
+from pooling.config import DATABASE, HTTP, _shown, from_env, from_mapping, url_of
 
+ROOT = Path(__file__).parents[2]
 ALL = {
     "HTTP_MAX_CONNECTIONS": "50",
     "HTTP_MAX_CONNECTIONS_PER_HOST": "20",
@@ -82,6 +86,16 @@ def test_fewer_than_our_own_minimum_can_be_said() -> None:
     assert db is not None and (db.min_size, db.max_size) == (2, 2)
 
 
+def test_fewer_than_our_own_minimum_can_be_said_in_the_url() -> None:
+    for query in ("max_size=3", "max_connections=3", "max_idle=3"):
+        assert from_env("", {"DATABASE_URL": f"sqlite:///x.db?{query}"})[DATABASE].create().settings.min_size == 3
+    assert from_env("", {"DB_MAX_IDLE": "4"}, database="x.db")[DATABASE].create().settings.min_size == 4
+    assert main(["config", "--database", "postgresql://h/x?max_size=3"]) == 0
+    said = {"DB_MIN_CONNECTIONS": "5", "DATABASE_URL": "sqlite:///x.db?max_size=3"}
+    with pytest.raises(ValueError, match="min_size must be at most max_size .3., not 5"):
+        from_env("", said)[DATABASE].create()
+
+
 def test_our_metrics_switch_is_the_weaker_one() -> None:
     said = {"ENABLE_METRICS": "no", "HTTP_ENABLE_METRICS": "yes"}
     settings = from_env("", said)[HTTP].settings
@@ -145,6 +159,12 @@ def test_a_mapping() -> None:
     assert isinstance(log.create(), SQLitePool)
 
 
+def test_settings_are_laid_over_what_holds_for_the_scheme() -> None:
+    for one in ("https://h", {"url": "https://h"}, {"url": "https://h", "max_lifetime": 60}, "https://h?max_lifetime=60"):
+        settings = from_mapping({"api": one})["api"].create().settings
+        assert (settings.min_size, settings.max_size) == (0, 100)
+
+
 @pytest.mark.parametrize(
     ("mapping", "error", "words"),
     [
@@ -198,9 +218,41 @@ def test_the_command_of_one_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys.readouterr().out)["max_size"] == ["3", "the", "URL"]
 
 
+def test_the_command_shows_what_else_the_url_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--url", "sqlite:///x.db?readers=3&statement_timeout=5&max_lifetime=3600"]) == 0
+    found = lines(capsys.readouterr().out)
+    assert (found["readers"], found["statement_timeout"]) == (["3", "the", "URL"], ["5", "the", "URL"])
+    assert found["max_lifetime"] == ["3600.0", "the", "URL"]  # which is the default, too
+    assert main(["config", "--url", "postgresql://a:s?3cret@h/x?sslmode=require&sslpassword=s3cret"]) == 0
+    output = capsys.readouterr().out
+    assert lines(output)["sslmode"] == ["require", "the", "URL"]
+    assert "3cret" not in output
+
+
+def test_secrets_within_arguments_are_masked() -> None:
+    kwargs = {"password": "s3cret", "application_name": "x"}
+    config = from_mapping({"db": {"url": "postgresql://h/x", "kwargs": kwargs}})["db"]
+    shown = {what: value for what, value, _ in config.lines()}
+    assert shown["kwargs"] == "{'password': '***', 'application_name': 'x'}"
+    assert _shown("x", [{"token": "s3cret"}, "https://s3cret@h"]) == [{"token": "***"}, "https://***@h"]
+
+
 def test_the_command_refuses_what_is_bad(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("X_HTTP_MAX_SIZE", "none")
     assert main(["config", "--prefix", "X_"]) == 1
     assert "error: X_HTTP_MAX_SIZE='none'" in capsys.readouterr().err
+
+
+def test_who_reads_no_further_gets_no_traceback() -> None:
+    """As ``| head -1`` does; here nobody reads at all."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pooling", "config", "--prefix", "NOBODY_SETS_"], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + 13, "")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, Response, g, stream_with_context
+from flask import Flask, Response, g, request, stream_with_context
 from flask.testing import FlaskClient
 
-from pooling import LeaseError, PoolManager, PoolSettings
+from pooling import LeaseError, Pool, PoolManager, PoolSettings
 from pooling.testing import FakeAdapter, no_leaked_leases  # noqa: F401
 from pooling.web import _health
 from pooling.web.flask import Pooling
@@ -222,6 +222,66 @@ def test_several_applications_have_their_own_pools() -> None:
             name.execute("CREATE TABLE mine (n)")  # each has a database of its own
     for app in apps:
         app.extensions["pooling"].shutdown()
+
+
+def of(name: str, pools: Pooling) -> Flask:
+    """An application with one pool of texts."""
+    app = Flask(name)
+    app.testing = True
+    app.config["POOLING"] = {"db": Pool(lambda: [name], settings=NONE.replace(acquire_timeout=30.0), name=name)}
+    pools.init_app(app)
+    return app
+
+
+def lent_by(app: Flask) -> int:
+    return int(app.extensions["pooling"]["db"].stats()["in_use"])
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_an_application_within_a_request_of_another(buffered: bool) -> None:
+    """Both see the same environment; each has its own leases, and ends them by itself."""
+    pools = Pooling()
+    outer, inner = of("outer", pools), of("inner", pools)
+
+    @inner.get("/")
+    def inside() -> Response:
+        return Response(piece for piece in [pools.lease("db")[0], " ", pools.lease("db")[0]])
+
+    @outer.get("/")
+    def around() -> str:
+        mine = pools.lease("db")
+        answer = Response.from_app(inner, request.environ, buffered)
+        assert pools.lease("db") is mine
+        text = answer.get_data(as_text=True)
+        answer.close()
+        assert (pools.lease("db") is mine, lent_by(outer), lent_by(inner)) == (True, 1, 0)
+        return f"{mine[0]} {text}"
+
+    assert outer.test_client().get("/").text == "outer inner inner"
+    assert (lent_by(outer), lent_by(inner)) == (0, 0)
+
+
+def test_an_environment_that_is_served_twice() -> None:
+    """Some middleware tries again what has failed."""
+    pools = Pooling()
+    app = of("app", pools)
+    codes = [503, 200]
+
+    @app.get("/")
+    def index() -> tuple[str, int]:
+        return str(pools.lease("db")[0]), codes.pop(0)
+
+    once = app.wsgi_app
+
+    def twice(environ: Any, start_response: Any) -> Any:
+        first = once(environ, lambda *args: None)
+        b"".join(first)
+        first.close()  # type: ignore[attr-defined]
+        return once(environ, start_response)
+
+    app.wsgi_app = twice  # type: ignore[method-assign]
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text, lent_by(app)) == (200, "app", 0)
 
 
 def test_a_pool_in_the_configuration(manager: PoolManager) -> None:

@@ -112,6 +112,17 @@ def test_a_name_is_free_again(manager: PoolManager) -> None:
     assert manager.create_pool("a", list) is not first
 
 
+def test_names_are_free_after_all_were_closed(manager: PoolManager) -> None:
+    first, guest = manager.create_pool("a", object), Pool(object, name="guest")
+    manager.add_pool(guest, owned=False)
+    manager.close_all()
+    assert first.closed and list(manager) == ["guest"] and not guest.closed
+    second = manager.create_pool("a", object)
+    assert second is not first and not second.closed
+    manager.close_all()
+    assert manager.create_pool("a", list) is manager["a"]
+
+
 def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
     made: list[Any] = []
     barrier = threading.Barrier(8)
@@ -448,6 +459,51 @@ def test_psycopgs_pool(manager: PoolManager, kind: Callable[[], Any]) -> None:
     manager.shutdown()
     assert pool.calls == [("open", True), "SELECT 1", "close"]
     assert manager.health_check()["foreign"].status == "down"
+
+
+class QueuePool:
+    """What a manager uses of SQLAlchemy's."""
+
+    def __init__(self, overflow: int) -> None:
+        self._max_overflow = overflow
+
+    def size(self) -> int:
+        return 2
+
+    checkedout = size
+
+    def checkedin(self) -> int:
+        return 0
+
+
+class Engine:
+    """One of SQLAlchemy's, all of whose connections are lent, if they have a limit."""
+
+    __module__ = "sqlalchemy.engine.base"
+
+    def __init__(self, overflow: int) -> None:
+        self.pool = QueuePool(overflow)
+
+    @contextmanager
+    def connect(self) -> Iterator[Any]:
+        yield SimpleNamespace(exec_driver_sql=lambda sql: None)
+
+
+@pytest.mark.parametrize(("overflow", "status", "limit", "shown"), [(0, "degraded", 2, "2/2"), (-1, "up", 0, "2/any")])
+def test_an_engine_without_a_limit(manager: PoolManager, overflow: int, status: str, limit: int, shown: str) -> None:
+    manager.add_pool(Engine(overflow), "orm")
+    assert manager.health_check()["orm"].status == status
+    assert manager.metrics()["orm"]["max_size"] == limit
+    manager.print_summary(out := io.StringIO())
+    assert shown in out.getvalue()
+
+
+def test_an_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
+    manager.add_pool(Engine(0), "orm")
+    with manager.lease("orm"):
+        pass
+    with pytest.raises(ValueError, match="timeout must be None: a SQLAlchemy engine waits for its own pool_timeout"):
+        manager.lease("orm", 0.1)
 
 
 # -- the whole life --------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pooling import HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
+from pooling import CreateFailed, HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
 from pooling import _urls as urls
 from pooling.adapters.http import HTTPTimeout
 
@@ -99,6 +99,7 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
         ("://x", "must begin with a scheme"),
         ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
         ("ftp://x", "known: http, https, postgres, postgresql, sqlite"),
+        ("gopher://x", r"packages that have an entry point 'pooling.schemes'.*create_pool.name, connect"),
         ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
         ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),
         ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; was 'max_size' meant by 'max_sise'"),
@@ -106,6 +107,8 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
         ("sqlite:///x?optimize=perhaps", "optimize must be true or false"),
         ("sqlite://host/x", "a host .'host'. means nothing"),
         ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
+        ("postgresql://a:pw@h/x?foo=1", '[*]@h/x.foo=1: conninfo: invalid URI query parameter: "foo"'),
+        ("postgresql://h/x?foo", 'conninfo: missing key/value separator "=" in URI query parameter: "foo"'),
         ("https://h?tiemout=3", "unknown parameter 'tiemout'"),
         ("https://h?timeout=soon", "timeout='soon'"),
         ("https://h?timeout=0", "must be above 0"),
@@ -115,6 +118,39 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
 def test_what_is_wrong_is_said(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "words"),
+    [
+        ("host=h foo=1 password=s3cret", 'conninfo: invalid connection option "foo"'),
+        ("host=h password=a s3cret=1", "conninfo is neither a .* nor key=value pairs, or names a parameter"),
+        ("host=h password=a s3cret", "conninfo is neither"),
+        ("s3cret", "conninfo is neither"),
+        ("postgresql://a:s3cret%zz@h/x", "conninfo is no well-formed postgresql:// URL"),
+        ("postgresql://a:s3cret@[::1/x", "conninfo is no well-formed"),
+        ("postgresql://a:s/x?s3cret=1@h", "conninfo is no well-formed"),
+    ],
+)
+def test_libpqs_words_but_no_piece_of_a_password(conninfo: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        PostgresPool(conninfo)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_parameter_that_cannot_be_read_is_told_at_once() -> None:
+    """By psycopg, before it connects: nobody waits for the deadline."""
+    pool = from_url("postgresql://127.0.0.1:1/x?connect_timeout=abc&min_size=0&acquire_timeout=30")
+    with pytest.raises(CreateFailed, match="bad value for connect_timeout: 'abc'"):
+        pool.acquire()
+    pool.close()
+
+
+def test_a_question_mark_in_a_password() -> None:
+    pool = from_url("postgresql://a:se?cret@h/x?max_size=3")
+    assert isinstance(pool, PostgresPool)
+    assert pool.settings.max_size == 3
+    assert pool._address.ask().arguments["password"] == "se?cret"
 
 
 def test_a_bad_argument_is_named() -> None:
@@ -144,6 +180,15 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list
         ("postgresql://app:s3cret@h/x", "postgresql://app:***@h/x"),
         ("postgresql://app:s3c@ret@h/x", "postgresql://app:***@h/x"),
         ("postgresql://:s3cret@h", "postgresql://:***@h"),
+        ("postgresql://app:s3?cret@h/x", "postgresql://app:***@h/x"),
+        ("postgresql://app:s3#cret@h/x?a=b@c", "postgresql://app:***@h/x?a=b@c"),
+        ("postgresql://app:s3/cr?et@h/x?a=1", "postgresql://app:***@h/x?a=1"),
+        ("postgresql://app:s3@c/r?et@h/x", "postgresql://app:***@h/x"),
+        ("https://s3cret@h/x", "https://***@h/x"),
+        ("https://s3?cret@h", "https://***@h"),
+        ("HTTPS://s3cret:@h?a=1", "HTTPS://***@h?a=1"),
+        ("https://h/@me?mail=a@b", "https://h/@me?mail=a@b"),
+        ("https://h?mail=a@b", "https://h?mail=a@b"),
         ("https://h/?token=s3cret&a=1", "https://h/?token=***&a=1"),
         ("https://h/?a=1&API_KEY=s3cret#x", "https://h/?a=1&API_KEY=***#x"),
     ],
@@ -153,7 +198,11 @@ def test_secrets_are_masked(url: str, shown: str) -> None:
 
 
 def test_no_error_shows_a_password() -> None:
-    for url in ("postgresql://a:s3cret@h/x?no=1", "postgresql://a:s3cret@h/x?max_size=0", "mysq://a:s3cret@h/x"):
+    for url in (
+        "postgresql://a:s3cret@h/x?no=1", "postgresql://a:s3cret@h/x?max_size=0", "mysq://a:s3cret@h/x",
+        "postgresql://a:x?s3cret@h/x?max_sise=0", "postgresql://a:x@y/z?s3cret@h/x?max_size=0",
+        "https://s3cret@h?max_size=abc",
+    ):  # fmt: skip
         with pytest.raises(ValueError) as caught:
             from_url(url)
         error: BaseException | None = caught.value

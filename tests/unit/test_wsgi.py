@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -13,8 +15,10 @@ from wsgiref.validate import validator
 import pytest
 
 from pooling import LeaseError, PoolManager, PoolSettings, PoolTimeout
+from pooling.manager import Health
 from pooling.testing import FakeAdapter
 from pooling.web import _health
+from pooling.web._health import HealthEndpoint
 from pooling.web.wsgi import PoolingMiddleware, lease
 
 NONE = PoolSettings(min_size=0, max_size=2, health_check_interval=None, acquire_timeout=0.0)
@@ -170,6 +174,84 @@ def test_nothing_is_lent_after_the_end(manager: PoolManager) -> None:
         assert in_use(manager) == 0
 
 
+# -- one within another ----------------------------------------------------------
+
+
+def others() -> PoolManager:
+    manager = PoolManager()
+    manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
+    return manager
+
+
+def test_a_middleware_around_gets_its_leases_back(manager: PoolManager) -> None:
+    inner = PoolingMiddleware(listed, others())
+
+    def shell(environ: Any, start_response: Any) -> list[bytes]:
+        mine = lease(environ, "a")
+        body = list(inner(environ, start_response))
+        assert (lease(environ, "a"), environ["pooling.manager"]) == (mine, manager)
+        lease(environ, "b")  # which the inner one does not have
+        return body
+
+    assert Call(PoolingMiddleware(shell, manager)).read().startswith(b"<FakeResource")
+    assert (in_use(manager), in_use(inner.manager)) == (0, 0)
+
+
+def test_a_middleware_around_one_that_fails(manager: PoolManager) -> None:
+    def fail(environ: Any, start_response: Any) -> list[bytes]:
+        lease(environ, "a")
+        raise RuntimeError("mine")
+
+    inner = PoolingMiddleware(fail, others())
+
+    def shell(environ: Any, start_response: Any) -> list[bytes]:
+        with pytest.raises(RuntimeError, match="mine"):
+            inner(environ, start_response)
+        lease(environ, "b")
+        start_response("500 Oh", PLAIN)
+        return [b"x"]
+
+    assert Call(PoolingMiddleware(shell, manager)).read() == b"x"
+    assert (in_use(manager), in_use(inner.manager)) == (0, 0)
+
+
+def test_a_stream_within_another_middleware(manager: PoolManager) -> None:
+    """The outer one's code runs between its pieces."""
+    seen: list[object] = []
+
+    class Body:
+        def __init__(self, environ: Any) -> None:
+            self.environ = environ
+
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(3):
+                seen.append(self.environ["pooling.manager"])
+                lease(self.environ, "a")
+                yield b"x"
+
+        def close(self) -> None:
+            seen.append(self.environ["pooling.manager"])
+
+    def streams(environ: Any, start_response: Any) -> Body:
+        start_response("200 OK", PLAIN)
+        return Body(environ)
+
+    inner = PoolingMiddleware(streams, others())
+
+    def shell(environ: Any, start_response: Any) -> Iterator[bytes]:
+        body: Any = inner(environ, start_response)
+        for piece in body:
+            lease(environ, "b")
+            yield piece
+            assert (in_use(manager), in_use(inner.manager)) == (1, 1)
+        body.close()
+        assert (in_use(inner.manager), environ["pooling.manager"]) == (0, manager)
+
+    assert Call(PoolingMiddleware(shell, manager)).read() == b"xxx"
+    assert seen == [inner.manager] * 4
+    assert in_use(manager) == 0
+
+
 # -- errors ----------------------------------------------------------------------
 
 
@@ -300,6 +382,24 @@ def test_pools_of_urls() -> None:
     assert (settings.max_lifetime, settings.acquire_timeout, settings.max_uses) == (1800.0, 3.0, 5)
 
 
+def test_options_are_laid_over_what_holds_for_the_scheme() -> None:
+    settings = PoolingMiddleware(listed, urls={"api": "https://h"}, pool_recycle=1800).manager["api"].settings
+    assert (settings.min_size, settings.max_size, settings.max_lifetime) == (0, 100, 1800.0)
+    settings = PoolingMiddleware(listed, urls={"api": "https://h"}, min_size=50).manager["api"].settings
+    assert (settings.min_size, settings.max_size) == (50, 100)
+    settings = PoolingMiddleware(
+        listed, database_url="sqlite://", settings=PoolSettings(max_size=7), max_uses=5
+    ).manager["db"].settings
+    assert (settings.max_size, settings.max_uses) == (7, 5)
+
+
+def test_redis_needs_a_package_that_knows_it() -> None:
+    words = "unknown scheme 'redis'.*others come with packages that have an entry point.*create_pool.name, connect"
+    with pytest.raises(ValueError, match=words):
+        PoolingMiddleware(listed, redis_url="redis://h/0")
+    assert "redis" not in PoolingMiddleware(listed).manager
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -388,6 +488,96 @@ def test_while_one_asks_the_others_are_told_what_is_known(
     adapter.let_go("validate")
     asking.join()
     assert adapter.calls["validate"] == 2
+
+
+class Asked(PoolManager):
+    """Counts its checks, and says when all who came at once wait for the first of them."""
+
+    def __init__(self, others: int) -> None:
+        super().__init__()
+        self.others, self.checks, self.waiting = others, 0, threading.Semaphore(0)
+
+    def health_check(self, timeout: float = 5.0) -> Health:
+        self.checks += 1
+        for _ in range(self.others if self.checks == 1 else 0):
+            if not self.waiting.acquire(timeout=30):  # they ask by themselves, instead
+                break
+        return super().health_check(timeout)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What is called when somebody begins to wait for another one's check."""
+    found: list[Callable[[], object]] = []
+
+    class Telling(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            for tell in found:
+                tell()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(_health, "threading", SimpleNamespace(Event=Telling))
+    return found
+
+
+def ask_at_once(endpoint: HealthEndpoint, count: int) -> list[str]:
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(endpoint.answer({"REQUEST_METHOD": "GET"})[2].decode()))
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_many_strangers_at_once_cost_one_check(waits: list[Callable[[], object]]) -> None:
+    """Also where nothing is known yet: those who come meanwhile wait for the first one's answer."""
+    manager = Asked(19)
+    manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
+    waits.append(manager.waiting.release)
+    endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
+    assert ask_at_once(endpoint, 20) == ["up"] * 20
+    assert (manager.checks, endpoint._checks) == (1, {})
+
+
+def test_who_waits_for_a_check_that_fails_asks_himself(waits: list[Callable[[], object]]) -> None:
+    class Failing(Asked):
+        def health_check(self, timeout: float = 5.0) -> Health:
+            found = super().health_check(timeout)
+            if self.checks == 1:
+                raise RuntimeError("mine")
+            return found
+
+    manager = Failing(1)
+    waits.append(manager.waiting.release)
+    endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
+    failed: list[str] = []
+
+    def first() -> None:
+        with pytest.raises(RuntimeError, match="mine"):
+            endpoint.answer({"REQUEST_METHOD": "GET"})
+        failed.append("yes")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while not endpoint._checks and thread.is_alive():
+        pass
+    assert ask_at_once(endpoint, 1) == ["up"]
+    thread.join()
+    assert (failed, manager.checks, endpoint._checks) == (["yes"], 2, {})
+
+
+def test_a_check_that_never_ends_is_down_and_forgotten(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "_GRACE", 0.0)
+    endpoint = HealthEndpoint(lambda: manager, timeout=0.0)
+    endpoint._checks[os.getpid(), id(manager)] = _health._Check()  # of a thread that is no more
+    assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"down"
+    assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"up"
 
 
 # -- the protocol ----------------------------------------------------------------

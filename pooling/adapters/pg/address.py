@@ -93,10 +93,15 @@ class Address:
 
 
 def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    complaint = None
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
-    except (psycopg.ProgrammingError, TypeError, AttributeError):
-        raise ValueError("conninfo is neither a postgresql:// URL nor key=value pairs") from None
+    except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
+        from .complaint import complaint_of  # here: only a mistake pays for it
+
+        complaint = complaint_of(conninfo, error)
+    if complaint is not None:  # raised here, so that libpq's own words are not its context
+        raise ValueError(complaint)
     try:
         make_conninfo("", **kwargs)
     except (psycopg.ProgrammingError, TypeError) as error:

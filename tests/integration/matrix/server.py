@@ -22,7 +22,7 @@ import psutil
 __all__ = ["TIMEOUT", "Mode", "Prefork", "Server"]
 
 ROOT = Path(__file__).parents[3]
-MODULES = {"wsgi": "site_wsgi", "flask": "site_flask", "django": "app_django"}
+MODULES = {"wsgi": "site_wsgi", "flask": "site_flask", "django": "app_django", "lifespan": "site_lifespan"}
 TIMEOUT = 2  # seconds until a worker that does not come back is killed
 
 

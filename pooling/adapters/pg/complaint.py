@@ -1,0 +1,28 @@
+"""What libpq says of an address that it cannot read, without a piece of the password."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["complaint_of"]
+
+
+def complaint_of(conninfo: object, error: Exception) -> str:
+    """Say in libpq's words what is wrong, if all that it quotes are names of parameters.
+
+    It also quotes what it cannot read, which may be a piece of the password.
+    """
+    text = str(error).strip()
+    quoted = set(re.findall(r'"([^"]*)"', text))
+    if quoted and quoted <= {"=", *_names(str(conninfo))}:
+        return f"conninfo: {text}"
+    if str(conninfo).startswith(("postgresql://", "postgres://")):
+        return "conninfo is no well-formed postgresql:// URL"
+    return "conninfo is neither a postgresql:// URL nor key=value pairs, or names a parameter that libpq does not know"
+
+
+def _names(conninfo: str) -> list[str]:
+    """Return the names of parameters that cannot be a piece of a password."""
+    if "://" in conninfo:
+        return re.findall(r"[?&]([^=&]*)", conninfo.rpartition("@")[2])
+    return re.findall(r"(\w+)\s*=", conninfo.partition("pass")[0])

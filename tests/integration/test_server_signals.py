@@ -1,0 +1,31 @@
+"""Inside gunicorn and uWSGI, `application_lifespan` leaves the signals to them, though it is asked to handle them."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+
+import pytest
+
+from tests.integration.matrix.modes import MODES
+from tests.integration.matrix.server import Server
+from tests.servers import requires
+
+
+@pytest.mark.parametrize("name", ["gunicorn sync", "uWSGI --lazy-apps"])
+def test_signals_stay_with_the_server(name: str) -> None:
+    mode = MODES[name]
+    if os.environ.get("UWSGI_REQUIRED") == "1":  # only on one interpreter is it installed for sure
+        requires("uWSGI", mode.installed, "pip install pyuwsgi")
+    if not mode.installed:
+        pytest.skip("uWSGI: pip install pyuwsgi")
+    server = Server(mode, "lifespan", "")
+    try:
+        server.wait_until_up()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60) as response:
+            said = response.read().decode().splitlines()
+        assert said == ["handlers are the same", f"signals stay with {name.split()[0]}, which runs this process"]
+        assert server.end()[1] is not None  # 22, and not 0, if a worker of uWSGI was still loading
+        assert server.complaints() == []
+    finally:
+        server.close()
