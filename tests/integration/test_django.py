@@ -377,6 +377,83 @@ def test_what_a_view_set_is_gone(connection: Any, round_trips: list[bytes], dirt
     assert len(round_trips) == 1
 
 
+def own_cursor(connection: Any) -> None:
+    psycopg.ClientCursor(connection.connection).execute("SET work_mem = '7MB'")
+
+
+def own_server_cursor(connection: Any) -> None:
+    with connection.connection.transaction(), psycopg.ServerCursor(connection.connection, "mine") as cursor:
+        cursor.execute("SELECT set_config('work_mem', '7MB', false)")
+        cursor.fetchall()
+
+
+def own_cursor_class(connection: Any) -> None:
+    connection.connection.cursor_factory = psycopg.RawCursor
+    connection.connection.execute("SET work_mem = '7MB'")
+
+
+def copy(connection: Any) -> None:
+    query = "COPY (SELECT set_config('work_mem', '7MB', false)) TO STDOUT"
+    with connection.cursor() as cursor, cursor.copy(query) as rows:
+        list(rows)
+
+
+def pipeline(connection: Any) -> None:
+    with connection.connection.pipeline():
+        connection.connection.execute("SET work_mem = '7MB'")
+
+
+def stream(connection: Any) -> None:
+    with connection.connection.cursor() as cursor:
+        list(cursor.stream("SELECT set_config('work_mem', '7MB', false)"))
+
+
+def many(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany("SELECT set_config('work_mem', %s, false)", [["6MB"], ["7MB"]])
+
+
+def statement(text: str) -> Callable[[Any], None]:
+    def execute(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(text)
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        own_cursor, own_server_cursor, own_cursor_class, copy, pipeline, stream, many,
+        statement("UPDATE pg_settings SET setting = '7168' WHERE name = 'work_mem'"),
+        statement("WITH a AS (SELECT 7168 AS n) UPDATE \"pg_settings\" SET setting = n FROM a WHERE name = 'work_mem'"),
+        statement("""SELECT ts_stat('SELECT to_tsvector(set_' || 'config(''work_mem'', ''7MB'', false))')"""),
+        statement("""SELECT U&"set\\005fconfig"('work_mem', '7MB', false)"""),
+    ],
+)  # fmt: skip
+def test_no_way_around_the_watch(connection: Any, act: Callable[[Any], None]) -> None:
+    """Not only what Django's own cursors execute is noticed."""
+    look = "SELECT current_setting('work_mem') || pg_backend_pid()"
+    connection.close_pool()  # of what another test may have left
+    before = one(connection, look)
+    end_of_request()
+    connection.ensure_connection()
+    act(connection)
+    assert one(connection, look).startswith("7MB")
+    end_of_request()
+    assert one(connection, look) == before
+
+
+def test_a_failed_statement_costs_no_round_trip(connection: Any, round_trips: list[bytes]) -> None:
+    connection.ensure_connection()
+    end_of_request()
+    round_trips.clear()
+    with pytest.raises(django.db.DataError):
+        one(connection, "SELECT 1 / 0")
+    end_of_request()
+    assert round_trips == []
+
+
 def test_a_transaction_left_open_is_rolled_back(connection: Any) -> None:
     connection.set_autocommit(False)
     with connection.cursor() as cursor:
@@ -487,11 +564,62 @@ def test_what_cannot_be_reached(connection: Any, monkeypatch: pytest.MonkeyPatch
     assert isinstance(caught.value.__cause__, psycopg.Error)
 
 
-def test_health_checks_are_made_each_time(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={})
-    assert connection._options().settings.validation_interval == 0
-    alter(monkeypatch, connection, OPTIONS={"pool": {"validation_interval": 3}})
-    assert connection._options().settings.validation_interval == 3
+@pytest.mark.parametrize(
+    ("pool", "interval"),
+    [
+        (True, 0),
+        ({"max_size": 3}, 0),
+        (pooling.PoolSettings(max_size=3), 0),
+        ({"settings": pooling.PoolSettings(validate_on_acquire=False)}, 0),
+        ({"settings": pooling.PoolSettings(), "validation_interval": 3}, 3),
+    ],
+)
+def test_health_checks_are_made_each_time(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, interval: float
+) -> None:
+    """Unless the mapping says how often."""
+    alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={"pool": pool})
+    settings = connection.pool.settings
+    assert (settings.validate_on_acquire, settings.validation_interval) == (True, interval)
+
+
+def test_health_checks_of_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = django.db.connections["lite"]
+    alter(monkeypatch, lite, CONN_HEALTH_CHECKS=True, OPTIONS={"pool": pooling.PoolSettings(max_size=3)})
+    assert lite.pool.settings.validation_interval == 0
+
+
+def test_a_new_password_is_used(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one(connection, "SELECT 1")
+    assert connection.connection.info.password == SECRET
+    end_of_request()
+    alter(monkeypatch, connection, PASSWORD="rotated")
+    one(connection, "SELECT 1")
+    assert connection.connection.info.password == "rotated"
+
+
+def test_an_engine_that_asks_for_passwords_keeps_its_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token for each connection, not a pool for each token."""
+    tokens = iter(range(1000))
+    kind = type(connection)
+
+    class Asking(kind):  # type: ignore[misc, valid-type]
+        pools = type(kind.pools)()
+
+        def get_connection_params(self) -> dict[str, Any]:
+            return {**super().get_connection_params(), "password": f"token {next(tokens)}"}
+
+    asking = Asking(connection.settings_dict, "default")
+    used = set()
+    for _ in range(2):
+        one(asking, "SELECT 1")
+        used.add(asking.connection.info.password)
+        pool = asking.pool
+        asking.close()
+        assert asking.pool is pool
+        pool.drain()
+    asking.close_pool()
+    assert len(used) == 2
 
 
 def test_without_a_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
