@@ -6,10 +6,8 @@ import gc
 import io
 import json
 import os
-import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,10 @@ from tests.servers import PostgresServer
 
 django = pytest.importorskip("django")  # CI has it: see test_django_is_there
 
-from django.conf import settings  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 
-URLS = "django_test_urls"
-SECRET = "p4ssw0rd-of-the-database"
+from tests.integration import django_site  # noqa: E402
+from tests.integration.django_site import SECRET, alter, end_of_request, one, route  # noqa: E402
 
 
 def test_django_is_there() -> None:
@@ -35,41 +32,8 @@ def test_django_is_there() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def site(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A project with two databases on PostgreSQL and one on SQLite."""
-    with postgres.connect(autocommit=True) as conn:
-        conn.execute("CREATE ROLE clerk LOGIN SUPERUSER")
-        conn.execute("CREATE DATABASE django_site")
-    urls: Any = types.ModuleType(URLS)
-    urls.urlpatterns = []
-    sys.modules[URLS] = urls
-    common = {
-        "ENGINE": "pooling.web.django.postgresql", "NAME": "django_site", "USER": "postgres",
-        "HOST": "127.0.0.1", "PORT": postgres.port, "PASSWORD": SECRET,
-    }  # fmt: skip
-    settings.configure(
-        ALLOWED_HOSTS=["*"],
-        INSTALLED_APPS=["pooling.web.django"],
-        ROOT_URLCONF=URLS,
-        USE_TZ=True,
-        POOLING={"api": "http://127.0.0.1:9"},
-        DATABASES={
-            "default": {**common, "OPTIONS": {"pool": {"max_size": 2, "acquire_timeout": 5}}},
-            "second": {**common, "USER": "clerk", "ATOMIC_REQUESTS": True},
-            "lite": {
-                "ENGINE": "pooling.web.django.sqlite3",
-                "NAME": tmp_path_factory.mktemp("django") / "lite.db",
-            },
-        },
-    )
-    django.setup()
-    with postgres.connect(dbname="django_site") as conn:
-        conn.execute("CREATE TABLE item (id int PRIMARY KEY, name text, at timestamptz DEFAULT now())")
-        conn.execute("INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 5000) n")
-    yield
-    for alias in django.db.connections:
-        django.db.connections[alias].close()
-        django.db.connections[alias].close_pool()
-    del sys.modules[URLS]
+    with django_site.running(postgres, tmp_path_factory):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +41,7 @@ def nothing_left(site: None) -> Iterator[None]:
     """Each test begins and ends with nothing lent."""
     yield
     django.db.close_old_connections()
-    for alias in django.db.connections:
-        assert django.db.connections[alias].pool.stats()["in_use"] == 0
+    django_site.check_nothing_is_lent()
 
 
 @pytest.fixture(scope="module")
@@ -122,32 +85,6 @@ class Answer:
         self.parts.close()
 
 
-def route(view: Callable[..., Any], path: str = "") -> None:
-    """Let this view be the site's only one."""
-    from django.urls import clear_url_caches
-    from django.urls import path as url
-
-    sys.modules[URLS].urlpatterns = [url(path, view)]  # type: ignore[attr-defined]
-    clear_url_caches()
-    from django.urls import set_urlconf
-
-    set_urlconf(None)
-
-
-def one(connection: Any, query: str, *params: Any) -> Any:
-    """Return the first value of a query's first row."""
-    with connection.cursor() as cursor:
-        cursor.execute(query, params or None)
-        return cursor.fetchone()[0]
-
-
-def end_of_request() -> None:
-    """What happens when a response is closed."""
-    from django.core.signals import request_finished
-
-    request_finished.send(sender=None)
-
-
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What cleaning costs."""
@@ -162,12 +99,6 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     original = session.round_trip
     monkeypatch.setattr(session, "round_trip", counted)
     return made
-
-
-def alter(monkeypatch: pytest.MonkeyPatch, connection: Any, **changes: Any) -> None:
-    """Change settings of a database for one test; None under OPTIONS' names removes nothing."""
-    for name, value in changes.items():
-        monkeypatch.setitem(connection.settings_dict, name, value)
 
 
 # -- a request and its connection --------------------------------------------------
@@ -550,7 +481,7 @@ def test_none_in_time_is_djangos_error_and_ours(connection: Any, monkeypatch: py
     one(connection, "SELECT 1")
     connection.pool.reconfigure(acquire_timeout=0.01)
     other = connection.copy()
-    with pytest.raises(django.db.OperationalError, match=r"test_django.py:\d+ one\(\)") as caught:
+    with pytest.raises(django.db.OperationalError, match=r"django_site.py:\d+ one\(\)") as caught:
         one(other, "SELECT 1")
     assert isinstance(caught.value, pooling.PoolTimeout)
     assert SECRET not in str(caught.value)
@@ -783,7 +714,7 @@ def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from pooling.web.django.health import _endpoint, health
 
-    route(health, "health/")
+    route(**{"health/": health})
     with override_settings(POOLING_HEALTH_TOKEN="open sesame"):
         stranger = Answer("/health/")
         assert (stranger.status, b"".join(stranger.parts)) == ("200 OK", b"up")
