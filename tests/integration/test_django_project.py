@@ -85,7 +85,13 @@ def test_parallel_test_runner_on_sqlite() -> None:
 
 @contextlib.contextmanager
 def serving(
-    command: list[str], database: str, port: int, *, folder: Path = PROJECT, own_words: tuple[str, ...] = ()
+    command: list[str],
+    database: str,
+    port: int,
+    *,
+    folder: Path = PROJECT,
+    own_words: tuple[str, ...] = (),
+    group: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a server until the block ends, then interrupt it: it ends at once, and has said nothing.
 
@@ -93,6 +99,8 @@ def serving(
         command, database, port: What, on what, where.
         folder: Of the project.
         own_words: How lines on standard error begin that it may say; without any, all that are no trouble.
+        group: Whether its children are interrupted, too, as by a terminal. Not gunicorn's: one of its threaded workers
+            that is told twice, by the parent as well, may wait for itself in its handler until it is killed.
     """
     process = subprocess.Popen(
         command, cwd=folder, env=environment(database, BIND=f"127.0.0.1:{port}"),
@@ -106,7 +114,7 @@ def serving(
             time.sleep(0.05)
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -185,7 +193,7 @@ def test_serve_and_reload(migrated: str, postgres: PostgresServer, tmp_path: Pat
         os.utime(views, (age + 1, age + 1))  # once more, in case it had not looked for the first time yet
         return False
 
-    with serving(server, migrated, port, folder=folder, own_words=words):
+    with serving(server, migrated, port, folder=folder, own_words=words, group=True):
         for _ in range(2):
             eventually(order)
             before = sessions(postgres)
