@@ -10,7 +10,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
-from ....adapters.pg.session import IDLE, notes_of
+from ....adapters.pg.session import IDLE
 from ....adapters.postgres import PostgresPool
 from .._engine import AliasPools, PooledWrapper
 from .._options import PoolOptions
@@ -111,11 +111,13 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def _unnoted(self, do: Callable[..., object], *args: Any) -> None:
         """Do what leaves nothing behind by itself, and does not go through a cursor."""
-        notes = None if self._lease is None or self.connection is None else notes_of(self.connection)
-        before = notes is not None and notes.dirty
+        notes = getattr(self.connection, "_pooling", None)
+        if notes is None:  # not out of a pool
+            do(*args)
+            return
+        before = notes.dirty
         do(*args)
-        if notes is not None:
-            notes.dirty = before
+        notes.dirty = before
 
 
 # Both ask a wrapper of their own: this one is a thread's, and the pool would keep its lease alive.
