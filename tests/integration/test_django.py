@@ -8,10 +8,8 @@ import io
 import json
 import os
 import sqlite3
-import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,10 @@ from tests.servers import PostgresServer
 
 django = pytest.importorskip("django")  # CI has it: see test_django_is_there
 
-from django.conf import settings  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 
-URLS = "django_test_urls"
-SECRET = "p4ssw0rd-of-the-database"
+from tests.integration import django_site  # noqa: E402
+from tests.integration.django_site import SECRET, alter, end_of_request, one, route  # noqa: E402
 
 
 def test_django_is_there() -> None:
@@ -37,41 +34,8 @@ def test_django_is_there() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def site(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A project with two databases on PostgreSQL and one on SQLite."""
-    with postgres.connect(autocommit=True) as conn:
-        conn.execute("CREATE ROLE clerk LOGIN SUPERUSER")
-        conn.execute("CREATE DATABASE django_site")
-    urls: Any = types.ModuleType(URLS)
-    urls.urlpatterns = []
-    sys.modules[URLS] = urls
-    common = {
-        "ENGINE": "pooling.web.django.postgresql", "NAME": "django_site", "USER": "postgres",
-        "HOST": "127.0.0.1", "PORT": postgres.port, "PASSWORD": SECRET,
-    }  # fmt: skip
-    settings.configure(
-        ALLOWED_HOSTS=["*"],
-        INSTALLED_APPS=["pooling.web.django"],
-        ROOT_URLCONF=URLS,
-        USE_TZ=True,
-        POOLING={"api": "http://127.0.0.1:9"},
-        DATABASES={
-            "default": {**common, "OPTIONS": {"pool": {"max_size": 2, "acquire_timeout": 5}}},
-            "second": {**common, "USER": "clerk", "ATOMIC_REQUESTS": True},
-            "lite": {
-                "ENGINE": "pooling.web.django.sqlite3",
-                "NAME": tmp_path_factory.mktemp("django") / "lite.db",
-            },
-        },
-    )
-    django.setup()
-    with postgres.connect(dbname="django_site") as conn:
-        conn.execute("CREATE TABLE item (id int PRIMARY KEY, name text, at timestamptz DEFAULT now())")
-        conn.execute("INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 5000) n")
-    yield
-    for alias in django.db.connections:
-        django.db.connections[alias].close()
-        django.db.connections[alias].close_pool()
-    del sys.modules[URLS]
+    with django_site.running(postgres, tmp_path_factory):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +43,7 @@ def nothing_left(site: None) -> Iterator[None]:
     """Each test begins and ends with nothing lent."""
     yield
     django.db.close_old_connections()
-    for alias in django.db.connections:
-        assert django.db.connections[alias].pool.stats()["in_use"] == 0
+    django_site.check_nothing_is_lent()
 
 
 @pytest.fixture(scope="module")
@@ -124,32 +87,6 @@ class Answer:
         self.parts.close()
 
 
-def route(view: Callable[..., Any], path: str = "") -> None:
-    """Let this view be the site's only one."""
-    from django.urls import clear_url_caches
-    from django.urls import path as url
-
-    sys.modules[URLS].urlpatterns = [url(path, view)]  # type: ignore[attr-defined]
-    clear_url_caches()
-    from django.urls import set_urlconf
-
-    set_urlconf(None)
-
-
-def one(connection: Any, query: str, *params: Any) -> Any:
-    """Return the first value of a query's first row."""
-    with connection.cursor() as cursor:
-        cursor.execute(query, params or None)
-        return cursor.fetchone()[0]
-
-
-def end_of_request() -> None:
-    """What happens when a response is closed."""
-    from django.core.signals import request_finished
-
-    request_finished.send(sender=None)
-
-
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What cleaning costs."""
@@ -164,12 +101,6 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     original = session.round_trip
     monkeypatch.setattr(session, "round_trip", counted)
     return made
-
-
-def alter(monkeypatch: pytest.MonkeyPatch, connection: Any, **changes: Any) -> None:
-    """Change settings of a database for one test; None under OPTIONS' names removes nothing."""
-    for name, value in changes.items():
-        monkeypatch.setitem(connection.settings_dict, name, value)
 
 
 # -- a request and its connection --------------------------------------------------
@@ -379,6 +310,83 @@ def test_what_a_view_set_is_gone(connection: Any, round_trips: list[bytes], dirt
     assert len(round_trips) == 1
 
 
+def own_cursor(connection: Any) -> None:
+    psycopg.ClientCursor(connection.connection).execute("SET work_mem = '7MB'")
+
+
+def own_server_cursor(connection: Any) -> None:
+    with connection.connection.transaction(), psycopg.ServerCursor(connection.connection, "mine") as cursor:
+        cursor.execute("SELECT set_config('work_mem', '7MB', false)")
+        cursor.fetchall()
+
+
+def own_cursor_class(connection: Any) -> None:
+    connection.connection.cursor_factory = psycopg.RawCursor
+    connection.connection.execute("SET work_mem = '7MB'")
+
+
+def copy(connection: Any) -> None:
+    query = "COPY (SELECT set_config('work_mem', '7MB', false)) TO STDOUT"
+    with connection.cursor() as cursor, cursor.copy(query) as rows:
+        list(rows)
+
+
+def pipeline(connection: Any) -> None:
+    with connection.connection.pipeline():
+        connection.connection.execute("SET work_mem = '7MB'")
+
+
+def stream(connection: Any) -> None:
+    with connection.connection.cursor() as cursor:
+        list(cursor.stream("SELECT set_config('work_mem', '7MB', false)"))
+
+
+def many(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany("SELECT set_config('work_mem', %s, false)", [["6MB"], ["7MB"]])
+
+
+def statement(text: str) -> Callable[[Any], None]:
+    def execute(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(text)
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        own_cursor, own_server_cursor, own_cursor_class, copy, pipeline, stream, many,
+        statement("UPDATE pg_settings SET setting = '7168' WHERE name = 'work_mem'"),
+        statement("WITH a AS (SELECT 7168 AS n) UPDATE \"pg_settings\" SET setting = n FROM a WHERE name = 'work_mem'"),
+        statement("""SELECT ts_stat('SELECT to_tsvector(set_' || 'config(''work_mem'', ''7MB'', false))')"""),
+        statement("""SELECT U&"set\\005fconfig"('work_mem', '7MB', false)"""),
+    ],
+)  # fmt: skip
+def test_no_way_around_the_watch(connection: Any, act: Callable[[Any], None]) -> None:
+    """Not only what Django's own cursors execute is noticed."""
+    look = "SELECT current_setting('work_mem') || pg_backend_pid()"
+    connection.close_pool()  # of what another test may have left
+    before = one(connection, look)
+    end_of_request()
+    connection.ensure_connection()
+    act(connection)
+    assert one(connection, look).startswith("7MB")
+    end_of_request()
+    assert one(connection, look) == before
+
+
+def test_a_failed_statement_costs_no_round_trip(connection: Any, round_trips: list[bytes]) -> None:
+    connection.ensure_connection()
+    end_of_request()
+    round_trips.clear()
+    with pytest.raises(django.db.DataError):
+        one(connection, "SELECT 1 / 0")
+    end_of_request()
+    assert round_trips == []
+
+
 def test_a_transaction_left_open_is_rolled_back(connection: Any) -> None:
     connection.set_autocommit(False)
     with connection.cursor() as cursor:
@@ -475,7 +483,7 @@ def test_none_in_time_is_djangos_error_and_ours(connection: Any, monkeypatch: py
     one(connection, "SELECT 1")
     connection.pool.reconfigure(acquire_timeout=0.01)
     other = connection.copy()
-    with pytest.raises(django.db.OperationalError, match=r"test_django.py:\d+ one\(\)") as caught:
+    with pytest.raises(django.db.OperationalError, match=r"django_site.py:\d+ one\(\)") as caught:
         one(other, "SELECT 1")
     assert isinstance(caught.value, pooling.PoolTimeout)
     assert SECRET not in str(caught.value)
@@ -489,11 +497,62 @@ def test_what_cannot_be_reached(connection: Any, monkeypatch: pytest.MonkeyPatch
     assert isinstance(caught.value.__cause__, psycopg.Error)
 
 
-def test_health_checks_are_made_each_time(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={})
-    assert connection._options().settings.validation_interval == 0
-    alter(monkeypatch, connection, OPTIONS={"pool": {"validation_interval": 3}})
-    assert connection._options().settings.validation_interval == 3
+@pytest.mark.parametrize(
+    ("pool", "interval"),
+    [
+        (True, 0),
+        ({"max_size": 3}, 0),
+        (pooling.PoolSettings(max_size=3), 0),
+        ({"settings": pooling.PoolSettings(validate_on_acquire=False)}, 0),
+        ({"settings": pooling.PoolSettings(), "validation_interval": 3}, 3),
+    ],
+)
+def test_health_checks_are_made_each_time(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, interval: float
+) -> None:
+    """Unless the mapping says how often."""
+    alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={"pool": pool})
+    settings = connection.pool.settings
+    assert (settings.validate_on_acquire, settings.validation_interval) == (True, interval)
+
+
+def test_health_checks_of_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = django.db.connections["lite"]
+    alter(monkeypatch, lite, CONN_HEALTH_CHECKS=True, OPTIONS={"pool": pooling.PoolSettings(max_size=3)})
+    assert lite.pool.settings.validation_interval == 0
+
+
+def test_a_new_password_is_used(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one(connection, "SELECT 1")
+    assert connection.connection.info.password == SECRET
+    end_of_request()
+    alter(monkeypatch, connection, PASSWORD="rotated")
+    one(connection, "SELECT 1")
+    assert connection.connection.info.password == "rotated"
+
+
+def test_an_engine_that_asks_for_passwords_keeps_its_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token for each connection, not a pool for each token."""
+    tokens = iter(range(1000))
+    kind = type(connection)
+
+    class Asking(kind):  # type: ignore[misc, valid-type]
+        pools = type(kind.pools)()
+
+        def get_connection_params(self) -> dict[str, Any]:
+            return {**super().get_connection_params(), "password": f"token {next(tokens)}"}
+
+    asking = Asking(connection.settings_dict, "default")
+    used = set()
+    for _ in range(2):
+        one(asking, "SELECT 1")
+        used.add(asking.connection.info.password)
+        pool = asking.pool
+        asking.close()
+        assert asking.pool is pool
+        pool.drain()
+    asking.close_pool()
+    assert len(used) == 2
 
 
 def test_without_a_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,7 +716,7 @@ def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from pooling.web.django.health import _endpoint, health
 
-    route(health, "health/")
+    route(**{"health/": health})
     with override_settings(POOLING_HEALTH_TOKEN="open sesame"):
         stranger = Answer("/health/")
         assert (stranger.status, b"".join(stranger.parts)) == ("200 OK", b"up")

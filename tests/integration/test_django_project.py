@@ -6,12 +6,13 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,26 @@ def test_parallel_test_runner_on_sqlite() -> None:
 
 @contextlib.contextmanager
 def serving(
-    command: list[str], database: str, port: int, ends: signal.Signals = signal.SIGINT
+    command: list[str],
+    database: str,
+    port: int,
+    *,
+    folder: Path = PROJECT,
+    own_words: tuple[str, ...] = (),
+    ends: signal.Signals = signal.SIGINT,
+    group: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a server until the block ends, then tell it to end: it does at once, and has said nothing."""
+    """Run a server until the block ends, then tell it to end: it does at once, and has said nothing.
+
+    Args:
+        command, database, port: What, on what, where.
+        folder: Of the project.
+        own_words: How lines on standard error begin that it may say; without any, all that are no trouble.
+        ends: The signal that tells it.
+        group: Whether its children are told, too, as by a terminal.
+    """
     process = subprocess.Popen(
-        command, cwd=PROJECT, env=environment(database, BIND=f"127.0.0.1:{port}"),
+        command, cwd=folder, env=environment(database, BIND=f"127.0.0.1:{port}"),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -99,7 +115,7 @@ def serving(
             time.sleep(0.05)
         yield process
     finally:
-        process.send_signal(ends)
+        (os.killpg if group else os.kill)(process.pid, ends)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -107,8 +123,11 @@ def serving(
             raise
     assert process.stderr is not None
     with process.stderr as stderr:
-        said = [line for line in stderr.read().splitlines() if "Traceback" in line or "Warning" in line]
-    assert said == []
+        said = [line for line in stderr.read().splitlines() if line.strip()]
+    if own_words:
+        assert [line for line in said if not line.startswith(own_words)] == []
+    else:
+        assert [line for line in said if "Traceback" in line or "Warning" in line] == []
 
 
 def ask(port: int, method: str, path: str, body: str = "") -> bytes:
@@ -133,13 +152,58 @@ def test_serve(migrated: str, server: str) -> None:
     port = free_port()
     command, ends = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}", "--noreload"], signal.SIGINT
     if server == "gunicorn":
-        # Of SIGINT its worker's handler takes the lock of its thread pool, which the thread that it
-        # interrupts may hold (27.0).
+        # After SIGINT its threaded worker takes the lock of its thread pool in a signal handler, and
+        # the thread that was interrupted may hold it (27.0).
         command, ends = [sys.executable, "run.py"], signal.SIGTERM
-    with serving(command, migrated, port, ends):
+    with serving(command, migrated, port, ends=ends):
         for number in range(5):
             told = json.loads(ask(port, "POST", "/orders/", f"item=lamp+{number}"))
             assert told["orders"][0]["item"] == f"lamp {number}"
             assert "1/8 in use" in told["pool"]
         assert len(ask(port, "GET", "/export/").splitlines()) >= 5
         assert ask(port, "GET", "/health/") == b"up"
+
+
+def sessions(postgres: PostgresServer) -> set[int]:
+    with postgres.connect() as conn:
+        rows = conn.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'shop'").fetchall()
+    return {pid for (pid,) in rows}
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_serve_and_reload(migrated: str, postgres: PostgresServer, tmp_path: Path) -> None:
+    """The process that serves is another one after each change to a file; the last one leaves nothing behind."""
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT, folder)
+    views, port = folder / "shop" / "views.py", free_port()
+    server = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}"]
+    words = ("Watching for file changes", str(views), "[", "WARNING: This is a development server")
+
+    def order() -> bool:
+        """Use a connection, unless it restarts just now."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return "1/8 in use" in json.loads(ask(port, "POST", "/orders/", "item=lamp"))["pool"]
+        return False
+
+    def reloaded() -> bool:
+        if not sessions(postgres) & before:
+            return True
+        age = views.stat().st_mtime
+        os.utime(views, (age + 1, age + 1))  # once more, in case it had not looked for the first time yet
+        return False
+
+    with serving(server, migrated, port, folder=folder, own_words=words, group=True):
+        for _ in range(2):
+            eventually(order)
+            before = sessions(postgres)
+            assert before
+            eventually(reloaded)
+        eventually(order)
+        eventually(lambda: len(sessions(postgres)) == 1)
+    eventually(lambda: not sessions(postgres))

@@ -5,13 +5,16 @@ The whole of it, and what a cell goes through: ``python -m tests.integration.mat
 
 from __future__ import annotations
 
+import io
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tests.integration.matrix import cell, modes
+from tests.integration.matrix.server import ends_of_tracebacks
 from tests.servers import find_postgres, requires
 
 pytest.importorskip("django")  # CI has it: see test_django.py
@@ -48,7 +51,20 @@ def test_cell(reports: dict[str, Future[cell.Report]], name: str) -> None:
 
 
 def test_every_mode_is_covered() -> None:
-    names = {name for name, _ in modes.PAIRWISE}
-    gunicorn_and_others = {name for name in modes.MODES if "uWSGI" not in name}
-    assert gunicorn_and_others <= names
+    assert {name for name, _ in modes.PAIRWISE} == set(modes.MODES)
     assert {app for _, app in modes.PAIRWISE} == set(modes.APPS)
+
+
+def test_tracebacks_are_found_in_a_log() -> None:
+    log = io.StringIO()
+    for error in (SystemExit(1), ValueError("two\nlines")):
+        try:
+            try:
+                raise KeyError("in between")
+            finally:
+                raise error
+        except BaseException:
+            log.write("[ERROR] a record\n")
+            traceback.print_exc(file=log)
+    log.write("OSError: write error\n")  # uWSGI's own word on a client that went away
+    assert ends_of_tracebacks(log.getvalue()) == ["SystemExit: 1", "ValueError: two"]

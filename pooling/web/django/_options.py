@@ -30,15 +30,16 @@ class PoolOptions:
             libraries' names for them, with ``"settings"`` for those to begin
             with, and arguments of the pool's class.
         arguments: The names of the arguments that the class has.
-        checks: Django's ``CONN_HEALTH_CHECKS``: a round trip each time, unless
-            ``wish`` has a say in this.
+        checks: Django's ``CONN_HEALTH_CHECKS``: a round trip each time. In a
+            mapping ``validation_interval`` and ``validate_on_acquire`` come
+            before this, in a `PoolSettings` nobody knows who has said them.
 
     Raises:
         ValueError, TypeError: It is none of these; the message names the key.
     """
 
     def __init__(self, wish: Any, arguments: Set[str], *, checks: bool = False) -> None:
-        self.settings = PoolSettings(validation_interval=0) if checks else PoolSettings()
+        self.settings, self._checks = PoolSettings(), checks
         self.arguments: dict[str, Any] = {}
         if isinstance(wish, PoolSettings):
             self.settings = wish
@@ -46,6 +47,8 @@ class PoolOptions:
             self._read(wish, arguments)
         elif wish is not True:
             raise TypeError(f"must be True, a mapping or a PoolSettings, not {wish!r}")
+        if not isinstance(wish, Mapping):
+            self.settings = self._checked(self.settings)
 
     def _read(self, wish: Mapping[str, Any], arguments: Set[str]) -> None:
         base, fields = self.settings, {}
@@ -60,4 +63,7 @@ class PoolOptions:
                 raise ValueError(f"{key} is not known here: {_NOT_OURS[key]}")
             else:
                 fields[_OTHER_NAMES.get(key, key)] = value
-        self.settings = PoolSettings.from_mapping(fields, base=base)
+        self.settings = PoolSettings.from_mapping(fields, base=self._checked(base))
+
+    def _checked(self, settings: PoolSettings) -> PoolSettings:
+        return settings.replace(validate_on_acquire=True, validation_interval=0) if self._checks else settings

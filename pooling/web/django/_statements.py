@@ -13,9 +13,12 @@ _ROWS = re.compile(
     r"|SET\s+(?:LOCAL|CONSTRAINTS))\b(?!\s+PREPARED)",
     re.I,
 )
-# What may set something all the same: by a function, a second statement, a table of the session's own.
+# What may set something all the same: by a function, one that executes a text, a view that does, a second
+# statement, a table of the session's own, or anything at all whose name is spelt in escapes.
 _ALL_THE_SAME = re.compile(
-    r"set_config|_advisory_|pg_temp|dblink|\bINTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S", re.I | re.S
+    r"set_config|setseed|pg_settings|_advisory_|pg_temp|dblink|_to_xml|ts_stat|\bU&\""
+    r"|\bINTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S",
+    re.I | re.S,
 )
 
 

@@ -130,7 +130,7 @@ class _Cell:
             found["exit"] = f"{seconds:.1f} s, code {code}"
         else:
             found["exit"] = "" if self.gone() else "its connections are still there"
-        found["stderr"] = "\n".join(self.server.complaints()[:20])
+        found["stderr"] = "\n".join(self.server.complaints(killed=True)[:20])
 
     # -- phases ---------------------------------------------------------------------
 
@@ -154,7 +154,11 @@ class _Cell:
         for number in range(3 * MAX_SIZE * max(1, self.server.mode.workers)):
             with contextlib.suppress(OSError):
                 disconnect(self.server.port, number % 3)
-        return self._under_load(lambda load: load.wait(30)) or self._leases()
+        return (
+            self._under_load(lambda load: load.wait(30))
+            or self._leases()
+            or "\n".join(self.server.complaints(killed=False)[:20])
+        )
 
     def _cut_off(self, what: str) -> str:
         """A worker times out in the middle: whoever asked is cut off, the next one is served."""

@@ -27,6 +27,7 @@ def _gunicorn(kind: str, preload: bool, patched: bool = False) -> Mode:
         workers=WORKERS,
         parent=preload,
         kills=kind == "sync",
+        last_words=("SystemExit: 1",),
     )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ PAIRWISE = [
     ("gunicorn gevent", "django"),
     ("uWSGI forking, 4 threads", "django"),
     ("uWSGI forking", "flask"),
+    ("uWSGI --lazy-apps", "django"),
     ("uWSGI --lazy-apps, 4 threads", "wsgi"),
     ("waitress", "django"),
     ("flask run", "flask"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["TIMEOUT", "Mode", "Prefork", "Server"]
+__all__ = ["TIMEOUT", "Mode", "Prefork", "Server", "ends_of_tracebacks"]
 
 ROOT = Path(__file__).parents[3]
 MODULES = {"wsgi": "site_wsgi", "flask": "site_flask", "django": "app_django", "lifespan": "site_lifespan"}
@@ -36,6 +37,7 @@ class Mode:
         workers: Processes that serve; 0: the only process there is does.
         parent: Whether its parent process, too, has the application and its pools.
         kills: Whether it kills workers that time out, in the middle of whatever.
+        last_words: How tracebacks end in its log that such a worker leaves.
         ends: The signal that ends it.
         noise: Lines on standard error that are its own, and no complaint: how they begin.
     """
@@ -45,6 +47,7 @@ class Mode:
     workers: int = 0
     parent: bool = False
     kills: bool = False
+    last_words: tuple[str, ...] = ()
     ends: signal.Signals = signal.SIGTERM
     noise: tuple[str, ...] = ()
 
@@ -147,12 +150,18 @@ class Server:
             self._process.wait(timeout)
         return time.monotonic() - began, self._process.returncode
 
-    def complaints(self) -> list[str]:
-        """Return what was said on standard error, but for the server's own words."""
+    def complaints(self, *, killed: bool) -> list[str]:
+        """Return what was said on standard error and in its log, but for the server's own words.
+
+        Args:
+            killed: Whether workers were killed, which may have said something.
+        """
         lines = self._err.read_text(errors="replace").splitlines()
         found = [line for line in lines if line.strip() and not line.startswith(self.mode.noise or ("\0",))]
-        log = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        return found + [line for line in log if any(word in line for word in _TROUBLE)]
+        log = self._log.read_text(errors="replace") if self._log.exists() else ""
+        found += [line for line in log.splitlines() if any(word in line for word in _TROUBLE)]
+        expected = self.mode.last_words if killed else ()
+        return found + [f"traceback: {end}" for end in ends_of_tracebacks(log) if end not in expected]
 
     def close(self) -> None:
         """Kill what is left of it, and remove what it wrote."""
@@ -203,11 +212,20 @@ class Prefork:
         self._process.wait()
 
 
-# What our own mistakes would look like in a server's log, or the interpreter's.
+# What our own mistakes would look like in a server's log, or the interpreter's, where no traceback tells of them.
 _TROUBLE = (
     "Segmentation", "Exception ignored", "ResourceWarning", "DeprecationWarning", "LeaseError", "forgotten",
-    "ProgrammingError", "InterfaceError", "AssertionError",
+    "ProgrammingError", "InterfaceError", "AssertionError", "OperationalError", "PoolTimeout", "PoolUnavailable",
+    "CreateFailed", "TooManyWaiting", "dropped without release",
 )  # fmt: skip
+_TRACEBACK = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(\S.*)$(?!\n\n(?:During handling|The above exception))", re.M
+)
+
+
+def ends_of_tracebacks(log: str) -> list[str]:
+    """Return the last line of each traceback, which names the error; of chained ones of the last."""
+    return _TRACEBACK.findall(log)
 
 
 def _program(name: str) -> str | None:

@@ -20,6 +20,12 @@ ROOT_URLCONF = __name__
 WSGI_APPLICATION = "tests.integration.matrix.app_django.application"
 INSTALLED_APPS = ["pooling.web.django"]
 USE_TZ = True
+LOGGING = {  # a view's errors: else Django tells them to nobody but the administrators, by mail
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "loggers": {"django.request": {"handlers": ["stderr"], "level": "ERROR"}},
+}
 DATABASES = {
     "default": {
         "ENGINE": "pooling.web.django.postgresql",

@@ -10,7 +10,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
-from ....adapters.pg.session import notes_of
+from ....adapters.pg.session import IDLE
 from ....adapters.postgres import PostgresPool
 from .._engine import AliasPools, PooledWrapper
 from .._options import PoolOptions
@@ -24,9 +24,6 @@ ARGUMENTS = frozenset({
 })  # fmt: skip
 """Of `PostgresPool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
 
-# Attributes of a connection: it ran something that leaves traces; whether that is looked at.
-_TRACES, _WATCHED = "_django_traces", "_django_watched"
-
 
 class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """Django's, with connections out of a `PostgresPool`.
@@ -37,8 +34,11 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     price of ``"trust"`` for requests that only read and write rows: what a
     session keeps is reset after requests that executed anything else
     (``SET``, ``LISTEN``, ``set_config()``, temporary tables, advisory locks,
-    named cursors). What a function or a trigger of yours does within such a
-    statement is not seen; ``"clean"`` resets after every request.
+    named cursors, ``COPY``), or executed anything by a cursor that is not of
+    the connection's own class. Not seen is what a function, a rule or a
+    trigger of yours does within a statement that reads and writes rows, what
+    is executed on the raw ``pgconn``, and what ``lastval()`` is;
+    ``"clean"`` resets after every request, the raw ``pgconn`` aside.
     """
 
     pools = AliasPools()
@@ -51,7 +51,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         settings = self.settings_dict
         checks, options = settings["CONN_HEALTH_CHECKS"], {**settings["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
-        recipe.pop("password", None)  # a new one is asked for with each connection
+        if _asks(self):  # a new password does not make another pool
+            recipe.pop("password", None)
         return recipe
 
     def _make_pool(self, params: dict[str, Any]) -> PostgresPool:
@@ -80,15 +81,11 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     def _death_of(self, connection: Any) -> BaseException | None:
         if connection.closed:
             return psycopg.OperationalError("the connection was lost while it was lent")
-        seen = vars(connection)
-        if _TRACES not in seen and _WATCHED in seen:
-            notes_of(connection).dirty = False  # nothing that outlasts its transaction
         return None
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
         if self._is_pooled():
-            params["cursor_factory"] = _watching(params["cursor_factory"])
             params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
         return params
 
@@ -100,11 +97,27 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         self.isolation_level = self._isolation_level() or psycopg.IsolationLevel.READ_COMMITTED
         return super().get_new_connection(conn_params)
 
-    def create_cursor(self, name: str | None = None) -> Any:
-        cursor = super().create_cursor(name)
-        if name is not None and self._lease is not None:
-            vars(self.connection)[_TRACES] = True  # WITH HOLD, it outlasts its transaction
-        return cursor
+    def _set_autocommit(self, autocommit: bool) -> None:
+        connection = self.connection
+        if connection.autocommit == autocommit and connection.pgconn.transaction_status == IDLE:
+            return  # as with each connection that is lent
+        self._unnoted(super()._set_autocommit, autocommit)
+
+    def _commit(self) -> None:
+        self._unnoted(super()._commit)
+
+    def _rollback(self) -> None:
+        self._unnoted(super()._rollback)
+
+    def _unnoted(self, do: Callable[..., object], *args: Any) -> None:
+        """Do what leaves nothing behind by itself, and does not go through a cursor."""
+        notes = getattr(self.connection, "_pooling", None)
+        if notes is None:  # not out of a pool
+            do(*args)
+            return
+        before = notes.dirty
+        do(*args)
+        notes.dirty = before
 
 
 # Both ask a wrapper of their own: this one is a thread's, and the pool would keep its lease alive.
@@ -115,9 +128,14 @@ def _connect_kwargs(
 ) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
     """Return what to connect with: asked anew for each connection where anybody may say something new."""
     wrapper = make()
-    if type(wrapper).get_connection_params is DatabaseWrapper.get_connection_params and not callable(more):
+    if not _asks(wrapper) and not callable(more):
         return {**params, **(more or {})}
     return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
+
+
+def _asks(wrapper: DatabaseWrapper) -> bool:
+    """Whether its class has a way of its own to say what to connect with: a token that is new each time."""
+    return type(wrapper).get_connection_params is not DatabaseWrapper.get_connection_params
 
 
 def _configure(
@@ -129,38 +147,34 @@ def _configure(
         wrapper._configure_connection(conn)
         if level is not None:
             conn.isolation_level = level
-        conn.server_cursor_factory = _watching(conn.server_cursor_factory)
-        vars(conn).pop(_TRACES, None)  # ours, and set again after each cleaning
         if watched:
-            vars(conn)[_WATCHED] = True
+            conn.cursor_factory = _watching(conn.cursor_factory)
 
     return configure
 
 
 @functools.lru_cache(maxsize=16)
 def _watching(kind: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
-    """Return a cursor class that notes on its connection what may outlast a transaction."""
-    if issubclass(kind, Watching):
-        return kind
+    """Return a cursor class whose harmless statements are not noted."""
     return type(kind.__name__, (Watching, kind), {"__module__": kind.__module__})
 
 
 class Watching:
-    """Put before a cursor class."""
+    """Put before a cursor class: takes back that its connection is dirty, where a statement left no traces.
+
+    A connection is dirty when anything waited for the server, and all else stays so: other
+    cursors, ``copy()``, ``stream()``, server-side cursors. Assumes: one thread at a time
+    uses a connection, which Django sees to.
+    """
 
     _conn: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         if leaves_traces(query):
-            vars(self._conn)[_TRACES] = True
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
-
-    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        if leaves_traces(query):
-            vars(self._conn)[_TRACES] = True
-        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
-
-    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        if leaves_traces(query):
-            vars(self._conn)[_TRACES] = True
-        return super().stream(query, *args, **kwargs)  # type: ignore[misc]
+            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        notes = self._conn._pooling
+        before = notes.dirty
+        try:
+            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            notes.dirty = before
