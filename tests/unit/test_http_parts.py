@@ -216,3 +216,39 @@ def test_a_wire_is_what_urllib3_makes() -> None:
         wire.interrupt()
         wire.abandon()
         wire.close()
+
+
+class Taken:
+    """A socket that notes what it is to send, and within which time."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float | None, bytes]] = []
+        self.limit: float | None = None
+
+    def settimeout(self, limit: float | None) -> None:
+        self.limit = limit
+
+    def sendall(self, data: Any) -> None:
+        self.calls.append((self.limit, bytes(data)))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("total", [None, 60])
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(data).cast("I")])
+def test_the_time_to_write_is_for_a_piece_not_for_the_body(kind: Any, total: float | None, secure: bool) -> None:
+    """A steady upload may take as long as it likes."""
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    wire: Any = wired(HTTPSConnection if secure else HTTPConnection)("h", 1)
+    wire.sock = sock = Taken()
+    wire.begin(Limits(HTTPTimeout(write=2, total=total), Now()))
+    body = bytes(range(250)) * 200  # fewer words than a piece has bytes
+    wire.send(kind(body))
+    wire.send(b"small")
+    assert b"".join(data for _, data in sock.calls) == body + b"small"
+    assert max(len(data) for _, data in sock.calls) <= 16384
+    assert {limit for limit, _ in sock.calls} == {2}
+    assert wire.sent == len(body) + 5
