@@ -418,6 +418,34 @@ def test_metrics_of_a_host(web: WebServer) -> None:
         assert http.metrics.snapshot().acquired == 0
 
 
+@pytest.mark.parametrize("line", ["the host's", "that of all"])
+def test_waiting_is_measured_in_whichever_line(web: WebServer, line: str) -> None:
+    heard: list[float] = []
+
+    class Ear(Observer):
+        def acquired(self, pool: str, waited: float) -> None:
+            heard.append(waited)
+
+    size, per_host = (10, 1) if line == "the host's" else (1, 10)
+    settings = PoolSettings(max_size=size, acquire_timeout=60)
+    with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Ear()]) as http:
+        with http.request_context("GET", "/stream", stream=True):
+            thread = in_thread(http.get, "/echo")
+            wait_until(lambda: http.stats()["waiting"])
+            time.sleep(0.2)
+            with pytest.raises(PoolTimeout):
+                http.get("/echo", timeout=HTTPTimeout(pool=0))
+        thread.join()
+        now = http.metrics.snapshot()
+        assert (now.wait.count, now.exhausted, now.timeouts, now.requests) == (2, 1, 1, 3)
+        assert now.wait.max >= 0.2 and now.wait.mean >= 0.1
+        assert http.metrics.to_dict()["avg_acquisition_time_ms"] >= 100
+        assert len(heard) == 2 and heard[0] < heard[1] == now.wait.max
+        http.metrics.reset()
+        now = http.metrics.snapshot()
+        assert (now.wait.count, now.exhausted, now.timeouts) == (0, 0, 0)
+
+
 def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     from pooling.adapters.http import hosts
 

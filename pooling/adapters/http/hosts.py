@@ -30,7 +30,7 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import PoolClosed
 from ...settings import PoolSettings
-from .metrics import MOST_LABELS, OTHERS, HostMetrics
+from .metrics import MOST_LABELS, OF_LINES, OTHERS, HostMetrics
 from .template import Template, templated
 from .tls import TLSContexts
 from .wire import Wire
@@ -136,14 +136,18 @@ class Gone:
 
     def __init__(self) -> None:
         self.closed: Counter[str] = Counter()
-        self.timeouts = self.refusals = 0
+        self.count: Counter[str] = Counter()
 
     def add(self, host: Host) -> None:
         """Keep a host's counts."""
         snapshot = host.pool.metrics.snapshot()
         self.closed.update(snapshot.closed)
-        self.timeouts += snapshot.timeouts
-        self.refusals += snapshot.refusals
+        self.count.update({name: getattr(snapshot, name) for name in OF_LINES})
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.closed.clear()
+        self.count.clear()
 
 
 class Hosts:

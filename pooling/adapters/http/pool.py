@@ -27,7 +27,7 @@ from .health import Health
 from .hold import Hold
 from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
-from .listeners import OF_REQUESTS, OF_SOCKETS, part_of
+from .listeners import OF_REQUESTS, OF_SOCKETS, hears_of_leases, part_of
 from .metrics import HTTPMetrics
 from .places import Places, of_places, sign
 from .sessions import SessionLease, Sessions, Unpooled, View
@@ -148,6 +148,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         self._listeners: tuple[Observer, ...] = ()
+        self._ears: tuple[Observer, ...] = ()  # those who want to hear of each request
         super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
         self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
@@ -228,8 +229,12 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             line.release()
             raise
         hold = Hold(host, place, self._hosts.trim)
-        wire = hold.wire
-        if wire.sock is not None and monotonic() - arrived > _WAITED and not wire.is_alive():
+        wire, waited = hold.wire, monotonic() - arrived
+        if self._settings.enable_metrics:
+            self.metrics.waited(waited)
+        if self._ears:
+            tell(self._ears, "acquired", self.name, waited)
+        if wire.sock is not None and waited > _WAITED and not wire.is_alive():
             hold.hang_up()
         if wire.sock is None:
             self._hosts.make_room(self._state.max_size - self._state.in_use)
@@ -374,6 +379,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
 
     def _listen(self, observers: tuple[Observer, ...]) -> None:
         self._listeners = observers
+        self._ears = tuple(one for one in observers if hears_of_leases(one))
         self._set_observers(tuple(part_of(one, OF_REQUESTS) for one in observers))
         self._hosts.observe(self._of_sockets())
 

@@ -80,9 +80,7 @@ class Wire(_Connection):
         limits = self.limits
         if limits is None:
             super().send(data)
-        elif isinstance(data, bytes) and len(data) <= _PIECE:
-            self._send(data, limits)
-        elif not isinstance(data, (bytes, bytearray, memoryview)):
+        elif not isinstance(data, (bytes, bytearray, memoryview)) or (type(data) is bytes and len(data) <= _PIECE):
             self._send(data, limits)
         else:  # a socket's time limit is for all that one call sends
             view = memoryview(data).cast("B")
