@@ -3,6 +3,7 @@
 Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
+    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # asked now and then, for our own /healthz
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080
 
 Without arguments it starts a service of its own, asks it through itself from
@@ -134,17 +135,18 @@ class Answer:
         done()
 
 
-def pool_for(upstream: str) -> HTTPPool:
+def pool_for(upstream: str, health_url: str | None = None) -> HTTPPool:
     """Return a pool for some hundreds of clients."""
     return HTTPPool(
         PoolSettings(min_size=0, max_size=200, max_idle=50, acquire_timeout=5.0), base_url=upstream, max_per_host=200,
-        timeout=HTTPTimeout(connect=5, read=30, write=30), trust_env=False, health_url="/", name="upstream",
+        timeout=HTTPTimeout(connect=5, read=30, write=30), trust_env=False, health_url=health_url, name="upstream",
     )  # fmt: skip
 
 
 def from_env() -> ReverseProxy:
-    """Return the application for the upstream that ``UPSTREAM`` names."""
-    return ReverseProxy(os.environ["UPSTREAM"])
+    """Return the application for what ``UPSTREAM`` and ``UPSTREAM_HEALTH`` name."""
+    upstream = os.environ["UPSTREAM"]
+    return ReverseProxy(upstream, pool_for(upstream, os.environ.get("UPSTREAM_HEALTH")))
 
 
 def target(environ: Environ) -> str:

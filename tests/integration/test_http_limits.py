@@ -537,7 +537,6 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
 
     settings = PoolSettings(health_check_interval=0.05, max_validation_failures=3)
     with HTTPPool(settings, base_url=private.url, health_url="/echo", name="api", observers=[Ear()]) as http:
-        assert http.health_check()["status"] == "unknown"
         first = echo(http.get(web.url + "/echo"))["connection"]
         wait_until(lambda: http.health_check()["status"] == "healthy")
         private.kill()
@@ -553,7 +552,7 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
     assert http.health_check()["status"] == "closed"
     failure = "api ConnectionError"
     assert "api NoneType" in heard and heard[heard.index("api drained") - 3 :][:3] == [failure] * 3
-    assert [r.getMessage() for r in caplog.records if "does not answer" in r.getMessage()]
+    assert [r.getMessage() for r in caplog.records if "does not answer well" in r.getMessage()]
 
 
 def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
@@ -561,3 +560,50 @@ def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
         assert http.health_check(ask=True)["status"] == "unhealthy"
     with HTTPPool(base_url=web.url) as http:
         assert http.health_check()["status"] == "unknown"
+
+
+RARELY = PoolSettings(min_size=0, health_check_interval=3600)
+
+
+def test_health_is_asked_when_the_pool_is_opened_or_used_first(web: WebServer) -> None:
+    http = HTTPPool(RARELY, base_url=web.url, health_url="/echo/")
+    assert http.health_check()["status"] == "unknown"
+    with http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+    other = HTTPPool(RARELY, base_url=web.url, health_url="/echo/")
+    other.get("/bytes")
+    wait_until(lambda: other.health_check()["status"] == "healthy")
+    other.close()
+    assert web.book()["paths"] == {"/echo/": 2, "/bytes": 1}  # and the URL is asked as it was given
+
+
+def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
+    """A probe that got no connection: no failure, and no new sockets under peak load."""
+    settings = ONE.replace(health_check_interval=0.02, health_check_timeout=0.05, max_validation_failures=1)
+    with HTTPPool(settings, base_url=web.url, health_url="/echo") as http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        with http.request_context("GET", "/stream", stream=True):
+            waited = http.metrics.snapshot().timeouts
+            wait_until(lambda: http.metrics.snapshot().timeouts >= waited + 3)
+            health = http.health_check(ask=True)
+        assert (health["status"], health["failures"], health["generations"]) == ("healthy", 0, 0)
+        assert http.metrics.snapshot().health_failures == 0
+
+
+def test_a_health_url_that_is_not_there_shows_and_replaces_nothing(web: WebServer) -> None:
+    settings = PoolSettings(health_check_interval=0.02, max_validation_failures=2)
+    with HTTPPool(settings, base_url=web.url, health_url="/no-such-thing") as http:
+        wait_until(lambda: http.health_check()["failures"] >= 6)
+        health = http.health_check()
+        assert (health["status"], health["generations"]) == ("unhealthy", 0)
+        assert health["last_error"] == "HTTPError: 404 Whatever"
+
+
+def test_health_settings_of_a_running_pool(private: WebServer) -> None:
+    with HTTPPool(RARELY, base_url=private.url, health_url="/echo") as http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        http.reconfigure(health_check_interval=0.02, max_validation_failures=1)
+        asked = private.book()["requests"]
+        wait_until(lambda: private.book()["requests"] > asked + 2)
+        private.kill()
+        wait_until(lambda: http.health_check()["generations"])
