@@ -96,9 +96,12 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             ``auth``, the user's ``.netrc``; looked at for each request, as in
             requests.
         session_factory: The class of sessions, or what makes one.
-        health_url: Asked every ``health_check_interval``; after
-            ``max_validation_failures`` in a row without an answer below 500
-            all sockets are replaced. See `health_check`.
+        health_url: Asked when the pool is opened or used first, and then every
+            ``health_check_interval``. Any status from 400 on is unhealthy,
+            also a 404; after ``max_validation_failures`` in a row without an
+            answer below 500 all sockets are replaced. A probe that finds no
+            connection free within ``health_check_timeout`` says nothing.
+            See `health_check`.
         pooled: ``False`` switches pooling off: a new session and a new socket
             for each request, and no limits; to compare with.
         observers: Told what happens to requests (as leases) and sockets.
@@ -133,7 +136,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         if settings is not None and not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         self._asked = settings or _DEFAULTS
-        self._base_url = checked_url("base_url", base_url)
+        self._base_url = checked_url("base_url", base_url).rstrip("/")
         self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
             raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
@@ -203,6 +206,19 @@ class HTTPPool(Verbs, Pool[requests.Session]):
     def _check_open(self) -> None:
         if self._state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
+
+    def open(self, timeout: float | None = None) -> None:
+        """Begin to ask the ``health_url``, if there is one; sockets are opened by `warm_up`.
+
+        Args:
+            timeout: For the sake of other pools; there is nothing to wait for.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        super().open(timeout)
+        if self._probes is not None:
+            self._probes.ensure()
 
     # -- connections ------------------------------------------------------------------
 
@@ -331,6 +347,8 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         places = of_places(settings)
         names = ("max_size", "max_waiting", "acquire_timeout", "leak_timeout", "close_timeout", "track_holders")
         super().reconfigure(**{name: getattr(places, name) for name in names}, enable_metrics=settings.enable_metrics)
+        if self._probes is not None:
+            self._probes.configure(settings)
         self._hosts.configure(settings, min(self._max_per_host, settings.max_size))
         self._hosts.trim()
 

@@ -80,11 +80,9 @@ def is_hopeless(error: BaseException, credentials_change: bool) -> bool:
     """Say whether connecting failed for good.
 
     A host that does not resolve is not hopeless: containers start in any
-    order. A wrong password is not while a callable may give another, nor is
-    a parameter that cannot be read, such as ``connect_timeout=abc``.
+    order. A wrong password is not while a callable may give another.
     """
-    unreadable = type(error) is psycopg.ProgrammingError and error.sqlstate is None
-    if unreadable or vars(error).get("_needs_password"):
+    if vars(error).get("_needs_password"):
         return not credentials_change
     return _all_told(error, _HOPELESS if credentials_change else _HOPELESS | _CREDENTIALS)
 
