@@ -375,8 +375,19 @@ def test_errors_are_requests_own(web: WebServer, http: HTTPPool) -> None:
 
 
 def test_digest_authentication_asks_twice(http: HTTPPool, web: WebServer) -> None:
-    response = http.get("/echo", auth=HTTPDigestAuth("user", "word"))
-    assert response.ok and http.stats()["in_use"] == 0
+    word = HTTPDigestAuth("user", "word")
+    response = http.get("/digest", auth=word)
+    assert echo(response)["target"] == "/digest" and [one.status_code for one in response.history] == [401]
+    assert http.get("/digest", auth=HTTPDigestAuth("user", "guess")).status_code == 401
+    assert http.stats()["in_use"] == 0
+    assert web.book()["paths"]["/digest"] == 4
+    with http.acquire() as session:  # the second answer is the session's, as the first is
+        response = session.get(web.url + "/digest?n=10000000", auth=word, stream=True)
+        assert response.ok and http.stats()["in_use"] == 1
+    assert http.stats()["in_use"] == 0 and response.raw.closed
+    assert http.metrics.snapshot().closed == {"unread": 1}
+    with pytest.raises(LeaseError, match="given back before"):
+        response.connection.send(response.request)  # type: ignore[attr-defined]
 
 
 def test_elapsed_history_and_raw_are_there(http: HTTPPool) -> None:

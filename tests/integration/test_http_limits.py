@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -153,6 +154,21 @@ def test_the_total_time_bounds_all_of_a_request(
         assert time.monotonic() - began < LONG
         assert http.stats()["in_use"] == 0
         assert http.get("/echo").ok
+
+
+def test_a_total_holds_over_redirects_of_whatever_the_factory_makes(web: WebServer) -> None:
+    class Mine(requests.Session):
+        pass
+
+    for factory in (Mine, lambda: Mine(), lambda: requests.Session()):
+        with HTTPPool(base_url=web.url, session_factory=factory) as http, http.acquire() as session:
+            assert isinstance(session, requests.Session)
+            session.max_redirects = 10**9
+            with pytest.raises(requests.exceptions.Timeout, match=r"longer than its total of 0\.5 s"):
+                session.get(web.url + "/loop", timeout=HTTPTimeout(total=0.5))
+    wrong: Any = object
+    with HTTPPool(session_factory=wrong) as http, pytest.raises(TypeError, match="must make a requests.Session"):
+        http.acquire()
 
 
 def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:

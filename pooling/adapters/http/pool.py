@@ -95,7 +95,8 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             does not: proxies, ``REQUESTS_CA_BUNDLE`` and, for requests without
             ``auth``, the user's ``.netrc``; looked at for each request, as in
             requests.
-        session_factory: The class of sessions, or what makes one.
+        session_factory: The class of sessions, or what makes one; it becomes of a
+            subclass of its class.
         health_url: Asked when the pool is opened or used first, and then every
             ``health_check_interval``. Any status from 400 on is unhealthy,
             also a 404; after ``max_validation_failures`` in a row without an
