@@ -107,6 +107,28 @@ def test_a_hundred_threads_on_ten_sockets_each_get_their_own_answer(web: WebServ
     assert web.book()["most"] <= 10
 
 
+def test_one_session_serves_many_threads(http: HTTPPool, web: WebServer) -> None:
+    wrong: list[object] = []
+    session = http.session()
+    session.headers["X-Mine"] = "yes"
+
+    def work(number: int) -> None:
+        try:
+            for step in range(10):
+                mark = f"/echo?mark={number}-{step}"
+                got = echo(session.post(web.url + mark, data=mark, headers={"X-Mark": mark}))
+                fields = got["fields"]
+                if (got["target"], got["body"], fields["x-mark"], fields["x-mine"]) != (mark, mark, mark, "yes"):
+                    wrong.append(got)
+        except BaseException as error:
+            wrong.append(error)
+
+    for thread in [in_thread(work, number) for number in range(30)]:
+        thread.join()
+    assert not wrong
+    assert web.book()["requests"] == 300 and http.stats()["in_use"] == 0
+
+
 # -- clean (P5) ------------------------------------------------------------------------------
 
 

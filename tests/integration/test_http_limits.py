@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -131,6 +133,34 @@ def test_a_socket_does_not_outlive_its_lifetime(web: WebServer) -> None:
         assert http.metrics.snapshot().closed["lifetime"] == 1
 
 
+def test_a_name_that_changes_its_address_is_followed_within_the_lifetime(
+    web: WebServer, private: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = web
+    look_up = socket.getaddrinfo
+
+    def changing(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        address = ("127.0.0.1", now.port) if host == "service.test" else (host, port)
+        return look_up(*address, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    with HTTPPool(PoolSettings(min_size=0, max_lifetime=0.3), base_url="http://service.test") as http:
+        assert http.get("/echo").ok
+        assert (web.book()["requests"], private.book()["requests"]) == (1, 0)
+        now = private
+
+        def followed() -> bool:
+            assert http.get("/echo").ok  # the old socket stays in use, and still has to go
+            return bool(private.book()["requests"])
+
+        wait_until(followed)
+        asked = web.book()["requests"]
+        for _ in range(10):
+            assert http.get("/echo").ok
+        assert web.book()["requests"] == asked
+        assert http.metrics.snapshot().closed["lifetime"] >= 1
+
+
 # -- deadlines -----------------------------------------------------------------------------
 
 
@@ -189,8 +219,6 @@ def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
 
 def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
     """A server whose line for connections is full: the system drops our greetings."""
-    import socket
-
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -272,8 +300,6 @@ def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypa
         (host,) = http._hosts.all()
         wire = host.pool._state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
-        import socket
-
         wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
         assert echo(http.post("/echo", data=b"order"))["connection"] != first
         assert http.metrics.hosts()[0].resent == 1
@@ -306,8 +332,42 @@ def test_a_server_that_says_goodbye(web: WebServer) -> None:
         assert http.metrics.snapshot().closed == {"server_closed": 5}
 
 
+def test_a_restart_amid_the_load_costs_no_error_where_connecting_is_tried_again(private: WebServer) -> None:
+    """The server is killed while all threads ask; what dies in their hands is idempotent."""
+    again = Retry(1000, backoff_factor=0.01, backoff_max=0.1)
+    with HTTPPool(PoolSettings(max_size=8, acquire_timeout=60), base_url=private.url, retry=again) as http:
+        failed: list[BaseException] = []
+        answers: list[bool] = []
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    answers.append(echo(http.get("/slow?s=0.01"))["method"] == "GET")
+                except BaseException as error:
+                    failed.append(error)
+
+        threads = [in_thread(work) for _ in range(8)]
+        try:
+            for _ in range(5):
+                before = len(answers)
+                wait_until(lambda: len(answers) > before + 50)  # noqa: B023
+                private.kill()
+                private.start()
+            before = len(answers)
+            wait_until(lambda: len(answers) > before + 50)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert not failed and all(answers)
+        (host,) = http.metrics.hosts()
+        assert host.resent and host.failures.keys() <= {"connect", "connection"}
+        assert http.stats()["in_use"] == 0
+
+
 def test_a_restart_under_load_costs_no_error_on_idle_sockets(private: WebServer) -> None:
-    """Between two requests of each thread the server is another one, ten times."""
+    """Between two rounds the server is another one, five times; no retries are asked for."""
     with HTTPPool(PoolSettings(max_size=8), base_url=private.url) as http:
         failed: list[BaseException] = []
 
@@ -460,6 +520,21 @@ def test_waiting_is_measured_in_whichever_line(web: WebServer, line: str) -> Non
         http.metrics.reset()
         now = http.metrics.snapshot()
         assert (now.wait.count, now.exhausted, now.timeouts) == (0, 0, 0)
+
+
+def test_latencies_of_a_host_are_those_that_it_has(web: WebServer, private: WebServer) -> None:
+    """A percentile is right within its bucket, a factor of √2."""
+    with HTTPPool(PoolSettings(min_size=0, max_size=40)) as http:
+        asks = [web.url + "/slow?s=2"] * 6 + [web.url + "/slow?s=0.1"] * 14 + [private.url + "/echo"] * 20
+        for thread in [in_thread(http.get, url) for url in asks]:
+            thread.join()
+        mixed, quick = (
+            next(one.latency for one in http.metrics.hosts() if one.host == server.url) for server in (web, private)
+        )
+        assert (mixed.count, quick.count) == (20, 20)
+        assert 0.1 / 1.42 <= mixed.p50 < 2 / 1.42 <= mixed.p95 <= mixed.p99 <= mixed.max < LONG
+        assert (14 * 0.1 + 6 * 2) / 20 <= mixed.mean and mixed.max >= 2
+        assert 0 < quick.p50 <= quick.p95 < 2 / 1.42
 
 
 def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
     if not isinstance(session, requests.Session):
         raise TypeError(f"session_factory must make a requests.Session, and made {session!r}")
     if not isinstance(session, Pooled):
-        session.__class__ = _pooled(type(session))  # type: ignore[assignment,arg-type]
+        session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
     return session
 
 
