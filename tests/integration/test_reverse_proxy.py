@@ -203,8 +203,8 @@ def test_five_hundred_clients_at_once(web: WebServer) -> None:
         try:
             together.wait()
             for step in range(2):
-                seen = requests.get(f"{front.url}/slow?s=0.02&mark={number}-{step}", timeout=120)
-                if seen.status_code == 200 and seen.json()["target"] == f"/slow?s=0.02&mark={number}-{step}":
+                seen = requests.get(f"{front.url}/slow?s=0.08&mark={number}-{step}", timeout=120)
+                if seen.status_code == 200 and seen.json()["target"] == f"/slow?s=0.08&mark={number}-{step}":
                     well.append(number)
                 else:
                     failed.append(seen)
