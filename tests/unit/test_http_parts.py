@@ -97,7 +97,8 @@ def test_what_sockets_have_in_common() -> None:
     assert key("https://Example.COM/a?b") == key("https://user:word@example.com:443/c")
     assert key("https://example.com").label == "https://example.com"
     assert key("http://example.com:8080").label == "http://example.com:8080"
-    assert key("http://[::1]:80/").label == "http://::1"
+    assert key("http://[::1]:80/").label == "http://[::1]"
+    assert key("http://[::1]:8080/").label == "http://[::1]:8080"
     assert key("https://h", cert=["a", "b"]) == key("https://h", cert=("a", "b"))
     assert key("http://h", verify=False) == key("http://h", verify="/some/file")  # nothing is encrypted
     assert key("https://h", verify=None) == key("https://h", verify=True)

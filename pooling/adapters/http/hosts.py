@@ -54,7 +54,8 @@ class HostKey(NamedTuple):
     def label(self) -> str:
         """The host as messages and metrics show it."""
         port = "" if self.port in (None, {"http": 80, "https": 443}.get(self.scheme)) else f":{self.port}"
-        return f"{self.scheme}://{self.host}{port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{port}"
 
 
 class Wires(Adapter[Wire]):
@@ -173,6 +174,8 @@ class Hosts:
             min_size=0, max_size=max_per_host, max_idle=None, max_attempts=None, leak_timeout=None,
             health_check_interval=None, keepalive_interval=None,
         )  # fmt: skip
+        for metrics in list(self.metrics.values()):
+            metrics.on = settings.enable_metrics
         for host in self.all():
             host.pool.reconfigure(**{
                 name: getattr(self._settings, name)
@@ -214,13 +217,17 @@ class Hosts:
             host.pool.close(0)
         return host
 
+    def metrics_for(self, request: Any) -> HostMetrics:
+        """Return where a request is counted that needs no socket of ours."""
+        return self._metrics_of(_key(request, None, None, None).label)
+
     def _metrics_of(self, label: str) -> HostMetrics:
         known = self.metrics.get(label)
         if known is not None:
             return known
         if len(self.metrics) >= MOST_LABELS:
             label = OTHERS
-        return self.metrics.setdefault(label, HostMetrics(label))
+        return self.metrics.setdefault(label, HostMetrics(label, self._settings.enable_metrics))
 
     def _forget(self) -> None:
         """Forget hosts that nobody uses now."""

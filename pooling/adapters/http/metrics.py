@@ -55,10 +55,13 @@ class HostSnapshot(NamedTuple):
 
 
 class HostMetrics:
-    """Counts for one host (or for the ``others``)."""
+    """Counts for one host (or for the ``others``).
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    While it is not ``on`` only sockets are counted, which every pool does.
+    """
+
+    def __init__(self, host: str, on: bool = True) -> None:
+        self.host, self.on = host, on
         # Native and re-entrant, as the pool's own (see `core.threads`): a destructor may count.
         self._lock: Any = _thread.RLock()
         self.clear()
@@ -76,10 +79,13 @@ class HostMetrics:
         """Count a socket that was opened."""
         with self._lock:
             self._count["opened"] += 1
-        self._connect.record(seconds)
+        if self.on:
+            self._connect.record(seconds)
 
     def answered(self, status: int, seconds: float, reused: bool) -> None:
         """Count an answer."""
+        if not self.on:
+            return
         with self._lock:
             self._statuses[status] += 1
             if reused:
@@ -88,19 +94,30 @@ class HostMetrics:
 
     def failed(self, kind: str) -> None:
         """Count a request that got no answer, or only a part of one."""
+        if not self.on:
+            return
         with self._lock:
             self._failures[kind] += 1
 
     def moved(self, sent: int, received: int) -> None:
         """Count bytes as they went over the wire, without TLS."""
+        if not self.on:
+            return
         with self._lock:
             self._count["sent"] += sent
             self._count["received"] += received
 
     def count(self, what: str) -> None:
         """Count a retry (``"retries"``), or a request sent once more (``"resent"``)."""
+        if not self.on:
+            return
         with self._lock:
             self._count[what] += 1
+
+    def hangs_up(self) -> None:
+        """Count a socket that proved dead in the hands of a request, and is replaced there."""
+        with self._lock:
+            self._count["hung_up"] += 1
 
     @property
     def hung_up(self) -> int:

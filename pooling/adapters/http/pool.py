@@ -28,11 +28,12 @@ from .hold import Hold
 from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
 from .listeners import OF_REQUESTS, OF_SOCKETS, hears_of_leases, part_of
-from .metrics import HTTPMetrics
+from .metrics import HostMetrics, HTTPMetrics
 from .places import Places, of_places, sign
-from .sessions import SessionLease, Sessions, Unpooled, View
+from .sessions import SessionLease, Sessions, View
 from .tls import Cert, Verify
 from .transport import Transport
+from .unpooled import Unpooled
 from .verbs import Verbs
 
 __all__ = ["HTTPPool"]
@@ -73,7 +74,9 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             methods, not in those of an acquired session.
         timeout: For every request that gives none: an `HTTPTimeout`, or as in
             requests a number or seconds to connect and to read.
-        max_per_host: Requests under way at once to one host.
+        max_per_host: Requests under way at once to one host. Sockets with
+            other TLS settings (``verify``, ``cert``) or through another proxy
+            are a host of their own here, with as many again.
         retry: A ``urllib3.Retry``, or how often: idempotent methods, on a
             failed connection and on 429, 502, 503 and 504, with an exponential
             pause, jitter and respect for ``Retry-After``. A request is never
@@ -104,7 +107,8 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             connection free within ``health_check_timeout`` says nothing.
             See `health_check`.
         pooled: ``False`` switches pooling off: a new session and a new socket
-            for each request, and no limits; to compare with.
+            for each request, and no limits; to compare with. Statuses, failures
+            and latencies are counted in ``metrics.hosts()``.
         observers: Told what happens to requests (as leases) and sockets.
         name: How the pool is called in messages.
 
@@ -224,11 +228,20 @@ class HTTPPool(Verbs, Pool[requests.Session]):
     # -- connections ------------------------------------------------------------------
 
     def _host(self, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
+        self._arrive()
+        return self._hosts.find(self.adapter, request, verify, proxies, cert)
+
+    def _arrive(self) -> None:
         if not PAGE[0]:
             registry.renew()
         if self._probes is not None:
             self._probes.ensure()
-        return self._hosts.find(self.adapter, request, verify, proxies, cert)
+
+    def _metrics_for(self, request: Any) -> HostMetrics:
+        """Where a request is counted that is not pooled."""
+        self._arrive()
+        self._check_open()
+        return self._hosts.metrics_for(request)
 
     def _take(self, host: Host, limits: Limits) -> Hold:
         """Wait in line for a connection of that host, then for a place among all requests."""

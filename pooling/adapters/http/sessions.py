@@ -27,7 +27,6 @@ from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
-from .limits import Limits
 from .transport import Transport, told
 
 if TYPE_CHECKING:
@@ -293,24 +292,3 @@ class SessionLease(Lease[requests.Session]):
     def __repr__(self) -> str:
         what = "ended" if self._session is None else repr(self._session)
         return f"<{type(self).__name__} of pool {self._pool.name!r}: {what}>"
-
-
-class Unpooled(requests.adapters.BaseAdapter):
-    """Makes a new adapter of requests' own for each request: pooling that is switched off."""
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__()
-        self._transport = transport
-
-    def limits(self, timeout: Any) -> Limits:
-        """Return the time limits of a request that begins now."""
-        return self._transport.limits(timeout)
-
-    def send(  # type: ignore[override]  # what is not named here is handed on
-        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
-    ) -> requests.Response:
-        plain = requests.adapters.HTTPAdapter(max_retries=self._transport.max_retries)
-        return plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """Do nothing: nothing is kept."""
