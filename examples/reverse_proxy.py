@@ -16,6 +16,7 @@ What a proxy owes to both sides, and where it is kept here:
 - The place at the upstream is given back when the answer has been read,
   small ones before a slow client has taken the first byte, or when the client
   has gone: the server then calls ``close``.
+- A request whose length is no number is refused: 400.
 - Nobody waits for ever: 503 and ``Retry-After`` when all connections are in
   use, 504 when the upstream is late, 502 when it is down or breaks off.
 """
@@ -37,6 +38,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 from requests import exceptions
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import SKIP_HEADER
 
 if __name__ == "__main__":  # from a checkout, too
@@ -71,6 +73,9 @@ class ReverseProxy:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/healthz":
             return self.health(start_response)
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if not (length.isascii() and length.isdigit()):
+            return refuse(start_response, "400 Bad Request")
         try:
             return self.forward(environ, start_response)
         except PoolError:
@@ -118,7 +123,9 @@ class Answer:
         if length.isdigit() and int(length) <= SMALL:
             try:
                 self._small = self._raw.read(decode_content=False)
-            except Exception as error:  # before a byte was passed on: there is still time to say so
+            except ReadTimeoutError as error:  # before a byte was passed on: there is still time to say so
+                raise exceptions.ReadTimeout(error) from error
+            except Exception as error:
                 raise exceptions.ConnectionError(error) from error
 
     def __iter__(self) -> Iterator[bytes]:

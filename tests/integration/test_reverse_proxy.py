@@ -145,6 +145,7 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
     front = Front(web.url, max_size=1, timeout=HTTPTimeout(connect=5, read=0.5))
     try:
         assert client.get(front.url + "/stall").status_code == 504
+        assert client.get(front.url + "/stall-body").status_code == 504  # late as well, and small
         assert client.get(front.url + "/reset").status_code == 502
         assert client.get(front.url + "/half").status_code == 502  # small: it can still be said
         with client.get(front.url + "/stream?n=100&s=0.1", stream=True):
@@ -160,6 +161,18 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
         assert client.get(down.url + "/").status_code == 502
     finally:
         down.close()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "+1", "1_0", "²"])
+def test_a_length_that_is_no_number_is_the_clients_fault(front: Front, web: WebServer, length: str) -> None:
+    environ = {
+        "REQUEST_METHOD": "POST", "PATH_INFO": "/echo", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(b"body"),
+        "CONTENT_LENGTH": length,
+    }  # fmt: skip
+    sent: list[Any] = []
+    assert front.proxy(environ, lambda *args: sent.append(args[0])) == [b"400 Bad Request\n"]
+    assert sent == ["400 Bad Request"]
+    assert not web.book()["requests"]
 
 
 def test_a_broken_answer_does_not_look_whole(client: requests.Session, web: WebServer) -> None:
