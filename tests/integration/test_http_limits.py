@@ -424,7 +424,11 @@ def test_retry_after_is_respected(web: WebServer) -> None:
         began = time.monotonic()
         response = http.get("/status/429?times=1&key=b&after=600", timeout=HTTPTimeout(total=30))
         assert response.status_code == 429  # never past the deadline: at once
+        assert http.get("/status/429?times=1&key=c&after=600").status_code == 429  # nor beyond the longest pause
         assert time.monotonic() - began < LONG
+    longest = Retry(1, status_forcelist=[429], backoff_max=0.5)
+    with HTTPPool(base_url=web.url, retry=longest) as http:
+        assert http.get("/status/429?times=1&key=d&after=1").status_code == 429
 
 
 def test_a_pause_holds_nothing(web: WebServer) -> None:
@@ -600,6 +604,21 @@ def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServe
     with HTTPPool(base_url=web.url) as http:
         http.fill(2)
         wait_until(lambda: http.stats()["idle"] == 2)
+
+
+def test_more_sockets_than_there_may_be_are_refused_at_once(web: WebServer) -> None:
+    with HTTPPool(PoolSettings(min_size=4, max_size=4), base_url=web.url, max_per_host=3) as http:
+        for urls, each in ((None, 4), (["/a", web.url + "/b"], 2)):
+            with pytest.raises(ValueError, match="cannot open 4 sockets: max_per_host is 3"):
+                http.warm_up(urls, each=each)
+        with pytest.raises(ValueError, match="cannot open 5 sockets: max_size is 4"):
+            http.warm_up(["http://a.invalid", "http://b.invalid", "http://c.invalid", "/", "http://d.invalid"])
+        with pytest.raises(ValueError, match="cannot open 4 sockets: max_per_host is 3"):
+            http.fill(4)
+        assert web.book()["accepted"] == 0
+        http.fill()
+        wait_until(lambda: http.stats()["idle"] == 3)
+        http.warm_up([])
 
 
 def test_switched_off(web: WebServer) -> None:

@@ -80,7 +80,9 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         retry: A ``urllib3.Retry``, or how often: idempotent methods, on a
             failed connection and on 429, 502, 503 and 504, with an exponential
             pause, jitter and respect for ``Retry-After``. A request is never
-            tried again when its ``total`` time would be over by then. Apart
+            tried again when its ``total`` time would be over by then, nor
+            when ``Retry-After`` is above the longest pause (10 s; of a
+            ``urllib3.Retry`` its ``backoff_max``): that answer is returned. Apart
             from this, what fails on a kept connection is sent again where
             nothing can happen twice.
         verify: Whom to trust: ``True`` means certifi's list or the one that
@@ -276,18 +278,21 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         Args:
             urls: Whole URLs, or paths if the pool has a ``base_url``; only
                 their hosts matter. ``None`` means the ``base_url``.
-            each: How many sockets to open to each of them.
+            each: How many sockets to open to each of them; at most ``max_per_host``.
             timeout: Seconds to wait; ``None`` means the time to connect.
 
         Raises:
             requests.RequestException: One could not be opened; the others were.
+            ValueError: It is more than one host may have, or than all may.
         """
         if isinstance(urls, str):
             raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
         if urls is None and not self._base_url:
             raise ValueError("warm_up() needs urls, where the pool has no base_url")
         checked_number("each", each)
-        wanted = [self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls) for _ in range(each)]
+        hosts = Counter(self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls))
+        self._check_room(each * max(hosts.values(), default=0), each * hosts.total())
+        wanted = list(hosts.elements()) * each
         total = timeout or self.adapter.limits(None).asked.connect
         limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
         done: Any = queue.SimpleQueue()
@@ -300,6 +305,14 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         for result in results:
             if isinstance(result, BaseException):
                 raise _as_requests(result)
+
+    def _check_room(self, one_host: int, all_hosts: int) -> None:
+        """Refuse to open more than there may be: the last ones would wait for the first."""
+        for number, name, most in (
+            (one_host, "max_per_host", self._max_per_host), (all_hosts, "max_size", self._asked.max_size)
+        ):  # fmt: skip
+            if number > most:
+                raise ValueError(f"cannot open {number} sockets: {name} is {most}")
 
     def _host_of(self, url: str) -> Host:
         session = self.session()
@@ -319,16 +332,17 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         """Open sockets to the ``base_url``'s host ahead of need, without waiting for them.
 
         Args:
-            size: How many; ``None`` means ``min_size``.
+            size: How many; ``None`` means ``min_size``, as far as one host may have as many.
 
         Raises:
-            ValueError: The pool has no ``base_url``.
+            ValueError: The pool has no ``base_url``, or may not have so many.
         """
-        number = self._asked.min_size if size is None else size
+        number = min(self._asked.min_size, self._max_per_host) if size is None else size
         if not self._base_url:
             raise ValueError("fill() needs a base_url; see warm_up()")
         if number:
-            self._background.workers.submit(self._warm_up_quietly, checked_number("size", number))
+            self._check_room(checked_number("size", number), number)
+            self._background.workers.submit(self._warm_up_quietly, number)
 
     def _warm_up_quietly(self, each: int) -> None:
         try:

@@ -166,6 +166,8 @@ class _Call:
             response.drain_conn()
             raise
         asked = further.get_retry_after(response) if further.respect_retry_after_header else None
+        if asked and asked > further.backoff_max:
+            return None, 0.0  # how long our thread sleeps is for us to say, and sooner is not wanted
         return further, asked or further.get_backoff_time()
 
     def _give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:
