@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import queue
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any
 
 import requests
-import urllib3
-from requests import exceptions
 from urllib3.util import Retry
 
 from ...core import registry
@@ -20,7 +16,7 @@ from ...core.lease import Lease
 from ...core.observer import Observer, tell
 from ...core.pool import Pool
 from ...core.registry import PAGE
-from ...errors import PoolClosed, PoolError
+from ...errors import PoolClosed
 from ...settings import PoolSettings
 from .arguments import checked_number, checked_url, retries
 from .health import Health
@@ -35,16 +31,16 @@ from .tls import Cert, Verify
 from .transport import Transport
 from .unpooled import Unpooled
 from .verbs import Verbs
+from .warming import Warming
 
 __all__ = ["HTTPPool"]
 
-logger = logging.getLogger("pooling")
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
 _DEFAULTS = PoolSettings(min_size=0, max_size=100)
 _WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
 
 
-class HTTPPool(Verbs, Pool[requests.Session]):
+class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     """Lends ``requests.Session`` objects that share warm sockets.
 
     A session is light and private: cookies, headers, credentials and whatever
@@ -272,84 +268,6 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             self._hosts.make_room(self._state.max_size - self._state.in_use)
         return hold
 
-    def warm_up(self, urls: Iterable[str] | None = None, *, each: int = 1, timeout: float | None = None) -> None:
-        """Open sockets before the first user needs them, all at the same time.
-
-        Args:
-            urls: Whole URLs, or paths if the pool has a ``base_url``; only
-                their hosts matter. ``None`` means the ``base_url``.
-            each: How many sockets to open to each of them; at most ``max_per_host``.
-            timeout: Seconds to wait; ``None`` means the time to connect.
-
-        Raises:
-            requests.RequestException: One could not be opened; the others were.
-            ValueError: It is more than one host may have, or than all may.
-        """
-        if isinstance(urls, str):
-            raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
-        if urls is None and not self._base_url:
-            raise ValueError("warm_up() needs urls, where the pool has no base_url")
-        checked_number("each", each)
-        hosts = Counter(self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls))
-        self._check_room(each * max(hosts.values(), default=0), each * hosts.total())
-        wanted = list(hosts.elements()) * each
-        total = timeout or self.adapter.limits(None).asked.connect
-        limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
-        done: Any = queue.SimpleQueue()
-        for host in wanted:
-            self._background.workers.submit(self._open_one, host, limits, done)
-        results = [done.get() for _ in wanted]
-        for result in results:
-            if isinstance(result, Hold):
-                result.release()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise _as_requests(result)
-
-    def _check_room(self, one_host: int, all_hosts: int) -> None:
-        """Refuse to open more than there may be: the last ones would wait for the first."""
-        for number, name, most in (
-            (one_host, "max_per_host", self._max_per_host), (all_hosts, "max_size", self._asked.max_size)
-        ):  # fmt: skip
-            if number > most:
-                raise ValueError(f"cannot open {number} sockets: {name} is {most}")
-
-    def _host_of(self, url: str) -> Host:
-        session = self.session()
-        request = session.prepare_request(requests.Request("GET", url))
-        found = session.merge_environment_settings(request.url, {}, None, None, None)
-        return self._host(request, found["verify"], found["proxies"], found["cert"])
-
-    def _open_one(self, host: Host, limits: Limits, done: Any) -> None:
-        try:
-            hold = self._take(host, limits)
-            hold.connect(limits)
-            done.put(hold)
-        except BaseException as error:
-            done.put(error)
-
-    def fill(self, size: int | None = None) -> None:
-        """Open sockets to the ``base_url``'s host ahead of need, without waiting for them.
-
-        Args:
-            size: How many; ``None`` means ``min_size``, as far as one host may have as many.
-
-        Raises:
-            ValueError: The pool has no ``base_url``, or may not have so many.
-        """
-        number = min(self._asked.min_size, self._max_per_host) if size is None else size
-        if not self._base_url:
-            raise ValueError("fill() needs a base_url; see warm_up()")
-        if number:
-            self._check_room(checked_number("size", number), number)
-            self._background.workers.submit(self._warm_up_quietly, number)
-
-    def _warm_up_quietly(self, each: int) -> None:
-        try:
-            self.warm_up(each=each)
-        except (exceptions.RequestException, PoolError) as error:
-            logger.info("pool %r: filling it failed: %s", self.name, error)
-
     # -- steering ---------------------------------------------------------------------
 
     @property
@@ -484,17 +402,6 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
-
-
-def _as_requests(error: BaseException) -> BaseException:
-    """Return an error of opening a socket as requests would raise it."""
-    if isinstance(error, (exceptions.RequestException, PoolClosed)):
-        return error
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return exceptions.SSLError(error)
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return exceptions.ConnectTimeout(error)
-    return exceptions.ConnectionError(error)
 
 
 HTTPPool.__module__ = "pooling"  # where users import it from
