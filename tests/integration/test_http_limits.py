@@ -716,13 +716,16 @@ def test_health_is_asked_when_the_pool_is_opened_or_used_first(web: WebServer) -
 
 def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
     """A probe that got no connection: no failure, and no new sockets under peak load."""
-    settings = ONE.replace(health_check_interval=0.02, health_check_timeout=0.05, max_validation_failures=1)
+    settings = ONE.replace(health_check_interval=None, max_waiting=0, max_validation_failures=1)
     with HTTPPool(settings, base_url=web.url, health_url="/echo") as http:
-        wait_until(lambda: http.health_check()["status"] == "healthy")
+        assert http.health_check(ask=True)["status"] == "healthy"
         with http.request_context("GET", "/stream", stream=True):
-            waited = http.metrics.snapshot().timeouts
-            wait_until(lambda: http.metrics.snapshot().timeouts >= waited + 3)
+            http.reconfigure(health_check_interval=0.02)
+            wait_until(lambda: http.metrics.snapshot().refusals >= 3)  # no place in the line
+            http.reconfigure(health_check_interval=None, health_check_timeout=1.0, max_waiting=None)
+            timeouts = http.metrics.snapshot().timeouts
             health = http.health_check(ask=True)
+            assert http.metrics.snapshot().timeouts == timeouts + 1  # none in time
         assert (health["status"], health["failures"], health["generations"]) == ("healthy", 0, 0)
         assert http.metrics.snapshot().health_failures == 0
 

@@ -213,11 +213,13 @@ class View(requests.adapters.BaseAdapter):
 
     def close(self) -> None:
         """Close what this session has not read to its end; the sockets are the pool's."""
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._answers:
+            try:
                 response = self._answers.popleft()()
-                if _unread(response):
-                    response.close()  # type: ignore[union-attr]
+            except IndexError:
+                return  # another thread does the same
+            if _unread(response):
+                response.close()  # type: ignore[union-attr]
 
     def end(self) -> None:
         """Be of no use any more."""
