@@ -3,6 +3,7 @@
 Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
+    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # asked now and then, for our own /healthz
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080
 
 Without arguments it starts a service of its own, asks it through itself from
@@ -15,6 +16,7 @@ What a proxy owes to both sides, and where it is kept here:
 - The place at the upstream is given back when the answer has been read,
   small ones before a slow client has taken the first byte, or when the client
   has gone: the server then calls ``close``.
+- A request whose length is no number is refused: 400.
 - Nobody waits for ever: 503 and ``Retry-After`` when all connections are in
   use, 504 when the upstream is late, 502 when it is down or breaks off.
 """
@@ -36,6 +38,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 from requests import exceptions
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import SKIP_HEADER
 
 if __name__ == "__main__":  # from a checkout, too
@@ -70,6 +73,9 @@ class ReverseProxy:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/healthz":
             return self.health(start_response)
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if not (length.isascii() and length.isdigit()):
+            return refuse(start_response, "400 Bad Request")
         try:
             return self.forward(environ, start_response)
         except PoolError:
@@ -117,7 +123,9 @@ class Answer:
         if length.isdigit() and int(length) <= SMALL:
             try:
                 self._small = self._raw.read(decode_content=False)
-            except Exception as error:  # before a byte was passed on: there is still time to say so
+            except ReadTimeoutError as error:  # before a byte was passed on: there is still time to say so
+                raise exceptions.ReadTimeout(error) from error
+            except Exception as error:
                 raise exceptions.ConnectionError(error) from error
 
     def __iter__(self) -> Iterator[bytes]:
@@ -134,17 +142,18 @@ class Answer:
         done()
 
 
-def pool_for(upstream: str) -> HTTPPool:
+def pool_for(upstream: str, health_url: str | None = None) -> HTTPPool:
     """Return a pool for some hundreds of clients."""
     return HTTPPool(
         PoolSettings(min_size=0, max_size=200, max_idle=50, acquire_timeout=5.0), base_url=upstream, max_per_host=200,
-        timeout=HTTPTimeout(connect=5, read=30, write=30), trust_env=False, health_url="/", name="upstream",
+        timeout=HTTPTimeout(connect=5, read=30, write=30), trust_env=False, health_url=health_url, name="upstream",
     )  # fmt: skip
 
 
 def from_env() -> ReverseProxy:
-    """Return the application for the upstream that ``UPSTREAM`` names."""
-    return ReverseProxy(os.environ["UPSTREAM"])
+    """Return the application for what ``UPSTREAM`` and ``UPSTREAM_HEALTH`` name."""
+    upstream = os.environ["UPSTREAM"]
+    return ReverseProxy(upstream, pool_for(upstream, os.environ.get("UPSTREAM_HEALTH")))
 
 
 def target(environ: Environ) -> str:

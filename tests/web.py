@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+from urllib.request import parse_http_list, parse_keqv_list
 
 __all__ = ["ForwardProxy", "WebServer"]
 
@@ -332,6 +334,15 @@ class _Exchange:
         """Set a cookie for each argument."""
         self.reply_json(self.described(), *(("Set-Cookie", f"{n}={v}; Path=/") for n, v in self.query.items()))
 
+    def do_digest(self) -> None:
+        """Say what was asked to whoever knows the ``word`` of ``user``; else ask for it (RFC 7616)."""
+        kind, _, given = self.fields.get("authorization", "").partition(" ")
+        if kind == "Digest" and _proves("user", "word", self.method, parse_keqv_list(parse_http_list(given))):
+            length = int(self.number("n"))
+            self.reply(b"d" * length) if length else self.do_echo()
+        else:
+            self.reply(b"who?", ("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"'), status=401)
+
     def do_gzip(self) -> None:
         """Compressed, if that is accepted."""
         data = b"well compressed " * 100
@@ -428,6 +439,14 @@ class _Exchange:
         """Do not read the request's body, for a minute."""
         time.sleep(60)
         raise _Hangup
+
+
+def _proves(user: str, word: str, method: str, given: dict[str, str]) -> bool:
+    def md5(*parts: str) -> str:
+        return hashlib.md5(":".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+    secret, asked = md5(user, "r", word), md5(method, given["uri"])
+    return given["response"] == md5(secret, "n", given["nc"], given["cnonce"], "auth", asked)
 
 
 class _Proxying(_Serving):

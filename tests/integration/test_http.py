@@ -107,6 +107,28 @@ def test_a_hundred_threads_on_ten_sockets_each_get_their_own_answer(web: WebServ
     assert web.book()["most"] <= 10
 
 
+def test_one_session_serves_many_threads(http: HTTPPool, web: WebServer) -> None:
+    wrong: list[object] = []
+    session = http.session()
+    session.headers["X-Mine"] = "yes"
+
+    def work(number: int) -> None:
+        try:
+            for step in range(10):
+                mark = f"/echo?mark={number}-{step}"
+                got = echo(session.post(web.url + mark, data=mark, headers={"X-Mark": mark}))
+                fields = got["fields"]
+                if (got["target"], got["body"], fields["x-mark"], fields["x-mine"]) != (mark, mark, mark, "yes"):
+                    wrong.append(got)
+        except BaseException as error:
+            wrong.append(error)
+
+    for thread in [in_thread(work, number) for number in range(30)]:
+        thread.join()
+    assert not wrong
+    assert web.book()["requests"] == 300 and http.stats()["in_use"] == 0
+
+
 # -- clean (P5) ------------------------------------------------------------------------------
 
 
@@ -375,8 +397,19 @@ def test_errors_are_requests_own(web: WebServer, http: HTTPPool) -> None:
 
 
 def test_digest_authentication_asks_twice(http: HTTPPool, web: WebServer) -> None:
-    response = http.get("/echo", auth=HTTPDigestAuth("user", "word"))
-    assert response.ok and http.stats()["in_use"] == 0
+    word = HTTPDigestAuth("user", "word")
+    response = http.get("/digest", auth=word)
+    assert echo(response)["target"] == "/digest" and [one.status_code for one in response.history] == [401]
+    assert http.get("/digest", auth=HTTPDigestAuth("user", "guess")).status_code == 401
+    assert http.stats()["in_use"] == 0
+    assert web.book()["paths"]["/digest"] == 4
+    with http.acquire() as session:  # the second answer is the session's, as the first is
+        response = session.get(web.url + "/digest?n=10000000", auth=word, stream=True)
+        assert response.ok and http.stats()["in_use"] == 1
+    assert http.stats()["in_use"] == 0 and response.raw.closed
+    assert http.metrics.snapshot().closed == {"unread": 1}
+    with pytest.raises(LeaseError, match="given back before"):
+        response.connection.send(response.request)  # type: ignore[attr-defined]
 
 
 def test_elapsed_history_and_raw_are_there(http: HTTPPool) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
 from urllib3.util import Retry
 
-from pooling import HTTPPool, HTTPTimeout, Observer, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling import HTTPPool, HTTPTimeout, Observer, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
@@ -54,20 +57,20 @@ def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(priva
 
 
 def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServer) -> None:
-    """Twenty wait for the slow one, which may have three; the total is four."""
+    """Twenty want something of one that answers nothing, which may have three; the total is four."""
     settings = PoolSettings(max_size=4, acquire_timeout=60)
     with HTTPPool(settings, max_per_host=3) as http:
 
         def crawl() -> None:
             with contextlib.suppress(requests.ConnectionError), http.acquire() as session:
-                session.get(private.url + "/slow?s=1", timeout=60)
+                session.get(private.url + "/stall", timeout=60)
 
         threads = [in_thread(crawl) for _ in range(20)]
         wait_until(lambda: http.stats()["waiting"] == 17)
         for _ in range(20):
             with http.acquire() as session:
                 assert session.get(web.url + "/echo").ok
-        assert http.stats()["waiting"] >= 11  # well before the slow ones' line was gone
+        assert http.stats()["waiting"] == 17  # the slow ones' line is as long as before
         assert private.book()["most"] == 3
         http.close(timeout=0)
         for thread in threads:
@@ -130,6 +133,34 @@ def test_a_socket_does_not_outlive_its_lifetime(web: WebServer) -> None:
         assert http.metrics.snapshot().closed["lifetime"] == 1
 
 
+def test_a_name_that_changes_its_address_is_followed_within_the_lifetime(
+    web: WebServer, private: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = web
+    look_up = socket.getaddrinfo
+
+    def changing(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        address = ("127.0.0.1", now.port) if host == "service.test" else (host, port)
+        return look_up(*address, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    with HTTPPool(PoolSettings(min_size=0, max_lifetime=0.3), base_url="http://service.test") as http:
+        assert http.get("/echo").ok
+        assert (web.book()["requests"], private.book()["requests"]) == (1, 0)
+        now = private
+
+        def followed() -> bool:
+            assert http.get("/echo").ok  # the old socket stays in use, and still has to go
+            return bool(private.book()["requests"])
+
+        wait_until(followed)
+        asked = web.book()["requests"]
+        for _ in range(10):
+            assert http.get("/echo").ok
+        assert web.book()["requests"] == asked
+        assert http.metrics.snapshot().closed["lifetime"] >= 1
+
+
 # -- deadlines -----------------------------------------------------------------------------
 
 
@@ -155,6 +186,21 @@ def test_the_total_time_bounds_all_of_a_request(
         assert http.get("/echo").ok
 
 
+def test_a_total_holds_over_redirects_of_whatever_the_factory_makes(web: WebServer) -> None:
+    class Mine(requests.Session):
+        pass
+
+    for factory in (Mine, lambda: Mine(), lambda: requests.Session()):
+        with HTTPPool(base_url=web.url, session_factory=factory) as http, http.acquire() as session:
+            assert isinstance(session, requests.Session)
+            session.max_redirects = 10**9
+            with pytest.raises(requests.exceptions.Timeout, match=r"longer than its total of 0\.5 s"):
+                session.get(web.url + "/loop", timeout=HTTPTimeout(total=0.5))
+    wrong: Any = object
+    with HTTPPool(session_factory=wrong) as http, pytest.raises(TypeError, match="must make a requests.Session"):
+        http.acquire()
+
+
 def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, timeout=HTTPTimeout(total=1.0)) as http:
         began = time.monotonic()
@@ -173,8 +219,6 @@ def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
 
 def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
     """A server whose line for connections is full: the system drops our greetings."""
-    import socket
-
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -256,8 +300,6 @@ def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypa
         (host,) = http._hosts.all()
         wire = host.pool._state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
-        import socket
-
         wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
         assert echo(http.post("/echo", data=b"order"))["connection"] != first
         assert http.metrics.hosts()[0].resent == 1
@@ -290,8 +332,42 @@ def test_a_server_that_says_goodbye(web: WebServer) -> None:
         assert http.metrics.snapshot().closed == {"server_closed": 5}
 
 
+def test_a_restart_amid_the_load_costs_no_error_where_connecting_is_tried_again(private: WebServer) -> None:
+    """The server is killed while all threads ask; what dies in their hands is idempotent."""
+    again = Retry(1000, backoff_factor=0.01, backoff_max=0.1)
+    with HTTPPool(PoolSettings(max_size=8, acquire_timeout=60), base_url=private.url, retry=again) as http:
+        failed: list[BaseException] = []
+        answers: list[bool] = []
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    answers.append(echo(http.get("/slow?s=0.01"))["method"] == "GET")
+                except BaseException as error:
+                    failed.append(error)
+
+        threads = [in_thread(work) for _ in range(8)]
+        try:
+            for _ in range(5):
+                before = len(answers)
+                wait_until(lambda: len(answers) > before + 50)  # noqa: B023
+                private.kill()
+                private.start()
+            before = len(answers)
+            wait_until(lambda: len(answers) > before + 50)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert not failed and all(answers)
+        (host,) = http.metrics.hosts()
+        assert host.resent and host.failures.keys() <= {"connect", "connection"}
+        assert http.stats()["in_use"] == 0
+
+
 def test_a_restart_under_load_costs_no_error_on_idle_sockets(private: WebServer) -> None:
-    """Between two requests of each thread the server is another one, ten times."""
+    """Between two rounds the server is another one, five times; no retries are asked for."""
     with HTTPPool(PoolSettings(max_size=8), base_url=private.url) as http:
         failed: list[BaseException] = []
 
@@ -348,7 +424,11 @@ def test_retry_after_is_respected(web: WebServer) -> None:
         began = time.monotonic()
         response = http.get("/status/429?times=1&key=b&after=600", timeout=HTTPTimeout(total=30))
         assert response.status_code == 429  # never past the deadline: at once
+        assert http.get("/status/429?times=1&key=c&after=600").status_code == 429  # nor beyond the longest pause
         assert time.monotonic() - began < LONG
+    longest = Retry(1, status_forcelist=[429], backoff_max=0.5)
+    with HTTPPool(base_url=web.url, retry=longest) as http:
+        assert http.get("/status/429?times=1&key=d&after=1").status_code == 429
 
 
 def test_a_pause_holds_nothing(web: WebServer) -> None:
@@ -418,6 +498,49 @@ def test_metrics_of_a_host(web: WebServer) -> None:
         assert http.metrics.snapshot().acquired == 0
 
 
+@pytest.mark.parametrize("line", ["the host's", "that of all"])
+def test_waiting_is_measured_in_whichever_line(web: WebServer, line: str) -> None:
+    heard: list[float] = []
+
+    class Ear(Observer):
+        def acquired(self, pool: str, waited: float) -> None:
+            heard.append(waited)
+
+    size, per_host = (10, 1) if line == "the host's" else (1, 10)
+    settings = PoolSettings(max_size=size, acquire_timeout=60)
+    with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Ear()]) as http:
+        with http.request_context("GET", "/stream", stream=True):
+            thread = in_thread(http.get, "/echo")
+            wait_until(lambda: http.stats()["waiting"])
+            time.sleep(0.2)
+            with pytest.raises(PoolTimeout):
+                http.get("/echo", timeout=HTTPTimeout(pool=0))
+        thread.join()
+        now = http.metrics.snapshot()
+        assert (now.wait.count, now.exhausted, now.timeouts, now.requests) == (2, 1, 1, 3)
+        assert now.wait.max >= 0.2 and now.wait.mean >= 0.1
+        assert http.metrics.to_dict()["avg_acquisition_time_ms"] >= 100
+        assert len(heard) == 2 and heard[0] < heard[1] == now.wait.max
+        http.metrics.reset()
+        now = http.metrics.snapshot()
+        assert (now.wait.count, now.exhausted, now.timeouts) == (0, 0, 0)
+
+
+def test_latencies_of_a_host_are_those_that_it_has(web: WebServer, private: WebServer) -> None:
+    """A percentile is right within its bucket, a factor of √2."""
+    with HTTPPool(PoolSettings(min_size=0, max_size=40)) as http:
+        asks = [web.url + "/slow?s=2"] * 6 + [web.url + "/slow?s=0.1"] * 14 + [private.url + "/echo"] * 20
+        for thread in [in_thread(http.get, url) for url in asks]:
+            thread.join()
+        mixed, quick = (
+            next(one.latency for one in http.metrics.hosts() if one.host == server.url) for server in (web, private)
+        )
+        assert (mixed.count, quick.count) == (20, 20)
+        assert 0.1 / 1.42 <= mixed.p50 < 2 / 1.42 <= mixed.p95 <= mixed.p99 <= mixed.max < LONG
+        assert mixed.mean >= (14 * 0.1 + 6 * 2) / 20 and mixed.max >= 2
+        assert 0 < quick.p50 <= quick.p95 < 2 / 1.42
+
+
 def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     from pooling.adapters.http import hosts
 
@@ -483,6 +606,21 @@ def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServe
         wait_until(lambda: http.stats()["idle"] == 2)
 
 
+def test_more_sockets_than_there_may_be_are_refused_at_once(web: WebServer) -> None:
+    with HTTPPool(PoolSettings(min_size=4, max_size=4), base_url=web.url, max_per_host=3) as http:
+        for urls, each in ((None, 4), (["/a", web.url + "/b"], 2)):
+            with pytest.raises(ValueError, match="cannot open 4 sockets: max_per_host is 3"):
+                http.warm_up(urls, each=each)
+        with pytest.raises(ValueError, match="cannot open 5 sockets: max_size is 4"):
+            http.warm_up(["http://a.invalid", "http://b.invalid", "http://c.invalid", "/", "http://d.invalid"])
+        with pytest.raises(ValueError, match="cannot open 4 sockets: max_per_host is 3"):
+            http.fill(4)
+        assert web.book()["accepted"] == 0
+        http.fill()
+        wait_until(lambda: http.stats()["idle"] == 3)
+        http.warm_up([])
+
+
 def test_switched_off(web: WebServer) -> None:
     with HTTPPool(base_url=web.url, pooled=False) as http:
         assert len({echo(http.get("/echo"))["connection"] for _ in range(3)}) == 3
@@ -492,7 +630,34 @@ def test_switched_off(web: WebServer) -> None:
         with pytest.raises(requests.exceptions.ReadTimeout):
             http.get("/stall", timeout=HTTPTimeout(read=0.1))
         assert http.stats()["size"] == 0
+        assert http.get("/slow?s=0.2").ok
+        with pytest.raises(requests.ConnectionError):
+            http.get("/reset")
+        with pytest.raises(requests.ConnectionError):
+            http.get("http://127.0.0.1:1/")
+        ours, other = http.metrics.hosts()
+        assert (ours.host, ours.statuses, ours.failures) == (web.url, {200: 6}, {"read_timeout": 1, "connection": 1})
+        assert ours.latency.count == 6 and ours.latency.max >= 0.2
+        assert other.failures == {"connect": 1}
+        session, leased = http.session(), http.acquire().resource
+    for closed in (http, session, leased):
+        with pytest.raises(PoolClosed, match="is closed") as caught:
+            closed.get(web.url + "/echo")
+        assert isinstance(caught.value, requests.ConnectionError)
 
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_host_is_not_counted_where_metrics_are_off(web: WebServer, pooled: bool) -> None:
+    with HTTPPool(PoolSettings(enable_metrics=False), base_url=web.url, pooled=pooled) as http:
+        http.get("/echo")
+        with pytest.raises(requests.ConnectionError):
+            http.get("/reset")
+        (host,) = http.metrics.hosts()
+        assert (host.requests, host.bytes_received, host.reused, host.latency.count, host.connect.count) == (0,) * 5
+        assert http.metrics.snapshot().created == 2 * pooled  # as any pool
+        http.reconfigure(enable_metrics=True)
+        http.get("/echo")
+        assert http.metrics.hosts()[0].statuses == {200: 1}
 
 
 def test_health_is_probed_and_a_sick_service_gets_new_sockets(
@@ -509,7 +674,6 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
 
     settings = PoolSettings(health_check_interval=0.05, max_validation_failures=3)
     with HTTPPool(settings, base_url=private.url, health_url="/echo", name="api", observers=[Ear()]) as http:
-        assert http.health_check()["status"] == "unknown"
         first = echo(http.get(web.url + "/echo"))["connection"]
         wait_until(lambda: http.health_check()["status"] == "healthy")
         private.kill()
@@ -525,7 +689,7 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
     assert http.health_check()["status"] == "closed"
     failure = "api ConnectionError"
     assert "api NoneType" in heard and heard[heard.index("api drained") - 3 :][:3] == [failure] * 3
-    assert [r.getMessage() for r in caplog.records if "does not answer" in r.getMessage()]
+    assert [r.getMessage() for r in caplog.records if "does not answer well" in r.getMessage()]
 
 
 def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
@@ -533,3 +697,53 @@ def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
         assert http.health_check(ask=True)["status"] == "unhealthy"
     with HTTPPool(base_url=web.url) as http:
         assert http.health_check()["status"] == "unknown"
+
+
+RARELY = PoolSettings(min_size=0, health_check_interval=3600)
+
+
+def test_health_is_asked_when_the_pool_is_opened_or_used_first(web: WebServer) -> None:
+    http = HTTPPool(RARELY, base_url=web.url, health_url="/echo/")
+    assert http.health_check()["status"] == "unknown"
+    with http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+    other = HTTPPool(RARELY, base_url=web.url, health_url="/echo/")
+    other.get("/bytes")
+    wait_until(lambda: other.health_check()["status"] == "healthy")
+    other.close()
+    assert web.book()["paths"] == {"/echo/": 2, "/bytes": 1}  # and the URL is asked as it was given
+
+
+def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
+    """A probe that got no connection: no failure, and no new sockets under peak load."""
+    settings = ONE.replace(health_check_interval=None, max_waiting=0, max_validation_failures=1)
+    with HTTPPool(settings, base_url=web.url, health_url="/echo") as http:
+        assert http.health_check(ask=True)["status"] == "healthy"
+        with http.request_context("GET", "/stream", stream=True):
+            http.reconfigure(health_check_interval=0.02)
+            wait_until(lambda: http.metrics.snapshot().refusals >= 3)  # no place in the line
+            http.reconfigure(health_check_interval=None, health_check_timeout=1.0, max_waiting=None)
+            timeouts = http.metrics.snapshot().timeouts
+            health = http.health_check(ask=True)
+            assert http.metrics.snapshot().timeouts == timeouts + 1  # none in time
+        assert (health["status"], health["failures"], health["generations"]) == ("healthy", 0, 0)
+        assert http.metrics.snapshot().health_failures == 0
+
+
+def test_a_health_url_that_is_not_there_shows_and_replaces_nothing(web: WebServer) -> None:
+    settings = PoolSettings(health_check_interval=0.02, max_validation_failures=2)
+    with HTTPPool(settings, base_url=web.url, health_url="/no-such-thing") as http:
+        wait_until(lambda: http.health_check()["failures"] >= 6)
+        health = http.health_check()
+        assert (health["status"], health["generations"]) == ("unhealthy", 0)
+        assert health["last_error"] == "HTTPError: 404 Whatever"
+
+
+def test_health_settings_of_a_running_pool(private: WebServer) -> None:
+    with HTTPPool(RARELY, base_url=private.url, health_url="/echo") as http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        http.reconfigure(health_check_interval=0.02, max_validation_failures=1)
+        asked = private.book()["requests"]
+        wait_until(lambda: private.book()["requests"] > asked + 2)
+        private.kill()
+        wait_until(lambda: http.health_check()["generations"])

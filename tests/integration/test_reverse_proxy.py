@@ -33,7 +33,8 @@ class Front:
     """A proxy with its server."""
 
     def __init__(self, upstream: str, **arguments: Any) -> None:
-        settings = PoolSettings(min_size=0, max_size=arguments.pop("max_size", 20), acquire_timeout=0.2)
+        size, wait = arguments.pop("max_size", 20), arguments.pop("wait", 0.2)
+        settings = PoolSettings(min_size=0, max_size=size, acquire_timeout=wait)
         self.http = HTTPPool(settings, base_url=upstream, trust_env=False, **arguments)
         self.proxy = example.ReverseProxy(upstream, self.http)
         self.server = make_server("127.0.0.1", 0, validator(self.proxy), example.Server, example.Quiet)
@@ -144,6 +145,7 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
     front = Front(web.url, max_size=1, timeout=HTTPTimeout(connect=5, read=0.5))
     try:
         assert client.get(front.url + "/stall").status_code == 504
+        assert client.get(front.url + "/stall-body").status_code == 504  # late as well, and small
         assert client.get(front.url + "/reset").status_code == 502
         assert client.get(front.url + "/half").status_code == 502  # small: it can still be said
         with client.get(front.url + "/stream?n=100&s=0.1", stream=True):
@@ -159,6 +161,18 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
         assert client.get(down.url + "/").status_code == 502
     finally:
         down.close()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "+1", "1_0", "²"])
+def test_a_length_that_is_no_number_is_the_clients_fault(front: Front, web: WebServer, length: str) -> None:
+    environ = {
+        "REQUEST_METHOD": "POST", "PATH_INFO": "/echo", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(b"body"),
+        "CONTENT_LENGTH": length,
+    }  # fmt: skip
+    sent: list[Any] = []
+    assert front.proxy(environ, lambda *args: sent.append(args[0])) == [b"400 Bad Request\n"]
+    assert sent == ["400 Bad Request"]
+    assert not web.book()["requests"]
 
 
 def test_a_broken_answer_does_not_look_whole(client: requests.Session, web: WebServer) -> None:
@@ -191,23 +205,31 @@ def test_health(web: WebServer, client: requests.Session) -> None:
         sick.close()
 
 
-def test_a_hundred_clients_at_once(front: Front, web: WebServer) -> None:
-    wrong: list[object] = []
+def test_five_hundred_clients_at_once(web: WebServer) -> None:
+    """Each has its own answer, over twenty sockets."""
+    front = Front(web.url, wait=120, timeout=HTTPTimeout(connect=60, read=120, write=60))
+    failed: list[object] = []
+    well: list[int] = []
+    together = threading.Barrier(500)
 
     def ask(number: int) -> None:
         try:
-            with requests.Session() as session:
-                for step in range(3):
-                    seen = session.get(f"{front.url}/echo?mark={number}-{step}", timeout=60)
-                    if seen.status_code == 503:
-                        continue  # busy is an answer
-                    if seen.json()["target"] != f"/echo?mark={number}-{step}":
-                        wrong.append(seen)
+            together.wait()
+            for step in range(2):
+                seen = requests.get(f"{front.url}/slow?s=0.08&mark={number}-{step}", timeout=120)
+                if seen.status_code == 200 and seen.json()["target"] == f"/slow?s=0.08&mark={number}-{step}":
+                    well.append(number)
+                else:
+                    failed.append(seen)
         except BaseException as error:
-            wrong.append(error)
+            failed.append(error)
 
-    for thread in [in_thread(ask, number) for number in range(100)]:
-        thread.join()
-    assert not wrong
-    assert web.book()["accepted"] <= 20
-    assert front.http.stats()["in_use"] == 0
+    try:
+        for thread in [in_thread(ask, number) for number in range(500)]:
+            thread.join()
+        assert not failed
+        assert len(well) == 1000
+        assert web.book()["accepted"] <= 20
+        assert front.http.stats()["in_use"] == 0
+    finally:
+        front.close()

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import requests
+import requests.adapters
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling.adapters.http import sessions
 from pooling.adapters.http.errors import refusal
 from pooling.adapters.http.hosts import _key
 from pooling.adapters.http.limits import Limits, OutOfTime
@@ -95,7 +97,8 @@ def test_what_sockets_have_in_common() -> None:
     assert key("https://Example.COM/a?b") == key("https://user:word@example.com:443/c")
     assert key("https://example.com").label == "https://example.com"
     assert key("http://example.com:8080").label == "http://example.com:8080"
-    assert key("http://[::1]:80/").label == "http://::1"
+    assert key("http://[::1]:80/").label == "http://[::1]"
+    assert key("http://[::1]:8080/").label == "http://[::1]:8080"
     assert key("https://h", cert=["a", "b"]) == key("https://h", cert=("a", "b"))
     assert key("http://h", verify=False) == key("http://h", verify="/some/file")  # nothing is encrypted
     assert key("https://h", verify=None) == key("https://h", verify=True)
@@ -181,6 +184,13 @@ def test_the_environment_is_asked_as_requests_asks(monkeypatch: pytest.MonkeyPat
             assert not merged({}, None, None, None)["proxies"]
 
 
+def test_what_the_pool_says_beats_the_environment_whatever_the_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/from/env")
+    for factory in (requests.Session, lambda: requests.Session()):
+        session = HTTPPool(session_factory=factory, verify=False).session()
+        assert session.merge_environment_settings("https://h/", {}, None, None, None)["verify"] is False
+
+
 def test_a_shared_jar_is_renewed_without_its_lock() -> None:
     jar = SharedJar()
     jar.set("a", "1", domain="h", path="/")
@@ -216,3 +226,80 @@ def test_a_wire_is_what_urllib3_makes() -> None:
         wire.interrupt()
         wire.abandon()
         wire.close()
+
+
+class Taken:
+    """A socket that notes what it is to send, and within which time."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float | None, bytes]] = []
+        self.limit: float | None = None
+
+    def settimeout(self, limit: float | None) -> None:
+        self.limit = limit
+
+    def sendall(self, data: Any) -> None:
+        self.calls.append((self.limit, bytes(data)))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("total", [None, 60])
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(data).cast("I")])
+def test_the_time_to_write_is_for_a_piece_not_for_the_body(kind: Any, total: float | None, secure: bool) -> None:
+    """A steady upload may take as long as it likes."""
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    wire: Any = wired(HTTPSConnection if secure else HTTPConnection)("h", 1)
+    wire.sock = sock = Taken()
+    wire.begin(Limits(HTTPTimeout(write=2, total=total), Now()))
+    body = bytes(range(250)) * 200  # fewer words than a piece has bytes
+    wire.send(kind(body))
+    wire.send(b"small")
+    assert b"".join(data for _, data in sock.calls) == body + b"small"
+    assert max(len(data) for _, data in sock.calls) <= 16384
+    assert {limit for limit, _ in sock.calls} == {2}
+    assert wire.sent == len(body) + 5
+
+
+def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_lease(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads on one session: one clears up, and the other has an answer."""
+    closed: list[int] = []
+
+    class Answer(requests.Response):
+        def close(self) -> None:
+            closed.append(id(self))
+
+    class Below(requests.adapters.BaseAdapter):
+        def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+            return Answer()
+
+    view = sessions.View(HTTPPool(), Below())
+    request = requests.Request("GET", "http://h").prepare()
+    answers = [view.send(request) for _ in range(32)]
+    plain = sessions._unread
+
+    def meanwhile(response: requests.Response | None) -> bool:
+        monkeypatch.setattr(sessions, "_unread", plain)
+        answers.append(view.send(request))
+        return plain(response)
+
+    monkeypatch.setattr(sessions, "_unread", meanwhile)
+    answers.append(view.send(request))
+    view.end()
+    assert sorted(closed) == sorted(map(id, answers))
+    closed.clear()
+    with pytest.raises(LeaseError):
+        view.send(request)
+
+    class Late(Below):
+        def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+            late.end()
+            return Answer()
+
+    late = sessions.View(HTTPPool(), Late())
+    assert closed == [id(late.send(request))]

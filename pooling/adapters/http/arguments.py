@@ -35,4 +35,4 @@ def checked_url(name: str, value: Any) -> str:
         raise TypeError(f"{name} must be a text, not {value!r}")
     if not value.startswith(("http://", "https://")):
         raise ValueError(f"{name} must begin with http:// or https://, not be {value!r}")
-    return value.rstrip("/")
+    return value

@@ -3,10 +3,15 @@
 The asking is the core's health check, of a pool with one thing in it: so its
 interval, its time limit, its place on a worker and its life over forks are
 those of every pool.
+
+What it proves is the service, not us: a probe that finds no free connection
+says nothing. And sockets are not to blame for a URL that the service does not
+know (a 404): that makes it unhealthy, and replaces nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -16,6 +21,7 @@ import requests
 from ...core.adapter import Adapter
 from ...core.observer import Observer
 from ...core.pool import Pool
+from ...errors import PoolClosed, PoolTimeout, TooManyWaiting
 from ...settings import PoolSettings
 from .limits import HTTPTimeout
 
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Health"]
 
 logger = logging.getLogger("pooling")
+
+
+_NO_VERDICT = (PoolTimeout, TooManyWaiting, PoolClosed)  # about us; nothing was asked
+_OURS = ("health_check_interval", "health_check_timeout", "max_validation_failures")
 
 
 class Health(Observer):
@@ -38,43 +48,59 @@ class Health(Observer):
         self._http = weakref.ref(http)  # the core holds on to adapters and observers
         self._process: object = None
         self.pool: Pool[object] = Pool(
-            adapter=_Probe(self._http, url),
-            settings=PoolSettings(
-                min_size=1, max_size=1, health_check_interval=settings.health_check_interval,
-                health_check_timeout=settings.health_check_timeout, max_lifetime=None, idle_timeout=None,
-                max_validation_failures=settings.max_validation_failures,
-            ),
+            adapter=_Probe(self._http),
+            settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_ours(settings)),
             name=f"{http.name} health", observers=[self],
         )  # fmt: skip
 
     def ensure(self) -> None:
-        """Begin, if this process has not."""
+        """Begin, if this process has not: ask now, and then at the interval."""
         if self._process is not self.pool._state:
             self._process = self.pool._state
             self.pool.fill()
+            if self.pool.settings.health_check_interval is not None:
+                self.pool.check()
+
+    def configure(self, settings: PoolSettings) -> None:
+        """Take over settings, at once."""
+        self.pool._health.check_at = float("-inf")  # else the old interval has to pass first
+        self.pool.reconfigure(**_ours(settings))
 
     def ask(self) -> None:
         """Ask now, and return when there is an answer, or none in time."""
-        try:
-            self.pool._adapter.validate(self.pool._adapter.create(), self.pool.settings.health_check_timeout)
-        except Exception as error:
-            self.health_checked(self.pool.name, error)
-        else:
-            self.health_checked(self.pool.name, None)
+        with contextlib.suppress(Exception):  # it was noted
+            self.check(self.pool.settings.health_check_timeout)
 
-    def health_checked(self, pool: str, error: BaseException | None) -> None:
+    def check(self, timeout: float) -> None:
+        """Ask, note the answer, and raise if new sockets might help."""
+        http = self._http()
+        if http is None:
+            return
+        limit = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
+        try:
+            with http.request_context("GET", self.url, timeout=limit, stream=True) as response:
+                if not response.ok:
+                    raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
+        except _NO_VERDICT as error:
+            logger.info("pool %r: %s was not asked: %s", http.name, self.url, error)
+        except Exception as error:
+            self._note(http, error)
+            if _may_be_the_sockets(error):
+                raise
+        else:
+            self._note(http, None)
+
+    def _note(self, http: HTTPPool, error: Exception | None) -> None:
         if error is None:
             if self.status == "unhealthy":
-                logger.warning("pool %r: %s answers again", self._name(), self.url)
+                logger.warning("pool %r: %s answers again", http.name, self.url)
             self.status, self.failures, self.last_error = "healthy", 0, None
         else:
             if self.status != "unhealthy":
-                logger.warning("pool %r: %s does not answer: %s", self._name(), self.url, error)
+                logger.warning("pool %r: %s does not answer well: %s", http.name, self.url, error)
             self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {error}"
             self.failures += 1
-        http = self._http()
-        if http is not None:
-            http._health_checked(error)
+        http._health_checked(error)
 
     def drained(self, pool: str) -> None:
         self.generations += 1
@@ -82,10 +108,6 @@ class Health(Observer):
         if http is not None:
             logger.warning("pool %r: replacing all sockets", http.name)
             http.drain()
-
-    def _name(self) -> str:
-        http = self._http()
-        return "?" if http is None else http.name
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is known."""
@@ -96,23 +118,29 @@ class Health(Observer):
         }  # fmt: skip
 
 
+def _may_be_the_sockets(error: Exception) -> bool:
+    """Whether there was no answer, or one of trouble; below 500 the service is there, and dislikes the question."""
+    response = getattr(error, "response", None)
+    return response is None or response.status_code >= 500
+
+
+def _ours(settings: PoolSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in _OURS}
+
+
 class _Probe(Adapter[object]):
     """What stands for asking; its round trip is a request."""
 
     noun = "health probe"
     blocking = False
 
-    def __init__(self, http: weakref.ref[HTTPPool], url: str) -> None:
-        self._http, self._url = http, url
+    def __init__(self, http: weakref.ref[HTTPPool]) -> None:
+        self._http = http
 
     def create(self) -> object:
         return object()  # each asks with a session of its own
 
     def validate(self, resource: object, timeout: float) -> None:
         http = self._http()
-        if http is None:
-            return
-        limit = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
-        with http.request_context("GET", self._url, timeout=limit, stream=True) as response:
-            if response.status_code >= 500:
-                raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
+        if http is not None and http._probes is not None:
+            http._probes.check(timeout)

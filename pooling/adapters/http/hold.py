@@ -103,7 +103,7 @@ class Hold:
     def hang_up(self) -> None:
         """Close a kept connection that has died; the next attempt connects anew, in the same place."""
         self.wire.close()
-        self.host.metrics.count("hung_up")
+        self.host.metrics.hangs_up()
 
     def _failed(self) -> str:
         return "failed" if self.wire.opened else NOT_OPENED

@@ -30,7 +30,7 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import PoolClosed
 from ...settings import PoolSettings
-from .metrics import MOST_LABELS, OTHERS, HostMetrics
+from .metrics import MOST_LABELS, OF_LINES, OTHERS, HostMetrics
 from .template import Template, templated
 from .tls import TLSContexts
 from .wire import Wire
@@ -54,7 +54,8 @@ class HostKey(NamedTuple):
     def label(self) -> str:
         """The host as messages and metrics show it."""
         port = "" if self.port in (None, {"http": 80, "https": 443}.get(self.scheme)) else f":{self.port}"
-        return f"{self.scheme}://{self.host}{port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{port}"
 
 
 class Wires(Adapter[Wire]):
@@ -136,14 +137,18 @@ class Gone:
 
     def __init__(self) -> None:
         self.closed: Counter[str] = Counter()
-        self.timeouts = self.refusals = 0
+        self.count: Counter[str] = Counter()
 
     def add(self, host: Host) -> None:
         """Keep a host's counts."""
         snapshot = host.pool.metrics.snapshot()
         self.closed.update(snapshot.closed)
-        self.timeouts += snapshot.timeouts
-        self.refusals += snapshot.refusals
+        self.count.update({name: getattr(snapshot, name) for name in OF_LINES})
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.closed.clear()
+        self.count.clear()
 
 
 class Hosts:
@@ -169,6 +174,8 @@ class Hosts:
             min_size=0, max_size=max_per_host, max_idle=None, max_attempts=None, leak_timeout=None,
             health_check_interval=None, keepalive_interval=None,
         )  # fmt: skip
+        for metrics in list(self.metrics.values()):
+            metrics.on = settings.enable_metrics
         for host in self.all():
             host.pool.reconfigure(**{
                 name: getattr(self._settings, name)
@@ -210,13 +217,17 @@ class Hosts:
             host.pool.close(0)
         return host
 
+    def metrics_for(self, request: Any) -> HostMetrics:
+        """Return where a request is counted that needs no socket of ours."""
+        return self._metrics_of(_key(request, None, None, None).label)
+
     def _metrics_of(self, label: str) -> HostMetrics:
         known = self.metrics.get(label)
         if known is not None:
             return known
         if len(self.metrics) >= MOST_LABELS:
             label = OTHERS
-        return self.metrics.setdefault(label, HostMetrics(label))
+        return self.metrics.setdefault(label, HostMetrics(label, self._settings.enable_metrics))
 
     def _forget(self) -> None:
         """Forget hosts that nobody uses now."""

@@ -1,4 +1,7 @@
-"""An observer hears of requests from one inner pool, and of sockets from others."""
+"""An observer hears of requests from one inner pool, and of sockets from others.
+
+Of `acquired` the `HTTPPool` tells itself: whoever waits does so in two lines.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from collections.abc import Callable
 
 from ...core.observer import Observer
 
-__all__ = ["OF_REQUESTS", "OF_SOCKETS", "part_of"]
+__all__ = ["OF_REQUESTS", "OF_SOCKETS", "hears_of_leases", "part_of"]
 
-OF_REQUESTS = ("acquired", "released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
+OF_REQUESTS = ("released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
 OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
 
 
@@ -19,6 +22,11 @@ def part_of(observer: Observer, events: tuple[str, ...], name: str | None = None
         method = getattr(observer, event)
         setattr(part, event, method if name is None else _renamed(method, name))
     return part
+
+
+def hears_of_leases(observer: Observer) -> bool:
+    """Whether an observer overrides `acquired`, in its class or for itself."""
+    return getattr(observer.acquired, "__func__", None) is not Observer.acquired
 
 
 def _renamed(method: Callable[..., None], name: str) -> Callable[..., None]:

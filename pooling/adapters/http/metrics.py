@@ -6,7 +6,7 @@ import _thread
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...core.metrics import Histogram, HistogramSnapshot, PoolMetrics, PoolSnapshot
+from ...core.metrics import SHORT, Histogram, HistogramSnapshot, PoolMetrics, PoolSnapshot
 
 if TYPE_CHECKING:
     from .hosts import Hosts
@@ -15,6 +15,9 @@ __all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"
 
 NOT_OPENED = "not_opened"
 """Why a connection is given up that never was one: no socket was closed."""
+
+OF_LINES = ("timeouts", "refusals", "turned_away", "exhausted")
+"""What is counted where somebody waits: at each host, and among all requests."""
 
 MOST_LABELS = 100
 """Hosts that are counted one by one; all further ones are counted together (cardinality)."""
@@ -52,10 +55,13 @@ class HostSnapshot(NamedTuple):
 
 
 class HostMetrics:
-    """Counts for one host (or for the ``others``)."""
+    """Counts for one host (or for the ``others``).
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    While it is not ``on`` only sockets are counted, which every pool does.
+    """
+
+    def __init__(self, host: str, on: bool = True) -> None:
+        self.host, self.on = host, on
         # Native and re-entrant, as the pool's own (see `core.threads`): a destructor may count.
         self._lock: Any = _thread.RLock()
         self.clear()
@@ -73,10 +79,13 @@ class HostMetrics:
         """Count a socket that was opened."""
         with self._lock:
             self._count["opened"] += 1
-        self._connect.record(seconds)
+        if self.on:
+            self._connect.record(seconds)
 
     def answered(self, status: int, seconds: float, reused: bool) -> None:
         """Count an answer."""
+        if not self.on:
+            return
         with self._lock:
             self._statuses[status] += 1
             if reused:
@@ -85,19 +94,30 @@ class HostMetrics:
 
     def failed(self, kind: str) -> None:
         """Count a request that got no answer, or only a part of one."""
+        if not self.on:
+            return
         with self._lock:
             self._failures[kind] += 1
 
     def moved(self, sent: int, received: int) -> None:
         """Count bytes as they went over the wire, without TLS."""
+        if not self.on:
+            return
         with self._lock:
             self._count["sent"] += sent
             self._count["received"] += received
 
     def count(self, what: str) -> None:
         """Count a retry (``"retries"``), or a request sent once more (``"resent"``)."""
+        if not self.on:
+            return
         with self._lock:
             self._count[what] += 1
+
+    def hangs_up(self) -> None:
+        """Count a socket that proved dead in the hands of a request, and is replaced there."""
+        with self._lock:
+            self._count["hung_up"] += 1
 
     @property
     def hung_up(self) -> int:
@@ -130,17 +150,30 @@ class HTTPMetrics(PoolMetrics):
 
     :meth:`snapshot` is that of any pool, over the sockets of all hosts:
     ``size`` and ``idle`` are open sockets, ``in_use`` and ``use`` requests
-    under way until their body is read, ``created`` sockets opened. See
-    :meth:`hosts` for each host's own figures.
+    under way until their body is read, ``created`` sockets opened. ``wait`` is
+    all the time in line, at the host and among all; ``exhausted`` counts both
+    lines. See :meth:`hosts` for each host's own figures.
     """
 
     of: Hosts
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waited = Histogram(self.lock)  # `wait` knows of the second line only
+
+    def waited(self, seconds: float) -> None:
+        """Count what a request has waited, in both lines together."""
+        if seconds > SHORT:
+            self._waited.record(seconds)
+
     def snapshot(self) -> PoolSnapshot:
         """Return an immutable picture of the pool now."""
         places = super().snapshot()
+        with self.lock:
+            wait = self._waited.snapshot(places.acquired - self._waited.timed[0])
         sockets = [host.pool.metrics.snapshot() for host in self.of.all()]
-        closed = Counter(self.of.gone.closed)
+        gone = self.of.gone
+        closed = Counter(gone.closed)
         for one in sockets:
             closed.update(one.closed)
         hosts = [metrics.snapshot() for metrics in self.of.metrics.values()]
@@ -161,10 +194,13 @@ class HTTPMetrics(PoolMetrics):
             created=sum(host.opened for host in hosts),
             closed=dict(+closed),
             errors=dict(failures),
-            timeouts=places.timeouts + self.of.gone.timeouts + sum(one.timeouts for one in sockets),
-            refusals=places.refusals + self.of.gone.refusals + sum(one.refusals for one in sockets),
             validation_failures=sum(one.validation_failures for one in sockets),
+            wait=wait,
             create=self._slowest(hosts),
+            **{
+                name: getattr(places, name) + gone.count[name] + sum(getattr(one, name) for one in sockets)
+                for name in OF_LINES
+            },
         )
 
     @staticmethod
@@ -185,6 +221,8 @@ class HTTPMetrics(PoolMetrics):
     def reset(self) -> None:
         """Start counting anew; gauges stay what they are."""
         super().reset()
+        self._waited.clear()
+        self.of.gone.clear()
         for host in self.of.all():
             host.pool.metrics.reset()
         for metrics in list(self.of.metrics.values()):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import queue
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any
 
 import requests
-import urllib3
-from requests import exceptions
 from urllib3.util import Retry
 
 from ...core import registry
@@ -20,30 +16,31 @@ from ...core.lease import Lease
 from ...core.observer import Observer, tell
 from ...core.pool import Pool
 from ...core.registry import PAGE
-from ...errors import PoolClosed, PoolError
+from ...errors import PoolClosed
 from ...settings import PoolSettings
 from .arguments import checked_number, checked_url, retries
 from .health import Health
 from .hold import Hold
 from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
-from .listeners import OF_REQUESTS, OF_SOCKETS, part_of
-from .metrics import HTTPMetrics
+from .listeners import OF_REQUESTS, OF_SOCKETS, hears_of_leases, part_of
+from .metrics import HostMetrics, HTTPMetrics
 from .places import Places, of_places, sign
-from .sessions import SessionLease, Sessions, Unpooled, View
+from .sessions import SessionLease, Sessions, View
 from .tls import Cert, Verify
 from .transport import Transport
+from .unpooled import Unpooled
 from .verbs import Verbs
+from .warming import Warming
 
 __all__ = ["HTTPPool"]
 
-logger = logging.getLogger("pooling")
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
 _DEFAULTS = PoolSettings(min_size=0, max_size=100)
 _WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
 
 
-class HTTPPool(Verbs, Pool[requests.Session]):
+class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     """Lends ``requests.Session`` objects that share warm sockets.
 
     A session is light and private: cookies, headers, credentials and whatever
@@ -73,11 +70,15 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             methods, not in those of an acquired session.
         timeout: For every request that gives none: an `HTTPTimeout`, or as in
             requests a number or seconds to connect and to read.
-        max_per_host: Requests under way at once to one host.
+        max_per_host: Requests under way at once to one host. Sockets with
+            other TLS settings (``verify``, ``cert``) or through another proxy
+            are a host of their own here, with as many again.
         retry: A ``urllib3.Retry``, or how often: idempotent methods, on a
             failed connection and on 429, 502, 503 and 504, with an exponential
             pause, jitter and respect for ``Retry-After``. A request is never
-            tried again when its ``total`` time would be over by then. Apart
+            tried again when its ``total`` time would be over by then, nor
+            when ``Retry-After`` is above the longest pause (10 s; of a
+            ``urllib3.Retry`` its ``backoff_max``): that answer is returned. Apart
             from this, what fails on a kept connection is sent again where
             nothing can happen twice.
         verify: Whom to trust: ``True`` means certifi's list or the one that
@@ -95,12 +96,17 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             does not: proxies, ``REQUESTS_CA_BUNDLE`` and, for requests without
             ``auth``, the user's ``.netrc``; looked at for each request, as in
             requests.
-        session_factory: The class of sessions, or what makes one.
-        health_url: Asked every ``health_check_interval``; after
-            ``max_validation_failures`` in a row without an answer below 500
-            all sockets are replaced. See `health_check`.
+        session_factory: The class of sessions, or what makes one; it becomes of a
+            subclass of its class.
+        health_url: Asked when the pool is opened or used first, and then every
+            ``health_check_interval``. Any status from 400 on is unhealthy,
+            also a 404; after ``max_validation_failures`` in a row without an
+            answer below 500 all sockets are replaced. A probe that finds no
+            connection free within ``health_check_timeout`` says nothing.
+            See `health_check`.
         pooled: ``False`` switches pooling off: a new session and a new socket
-            for each request, and no limits; to compare with.
+            for each request, and no limits; to compare with. Statuses, failures
+            and latencies are counted in ``metrics.hosts()``.
         observers: Told what happens to requests (as leases) and sockets.
         name: How the pool is called in messages.
 
@@ -133,7 +139,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         if settings is not None and not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
         self._asked = settings or _DEFAULTS
-        self._base_url = checked_url("base_url", base_url)
+        self._base_url = checked_url("base_url", base_url).rstrip("/")
         self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
             raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
@@ -148,6 +154,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         self._listeners: tuple[Observer, ...] = ()
+        self._ears: tuple[Observer, ...] = ()  # those who want to hear of each request
         super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
         self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
@@ -203,14 +210,36 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         if self._state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
 
+    def open(self, timeout: float | None = None) -> None:
+        """Begin to ask the ``health_url``, if there is one; sockets are opened by `warm_up`.
+
+        Args:
+            timeout: For the sake of other pools; there is nothing to wait for.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        super().open(timeout)
+        if self._probes is not None:
+            self._probes.ensure()
+
     # -- connections ------------------------------------------------------------------
 
     def _host(self, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
+        self._arrive()
+        return self._hosts.find(self.adapter, request, verify, proxies, cert)
+
+    def _arrive(self) -> None:
         if not PAGE[0]:
             registry.renew()
         if self._probes is not None:
             self._probes.ensure()
-        return self._hosts.find(self.adapter, request, verify, proxies, cert)
+
+    def _metrics_for(self, request: Any) -> HostMetrics:
+        """Where a request is counted that is not pooled."""
+        self._arrive()
+        self._check_open()
+        return self._hosts.metrics_for(request)
 
     def _take(self, host: Host, limits: Limits) -> Hold:
         """Wait in line for a connection of that host, then for a place among all requests."""
@@ -228,78 +257,16 @@ class HTTPPool(Verbs, Pool[requests.Session]):
             line.release()
             raise
         hold = Hold(host, place, self._hosts.trim)
-        wire = hold.wire
-        if wire.sock is not None and monotonic() - arrived > _WAITED and not wire.is_alive():
+        wire, waited = hold.wire, monotonic() - arrived
+        if self._settings.enable_metrics:
+            self.metrics.waited(waited)
+        if self._ears:
+            tell(self._ears, "acquired", self.name, waited)
+        if wire.sock is not None and waited > _WAITED and not wire.is_alive():
             hold.hang_up()
         if wire.sock is None:
             self._hosts.make_room(self._state.max_size - self._state.in_use)
         return hold
-
-    def warm_up(self, urls: Iterable[str] | None = None, *, each: int = 1, timeout: float | None = None) -> None:
-        """Open sockets before the first user needs them, all at the same time.
-
-        Args:
-            urls: Whole URLs, or paths if the pool has a ``base_url``; only
-                their hosts matter. ``None`` means the ``base_url``.
-            each: How many sockets to open to each of them.
-            timeout: Seconds to wait; ``None`` means the time to connect.
-
-        Raises:
-            requests.RequestException: One could not be opened; the others were.
-        """
-        if isinstance(urls, str):
-            raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
-        if urls is None and not self._base_url:
-            raise ValueError("warm_up() needs urls, where the pool has no base_url")
-        checked_number("each", each)
-        wanted = [self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls) for _ in range(each)]
-        total = timeout or self.adapter.limits(None).asked.connect
-        limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
-        done: Any = queue.SimpleQueue()
-        for host in wanted:
-            self._background.workers.submit(self._open_one, host, limits, done)
-        results = [done.get() for _ in wanted]
-        for result in results:
-            if isinstance(result, Hold):
-                result.release()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise _as_requests(result)
-
-    def _host_of(self, url: str) -> Host:
-        session = self.session()
-        request = session.prepare_request(requests.Request("GET", url))
-        found = session.merge_environment_settings(request.url, {}, None, None, None)
-        return self._host(request, found["verify"], found["proxies"], found["cert"])
-
-    def _open_one(self, host: Host, limits: Limits, done: Any) -> None:
-        try:
-            hold = self._take(host, limits)
-            hold.connect(limits)
-            done.put(hold)
-        except BaseException as error:
-            done.put(error)
-
-    def fill(self, size: int | None = None) -> None:
-        """Open sockets to the ``base_url``'s host ahead of need, without waiting for them.
-
-        Args:
-            size: How many; ``None`` means ``min_size``.
-
-        Raises:
-            ValueError: The pool has no ``base_url``.
-        """
-        number = self._asked.min_size if size is None else size
-        if not self._base_url:
-            raise ValueError("fill() needs a base_url; see warm_up()")
-        if number:
-            self._background.workers.submit(self._warm_up_quietly, checked_number("size", number))
-
-    def _warm_up_quietly(self, each: int) -> None:
-        try:
-            self.warm_up(each=each)
-        except (exceptions.RequestException, PoolError) as error:
-            logger.info("pool %r: filling it failed: %s", self.name, error)
 
     # -- steering ---------------------------------------------------------------------
 
@@ -326,6 +293,8 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         places = of_places(settings)
         names = ("max_size", "max_waiting", "acquire_timeout", "leak_timeout", "close_timeout", "track_holders")
         super().reconfigure(**{name: getattr(places, name) for name in names}, enable_metrics=settings.enable_metrics)
+        if self._probes is not None:
+            self._probes.configure(settings)
         self._hosts.configure(settings, min(self._max_per_host, settings.max_size))
         self._hosts.trim()
 
@@ -374,6 +343,7 @@ class HTTPPool(Verbs, Pool[requests.Session]):
 
     def _listen(self, observers: tuple[Observer, ...]) -> None:
         self._listeners = observers
+        self._ears = tuple(one for one in observers if hears_of_leases(one))
         self._set_observers(tuple(part_of(one, OF_REQUESTS) for one in observers))
         self._hosts.observe(self._of_sockets())
 
@@ -432,17 +402,6 @@ class HTTPPool(Verbs, Pool[requests.Session]):
         waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
-
-
-def _as_requests(error: BaseException) -> BaseException:
-    """Return an error of opening a socket as requests would raise it."""
-    if isinstance(error, (exceptions.RequestException, PoolClosed)):
-        return error
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return exceptions.SSLError(error)
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return exceptions.ConnectTimeout(error)
-    return exceptions.ConnectionError(error)
 
 
 HTTPPool.__module__ = "pooling"  # where users import it from

@@ -7,11 +7,12 @@ can reach the next (P5): not even by a reference that was kept.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from http.cookiejar import Cookie
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
-from .limits import Limits
 from .transport import Transport, told
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Sessions:
         headers: Mapping[str, str], cookies: str,
     ) -> None:  # fmt: skip
         is_class = isinstance(factory, type) and issubclass(factory, requests.Session)
-        self._make = _pooled(factory) if is_class else factory
+        self._make = _pooled(factory) if is_class else functools.partial(_made_by, factory)
         if factory is requests.Session:
             self._make = functools.partial(_copy, self._make())
         self._defaults, self._headers = dict(defaults), dict(headers)
@@ -128,6 +128,16 @@ class Sessions:
         """In a child: another thread of the parent may have held the jar's lock."""
         if self._jar is not None:
             self._jar = self._jar.renewed()
+
+
+def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
+    """Return what a function makes, as one of ours: else a total would not hold over redirects."""
+    session = factory()
+    if not isinstance(session, requests.Session):
+        raise TypeError(f"session_factory must make a requests.Session, and made {session!r}")
+    if not isinstance(session, Pooled):
+        session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
+    return session
 
 
 def _copy(pattern: requests.Session) -> requests.Session:
@@ -158,22 +168,36 @@ class SharedJar(RequestsCookieJar):
 
 
 class View(requests.adapters.BaseAdapter):
-    """The transport as one lent session sees it, for as long as it is lent."""
+    """The transport as one lent session sees it, for as long as it is lent.
+
+    Assumes: to append to a deque, and to pop from it, is atomic.
+    """
 
     def __init__(self, pool: HTTPPool, below: requests.adapters.BaseAdapter) -> None:
         super().__init__()
         self._pool, self._below = pool, below
         self._process: object = pool._state
         self._ended = False
-        self._answers: list[weakref.ref[requests.Response]] = []
+        self._answers: deque[weakref.ref[requests.Response]] = deque()
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self.check()
         response = self._below.send(request, *args, **kwargs)
+        response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
         if len(self._answers) >= 32:
-            self._answers = [one for one in self._answers if _unread(one())]
+            self._forget_read()
         self._answers.append(weakref.ref(response))
+        if self._ended:  # by another thread, meanwhile
+            self.close()
         return response
+
+    def _forget_read(self) -> None:
+        """One by one: another thread may add to them."""
+        with contextlib.suppress(IndexError):  # or do the same
+            for _ in range(len(self._answers)):
+                one = self._answers.popleft()
+                if _unread(one()):
+                    self._answers.append(one)
 
     def check(self) -> None:
         """Raise `LeaseError` if the lease has ended, or was made by another process."""
@@ -189,9 +213,11 @@ class View(requests.adapters.BaseAdapter):
 
     def close(self) -> None:
         """Close what this session has not read to its end; the sockets are the pool's."""
-        answers, self._answers = self._answers, []
-        for one in answers:
-            response = one()
+        while self._answers:
+            try:
+                response = self._answers.popleft()()
+            except IndexError:
+                return  # another thread does the same
             if _unread(response):
                 response.close()  # type: ignore[union-attr]
 
@@ -268,24 +294,3 @@ class SessionLease(Lease[requests.Session]):
     def __repr__(self) -> str:
         what = "ended" if self._session is None else repr(self._session)
         return f"<{type(self).__name__} of pool {self._pool.name!r}: {what}>"
-
-
-class Unpooled(requests.adapters.BaseAdapter):
-    """Makes a new adapter of requests' own for each request: pooling that is switched off."""
-
-    def __init__(self, transport: Transport) -> None:
-        super().__init__()
-        self._transport = transport
-
-    def limits(self, timeout: Any) -> Limits:
-        """Return the time limits of a request that begins now."""
-        return self._transport.limits(timeout)
-
-    def send(  # type: ignore[override]  # what is not named here is handed on
-        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
-    ) -> requests.Response:
-        plain = requests.adapters.HTTPAdapter(max_retries=self._transport.max_retries)
-        return plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """Do nothing: nothing is kept."""

@@ -38,7 +38,10 @@ class Transport(requests.adapters.HTTPAdapter):
     """Sends requests over the sockets of a pool; mount it on any session.
 
     It belongs to the pool: to close it, or a session that it is mounted on,
-    closes nobody's sockets.
+    closes nobody's sockets. A session that is not the pool's own says itself
+    what it makes of the environment, and sends each redirect as a request of
+    its own: a ``total`` begins anew there. Those that `HTTPPool.session` makes
+    have one for all.
     """
 
     def __init__(self, pool: HTTPPool, timeout: HTTPTimeout, retry: Retry) -> None:
@@ -163,6 +166,8 @@ class _Call:
             response.drain_conn()
             raise
         asked = further.get_retry_after(response) if further.respect_retry_after_header else None
+        if asked and asked > further.backoff_max:
+            return None, 0.0  # how long our thread sleeps is for us to say, and sooner is not wanted
         return further, asked or further.get_backoff_time()
 
     def _give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:

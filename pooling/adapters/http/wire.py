@@ -35,7 +35,7 @@ else:
 
 __all__ = ["Wire", "wired"]
 
-_PIECE = 16384  # bytes sent between two looks at the deadline; one TLS record
+_PIECE = 16384  # bytes that the time to write is for, and sent between two looks at the deadline; one TLS record
 
 
 class Wire(_Connection):
@@ -80,10 +80,10 @@ class Wire(_Connection):
         limits = self.limits
         if limits is None:
             super().send(data)
-        elif limits.end == math.inf or not isinstance(data, (bytes, bytearray, memoryview)):
+        elif not isinstance(data, (bytes, bytearray, memoryview)) or (type(data) is bytes and len(data) <= _PIECE):
             self._send(data, limits)
-        else:  # no single call may outlast the total
-            view = memoryview(data)
+        else:  # a socket's time limit is for all that one call sends
+            view = memoryview(data).cast("B")
             for start in range(0, len(view), _PIECE):
                 self._send(view[start : start + _PIECE], limits)
 
