@@ -373,6 +373,23 @@ def test_prepared_statements_are_kept(make: Make) -> None:
     assert one(pool, "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT $1%'") == 1
 
 
+def discard_all(conn: psycopg.Connection[Any]) -> None:
+    conn.autocommit = True  # it is refused in a transaction
+    conn.execute("DISCARD ALL", prepare=False)
+
+
+def test_who_cannot_have_prepared_statements_kept_discards_them(make: Make) -> None:
+    pool = make(session=discard_all)
+    for kind in ("int", "text"):
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            conn.execute("PREPARE mine AS SELECT 1")
+            conn.execute(f"CREATE TEMP TABLE mine (a {kind})")
+            for _ in range(7):  # psycopg prepares it, and the next one's has other columns
+                conn.execute("SELECT * FROM mine")
+    assert pool.metrics.snapshot().created == 1
+
+
 def test_a_connection_class_of_ones_own(make: Make) -> None:
     class Mine(psycopg.Connection[Any]):
         """Mine."""
@@ -820,7 +837,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
     began = time.monotonic()
     backend(cleaned)
     assert time.monotonic() - began < 6
-    wait_until(lambda: cleaned.metrics.snapshot().closed["reset"] == 1)
+    wait_until(lambda: cleaned.metrics.snapshot().closed.get("reset") == 1)
 
 
 def test_one_limit_holds_for_all_that_a_call_does(make: Make) -> None:
@@ -929,6 +946,14 @@ def test_bad_arguments_are_refused_by_name(
     with pytest.raises(error, match=message) as caught:
         PostgresPool(**arguments)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_silent_host_leaves_time_for_the_next(make: Make, postgres: PostgresServer) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:  # takes connections, and never says a word
+        hosts = f"{LOOPBACK}:{silent.getsockname()[1]},{LOOPBACK}:{postgres.port}"
+        pool = make(f"postgresql://postgres@{hosts}/postgres", ONE.replace(create_timeout=6))
+        assert one(pool, "SELECT 1") == 1
+        assert not any(pool.metrics.snapshot().errors.values())
 
 
 class TLSFront:

@@ -10,7 +10,11 @@
 - A dirty session is cleaned in one round trip, together with the ROLLBACK or
   COMMIT that its transaction needs anyway.
 
-Prepared statements are kept: psycopg counts on them.
+Prepared statements are kept: psycopg counts on them. So the server may say
+"cached plan must not change result type" to who gives the name of another's
+table to one with other columns (a temporary one, or by the search_path), and
+know what somebody called PREPARE for. Nothing short of ``DISCARD ALL``, a
+``session`` of one's own, helps: whose statement it is nobody knows.
 """
 
 from __future__ import annotations
