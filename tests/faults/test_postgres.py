@@ -25,6 +25,7 @@ import pytest
 
 import pooling
 from pooling import CreateFailed, PoolSettings, PoolTimeout, PostgresPool
+from pooling.core import registry
 from tests.faults.conftest import Note
 from tests.faults.load import Load, bare_query_time, leaked_transactions, wait_until
 from tests.proxy import Proxy
@@ -48,13 +49,32 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_thread_is_left(server: PostgresServer) -> Iterator[None]:
+def threads(at_most: int = 0) -> int:
+    """Return how many threads there are beside those of ours that are idle; wait a while for so few."""
     gc.collect()
-    before = psutil.Process().num_threads()
+    ours = [kind for each in registry._backgrounds for kind in (each._workers, each._reaper)]
+    for each in ours:
+        each.rest()
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: all(each.asleep for each in ours) and psutil.Process().num_threads() <= at_most, 10)
+    number = psutil.Process().num_threads()
+    for each in ours:
+        each.wake()
+    return number
+
+
+@pytest.fixture(scope="module")
+def threads_before(server: PostgresServer) -> int:
+    return threads(psutil.Process().num_threads())
+
+
+@pytest.fixture(autouse=True)
+def threads_left(threads_before: int, note: Note) -> Iterator[None]:
+    """Count, once all else of a test is torn down, the threads that it has left behind."""
     yield
-    gc.collect()
-    wait_until(lambda: psutil.Process().num_threads() <= before + 1)  # the process's one reaper may stay
+    left = threads(threads_before) - threads_before
+    note(threads_left=left)
+    assert left <= 0
 
 
 @pytest.fixture
