@@ -172,7 +172,7 @@ class Proxy:
             yield
             for link in self._links:
                 self._watch(link)
-        self._bell.send(b"!")
+            self._bell.send(b"!")  # in the lock: the thread closes it when all is over
 
     def _listen(self) -> None:
         listener = socket.create_server((LOOPBACK, self.port), backlog=512)

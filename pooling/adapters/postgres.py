@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import random
 import weakref
@@ -13,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import psycopg
 
-from ..core.clock import Clock
+from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
@@ -23,11 +22,11 @@ from ..doctor.report import Report
 from ..doctor.rules import examine
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import Backoff, PoolSettings
-from .pg import failures
+from .pg import failures, greenlets
 from .pg.adapter import PostgresAdapter
-from .pg.address import OWN, Address, Answer
+from .pg.address import OWN, Address, Answer, program
 from .pg.blocks import Block, CommitUnknown, Transaction, commit
-from .pg.limits import CommandTimeout, check_limit, server_limits
+from .pg.limits import CommandTimeout, Limit, check_limit, server_limits
 from .pg.session import Connection, Hook, Session, SessionMode, notes_of
 from .pg.statistics import QueryStatistics
 
@@ -60,9 +59,11 @@ class PostgresPool(Pool[Connection]):
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
             Or a callable, as for ``conninfo``. What nobody says is set:
-            ``connect_timeout`` to the settings' ``create_timeout``,
-            ``fallback_application_name`` to the pool's name, keepalive to
-            10 + 3 x 3 s and ``tcp_user_timeout`` to 10 s.
+            ``connect_timeout``, which holds for each host, so that one that
+            is silent leaves time for the others within ``create_timeout``;
+            ``fallback_application_name`` to ``name``, or to the program's and
+            the pool's name; keepalive to 10 + 3 x 3 s and
+            ``tcp_user_timeout`` to 10 s.
         connection_class: The class of the connections. What is lent is of a
             subclass that notes whether a session ran anything.
         configure: Called with each new connection; what it did is committed.
@@ -84,7 +85,8 @@ class PostgresPool(Pool[Connection]):
             session that does nothing in the middle of a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
             `query_statistics`.
-        name: How the pool is called in messages, and on the server.
+        name: How the pool is called in messages, and on the server (see
+            ``kwargs``).
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
 
@@ -114,7 +116,7 @@ class PostgresPool(Pool[Connection]):
     ) -> None:
         settings = PoolSettings() if settings is None else settings
         if not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
+            raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")  # but a DSN?
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
@@ -126,11 +128,7 @@ class PostgresPool(Pool[Connection]):
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
         self._proved = Answer(0, 0, {})
-        self._address = Address(
-            conninfo, kwargs,
-            {"connect_timeout": max(2, math.ceil(settings.create_timeout))},  # libpq's least
-            server_limits(command, idle),
-        )  # fmt: skip
+        self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
@@ -141,9 +139,16 @@ class PostgresPool(Pool[Connection]):
             measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
-        self._address.add_default("fallback_application_name", self.name)
+        called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
+        self._address.add_default("fallback_application_name", called)
 
     # -- verbs --------------------------------------------------------------------
+
+    def open(self, timeout: float | None = None) -> None:
+        self._judge_anew()
+        super().open(timeout)
+
+    open.__doc__ = Pool.open.__doc__
 
     def connection(self, timeout: float | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
@@ -216,17 +221,24 @@ class PostgresPool(Pool[Connection]):
         Raises:
             PoolTimeout: No connection came in time.
             psycopg.errors.QueryCanceled: The statement took too long;
-                `CommandTimeout` if the server could not be made to stop.
+                `CommandTimeout` if the server could not be made to stop, and
+                then it may still take effect.
+            CommitUnknown: The connection was lost during the statement, and
+                what it writes, if anything, may hold or not.
             psycopg.Error: As from psycopg.
         """
-        deadline = None if timeout is None else self._now() + timeout
+        deadline = None if timeout is None else self._now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._hurry(conn, deadline)
+            self._hurry(conn, timeout, deadline)
             # A statement outside of a transaction is one by itself, two round trips cheaper.
             if (conn.isolation_level, conn.read_only, conn.deferrable) == (None, None, None):
                 conn._autocommit = True  # `autocommit` would take a lock and a generator; the reset undoes it
             cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
-            cursor.execute(sql, params)
+            try:
+                cursor.execute(sql, params)
+            except psycopg.OperationalError as error:
+                self._refuse_unknown(conn, error)
+                raise
             rows = cursor.fetchall() if cursor.description else []
             commit(self, conn)
             return rows
@@ -245,9 +257,9 @@ class PostgresPool(Pool[Connection]):
         Raises:
             As for `execute_query`; nothing holds then.
         """
-        deadline = None if timeout is None else self._now() + timeout
+        deadline = None if timeout is None else self._now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._hurry(conn, deadline)
+            self._hurry(conn, timeout, deadline)
             with Transaction(self, conn), conn.cursor() as cursor:
                 cursor.executemany(sql, params)
                 return cursor.rowcount
@@ -257,8 +269,8 @@ class PostgresPool(Pool[Connection]):
 
         It is run again after a serialization failure or a deadlock (40001,
         40P01) and when the connection was lost before the commit was sent.
-        Other errors are passed on, and never is it run again when it may have
-        been committed.
+        Other errors are passed on, a `CommandTimeout` among them, and never is
+        it run again when it may have been committed.
 
         Args:
             function: The work; called with the connection, perhaps several times.
@@ -308,8 +320,9 @@ class PostgresPool(Pool[Connection]):
             CreateFailed: None can be made; the driver's error is the cause.
             PoolClosed: The pool was closed.
         """
+        limit = self._settings.acquire_timeout if timeout is None else seconds(timeout)
         state, began = self._state, self._now()
-        limit = self._settings.acquire_timeout if timeout is None else timeout
+        self._judge_anew()
         mark = self._address.asked
 
         def proved() -> bool:
@@ -319,8 +332,11 @@ class PostgresPool(Pool[Connection]):
             self.acquire(limit).discard()
             self._until(lambda: proved() or len(state.entries) < state.max_size, limit)
         size = state.live
-        self.fill(min(size + 1, state.max_size))
-        self._until(proved, max(0.0, began + limit - self._now()))
+        left = limit
+        while not proved() and left > 0:
+            self.fill(min(size + 1, state.max_size))  # again and again: nobody else may want one
+            left = began + limit - self._now()
+            self._until(proved, max(0.0, min(left, self._settings.backoff.probe_interval)))
         if self._proved.number <= mark:
             self._raise_not_rotated(limit)
         self.drain()
@@ -370,7 +386,7 @@ class PostgresPool(Pool[Connection]):
         plan = Plan(
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session._limit,
+            command_timeout=self._session.command_timeout,
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
         ours = plain.get("application_name") or plain["fallback_application_name"]
@@ -399,6 +415,12 @@ class PostgresPool(Pool[Connection]):
             logger.debug("pool %r: asking again failed", self.name, exc_info=True)
             return False
 
+    def _judge_anew(self) -> None:
+        """Somebody says that it works now: what failed before is no reason to wait, and not final."""
+        with self._lock:
+            self._outage.final = False
+            self._outage.retry_at = min(self._outage.retry_at, self._now())
+
     def _raise_not_rotated(self, limit: float) -> NoReturn:
         if self._state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
@@ -408,22 +430,36 @@ class PostgresPool(Pool[Connection]):
         text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
         raise PoolTimeout(text) from cause
 
+    def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:
+        """Outside of a transaction the statement is the commit."""
+        if conn.autocommit and conn.closed and not isinstance(error, CommandTimeout) and failures.in_doubt(error):
+            raise CommitUnknown(
+                f"pool {self.name!r}: the connection was lost during a statement, which may hold or not"
+            ) from error
+
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, CommitUnknown):
-            return False
+        if isinstance(error, CommitUnknown) or notes_of(conn).cancel is not None:
+            return False  # or it was cut off at its limit, or as the pool was closed
         return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 
-    def _hurry(self, conn: Connection, deadline: float | None) -> None:
-        """Limit the commands of this lease to what is left."""
+    def _hurry(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
+        """Limit the commands of this lease, all together, to what is left of the timeout."""
         if deadline is not None:
-            notes = notes_of(conn)
-            left = max(0.001, deadline - self._now())
-            notes.limit = left if notes.limit is None else min(left, notes.limit)
+            notes_of(conn).limit = Limit(self._session.command_timeout, timeout, deadline - self._now())
 
     def _sleep(self, seconds: float) -> None:
         box: queue.SimpleQueue[None] = queue.SimpleQueue()
         with suppress(queue.Empty):
             self._clock.get(box, seconds)
+
+    def _configure(self, settings: PoolSettings) -> None:
+        super()._configure(settings)
+        assert isinstance(self._adapter, PostgresAdapter)
+        self._adapter.configure(settings)
+
+    def _move(self) -> None:
+        greenlets.adopt()
+        super()._move()
 
     def _renew_state(self) -> None:
         super()._renew_state()

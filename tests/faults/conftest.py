@@ -13,7 +13,7 @@ Note = Callable[..., None]
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Note:
-    """Keep what a test measured: ``note(errors=0, first_good_ms=3.2)``."""
+    """Keep what a test measured: ``note(errors=0, first_good_ms=3.2)``, in one line or several calls."""
     kept = request.config.stash.setdefault(_FIGURES, [])
 
     def keep(**figures: object) -> None:
@@ -21,7 +21,10 @@ def note(request: pytest.FixtureRequest) -> Note:
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in figures.items()
         ]
-        kept.append((request.node.name.removeprefix("test_"), ", ".join(words).replace("_", " ")))
+        name, more = request.node.name.removeprefix("test_"), ", ".join(words).replace("_", " ")
+        if kept and kept[-1][0] == name:
+            more = f"{kept.pop()[1]}, {more}"
+        kept.append((name, more))
 
     return keep
 

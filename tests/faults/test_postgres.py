@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 
 import pooling
 from pooling import CreateFailed, PoolSettings, PoolTimeout, PostgresPool
+from pooling.core import registry
 from tests.faults.conftest import Note
 from tests.faults.load import Load, bare_query_time, leaked_transactions, wait_until
 from tests.proxy import Proxy
@@ -47,13 +49,32 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_thread_is_left(server: PostgresServer) -> Iterator[None]:
+def threads(at_most: int = 0) -> int:
+    """Return how many threads there are beside those of ours that are idle; wait a while for so few."""
     gc.collect()
-    before = psutil.Process().num_threads()
+    ours = [kind for each in registry._backgrounds for kind in (each._workers, each._reaper)]
+    for each in ours:
+        each.rest()
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: all(each.asleep for each in ours) and psutil.Process().num_threads() <= at_most, 10)
+    number = psutil.Process().num_threads()
+    for each in ours:
+        each.wake()
+    return number
+
+
+@pytest.fixture(scope="module")
+def threads_before(server: PostgresServer) -> int:
+    return threads(psutil.Process().num_threads())
+
+
+@pytest.fixture(autouse=True)
+def threads_left(threads_before: int, note: Note) -> Iterator[None]:
+    """Count, once all else of a test is torn down, the threads that it has left behind."""
     yield
-    gc.collect()
-    wait_until(lambda: psutil.Process().num_threads() <= before + 1)  # the process's one reaper may stay
+    left = threads(threads_before) - threads_before
+    note(threads_left=left)
+    assert left <= 0
 
 
 @pytest.fixture
@@ -93,24 +114,57 @@ def until_cut(proxy: Proxy) -> None:
     wait_until(lambda: proxy.open == 0)
 
 
-def timed_query(pool: PostgresPool) -> float:
-    began = time.monotonic()
-    assert pool.execute_query("SELECT 42") == [(42,)]
-    return (time.monotonic() - began) * 1000
+class Tally:
+    """What single queries see: counted first and judged at the end, so that the figures tell it either way."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+        self.wrong = 0
+        self._numbers = itertools.count(1)
+
+    def query(self, pool: PostgresPool) -> float:
+        """Ask for a number of its own, and return the milliseconds that took."""
+        number, began = next(self._numbers), time.monotonic()
+        try:
+            self.wrong += pool.execute_query("SELECT %s::bigint", [number]) != [(number,)]
+        except (psycopg.Error, pooling.PoolError) as error:
+            self.errors.append(error)
+        return (time.monotonic() - began) * 1000
+
+    @property
+    def figures(self) -> dict[str, int]:
+        return {"errors": len(self.errors), "wrong": self.wrong}
+
+
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    """Counts, and fails at the end if there was an error or a wrong answer."""
+    tally = Tally()
+    yield tally
+    assert (tally.errors, tally.wrong) == ([], 0)
+
+
+def leaked(server: PostgresServer) -> int:
+    """Return how many transactions are left over once those that are ending have had the time."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: leaked_transactions(server.dsn) == 0, 10)
+    return leaked_transactions(server.dsn)
 
 
 # -- deaths ------------------------------------------------------------------------
 
 
-def test_one_backend_terminated(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+def test_one_backend_terminated(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note, tally: Tally
+) -> None:
     pool = make()
     pids = warm(pool)
     kill_backends(server, {min(pids)})
     wait_until(lambda: proxy.open == SIZE - 1)
-    first = timed_query(pool)
+    first = tally.query(pool)
     assert len(warm(pool) & pids) == SIZE - 1  # the others live on
     assert proxy.most_open <= SIZE
-    note(errors=0, wrong=0, most_open=proxy.most_open, first_good_ms=first)
+    note(**tally.figures, most_open=proxy.most_open, first_good_ms=first)
 
 
 def test_all_backends_terminated_under_load(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
@@ -138,18 +192,21 @@ def check(
     """
     assert load.wrong == 0
     assert proxy.most_open <= SIZE + refused
-    wait_until(lambda: leaked_transactions(server.dsn) == 0, 10)
+    left = leaked(server)
     if load.insert:
         with server.connect() as conn:
             rows = {row[0] for row in conn.execute("SELECT n FROM orders").fetchall()}
         assert load.committed <= rows, "what was reported as committed is not there"
     note(
-        answers=len(load.good), errors=len(load.bad), wrong=load.wrong, transactions_leaked=0,
+        answers=len(load.good), errors=len(load.bad), wrong=load.wrong, transactions_leaked=left,
         most_open=proxy.most_open, longest_s=load.longest, **figures,
     )  # fmt: skip
+    assert left == 0
 
 
-def test_restart_while_idle(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+def test_restart_while_idle(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note, tally: Tally
+) -> None:
     pool = make()
     bare, first = [], []
     for _ in range(5):
@@ -157,12 +214,13 @@ def test_restart_while_idle(make: Make, server: PostgresServer, proxy: Proxy, no
         server.kill()
         server.start()
         until_cut(proxy)
-        first.append(timed_query(pool))
+        first.append(tally.query(pool))
         assert len(warm(pool)) == SIZE
         bare.append(bare_query_time(server.dsn.replace(str(server.port), str(proxy.port))) * 1000)
     assert proxy.most_open <= SIZE + 1  # the bare one
     slower = sorted(first)[2] - sorted(bare)[2]
-    note(errors=0, first_good_ms=sorted(first)[2], bare_ms=sorted(bare)[2], slower_ms=slower)
+    note(**tally.figures, first_good_ms=sorted(first)[2], bare_ms=sorted(bare)[2], slower_ms=slower)
+    assert slower < 1000  # 20 is the aim, which a busy machine may miss
 
 
 def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
@@ -181,16 +239,20 @@ def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: 
     check(load, server, proxy, note, attempts_a_second=asked / away, outage_s=away, first_good_ms=first * 1000)
     assert len(load.bad) <= SIZE  # one for each connection that was in use
     assert load.errors_after(back) == []
-    assert asked <= 10 * away + 2 * SIZE  # the first ones at the same time, the next at short intervals
+    assert first < 1.3  # 0.3 is the aim, which a busy machine may miss
+    assert asked <= 10 * away + SIZE  # those of the kill at the same time, then one after the other
 
 
-def test_a_proxy_that_recycles(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+def test_a_proxy_that_recycles(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note, tally: Tally
+) -> None:
     pool = make()
     for _ in range(5):
         warm(pool)
         assert proxy.cut() == SIZE
-        assert all(timed_query(pool) for _ in range(SIZE))
-    note(errors=0, most_open=proxy.most_open)
+        for _ in range(SIZE):
+            tally.query(pool)
+    note(**tally.figures, most_open=proxy.most_open)
     assert proxy.most_open <= SIZE
 
 
@@ -227,14 +289,16 @@ def test_network_held_and_the_old_connections_dead_for_ever(
     assert slowest < limit + 10  # measured: within the limit, when the machine is not busy otherwise
 
 
-def test_silent_death_of_idle_connections(make: Make, server: PostgresServer, proxy: Proxy, note: Note) -> None:
+def test_silent_death_of_idle_connections(
+    make: Make, server: PostgresServer, proxy: Proxy, note: Note, tally: Tally
+) -> None:
     pool = make(EIGHT.replace(validation_interval=0.1, health_check_timeout=1.0, max_validation_failures=2))
     warm(pool)
     proxy.drop()
     time.sleep(0.2)  # idle for longer than they are trusted
-    first = timed_query(pool)
+    first = tally.query(pool)
     assert len(warm(pool)) == SIZE
-    note(errors=0, first_good_ms=first, closed=dict(pool.metrics.snapshot().closed))
+    note(**tally.figures, first_good_ms=first, closed=dict(pool.metrics.snapshot().closed))
     assert first < 30_000
 
 
@@ -249,7 +313,8 @@ def test_leases_that_are_forgotten_or_kept(make: Make, note: Note, caplog: pytes
     wait_until(lambda: pool.metrics.snapshot().leaks == 2)
     kept.clear()  # forgotten, without a release
     assert pool.acquire(timeout=30).resource.execute("SELECT 1")
-    note(leaks_reported=2, forgotten=pool.metrics.snapshot().orphans, lost=0)
+    seen = pool.metrics.snapshot()
+    note(leaks_reported=seen.leaks, forgotten=seen.orphans, lost=2 - len(warm(pool, 2)))
 
 
 def test_base_exceptions_in_the_block_and_in_the_wait(
@@ -283,8 +348,9 @@ def test_base_exceptions_in_the_block_and_in_the_wait(
     assert struck == ROUNDS
     with pool.acquire(timeout=30) as one, pool.acquire(timeout=30) as other:  # no slot was lost
         assert one.execute("SELECT 1").fetchone() == other.execute("SELECT 1").fetchone() == (1,)
-    wait_until(lambda: leaked_transactions(server.dsn) == 0)
-    note(struck=struck, slots_lost=0, transactions_leaked=0, most_open=proxy.most_open)
+    left = leaked(server)
+    note(struck=struck, slots_lost=2 - len(warm(pool, 2)), transactions_leaked=left, most_open=proxy.most_open)
+    assert left == 0
     assert proxy.most_open <= 2 * 2  # two sessions, and the requests to cancel what they were doing
 
 
@@ -327,7 +393,7 @@ for child in range(3):
         many(100_000 * (child + 1), [])
         os._exit(0)
     children.append(pid)
-many(0, leases[:2])  # at the same time
+many(0, leases[:2])  # at the same time; an error or a wrong answer ends it
 assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
 for lease in leases[:2]:
     lease.release()
@@ -342,7 +408,7 @@ def test_fork_with_idle_and_lent_connections(make: Make, server: PostgresServer,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "well\n", "")
-    note(processes=4, questions=4 * 800 + 400, wrong=0, errors=0)
+    note(processes=4, questions=4 * 800 + 400)  # and each answer was right, or there would be no "well"
 
 
 # -- servers that will not ------------------------------------------------------------
@@ -432,7 +498,7 @@ def test_server_not_yet_started(make: Make, server: PostgresServer, proxy: Proxy
         first = load.until_good_after(0, 100) - back
     check(load, server, proxy, note, attempts_a_second=asked / away, first_good_ms=first * 1000)
     assert load.bad == []
-    assert asked <= 10 * away + 2 * SIZE  # the first ones at the same time, the next at short intervals
+    assert asked <= 10 * away + SIZE  # the first ones at the same time, then one after the other
 
 
 # -- failover ------------------------------------------------------------------------
@@ -464,8 +530,12 @@ def test_failover_to_a_standby_that_is_promoted(note: Note) -> None:
             (primary.data / "standby.signal").touch()  # the old one comes back as a standby
             primary.start()
             promoted = time.monotonic()
+            errors = []
             for number in range(20):
-                db.execute_query("INSERT INTO orders VALUES (%s)", [number])
+                try:
+                    db.execute_query("INSERT INTO orders VALUES (%s)", [number])
+                except psycopg.Error as error:
+                    errors.append(error)
             first = (time.monotonic() - promoted) * 1000
             with contextlib.ExitStack() as stack:
                 leases = [stack.enter_context(db.acquire()) for _ in range(SIZE)]
@@ -473,7 +543,8 @@ def test_failover_to_a_standby_that_is_promoted(note: Note) -> None:
             time.sleep(0.6)  # longer than they are trusted: only a round trip tells
             with pytest.raises(PoolTimeout):  # it is no standby any more: not one of its connections is lent
                 reader.acquire(timeout=1.0)
-    note(errors=0, twenty_inserts_ms=first)
+    note(errors=len(errors), twenty_inserts_ms=first)
+    assert errors == []
 
 
 def copy_as_standby(primary: PostgresServer, standby: PostgresServer) -> None:

@@ -25,7 +25,8 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.pg import failures
+from pooling.adapters.pg import address, failures, limits, wire
+from pooling.adapters.pg.session import notes_of
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
@@ -372,6 +373,23 @@ def test_prepared_statements_are_kept(make: Make) -> None:
     assert one(pool, "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT $1%'") == 1
 
 
+def discard_all(conn: psycopg.Connection[Any]) -> None:
+    conn.autocommit = True  # it is refused in a transaction
+    conn.execute("DISCARD ALL", prepare=False)
+
+
+def test_who_cannot_have_prepared_statements_kept_discards_them(make: Make) -> None:
+    pool = make(session=discard_all)
+    for kind in ("int", "text"):
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            conn.execute("PREPARE mine AS SELECT 1")
+            conn.execute(f"CREATE TEMP TABLE mine (a {kind})")
+            for _ in range(7):  # psycopg prepares it, and the next one's has other columns
+                conn.execute("SELECT * FROM mine")
+    assert pool.metrics.snapshot().created == 1
+
+
 def test_a_connection_class_of_ones_own(make: Make) -> None:
     class Mine(psycopg.Connection[Any]):
         """Mine."""
@@ -554,6 +572,51 @@ def test_a_connection_lost_during_the_commit_is_told_so(
         pool.close()
 
 
+@pytest.mark.parametrize("how", ["cut", "terminated"])
+def test_a_statement_lost_in_autocommit_may_hold(
+    make: Make, postgres: PostgresServer, table: str, how: str
+) -> None:
+    with Proxy(postgres.port) as proxy:
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)), name="autocommit")
+
+        def end() -> None:
+            wait_until(lambda: sessions(postgres, pool, "active"))
+            if how == "cut":
+                proxy.cut()
+            else:
+                kill(postgres, pid)
+
+        pid = backend(pool)
+        thread = threading.Thread(target=end)
+        thread.start()
+        with pytest.raises(psycopg.OperationalError) as caught:
+            pool.execute_query("INSERT INTO t SELECT 1 FROM pg_sleep(2)")
+        thread.join()
+        # The server says that it ends the session, and undoes what was not done.
+        assert isinstance(caught.value, pooling.CommitUnknown) == (how == "cut")
+        wait_until(lambda: sessions(postgres, pool, "active") == 0)
+        assert one(pool, "SELECT count(*) FROM t") == (how == "cut")
+        pool.close()
+
+
+def test_what_was_cut_off_is_not_run_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+    pool = make(command_timeout=0.2)
+    runs: list[int] = []
+
+    def work(conn: psycopg.Connection[Any]) -> None:
+        runs.append(1)
+        conn.execute("SET statement_timeout = 0")
+        try:
+            conn.execute("SELECT pg_sleep(600)")
+        finally:
+            conn.execute("SELECT 1")  # fails of something else
+
+    with pytest.raises(psycopg.OperationalError):
+        pool.run(work)
+    assert runs == [1]
+
+
 # -- alive -------------------------------------------------------------------------
 
 
@@ -658,6 +721,149 @@ def test_a_call_may_have_a_limit_of_its_own(make: Make) -> None:
     assert one(pool, "SELECT 'the limit is gone' FROM pg_sleep(1.5)") == "the limit is gone"
 
 
+def cancelled(pool: PostgresPool, limit: float) -> None:
+    """See that a query is cancelled at its limit, and by the server; a busy machine may need several attempts."""
+    for _ in range(10):
+        with pytest.raises(psycopg.errors.QueryCanceled) as caught:
+            pool.execute_query("SELECT pg_sleep(600)", timeout=limit)
+        if type(caught.value) is psycopg.errors.QueryCanceled:
+            return
+    pytest.fail(f"never cancelled within {limit} s: {caught.value!r}")
+
+
+def sessions(server: PostgresServer, pool: PostgresPool, state: str = "%") -> int:
+    """Return how many sessions of a pool the server has, in this state."""
+    with server.connect() as conn:
+        found = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s AND state LIKE %s",
+            ["%" + pool.name, state],
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def sleepers(server: PostgresServer) -> int:
+    """Return how many sessions of the server sleep for ten minutes."""
+    with server.connect() as conn:
+        return len(conn.execute(
+            "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'"
+        ).fetchall())  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0, 2.5])
+def test_a_short_limit_is_cancelled_too(make: Make, postgres: PostgresServer, limit: float) -> None:
+    pool = make(settings=TWO, name=f"short-{limit}")
+    cancelled(pool, limit)
+    assert one(pool, "SELECT 1") == 1
+    wait_until(lambda: sessions(postgres, pool, "active") == 0)
+
+
+def test_what_is_cut_off_ends_at_the_server_before_its_slot_is_free(
+    make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(settings=TWO, name="cut-off")
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+        for _ in range(6):
+            with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not heed a cancel"):
+                pool.execute_query("SELECT pg_sleep(600)", timeout=0.2)
+            seen.append(sessions(postgres, pool))
+    assert max(seen) <= 2
+    wait_until(lambda: sessions(postgres, pool, "active") == 0)
+
+
+def test_what_a_holder_runs_when_the_pool_is_closed_ends_at_the_server(make: Make, postgres: PostgresServer) -> None:
+    pool = make(name="closes")
+    errors: list[BaseException] = []
+
+    def hold() -> None:
+        with pytest.raises(psycopg.Error) as caught:
+            pool.execute_query("SELECT pg_sleep(600)")
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    wait_until(lambda: sessions(postgres, pool, "active"))
+    pool.close(0.1)
+    thread.join(30)
+    assert len(errors) == 1
+    wait_until(lambda: sessions(postgres, pool) == 0)
+
+
+def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> None:
+    with Proxy(postgres.port) as proxy, contextlib.closing(
+        psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+    ) as conn:  # fmt: skip
+        conn.pgconn.send_query(b"SELECT pg_sleep(600)")
+        wait_until(lambda: sleepers(postgres))  # before, there is nothing to cancel
+        cancel = wire.Cancel(conn)
+        with proxy.held(), pytest.raises(TimeoutError, match="within 0.2 s"):
+            cancel.send(0.2)
+        conn.pgconn.finish()  # it does not need it any more
+        asked = len(proxy.attempts)
+        cancel.send(30)
+        assert cancel.done and len(proxy.attempts) == asked
+        wait_until(lambda: not sleepers(postgres))
+
+
+def test_a_cancel_that_cannot_be_sent_may_be_sent_again(postgres: PostgresServer) -> None:
+    with Proxy(postgres.port) as proxy, contextlib.closing(
+        psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+    ) as conn:  # fmt: skip
+        conn.pgconn.send_query(b"SELECT pg_sleep(600)")
+        wait_until(lambda: sleepers(postgres))  # before, there is nothing to cancel
+        cancel = wire.Cancel(conn)
+        proxy.refuse()
+        with pytest.raises(psycopg.OperationalError, match="could not be sent"):
+            cancel.send(30)
+        proxy.accept()
+        cancel.send(30)
+        wait_until(lambda: not sleepers(postgres))
+
+
+def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
+    def slow(conn: psycopg.Connection[Any]) -> None:
+        for _ in range(30):
+            conn.execute("SELECT pg_sleep(0.4)")
+
+    checked = make(settings=ONE.replace(validation_interval=0), check=slow)
+    backend(checked)
+    began = time.monotonic()
+    with contextlib.suppress(pooling.PoolTimeout):  # or another one was made in the moment that was left
+        checked.acquire(timeout=1.0).release()
+    assert time.monotonic() - began < 6
+    cleaned = make(settings=ONE.replace(reset_timeout=1.0), reset=slow)
+    began = time.monotonic()
+    backend(cleaned)
+    assert time.monotonic() - began < 6
+    wait_until(lambda: cleaned.metrics.snapshot().closed.get("reset") == 1)
+
+
+def test_one_limit_holds_for_all_that_a_call_does(make: Make) -> None:
+    pool = make(command_timeout=60)
+    with pool.acquire() as conn:
+        pool._hurry(conn, 3.0, pool._now() + 0.5)  # the rest was spent in line
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            for _ in range(30):
+                conn.execute("SELECT pg_sleep(0.4)")
+        conn.rollback()  # there is always a moment left for that
+        limit = notes_of(conn).limit
+        assert limit is not None and limit.left() == limits.LEAST and str(limit) == "not done within 3 s"
+    with pool.acquire() as conn:
+        assert str(notes_of(conn).limit) == "a command took over 60 s"
+
+
+@pytest.mark.parametrize(("timeout", "error"), [("3", TypeError), (-1, ValueError), (True, TypeError)])
+def test_a_timeout_that_is_none_is_refused_by_name(make: Make, timeout: Any, error: type[Exception]) -> None:
+    pool = make()
+    for call in (lambda: pool.execute_query("SELECT 1", timeout=timeout),
+                 lambda: pool.execute_many("SELECT %s", [(1,)], timeout=timeout),
+                 lambda: pool.rotate(timeout=timeout)):  # fmt: skip
+        with pytest.raises(error, match="timeout must be"):
+            call()
+
+
 def test_who_waits_for_a_notification_may_wait_for_ever(make: Make, postgres: PostgresServer) -> None:
     pool = make(command_timeout=0.5, kwargs={"autocommit": True})
     with pool.acquire() as conn:
@@ -695,7 +901,7 @@ def test_a_dba_sees_who_it_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
     look = "SELECT current_setting('application_name')"
     assert one(make(name="orders"), look) == "orders"
     unnamed = make()
-    assert one(unnamed, look) == unnamed.name
+    assert one(unnamed, look) == f"{address.program()} {unnamed.name}"
     assert one(make(name="orders", kwargs={"application_name": "mine"}), look) == "mine"
     monkeypatch.setenv("PGAPPNAME", "from the environment")
     assert one(make(name="orders"), look) == "from the environment"
@@ -740,6 +946,14 @@ def test_bad_arguments_are_refused_by_name(
     with pytest.raises(error, match=message) as caught:
         PostgresPool(**arguments)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_silent_host_leaves_time_for_the_next(make: Make, postgres: PostgresServer) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:  # takes connections, and never says a word
+        hosts = f"{LOOPBACK}:{silent.getsockname()[1]},{LOOPBACK}:{postgres.port}"
+        pool = make(f"postgresql://postgres@{hosts}/postgres", ONE.replace(create_timeout=6))
+        assert one(pool, "SELECT 1") == 1
+        assert not any(pool.metrics.snapshot().errors.values())
 
 
 class TLSFront:
@@ -792,6 +1006,7 @@ def test_tls_is_passed_through(postgres: PostgresServer, make: Make, tmp_path: P
             with pool.connection() as conn:
                 assert conn.pgconn.ssl_in_use and conn.execute("SELECT 1").fetchone() == (1,)
         assert pool.metrics.snapshot().created == 1  # alive is alive, encrypted or not
+        cancelled(pool, 2.0)  # a cancel comes encrypted, too
         kill(postgres, backend(pool))
         wait_until(lambda: not pool._adapter.is_alive(conn))  # the front has to see it first
         assert one(pool, "SELECT 1") == 1
@@ -882,6 +1097,52 @@ def test_rotate(make: Make, private_postgres: PostgresServer) -> None:
         pool.rotate()
 
 
+def test_who_says_that_it_works_now_is_believed(make: Make, postgres: PostgresServer) -> None:
+    forever = pooling.Backoff(initial=600, maximum=600, jitter=False, probe_interval=500)
+    for mend in ("rotate", "open"):
+        port = ["1"]
+        pool = make(
+            lambda port=port: postgres.dsn.replace(str(postgres.port), port[0]),
+            ONE.replace(min_size=1, acquire_timeout=30, backoff=forever),
+        )
+        with pytest.raises(pooling.PoolTimeout):
+            pool.acquire(timeout=1.0)
+        assert pool.stats()["down"]  # and nobody would try again for minutes
+        port[0] = str(postgres.port)
+        getattr(pool, mend)()
+        assert one(pool, "SELECT 1") == 1
+
+
+def test_rotate_tries_again_while_it_waits(make: Make, postgres: PostgresServer) -> None:
+    port = [str(postgres.port)]
+    pool = make(lambda: postgres.dsn.replace(str(postgres.port), port[0]), TWO)
+    before = backend(pool)
+    port[0] = "1"
+    timer = threading.Timer(1.5, lambda: port.__setitem__(0, str(postgres.port)))
+    timer.start()
+    pool.rotate(timeout=60)
+    timer.join()
+    assert backend(pool) != before
+
+
+@needs_to_be_told
+@pytest.mark.parametrize("mend", ["rotate", "open"])
+def test_what_was_final_is_so_no_more(make: Make, postgres: PostgresServer, mend: str) -> None:
+    name = ["nope"]
+    forever = pooling.Backoff(initial=600, maximum=600, jitter=False)
+    pool = make(
+        lambda: postgres.dsn.removesuffix("postgres") + name[0], ONE.replace(min_size=1, backoff=forever)
+    )
+    for _ in range(2):
+        with pytest.raises(CreateFailed):
+            one(pool, "SELECT 1")
+    with pytest.raises(CreateFailed):  # still is
+        getattr(pool, mend)()
+    name[0] = "postgres"
+    getattr(pool, mend)()
+    assert one(pool, "SELECT 1") == 1
+
+
 # -- what it says ------------------------------------------------------------------
 
 
@@ -916,12 +1177,21 @@ def test_queries_are_counted_and_the_slowest_known(make: Make, table: str) -> No
     found = pool.query_statistics.to_dict()
     assert found["count"] == 23 and found["errors"] == 1
     assert found["errors_by_sqlstate"] == {"23505": 1}
-    assert found["slowest"][0]["query"] == "SELECT pg_sleep(0.2), '?', '?'"
+    assert found["slowest"][0]["query"] == "SELECT pg_sleep(?), '?', '?'"
     assert found["slowest"][0]["seconds"] == found["max"] >= 0.2
     assert len([slow for slow in found["slowest"] if slow["query"] == "INSERT INTO t VALUES (%s)"]) == 1
     assert 0 < found["p50"] <= found["p95"] <= found["max"] and found["mean"] > 0
     pool.query_statistics.reset()
     assert pool.query_statistics.to_dict()["count"] == 0
+    with pool.connection() as conn:
+        with conn.cursor().copy("COPY t FROM STDIN") as copy:
+            copy.write_row((200, 0))
+        with pytest.raises(psycopg.errors.UndefinedTable), conn.cursor().copy("COPY no FROM STDIN"):
+            pass
+        conn.rollback()
+    found = pool.query_statistics.to_dict()
+    assert (found["count"], found["errors"]) == (2, 1)
+    assert {slow["query"] for slow in found["slowest"]} == {"COPY t FROM STDIN", "COPY no FROM STDIN"}
 
 
 def test_query_statistics_are_off_until_they_are_switched_on(make: Make) -> None:

@@ -12,16 +12,19 @@ from psycopg import pq
 
 from ...core.adapter import Adapter
 from ...settings import PoolSettings
-from . import failures
+from . import failures, greenlets
 from .address import Address, Answer
 from .session import BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
-from .wire import round_trip, second_handle, wait_for_end
+from .wire import Cancel, round_trip, second_handle, spare_handle, wait_for_end
 
 __all__ = ["PostgresAdapter"]
 
 #: Seconds that a close waits for the server to have ended its side.
 CLOSE_WAIT = 0.2
-CANCEL_WAIT = 1.0  # for a query that nobody waits for any more
+CANCEL_WAIT = 1.0  # to tell it to stop a query that nobody waits for any more
+CANCELLED_WAIT = 0.5  # to have ended its side then
+BRIEF = 0.05  # to tell it on behalf of a whole pool that closes, one after the other
+ACTIVE = pq.TransactionStatus.ACTIVE
 #: The values of ``target_session_attrs`` that say what the server must be.
 ROLES = {"read-write", "read-only", "primary", "standby"}
 
@@ -58,10 +61,18 @@ class PostgresAdapter(Adapter[Connection]):
         self._class = tracked(connection_class, measuring)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         self._check = check
         self._proved = proved
-        self._query = (settings.validation_query or "SELECT 1").encode()
+        self.configure(settings)
         self._listener = failures.Listener()
 
+    def configure(self, settings: PoolSettings) -> None:
+        """Take over what concerns connections."""
+        self._query = (settings.validation_query or "SELECT 1").encode()
+        self._address.create_timeout = settings.create_timeout
+        self._session.create_timeout = settings.create_timeout
+        self._session.reset_timeout = settings.reset_timeout
+
     def create(self) -> Connection:
+        greenlets.adopt()
         answer = self._address.ask()
         try:
             conn = self._connect(answer)
@@ -116,19 +127,24 @@ class PostgresAdapter(Adapter[Connection]):
         return answered and not notes.fatal and notes.role is None  # else there is more to look at
 
     def close(self, resource: Connection) -> None:
-        if resource.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+        notes, wait = notes_of(resource), CLOSE_WAIT
+        if resource.pgconn.transaction_status == ACTIVE:
+            notes.cancel = Cancel(resource)
+        if notes.cancel is not None:
+            wait = CANCELLED_WAIT
             with suppress(Exception):  # else the server would go on with it for nobody, beyond our bounds
-                resource.cancel_safe(timeout=CANCEL_WAIT)
-        try:
-            peer = second_handle(resource)
-        except (OSError, psycopg.Error):  # closed already, or no descriptor to spare
-            resource.close()
-            return
-        with peer:
-            resource.close()
-            wait_for_end(peer, CLOSE_WAIT)
+                notes.cancel.send(CANCEL_WAIT)
+        peer = notes.peer or spare_handle(resource)
+        resource.close()
+        if peer is not None:
+            with peer:
+                wait_for_end(peer, wait)
 
     def interrupt(self, resource: Connection) -> None:
+        if resource.pgconn.transaction_status == ACTIVE:
+            notes_of(resource).cancel = cancel = Cancel(resource)  # once it is shut down its holder could not
+            with suppress(Exception):  # its close tries on
+                cancel.send(BRIEF)
         with suppress(OSError, psycopg.Error), second_handle(resource) as peer:
             peer.shutdown(socket.SHUT_RDWR)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ["KEEPALIVE", "OWN", "Address", "Answer"]
+__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
 
 Conninfo = str | Callable[[], str]
 Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
@@ -39,12 +41,12 @@ class Address:
     """Where and as whom; see `PostgresPool` for the arguments.
 
     Args:
-        defaults: Parameters of libpq's for what is said nowhere else.
+        create_timeout: Seconds for all hosts together; may be changed.
         options: Server settings by name, for what ``options`` does not say.
     """
 
     def __init__(
-        self, conninfo: Conninfo, kwargs: Kwargs | None, defaults: Mapping[str, Any], options: Mapping[str, Any]
+        self, conninfo: Conninfo, kwargs: Kwargs | None, create_timeout: float, options: Mapping[str, Any]
     ) -> None:
         if not (isinstance(conninfo, str) or callable(conninfo)):
             raise TypeError(f"conninfo must be a text or a callable, not a {type(conninfo).__name__}")
@@ -52,7 +54,8 @@ class Address:
             raise TypeError(f"kwargs must be a mapping or a callable, not a {type(kwargs).__name__}")
         self.changes = callable(conninfo) or callable(kwargs)
         self._conninfo, self._kwargs = conninfo, kwargs
-        self._defaults = {**KEEPALIVE, **defaults}
+        self.create_timeout = create_timeout
+        self._defaults: dict[str, Any] = dict(KEEPALIVE)
         self._options = " ".join(f"-c {name}={value}" for name, value in options.items())
         self._numbers = itertools.count(1)
         self.asked = 0  # the number of the last question
@@ -82,14 +85,31 @@ class Address:
 
     def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add the defaults. What the user says of the same comes after them, and wins."""
+        # It holds for each host, and for each address that the name of one may stand for.
+        each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # less than 2 libpq takes for 2
         defaults = {
-            name: value for name, value in self._defaults.items()
+            name: value for name, value in {"connect_timeout": each, **self._defaults}.items()
             if _ENVIRONMENT.get(name, "") not in os.environ
         }  # fmt: skip
         if self._options:
             said = given.get("options") or os.environ.get("PGOPTIONS", "")
             given = {**given, "options": f"{self._options} {said}".rstrip()}
         return {**defaults, **given}
+
+
+def program() -> str:
+    """Return what this program is called, short enough that the server's 63 bytes leave room for more."""
+    path = getattr(sys, "argv", [""])[0]
+    name = os.path.basename(path)
+    if name == "__main__.py":  # python -m
+        name = os.path.basename(os.path.dirname(path))
+    return name.encode("ascii", "replace").decode()[:40] if name not in ("", "-c") else "python"
+
+
+def _hosts(given: dict[str, Any]) -> int:
+    """Return how many hosts there are to try, one after the other."""
+    said = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST")
+    return str(said or "").count(",") + 1
 
 
 def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:

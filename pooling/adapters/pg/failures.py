@@ -27,7 +27,7 @@ from psycopg.errors import OperationalError
 from psycopg.waiting import Wait
 
 __all__ = [
-    "DEAD", "READ_ONLY", "Listener", "connect", "ended_by", "is_full", "is_hopeless", "listening",
+    "DEAD", "READ_ONLY", "Listener", "connect", "ended_by", "in_doubt", "is_full", "is_hopeless", "listening",
     "repeatable", "sqlstates",
 ]  # fmt: skip
 
@@ -69,6 +69,14 @@ def ended_by(error: BaseException) -> str | None:
         if state in DEAD or state[:2] in DEAD:
             return state
     return None
+
+
+def in_doubt(error: BaseException) -> bool:
+    """Say whether what a connection was lost in the middle of may have been done all the same.
+
+    A server that ends one by order undoes first what it was about; in a crash it just goes.
+    """
+    return ended_by(error) in (None, "57P02")
 
 
 def is_full(error: BaseException) -> bool:

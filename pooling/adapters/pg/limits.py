@@ -1,9 +1,10 @@
 """Commands that take too long: stopped by the server, else cancelled, else cut off.
 
-All three within ``command_timeout``, whatever the server or the network does:
-the server's own ``statement_timeout`` is a little shorter, which also ends what
+All three within the limit, whatever the server or the network does: the
+server's own ``statement_timeout`` is a little shorter, which also ends what
 runs for a process that is no more. It all happens in the holder's own thread,
-because nobody else may touch its connection.
+because nobody else may touch its connection. Only a cancel that was not
+through when the connection was cut off is left to whoever closes that.
 """
 
 from __future__ import annotations
@@ -12,26 +13,56 @@ import logging
 import math
 from collections.abc import Generator
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import psycopg
 from psycopg import pq
 
 from ...errors import PoolError
+from .wire import Cancel, spare_handle
 
-__all__ = ["CommandTimeout", "check_limit", "limited", "server_limits"]
+__all__ = ["CommandTimeout", "Limit", "check_limit", "limited", "pace", "server_limits"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
+
+LEAST = 0.01  # seconds that a command gets when all are used up: else even a ROLLBACK would cost the connection
 
 
 class CommandTimeout(PoolError, psycopg.errors.QueryCanceled, TimeoutError):
     """A command took longer than its limit and the server could not be made to stop it.
 
-    The connection was closed, and what became of the command is not known. A
-    server that did stop it says so itself: ``psycopg.errors.QueryCanceled``,
-    which this is too.
+    The connection was closed, and what became of the command is not known: a
+    cancel is on its way, and may come too late. A server that did stop it says
+    so itself: ``psycopg.errors.QueryCanceled``, which this is too.
     """
+
+
+@final
+class Limit:
+    """How long commands may take.
+
+    Args:
+        each: Seconds for each; ``None`` means no limit of its own.
+        total: Seconds for all together, as the user gave them.
+        left: How many of these are left, if not all.
+    """
+
+    __slots__ = ("_each", "_total", "_end")
+
+    def __init__(self, each: float | None, total: float | None = None, left: float | None = None) -> None:
+        self._each = math.inf if each is None else each
+        self._total = math.inf if total is None else total
+        self._end = monotonic() + (self._total if left is None else left)
+
+    def left(self) -> float:
+        """Return the seconds that the next command may take."""
+        return max(LEAST, min(self._each, self._end - monotonic()))
+
+    def __str__(self) -> str:
+        if monotonic() >= self._end - LEAST:
+            return f"not done within {self._total:g} s"
+        return f"a command took over {self._each:g} s"
 
 
 def _reserve(limit: float) -> float:
@@ -39,17 +70,22 @@ def _reserve(limit: float) -> float:
     return min(1.0, limit / 10)
 
 
+def pace(limit: float) -> float:
+    """Return the seconds between two looks at the time: a few must fall between the cancel and the limit."""
+    return max(0.001, _reserve(limit) / 8)  # 0 would be one look after the other
+
+
 def limited(
-    steps: Generator[Any, Any, R], conn: psycopg.Connection[Any], limit: float
+    steps: Generator[Any, Any, R], conn: psycopg.Connection[Any], limit: Limit, left: float
 ) -> Generator[Any, Any, R]:
     """Go through psycopg's steps of a command, for so many seconds.
 
     Time counts while the server owes an answer: who waits for notifications
     may wait for ever.
     """
-    spare = _reserve(limit) / 2
-    end = monotonic() + limit
-    cancel_at = end - spare
+    end = monotonic() + left
+    cancel_at = end - 0.75 * _reserve(left)
+    cancel: Cancel | None = None
     try:
         wish = next(steps)
         while True:
@@ -57,25 +93,30 @@ def limited(
             now = monotonic()
             if now >= cancel_at and conn.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 if now >= end:
-                    _cut_off(conn, limit)
+                    _cut_off(conn, limit, cancel)
                 cancel_at = end
-                _cancel(conn, spare / 2)
+                cancel = _cancel(conn, end - now)
             wish = steps.send(ready)
     except StopIteration as done:
         result: R = done.value
         return result
 
 
-def _cancel(conn: psycopg.Connection[Any], timeout: float) -> None:
+def _cancel(conn: psycopg.Connection[Any], timeout: float) -> Cancel:
+    cancel = Cancel(conn)
     try:
-        conn.cancel_safe(timeout=timeout)
-    except Exception as error:  # the next look closes it then
+        cancel.send(timeout)
+    except Exception as error:  # whoever closes the connection tries on
         logger.debug("a command could not be cancelled: %s", error)
+    return cancel
 
 
-def _cut_off(conn: psycopg.Connection[Any], limit: float) -> None:
+def _cut_off(conn: psycopg.Connection[Any], limit: Limit, cancel: Cancel | None) -> None:
+    """Take the connection from its holder, and keep what it takes to end the command at the server."""
+    notes = conn._pooling  # type: ignore[attr-defined]
+    notes.cancel, notes.peer = cancel or Cancel(conn), spare_handle(conn)
     conn.pgconn.finish()
-    raise CommandTimeout(f"a command took over {limit:g} s, and the server did not answer to a cancel")
+    raise CommandTimeout(f"{limit}, and the server did not {'answer' if cancel is None else 'heed a cancel'}")
 
 
 def check_limit(name: str, value: float | None) -> float | None:

@@ -10,12 +10,17 @@
 - A dirty session is cleaned in one round trip, together with the ROLLBACK or
   COMMIT that its transaction needs anyway.
 
-Prepared statements are kept: psycopg counts on them.
+Prepared statements are kept: psycopg counts on them. So the server may say
+"cached plan must not change result type" to who gives the name of another's
+table to one with other columns (a temporary one, or by the search_path), and
+know what somebody called PREPARE for. Nothing short of ``DISCARD ALL``, a
+``session`` of one's own, helps: whose statement it is nobody knows.
 """
 
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable, Generator
 from typing import Any, Literal, TypeVar
 
@@ -25,9 +30,9 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types import TypesRegistry
 
 from . import failures
-from .limits import limited
+from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
-from .wire import failed_at, round_trip
+from .wire import Cancel, failed_at, round_trip
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -66,9 +71,12 @@ class Notes:
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
-        self.limit: float | None = None  # seconds for a command
+        self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
+        # When it was cut off in the middle of a command:
+        self.cancel: Cancel | None = None  # ends that at the server
+        self.peer: socket.socket | None = None  # tells when it has
 
     def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Take a message that came while no query ran: a notice, or a last one."""
@@ -89,7 +97,10 @@ class Tracking:
         notes = self._pooling
         notes.dirty = True
         if notes.limit is not None:
-            gen = limited(gen, self, notes.limit)  # type: ignore[arg-type]
+            left = notes.limit.left()
+            gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
+            if not args:
+                kwargs.setdefault("interval", pace(left))
         return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
@@ -146,9 +157,10 @@ class Session:
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
-        self._create_timeout = create_timeout
-        self._reset_timeout = reset_timeout
-        self._limit = command_timeout
+        self.create_timeout = create_timeout
+        self.reset_timeout = reset_timeout
+        self.command_timeout = command_timeout
+        self._limit = None if command_timeout is None else Limit(command_timeout)
         self._queries = queries
         self._configures_server = False
 
@@ -161,7 +173,7 @@ class Session:
         notes.bare = dict(notes.as_new)
         notes.dirty = False
         if self._configure is not None:
-            self.call(conn, self._configure, self._create_timeout)
+            self.call(conn, self._configure, self.create_timeout)
             _remember(conn, notes)
             self._configures_server = notes.dirty and bool(self._clean)
         notes.limit, notes.queries = self._limit, self._queries
@@ -177,14 +189,14 @@ class Session:
         if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
         if status != IDLE or (notes.dirty and self._clean):
-            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self._reset_timeout)
+            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
             answered = True
             notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
         _restore(conn, notes)
         for hook in self._after_use if used else self._always:
-            self.call(conn, hook, self._reset_timeout)
+            self.call(conn, hook, self.reset_timeout)
             _restore(conn, notes)
         if notes.bereft:
             self._configure_again(conn, notes)
@@ -197,15 +209,15 @@ class Session:
         assert self._configure is not None
         notes.as_new = dict(notes.bare)
         _restore(conn, notes)
-        self.call(conn, self._configure, self._reset_timeout)
+        self.call(conn, self._configure, self.reset_timeout)
         _remember(conn, notes)
         notes.bereft = False
 
     @staticmethod
     def call(conn: Connection, hook: Hook, limit: float) -> None:
-        """Call a function of the user's, each command of it limited in time; what it did holds."""
+        """Call a function of the user's, all commands of it within so many seconds; what it did holds."""
         notes = notes_of(conn)
-        before, notes.limit = notes.limit, limit
+        before, notes.limit = notes.limit, Limit(None, limit)
         try:
             hook(conn)
             if conn.pgconn.transaction_status != IDLE:
@@ -222,7 +234,7 @@ class Session:
                 conn.commit()
             return
         try:
-            round_trip(conn, b"COMMIT" + self._clean, notes.limit)
+            round_trip(conn, b"COMMIT" + self._clean, notes.limit and notes.limit.left())
         except psycopg.Error as error:
             if failed_at(error) and not conn.closed:
                 return  # committed all the same; that it is not clean, `clean` will find

@@ -20,16 +20,33 @@ __all__ = ["QueryStatistics"]
 
 SLOWEST = 10
 _LONGEST = 500  # characters of a text that are kept
-# What may stand between quotes may be a secret: ALTER ROLE ... PASSWORD '...'
-_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
+# What a user says may be a secret: ALTER ROLE ... PASSWORD '...', the number of a card, the
+# remark in a comment. Comments and names are known so that a quote in one begins no literal,
+# and what has no end where the text was cut goes to the end.
+_HIDDEN = re.compile(
+    r"""
+    (?P<kept> "(?:[^"]|"")*(?:"|\Z) )                       # a name
+    | (?P<comment>
+        --[^\n]*
+        | /\*(?:(?!/\*).)*?\*/
+        | /\*.*                                             # one in another: who knows where it ends
+    )
+    | (?<!\w)[eE]'(?:[^'\\]|''|\\(?:.|\Z))*(?:'|\Z)
+    | '(?:[^']|'')*(?:'|\Z)
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)
+    | (?P<number> (?<![\w$.])\.?\d[\w.]* )
+    """,
+    re.S | re.X,
+)
 
 
 class QueryStatistics:
     """Counts and times the queries of one pool: what a cursor executes, not BEGIN and COMMIT.
 
-    A query is timed from its sending until its answer is there, that of a
-    COPY until it can begin. Texts are kept without their parameters and with
-    ``'?'`` for their literals.
+    A query is timed from its sending until its answer is there. A COPY is timed
+    until it can begin, what goes through a pipeline or is streamed until it is
+    sent, and is an error only if it fails until then. Texts are kept without
+    parameters and comments, with ``'?'`` for literals and ``?`` for numbers.
     """
 
     def __init__(self) -> None:
@@ -46,7 +63,8 @@ class QueryStatistics:
     def timed(self, steps: Generator[Any, Any, Any]) -> AbstractContextManager[None] | None:
         """Return what times these steps of psycopg's; ``None`` if they are none of a query."""
         frame = getattr(steps, "gi_frame", None)
-        query = frame.f_locals.get("query") if frame is not None else None
+        given = {} if frame is None else frame.f_locals
+        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
         return None if query is None else _Timer(self, query)
 
     def count(self, query: Any, seconds: float, error: BaseException | None) -> None:
@@ -112,4 +130,9 @@ def _text_of(query: Any) -> str:
     if isinstance(query, Composable):
         query = query.as_string(None)
     text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
-    return " ".join(_LITERAL.sub("'?'", text[: 4 * _LONGEST]).split())[:_LONGEST]
+    return " ".join(_HIDDEN.sub(_hidden, text[: 4 * _LONGEST]).split())[:_LONGEST]
+
+
+def _hidden(found: re.Match[str]) -> str:
+    kind = found.lastgroup if found.lastgroup != "tag" else None
+    return found[0] if kind == "kept" else {"comment": " ", "number": "?"}.get(kind or "", "'?'")

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-__all__ = ["failed_at", "round_trip", "second_handle", "wait_for_end"]
+__all__ = ["Cancel", "failed_at", "round_trip", "second_handle", "spare_handle", "wait_for_end"]
 
 Connection = psycopg.Connection[Any]
 _FATAL = pq.ExecStatus.FATAL_ERROR
@@ -107,6 +107,59 @@ def second_handle(conn: Connection) -> socket.socket:
     except BaseException:
         socket.close(fd)
         raise
+
+
+def spare_handle(conn: Connection) -> socket.socket | None:
+    """Return that, or ``None``: closed already, or no descriptor to spare."""
+    try:
+        return second_handle(conn)
+    except (OSError, psycopg.Error):
+        return None
+
+
+class Cancel:
+    """Asks the server to stop what it does for a connection; also when that is closed here by then.
+
+    By hand, because psycopg's own needs the connection to be open, and begins
+    anew with each try. Before libpq 17 it is unencrypted and has no limit.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        modern = psycopg.capabilities.has_cancel_safe()
+        self._handle: Any = conn.pgconn.cancel_conn() if modern else conn.pgconn.get_cancel()
+        self._step = self._begin if modern else self._at_once
+        self.done = False
+
+    def send(self, timeout: float) -> None:
+        """Send it, or go on where the last try ended.
+
+        Raises:
+            TimeoutError: It is not through yet.
+            psycopg.Error: The server cannot be reached; the next try begins anew.
+        """
+        deadline = _Deadline(timeout)
+        while not self.done:
+            self._step(deadline)
+
+    def _at_once(self, deadline: _Deadline) -> None:
+        self._handle.cancel()
+        self.done = True
+
+    def _begin(self, deadline: _Deadline) -> None:
+        self._handle.start()
+        self._wishes_to_write, self._step = True, self._go_on
+
+    def _go_on(self, deadline: _Deadline) -> None:
+        if not _ready(self._handle.socket, deadline.left(), self._wishes_to_write):
+            raise TimeoutError(f"no cancel was sent within {deadline.timeout:g} s")
+        status = self._handle.poll()
+        self._wishes_to_write = status == pq.PollingStatus.WRITING
+        self.done = status == pq.PollingStatus.OK
+        if status == pq.PollingStatus.FAILED:
+            text = self._handle.get_error_message()
+            self._handle.reset()
+            self._step = self._begin
+            raise psycopg.OperationalError(f"a cancel could not be sent: {text}")
 
 
 def wait_for_end(peer: socket.socket, timeout: float) -> None:
