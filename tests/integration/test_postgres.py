@@ -592,8 +592,9 @@ def test_a_statement_lost_in_autocommit_may_hold(
         with pytest.raises(psycopg.OperationalError) as caught:
             pool.execute_query("INSERT INTO t SELECT 1 FROM pg_sleep(2)")
         thread.join()
-        # The server says that it ends the session, and undoes what was not done.
-        assert isinstance(caught.value, pooling.CommitUnknown) == (how == "cut")
+        # A server that says that it ends the session undoes what was not done; an old psycopg does not pass it on.
+        told = failures.ended_by(caught.value) is not None
+        assert isinstance(caught.value, pooling.CommitUnknown) != told and not (told and how == "cut")
         wait_until(lambda: sessions(postgres, pool, "active") == 0)
         assert one(pool, "SELECT count(*) FROM t") == (how == "cut")
         pool.close()
@@ -751,8 +752,12 @@ def sleepers(server: PostgresServer) -> int:
 
 
 @pytest.mark.parametrize("limit", [0.3, 1.0, 2.5])
-def test_a_short_limit_is_cancelled_too(make: Make, postgres: PostgresServer, limit: float) -> None:
+def test_a_short_limit_is_cancelled_too(
+    make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
     pool = make(settings=TWO, name=f"short-{limit}")
+    cancelled(pool, limit)
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)  # as before libpq 17
     cancelled(pool, limit)
     assert one(pool, "SELECT 1") == 1
     wait_until(lambda: sessions(postgres, pool, "active") == 0)
@@ -791,6 +796,12 @@ def test_what_a_holder_runs_when_the_pool_is_closed_ends_at_the_server(make: Mak
     wait_until(lambda: sessions(postgres, pool) == 0)
 
 
+cancels_in_steps = pytest.mark.skipif(
+    not psycopg.capabilities.has_cancel_safe(), reason="libpq before 17 sends a cancel in one go"
+)
+
+
+@cancels_in_steps
 def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy, contextlib.closing(
         psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
@@ -807,6 +818,7 @@ def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> 
         wait_until(lambda: not sleepers(postgres))
 
 
+@cancels_in_steps
 def test_a_cancel_that_cannot_be_sent_may_be_sent_again(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy, contextlib.closing(
         psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))

@@ -143,8 +143,9 @@ class PostgresAdapter(Adapter[Connection]):
     def interrupt(self, resource: Connection) -> None:
         if resource.pgconn.transaction_status == ACTIVE:
             notes_of(resource).cancel = cancel = Cancel(resource)  # once it is shut down its holder could not
-            with suppress(Exception):  # its close tries on
-                cancel.send(BRIEF)
+            if cancel.bounded:
+                with suppress(Exception):  # its close tries on
+                    cancel.send(BRIEF)
         with suppress(OSError, psycopg.Error), second_handle(resource) as peer:
             peer.shutdown(socket.SHUT_RDWR)
 

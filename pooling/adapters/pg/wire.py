@@ -121,13 +121,14 @@ class Cancel:
     """Asks the server to stop what it does for a connection; also when that is closed here by then.
 
     By hand, because psycopg's own needs the connection to be open, and begins
-    anew with each try. Before libpq 17 it is unencrypted and has no limit.
+    anew with each try. Before libpq 17 it is unencrypted, and has no limit but
+    ``tcp_user_timeout``: ``bounded`` says so.
     """
 
     def __init__(self, conn: Connection) -> None:
-        modern = psycopg.capabilities.has_cancel_safe()
-        self._handle: Any = conn.pgconn.cancel_conn() if modern else conn.pgconn.get_cancel()
-        self._step = self._begin if modern else self._at_once
+        self.bounded = psycopg.capabilities.has_cancel_safe()
+        self._handle: Any = conn.pgconn.cancel_conn() if self.bounded else conn.pgconn.get_cancel()
+        self._step = self._begin if self.bounded else self._at_once
         self.done = False
 
     def send(self, timeout: float) -> None:
