@@ -224,7 +224,7 @@ class _Serving(socketserver.BaseRequestHandler):
 def _read(connection: _Serving, served: int) -> _Exchange | None:
     """Read a request with its body."""
     line = connection.file.readline().decode("latin-1").split()
-    if len(line) != 3:
+    if len(line) != 3 or not line[2].startswith("HTTP/"):  # a greeting of TLS is random, and may be three words
         return None
     headers: list[tuple[str, str]] = []
     while True:
