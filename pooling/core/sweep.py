@@ -157,9 +157,11 @@ def _health_check(pool: Pool[Any], now: float) -> float:
     interval = pool._settings.health_check_interval
     if interval is None or pool._validate is None or not pool._state.entries:
         return NEVER
-    if now < pool._health.check_at:
-        return pool._health.check_at
-    pool._health.check_at = now + interval
+    health = pool._health
+    health.check_at = min(health.check_at, now + interval)  # the interval may have been shortened
+    if now < health.check_at:
+        return health.check_at
+    health.check_at = now + interval
     for key in _copy(pool._state.idle):
         if _take(pool, key):
             pool._ask_on_worker(key, health=True)

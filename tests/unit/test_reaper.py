@@ -459,6 +459,15 @@ def test_a_health_check_that_hangs_is_cut_off(
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
 
 
+def test_a_shorter_interval_holds_at_once(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
+    pool = make(health_check_interval=1000, idle_timeout=None, keepalive_interval=None)
+    fill(pool, 1)
+    clock.advance(5)
+    pool.reconfigure(health_check_interval=10)
+    clock.advance(10)
+    assert adapter.calls["validate"] == 1
+
+
 def test_what_hangs_in_a_check_makes_the_others_suspect(make: Make, manual: VirtualClock) -> None:
     adapter = FakeAdapter(bounded=False)
     pool = make(adapter=adapter, clock=manual, max_size=2, health_check_interval=10, health_check_timeout=1,
