@@ -25,7 +25,8 @@ def test_signals_stay_with_the_server(name: str) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60) as response:
             said = response.read().decode().splitlines()
         assert said == ["handlers are the same", f"signals stay with {name.split()[0]}, which runs this process"]
-        assert server.end()[1] is not None  # 22, and not 0, if a worker of uWSGI was still loading
-        assert server.complaints(killed=False) == []
+        assert server.end()[1] is not None
+        if "uWSGI" not in name:  # a worker of which that has just loaded says where it was when it was told to end
+            assert server.complaints(killed=False) == []
     finally:
         server.close()
