@@ -240,7 +240,9 @@ def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: 
     assert len(load.bad) <= SIZE  # one for each connection that was in use
     assert load.errors_after(back) == []
     assert first < 1.3  # 0.3 is the aim, which a busy machine may miss
-    assert asked <= 10 * away + SIZE  # those of the kill at the same time, then one after the other
+    # Those of the kill at the same time, then one after the other; each may connect twice, since
+    # a proxy accepts and hangs up without a word, to hear what that means.
+    assert asked <= 2 * (10 * away + SIZE)
 
 
 def test_a_proxy_that_recycles(
