@@ -801,13 +801,20 @@ cancels_in_steps = pytest.mark.skipif(
 )
 
 
-@cancels_in_steps
-def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> None:
+@contextlib.contextmanager
+def sleeping(postgres: PostgresServer) -> Iterator[tuple[Proxy, psycopg.Connection[Any]]]:
+    """A connection through a proxy that has something to cancel."""
     with Proxy(postgres.port) as proxy, contextlib.closing(
         psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
     ) as conn:  # fmt: skip
         conn.pgconn.send_query(b"SELECT pg_sleep(600)")
-        wait_until(lambda: sleepers(postgres))  # before, there is nothing to cancel
+        wait_until(lambda: sleepers(postgres))
+        yield proxy, conn
+
+
+@cancels_in_steps
+def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> None:
+    with sleeping(postgres) as (proxy, conn):
         cancel = wire.Cancel(conn)
         with proxy.held(), pytest.raises(TimeoutError, match="within 0.2 s"):
             cancel.send(0.2)
@@ -820,11 +827,7 @@ def test_a_cancel_goes_on_where_its_last_try_ended(postgres: PostgresServer) -> 
 
 @cancels_in_steps
 def test_a_cancel_that_cannot_be_sent_may_be_sent_again(postgres: PostgresServer) -> None:
-    with Proxy(postgres.port) as proxy, contextlib.closing(
-        psycopg.connect(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
-    ) as conn:  # fmt: skip
-        conn.pgconn.send_query(b"SELECT pg_sleep(600)")
-        wait_until(lambda: sleepers(postgres))  # before, there is nothing to cancel
+    with sleeping(postgres) as (proxy, conn):
         cancel = wire.Cancel(conn)
         proxy.refuse()
         with pytest.raises(psycopg.OperationalError, match="could not be sent"):

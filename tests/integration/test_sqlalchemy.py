@@ -162,29 +162,29 @@ def test_timeout(kind: Kind, maker: Maker) -> None:
     conns[1].close()
 
 
-def test_who_waits_gets_what_comes_back(kind: Kind, maker: Maker) -> None:
-    pool = kind(maker, pool_size=1, max_overflow=0)
+def waited_for(pool: Any) -> Any:
+    """A connection of a pool of one, had by a thread that waited until it came back."""
     conn = pool.connect()
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(pool.connect()))
     thread.start()
     conn.close()
     thread.join(PATIENCE)
-    assert got[0].dbapi_connection is maker.made[0]
-    got[0].close()
+    return got[0]
+
+
+def test_who_waits_gets_what_comes_back(kind: Kind, maker: Maker) -> None:
+    pool = kind(maker, pool_size=1, max_overflow=0)
+    got = waited_for(pool)
+    assert got.dbapi_connection is maker.made[0]
+    got.close()
 
 
 def test_timeout_of_none_is_without_limit(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, max_overflow=0, timeout=None)
     assert pool.timeout() is None
     pool = pool.recreate()
-    conn = pool.connect()
-    got: list[Any] = []
-    thread = threading.Thread(target=lambda: got.append(pool.connect()))
-    thread.start()
-    conn.close()
-    thread.join(PATIENCE)
-    got[0].close()
+    waited_for(pool).close()
     assert pool.timeout() is None
 
 
