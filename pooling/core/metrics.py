@@ -30,7 +30,7 @@ from .state import PoolState
 __all__ = ["SHORT", "Histogram", "HistogramSnapshot", "PoolMetrics", "PoolSnapshot"]
 
 SHORT = 1e-4
-"""Seconds: uses shorter than this are counted and summed, not timed one by one; releases are counted."""
+"""Seconds: uses shorter than this are counted and summed, not timed one by one."""
 
 # 1 µs to about 18 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.

@@ -14,7 +14,6 @@ from typing import TypeVar
 from ..errors import PoolError
 from .entry import Entry, Key
 from .holders import place_of
-from .metrics import SHORT
 from .observer import tell
 from .slots import Slots
 from .state import Errand
@@ -149,7 +148,7 @@ class Upkeep(Slots[R]):
         entry.answered = bool(answered and self._adapter.bounded)  # what a function returns says nothing
         if entry.answered:
             entry.checked = now
-        if now - started > SHORT and self._settings.enable_metrics:
+        if self._settings.enable_metrics:
             self.metrics.release.record(now - started)
         return True
 

@@ -556,3 +556,17 @@ def test_the_summary_is_for_people(make: Make, clock: VirtualClock, adapter: Fak
 def test_the_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make().metrics.print_summary()
     assert capsys.readouterr().out.startswith("pool 'test' over 0.0 s\n")
+
+
+def test_a_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
+    pool = make()
+    original = pool._reset
+    assert original is not None
+
+    def reset(resource: object) -> object:
+        clock.advance(2e-5)
+        return original(resource)
+
+    pool._reset = reset
+    pool.acquire().release()
+    assert pool.metrics.snapshot().release.mean == pytest.approx(2e-5)
