@@ -9,7 +9,6 @@ passes on what was given meanwhile (P8).
 from __future__ import annotations
 
 import logging
-import operator
 import queue
 import sys
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
+from . import registry
 from .clock import seconds
 from .entry import DEAD, Entry, Key
 from .holders import describe, holders_of, place_of
@@ -35,7 +35,6 @@ __all__ = ["Lending"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
-_thread_of = operator.attrgetter("thread")
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 
 
@@ -273,20 +272,28 @@ class Lending(Upkeep[R]):
     def _take_back(self, key: Key, error: BaseException | None) -> None:
         """`Lease.__exit__` where there is more to do than to put it back."""
         entry = key.entry
-        if entry() is not key or not self._knows(entry):
+        if entry() is not key or not (PAGE[0] or registry.renew()) or entry not in self._state.entries:
             return  # the collector, or the parent process, has it already
         if self._lock._is_owned():  # what follows calls the adapter
             self._later(Lending._take_back, key, error)
             return
         self._end_use(entry)
-        reason = None if error is None and entry.uses < self._most_uses else self._worn(entry, error)
+        if error is not None or entry.uses >= self._most_uses:
+            self._take_back_worn(key, error)
+        elif self._reset is None:
+            self._lay_back(key)
+        elif not self._resets_here:
+            self._clean(key, doubtful=False)
+        elif self._reset_ok(key):
+            self._lay_back(key)
+
+    def _take_back_worn(self, key: Key, error: BaseException | None) -> None:
+        """What may not be fit to be lent again, by its age or its borrower's error."""
+        reason = self._worn(key.entry, error)
         if reason is not None:
             self._evict(key, reason)
             if reason == "broken":
                 self._suspect_all(by_round_trip=False)
-        elif self._reset is not None and error is None and self._adapter.bounded:
-            if self._reset_ok(key):
-                self._lay_back(key)
         elif self._reset is not None:
             self._clean(key, doubtful=error is not None and not self._knows_errors)
         elif error is not None and self._validate is not None and not self._knows_errors:
@@ -390,14 +397,13 @@ class Lending(Upkeep[R]):
         """
         state, me = self._state, waiter.thread
         one = next(iter(state.entries), None)
-        if one is None or one.since < one.idle_since or one.thread not in map(_thread_of, state.waiters):
+        if one is None or one.since < one.idle_since or one.thread not in state.queued:
             return False  # the usual case: whoever has this one is at work
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:
             return False
-        waiting = set(map(_thread_of, state.waiters))
-        return all(entry.held and entry.thread in waiting for entry in state.entries)
+        return all(entry.held and entry.thread in state.queued for entry in state.entries)
 
     def _warn_of_deadlock(self) -> None:
         holders = describe(holders_of(self._state.lent(), self._now()))

@@ -86,6 +86,7 @@ class Slots(Generic[R]):
         self._validate = own(adapter, "validate")
         self._reset = own(adapter, "reset")
         self._has_close = own(adapter, "close") is not None
+        self._resets_here = self._reset is not None and adapter.bounded  # in the thread that gives it back
         self._knows_errors = own(adapter, "is_broken") is not None
         self._background = registry.background_of(clock)
         self._configure(settings)
@@ -120,7 +121,7 @@ class Slots(Generic[R]):
         self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
         self._health = Health(self._now(), self._clock.wall())
-        stacked = self._reset is None or self._adapter.bounded
+        stacked = self._reset is None or self._resets_here
         self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock, stacked)
         self._waiters = self._state.waiters
         self._push = self._state.idle.append

@@ -57,6 +57,7 @@ class PoolState:
         self.closing: set[Entry] = set()
         self.idle: deque[Key] = deque()  # right end: the one used last
         self.waiters: deque[Waiter] = deque()  # left end: the oldest
+        self.queued: set[int] = set()  # the threads of these
         self.generation: object = object()
         self.started = False  # somebody asked for a resource or for a fill
         self.paused = False
@@ -111,6 +112,7 @@ class PoolState:
     def join(self, waiter: Waiter) -> None:
         """Put a waiter where its time of arrival belongs."""
         line = self.waiters
+        self.queued.add(waiter.thread)
         if not line or line[-1].arrived < waiter.arrived:
             line.append(waiter)
             return
@@ -129,6 +131,7 @@ class PoolState:
             self.waiters.remove(waiter)
         except ValueError:
             pass
+        self.queued.discard(waiter.thread)
         given, waiter.given = waiter.given, True
         if not given:
             return None
@@ -147,6 +150,7 @@ class PoolState:
                 reason.__cause__ = cause
                 waiter.give(reason)
                 self.waiters.remove(waiter)
+                self.queued.discard(waiter.thread)
 
     # -- decisions ----------------------------------------------------------
 
@@ -271,6 +275,7 @@ class PoolState:
             accepted = waiter.give(key)
             if waiters and waiters[0] is waiter:
                 waiters.popleft()
+            self.queued.discard(waiter.thread)
             if accepted:
                 return
         self.idle.append(key)

@@ -112,7 +112,7 @@ class Upkeep(Slots[R]):
     def _clean(self, key: Key, doubtful: bool) -> None:
         """Reset, here where the adapter bounds it, else on a worker."""
         doubtful = doubtful and self._validate is not None
-        if not self._adapter.bounded:
+        if not self._resets_here:
             with self._lock:
                 self.metrics.look()  # in use at the peak: what comes next is not a lease
             limit, job = self._settings.reset_timeout, self._restore
@@ -133,7 +133,6 @@ class Upkeep(Slots[R]):
 
     def _reset_ok(self, key: Key) -> bool:
         entry = key.entry
-        started = self._now()
         try:
             answered = self._reset(entry.resource)  # type: ignore[misc]
         except BaseException as error:
@@ -144,12 +143,13 @@ class Upkeep(Slots[R]):
             if not isinstance(error, Exception):
                 raise
             return False
-        entry.idle_since = now = self._now()
-        entry.answered = bool(answered and self._adapter.bounded)  # what a function returns says nothing
-        if entry.answered:
-            entry.checked = now
+        now = self._now()
         if self._settings.enable_metrics:
-            self.metrics.release.record(now - started)
+            self.metrics.release.record(now - entry.idle_since)
+        entry.idle_since = now
+        entry.answered = False
+        if answered and self._resets_here:  # what a function returns says nothing
+            entry.answered, entry.checked = True, now
         return True
 
     # -- on a worker, with a time limit ---------------------------------------

@@ -317,7 +317,6 @@ def _overdue_close(pool: Pool[Any], clock: VirtualClock, adapter: FakeAdapter) -
 
 def _overdue_check(pool: Pool[Any], clock: VirtualClock, adapter: FakeAdapter) -> None:
     fill(pool, 1)
-    adapter.bounded = False
     pool.acquire().release()
     clock.advance(5)
 
@@ -355,6 +354,7 @@ def test_what_is_counted_as_closed_is_told(
     reason: str,
     way: Callable[[Pool[Any], VirtualClock, FakeAdapter], None],
 ) -> None:
+    adapter.bounded = way is not _overdue_check
     pool = make(observers=[diary], clock=manual, close_timeout=5, reset_timeout=5, health_check_timeout=5)
     way(pool, manual, adapter)
     assert pool.metrics.snapshot().closed == {reason: 1}

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
-from psycopg import pq
 
 from ...core.adapter import Adapter
 from ...settings import PoolSettings
 from . import failures, greenlets
 from .address import Address, Answer
-from .session import BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
+from .session import ACTIVE, BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
 from .wire import Cancel, round_trip, second_handle, spare_handle, wait_for_end
 
 __all__ = ["PostgresAdapter"]
@@ -24,7 +23,6 @@ CLOSE_WAIT = 0.2
 CANCEL_WAIT = 1.0  # to tell it to stop a query that nobody waits for any more
 CANCELLED_WAIT = 0.5  # to have ended its side then
 BRIEF = 0.05  # to tell it on behalf of a whole pool that closes, one after the other
-ACTIVE = pq.TransactionStatus.ACTIVE
 #: The values of ``target_session_attrs`` that say what the server must be.
 ROLES = {"read-write", "read-only", "primary", "standby"}
 
@@ -123,8 +121,7 @@ class PostgresAdapter(Adapter[Connection]):
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
     def reset(self, resource: Connection) -> bool:
-        answered, notes = self._session.clean(resource), notes_of(resource)
-        return answered and not notes.fatal and notes.role is None  # else there is more to look at
+        return self._session.clean(resource)
 
     def close(self, resource: Connection) -> None:
         notes, wait = notes_of(resource), CLOSE_WAIT

@@ -108,9 +108,11 @@ class Transaction:
 def commit(pool: PostgresPool, conn: Connection) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
     status = conn.pgconn.transaction_status
-    if status not in (IDLE, IN_TRANSACTION) and conn.closed and (conn.autocommit or not conn.broken):
-        return  # nothing was lost; or closed by its borrower: as psycopg does
-    if status != IDLE:
+    if status == IN_TRANSACTION:
+        _refuse_lost(pool, conn)
+    elif status != IDLE:
+        if conn.closed and (conn.autocommit or not conn.broken):
+            return  # nothing was lost; or closed by its borrower: as psycopg does
         _refuse_lost(pool, conn)
     try:
         pool._session.commit(conn)

@@ -49,11 +49,12 @@ CLEAN = (
     b"; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
     b" SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
-IDLE, IN_TRANSACTION, IN_ERROR = (
-    pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
-)  # fmt: skip
+# As libpq gives them: numbers, which are compared much faster than members of an enumeration.
+IDLE, IN_TRANSACTION, IN_ERROR, ACTIVE = (
+    int(pq.TransactionStatus[name]) for name in ("IDLE", "INTRANS", "INERROR", "ACTIVE")
+)
 BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
-NO_PIPELINE = pq.PipelineStatus.OFF
+NO_PIPELINE = int(pq.PipelineStatus.OFF)
 
 
 class Notes:
@@ -65,6 +66,7 @@ class Notes:
     notify_handlers: list[Any]
     adapters: AdaptersMap
     prepare: tuple[int | None, int]
+    adapted: bool  # something was registered with the borrowers' copy of the adapters
 
     def __init__(self) -> None:
         self.dirty = False  # it ran something since it was clean
@@ -154,6 +156,7 @@ class Session:
         queries: QueryStatistics | None = None,
     ) -> None:
         self._clean = CLEAN if mode == "clean" else b""
+        self._commit = b"COMMIT" + self._clean
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
@@ -181,28 +184,39 @@ class Session:
 
     def clean(self, conn: Connection) -> bool:
         """Make a connection as good as new, or raise; say whether the server has answered just now."""
-        notes = notes_of(conn)
+        notes: Notes = conn._pooling  # type: ignore[attr-defined]
         answered, notes.answered = notes.answered, False
-        pgconn = conn.pgconn
-        status = pgconn.transaction_status
+        status = conn.pgconn.transaction_status
+        if answered and status == IDLE and not (self._after_use or notes.bereft):
+            _restore(conn, notes)
+        else:
+            answered = self._clean_up(conn, notes, status) or answered
+        notes.limit = self._limit
+        notes.dirty = False
+        return answered and not notes.fatal and notes.role is None  # else there is more to look at
+
+    def _clean_up(self, conn: Connection, notes: Notes, status: int) -> bool:
+        """Do what a borrower that did not end with a commit of ours needs; say whether the server was asked."""
+        asked = False
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
-        if status != IDLE or (notes.dirty and self._clean):
+        if status != IDLE or (used and self._clean):
             round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
-            answered = True
+            asked = True
             notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
+            if self._clean:
+                while conn.pgconn.notifies():  # came before the UNLISTEN
+                    pass
         _restore(conn, notes)
         for hook in self._after_use if used else self._always:
             self.call(conn, hook, self.reset_timeout)
             _restore(conn, notes)
         if notes.bereft:
             self._configure_again(conn, notes)
-        notes.limit = self._limit
-        notes.dirty = False
-        return answered
+        return asked
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
         """What `configure` had SET went with what the borrower had SET."""
@@ -227,18 +241,21 @@ class Session:
 
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
-        notes, status = notes_of(conn), conn.pgconn.transaction_status
+        notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        status = conn.pgconn.transaction_status
         odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
             if status != IDLE or odd:
                 conn.commit()
             return
         try:
-            round_trip(conn, b"COMMIT" + self._clean, notes.limit and notes.limit.left())
+            round_trip(conn, self._commit, notes.limit and notes.limit.left())
         except psycopg.Error as error:
             if failed_at(error) and not conn.closed:
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
+        if self._clean or conn._notify_handlers:
+            _notify(conn)
         notes.answered = True
         if self._clean:
             notes.dirty = False
@@ -251,29 +268,28 @@ class _Adapters(AdaptersMap):
     A new copy for each would be simpler, and undo what psycopg has looked up.
     """
 
-    def __init__(self, template: AdaptersMap) -> None:
-        super().__init__(template)
-        self._changed = False
-        self.types = _Types(template.types)
-
-    @property
-    def touched(self) -> bool:
-        return self._changed or self.types.changed  # type: ignore[attr-defined]
+    def __init__(self, notes: Notes) -> None:
+        super().__init__(notes.adapters)
+        self.types = _Types(notes)
+        self._notes = notes
+        notes.adapted = False
 
     def register_dumper(self, cls: type | str | None, dumper: type[Any]) -> None:
-        self._changed = True
+        self._notes.adapted = True
         super().register_dumper(cls, dumper)
 
     def register_loader(self, oid: int | str, loader: type[Any]) -> None:
-        self._changed = True
+        self._notes.adapted = True
         super().register_loader(oid, loader)
 
 
 class _Types(TypesRegistry):
-    changed = False
+    def __init__(self, notes: Notes) -> None:
+        super().__init__(notes.adapters.types)
+        self._notes = notes
 
     def add(self, info: Any) -> None:
-        self.changed = True
+        self._notes.adapted = True
         super().add(info)
 
 
@@ -288,10 +304,17 @@ def _unfinished(conn: Connection, status: int) -> bool:
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
+def _notify(conn: Connection) -> None:
+    """Tell the borrower of the notifications that came with the answer to its COMMIT, as psycopg does."""
+    pgconn = conn.pgconn
+    while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
+        pgconn.notify_handler(notification)
+
+
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
     notes.adapters = conn.adapters
-    conn._adapters = _Adapters(notes.adapters)
+    conn._adapters = _Adapters(notes)
     notes.notice_handlers, notes.notify_handlers = list(conn._notice_handlers), list(conn._notify_handlers)
     notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
     conn._get_tx_start_command()  # psycopg works this out once: not again for each borrower
@@ -302,8 +325,8 @@ def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
     state: dict[str, Any] = vars(conn)
     as_new = notes.as_new
-    if as_new["_adapters"].touched:
-        as_new["_adapters"] = _Adapters(notes.adapters)
+    if notes.adapted:
+        as_new["_adapters"] = _Adapters(notes)
     if state != as_new:
         for name in state.keys() - as_new.keys():
             del state[name]
@@ -315,7 +338,5 @@ def _restore(conn: Connection, notes: Notes) -> None:
     prepared = conn._prepared
     if (prepared.prepare_threshold, prepared.prepared_max) != notes.prepare:
         prepared.prepare_threshold, prepared.prepared_max = notes.prepare
-    while conn.pgconn.notifies():  # came before the UNLISTEN
-        pass
     if backlog := state.get("_notifies_backlog"):
         backlog.clear()

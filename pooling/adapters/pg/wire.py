@@ -18,7 +18,7 @@ from psycopg import pq
 __all__ = ["Cancel", "failed_at", "round_trip", "second_handle", "spare_handle", "wait_for_end"]
 
 Connection = psycopg.Connection[Any]
-_FATAL = pq.ExecStatus.FATAL_ERROR
+_FATAL = int(pq.ExecStatus.FATAL_ERROR)
 
 
 def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
@@ -39,23 +39,23 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     pgconn.send_query(query)
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
-        _wait(conn, deadline, write=True)
+        deadline.wait(pgconn.socket, write=True)
     error: psycopg.Error | None = None
     number = 0
+    answered = False
     try:
-        _wait(conn, deadline)
-        pgconn.consume_input()
-        while True:
-            while is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
-                _wait(conn, deadline)
-                pgconn.consume_input()
-            result = get_result()
-            if result is None:
-                break
-            if result.status == _FATAL and error is None:
-                error = psycopg.errors.error_from_result(result)
-                vars(error)["_failed_at"] = number
-            number += 1
+        while not answered:
+            deadline.wait(pgconn.socket)
+            pgconn.consume_input()
+            while not is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+                result = get_result()
+                if result is None:
+                    answered = True
+                    break
+                if result.status == _FATAL and error is None:
+                    error = psycopg.errors.error_from_result(result)
+                    vars(error)["_failed_at"] = number
+                number += 1
     except (psycopg.Error, TimeoutError):
         if error is None:  # else its last words tell more than that it has hung up
             raise
@@ -69,19 +69,18 @@ def failed_at(error: BaseException) -> int:
 
 
 class _Deadline:
-    __slots__ = ("timeout", "_end")
+    __slots__ = ("_end", "_timeout")
 
     def __init__(self, timeout: float | None) -> None:
-        self.timeout = timeout
-        self._end = 0.0 if timeout is None else time.monotonic() + timeout
+        self._timeout = timeout
+        if timeout is not None:
+            self._end = time.monotonic() + timeout
 
-    def left(self) -> float | None:
-        return None if self.timeout is None else max(0.0, self._end - time.monotonic())
-
-
-def _wait(conn: Connection, deadline: _Deadline, write: bool = False) -> None:
-    if not _ready(conn.fileno(), deadline.left(), write):
-        raise TimeoutError(f"no answer from the server within {deadline.timeout:g} s")
+    def wait(self, fd: int, write: bool = False, lacking: str = "no answer from the server") -> None:
+        timeout = self._timeout
+        left = None if timeout is None else max(0.0, self._end - time.monotonic())
+        if not _ready(fd, left, write):
+            raise TimeoutError(f"{lacking} within {timeout:g} s")
 
 
 if hasattr(select, "poll"):
@@ -151,8 +150,7 @@ class Cancel:
         self._wishes_to_write, self._step = True, self._go_on
 
     def _go_on(self, deadline: _Deadline) -> None:
-        if not _ready(self._handle.socket, deadline.left(), self._wishes_to_write):
-            raise TimeoutError(f"no cancel was sent within {deadline.timeout:g} s")
+        deadline.wait(self._handle.socket, self._wishes_to_write, "no cancel was sent")
         status = self._handle.poll()
         self._wishes_to_write = status == pq.PollingStatus.WRITING
         self.done = status == pq.PollingStatus.OK
