@@ -342,6 +342,22 @@ def test_notifications_of_the_last_borrower_are_dropped(make: Make, postgres: Po
     assert got == ["new"]
 
 
+@pytest.mark.parametrize("mode", ["clean", "trust"])
+def test_notifications_that_come_with_the_commit_are_told(make: Make, mode: Any) -> None:
+    """As psycopg's own commit() does it."""
+    pool = make(session=mode)
+    heard: list[str] = []
+    with pool.connection() as conn:
+        conn.execute("LISTEN news")
+        conn.commit()
+        conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+        conn.execute("NOTIFY news, 'mine'")
+    assert heard == ["mine"]
+    with pool.connection() as again:
+        again.execute("SELECT 1")
+    assert heard == ["mine"]
+
+
 # -- all of psycopg works through it -----------------------------------------------
 
 
