@@ -208,8 +208,7 @@ class Session:
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
             if self._clean:
-                while conn.pgconn.notifies():  # came before the UNLISTEN
-                    pass
+                _forget_notifications(conn)
         _restore(conn, notes)
         for hook in self._after_use if used else self._always:
             self.call(conn, hook, self.reset_timeout)
@@ -254,10 +253,11 @@ class Session:
             if failed_at(error) and not conn.closed:
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
-        if self._clean or conn._notify_handlers:
+        if conn._notify_handlers:
             _notify(conn)
         notes.answered = True
         if self._clean:
+            _forget_notifications(conn)
             notes.dirty = False
             notes.bereft = self._configures_server
 
@@ -309,6 +309,12 @@ def _notify(conn: Connection) -> None:
     pgconn = conn.pgconn
     while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
         pgconn.notify_handler(notification)
+
+
+def _forget_notifications(conn: Connection) -> None:
+    """Drop those that came before the UNLISTEN."""
+    while conn.pgconn.notifies():
+        pass
 
 
 def _remember(conn: Connection, notes: Notes) -> None:
