@@ -92,7 +92,7 @@ class PooledWrapper:
 
     def _is_pooled(self) -> bool:
         wish = self.settings_dict["OPTIONS"].get("pool", True)
-        return wish is not None and wish is not False and self.alias != NO_DB_ALIAS
+        return not (wish is None or wish is False or self.alias == NO_DB_ALIAS)
 
     @property
     def pool(self) -> Any:
@@ -149,7 +149,7 @@ class PooledWrapper:
         super().ensure_connection()  # type: ignore[misc]
 
     def close_if_health_check_failed(self) -> None:
-        if self._lease is None and not self._is_pooled():  # else the pool has looked
+        if self._lease is None and self.connection is not None:  # else the pool looks
             super().close_if_health_check_failed()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:

@@ -22,14 +22,10 @@ _ALL_THE_SAME = re.compile(
 )
 
 
-def leaves_traces(query: object) -> bool:
+@functools.lru_cache(maxsize=2048)
+def leaves_traces(query: str) -> bool:
     """Whether what a statement does to its session may outlast its transaction.
 
     In doubt it does. The price of that is a round trip at the end of a request.
     """
-    return not isinstance(query, str) or _judge(query)
-
-
-@functools.lru_cache(maxsize=2048)
-def _judge(query: str) -> bool:
     return _ROWS.match(query) is None or _ALL_THE_SAME.search(query) is not None

@@ -170,7 +170,7 @@ class Watching:
     _conn: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        if leaves_traces(query):
+        if type(query) is not str or leaves_traces(query):
             return super().execute(query, *args, **kwargs)  # type: ignore[misc]
         notes = self._conn._pooling
         before = notes.dirty
