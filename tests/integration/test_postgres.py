@@ -357,6 +357,24 @@ def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
     assert heard == ["mine"]
 
 
+def test_a_prepared_statement_that_a_migration_made_stale_fails_once(
+    make: Make, postgres: PostgresServer, table: str
+) -> None:
+    """The server says "cached plan must not change result type", and would say so for ever."""
+    pool = make(kwargs={"prepare_threshold": 0})
+    for _ in range(2):
+        with pool.connection() as conn:
+            conn.execute(f"SELECT * FROM {table}")
+    with postgres.connect(autocommit=True) as other:
+        other.execute(f"ALTER TABLE {table} ADD COLUMN added int")
+    with pytest.raises(psycopg.errors.FeatureNotSupported), pool.connection() as again:
+        assert again is conn
+        again.execute(f"SELECT * FROM {table}")
+    with pool.connection() as other_one:
+        columns = [column.name for column in other_one.execute(f"SELECT * FROM {table}").description or ()]
+    assert other_one is not conn and "added" in columns
+
+
 # -- all of psycopg works through it -----------------------------------------------
 
 

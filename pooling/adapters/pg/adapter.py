@@ -153,7 +153,7 @@ class PostgresAdapter(Adapter[Connection]):
         os.close(sink)
 
     def is_broken(self, resource: Connection, error: BaseException) -> bool:
-        if resource.closed or failures.ended_by(error) is not None:
+        if resource.closed or failures.ended_by(error) is not None or failures.is_stale(error):
             return True
         # A primary became a standby, unless it was the borrower's wish not to write.
         return failures.READ_ONLY in failures.sqlstates(error) and not resource.read_only

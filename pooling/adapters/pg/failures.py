@@ -27,8 +27,8 @@ from psycopg.errors import OperationalError
 from psycopg.waiting import Wait
 
 __all__ = [
-    "DEAD", "READ_ONLY", "Listener", "connect", "ended_by", "in_doubt", "is_full", "is_hopeless", "listening",
-    "repeatable", "sqlstates",
+    "DEAD", "READ_ONLY", "Listener", "connect", "ended_by", "in_doubt", "is_full", "is_hopeless", "is_stale",
+    "listening", "repeatable", "sqlstates",
 ]  # fmt: skip
 
 #: SQLSTATEs after which a connection is no use. A whole class is two characters.
@@ -77,6 +77,17 @@ def in_doubt(error: BaseException) -> bool:
     A server that ends one by order undoes first what it was about; in a crash it just goes.
     """
     return ended_by(error) in (None, "57P02")
+
+
+def is_stale(error: BaseException) -> bool:
+    """Say whether a prepared statement's result has changed, by a migration or a table of the same name.
+
+    On this connection it fails each time from now on; psycopg does not know.
+    """
+    diagnostic = getattr(error, "diag", None)
+    return diagnostic is not None and (
+        (diagnostic.sqlstate, diagnostic.source_function) == ("0A000", "RevalidateCachedQuery")
+    )
 
 
 def is_full(error: BaseException) -> bool:

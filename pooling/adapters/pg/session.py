@@ -12,9 +12,10 @@
 
 Prepared statements are kept: psycopg counts on them. So the server may say
 "cached plan must not change result type" to who gives the name of another's
-table to one with other columns (a temporary one, or by the search_path), and
-know what somebody called PREPARE for. Nothing short of ``DISCARD ALL``, a
-``session`` of one's own, helps: whose statement it is nobody knows.
+table to one with other columns (a temporary one, or by the search_path), once:
+a connection that said it is replaced. And it may know what somebody called
+PREPARE for. Nothing short of ``DISCARD ALL``, a ``session`` of one's own, helps:
+whose statement it is nobody knows.
 """
 
 from __future__ import annotations
