@@ -30,6 +30,7 @@ from pooling.settings import Backoff
 
 NOW = 100.0
 ERRAND = Errand(5.0, asks=False)
+_threads = count(1)
 STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while somebody waits
 
 
@@ -52,7 +53,7 @@ class Box:
 
 
 def a_waiter(arrived: float = NOW, again: bool = False, attempts: int = 0) -> Waiter:
-    waiter = Waiter(arrived, thread=1, again=again)
+    waiter = Waiter(arrived, thread=next(_threads), again=again)
     waiter.box = Box()
     waiter.attempts = attempts
     return waiter
@@ -902,6 +903,7 @@ class StateMachine(RuleBasedStateMachine):
         self.line = self.line[len(served) :]
         self.awaking += served
         assert list(self.state.waiters) == self.line
+        assert self.state.queued == {waiter.thread for waiter in self.line}
 
     def one_place_each(self) -> None:
         """P1: each key is in one place, and the state knows which; no slot is lost (P8)."""
