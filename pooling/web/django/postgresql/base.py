@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
@@ -42,14 +43,16 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """
 
     pools = AliasPools()
+    _grounds: tuple[Any, ...] | None = None
+    _params: dict[str, Any]
 
     def _options(self) -> PoolOptions:
         wish = self.settings_dict["OPTIONS"].get("pool", True)
         return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
 
     def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        settings = self.settings_dict
-        checks, options = settings["CONN_HEALTH_CHECKS"], {**settings["OPTIONS"]}
+        told = self.settings_dict
+        checks, options = told["CONN_HEALTH_CHECKS"], {**told["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
         if _asks(self):  # a new password does not make another pool
             recipe.pop("password", None)
@@ -84,10 +87,15 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return None
 
     def get_connection_params(self) -> dict[str, Any]:
-        params: dict[str, Any] = super().get_connection_params()
-        if self._is_pooled():
-            params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
-        return params
+        # Asked for each request: worked out anew only when something has changed that they are made from.
+        grounds = (self.settings_dict, settings.USE_TZ, self.timezone)
+        if grounds != self._grounds:
+            params = super().get_connection_params()
+            if self._is_pooled():
+                params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
+            noted = {name: {**value} if isinstance(value, dict) else value for name, value in grounds[0].items()}
+            self._grounds, self._params = (noted, *grounds[1:]), params
+        return {**self._params}
 
     def ensure_timezone(self) -> bool:
         # Other than Django's, does not close the pool: one for the new time zone takes its place.
