@@ -58,7 +58,8 @@ class Adapter(Generic[R]):
 
         Returns:
             ``True`` if its peer has answered just now, in this reset or right
-            before it: then whoever waits for it is spared a look at it.
+            before it: then whoever waits for it, or comes within a
+            millisecond, is spared a look at it.
         """
         return None
 

@@ -198,7 +198,8 @@ class Slots(Generic[R]):
             return
         with self._lock:
             state = self._state
-            if audit and state.idle and state.waiters and not state.paused:
+            # Who has one checked on a worker may have another, but was not forgotten.
+            if audit and state.idle and len(state.waiters) > len(state.checking) and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
             keys, closes = self._plan_locked()
         if keys or closes:

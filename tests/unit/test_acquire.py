@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from pooling.core.lending import FRESH
+from pooling.core.sweep import AUDIT
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 
@@ -626,6 +628,24 @@ def test_who_waits_for_a_state_is_looked_after_beside_a_line(make: Make, clock: 
     waiting.result().release()
 
 
+def test_who_waits_for_a_check_on_a_worker_was_not_forgotten_by_the_pool(
+    make: Make, manual: VirtualClock
+) -> None:
+    """The audit gives it another idle one, and counts no repair."""
+    pool = make(clock=manual, adapter=FakeAdapter(bounded=False), validation_interval=0)
+    fill(pool, 2)
+    manual.advance(1)
+    task = Task(pool.acquire)
+    manual.until_parked(1)
+    assert (manual.jobs, pool.stats()["idle"]) == (1, 1)
+    manual.advance(AUDIT)
+    while manual.jobs < 2:
+        pass
+    assert pool.metrics.snapshot().audit_repairs == 0
+    run_jobs(manual)
+    task.result()
+
+
 @pytest.mark.parametrize("answers", [True, None])
 def test_what_answered_while_somebody_waited_is_not_looked_at_again(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch
@@ -640,8 +660,41 @@ def test_what_answered_while_somebody_waited_is_not_looked_at_again(
     lease.release()
     waiting.result().release()
     assert adapter.calls["is_alive"] == (0 if answers else 1)
-    pool.acquire().release()  # it has lain idle since, who knows for how long
+    clock.advance(FRESH)
+    pool.acquire().release()  # it has lain idle since
     assert adapter.calls["is_alive"] == (1 if answers else 2)
+
+
+@pytest.mark.parametrize("answers", [True, None])
+def test_what_answered_just_now_is_not_looked_at_again(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "reset", lambda resource: answers)
+    pool = make(max_size=1)
+    pool.acquire().release()
+    adapter.calls["is_alive"] = 0
+    clock.advance(FRESH / 2)
+    lease = pool.acquire()
+    assert adapter.calls["is_alive"] == (0 if answers else 1)
+    clock.advance(2 * FRESH)
+    lease.release()  # it answers again
+    clock.advance(FRESH / 2)
+    pool.acquire().release()
+    assert adapter.calls["is_alive"] == (0 if answers else 2)
+
+
+def test_what_answered_just_before_another_died_is_looked_at(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "reset", lambda resource: True)
+    pool = make(max_size=2)
+    first, second = pool.acquire(), pool.acquire()
+    second.release()
+    with pytest.raises(ConnectionError), first:  # which says so
+        raise ConnectionError
+    clock.advance(FRESH / 2)
+    pool.acquire().release()
+    assert adapter.calls["validate"] == 1
 
 
 def test_what_died_in_other_hands_while_somebody_waited_is_looked_at(

@@ -29,6 +29,7 @@ from pooling import (
 )
 from pooling.core.adapter import Adapter
 from pooling.core.entry import Entry
+from pooling.core.lending import FRESH
 from pooling.core.sweep import AUDIT
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
@@ -195,6 +196,7 @@ class Server(FakeAdapter):
         self.spoilt: set[FakeResource] = set()  # cannot be reset
         self.cut: set[FakeResource] = set()  # its check or its close took too long
         self.silent: set[FakeResource] = set()  # died, and only a round trip can tell
+        self.answers: dict[FakeResource, float] = {}  # when it answered at the end of a lease
         self.time: Callable[[], float] = float
         self.last_death = -math.inf  # when the pool could know of one
 
@@ -221,10 +223,10 @@ class Server(FakeAdapter):
             self.last_death = self.time()
         return alive
 
-    def reset(self, resource: FakeResource) -> None:
+    def reset(self, resource: FakeResource) -> object:
         if resource in self.spoilt:
             raise OSError("reset")
-        super().reset(resource)
+        return super().reset(resource)
 
     def interrupt(self, resource: FakeResource) -> None:
         if resource not in self.lent:
@@ -233,6 +235,17 @@ class Server(FakeAdapter):
     def abandon(self, resource: FakeResource) -> None:
         self.cut.add(resource)
         self.open.discard(resource)
+
+
+class AnsweringServer(Server):
+    """Its reset makes a round trip: who fails it is dead, and who answers was alive at that moment."""
+
+    def reset(self, resource: FakeResource) -> bool:
+        super().reset(resource)
+        if not resource.alive:
+            raise OSError("reset")  # which may have other reasons: the others are no suspects
+        self.answers[resource] = self.time()
+        return True
 
 
 class PlainServer(Server):
@@ -265,7 +278,7 @@ class PoolMachine(RuleBasedStateMachine):
     workers = "manual"
 
     @initialize(
-        kind=some(Server, PlainServer),
+        kind=some(Server, AnsweringServer, PlainServer),
         blocking=st.booleans(),
         bounded=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
@@ -498,6 +511,8 @@ class PoolMachine(RuleBasedStateMachine):
     def freeze(self, _: int) -> None:
         """The process stands still for an hour, and all that it holds dies meanwhile."""
         self.clock.frozen += 3600
+        for entry in self.state.entries:
+            entry.answered = False  # but in a millisecond before, of which no clock would know
         self.die_silently(99)
         self.server.noted(False)
 
@@ -623,9 +638,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.server.lent.add(resource)
 
     def could_not_know(self, lease: Lease[FakeResource], visitor: Visitor) -> bool:
-        """Whether it died in silence, and there was neither a reason nor the time to ask it (P6)."""
+        """Whether it died in silence, and there was neither a reason nor the time to ask it (P6).
+
+        Or at all, just after it had answered.
+        """
         assert lease._key is not None
         entry = lease._key.entry
+        answer = self.server.answers.get(lease.resource, -math.inf)
+        recent = answer > visitor.arrived or entry.since - answer < FRESH
+        if self.server.bounded and recent and answer > self.server.last_death:
+            return True
         seen = max(entry.idle_since, entry.checked)
         beyond_suspicion = seen > self.server.last_death or self.struck  # who was struck may not have said so
         asked = entry.checked >= visitor.arrived or visitor.timeout == 0
