@@ -241,10 +241,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Who writes needs the GIL back after each of SQLite's calls, and who
         has just been woken to write needs it for the first time. A thread
         that reads on and on lets go of it for microseconds only, so each of
-        them would wait for the switch interval, 5 ms. While turns are short
-        nobody is held up like that, and a sleep for each read would only cost
-        changes of threads: of 16 threads with 20 % writes it made 17,000
-        operations a second out of 29,000.
+        them would wait for the switch interval, 5 ms: four that read and two
+        that write, and the 99th percentile of a write was 24 ms instead of 2.
+        While turns are short nobody is held up like that, and a sleep for each
+        read would only cost changes of threads: of 16 threads with 20 % writes
+        it made 17,000 operations a second out of 29,000.
         """
         if not self._waiters or self.readers is None or not _GIL:
             return
