@@ -245,7 +245,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         that write, and the 99th percentile of a write was 24 ms instead of 2.
         While turns are short nobody is held up like that, and a sleep for each
         read would only cost changes of threads: of 16 threads with 20 % writes
-        it made 17,000 operations a second out of 29,000.
+        it made 17,000 operations a second out of 25,000.
         """
         if not self._waiters or self.readers is None or not _GIL:
             return
