@@ -638,10 +638,10 @@ def test_recovery_ramps_up() -> None:
     """A server that has just come back is not stormed (P7)."""
     outage = Outage()
     failed(outage, NOW)
-    assert outage.succeeded(10) is True
+    assert outage.succeeded(10, NOW) is True
     ramp = [outage.allowed(NOW)]
     while ramp[-1] != UNLIMITED:
-        assert outage.succeeded(10) is False
+        assert outage.succeeded(10, NOW) is False
         ramp.append(outage.allowed(NOW))
     assert ramp == [2, 4, 8, UNLIMITED]
     assert (outage.error, outage.final, outage.failures) == (None, False, 0)
@@ -649,17 +649,17 @@ def test_recovery_ramps_up() -> None:
 
 def test_a_success_while_up_changes_nothing() -> None:
     outage = Outage()
-    assert outage.succeeded(10) is False
+    assert outage.succeeded(10, NOW) is False
     assert outage.allowed(NOW) == UNLIMITED
 
 
 def test_a_failure_on_the_ramp_begins_anew() -> None:
     outage = Outage()
     failed(outage, NOW)
-    outage.succeeded(10)
-    outage.succeeded(10)
+    outage.succeeded(10, NOW)
+    outage.succeeded(10, NOW)
     assert failed(outage, NOW + 1) is True
-    outage.succeeded(10)
+    outage.succeeded(10, NOW)
     assert outage.allowed(NOW + 1) == 2
 
 
@@ -671,7 +671,7 @@ def test_allowed_is_always_a_number_that_recovers(story: list[tuple[str, float]]
         if what == "fail":
             failed(outage, now, waiting=seconds > 30)
         elif what == "succeed":
-            outage.succeeded(10)
+            outage.succeeded(10, NOW)
         now += seconds
         assert outage.allowed(now) >= (0 if outage.error else 1)
         assert outage.allowed(now + STEADY.maximum) >= 1
@@ -822,7 +822,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def creation_succeeds(self, which: int) -> None:
         key = self.making.pop(which % len(self.making))
-        self.outage.succeeded(self.state.max_size)
+        self.outage.succeeded(self.state.max_size, self.now)
         self.deliver(key)
 
     @precondition(lambda self: self.making)

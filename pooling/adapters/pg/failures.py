@@ -114,10 +114,15 @@ class Listener:
     libpq keeps a stream of some 5 kB for each connection that it traced, so
     this listens only while in doubt: at first, and after a failure whose text
     is new. What a text means is learnt; the server says the same again.
+
+    An attempt that fails for what is not known is made once more at once, so
+    that whoever waits hears what is final; in an outage only the first one,
+    which mostly says nothing. What else comes then the next attempt hears.
     """
 
     def __init__(self) -> None:
         self.in_doubt = _LISTENS  # what failed last is not known: the next attempt listens
+        self._asked = False  # once more, since it worked last
         self._learnt: dict[str, tuple[str | None, ...]] = {}
 
     @contextlib.contextmanager
@@ -128,6 +133,7 @@ class Listener:
         token = _attempt.set(told if listens else None)
         try:
             yield
+            self._asked = False
         except psycopg.Error as error:
             text = str(error)
             if listens and len(self._learnt) < _TEXTS:
@@ -137,6 +143,12 @@ class Listener:
             raise
         finally:
             _attempt.reset(token)
+
+    def asks_again(self) -> bool:
+        """Whether an attempt that has just failed is to be made again at once."""
+        asks = self.in_doubt and not self._asked
+        self._asked |= asks
+        return asks
 
 
 def _tell(error: psycopg.Error, told: tuple[str | None, ...]) -> None:
