@@ -12,8 +12,8 @@ would see as many attempts as the pool is large before the first has failed.
 Not every death is news. When hundreds have died they are found one by one,
 long after the first was replaced; were each a new doubt, they would be
 replaced one at a time. So a death counts only if its resource was proved
-alive (made, or seen to answer) since the last doubt or outage was over: else
-it may have died of the same. A doubt is over with the first creation that
+alive (made, or seen to answer) since creations were held up last: else it
+may have died of the same. A doubt is over with the first creation that
 works, and after a `PATIENCE` anyway, for one that hangs tells nothing; and
 within that time there is no second one, for where resources die all the time
 they are to be replaced. Hence
@@ -62,7 +62,7 @@ class Outage:
         self.full: BaseException | None = None  # it is up and has no room; those that are open serve on
         self.lapses_at = _NEVER  # when the ramp ends by itself
         self._ramp = UNLIMITED
-        self._settled = -_NEVER  # when the last doubt or outage was over, or will be
+        self._settled = -_NEVER  # when creations were held up last, or will be at most
 
     def allowed(self, now: float) -> int:
         """How many creations may be under way at this moment."""
@@ -140,7 +140,7 @@ class Outage:
             now: The time.
         """
         ends = self.error is not None
-        if ends or now < self._settled:
+        if ends or self.full is not None or now < self._settled:
             self._settled = now
         self.full = None
         if ends:
