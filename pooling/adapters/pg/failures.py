@@ -116,13 +116,15 @@ class Listener:
     is new. What a text means is learnt; the server says the same again.
 
     An attempt that fails for what is not known is made once more at once, so
-    that whoever waits hears what is final; in an outage only the first one,
-    which mostly says nothing. What else comes then the next attempt hears.
+    that it is known whether that is final, or no failure of the server at
+    all. Not once the server has hung up without a word: then it is down, its
+    next words may be other ones, and it is time enough when the next attempt
+    hears those (P7).
     """
 
     def __init__(self) -> None:
         self.in_doubt = _LISTENS  # what failed last is not known: the next attempt listens
-        self._asked = False  # once more, since it worked last
+        self._silent = False  # what failed last said nothing
         self._learnt: dict[str, tuple[str | None, ...]] = {}
 
     @contextlib.contextmanager
@@ -133,12 +135,14 @@ class Listener:
         token = _attempt.set(told if listens else None)
         try:
             yield
-            self._asked = False
+            self._silent = False
         except psycopg.Error as error:
             text = str(error)
             if listens and len(self._learnt) < _TEXTS:
                 self._learnt[text] = tuple(told)
             self.in_doubt = _LISTENS and text not in self._learnt and len(self._learnt) < _TEXTS
+            if text in self._learnt:
+                self._silent = not any(self._learnt[text])
             _tell(error, self._learnt.get(text, ()))
             raise
         finally:
@@ -146,9 +150,7 @@ class Listener:
 
     def asks_again(self) -> bool:
         """Whether an attempt that has just failed is to be made again at once."""
-        asks = self.in_doubt and not self._asked
-        self._asked |= asks
-        return asks
+        return self.in_doubt and not self._silent
 
 
 def _tell(error: psycopg.Error, told: tuple[str | None, ...]) -> None:
