@@ -1,7 +1,8 @@
 """Is the server up? How many creations may be under way, and when again (P7).
 
 Up: any number. Down, after a failed creation: none until the backoff has
-passed, then a single probing attempt. Recovered: 1, 2, 4, ... so that a
+passed, then a single probing attempt, in the mean of the outage never more
+often than every `PACE`. Recovered: 1, 2, 4, ... so that a
 server that has just come back is not stormed. Full (it is up, and takes no
 more clients than it has): none for a while, then one, and so on.
 
@@ -14,9 +15,10 @@ long after the first was replaced; were each a new doubt, they would be
 replaced one at a time. So a death counts only if its resource was proved
 alive (made, or seen to answer) since creations were held up last: else it
 may have died of the same. A doubt is over with the first creation that
-works, and after a `PATIENCE` anyway, for one that hangs tells nothing; and
-within that time there is no second one, for where resources die all the time
-they are to be replaced. Hence
+works (was it under way before the death, two may go then instead of one), and
+after a `PATIENCE` anyway, for one that hangs tells nothing. And within that
+time there is no second one: where resources die all the time they are to be
+replaced. Hence
 
 - a doubt holds all but one up for one creation's time or a `PATIENCE`,
   whatever else is found dead meanwhile, or afterwards if it is as old;
