@@ -2,9 +2,9 @@
 
 Up: any number. Down, after a failed creation: none until the backoff has
 passed, then a single probing attempt, in the mean of the outage never more
-often than every `PACE`. Recovered: 1, 2, 4, ... so that a
-server that has just come back is not stormed. Full (it is up, and takes no
-more clients than it has): none for a while, then one, and so on.
+often than every `PACE`. Recovered: 1, 2, 4, ... so that a server that has just
+come back is not stormed. Full (it is up, and takes no more clients than it
+has): none for a while, then one, and so on.
 
 In doubt, after a proven death: 1, 2, 4, ... as well. When a server goes, all
 that is in use breaks at once, and were each replaced at once a dead server
