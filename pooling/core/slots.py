@@ -60,6 +60,7 @@ __all__ = ["NOTHING", "Slots"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
+DEATHS = {"broken", "dead", "invalid"}  # the reasons to close what was found dead
 _NONE = object()  # the generation of no entry (a retired one has None)
 
 
@@ -265,7 +266,7 @@ class Slots(Generic[R]):
             if wanted:
                 self.metrics.count["created"] += 1
                 down_since = self._outage.since
-                recovered = self._outage.succeeded(self._state.max_size)
+                recovered = self._outage.succeeded(self._state.max_size, now)
                 if self._settings.health_check_interval is not None:
                     self._health.begin(now + self._settings.health_check_interval)
         if not wanted:  # it came after `create_timeout`, or a greenlet went on in a child
@@ -370,9 +371,16 @@ class Slots(Generic[R]):
                 return  # it is gone, or will be: see `_abandon`
             self.metrics.look()
             self._state.close(key.entry)
+            if reason in DEATHS:
+                self._dies_locked(key.entry)  # before anything is planned in its place
             self._gate_locked()
         self._dispose(key, reason)
         self._serve()  # it may be missed
+
+    def _dies_locked(self, entry: Entry) -> None:
+        """Note a proven death: is there a server to make another one (P7)? Creations inline ask none."""
+        if self._adapter.blocking and self._outage.died(entry.checked, self._now()):
+            self._look_at(self._outage.lapses_at)
 
     def _dispose(self, key: Key, reason: str) -> None:
         """Have an evicted resource closed; nothing to call means nothing to wait for."""

@@ -207,6 +207,8 @@ class Upkeep(Slots[R]):
             logger.exception("pool %r: abandoning a %s failed", self.name, noun)
         with self._lock:
             cut = state.retire(entry)
+            if errand is not None and errand.asks:
+                self._dies_locked(entry)
             if cut:
                 self.metrics.gone(entry, reason)
                 self._gate_locked()

@@ -119,8 +119,11 @@ def test_server_killed_and_restarted_under_load(private_postgres: PostgresServer
         for thread in threads:
             thread.start()
         wait_until(lambda: results["good"] > 50)
+        killed = time.monotonic()
         private_postgres.kill()
         wait_until(lambda: pool.get_stats()["connections_errors"] > 0)
+        time.sleep(1.0)  # the outage that is to be measured
+        asked, away = pool.get_stats()["connections_errors"], time.monotonic() - killed
         private_postgres.start()
         back.set()
         wait_until(lambda: results["good after"] > 50)
@@ -129,6 +132,7 @@ def test_server_killed_and_restarted_under_load(private_postgres: PostgresServer
             thread.join(PATIENCE)
         assert results["error"] <= 4
         assert results["late"] == 0
+        assert asked <= 2 + 8 * away  # the first alone, the next at once, then 8 a second, whatever the jitter
         with pool.connection() as conn:
             rows = {n for (n,) in conn.execute("SELECT n FROM done")}
         assert rows >= set(committed)

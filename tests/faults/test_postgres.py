@@ -233,12 +233,12 @@ def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: 
     pool = make()
     with Load(pool, 32, insert=True).running() as load:
         load.until_good_after(0, 500)
-        server.kill()
         killed = time.monotonic()
+        server.kill()
         wait_until(lambda: pool.stats()["down"])  # noticed
         time.sleep(2.0)  # the outage that is to be measured
         asked = len([when for when in proxy.attempts if when > killed])
-        tried, away = failures(pool), time.monotonic() - killed
+        away = time.monotonic() - killed
         server.start()
         back = time.monotonic()
         first = load.until_good_after(back - 0.05, 500) - back
@@ -246,10 +246,7 @@ def test_kill_and_restart_under_load(make: Make, server: PostgresServer, proxy: 
     assert len(load.bad) <= SIZE  # one for each connection that was in use
     assert load.errors_after(back) == []
     assert first < 1.3  # 0.3 is the aim, which a busy machine may miss
-    assert tried <= 10 * away + SIZE  # those of the kill at the same time, then one after the other
-    # Each may connect twice, since a proxy accepts and hangs up without a word, to hear what that means;
-    # one may be under way.
-    assert asked <= 2 * (tried + SIZE)
+    assert asked <= 10 * away  # one, once more to hear what it means, and one; then 8 a second, whatever the jitter
 
 
 def test_a_proxy_that_recycles(
@@ -479,8 +476,9 @@ def test_what_will_never_work(make: Make, server: PostgresServer, proxy: Proxy, 
                 pool.acquire()
             errors += 1
             assert "wr0ng" not in str(caught.value)
-        note(errors=errors, attempts_in_2_s=len(proxy.attempts))
-        assert len(proxy.attempts) <= 20  # not one for each who asks: accounts get locked
+        asked, away = len(proxy.attempts), time.monotonic() - began
+        note(errors=errors, attempts_in_2_s=asked)
+        assert asked <= 10 * away  # not one for each who asks: accounts get locked
     finally:
         hba.write_text(before)
         server.configure()
@@ -501,14 +499,15 @@ def test_server_not_yet_started(make: Make, server: PostgresServer, proxy: Proxy
     began = time.monotonic()
     with Load(pool, 8).running() as load:
         time.sleep(1.5)
-        asked, away = len(proxy.attempts), time.monotonic() - began
+        asked, tried, away = len(proxy.attempts), failures(pool), time.monotonic() - began
         server.start()
         back = time.monotonic()
         first = load.until_good_after(0, 100) - back
     check(load, server, proxy, note, attempts_a_second=asked / away, first_good_ms=first * 1000)
     assert load.bad == []
-    assert failures(pool) <= 10 * away + SIZE  # the first ones at the same time, then one after the other
-    assert asked <= 2 * (10 * away + SIZE)  # each twice: as above
+    # A pool that has never made any begins with as many as are missed, each once more to hear what it means.
+    assert tried <= SIZE + 1 + 8 * away
+    assert asked <= tried + SIZE + 1  # one may be under way
 
 
 # -- failover ------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from psycopg.rows import dict_row, scalar_row
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
 from pooling.adapters.pg import address, failures, limits, wire
+from pooling.adapters.pg.adapter import PostgresAdapter
 from pooling.adapters.pg.session import notes_of
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
@@ -1312,9 +1313,9 @@ def refusal(state: str, text: str) -> bytes:
     return b"E" + struct.pack("!I", len(body) + 4) + body
 
 
-@needs_to_be_told
-@pytest.mark.parametrize(("state", "final"), [("3D000", True), ("28P01", True), ("57P03", False), ("53300", False)])
-def test_a_refusal_is_understood_in_any_language(state: str, final: bool) -> None:
+@contextlib.contextmanager
+def answering(answer: Callable[[], bytes]) -> Iterator[str]:
+    """A server that says one thing to each who connects, and hangs up; yields how to reach it."""
     listener = socket.create_server((LOOPBACK, 0))
 
     def serve() -> None:
@@ -1322,21 +1323,65 @@ def test_a_refusal_is_understood_in_any_language(state: str, final: bool) -> Non
             while True:
                 conn, _ = listener.accept()
                 with conn, contextlib.suppress(OSError):
+                    last = answer()
                     while conn.recv(4096)[4:8] == b"\x04\xd2\x16\x2f":  # TLS?
                         conn.sendall(b"N")
-                    conn.sendall(refusal(state, "データベース「orders」は存在しません"))
+                    conn.sendall(last)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    pool = PostgresPool(f"postgresql://app@{LOOPBACK}:{listener.getsockname()[1]}/orders", ONE)
     try:
+        yield f"postgresql://app@{LOOPBACK}:{listener.getsockname()[1]}/orders"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(30)
+
+
+@needs_to_be_told
+def test_an_attempt_is_made_again_but_not_while_the_server_says_nothing() -> None:
+    """To hear what it means. In an outage that is heard one attempt later (P7)."""
+    starting, wrong = refusal("57P03", "starting"), refusal("28P01", "wrong")
+    full, gone = refusal("53300", "full"), refusal("3D000", "gone")
+    answers: list[bytes] = []
+    asked: list[int] = []
+
+    def answer() -> bytes:
+        asked.append(len(answers))
+        return answers.pop(0) if answers else b""
+
+    with answering(answer) as dsn, PostgresPool(dsn, ONE) as pool:
+        adapter = pool._adapter
+        assert isinstance(adapter, PostgresAdapter)
+
+        def attempt(*seen: bytes) -> str | None:
+            """Try to connect, with one answer for each time that it may; return what the error says."""
+            answers[:], asked[:] = seen, []
+            with pytest.raises(psycopg.OperationalError) as caught:
+                adapter.create()
+            assert len(asked) == len(seen)
+            return caught.value.sqlstate
+
+        assert attempt(starting) == "57P03"  # the first one listens
+        assert attempt(b"", b"") is None  # hung up without a word: what does that mean?
+        for _ in range(3):
+            assert attempt(b"") is None  # it is known now
+        assert attempt(wrong) is None  # that is new, and was not listened for
+        assert attempt(wrong) == "28P01"
+        assert attempt(full, full) == "53300"  # it speaks
+        assert attempt(b"") is None
+        with adapter._listener.attempt():
+            pass  # it works again
+        assert attempt(gone, gone) == "3D000"
+
+
+@needs_to_be_told
+@pytest.mark.parametrize(("state", "final"), [("3D000", True), ("28P01", True), ("57P03", False), ("53300", False)])
+def test_a_refusal_is_understood_in_any_language(state: str, final: bool) -> None:
+    last = refusal(state, "データベース「orders」は存在しません")
+    with answering(lambda: last) as dsn, PostgresPool(dsn, ONE) as pool:
         with pytest.raises(CreateFailed if final else pooling.PoolTimeout) as caught:
             pool.acquire(timeout=1)
         cause = caught.value.__cause__
         assert isinstance(cause, psycopg.OperationalError) and cause.sqlstate == state
         assert failures.is_full(cause) == (state == "53300")
-    finally:
-        pool.close()
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(30)

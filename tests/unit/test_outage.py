@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pooling import CreateFailed, Observer, Pool, PoolTimeout, PoolUnavailable
+from pooling import CreateFailed, Lease, Observer, Pool, PoolTimeout, PoolUnavailable
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, fill, run_jobs
 
@@ -262,6 +262,156 @@ def test_a_release_serves_who_waits_for_the_server(
     (task,) = in_line(pool, clock, 1)
     lease.release()
     assert task.result().resource.number == 1
+
+
+# -- the doubt ------------------------------------------------------------------------------
+
+
+def in_use(pool: Pool[Any], number: int) -> list[Lease[Any]]:
+    return [pool.acquire(0) for _ in range(number)]
+
+
+def break_all(leases: list[Lease[Any]]) -> None:
+    """Each borrower finds out at its own moment, by an error."""
+    while leases:
+        with pytest.raises(ConnectionError), leases.pop():
+            raise ConnectionError("gone")
+
+
+def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manual: VirtualClock) -> None:
+    server = Server(manual)
+    server.error = None
+    pool = make(adapter=server, max_size=8, clock=manual)
+    fill(pool, 8)
+    leases = in_use(pool, 8)
+    tasks = in_line(pool, manual, 8)
+    server.error, server.attempts = DOWN, []
+    break_all(leases)
+    run_jobs(manual)  # all are closed, and what may be made was tried
+    assert len(server.attempts) == 1
+    server.error = None
+    manual.advance(0.05)
+    run_jobs(manual)
+    for task in tasks:
+        task.result().release()
+
+
+def test_a_slot_that_is_free_is_no_way_around_it(make: Make, manual: VirtualClock) -> None:
+    """The death is known before anything is planned in its place."""
+    server = Server(manual)
+    server.error = None
+    pool = make(adapter=server, max_size=20, clock=manual)
+    fill(pool, 4)
+    leases = in_use(pool, 4)
+    server.error, server.attempts = DOWN, []
+    pool.reconfigure(min_size=4)
+    break_all(leases)
+    run_jobs(manual)
+    assert len(server.attempts) == 1
+
+
+def test_when_all_died_on_a_server_that_is_up_they_are_replaced_quickly(make: Make, manual: VirtualClock) -> None:
+    server = Server(manual)
+    server.error = None
+    pool = make(adapter=server, max_size=16, min_size=16, clock=manual)
+    for resource in fill(pool, 16):
+        resource.alive = False
+    pool.check()
+    run_closes(manual)
+    assert list(in_flight(manual))[:5] == [1, 2, 4, 8, 12]
+
+
+def test_hundreds_found_dead_one_by_one_are_not_replaced_one_at_a_time(make: Make, manual: VirtualClock) -> None:
+    """They died with the first, long ago: it was replaced, so the server is up."""
+    server = Server(manual)
+    server.error = None
+    pool = make(adapter=server, max_size=100, clock=manual)
+    fill(pool, 100)
+    leases = in_use(pool, 100)
+    manual.advance(10)
+    tasks = in_line(pool, manual, 10)
+    break_all([leases.pop()])
+    run_jobs(manual)
+    kept = [tasks.pop(0).result()]
+    for _ in range(3):
+        manual.advance(3)
+        break_all([leases.pop(), leases.pop(), leases.pop()])
+        run_closes(manual)
+        assert manual.jobs == 3  # creations
+        run_jobs(manual)
+        kept += [tasks.pop(0).result() for _ in range(3)]
+
+
+def run_closes(clock: VirtualClock) -> None:
+    """Do the closes that wait, and leave the creations."""
+    jobs = clock.background.workers.jobs  # type: ignore[attr-defined]
+    while closes := [place for place, (job, _) in enumerate(jobs) if job.__name__ == "_close"]:
+        clock.run_job(closes[0])
+
+
+def test_one_death_costs_nobody_time(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=8)
+    resource = fill(pool, 8)[-1]
+    resource.alive = False
+    before = clock.now()
+    leases = [pool.acquire() for _ in range(8)]
+    assert resource not in [lease.resource for lease in leases]
+    assert clock.now() == before
+
+
+def test_a_creation_that_hangs_does_not_hold_the_others_up(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=4, clock=manual)
+    fill(pool, 4)
+    leases = in_use(pool, 4)
+    tasks = in_line(pool, manual, 4)
+    break_all(leases)
+    run_closes(manual)
+    assert manual.jobs == 1  # it hangs: nobody runs it
+    manual.advance(0.9)
+    assert manual.jobs == 1
+    manual.advance(0.1)
+    assert manual.jobs == 4
+    run_jobs(manual)
+    for task in tasks:
+        task.result()
+
+
+def test_what_keeps_the_pool_filled_is_not_held_up_either(make: Make, manual: VirtualClock) -> None:
+    """Nobody waits, so nothing but the doubt's own end brings the reaper."""
+    pool = make(max_size=4, min_size=4, clock=manual, idle_timeout=None, max_lifetime=None, create_timeout=600)
+    for resource in fill(pool, 4):
+        resource.alive = False
+    pool.check()
+    run_closes(manual)
+    assert manual.jobs == 1
+    manual.advance(1)
+    assert manual.jobs == 4
+
+
+def test_a_check_that_gets_no_answer_is_a_death(make: Make, manual: VirtualClock) -> None:
+    adapter = FakeAdapter(bounded=False)
+    pool = make(adapter=adapter, max_size=4, min_size=4, clock=manual, health_check_timeout=2)
+    fill(pool, 4)
+    pool.check()  # on workers, which hang
+    assert manual.jobs == 4
+    manual.advance(2)
+    assert pool.stats()["creating"] == 1
+
+
+def test_who_asks_no_server_is_in_no_doubt(make: Make, manual: VirtualClock) -> None:
+    """A creation inline does no I/O, so it costs nothing and tells nothing."""
+    pool = make(adapter=FakeAdapter(blocking=False), max_size=4, clock=manual)
+    fill(pool, 4)
+    break_all(in_use(pool, 4))
+    assert pool._outage.allowed(manual.now()) > 100
+
+
+def test_what_is_discarded_is_no_doubt(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=4)
+    fill(pool, 4)
+    for lease in in_use(pool, 4):
+        lease.discard()
+    assert pool._outage.allowed(clock.now()) > 100
 
 
 # -- what borrowers are told --------------------------------------------------------------

@@ -155,6 +155,33 @@ def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, cl
     nothing_lost(pool, clock)
 
 
+def test_a_death_while_the_first_one_is_being_replaced(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P7: whoever finds the next one dead makes none beside the one that is under way, and misses none after it."""
+    pool = make(adapter, clock, size=2)
+    leases = [pool.acquire(), pool.acquire()]
+    waiters = [threading.Thread(target=lambda: pool.acquire(timeout=60).release()) for _ in leases]
+    for number, waiter in enumerate(waiters, 1):
+        waiter.start()
+        clock.until_parked(number)
+
+    def find_dead() -> None:
+        with pytest.raises(ConnectionError), leases.pop():
+            raise ConnectionError("gone")
+
+    adapter.hold("create")
+    first = threading.Thread(target=find_dead)
+    first.start()
+    adapter.until_held("create")  # A is dead and closed, and its finder replaces it
+    find_dead()  # B too: it is closed, its slot is free, and somebody waits
+    assert adapter.calls["create"] == 2 + 1
+    assert pool.stats()["size"] == 1
+    adapter.let_go("create")
+    for thread in (first, *waiters):
+        thread.join(30)
+        assert not thread.is_alive()
+    nothing_lost(pool, clock)
+
+
 # -- close, drain and resize against everything -----------------------------------------
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from pooling.core.entry import Entry, Key
-from pooling.core.outage import Outage
+from pooling.core.outage import PATIENCE, Outage
 from pooling.core.state import UNLIMITED, Errand, PoolState
 from pooling.core.waiter import Waiter
 from pooling.errors import CreateFailed, PoolClosed
@@ -639,10 +639,10 @@ def test_recovery_ramps_up() -> None:
     """A server that has just come back is not stormed (P7)."""
     outage = Outage()
     failed(outage, NOW)
-    assert outage.succeeded(10) is True
+    assert outage.succeeded(10, NOW) is True
     ramp = [outage.allowed(NOW)]
     while ramp[-1] != UNLIMITED:
-        assert outage.succeeded(10) is False
+        assert outage.succeeded(10, NOW) is False
         ramp.append(outage.allowed(NOW))
     assert ramp == [2, 4, 8, UNLIMITED]
     assert (outage.error, outage.final, outage.failures) == (None, False, 0)
@@ -650,21 +650,184 @@ def test_recovery_ramps_up() -> None:
 
 def test_a_success_while_up_changes_nothing() -> None:
     outage = Outage()
-    assert outage.succeeded(10) is False
+    assert outage.succeeded(10, NOW) is False
     assert outage.allowed(NOW) == UNLIMITED
 
 
 def test_a_failure_on_the_ramp_begins_anew() -> None:
     outage = Outage()
     failed(outage, NOW)
-    outage.succeeded(10)
-    outage.succeeded(10)
+    outage.succeeded(10, NOW)
+    outage.succeeded(10, NOW)
     assert failed(outage, NOW + 1) is True
-    outage.succeeded(10)
+    outage.succeeded(10, NOW)
     assert outage.allowed(NOW + 1) == 2
 
 
-@given(st.lists(st.tuples(st.sampled_from(["fail", "succeed", "pass"]), st.floats(0, 60))))
+@pytest.mark.parametrize("luck", [0.0, 0.01, 0.3])
+def test_jitter_does_not_make_it_a_storm(luck: float) -> None:
+    """However short the delays that are drawn: at most 8 a second, and two more to begin with (P7)."""
+    outage, now, attempts = Outage(), NOW, 0
+    while now < NOW + 60:
+        outage.failed(OSError(), False, now, Backoff(), True, uniform=lambda: luck)
+        attempts += 1
+        assert attempts <= 2 + 8 * (now - NOW)
+        now = outage.retry_at
+    assert attempts > 8 * 60  # and no fewer, since the delays are short
+
+
+def test_whoever_wants_it_faster_gets_it() -> None:
+    outage, now = Outage(), NOW
+    for _ in range(100):
+        outage.failed(OSError(), False, now, Backoff(probe_interval=0.02), True, uniform=lambda: 0.0)
+        now = outage.retry_at
+    assert now == pytest.approx(NOW + 99 * 0.01)
+
+
+# -- the doubt ---------------------------------------------------------------------------
+
+OLD = NOW - 30  # when a resource was proved alive, long before it died
+
+
+def test_after_a_death_one_goes_first() -> None:
+    """A server that has gone sees one attempt, not one for each that broke; one that is there is not stormed (P7)."""
+    outage = Outage()
+    assert outage.died(OLD, NOW) is True
+    ramp = [outage.allowed(NOW)]
+    while ramp[-1] != UNLIMITED:
+        assert outage.succeeded(10, NOW) is False  # there was no outage
+        ramp.append(outage.allowed(NOW))
+    assert ramp == [1, 2, 4, 8, UNLIMITED]
+
+
+@pytest.mark.parametrize("later", [0.001, 0.5, 3, 3600])
+def test_the_deaths_of_one_moment_are_one_doubt_whenever_they_are_found(later: float) -> None:
+    """Else hundreds that died together would be replaced one at a time."""
+    outage = Outage()
+    outage.died(OLD, NOW)
+    assert outage.died(OLD, NOW) is False
+    outage.succeeded(10, NOW + 0.001)
+    assert outage.died(OLD, NOW + later) is False
+    assert outage.died(NOW, NOW + later) is False
+    assert outage.allowed(NOW + later) >= 2
+
+
+def test_what_was_alive_since_the_last_doubt_is_news() -> None:
+    outage = Outage()
+    outage.died(OLD, NOW)
+    outage.succeeded(10, NOW + 0.01)
+    assert outage.died(NOW + 0.01, NOW + 60) is True  # made then
+    assert outage.allowed(NOW + 60) == 1
+
+
+def test_what_was_alive_since_the_last_outage_is_news() -> None:
+    outage = Outage()
+    failed(outage, NOW)
+    outage.succeeded(10, NOW + 5)
+    assert outage.died(NOW + 4, NOW + 6) is False
+    assert outage.allowed(NOW + 6) == 2
+    assert outage.died(NOW + 5, NOW + 6) is True
+    assert outage.allowed(NOW + 6) == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_where_they_die_all_the_time_there_is_one_doubt_a_second(works: bool) -> None:
+    """They are to be replaced, if it can be done, by as many as are missed."""
+    outage, now, doubts = Outage(), NOW, 0
+    while now < NOW + 10:
+        doubts += outage.died(now, now)
+        if works:
+            outage.succeeded(10, now)
+        now += 0.01
+    assert doubts in (10, 11)
+
+
+def test_a_doubt_lapses() -> None:
+    """A creation that hangs says nothing, and there may be none at all."""
+    outage = Outage()
+    outage.died(OLD, NOW)
+    assert outage.allowed(NOW + 0.9) == 1
+    assert outage.allowed(outage.lapses_at) == UNLIMITED
+    assert outage.died(OLD, NOW + 1.1) is False  # of the same age: it lasts no longer
+    assert outage.allowed(NOW + 1.1) == UNLIMITED
+    assert outage.died(NOW + 2, NOW + 3) is True
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_death_in_an_outage_is_no_doubt(full: bool) -> None:
+    outage = Outage()
+    if full:
+        outage.refused(OSError("too many"), NOW, lambda: 0.5)
+    else:
+        failed(outage, NOW)
+    assert outage.died(OLD, NOW) is False
+    assert outage.allowed(NOW) == 0
+    assert outage.allowed(outage.retry_at) == 1
+
+
+def test_a_doubt_that_proves_right_does_not_lapse() -> None:
+    outage = Outage()
+    outage.died(OLD, NOW)
+    failed(outage, NOW + 0.1)
+    outage.succeeded(1000, NOW + 0.2)
+    assert outage.allowed(NOW + 60) == 2
+
+
+class Doubts(RuleBasedStateMachine):
+    """Deaths and creations in any order, beside a model of what each of them may mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.outage = Outage()
+        self.begun = -math.inf  # the last doubt that did not prove right
+        self.over = -math.inf  # what died may have died of what held creations up until then
+
+    @property
+    def holding(self) -> bool:
+        return self.outage.error is not None or self.outage.full is not None
+
+    @rule(age=st.sampled_from([0, 0.1, 0.9, 1.1, 30]))
+    def die(self, age: float) -> None:
+        before = self.outage.allowed(self.now)
+        news = not self.holding and self.now >= self.begun + PATIENCE and self.now - age >= self.over
+        assert self.outage.died(self.now - age, self.now) is news
+        assert self.outage.allowed(self.now) == (1 if news else before)
+        if news:
+            self.begun, self.over = self.now, self.now + PATIENCE
+
+    @rule()
+    def succeed(self) -> None:
+        before = self.outage.allowed(self.now)
+        if self.holding or self.now < self.over:
+            self.over = self.now
+        self.outage.succeeded(8, self.now)
+        assert self.outage.allowed(self.now) >= min(2 * before, UNLIMITED)
+
+    @rule(full=st.booleans())
+    def fail(self, full: bool) -> None:
+        if full and self.outage.error is None:
+            self.outage.refused(OSError("too many"), self.now, random.random)
+        else:
+            failed(self.outage, self.now)
+        self.begun = -math.inf
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 1, 30]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def held_up_for_a_while_only(self) -> None:
+        """P8: a doubt is over within its patience, whatever comes of it."""
+        assert self.holding or self.outage.allowed(self.now) >= 1
+        if self.begun > -math.inf:
+            assert self.outage.allowed(self.begun + PATIENCE) == UNLIMITED
+
+
+TestDoubts = Doubts.TestCase
+
+
+@given(st.lists(st.tuples(st.sampled_from(["fail", "succeed", "die", "pass"]), st.floats(0, 60))))
 def test_allowed_is_always_a_number_that_recovers(story: list[tuple[str, float]]) -> None:
     """Whatever happened, after the delay at least one attempt is allowed (P8)."""
     outage, now = Outage(), NOW
@@ -672,7 +835,9 @@ def test_allowed_is_always_a_number_that_recovers(story: list[tuple[str, float]]
         if what == "fail":
             failed(outage, now, waiting=seconds > 30)
         elif what == "succeed":
-            outage.succeeded(10)
+            outage.succeeded(10, now)
+        elif what == "die":
+            outage.died(now - seconds, now)
         now += seconds
         assert outage.allowed(now) >= (0 if outage.error else 1)
         assert outage.allowed(now + STEADY.maximum) >= 1
@@ -719,8 +884,10 @@ class StateMachine(RuleBasedStateMachine):
             self.evict(key)
         self.serve()
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: Key, dead: bool = False) -> None:
         self.state.close(key.entry)
+        if dead:
+            self.outage.died(key.entry.checked, self.now)
         self.closing.append(key)
 
     def retire(self, key: Key) -> None:
@@ -743,7 +910,7 @@ class StateMachine(RuleBasedStateMachine):
         if alive:
             self.deliver(key)
         else:
-            self.evict(key)
+            self.evict(key, dead=True)
         if not self.state.closed:
             self.queue_up(arrived, again=True)
 
@@ -800,9 +967,9 @@ class StateMachine(RuleBasedStateMachine):
             self.deliver(key)
 
     @precondition(lambda self: self.held)
-    @rule(which=WHICH)
-    def discard(self, which: int) -> None:
-        self.evict(self.held.pop(which % len(self.held)))
+    @rule(which=WHICH, dead=st.booleans())
+    def discard(self, which: int, dead: bool) -> None:
+        self.evict(self.held.pop(which % len(self.held)), dead)
         self.serve()
 
     @precondition(lambda self: self.held)
@@ -823,7 +990,8 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def creation_succeeds(self, which: int) -> None:
         key = self.making.pop(which % len(self.making))
-        self.outage.succeeded(self.state.max_size)
+        key.entry.checked = self.now
+        self.outage.succeeded(self.state.max_size, self.now)
         self.deliver(key)
 
     @precondition(lambda self: self.making)
@@ -838,9 +1006,10 @@ class StateMachine(RuleBasedStateMachine):
     def check_ends(self, which: int, alive: bool) -> None:
         key = self.checking.pop(which % len(self.checking))
         if alive:
+            key.entry.checked = self.now
             self.deliver(key)
         else:
-            self.evict(key)
+            self.evict(key, dead=True)
             self.serve()
 
     @precondition(lambda self: self.closing)

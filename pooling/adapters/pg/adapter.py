@@ -75,7 +75,7 @@ class PostgresAdapter(Adapter[Connection]):
         try:
             conn = self._connect(answer)
         except psycopg.Error:
-            if not self._listener.in_doubt:
+            if not self._listener.asks_again():
                 raise
             conn = self._connect(answer)  # once more, to hear what it means
         try:

@@ -125,10 +125,17 @@ class Listener:
     libpq keeps a stream of some 5 kB for each connection that it traced, so
     this listens only while in doubt: at first, and after a failure whose text
     is new. What a text means is learnt; the server says the same again.
+
+    An attempt that fails for what is not known is made once more at once, so
+    that it is known whether that is final, or no failure of the server at
+    all. Not once the server has hung up without a word: then it is down, its
+    next words may be other ones, and it is time enough when the next attempt
+    hears those (P7).
     """
 
     def __init__(self) -> None:
         self.in_doubt = _LISTENS  # what failed last is not known: the next attempt listens
+        self._silent = False  # what failed last said nothing
         self._learnt: dict[str, tuple[str | None, ...]] = {}
 
     @contextlib.contextmanager
@@ -139,15 +146,22 @@ class Listener:
         token = _attempt.set(told if listens else None)
         try:
             yield
+            self._silent = False
         except psycopg.Error as error:
             text = str(error)
             if listens and len(self._learnt) < _TEXTS:
                 self._learnt[text] = tuple(told)
             self.in_doubt = _LISTENS and text not in self._learnt and len(self._learnt) < _TEXTS
+            if text in self._learnt:
+                self._silent = not any(self._learnt[text])
             _tell(error, self._learnt.get(text, ()))
             raise
         finally:
             _attempt.reset(token)
+
+    def asks_again(self) -> bool:
+        """Whether an attempt that has just failed is to be made again at once."""
+        return self.in_doubt and not self._silent
 
 
 def _tell(error: psycopg.Error, told: tuple[str | None, ...]) -> None:
