@@ -332,7 +332,7 @@ class ConnectionPool(Generic[CT]):
             raise theirs(str(error)) from error.__cause__
         conn = lease._key.entry.resource  # type: ignore[union-attr]  # it was lent just now
         self._lent[id(conn)] = lease
-        conn._pool = self  # its close() asks this what to do
+        vars(conn)["_pool"] = self  # its close() asks this what to do
         return lease
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
@@ -340,7 +340,7 @@ class ConnectionPool(Generic[CT]):
             complain(conn)
         logger.info("pool %r: a connection comes back", self.name)
         self._lent.pop(id(conn), None)
-        conn._pool = self.core._adapter  # type: ignore[assignment]  # as it was made
+        vars(conn)["_pool"] = self.core._adapter  # as it was made
         lease.__exit__(None if error is None else type(error), error, None)
 
     def _check_ready(self, steps: int) -> None:

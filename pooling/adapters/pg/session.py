@@ -1,12 +1,13 @@
 """What a borrower leaves behind in a connection, and how it is made to be gone (P5).
 
 - *On the client* psycopg keeps everything in the connection's own attributes,
-  so a copy of them, taken when it was new, is what it is brought back to.
+  so a copy of them, taken when it was new, is what it is brought back to when
+  one was set; what is changed in place is compared.
 - *On the server* nothing that the client can see is sound: ``set_config()`` and
   ``pg_advisory_lock()`` look like a SELECT. So a session is dirty when it ran
   anything at all, which is seen where psycopg waits for the server, in
-  ``Connection.wait``: connections are of a subclass that notes it. What is
-  executed on the raw ``pgconn`` is not seen.
+  ``Connection.wait``: connections are of a subclass that notes it, and when an
+  attribute is set. What is executed on the raw ``pgconn`` is not seen.
 - A dirty session is cleaned in one round trip, together with the ROLLBACK or
   COMMIT that its transaction needs anyway.
 
@@ -61,15 +62,14 @@ NO_PIPELINE = int(pq.PipelineStatus.OFF)
 class Notes:
     """What is noted of one connection."""
 
-    as_new: dict[str, Any]  # its attributes; and of those that are changed in place:
+    as_new: dict[str, Any]  # its attributes
     bare: dict[str, Any]  # before it was configured
-    notice_handlers: list[Any]
-    notify_handlers: list[Any]
+    in_place: tuple[list[Any], list[Any], int | None, int]  # the content of those that are changed in place
     adapters: AdaptersMap
-    prepare: tuple[int | None, int]
     adapted: bool  # something was registered with the borrowers' copy of the adapters
 
     def __init__(self) -> None:
+        self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
@@ -88,13 +88,21 @@ class Notes:
 
 
 class Tracking:
-    """Put before a connection class: notes that something runs, and limits its time."""
+    """Put before a connection class: notes what is set and that something runs, and limits its time."""
 
     _pooling: Notes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._pooling = Notes()
+        vars(self)["_pooling"] = Notes()
         super().__init__(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._pooling.changed = True
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._pooling.changed = True
+        super().__delattr__(name)
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         notes = self._pooling
@@ -221,7 +229,7 @@ class Session:
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
         """What `configure` had SET went with what the borrower had SET."""
         assert self._configure is not None
-        notes.as_new = dict(notes.bare)
+        notes.as_new, notes.changed = dict(notes.bare), True
         _restore(conn, notes)
         self.call(conn, self._configure, self.reset_timeout)
         _remember(conn, notes)
@@ -322,28 +330,29 @@ def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
     notes.adapters = conn.adapters
     conn._adapters = _Adapters(notes)
-    notes.notice_handlers, notes.notify_handlers = list(conn._notice_handlers), list(conn._notify_handlers)
-    notes.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+    prepared = conn._prepared
+    notes.in_place = (
+        list(conn._notice_handlers), list(conn._notify_handlers), prepared.prepare_threshold, prepared.prepared_max
+    )
     conn._get_tx_start_command()  # psycopg works this out once: not again for each borrower
-    notes.as_new = dict(vars(conn))
+    notes.as_new, notes.changed = dict(vars(conn)), False
 
 
 def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
-    state: dict[str, Any] = vars(conn)
-    as_new = notes.as_new
     if notes.adapted:
-        as_new["_adapters"] = _Adapters(notes)
-    if state != as_new:
-        for name in state.keys() - as_new.keys():
+        notes.as_new["_adapters"], notes.changed = _Adapters(notes), True
+    if notes.changed:
+        notes.changed = False
+        state = vars(conn)
+        for name in state.keys() - notes.as_new.keys():
             del state[name]
-        state.update(as_new)
-    if conn._notice_handlers != notes.notice_handlers:
-        conn._notice_handlers[:] = notes.notice_handlers
-    if conn._notify_handlers != notes.notify_handlers:
-        conn._notify_handlers[:] = notes.notify_handlers
+        state.update(notes.as_new)
     prepared = conn._prepared
-    if (prepared.prepare_threshold, prepared.prepared_max) != notes.prepare:
-        prepared.prepare_threshold, prepared.prepared_max = notes.prepare
-    if backlog := state.get("_notifies_backlog"):
+    if notes.in_place != (
+        conn._notice_handlers, conn._notify_handlers, prepared.prepare_threshold, prepared.prepared_max
+    ):
+        conn._notice_handlers[:], conn._notify_handlers[:] = notes.in_place[:2]
+        prepared.prepare_threshold, prepared.prepared_max = notes.in_place[2:]
+    if backlog := getattr(conn, "_notifies_backlog", None):
         backlog.clear()
