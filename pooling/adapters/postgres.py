@@ -163,7 +163,8 @@ class PostgresPool(Pool[Connection]):
         Raises:
             PoolTimeout: None came in time.
             CreateFailed: None can be made, and trying again would not help.
-            CommitUnknown: The connection was lost during the commit.
+            CommitUnknown: The connection was lost during the commit; or before it,
+                in a block of less than 0.1 s, and the server had not said so.
             psycopg.Error: As from psycopg, the commit's included.
         """
         return Block(self, timeout)
@@ -240,7 +241,7 @@ class PostgresPool(Pool[Connection]):
                 self._refuse_unknown(conn, error)
                 raise
             rows = cursor.fetchall() if cursor.description else []
-            commit(self, conn)
+            commit(self, conn, brief=False)
             return rows
 
     def execute_many(self, sql: Any, params: Iterable[Params], *, timeout: float | None = None) -> int:

@@ -25,7 +25,7 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.pg import address, failures, limits, wire
+from pooling.adapters.pg import address, blocks, failures, limits, wire
 from pooling.adapters.pg.adapter import PostgresAdapter
 from pooling.adapters.pg.session import notes_of
 from tests.proxy import Proxy
@@ -571,7 +571,7 @@ def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
         conn.execute("INSERT INTO t VALUES (1)")
         conn.commit()
         kill(postgres, conn.info.backend_pid)
-    with pytest.raises(psycopg.OperationalError, match="before the commit was sent"), pool.connection() as conn:
+    with pytest.raises(psycopg.OperationalError, match="lost before the commit"), pool.connection() as conn:
         conn.execute("INSERT INTO t VALUES (2)")
         kill(postgres, conn.info.backend_pid)
     with pool.connection() as conn:
@@ -631,6 +631,33 @@ def test_a_statement_lost_in_autocommit_may_hold(
         assert isinstance(caught.value, pooling.CommitUnknown) != told and not (told and how == "cut")
         wait_until(lambda: sessions(postgres, pool, "active") == 0)
         assert one(pool, "SELECT count(*) FROM t") == (how == "cut")
+        pool.close()
+
+
+def test_what_was_lost_after_the_commit_holds(make: Make, postgres: PostgresServer, table: str) -> None:
+    """In the cleaning, which is sent with it: that costs the connection, and no error."""
+    pool = make()
+    pool._session._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
+    with pool.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (1)")
+    with pool.acquire() as again:
+        assert again is not conn
+        assert again.execute("SELECT n FROM t").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_only_after_a_while_a_block_looks_before_its_commit(
+    make: Make, postgres: PostgresServer, table: str, monkeypatch: pytest.MonkeyPatch, brief: bool
+) -> None:
+    """A proxy hangs up without a word: who has looked knows that the commit was never sent."""
+    monkeypatch.setattr(blocks, "BRIEF", 60.0 if brief else 0.0)
+    with Proxy(postgres.port) as proxy:
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+        with pytest.raises(psycopg.OperationalError) as caught, pool.connection() as conn:
+            conn.execute("INSERT INTO t VALUES (1)")
+            proxy.cut()
+            wait_until(lambda: select.select([conn.fileno()], [], [], 0)[0])
+        assert isinstance(caught.value, pooling.CommitUnknown) == brief
         pool.close()
 
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "CommitUnknown", "Transaction", "commit"]
 
+BRIEF = 0.1
+"""Seconds: a shorter block commits without a look whether its connection was lost meanwhile. If it was, and the
+server had not said so, the error is `CommitUnknown` where a look could have told more."""
+
+
+_LOST = "the connection was lost before the commit was done"
+
 
 class CommitUnknown(PoolError, psycopg.OperationalError):
     """The connection was lost while a commit was under way: it may hold or not.
@@ -47,7 +54,9 @@ class Block:
         lease = self._lease
         if error is None:
             try:
-                commit(self._pool, lease.__enter__())  # once more: it may have been inherited over a fork since
+                conn = lease.__enter__()  # once more: it may have been inherited over a fork since
+                since = lease._key.entry.since  # type: ignore[union-attr]  # it is lent
+                commit(self._pool, conn, self._pool._now() - since < BRIEF)
             except BaseException as problem:
                 lease.__exit__(type(problem), problem, None)
                 raise
@@ -105,11 +114,12 @@ class Transaction:
             )
 
 
-def commit(pool: PostgresPool, conn: Connection) -> None:
+def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
     status = conn.pgconn.transaction_status
     if status == IN_TRANSACTION:
-        _refuse_lost(pool, conn)
+        if not brief:
+            _refuse_lost(pool, conn)
     elif status != IDLE:
         if conn.closed and (conn.autocommit or not conn.broken):
             return  # nothing was lost; or closed by its borrower: as psycopg does
@@ -123,11 +133,13 @@ def commit(pool: PostgresPool, conn: Connection) -> None:
 
 def _refuse_lost(pool: PostgresPool, conn: Connection) -> None:
     if not pool._adapter.is_alive(conn):
-        raise psycopg.OperationalError("the connection was lost before the commit was sent")
+        raise psycopg.OperationalError(_LOST)
 
 
 def _refuse_unknown(pool: PostgresPool, conn: Connection, error: Exception) -> None:
     if isinstance(error, TimeoutError) or conn.closed or failures.ended_by(error) is not None:
+        if isinstance(error, psycopg.Error) and not failures.in_doubt(error):
+            raise psycopg.OperationalError(_LOST) from error
         raise CommitUnknown(
             f"pool {pool.name!r}: the connection was lost during the commit, which may hold or not"
         ) from error

@@ -74,9 +74,12 @@ def ended_by(error: BaseException) -> str | None:
 def in_doubt(error: BaseException) -> bool:
     """Say whether what a connection was lost in the middle of may have been done all the same.
 
-    A server that ends one by order undoes first what it was about; in a crash it just goes.
+    A server that ends one by order undoes first what it was about, a COMMIT too: while that is done nothing may
+    interrupt it, and what waits for a standby then goes without a word (``CommitTransaction`` and
+    ``SyncRepWaitForLSN`` in PostgreSQL's source). In a crash it just goes, and of a proxy's server nobody knows.
     """
-    return ended_by(error) in (None, "57P02")
+    state = ended_by(error)
+    return state is None or state == "57P02" or state.startswith("08")
 
 
 def is_stale(error: BaseException) -> bool:

@@ -258,8 +258,8 @@ class Session:
             return
         try:
             round_trip(conn, self._commit, notes.limit and notes.limit.left())
-        except psycopg.Error as error:
-            if failed_at(error) and not conn.closed:
+        except (psycopg.Error, TimeoutError) as error:
+            if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
         if conn._notify_handlers:

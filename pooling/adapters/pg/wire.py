@@ -32,7 +32,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
     Raises:
         TimeoutError: The answer was not complete in time; it may still come.
         psycopg.Error: The first statement that failed; those after it were not
-            executed. `failed_at` says which it was.
+            executed. Of both `failed_at` says at which statement it was.
     """
     deadline = _Deadline(timeout)
     pgconn = conn.pgconn
@@ -41,7 +41,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         deadline.wait(pgconn.socket, write=True)
     error: psycopg.Error | None = None
-    number = 0
+    number = 0  # of the statement whose result is awaited
     answered = False
     try:
         while not answered:
@@ -52,14 +52,17 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
                 if result is None:
                     answered = True
                     break
-                if result.status == _FATAL and error is None:
-                    error = psycopg.errors.error_from_result(result)
-                    vars(error)["_failed_at"] = number
-                number += 1
-    except (psycopg.Error, TimeoutError):
+                if error is None:
+                    if result.status == _FATAL:
+                        error = psycopg.errors.error_from_result(result)
+                    else:
+                        number += 1
+    except (psycopg.Error, TimeoutError) as problem:
         if error is None:  # else its last words tell more than that it has hung up
+            vars(problem)["_failed_at"] = number
             raise
     if error is not None:
+        vars(error)["_failed_at"] = number
         raise error
 
 
