@@ -351,11 +351,25 @@ def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
         conn.execute("LISTEN news")
         conn.commit()
         conn.add_notify_handler(lambda notify: heard.append(notify.payload))
-        conn.execute("NOTIFY news, 'mine'")
-    assert heard == ["mine"]
+        conn.execute("NOTIFY news, 'first'")
+        conn.commit()
+        assert heard == ["first"]
+        conn.execute("NOTIFY news, 'second'")
+    assert heard == ["first", "second"]
     with pool.connection() as again:
         again.execute("SELECT 1")
-    assert heard == ["mine"]
+    assert heard == ["first", "second"]
+
+
+def test_notifications_that_nobody_was_told_of_are_kept(make: Make) -> None:
+    """Until somebody asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
+    pool = make()
+    with pool.acquire() as conn:
+        conn.execute("LISTEN news")
+        conn.commit()
+        conn.execute("NOTIFY news, 'mine'")
+        conn.commit()
+        assert [notify.payload for notify in conn.notifies(timeout=10, stop_after=1)] == ["mine"]
 
 
 def test_a_prepared_statement_that_a_migration_made_stale_fails_once(

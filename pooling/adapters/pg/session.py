@@ -34,7 +34,7 @@ from psycopg.types import TypesRegistry
 from . import failures
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
-from .wire import Cancel, failed_at, round_trip
+from .wire import Cancel, exchange, failed_at, refuse_failed, round_trip
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -113,6 +113,21 @@ class Tracking:
             if not args:
                 kwargs.setdefault("interval", pace(left))
         return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
+
+    def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `exchange`."""
+        conn: Any = self
+        if type(command) is not bytes or args or kwargs or conn._pipeline:
+            return (yield from super()._exec_command(command, *args, **kwargs))  # type: ignore[misc]
+        conn._check_connection_ok()
+        results: list[Any] = []
+        try:
+            yield from exchange(conn.pgconn, command, results)
+        finally:
+            refuse_failed(results)
+        if conn._notify_handlers:
+            _notify(conn)
+        return results[-1]
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:

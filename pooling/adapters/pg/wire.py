@@ -9,16 +9,22 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import pq
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Wait
 
-__all__ = ["Cancel", "failed_at", "round_trip", "second_handle", "spare_handle", "wait_for_end"]
+__all__ = [
+    "Cancel", "exchange", "failed_at", "refuse_failed", "round_trip", "second_handle", "spare_handle", "wait_for_end"
+]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
 _FATAL = int(pq.ExecStatus.FATAL_ERROR)
+WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
 def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
@@ -34,36 +40,49 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
         psycopg.Error: The first statement that failed; those after it were not
             executed. Of both `failed_at` says at which statement it was.
     """
-    deadline = _Deadline(timeout)
-    pgconn = conn.pgconn
+    pgconn, deadline = conn.pgconn, _Deadline(timeout)
+    results: list[PGresult] = []
+    try:
+        for wish in exchange(pgconn, query, results):
+            deadline.wait(pgconn.socket, wish)
+    except (psycopg.Error, TimeoutError) as problem:
+        refuse_failed(results)  # its last words tell more than that it has hung up
+        vars(problem)["_failed_at"] = len(results)
+        raise
+    refuse_failed(results)
+
+
+def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
+    """Send ``query`` and collect what is answered, in steps: each yields what is to be waited for.
+
+    As psycopg's ``generators.execute()`` does it, with half its turns at the
+    GIL, each of which is a turn of the whole line: of libpq's calls only those
+    let go of it that psycopg calls without it.
+    """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     pgconn.send_query(query)
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
-        deadline.wait(pgconn.socket, write=True)
-    error: psycopg.Error | None = None
-    number = 0  # of the statement whose result is awaited
-    answered = False
-    try:
-        while not answered:
-            deadline.wait(pgconn.socket)
-            pgconn.consume_input()
-            while not is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
-                result = get_result()
-                if result is None:
-                    answered = True
-                    break
-                if error is None:
-                    if result.status == _FATAL:
-                        error = psycopg.errors.error_from_result(result)
-                    else:
-                        number += 1
-    except (psycopg.Error, TimeoutError) as problem:
-        if error is None:  # else its last words tell more than that it has hung up
-            vars(problem)["_failed_at"] = number
-            raise
-    if error is not None:
-        vars(error)["_failed_at"] = number
-        raise error
+        yield WAIT_RW
+        pgconn.consume_input()
+    while True:
+        if (yield WAIT_R) == READY_NONE:
+            continue  # psycopg looks around while it waits
+        pgconn.consume_input()
+        while not is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+            result = get_result()
+            if result is None:
+                return
+            results.append(result)
+
+
+def refuse_failed(results: list[PGresult]) -> None:
+    """Raise what the server said, if it said that a statement failed: the ones after it were not executed."""
+    if not results or results[-1].status != _FATAL:
+        return
+    number, failed = next((at, one) for at, one in enumerate(results) if one.status == _FATAL)
+    error = psycopg.errors.error_from_result(failed)
+    vars(error)["_failed_at"] = number
+    raise error from None
 
 
 def failed_at(error: BaseException) -> int:
@@ -79,25 +98,26 @@ class _Deadline:
         if timeout is not None:
             self._end = time.monotonic() + timeout
 
-    def wait(self, fd: int, write: bool = False, lacking: str = "no answer from the server") -> None:
+    def wait(self, fd: int, wish: int, lacking: str = "no answer from the server") -> None:
         timeout = self._timeout
         left = None if timeout is None else max(0.0, self._end - time.monotonic())
-        if not _ready(fd, left, write):
+        if not _ready(fd, left, wish):
             raise TimeoutError(f"{lacking} within {timeout:g} s")
 
 
 if hasattr(select, "poll"):
-    _READ, _WRITE = select.POLLIN, select.POLLOUT
+    _EVENTS = {WAIT_R: select.POLLIN, WAIT_W: select.POLLOUT, WAIT_RW: select.POLLIN | select.POLLOUT}
 
-    def _ready(fd: int, timeout: float | None, write: bool) -> bool:
+    def _ready(fd: int, timeout: float | None, wish: int) -> bool:
         poll = select.poll()  # select.select() knows no descriptor above 1023
-        poll.register(fd, _READ | _WRITE if write else _READ)
+        poll.register(fd, _EVENTS[wish])
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 else:  # Windows, whose descriptors are few in a set, not low in number
 
-    def _ready(fd: int, timeout: float | None, write: bool) -> bool:
-        readable, writable, _ = select.select([fd], [fd] if write else [], [], timeout)
+    def _ready(fd: int, timeout: float | None, wish: int) -> bool:
+        reads, writes = [fd] if wish & WAIT_R else [], [fd] if wish & WAIT_W else []
+        readable, writable, _ = select.select(reads, writes, [], timeout)
         return bool(readable or writable)
 
 
@@ -150,12 +170,12 @@ class Cancel:
 
     def _begin(self, deadline: _Deadline) -> None:
         self._handle.start()
-        self._wishes_to_write, self._step = True, self._go_on
+        self._wish, self._step = WAIT_W, self._go_on
 
     def _go_on(self, deadline: _Deadline) -> None:
-        deadline.wait(self._handle.socket, self._wishes_to_write, "no cancel was sent")
+        deadline.wait(self._handle.socket, self._wish, "no cancel was sent")
         status = self._handle.poll()
-        self._wishes_to_write = status == pq.PollingStatus.WRITING
+        self._wish = WAIT_W if status == pq.PollingStatus.WRITING else WAIT_R
         self.done = status == pq.PollingStatus.OK
         if status == pq.PollingStatus.FAILED:
             text = self._handle.get_error_message()
