@@ -129,6 +129,11 @@ class Tracking:
             _notify(conn)
         return results[-1]
 
+    def notifies(self, *args: Any, **kwargs: Any) -> Generator[psycopg.Notify, None, None]:
+        _notify(self)  # psycopg of those that came with what is executed above
+        found: Generator[psycopg.Notify, None, None] = super().notifies(*args, **kwargs)  # type: ignore[misc]
+        return found
+
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:
         told = failures.listening()
@@ -328,8 +333,8 @@ def _unfinished(conn: Connection, status: int) -> bool:
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
-def _notify(conn: Connection) -> None:
-    """Tell the borrower of the notifications that came with the answer to its COMMIT, as psycopg does."""
+def _notify(conn: Any) -> None:
+    """Tell of the notifications that came, as psycopg does: its handlers, or it keeps them."""
     pgconn = conn.pgconn
     while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
         pgconn.notify_handler(notification)
