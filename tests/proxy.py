@@ -51,6 +51,7 @@ class Proxy:
         self._holding = False
         self._swallowing = False
         self._delay = 0.0
+        self._piece = _CHUNK
         self._closed = False
         self._listener: socket.socket | None = None
         self.port = 0
@@ -129,6 +130,11 @@ class Proxy:
         """Deliver what comes from now on so much later, in each direction."""
         with self._changing():
             self._delay = seconds
+
+    def crumble(self, size: int) -> None:
+        """Deliver from now on in pieces of so many bytes, a millisecond apart."""
+        with self._changing():
+            self._piece = size
 
     # -- counts -------------------------------------------------------------------
 
@@ -262,21 +268,20 @@ class Proxy:
         else:
             self._watch(link)
 
-    @staticmethod
-    def _pour(way: _Way, sink: socket.socket) -> None:
+    def _pour(self, way: _Way, sink: socket.socket) -> None:
         now = time.monotonic()
         while way.queue and way.queue[0][0] <= now:
-            due, data = way.queue[0]
+            data = way.queue[0][1]
             try:
-                sent = sink.send(data)
+                sent = sink.send(data[: self._piece])
             except BlockingIOError:
                 way.queue[0] = (now + 0.01, data)
                 return
             way.size -= sent
             if sent < len(data):
-                way.queue[0] = (due, data[sent:])
-            else:
-                way.queue.popleft()
+                way.queue[0] = (now + 0.001, data[sent:])
+                return
+            way.queue.popleft()
 
     def _watch(self, link: _Link) -> None:
         """Read from a side when what it says can be passed on, or is to be swallowed."""

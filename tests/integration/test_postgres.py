@@ -391,6 +391,43 @@ def test_a_prepared_statement_that_a_migration_made_stale_fails_once(
     assert other_one is not conn and "added" in columns
 
 
+def test_how_a_whole_answer_is_told_from_a_part() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        told = []
+        for part in (b"C\0\0\0\x0bCOMMIT\0", b"Z\0\0\0\5", b"I", b"A", b"x" * 1024, b"Z\0\0\0\5I"):
+            far.send(part)
+            told.append(wire._has_answered(near.fileno()))
+        assert told == [False, False, True, False, False, False]  # of a long one it is not known
+        assert near.recv(3) == b"C\0\0"
+    assert not wire._has_answered(near.fileno())
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_an_answer_in_pieces_is_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer, pieces: bool
+) -> None:
+    """What comes at once is taken without asking libpq after each result; what does not is not waited for in libpq."""
+    told: list[bool] = []
+    real = wire._has_answered
+
+    def noting(fd: int) -> bool:
+        told.append(real(fd))
+        return told[-1]
+
+    monkeypatch.setattr(wire, "_has_answered", noting)
+    with Proxy(postgres.port) as proxy:
+        if pieces:
+            proxy.crumble(40)
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+        for _ in range(20):
+            with pool.connection() as conn:
+                conn.execute("SELECT set_config('a.b', 'c', false)")
+        assert pool.stats()["size"] == 1
+        pool.close()
+    assert len(told) > 20 if pieces else told.count(True) > 10
+
+
 # -- all of psycopg works through it -----------------------------------------------
 
 

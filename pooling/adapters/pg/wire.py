@@ -27,6 +27,19 @@ _FATAL = int(pq.ExecStatus.FATAL_ERROR)
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
+_PEEKED = 1024  # bytes: what a cleaning is answered with is some 300
+try:
+    import ctypes
+
+    _Buffer = ctypes.c_char * _PEEKED
+    _MSG_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+    _peek: Any = ctypes.PyDLL(None).recv  # with the GIL: it does not wait
+    _peek.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _peek.restype = ctypes.c_ssize_t
+except (ImportError, AttributeError, OSError, TypeError):  # Windows, or a Python without it
+    _peek = None
+
+
 def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
     """Execute ``query``, without parameters, and see that it worked.
 
@@ -55,11 +68,12 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
     """Send ``query`` and collect what is answered, in steps: each yields what is to be waited for.
 
-    As psycopg's ``generators.execute()`` does it, with half its turns at the
-    GIL, each of which is a turn of the whole line: of libpq's calls only those
-    let go of it that psycopg calls without it.
+    As psycopg's ``generators.execute()`` does it, with few of its turns at the
+    GIL, each of which is a turn of the whole line: psycopg lets go of it for
+    some of libpq's calls, ``PQisBusy`` after each result among them.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
+    several = b";" in query  # with one result alone the question would cost more than it saves
     pgconn.send_query(query)
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         yield WAIT_RW
@@ -67,12 +81,27 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
     while True:
         if (yield WAIT_R) == READY_NONE:
             continue  # psycopg looks around while it waits
+        complete = several and _has_answered(pgconn.socket)
         pgconn.consume_input()
-        while not is_busy():  # else libpq would wait itself, without limit and without letting go of the GIL
+        # Else libpq would wait itself, without limit and without letting go of the GIL.
+        while complete or not is_busy():
             result = get_result()
             if result is None:
                 return
             results.append(result)
+
+
+def _has_answered(fd: int) -> bool:
+    """Whether what has come in ends with ReadyForQuery; the kernel is asked, who tells without a turn at the GIL.
+
+    That cannot be mistaken: no text holds a zero byte. On an encrypted
+    connection it is never seen.
+    """
+    if _peek is None:
+        return False
+    buffer = _Buffer()
+    end = _peek(fd, buffer, _PEEKED, _MSG_PEEK)
+    return end > 5 and buffer.raw[end - 6 : end - 1] == b"Z\0\0\0\5"
 
 
 def refuse_failed(results: list[PGresult]) -> None:
