@@ -269,7 +269,8 @@ class PostgresPool(Pool[Connection]):
         """Run a unit of work in a transaction, and again in a new one where that helps.
 
         It is run again after a serialization failure or a deadlock (40001,
-        40P01) and when the connection was lost before the commit was sent.
+        40P01), where a prepared statement was stale (see the README), and when
+        the connection was lost before the commit was sent, or undone with it.
         Other errors are passed on, a `CommandTimeout` among them, and never is
         it run again when it may have been committed.
 
