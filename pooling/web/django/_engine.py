@@ -25,7 +25,9 @@ __all__ = ["AliasPools", "PooledWrapper", "bad_age"]
 _FRAMEWORK = (os.path.dirname(django.__file__) + os.sep, os.path.dirname(__file__) + os.sep, contextlib.__file__)
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
+    """A pool, and what it was made from."""
+
     recipe: Mapping[str, Any]
     pool: Pool[Any]
 
@@ -39,22 +41,26 @@ class AliasPools:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known] = {}  # no lock: a fork would copy it locked
+        self._known: dict[str, Known] = {}  # no lock: a fork would copy it locked
 
-    def suiting(self, alias: str, recipe: Mapping[str, Any], make: Callable[[], Pool[Any]]) -> Pool[Any]:
+    def current(self, alias: str) -> Known | None:
+        """Return what is known of an alias now."""
+        return self._known.get(alias)
+
+    def suiting(self, alias: str, recipe: Mapping[str, Any], make: Callable[[], Pool[Any]]) -> Known:
         """Return the pool of an alias that was made from this recipe; make it if there is none."""
         known = self._known.get(alias)
         if known is not None and known.recipe == recipe:
-            return known.pool
-        made = _Known(recipe, make())
+            return known
+        made = Known(recipe, make())
         # dict methods are atomic: whoever comes second takes what the first one made.
         if known is None:
             won = self._known.setdefault(alias, made)
-            return won.pool if won.recipe == recipe else self.suiting(alias, recipe, make)
+            return won if won.recipe == recipe else self.suiting(alias, recipe, make)
         self._known[alias] = made
         known.pool.reconfigure(min_size=0)
         known.pool.drain()
-        return made.pool
+        return made
 
     def close(self, alias: str) -> None:
         """Close the pool of an alias; the next connection makes another."""
@@ -99,9 +105,9 @@ class PooledWrapper:
         """The pool of this alias; ``None`` if it is told to have none."""
         if self._lease is not None:
             return self._lease._pool
-        return self._pool_for(self.get_connection_params()) if self._is_pooled() else None
+        return self._pool_for(self.get_connection_params()).pool if self._is_pooled() else None
 
-    def _pool_for(self, params: dict[str, Any]) -> Pool[Any]:
+    def _pool_for(self, params: dict[str, Any]) -> Known:
         try:
             return self.pools.suiting(self.alias, self._recipe(params), lambda: self._checked_pool(params))
         except (ValueError, TypeError) as error:
@@ -117,12 +123,18 @@ class PooledWrapper:
         """Close the pool; the next connection makes another."""
         self.pools.close(self.alias)
 
+    def _pool_of_late(self) -> Pool[Any] | None:
+        """Return the pool that suited the last time, if it is known that it does now."""
+        return None
+
     # -- a connection's life ---------------------------------------------------------
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        if not self._is_pooled():
-            return super().get_new_connection(conn_params)  # type: ignore[misc]
-        pool = self._pool_for(conn_params)
+        pool = self._pool_of_late()
+        if pool is None:
+            if not self._is_pooled():
+                return super().get_new_connection(conn_params)  # type: ignore[misc]
+            pool = self._pool_for(conn_params).pool
         try:
             self._lease = lease = pool.acquire(None, _depth_of_the_user())
         except PoolError as error:

@@ -13,7 +13,8 @@ from django.db.backends.postgresql import base
 
 from ....adapters.pg.session import IDLE
 from ....adapters.postgres import PostgresPool
-from .._engine import AliasPools, PooledWrapper
+from ....core.pool import Pool
+from .._engine import AliasPools, Known, PooledWrapper
 from .._options import PoolOptions
 from .._statements import leaves_traces
 
@@ -45,6 +46,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     pools = AliasPools()
     _grounds: tuple[Any, ...] | None = None
     _params: dict[str, Any]
+    _suits: Known | None = None  # the pool that was made from these
 
     def _options(self) -> PoolOptions:
         wish = self.settings_dict["OPTIONS"].get("pool", True)
@@ -81,6 +83,16 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
                 f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
             ) from None
 
+    def _pool_for(self, params: dict[str, Any]) -> Known:
+        known = super()._pool_for(params)
+        if not _asks(self):  # else they may be others the next time
+            self._suits = known
+        return known
+
+    def _pool_of_late(self) -> Pool[Any] | None:
+        known = self._suits
+        return known.pool if known is not None and self.pools.current(self.alias) is known else None
+
     def _death_of(self, connection: Any) -> BaseException | None:
         if connection.closed:
             return psycopg.OperationalError("the connection was lost while it was lent")
@@ -88,8 +100,9 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         # Asked for each request: worked out anew only when something has changed that they are made from.
-        grounds = (self.settings_dict, settings.USE_TZ, self.timezone)
+        grounds = (self.settings_dict, settings.USE_TZ, self.timezone, self.timezone_name)
         if grounds != self._grounds:
+            self._suits = None
             params = super().get_connection_params()
             if self._is_pooled():
                 params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
