@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ CI = os.environ.get("CI") == "true"
 hypothesis.settings.register_profile("few", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if CI else "few")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell ignores it for what runs in its background, and so would the servers that the tests end by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[_name]  # the developer's own server must not leak into a test's connection
