@@ -36,10 +36,6 @@ R = TypeVar("R")
 logger = logging.getLogger("pooling")
 _getframe = sys._getframe
 
-FRESH = 1e-3
-"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when
-its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
-
 _Refusal = tuple[Callable[..., None], tuple[Any, ...]]  # what becomes of a resource: call, arguments
 
 
@@ -141,7 +137,7 @@ class Lending(Upkeep[R]):
 
     def _sound(self, entry: Entry, now: float) -> bool:
         """Whether a resource is seen to be alive, and need not prove it; `_fit` knows the rest."""
-        if entry.answered and entry.checked > now - FRESH and entry.checked > self._health.suspect_until:
+        if entry.answered and entry.checked > now - self._fresh and entry.checked > self._health.suspect_until:
             return True
         if self._is_alive is not None and not self._alive(entry):
             entry.generation = DEAD

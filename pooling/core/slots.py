@@ -60,6 +60,9 @@ __all__ = ["NOTHING", "Slots"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
+FRESH = 1e-3
+"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when
+its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
 DEATHS = {"broken", "dead", "invalid"}  # the reasons to close what was found dead
 _NONE = object()  # the generation of no entry (a retired one has None)
 
@@ -103,6 +106,7 @@ class Slots(Generic[R]):
         self._careful = self._reset is not None or settings.max_uses is not None or self._noise
         self._wary = self._is_alive is not None or self._validate is not None
         self._patience = settings.validation_interval if settings.validate_on_acquire else math.inf
+        self._fresh = min(FRESH, self._patience)
 
     def _wants_noise(self) -> bool:
         """Whether an observer overrides an event of the hot path."""

@@ -391,6 +391,21 @@ def test_a_prepared_statement_that_a_migration_made_stale_fails_once(
     assert other_one is not conn and "added" in columns
 
 
+def test_a_check_of_ones_own_is_made_also_where_the_server_has_just_answered(make: Make) -> None:
+    """It may look for more than a server that answers, and of that a COMMIT tells nothing."""
+    checked: list[object] = []
+    pool = make(settings=ONE.replace(validation_interval=0), session="trust", check=checked.append)
+    for _ in range(5):
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+    with pool.connection():
+        waiting = threading.Thread(target=lambda: pool.acquire().release())
+        waiting.start()
+        wait_until(lambda: pool.stats()["waiting"])
+    waiting.join()
+    assert len(checked) == 6
+
+
 def test_how_a_whole_answer_is_told_from_a_part() -> None:
     near, far = socket.socketpair()
     with near, far:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from pooling.core.lending import FRESH
+from pooling.core.slots import FRESH
 from pooling.core.sweep import AUDIT
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
@@ -681,6 +681,17 @@ def test_what_answered_just_now_is_not_looked_at_again(
     clock.advance(FRESH / 2)
     pool.acquire().release()
     assert adapter.calls["is_alive"] == (0 if answers else 2)
+
+
+def test_who_wishes_each_to_be_asked_has_each_asked(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "reset", lambda resource: True)
+    pool = make(max_size=1, validation_interval=0)
+    for _ in range(3):
+        clock.advance(FRESH / 2)
+        pool.acquire().release()
+    assert adapter.calls["validate"] == 2  # the first was made for this
 
 
 def test_what_answered_just_before_another_died_is_looked_at(

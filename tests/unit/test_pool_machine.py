@@ -29,7 +29,7 @@ from pooling import (
 )
 from pooling.core.adapter import Adapter
 from pooling.core.entry import Entry
-from pooling.core.lending import FRESH
+from pooling.core.slots import FRESH
 from pooling.core.sweep import AUDIT
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock

@@ -121,7 +121,7 @@ class PostgresAdapter(Adapter[Connection]):
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
     def reset(self, resource: Connection) -> bool:
-        return self._session.clean(resource)
+        return self._session.clean(resource) and self._check is None  # which may look for more than an answer
 
     def close(self, resource: Connection) -> None:
         notes, wait = notes_of(resource), CLOSE_WAIT
