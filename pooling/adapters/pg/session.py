@@ -24,17 +24,19 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
+from psycopg.pq.abc import PGresult
 from psycopg.types import TypesRegistry
 
 from . import failures
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
-from .wire import Cancel, exchange, failed_at, refuse_failed, round_trip
+from .wire import Cancel, exchange, failed_at, may_block, refuse_failed, round_trip, spare_handle
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -74,6 +76,7 @@ class Notes:
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
+        self.blocked = False  # its holder waits within libpq
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
@@ -115,19 +118,32 @@ class Tracking:
         return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `exchange`."""
+        """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `_at_once` and `exchange`."""
         conn: Any = self
         if type(command) is not bytes or args or kwargs or conn._pipeline:
             return (yield from super()._exec_command(command, *args, **kwargs))  # type: ignore[misc]
         conn._check_connection_ok()
-        results: list[Any] = []
-        try:
-            yield from exchange(conn.pgconn, command, results)
-        finally:
-            refuse_failed(results)
+        if self._pooling.limit is None and conn.pgconn.transaction_status in BETWEEN and may_block():
+            result = _at_once(conn, self._pooling, command)
+        else:
+            results: list[Any] = []
+            try:
+                yield from exchange(conn.pgconn, command, results)
+            finally:
+                refuse_failed(results)
+            result = results[-1]
         if conn._notify_handlers:
             _notify(conn)
-        return results[-1]
+        return result
+
+    def close(self) -> None:
+        """As psycopg's; but while its holder waits within libpq, another thread only wakes that up."""
+        if self._pooling.blocked and (handle := spare_handle(self)) is not None:  # type: ignore[arg-type]
+            self._closed = True
+            with handle, suppress(OSError):
+                handle.shutdown(socket.SHUT_RDWR)
+        else:
+            super().close()  # type: ignore[misc]
 
     def notifies(self, *args: Any, **kwargs: Any) -> Generator[psycopg.Notify, None, None]:
         _notify(self)  # psycopg of those that came with what is executed above
@@ -277,7 +293,10 @@ class Session:
                 conn.commit()
             return
         try:
-            round_trip(conn, self._commit, notes.limit and notes.limit.left())
+            if notes.limit is None and not self._clean and may_block():
+                _at_once(conn, notes, self._commit)
+            else:
+                round_trip(conn, self._commit, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
@@ -331,6 +350,23 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
 def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
+
+
+def _at_once(conn: Connection, notes: Notes, command: bytes) -> PGresult:
+    """Execute one statement within libpq, with one turn at the GIL: without limit, and deaf to all but the server.
+
+    Each turn is a turn of the whole line, and an exchange in steps takes
+    psycopg nine. libpq would not tell which one of several statements failed.
+    """
+    notes.blocked = True
+    try:
+        result = conn.pgconn.exec_(command)
+    finally:
+        notes.blocked = False
+        if conn._closed:  # by another thread, meanwhile
+            conn.pgconn.finish()
+    refuse_failed([result])
+    return result
 
 
 def _notify(conn: Any) -> None:

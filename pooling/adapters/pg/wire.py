@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -18,8 +19,11 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
+from ...core.threads import patched
+
 __all__ = [
-    "Cancel", "exchange", "failed_at", "refuse_failed", "round_trip", "second_handle", "spare_handle", "wait_for_end"
+    "Cancel", "exchange", "failed_at", "may_block", "refuse_failed", "round_trip", "second_handle", "spare_handle",
+    "wait_for_end"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -102,6 +106,11 @@ def _has_answered(fd: int) -> bool:
     buffer = _Buffer()
     end = _peek(fd, buffer, _PEEKED, _MSG_PEEK)
     return end > 5 and buffer.raw[end - 6 : end - 1] == b"Z\0\0\0\5"
+
+
+def may_block() -> bool:
+    """Whether this thread may wait within libpq: it handles no signals, and no greenlet waits for its turn."""
+    return threading.get_ident() != threading.main_thread().ident and not patched()
 
 
 def refuse_failed(results: list[PGresult]) -> None:
