@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ from pooling.adapters.pg.adapter import PostgresAdapter
 from pooling.adapters.pg.session import notes_of
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
+
+from .tools import environment, everywhere, in_thread
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
 TWO = ONE.replace(max_size=2)
@@ -315,8 +318,7 @@ def test_what_is_left_in_the_middle_is_closed(make: Make, leave: Callable[[Any],
         kept.append(vars(conn).pop("mine", None))
     assert backend(pool) != before
     assert conn.closed
-
-
+@everywhere
 def test_an_open_savepoint_is_nobody_elses(make: Make) -> None:
     pool = make()
     with pool.acquire() as conn:
@@ -341,8 +343,7 @@ def test_notifications_of_the_last_borrower_are_dropped(make: Make, postgres: Po
             other.execute("NOTIFY news, 'new'")
             got = [notify.payload for notify in again.notifies(timeout=10, stop_after=1)]
     assert got == ["new"]
-
-
+@everywhere
 def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
     """As psycopg's own commit() does it. Where sessions are cleaned nobody listens any more by then."""
     pool = make(session="trust")
@@ -361,6 +362,7 @@ def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
     assert heard == ["first", "second"]
 
 
+@everywhere
 @pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this psycopg keeps none")
 def test_notifications_that_nobody_was_told_of_are_kept(make: Make) -> None:
     """Until somebody asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
@@ -444,8 +446,7 @@ def test_an_answer_in_pieces_is_waited_for(
 
 
 # -- all of psycopg works through it -----------------------------------------------
-
-
+@everywhere
 def test_psycopg_works_as_ever(make: Make, table: str) -> None:
     pool = make(settings=TWO)
     with pool.connection() as conn:
@@ -528,8 +529,7 @@ def test_execute_many(make: Make, table: str) -> None:
     with pytest.raises(psycopg.errors.UniqueViolation):
         pool.execute_many("INSERT INTO t VALUES (%s)", [(100,), (1,), (101,)])
     assert one(pool, "SELECT count(*) FROM t") == 100
-
-
+@everywhere
 def test_transaction(make: Make, table: str) -> None:
     pool = make(kwargs={"autocommit": True})
     with pool.transaction(isolation_level=psycopg.IsolationLevel.REPEATABLE_READ) as conn:
@@ -545,8 +545,7 @@ def test_transaction(make: Make, table: str) -> None:
     with pool.acquire() as conn:
         assert (conn.isolation_level, conn.read_only, conn.autocommit) == (None, None, True)
     assert pool.execute_query("SELECT n FROM t") == [(1,)]
-
-
+@everywhere
 def test_run_again_after_a_conflict(make: Make, table: str) -> None:
     serializable = psycopg.IsolationLevel.SERIALIZABLE
     pool = make(settings=TWO, configure=lambda conn: setattr(conn, "isolation_level", serializable))
@@ -602,12 +601,12 @@ def test_run_gives_up_after_its_retries_and_does_not_repeat_what_does_not_help(m
 def kill(server: PostgresServer, pid: int) -> None:
     with server.connect(autocommit=True) as conn:
         conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
-
-
+@pytest.mark.parametrize("session", ["clean", "trust"])
+@everywhere
 def test_run_again_when_the_connection_was_lost_before_the_commit(
-    make: Make, postgres: PostgresServer, table: str
+    make: Make, postgres: PostgresServer, table: str, session: str
 ) -> None:
-    pool = make()
+    pool = make(session=session)
     for at in ("first", "between", "last"):
         runs: list[str] = []
 
@@ -626,12 +625,12 @@ def test_run_again_when_the_connection_was_lost_before_the_commit(
         assert pool.run(work) == at
         assert len(runs) == 2
     assert one(pool, "SELECT count(*) FROM t") == 3  # none twice
-
-
+@pytest.mark.parametrize("session", ["clean", "trust"])
+@everywhere
 def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
-    make: Make, postgres: PostgresServer, table: str
+    make: Make, postgres: PostgresServer, table: str, session: str
 ) -> None:
-    pool = make()
+    pool = make(session=session)
     with pool.connection() as conn:  # nothing was under way: nothing is lost
         kill(postgres, conn.info.backend_pid)
     with pool.connection() as conn:
@@ -647,12 +646,14 @@ def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
     assert pool.execute_query("SELECT n FROM t") == [(1,)]
 
 
+@pytest.mark.parametrize("session", ["clean", "trust"])
+@everywhere
 @pytest.mark.parametrize("verb", ["connection", "transaction", "run"])
 def test_a_connection_lost_during_the_commit_is_told_so(
-    make: Make, postgres: PostgresServer, table: str, verb: str
+    make: Make, postgres: PostgresServer, table: str, session: str, verb: str
 ) -> None:
     with Proxy(postgres.port) as proxy:
-        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)), session=session)
         runs: list[int] = []
 
         def work(conn: psycopg.Connection[Any]) -> None:
@@ -712,6 +713,7 @@ def test_what_was_lost_after_the_commit_holds(make: Make, postgres: PostgresServ
         assert again.execute("SELECT n FROM t").fetchall() == [(1,)]
 
 
+@everywhere
 @pytest.mark.parametrize("brief", [True, False])
 def test_only_after_a_while_a_block_looks_before_its_commit(
     make: Make, postgres: PostgresServer, table: str, monkeypatch: pytest.MonkeyPatch, brief: bool
@@ -726,6 +728,85 @@ def test_only_after_a_while_a_block_looks_before_its_commit(
             wait_until(lambda: select.select([conn.fileno()], [], [], 0)[0])
         assert isinstance(caught.value, pooling.CommitUnknown) == brief
         pool.close()
+
+
+@pytest.fixture
+def slow(postgres: PostgresServer, table: str) -> Iterator[str]:
+    """A statement whose transaction takes a minute to commit."""
+    with postgres.connect(autocommit=True) as conn:
+        conn.execute(
+            "CREATE OR REPLACE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS $$"
+            " BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$;"
+            " CREATE CONSTRAINT TRIGGER dozes AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION doze()"
+        )
+        yield "INSERT INTO t VALUES (1)"
+        conn.execute("SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE query ~ '^COMMIT'")
+
+
+def commits(server: PostgresServer, name: str) -> bool:
+    """Whether a pool's connection is in the middle of a commit."""
+    with server.connect() as conn:
+        asked = "SELECT 1 FROM pg_stat_activity WHERE application_name ~ %s AND state = 'active' AND query ~ '^COMMIT'"
+        return conn.execute(asked, [name]).fetchone() is not None
+
+
+@pytest.mark.parametrize("session", ["clean", "trust"])
+def test_who_waits_for_a_commit_may_be_closed_by_another_thread(
+    make: Make, postgres: PostgresServer, slow: str, session: str
+) -> None:
+    """Also within libpq, which must not lose what it works with: it would crash the process."""
+    pool = make(session=session, name="dozing")
+    lent: list[psycopg.Connection[Any]] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with pool.connection() as conn:
+                lent.append(conn)
+                conn.execute(slow)
+        except psycopg.OperationalError as error:
+            errors.append(error)
+
+    thread = in_thread(work)
+    wait_until(lambda: commits(postgres, "dozing"))
+    lent[0].close()
+    thread.join(20)
+    assert not thread.is_alive() and lent[0].closed
+    assert [type(error) for error in errors] == [pooling.CommitUnknown]
+    assert one(pool, "SELECT 1") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT that could be sent to one process")
+@pytest.mark.parametrize("session", ["clean", "trust"])
+def test_who_waits_for_a_commit_can_be_interrupted(postgres: PostgresServer, slow: str, session: str) -> None:
+    program = (
+        "import sys, pooling\n"
+        "db = pooling.PostgresPool(sys.argv[1], session=sys.argv[2], name='script')\n"
+        "with db.connection() as conn: conn.execute(sys.argv[3])"
+    )
+    script = subprocess.Popen(
+        [sys.executable, "-c", program, postgres.dsn, session, slow], env=environment(), stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: commits(postgres, "script"))
+        began = time.monotonic()
+        script.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in script.communicate(timeout=30)[1]
+        assert time.monotonic() - began < 10
+    finally:
+        script.kill()
+        script.wait()
+
+
+@everywhere
+def test_a_commit_amid_a_query_is_refused_as_ever(make: Make) -> None:
+    """libpq would throw the query's answer away without a word."""
+    pool = make()
+    with pool.acquire() as conn:
+        conn.pgconn.send_query(b"SELECT 1")
+        with pytest.raises(psycopg.OperationalError):
+            conn.commit()
 
 
 def test_what_was_cut_off_is_not_run_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -9,9 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROOT", "environment", "in_thread", "run_forking", "wait_until"]
+import pytest
+
+__all__ = ["ROOT", "environment", "everywhere", "in_thread", "run_forking", "wait_until"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +26,24 @@ def in_thread(function: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=function)
     thread.start()
     return thread
+
+
+def everywhere(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in the main thread, where signals are handled, and in another."""
+
+    def run(where: str, **fixtures: Any) -> None:
+        if where == "main thread":
+            test(**fixtures)
+        else:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(test, **fixtures).result()
+
+    signature = inspect.signature(test)
+    where = inspect.Parameter("where", inspect.Parameter.KEYWORD_ONLY)
+    vars(run).update(vars(test), __signature__=signature.replace(parameters=[*signature.parameters.values(), where]))
+    run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+    marked: Callable[..., None] = pytest.mark.parametrize("where", ["main thread", "other thread"])(run)
+    return marked
 
 
 def wait_until(condition: Callable[[], object], patience: float = 30.0) -> None:

@@ -30,7 +30,6 @@ from typing import Any, Literal, TypeVar
 import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
-from psycopg.pq.abc import PGresult
 from psycopg.types import TypesRegistry
 
 from . import failures
@@ -46,6 +45,7 @@ Connection = psycopg.Connection[Any]
 Hook = Callable[[Connection], object]
 SessionMode = Literal["clean", "trust"] | Hook
 C = TypeVar("C", bound=Connection)
+R = TypeVar("R")
 
 # DISCARD ALL without DEALLOCATE ALL, and a RESET ROLE for a role that was set as the default.
 # Source: "DISCARD" in the PostgreSQL manual, which says what ALL stands for.
@@ -76,7 +76,7 @@ class Notes:
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
-        self.blocked = False  # its holder waits within libpq
+        self.waits = False  # its holder, for the server, in a way that only the server can end
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
@@ -118,13 +118,14 @@ class Tracking:
         return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `_at_once` and `exchange`."""
+        """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
         conn: Any = self
         if type(command) is not bytes or args or kwargs or conn._pipeline:
             return (yield from super()._exec_command(command, *args, **kwargs))  # type: ignore[misc]
         conn._check_connection_ok()
         if self._pooling.limit is None and conn.pgconn.transaction_status in BETWEEN and may_block():
-            result = _at_once(conn, self._pooling, command)
+            result = _waiting(conn, self._pooling, conn.pgconn.exec_, command)
+            refuse_failed([result])
         else:
             results: list[Any] = []
             try:
@@ -137,8 +138,8 @@ class Tracking:
         return result
 
     def close(self) -> None:
-        """As psycopg's; but while its holder waits within libpq, another thread only wakes that up."""
-        if self._pooling.blocked and (handle := spare_handle(self)) is not None:  # type: ignore[arg-type]
+        """As psycopg's; but in the midst of a commit another thread only wakes its holder, who then closes it."""
+        if self._pooling.waits and (handle := spare_handle(self)) is not None:  # type: ignore[arg-type]
             self._closed = True
             with handle, suppress(OSError):
                 handle.shutdown(socket.SHUT_RDWR)
@@ -294,9 +295,9 @@ class Session:
             return
         try:
             if notes.limit is None and not self._clean and may_block():
-                _at_once(conn, notes, self._commit)
+                refuse_failed([_waiting(conn, notes, conn.pgconn.exec_, self._commit)])
             else:
-                round_trip(conn, self._commit, notes.limit and notes.limit.left())
+                _waiting(conn, notes, round_trip, conn, self._commit, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
@@ -352,21 +353,15 @@ def _unfinished(conn: Connection, status: int) -> bool:
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
-def _at_once(conn: Connection, notes: Notes, command: bytes) -> PGresult:
-    """Execute one statement within libpq, with one turn at the GIL: without limit, and deaf to all but the server.
-
-    Each turn is a turn of the whole line, and an exchange in steps takes
-    psycopg nine. libpq would not tell which one of several statements failed.
-    """
-    notes.blocked = True
+def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: Any) -> R:
+    """Call what waits for the server without a look at anything else; see `Tracking.close`."""
+    notes.waits = True
     try:
-        result = conn.pgconn.exec_(command)
+        return function(*args)
     finally:
-        notes.blocked = False
+        notes.waits = False
         if conn._closed:  # by another thread, meanwhile
             conn.pgconn.finish()
-    refuse_failed([result])
-    return result
 
 
 def _notify(conn: Any) -> None:

@@ -109,7 +109,11 @@ def _has_answered(fd: int) -> bool:
 
 
 def may_block() -> bool:
-    """Whether this thread may wait within libpq: it handles no signals, and no greenlet waits for its turn."""
+    """Whether this thread may wait within libpq: it handles no signals, and no greenlet waits for its turn.
+
+    That is one turn at the GIL for an exchange, which takes psycopg nine and `exchange` four; each is a turn of
+    the whole line. Nothing but the server's answer ends it, and of several statements it tells only of the last.
+    """
     return threading.get_ident() != threading.main_thread().ident and not patched()
 
 
@@ -118,7 +122,9 @@ def refuse_failed(results: list[PGresult]) -> None:
     if not results or results[-1].status != _FATAL:
         return
     number, failed = next((at, one) for at, one in enumerate(results) if one.status == _FATAL)
-    error = psycopg.errors.error_from_result(failed)
+    error: psycopg.Error = psycopg.errors.error_from_result(failed)
+    if error.sqlstate is None:  # libpq's words, not the server's: the connection is lost
+        error = psycopg.OperationalError(str(error))
     vars(error)["_failed_at"] = number
     raise error from None
 
