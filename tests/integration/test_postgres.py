@@ -800,6 +800,18 @@ def test_who_waits_for_a_commit_can_be_interrupted(postgres: PostgresServer, slo
 
 
 @everywhere
+def test_a_connection_lost_before_its_begin_is_an_operational_error(make: Make, postgres: PostgresServer) -> None:
+    """Whoever says so: where the server cannot, libpq does, and psycopg would make a DatabaseError of its words."""
+    with Proxy(postgres.port) as proxy:
+        pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
+        with pytest.raises(psycopg.OperationalError), pool.acquire() as conn:
+            proxy.cut()
+            conn.execute("SELECT 1")
+        assert conn.closed
+        pool.close()
+
+
+@everywhere
 def test_a_commit_amid_a_query_is_refused_as_ever(make: Make) -> None:
     """libpq would throw the query's answer away without a word."""
     pool = make()

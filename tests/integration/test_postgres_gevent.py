@@ -29,6 +29,32 @@ with gevent.Timeout(0.3, False):
 with db.connection() as conn:
     assert conn.execute("SELECT 1").fetchone() == (1,)
 db.close()
+
+turns = []
+def tick():
+    while True:
+        gevent.sleep(0.01)
+        turns.append(1)
+ticks = gevent.spawn(tick)
+def commit_slowly():  # not in the main greenlet, for which that is a thread like any other
+    with PostgresPool(sys.argv[1], session="trust") as db, db.connection() as conn:
+        conn.execute('''
+            CREATE TEMP TABLE slow (n int);
+            CREATE FUNCTION pg_temp.doze() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+            CREATE CONSTRAINT TRIGGER dozes AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION pg_temp.doze()
+        ''')
+        conn.commit()
+        conn.execute("INSERT INTO slow VALUES (1)")
+        turns.clear()
+        conn.commit()
+        assert len(turns) > 20, turns  # psycopg's
+        conn.execute("INSERT INTO slow VALUES (1)")
+        turns.clear()
+    assert len(turns) > 20, turns  # the block's own
+gevent.spawn(commit_slowly).get()
+ticks.kill()
 print("well")
 """
 
