@@ -73,8 +73,8 @@ class Way:
 class Pooling(Way):
     """Ours: one writes, others read."""
 
-    name = "pooling, readers=4"
-    arguments: ClassVar[dict[str, Any]] = {"readers": 4}
+    name = "pooling, readers=7"
+    arguments: ClassVar[dict[str, Any]] = {"readers": 7}
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
