@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -14,7 +13,7 @@ from ...settings import PoolSettings
 from . import failures, greenlets
 from .address import Address, Answer
 from .session import ACTIVE, BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
-from .wire import Cancel, round_trip, second_handle, spare_handle, wait_for_end
+from .wire import Cancel, hang_up, round_trip, spare_handle, wait_for_end
 
 __all__ = ["PostgresAdapter"]
 
@@ -143,8 +142,7 @@ class PostgresAdapter(Adapter[Connection]):
             if cancel.bounded:
                 with suppress(Exception):  # its close tries on
                     cancel.send(BRIEF)
-        with suppress(OSError, psycopg.Error), second_handle(resource) as peer:
-            peer.shutdown(socket.SHUT_RDWR)
+        hang_up(resource)
 
     def abandon(self, resource: Connection) -> None:
         # libpq says Terminate when it is freed, at the latest at exit; now to nobody.

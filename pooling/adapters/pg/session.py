@@ -24,7 +24,6 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -35,7 +34,7 @@ from psycopg.types import TypesRegistry
 from . import failures
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
-from .wire import Cancel, exchange, failed_at, may_block, refuse_failed, round_trip, spare_handle
+from .wire import Cancel, exchange, failed_at, hang_up, may_block, refuse_failed, round_trip
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -139,10 +138,9 @@ class Tracking:
 
     def close(self) -> None:
         """As psycopg's; but in the midst of a commit another thread only wakes its holder, who then closes it."""
-        if self._pooling.waits and (handle := spare_handle(self)) is not None:  # type: ignore[arg-type]
+        if self._pooling.waits:
             self._closed = True
-            with handle, suppress(OSError):
-                handle.shutdown(socket.SHUT_RDWR)
+            hang_up(self)  # type: ignore[arg-type]
         else:
             super().close()  # type: ignore[misc]
 

@@ -22,7 +22,7 @@ from psycopg.waiting import Wait
 from ...core.threads import patched
 
 __all__ = [
-    "Cancel", "exchange", "failed_at", "may_block", "refuse_failed", "round_trip", "second_handle", "spare_handle",
+    "Cancel", "exchange", "failed_at", "hang_up", "may_block", "refuse_failed", "round_trip", "spare_handle",
     "wait_for_end"
 ]  # fmt: skip
 
@@ -165,22 +165,29 @@ else:  # Windows, whose descriptors are few in a set, not low in number
         return bool(readable or writable)
 
 
-def second_handle(conn: Connection) -> socket.socket:
-    """Return a socket of our own for the connection, which libpq knows nothing of."""
-    fd = socket.dup(conn.fileno())
-    try:
-        return socket.socket(fileno=fd)
-    except BaseException:
-        socket.close(fd)
-        raise
-
-
 def spare_handle(conn: Connection) -> socket.socket | None:
-    """Return that, or ``None``: closed already, or no descriptor to spare."""
-    try:
-        return second_handle(conn)
-    except (OSError, psycopg.Error):
-        return None
+    """Return a socket of our own for the connection, which libpq knows nothing of.
+
+    ``None``: it is closed already, or there is no descriptor to spare.
+    """
+    with suppress(OSError, psycopg.Error):
+        fd = socket.dup(conn.fileno())
+        try:
+            return socket.socket(fileno=fd)
+        except BaseException:
+            socket.close(fd)
+            raise
+    return None
+
+
+def hang_up(conn: Connection) -> None:
+    """End what a connection's holder waits for, without a descriptor of our own, and without libpq."""
+    with suppress(OSError, psycopg.Error):  # it has ended
+        handle = socket.socket(fileno=conn.fileno())
+        try:
+            handle.shutdown(socket.SHUT_RDWR)
+        finally:
+            handle.detach()
 
 
 class Cancel:
