@@ -32,9 +32,10 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types import TypesRegistry
 
 from . import failures
+from .cursors import hastened
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
-from .wire import Cancel, exchange, failed_at, hang_up, may_block, refuse_failed, round_trip
+from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
 
 __all__ = [
     "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
@@ -122,9 +123,8 @@ class Tracking:
         if type(command) is not bytes or args or kwargs or conn._pipeline:
             return (yield from super()._exec_command(command, *args, **kwargs))  # type: ignore[misc]
         conn._check_connection_ok()
-        if self._pooling.limit is None and conn.pgconn.transaction_status in BETWEEN and may_block():
-            result = _waiting(conn, self._pooling, conn.pgconn.exec_, command)
-            refuse_failed([result])
+        if self._pooling.limit is None and conn.pgconn.transaction_status in BETWEEN and may_block(conn.pgconn):
+            result = _waiting(conn, self._pooling, execute, conn.pgconn, command)
         else:
             results: list[Any] = []
             try:
@@ -133,7 +133,7 @@ class Tracking:
                 refuse_failed(results)
             result = results[-1]
         if conn._notify_handlers:
-            _notify(conn)
+            notify(conn)
         return result
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class Tracking:
             super().close()  # type: ignore[misc]
 
     def notifies(self, *args: Any, **kwargs: Any) -> Generator[psycopg.Notify, None, None]:
-        _notify(self)  # psycopg of those that came with what is executed above
+        notify(self)  # psycopg of those that came with what is executed above
         found: Generator[psycopg.Notify, None, None] = super().notifies(*args, **kwargs)  # type: ignore[misc]
         return found
 
@@ -216,6 +216,7 @@ class Session:
         conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         notes = notes_of(conn)
         conn.add_notice_handler(notes.hear)
+        conn.cursor_factory = hastened(conn.cursor_factory)
         _remember(conn, notes)
         notes.bare = dict(notes.as_new)
         notes.dirty = False
@@ -292,8 +293,8 @@ class Session:
                 conn.commit()
             return
         try:
-            if notes.limit is None and not self._clean and may_block():
-                refuse_failed([_waiting(conn, notes, conn.pgconn.exec_, self._commit)])
+            if notes.limit is None and not self._clean and may_block(conn.pgconn):
+                _waiting(conn, notes, execute, conn.pgconn, self._commit)
             else:
                 _waiting(conn, notes, round_trip, conn, self._commit, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
@@ -301,7 +302,7 @@ class Session:
                 return  # committed all the same; that it is not clean, `clean` will find
             raise
         if conn._notify_handlers:
-            _notify(conn)
+            notify(conn)
         notes.answered = True
         if self._clean:
             _forget_notifications(conn)
@@ -360,13 +361,6 @@ def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: 
         notes.waits = False
         if conn._closed:  # by another thread, meanwhile
             conn.pgconn.finish()
-
-
-def _notify(conn: Any) -> None:
-    """Tell of the notifications that came, as psycopg does: its handlers, or it keeps them."""
-    pgconn = conn.pgconn
-    while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
-        pgconn.notify_handler(notification)
 
 
 def _forget_notifications(conn: Connection) -> None:

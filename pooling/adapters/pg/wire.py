@@ -22,12 +22,14 @@ from psycopg.waiting import Wait
 from ...core.threads import patched
 
 __all__ = [
-    "Cancel", "exchange", "failed_at", "hang_up", "may_block", "refuse_failed", "round_trip", "spare_handle",
-    "wait_for_end"
+    "Cancel", "answers", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify", "refuse_failed",
+    "round_trip", "spare_handle", "wait_for_end"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
 _FATAL = int(pq.ExecStatus.FATAL_ERROR)
+_SQLSTATE = int(pq.DiagnosticField.SQLSTATE)
+_COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
@@ -35,7 +37,7 @@ _PEEKED = 1024  # bytes: what a cleaning is answered with is some 300
 try:
     import ctypes
 
-    _Buffer = ctypes.c_char * _PEEKED
+    _Buffer, _byte = ctypes.c_char * _PEEKED, (ctypes.c_char * 1)()
     _MSG_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
     _peek: Any = ctypes.PyDLL(None).recv  # with the GIL: it does not wait
     _peek.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -70,15 +72,25 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
 
 
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
-    """Send ``query`` and collect what is answered, in steps: each yields what is to be waited for.
+    """Send ``query``, and collect what is answered as `answers` does."""
+    pgconn.send_query(query)
+    return answers(pgconn, results, b";" in query)
 
-    As psycopg's ``generators.execute()`` does it, with few of its turns at the
-    GIL, each of which is a turn of the whole line: psycopg lets go of it for
-    some of libpq's calls, ``PQisBusy`` after each result among them.
+
+def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> Generator[int, Any, None]:
+    """Collect what is answered to a query that was sent, in steps: each yields what is to be waited for.
+
+    As psycopg's ``generators.execute()`` does it, with about half of its turns at
+    the GIL, each of which is a turn of the whole line: psycopg lets go of it for
+    some of libpq's calls, and asks ``PQisBusy`` and ``PQnotifies`` before each result.
+
+    Args:
+        pgconn: What it was sent with.
+        results: Takes them; also those that came before an error.
+        several: Whether they are many, and short: with one alone a look ahead
+            at all of them would cost more than it saves.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
-    several = b";" in query  # with one result alone the question would cost more than it saves
-    pgconn.send_query(query)
     while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
         yield WAIT_RW
         pgconn.consume_input()
@@ -93,6 +105,8 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
             if result is None:
                 return
             results.append(result)
+            if result.status in _COPYING:  # libpq gives the same again until it is done
+                return
 
 
 def _has_answered(fd: int) -> bool:
@@ -108,13 +122,37 @@ def _has_answered(fd: int) -> bool:
     return end > 5 and buffer.raw[end - 6 : end - 1] == b"Z\0\0\0\5"
 
 
-def may_block() -> bool:
-    """Whether this thread may wait within libpq: it handles no signals, and no greenlet waits for its turn.
+def may_block(pgconn: PGconn) -> bool:
+    """Whether this thread may wait within libpq for a statement: it handles no signals, and is no greenlet of many.
 
-    That is one turn at the GIL for an exchange, which takes psycopg nine and `exchange` four; each is a turn of
-    the whole line. Nothing but the server's answer ends it, and of several statements it tells only of the last.
+    Nothing may have come, either: that may be why the server has hung up, which is for `answers` to hear.
     """
-    return threading.get_ident() != threading.main_thread().ident and not patched()
+    if _peek is None or threading.get_ident() == threading.main_thread().ident or patched():
+        return False
+    return bool(_peek(pgconn.socket, _byte, 1, _MSG_PEEK) < 0)
+
+
+def execute(pgconn: PGconn, statement: bytes) -> PGresult:
+    """Execute one statement, see that it worked and return its result; only if `may_block`.
+
+    That is one turn at the GIL, which takes psycopg nine and `exchange` five; each is a turn of the whole
+    line. Nothing but the server's answer ends it. For queries, which may take long, that is too much.
+
+    Raises:
+        psycopg.Error: It failed.
+    """
+    result = pgconn.exec_(statement)
+    if result.status == _FATAL and result.error_field(_SQLSTATE) is None:  # lost: that is all the result says
+        raise psycopg.OperationalError(pq.error_message(pgconn))
+    refuse_failed([result])
+    return result
+
+
+def notify(conn: Any) -> None:
+    """Tell of the notifications that came, as psycopg does: its handlers, or it keeps them."""
+    pgconn = conn.pgconn
+    while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
+        pgconn.notify_handler(notification)
 
 
 def refuse_failed(results: list[PGresult]) -> None:
@@ -123,8 +161,6 @@ def refuse_failed(results: list[PGresult]) -> None:
         return
     number, failed = next((at, one) for at, one in enumerate(results) if one.status == _FATAL)
     error: psycopg.Error = psycopg.errors.error_from_result(failed)
-    if error.sqlstate is None:  # libpq's words, not the server's: the connection is lost
-        error = psycopg.OperationalError(str(error))
     vars(error)["_failed_at"] = number
     raise error from None
 
