@@ -94,6 +94,7 @@ class Tracking:
     """Put before a connection class: notes what is set and that something runs, and limits its time."""
 
     _pooling: Notes
+    _wait: Callable[..., Any]  # the class's own; by super() a call would cost twice
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         vars(self)["_pooling"] = Notes()
@@ -115,7 +116,9 @@ class Tracking:
             gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
             if not args:
                 kwargs.setdefault("interval", pace(left))
-        return super().wait(gen, *args, **kwargs)  # type: ignore[misc]
+        elif not (args or kwargs):
+            return self._wait(gen)
+        return self._wait(gen, *args, **kwargs)
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
@@ -173,7 +176,9 @@ class Measuring(Tracking):
 def tracked(connection_class: type[C], measuring: bool) -> type[C]:
     """Return a subclass that looks like the class itself and keeps `Notes`."""
     first = Measuring if measuring else Tracking
-    namespace = {"__module__": connection_class.__module__, "__doc__": connection_class.__doc__}
+    namespace = {
+        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait
+    }  # fmt: skip
     made: type[C] = type(connection_class.__name__, (first, connection_class), namespace)
     made.__qualname__ = connection_class.__qualname__
     return made

@@ -156,9 +156,11 @@ class PooledWrapper:
         return None
 
     def ensure_connection(self) -> None:
-        if self._lease is not None and not _is_ours(self._lease):
+        lease = self._lease
+        if lease is not None and not _is_ours(lease):
             self._close()
-        super().ensure_connection()  # type: ignore[misc]
+        if self.connection is None:
+            super().ensure_connection()  # type: ignore[misc]
 
     def close_if_health_check_failed(self) -> None:
         if self._lease is None and self.connection is not None:  # else the pool looks
@@ -166,10 +168,10 @@ class PooledWrapper:
 
     def close_if_unusable_or_obsolete(self) -> None:
         """At the end of a response, and before a request: give back what is open."""
-        if self._lease is None or self.in_atomic_block:
+        if self._lease is not None and not self.in_atomic_block:
+            self.close()  # whether it is usable the pool finds out: Django would ask the server, without a limit
+        elif self.connection is not None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
-        else:  # whether it is usable is for the pool to find out: Django would ask the server, without a limit
-            self.close()
 
 
 def bad_age(age: object) -> str:
@@ -197,7 +199,8 @@ def _depth_of_the_user() -> int:
         pass
     else:
         user = last.f_back
-        if user is not None and _theirs.get(last.f_code.co_filename) and not _is_theirs(user):
+        known = _theirs.get
+        if user is not None and known(last.f_code.co_filename) and known(user.f_code.co_filename) is False:
             return _usual  # as the last time
     frame, depth = sys._getframe(2), 2
     while _is_theirs(frame) and frame.f_back is not None:

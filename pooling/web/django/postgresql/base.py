@@ -20,6 +20,7 @@ from .._statements import leaves_traces
 
 __all__ = ["DatabaseWrapper"]
 
+READ_COMMITTED = psycopg.IsolationLevel.READ_COMMITTED
 ARGUMENTS = frozenset({
     "check", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
     "query_statistics", "reset", "session", "validation_query",
@@ -45,6 +46,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     pools = AliasPools()
     _grounds: tuple[Any, ...] | None = None
+    _noted: dict[str, Any]
     _params: dict[str, Any]
     _suits: Known | None = None  # the pool that was made from these
 
@@ -100,14 +102,15 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         # Asked for each request: worked out anew only when something has changed that they are made from.
-        grounds = (self.settings_dict, settings.USE_TZ, self.timezone, self.timezone_name)
-        if grounds != self._grounds:
+        told = self.settings_dict
+        options = told["OPTIONS"]
+        grounds = (*told.values(), settings.USE_TZ, self.timezone, self.timezone_name)
+        if grounds != self._grounds or options != self._noted:  # which may be the same, with other content
             self._suits = None
             params = super().get_connection_params()
             if self._is_pooled():
                 params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
-            noted = {name: {**value} if isinstance(value, dict) else value for name, value in grounds[0].items()}
-            self._grounds, self._params = (noted, *grounds[1:]), params
+            self._grounds, self._noted, self._params = grounds, {**options}, params
         return {**self._params}
 
     def ensure_timezone(self) -> bool:
@@ -115,7 +118,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return False if self.connection is None else self._configure_timezone(self.connection)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        self.isolation_level = self._isolation_level() or psycopg.IsolationLevel.READ_COMMITTED
+        self.isolation_level = self._isolation_level() or READ_COMMITTED
         return super().get_new_connection(conn_params)
 
     def _set_autocommit(self, autocommit: bool) -> None:
@@ -177,7 +180,7 @@ def _configure(
 @functools.lru_cache(maxsize=16)
 def _watching(kind: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
     """Return a cursor class whose harmless statements are not noted."""
-    return type(kind.__name__, (Watching, kind), {"__module__": kind.__module__})
+    return type(kind.__name__, (Watching, kind), {"__module__": kind.__module__, "_execute": kind.execute})
 
 
 class Watching:
@@ -189,13 +192,14 @@ class Watching:
     """
 
     _conn: Any
+    _execute: Callable[..., Any]  # the class's own; by super() a call would cost twice
 
-    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(query) is not str or leaves_traces(query):
-            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        if options or type(query) is not str or leaves_traces(query):
+            return self._execute(query, params, **options)
         notes = self._conn._pooling
         before = notes.dirty
         try:
-            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+            return self._execute(query, params)
         finally:
             notes.dirty = before
