@@ -7,6 +7,7 @@ import sqlite3
 import statistics
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter, sleep
@@ -26,10 +27,9 @@ ROWS = 20_000
 WRITES = 0.2  # of the operations
 BUSY = 5.0  # seconds that everybody's connections wait for a lock
 
-READS = {
-    "sum of all": "SELECT count(*), sum(n), max(word) FROM t WHERE id <> ?",  # some 2 ms, without the GIL
-    "one row": "SELECT n, word FROM t WHERE id = ?",  # some 5 µs, most of them with it
-}
+SUM = "SELECT count(*), sum(n), max(word) FROM t WHERE id <> ?"  # some 2 ms, without the GIL
+ROW = "SELECT n, word FROM t WHERE id = ?"  # some 5 µs, most of them with it
+READS = {"both": (SUM, ROW), "sum of all": (SUM,), "one row": (ROW,)}  # one as often as the other
 WRITE = "UPDATE t SET n = n + 1 WHERE id = ?"
 
 
@@ -59,7 +59,7 @@ class Way:
         self.path = path
 
     def read(self, query: str, key: int) -> Any:
-        """Return the rows of one of `READS`."""
+        """Return the rows of `SUM` or `ROW`."""
         raise NotImplementedError
 
     def write(self, key: int) -> None:
@@ -184,10 +184,10 @@ def run(plan: Plan) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         ways = _opened(Path(folder), failures)
         done = {way.name: 0 for way in ways}
-        for reads, query in READS.items():
+        for reads, queries in READS.items():
 
-            def measure(way: Way, query: str = query) -> Sample:
-                sample, writes = _round(way, query, seconds)
+            def measure(way: Way, queries: Sequence[str] = queries) -> Sample:
+                sample, writes = _round(way, queries, seconds)
                 done[way.name] += writes
                 return sample
 
@@ -254,7 +254,7 @@ def _opened(folder: Path, failures: list[str]) -> list[Way]:
     return ways
 
 
-def _round(way: Way, query: str, seconds: float) -> tuple[Sample, int]:
+def _round(way: Way, queries: Sequence[str], seconds: float) -> tuple[Sample, int]:
     running, began = True, 0.0
 
     def work() -> tuple[list[float], int, int]:
@@ -266,7 +266,7 @@ def _round(way: Way, query: str, seconds: float) -> tuple[Sample, int]:
                 if writing:
                     way.write(key)
                     writes += 1
-                elif not way.read(query, key):
+                elif not way.read(dice.choice(queries), key):
                     raise LookupError(f"row {key} is missing")
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
