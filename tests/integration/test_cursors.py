@@ -9,9 +9,8 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import psycopg
@@ -20,8 +19,9 @@ from psycopg.pq import TransactionStatus
 
 import pooling
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.pg import blocks
+from pooling.adapters.pg import blocks, cursors
 from pooling.adapters.pg.cursors import Hastening, hastened
+from pooling.adapters.pg.wire import answers
 from tests.servers import PostgresServer
 
 from .tools import environment, everywhere, in_thread, wait_until
@@ -120,21 +120,6 @@ class Stopped(BaseException):
     pass
 
 
-@contextlib.contextmanager
-def at_once() -> Iterator[None]:
-    """Fail if something goes on and on, before it has filled the memory."""
-    timer = threading.Timer(3, throw, [threading.get_ident(), Stopped])
-    timer.start()
-    try:
-        yield
-    except Stopped as endless:
-        endless.__traceback__ = None  # which would keep all that
-        pytest.fail("it goes on and on")
-    finally:
-        timer.cancel()
-        timer.join()
-
-
 def told(error: psycopg.Error) -> dict[str, Any]:
     """All that an error tells."""
     names = ("severity", "message_primary", "message_hint", "statement_position", "context", "source_function")
@@ -223,7 +208,7 @@ def test_a_query_that_is_terminated_says_so(make: Make, postgres: PostgresServer
 AFTER = {
     "query": lambda conn: conn.execute("SELECT 1"),
     "several": lambda conn: conn.execute("SELECT 1; SELECT 2"),
-    "prepared": lambda conn: conn.execute("SELECT 1", prepare=True),
+    "prepared": lambda conn: conn.execute("SELECT 'prepared'", prepare=True),
     "savepoint": lambda conn: conn.transaction().__enter__(),
     "commit": lambda conn: conn.commit(),
 }
@@ -237,6 +222,7 @@ def test_a_session_that_ended_before_says_why(
 ) -> None:
     pool = make()
     with pytest.raises(why) as caught, pool.acquire() as conn:
+        conn.execute("SELECT 'prepared'", prepare=True)
         end_in_transaction(postgres, conn, why)
         AFTER[what](conn)
     assert type(caught.value) is why and caught.value.sqlstate == why.sqlstate and conn.closed
@@ -316,14 +302,27 @@ def test_results_are_psycopgs(make: Make, plain: Connection, query: str) -> None
         assert works(conn)
 
 
+class Few(list[Any]):
+    def append(self, result: Any) -> None:
+        assert len(self) < 10, "it goes on and on"
+        super().append(result)
+
+
+def few_answers(pgconn: Any, results: list[Any], *options: Any) -> Generator[int, Any, None]:
+    """Fail where libpq says that there is a COPY as often as it is asked, which would fill the memory."""
+    found = Few()
+    yield from answers(pgconn, found, *options)
+    results += found
+
+
 @everywhere
 @pytest.mark.parametrize(
     "query", ["COPY t TO STDOUT", "COPY t FROM STDIN", "SELECT 1; COPY t TO STDOUT", "COPY t FROM STDIN; SELECT 1"]
 )
-def test_a_copy_by_execute_is_refused(make: Make, table: str, query: str) -> None:
-    """For libpq says that there is one as often as it is asked."""
+def test_a_copy_by_execute_is_refused(make: Make, table: str, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cursors, "answers", few_answers)
     pool = make()
-    with pytest.raises(psycopg.ProgrammingError, match="use copy"), pool.connection() as conn, at_once():
+    with pytest.raises(psycopg.ProgrammingError, match="use copy"), pool.connection() as conn:
         conn.execute(query)
     with pool.connection() as another:
         assert works(another) and another is not conn
@@ -439,12 +438,14 @@ def test_a_prepared_statement_that_failed(make: Make, plain: Connection, kind: A
 
 @everywhere
 @pytest.mark.parametrize("kind", PREPARING, indirect=True)
-def test_who_changes_a_table_prepares_anew(make: Make, table: str) -> None:
+def test_who_drops_a_table_prepares_anew(make: Make) -> None:
     with make().acquire() as conn:
+        conn.execute("CREATE TEMP TABLE mine (n integer)")
         for _ in range(2):
-            conn.execute("SELECT * FROM t", prepare=True)
-        conn.execute("ALTER TABLE t ADD COLUMN one integer")
-        assert [column.name for column in conn.execute("SELECT * FROM t").description or ()] == ["n", "one"]
+            conn.execute("SELECT * FROM mine", prepare=True)
+        conn.execute("DROP TABLE mine")
+        conn.execute("CREATE TEMP TABLE mine (n integer, one integer)")
+        assert [column.name for column in conn.execute("SELECT * FROM mine").description or ()] == ["n", "one"]
 
 
 @everywhere
@@ -667,3 +668,26 @@ def test_a_parameter_that_is_no_number_is_psycopgs_error(make: Make, plain: Conn
     with make().connection() as conn:
         assert fail(conn) == fail(plain)
         assert fail(conn, prepare=True) == fail(plain, prepare=True)
+
+
+def test_a_generic_alias_is_as_good_as_its_class(make: Make, kind: Any) -> None:
+    with make(kwargs={"cursor_factory": kind[Any]}).acquire() as conn:
+        assert isinstance(conn.cursor(), kind) and works(conn)
+
+
+@everywhere
+@pytest.mark.parametrize("size", [10, 300_000, 3_000_000])
+def test_last_words_are_heard_that_were_read_amid_the_sending(
+    make: Make, plain: Connection, postgres: PostgresServer, size: int
+) -> None:
+    """Where a long query cannot be sent, libpq reads what there is, at once."""
+
+    def fail(conn: Connection) -> type[Exception]:
+        with pytest.raises(psycopg.OperationalError) as caught:
+            end_in_transaction(postgres, conn, psycopg.errors.AdminShutdown)
+            conn.execute(f"SELECT '{'x' * size}'")
+        return type(caught.value)
+
+    pool = make()
+    with contextlib.suppress(psycopg.OperationalError), pool.acquire() as conn:
+        assert fail(conn) is fail(plain) is psycopg.errors.AdminShutdown

@@ -55,7 +55,9 @@ class Hastening:
 def hastened(factory: Any) -> Any:
     """Return a subclass that looks like the class itself and waits so; or what has a way of its own, as it is."""
     plain = psycopg.Cursor._maybe_prepare_gen
-    return _subclass(factory) if getattr(factory, "_maybe_prepare_gen", None) is plain else factory
+    if not isinstance(factory, type) or getattr(factory, "_maybe_prepare_gen", None) is not plain:
+        return factory
+    return _subclass(factory)
 
 
 @functools.cache

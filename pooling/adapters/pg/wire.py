@@ -28,6 +28,7 @@ __all__ = [
 
 Connection = psycopg.Connection[Any]
 _FATAL = int(pq.ExecStatus.FATAL_ERROR)
+_BAD = int(pq.ConnStatus.BAD)
 _SQLSTATE = int(pq.DiagnosticField.SQLSTATE)
 _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
@@ -91,22 +92,29 @@ def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> G
             at all of them would cost more than it saves.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
-    while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
-        yield WAIT_RW
-        pgconn.consume_input()
-    while True:
-        if (yield WAIT_R) == READY_NONE:
-            continue  # psycopg looks around while it waits
-        complete = several and _has_answered(pgconn.socket)
-        pgconn.consume_input()
-        # Else libpq would wait itself, without limit and without letting go of the GIL.
-        while complete or not is_busy():
-            result = get_result()
-            if result is None:
-                return
-            results.append(result)
-            if result.status in _COPYING:  # libpq gives the same again until it is done
-                return
+    try:
+        while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
+            yield WAIT_RW
+            pgconn.consume_input()
+        while True:
+            if (yield WAIT_R) == READY_NONE:
+                continue  # psycopg looks around while it waits
+            complete = several and _has_answered(pgconn.socket)
+            pgconn.consume_input()
+            # Else libpq would wait itself, without limit and without letting go of the GIL.
+            while complete or not is_busy():
+                result = get_result()
+                if result is None:
+                    return
+                results.append(result)
+                if result.status in _COPYING:  # libpq gives the same again until it is done
+                    return
+    except psycopg.Error:
+        # What libpq has read when it could not send: why the server has hung up. While it has not, libpq would wait.
+        last = get_result() if pgconn.status == _BAD else None
+        if last is not None and not _is_lost(last):
+            results.append(last)
+        raise
 
 
 def _has_answered(fd: int) -> bool:
@@ -142,10 +150,15 @@ def execute(pgconn: PGconn, statement: bytes) -> PGresult:
         psycopg.Error: It failed.
     """
     result = pgconn.exec_(statement)
-    if result.status == _FATAL and result.error_field(_SQLSTATE) is None:  # lost: that is all the result says
+    if _is_lost(result):
         raise psycopg.OperationalError(pq.error_message(pgconn))
     refuse_failed([result])
     return result
+
+
+def _is_lost(result: PGresult) -> bool:
+    """Whether it says in libpq's words, not in the server's, that the connection is lost."""
+    return result.status == _FATAL and result.error_field(_SQLSTATE) is None
 
 
 def notify(conn: Any) -> None:
