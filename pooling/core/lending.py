@@ -336,10 +336,8 @@ class Lending(Upkeep[R]):
             return "max_uses"
         if error is None:
             return None
-        if not self._knows_errors:
-            # Cut off in the middle of who knows what.
-            cut = not isinstance(error, (Exception, GeneratorExit))
-            return "interrupted" if cut else None
+        if not (self._knows_errors or isinstance(error, (Exception, GeneratorExit))):
+            return "interrupted"  # cut off in the middle of who knows what
         try:
             return "broken" if self._adapter.is_broken(entry.resource, error) else None
         except Exception:

@@ -45,8 +45,14 @@ class Pool(Lending[R]):
         factory: Makes a resource. May block; runs on a worker thread.
         close: Ends one.
         validate: Makes a round trip to prove one alive: raises, or returns
-            ``False``, if it is dead.
-        reset: Makes one as good as new after a lease.
+            ``False``, if it is dead. Whatever else it returns, ``None``
+            included, means alive.
+        reset: Makes one as good as new after a lease; raises, or returns
+            ``False``, if that fails.
+        is_broken: Called with a resource and the error that left the block:
+            ``True`` closes the resource, ``False`` keeps it, ``None`` leaves it
+            to `Adapter.is_broken`. Without this argument that decides, and
+            after any other error ``validate`` is asked.
         adapter: All of the above and more in one object; instead of ``factory``.
         settings: Sizes and times, see `PoolSettings`.
         name: For messages and metrics.
@@ -63,15 +69,16 @@ class Pool(Lending[R]):
         factory: Callable[[], R] | None = None,
         *,
         close: Callable[[R], object] | None = None,
-        validate: Callable[[R], object] | None = None,
-        reset: Callable[[R], object] | None = None,
+        validate: Callable[[R], bool | None] | None = None,
+        reset: Callable[[R], bool | None] | None = None,
+        is_broken: Callable[[R, BaseException], bool | None] | None = None,
         adapter: Adapter[R] | None = None,
         settings: PoolSettings | None = None,
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
     ) -> None:
-        given = {"factory": factory, "close": close, "validate": validate, "reset": reset}
+        given = {"factory": factory, "close": close, "validate": validate, "reset": reset, "is_broken": is_broken}
         adapter = _adapter(adapter, given)
         if settings is not None and not isinstance(settings, PoolSettings):
             # Never the value: whoever mixes up the order of arguments gives an address, with its password.

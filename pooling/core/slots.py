@@ -44,6 +44,7 @@ from . import registry
 from .adapter import Adapter, own
 from .clock import Clock
 from .entry import Entry, Key
+from .hangup import connected, watchable
 from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
@@ -87,6 +88,7 @@ class Slots(Generic[R]):
         self._observers: tuple[Observer, ...] = ()
         self._noise = False  # observers want to hear of each lease
         self._is_alive = own(adapter, "is_alive")
+        self._watches = self._is_alive is None and adapter.blocking  # if there is a socket: see `_create`
         self._validate = own(adapter, "validate")
         self._reset = own(adapter, "reset")
         self._has_close = own(adapter, "close") is not None
@@ -263,6 +265,9 @@ class Slots(Generic[R]):
                 raise
             self._create_failed(entry, error)
             return
+        if self._watches and watchable(entry.resource):
+            entry.watched = True
+            self._is_alive, self._wary = connected, True
         now = self._now()
         entry.idle_since = entry.checked = now
         with self._lock:

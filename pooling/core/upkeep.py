@@ -32,6 +32,8 @@ class Upkeep(Slots[R]):
     # -- is it alive? ---------------------------------------------------------
 
     def _alive(self, entry: Entry) -> bool:
+        if self._watches and not entry.watched:
+            return True
         try:
             return self._is_alive(entry.resource)  # type: ignore[misc,no-any-return]
         except Exception:
