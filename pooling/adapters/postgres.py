@@ -8,6 +8,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from typing import Any, NoReturn, TypeVar
 
 import psycopg
@@ -396,9 +397,9 @@ class PostgresPool(Pool[Connection]):
 
     # -- how it works ---------------------------------------------------------------
 
-    def _create(self, key: Key) -> None:
+    def _create(self, key: Key, context: Context) -> None:
         before = self._proved
-        super()._create(key)
+        super()._create(key, context)
         now = self._proved
         # Once the first one is in: then the new answer is known to work.
         if before.number and now.digest != before.digest and self._is_here_to_stay(now):

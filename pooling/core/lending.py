@@ -208,20 +208,20 @@ class Lending(Upkeep[R]):
 
     def _line_up(self, waiter: Waiter, timeout: float, refused: list[_Refusal]) -> None:
         """Join the line, and see to it that something comes."""
-        keys, closes = NOTHING
+        makings, closes = NOTHING
         stuck = False
         with self._lock:
             exhausted = self._admit_locked(waiter)
             if not self._state.spent:
                 if not refused:  # else there is more to plan with when it is dismissed
-                    keys, closes = self._plan_locked()
+                    makings, closes = self._plan_locked()
                     self.metrics.look()
             elif self._track:
                 stuck = self._cannot_end_locked(waiter)
         if refused:
             self._dismiss(refused)  # and serve with what is left, if anything is
-        elif keys or closes:
-            self._carry_out(keys, closes)
+        elif makings or closes:
+            self._carry_out(makings, closes)
         if exhausted:
             tell(self._observers, "exhausted", self.name, len(self._waiters))
         if stuck and timeout:

@@ -42,7 +42,9 @@ class Pool(Lending[R]):
     fork: the child finds it empty.
 
     Args:
-        factory: Makes a resource. May block; runs on a worker thread.
+        factory: Makes a resource. May block; runs on a worker thread, in a copy
+            of the context (``contextvars``) of the acquire that asks for it.
+            What is replaced to keep ``min_size`` has no borrower's context.
         close: Ends one.
         validate: Makes a round trip to prove one alive: raises, or returns
             ``False``, if it is dead. Whatever else it returns, ``None``
@@ -233,8 +235,8 @@ class Pool(Lending[R]):
             allowed = self._outage.allowed(self._now()) - len(state.creating)
             number = min(goal - (len(state.entries) - len(state.closing)), allowed)
             number = min(number, state.max_size - len(state.entries))
-            keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(keys, [])
+            makings = self._reserve_locked(number)
+        self._carry_out(makings, [])
         self._serve()
 
     def drain(self) -> None:

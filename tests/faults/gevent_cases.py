@@ -17,6 +17,7 @@ that all was well.
 from __future__ import annotations
 
 import _thread
+import contextvars
 import gc
 import logging
 import os
@@ -24,6 +25,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -365,6 +367,42 @@ def timeout_in_the_block() -> Case:
         pass
     assert waiter is not None and waiter.get(timeout=SOON) is not cut
     assert cut.closed
+    settled(pool)
+
+
+def contexts() -> Case:
+    """The factory sees its borrower's context variables, and no greenlet of ours keeps them alive."""
+    adapter = Fake()
+    pool = make(adapter, max_size=1)
+    yield pool
+    import gevent
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
+    seen: list[str] = []
+    values: list[weakref.ref[Any]] = []
+
+    def create() -> Resource:
+        seen.append(type(variable.get()).__name__)
+        time.sleep(0.01)
+        return Resource()
+
+    def borrow() -> None:
+        value = type("Value", (), {})()
+        values.append(weakref.ref(value))
+        variable.set(value)
+        pool.drain()
+        use(pool)
+
+    def collected() -> bool:
+        gc.collect()
+        return all(value() is None for value in values)
+
+    adapter.create = create  # type: ignore[method-assign]
+    for _ in range(2):  # the first one may start our greenlets, the second finds them
+        gevent.joinall([gevent.spawn(borrow)], raise_error=True)
+    assert seen == ["Value"] * 2, seen
+    until(collected)
+    assert pool._background.workers._parked, "the worker has gone, and so proves nothing"
     settled(pool)
 
 
