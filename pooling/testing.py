@@ -478,9 +478,7 @@ class UnpooledPool(Pool[R]):
         settings: PoolSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        if settings is None or isinstance(settings, PoolSettings):
-            settings = (settings or PoolSettings()).replace(max_uses=1, min_size=0)
-        super().__init__(factory, settings=settings, **kwargs)
+        super().__init__(factory, settings=settings, **{**kwargs, "max_uses": 1, "min_size": 0})
 
 
 @contextmanager

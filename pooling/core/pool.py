@@ -8,10 +8,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import PoolClosed, PoolTimeout
-from ..settings import PoolSettings
+from ..settings import PoolOptions, PoolSettings, with_options
 from .adapter import Adapter, FunctionAdapter, own
 from .clock import SYSTEM, Clock, seconds
 from .entry import Key
@@ -20,6 +20,9 @@ from .lending import Lending
 from .observer import Observer, tell
 from .state import _copy
 from .words import counts, say
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Pool"]
 
@@ -33,7 +36,7 @@ class Pool(Lending[R]):
 
     ::
 
-        pool = Pool(connect, close=Connection.close, name="ldap")
+        pool = Pool(connect, close=Connection.close, max_size=20, name="ldap")
         with pool.acquire(timeout=2.0) as connection:
             connection.search(...)
 
@@ -60,10 +63,12 @@ class Pool(Lending[R]):
         name: For messages and metrics.
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         TypeError: Neither or both of ``factory`` and ``adapter``, or one of
-            the arguments is not of its kind.
+            the arguments is not of its kind, or unknown.
+        ValueError: An option breaks its field's rule.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Pool(Lending[R]):
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
         given = {"factory": factory, "close": close, "validate": validate, "reset": reset, "is_broken": is_broken}
         adapter = _adapter(adapter, given)
@@ -91,10 +97,9 @@ class Pool(Lending[R]):
             raise TypeError(f"clock must have now(), wall() and get(), not be {clock!r}")
         if not isinstance(observers, Iterable):
             raise TypeError(f"observers must be several of pooling.Observer, not {observers!r}")
+        settings = with_options(settings or PoolSettings(), options, Pool.__init__)
         number = next(_numbers)
-        super().__init__(
-            adapter, settings or PoolSettings(), name or f"pool-{number}", clock or SYSTEM
-        )
+        super().__init__(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
         for observer in observers:
             self.add_observer(observer)
 
