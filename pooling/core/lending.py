@@ -28,7 +28,7 @@ from .slots import NOTHING
 from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
-from .words import counts, say
+from .words import say
 
 __all__ = ["Lending"]
 
@@ -244,7 +244,7 @@ class Lending(Upkeep[R]):
             self.metrics.count["refusals"] += 1
             raise TooManyWaiting(
                 f"pool {self.name!r}: no place in the line "
-                f"(max_waiting={limit}; {counts(self._state)})"
+                f"(max_waiting={limit}; {self._counts()})"
             )
         state.started = True
         if not state.waiters:
@@ -371,7 +371,7 @@ class Lending(Upkeep[R]):
     def _raise_timeout(self, waiter: Waiter, timeout: float) -> NoReturn:
         with self._lock:
             self.metrics.count["timeouts"] += 1
-            where, down = counts(self._state), self._outage.error
+            where, down = self._counts(), self._outage.error
             cause = down or self._outage.full
             lent = self._state.lent()
             mine = [entry for entry in lent if entry.thread == waiter.thread]

@@ -19,7 +19,7 @@ from .holders import Holder, describe, holders_of
 from .lending import Lending
 from .observer import Observer, tell
 from .state import _copy
-from .words import counts, say
+from .words import say
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -142,7 +142,7 @@ class Pool(Lending[R]):
                 raise self._cannot_create() from outage.error
             text = (
                 f"pool {self.name!r}: {ready()} of {state.min_size} {self._adapter.noun}s "
-                f"ready within {limit:.1f} s ({counts(self._state)})"
+                f"ready within {limit:.1f} s ({self._counts()})"
             )
             if outage.error is not None:
                 text += f"; making one fails: {say(outage.error)}"
@@ -381,7 +381,7 @@ class Pool(Lending[R]):
 
     def __repr__(self) -> str:
         with self._lock:
-            text, closed = counts(self._state), self._state.closed
+            text, closed = self._counts(), self._state.closed
         return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"
 
     # -- waiting for a state -------------------------------------------------------

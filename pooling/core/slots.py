@@ -56,7 +56,7 @@ from .registry import PAGE, PoolRef
 from .state import PoolState
 from .sweep import AHEAD, NEVER
 from .threads import hand
-from .words import say
+from .words import counts, say
 
 __all__ = ["NOTHING", "Slots"]
 
@@ -507,6 +507,10 @@ class Slots(Generic[R]):
         self._get = self._clock.get
 
     # -- counting -------------------------------------------------------------
+
+    def _counts(self) -> str:
+        """How many are where, for messages. Needs the lock."""
+        return counts(self._state)
 
     def _count(self, what: str) -> None:
         with self._lock:
