@@ -57,8 +57,9 @@ class Adapter(Generic[R]):
 
         A look at the socket (readable means closed), at a flag: microseconds,
         because every acquire asks. ``True`` where only a round trip could tell.
-        As it stands: a resource that is a connected socket (``fileno()``), or
-        has one in its ``sock``, is dead when the peer has hung up.
+        Where it is not overridden the pool itself looks at a resource that was
+        made as a connected socket (``fileno()``), or with one in its ``sock``:
+        it is dead when the peer has hung up.
         """
         return True
 

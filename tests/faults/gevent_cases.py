@@ -22,6 +22,7 @@ import gc
 import logging
 import os
 import random
+import socket
 import sys
 import threading
 import time
@@ -404,6 +405,38 @@ def contexts() -> Case:
     until(collected)
     assert pool._background.workers._parked, "the worker has gone, and so proves nothing"
     settled(pool)
+
+
+def a_peer_that_hung_up() -> Case:
+    """Seen by the system's own poll, which neither waits nor switches greenlets."""
+    pairs: list[tuple[Any, Any]] = []
+
+    class Client(Resource):
+        """Has a socket that was made in whatever world this is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            pairs.append(socket.socketpair())
+            self.sock: Any = pairs[-1][0]
+
+    adapter = Fake()
+    adapter.create = Client  # type: ignore[method-assign]
+    pool = make(adapter, max_size=1)
+    yield pool
+    import gevent
+
+    first = use(pool)
+    pairs[-1][1].sendall(b"something unasked for")
+    assert use(pool) is first
+    pairs[-1][1].close()
+    switched: list[int] = []
+    gevent.spawn(switched.append, 1)
+    assert not pool._alive(next(iter(pool._state.entries))) and not switched
+    assert use(pool) is not first
+    settled(pool)
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
 
 
 def timeout_in_an_inline_create() -> Case:
