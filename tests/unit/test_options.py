@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from pooling import Backoff, HTTPPool, Pool, PoolManager, PoolSettings, PostgresPool, SQLitePool, from_url
+from pooling import (
+    Backoff,
+    HTTPPool,
+    Pool,
+    PoolManager,
+    PoolSettings,
+    PostgresPool,
+    SQLitePool,
+    from_url,
+    init_http_pool,
+    shutdown_http_pool,
+)
 from pooling.settings import PoolOptions
 from pooling.testing import FakeAdapter, UnpooledPool
 
@@ -102,6 +113,14 @@ def test_a_url_is_beaten_by_arguments_too() -> None:
     pool = from_url("sqlite:///:memory:?max_size=5&idle_timeout=9", max_size=3)
     assert (pool.settings.max_size, pool.settings.idle_timeout) == (3, 9)
     pool.close()
+
+
+def test_the_environment_is_beaten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_MAX_CONNECTIONS", "50")
+    monkeypatch.setenv("HTTP_KEEPALIVE_EXPIRY", "9")
+    pool = init_http_pool(max_size=30)
+    assert (pool.settings.max_size, pool.settings.idle_timeout) == (30, 9)
+    shutdown_http_pool()
 
 
 def test_a_kind_from_elsewhere_gets_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
