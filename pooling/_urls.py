@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 
 from .core.pool import Pool
-from .settings import _ALL_NAMES, PoolSettings, _closest
+from .settings import _ALL_NAMES, _OWN_NAMES, PoolSettings, _closest
 
 __all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "scheme_of", "settings_for"]
 
@@ -64,7 +64,8 @@ def from_url(
             knows, are taken out; the others are the driver's.
         name: How the pool is called in messages.
         settings: What the URL does not say; ``None`` means the defaults.
-        arguments: Further ones of the pool's class.
+        arguments: Further ones of the pool's class, and fields of
+            `PoolSettings`, which beat the URL.
 
     Raises:
         ValueError: The scheme is unknown, or a parameter is unknown or bad.
@@ -79,6 +80,9 @@ def from_url(
             settings = settings_for(url, given, settings)
         except ValueError as error:
             raise ValueError(f"{masked(url)}: {error}") from None
+    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES}
+    if options and (settings is None or isinstance(settings, PoolSettings)):  # not every kind takes them
+        settings = (settings or settings_for(url, {})).replace(**options)
     try:
         return build(rest, settings=settings, name=name, **arguments)
     except (TypeError, ValueError) as error:

@@ -44,7 +44,7 @@ class PoolManager:
 
         manager = PoolManager()
         manager.create_pool("db", "postgresql://app@db/orders?max_size=20")
-        manager.create_pool("ldap", connect, close=Connection.unbind)
+        manager.create_pool("ldap", connect, close=Connection.unbind, max_size=5)
         with manager:                                # warm up; close in the end
             with manager.get_pool("db").connection() as conn: ...
 
@@ -129,7 +129,8 @@ class PoolManager:
             source: A URL as for `from_url`, a function that makes a resource,
                 or an `Adapter`.
             critical: Whether the application is down without it.
-            arguments: ``settings=`` and further ones of the pool's class.
+            arguments: ``settings=``, fields of `PoolSettings`, which beat it,
+                and further ones of the pool's class.
 
         Raises:
             ValueError: The name is taken by a pool that was made otherwise;

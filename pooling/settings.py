@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
-from typing import Any
+from typing import Any, TypedDict
 
-__all__ = ["Backoff", "PoolSettings"]
+__all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
 
 #: What our fields are called elsewhere: `from_mapping` and `from_env` accept both.
 OTHER_NAMES = {
@@ -313,6 +313,68 @@ class PoolSettings:
         _warn_of_misspelt(prefix, environ, known)
         given = ((var, _ALL_NAMES[known[var]], environ[var]) for var in known if var in environ)
         return _overlay(base or cls(), _read(given))
+
+
+class _Options(TypedDict, total=False):
+    # For `PostgresPool`, which has an argument validation_query of its own.
+    min_size: int
+    max_size: int
+    max_idle: int | None
+    max_waiting: int | None
+    acquire_timeout: float
+    create_timeout: float
+    max_lifetime: float | None
+    lifetime_jitter: float
+    idle_timeout: float | None
+    max_uses: int | None
+    validate_on_acquire: bool
+    validation_interval: float
+    keepalive_interval: float | None
+    max_validation_failures: int
+    max_attempts: int | None
+    backoff: Backoff
+    backoff_initial: float
+    backoff_maximum: float
+    backoff_multiplier: float
+    backoff_jitter: bool
+    backoff_probe_interval: float
+    health_check_interval: float | None
+    health_check_timeout: float
+    reset_timeout: float
+    close_timeout: float
+    leak_timeout: float | None
+    track_holders: bool
+    enable_metrics: bool
+    metrics_interval: float
+
+
+class PoolOptions(_Options, total=False):
+    """The fields of `PoolSettings`, for type checkers: what every pool class takes as keyword arguments."""
+
+    validation_query: str | None
+
+
+def with_options(settings: PoolSettings, options: Mapping[str, object], init: Any) -> PoolSettings:
+    """Return settings with a pool's further keyword arguments laid over them.
+
+    Args:
+        settings: What holds where nothing else is said.
+        options: Values by name of field.
+        init: The pool's ``__init__``: its own arguments may have been meant, too.
+
+    Raises:
+        TypeError: No argument and no field has that name; the message names
+            the closest. Or a value is of the wrong type.
+        ValueError: A value breaks its field's rule.
+    """
+    if not isinstance(settings, PoolSettings):
+        raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
+    for name in options:
+        if name not in _OWN_NAMES:
+            code = init.__code__
+            own = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+            raise TypeError(f"{init.__qualname__.partition('.')[0]}(): {_unknown(name, [*own, *_OWN_NAMES])}")
+    return settings.replace(**options) if options else settings
 
 
 # The types accepted, what messages call them, the usual bounds, how a text is parsed.

@@ -8,7 +8,8 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
 
@@ -21,7 +22,7 @@ from ..doctor.plan import Plan
 from ..doctor.report import Report
 from ..doctor.rules import examine
 from ..errors import PoolClosed, PoolTimeout
-from ..settings import Backoff, PoolSettings
+from ..settings import Backoff, PoolSettings, _Options, with_options
 from .pg import failures, greenlets
 from .pg.adapter import PostgresAdapter
 from .pg.address import OWN, Address, Answer, program
@@ -29,6 +30,9 @@ from .pg.blocks import Block, CommitUnknown, Transaction, commit
 from .pg.limits import CommandTimeout, Limit, check_limit, server_limits
 from .pg.session import Connection, Hook, Session, SessionMode, notes_of
 from .pg.statistics import QueryStatistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 
@@ -45,7 +49,7 @@ class PostgresPool(Pool[Connection]):
 
     Example::
 
-        db = PostgresPool("postgresql://app@db/orders", PoolSettings(max_size=20))
+        db = PostgresPool("postgresql://app@db/orders", max_size=20)
         with db.connection() as conn:                 # commit, or roll back on an error
             conn.execute("INSERT INTO orders VALUES (%s)", (order,))
         rows = db.execute_query("SELECT * FROM orders WHERE id = %s", (1,))
@@ -89,6 +93,7 @@ class PostgresPool(Pool[Connection]):
             ``kwargs``).
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         ValueError, TypeError: An argument is not of its kind. The message
@@ -113,10 +118,12 @@ class PostgresPool(Pool[Connection]):
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        **options: Unpack[_Options],
     ) -> None:
         settings = PoolSettings() if settings is None else settings
         if not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")  # but a DSN?
+        settings = with_options(settings, options, PostgresPool.__init__)
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
@@ -396,9 +403,9 @@ class PostgresPool(Pool[Connection]):
 
     # -- how it works ---------------------------------------------------------------
 
-    def _create(self, key: Key) -> None:
+    def _create(self, key: Key, context: Context) -> None:
         before = self._proved
-        super()._create(key)
+        super()._create(key, context)
         now = self._proved
         # Once the first one is in: then the new answer is known to work.
         if before.number and now.digest != before.digest and self._is_here_to_stay(now):

@@ -17,18 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from ..core.holders import Holder
 from ..core.observer import Observer
 from ..core.pool import Pool
-from ..settings import PoolSettings
+from ..settings import PoolOptions, PoolSettings, with_options
 from .lite.adapter import SQLiteAdapter, path_of
 from .lite.arguments import check_number, parse
 from .lite.connection import Connection
 from .lite.own import interrupted_after, plain
 from .lite.queries import QuerySnapshot, QueryStats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
 
@@ -110,6 +113,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         optimize: Let SQLite refresh its statistics where that is due, before
             a connection is closed, as its manual advises.
         name: How the pool is called in messages; the file's name by default.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         ValueError, TypeError: A number is out of its bounds, or is none; the
@@ -129,6 +133,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         optimize: bool = True,
         configure: Callable[[sqlite3.Connection], object] | None = None,
         name: str | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
         if configure is not None and not callable(configure):
             raise TypeError(f"configure must be callable, not {configure!r}")
@@ -136,7 +141,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
         check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
         check_number("readers", readers, least=1, optional=True)
         check_number("writer", writer, least=1)
-        settings = settings or PoolSettings()
+        settings = with_options(settings or PoolSettings(), options, SQLitePool.__init__)
         name = name or Path(path_of(path).partition("?")[0]).name.strip(":") or None
         self.readers: Pool[sqlite3.Connection] | None = None
         """Those that only read, a pool of its own; ``None`` without ``readers=``."""

@@ -6,6 +6,8 @@ knows nothing else about it, and calls none of these under its lock.
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +15,14 @@ __all__ = ["Adapter", "FunctionAdapter", "own"]
 
 R = TypeVar("R")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
+_ENDED = (ConnectionError, EOFError)
+_LOST = {  # what else the system says of a descriptor that is of no use any more
+    getattr(errno, name, None)
+    for name in (
+        "EBADF", "ENOTCONN", "ENOTSOCK", "ESHUTDOWN", "ETIMEDOUT", "ENETDOWN", "ENETRESET", "ENETUNREACH",
+        "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO", "EIO",
+    )
+} - {None}  # fmt: skip
 
 
 class Adapter(Generic[R]):
@@ -47,6 +57,9 @@ class Adapter(Generic[R]):
 
         A look at the socket (readable means closed), at a flag: microseconds,
         because every acquire asks. ``True`` where only a round trip could tell.
+        Where it is not overridden the pool itself looks at a resource that was
+        made as a connected socket (``fileno()``), or with one in its ``sock``:
+        it is dead when the peer has hung up.
         """
         return True
 
@@ -77,8 +90,16 @@ class Adapter(Generic[R]):
         """After a fork: drop the parent's resource without a word to the peer."""
 
     def is_broken(self, resource: R, error: BaseException) -> bool:
-        """Say whether ``error``, raised while it was lent, means the resource is dead."""
-        return False
+        """Say whether ``error``, raised while it was lent, means the resource is dead.
+
+        As it stands: if the connection has ended, by what Python itself and the
+        system say (``ConnectionError``, ``EOFError``, ``ssl.SSLError``, an
+        ``OSError`` such as ``EBADF``).
+        """
+        if isinstance(error, _ENDED) or (isinstance(error, OSError) and error.errno in _LOST):
+            return True
+        ssl = sys.modules.get("ssl")  # an error of it is raised by who has imported it
+        return ssl is not None and isinstance(error, ssl.SSLError)
 
     def is_final(self, error: BaseException) -> bool:
         """Say whether :meth:`create`, having raised ``error``, can never succeed.
@@ -109,8 +130,9 @@ class FunctionAdapter(Adapter[R]):
         self,
         factory: Callable[[], R],
         close: Callable[[R], object] | None = None,
-        validate: Callable[[R], object] | None = None,
-        reset: Callable[[R], object] | None = None,
+        validate: Callable[[R], bool | None] | None = None,
+        reset: Callable[[R], bool | None] | None = None,
+        is_broken: Callable[[R, BaseException], bool | None] | None = None,
     ) -> None:
         self.create = factory  # type: ignore[method-assign]
         if close is not None:
@@ -119,11 +141,25 @@ class FunctionAdapter(Adapter[R]):
             self._validate = validate
             self.validate = self._checked  # type: ignore[method-assign]
         if reset is not None:
-            self.reset = reset  # type: ignore[method-assign,assignment]
+            self._reset = reset
+            self.reset = self._cleaned  # type: ignore[method-assign]
+        if is_broken is not None:
+            self._is_broken = is_broken
+            self.is_broken = self._judged  # type: ignore[method-assign]
 
     def _checked(self, resource: R, timeout: float) -> None:
         if self._validate(resource) is False:
             raise ValueError("validate() returned False")
+
+    def _cleaned(self, resource: R) -> None:
+        if self._reset(resource) is False:
+            raise ValueError("reset() returned False")
+
+    def _judged(self, resource: R, error: BaseException) -> bool:
+        if not isinstance(error, (Exception, GeneratorExit)):
+            return True  # cut off in the middle of who knows what
+        answer = self._is_broken(resource, error)
+        return super().is_broken(resource, error) if answer is None else bool(answer)
 
 
 def own(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:

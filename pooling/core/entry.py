@@ -56,6 +56,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "code",
         "lasti",
         "leaked",
+        "watched",
     )
 
     pool: Any  # weak reference to the pool, for the reaper that finds an orphan
@@ -72,6 +73,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     code: CodeType | None  # and where: never the frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
+    watched: bool  # has a socket, of which alone is known whether it is alive (see `hangup`)
 
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
@@ -85,7 +87,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         self.idle_since = self.checked = self.since = now
         self.uses = self.thread = self.lasti = 0
         self.busy = 0.0
-        self.leaked = self.answered = False
+        self.leaked = self.answered = self.watched = False
 
     @property
     def held(self) -> bool:

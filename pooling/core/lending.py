@@ -28,7 +28,7 @@ from .slots import NOTHING
 from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
-from .words import counts, say
+from .words import say
 
 __all__ = ["Lending"]
 
@@ -208,20 +208,20 @@ class Lending(Upkeep[R]):
 
     def _line_up(self, waiter: Waiter, timeout: float, refused: list[_Refusal]) -> None:
         """Join the line, and see to it that something comes."""
-        keys, closes = NOTHING
+        makings, closes = NOTHING
         stuck = False
         with self._lock:
             exhausted = self._admit_locked(waiter)
             if not self._state.spent:
                 if not refused:  # else there is more to plan with when it is dismissed
-                    keys, closes = self._plan_locked()
+                    makings, closes = self._plan_locked()
                     self.metrics.look()
             elif self._track:
                 stuck = self._cannot_end_locked(waiter)
         if refused:
             self._dismiss(refused)  # and serve with what is left, if anything is
-        elif keys or closes:
-            self._carry_out(keys, closes)
+        elif makings or closes:
+            self._carry_out(makings, closes)
         if exhausted:
             tell(self._observers, "exhausted", self.name, len(self._waiters))
         if stuck and timeout:
@@ -244,7 +244,7 @@ class Lending(Upkeep[R]):
             self.metrics.count["refusals"] += 1
             raise TooManyWaiting(
                 f"pool {self.name!r}: no place in the line "
-                f"(max_waiting={limit}; {counts(self._state)})"
+                f"(max_waiting={limit}; {self._counts()})"
             )
         state.started = True
         if not state.waiters:
@@ -336,10 +336,8 @@ class Lending(Upkeep[R]):
             return "max_uses"
         if error is None:
             return None
-        if not self._knows_errors:
-            # Cut off in the middle of who knows what.
-            cut = not isinstance(error, (Exception, GeneratorExit))
-            return "interrupted" if cut else None
+        if not (self._knows_errors or isinstance(error, (Exception, GeneratorExit))):
+            return "interrupted"  # cut off in the middle of who knows what
         try:
             return "broken" if self._adapter.is_broken(entry.resource, error) else None
         except Exception:
@@ -373,7 +371,7 @@ class Lending(Upkeep[R]):
     def _raise_timeout(self, waiter: Waiter, timeout: float) -> NoReturn:
         with self._lock:
             self.metrics.count["timeouts"] += 1
-            where, down = counts(self._state), self._outage.error
+            where, down = self._counts(), self._outage.error
             cause = down or self._outage.full
             lent = self._state.lent()
             mine = [entry for entry in lent if entry.thread == waiter.thread]

@@ -8,10 +8,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import PoolClosed, PoolTimeout
-from ..settings import PoolSettings
+from ..settings import PoolOptions, PoolSettings, with_options
 from .adapter import Adapter, FunctionAdapter, own
 from .clock import SYSTEM, Clock, seconds
 from .entry import Key
@@ -19,7 +19,10 @@ from .holders import Holder, describe, holders_of
 from .lending import Lending
 from .observer import Observer, tell
 from .state import _copy
-from .words import counts, say
+from .words import say
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Pool"]
 
@@ -33,7 +36,7 @@ class Pool(Lending[R]):
 
     ::
 
-        pool = Pool(connect, close=Connection.close, name="ldap")
+        pool = Pool(connect, close=Connection.close, max_size=20, name="ldap")
         with pool.acquire(timeout=2.0) as connection:
             connection.search(...)
 
@@ -42,20 +45,30 @@ class Pool(Lending[R]):
     fork: the child finds it empty.
 
     Args:
-        factory: Makes a resource. May block; runs on a worker thread.
+        factory: Makes a resource. May block; runs on a worker thread, in a copy
+            of the context (``contextvars``) of the acquire that asks for it.
+            What is replaced to keep ``min_size`` has no borrower's context.
         close: Ends one.
         validate: Makes a round trip to prove one alive: raises, or returns
-            ``False``, if it is dead.
-        reset: Makes one as good as new after a lease.
+            ``False``, if it is dead. Whatever else it returns, ``None``
+            included, means alive.
+        reset: Makes one as good as new after a lease; raises, or returns
+            ``False``, if that fails.
+        is_broken: Called with a resource and the error that left the block:
+            ``True`` closes the resource, ``False`` keeps it, ``None`` leaves it
+            to `Adapter.is_broken`. Without this argument that decides, and
+            after any other error ``validate`` is asked.
         adapter: All of the above and more in one object; instead of ``factory``.
         settings: Sizes and times, see `PoolSettings`.
         name: For messages and metrics.
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         TypeError: Neither or both of ``factory`` and ``adapter``, or one of
-            the arguments is not of its kind.
+            the arguments is not of its kind, or unknown.
+        ValueError: An option breaks its field's rule.
     """
 
     def __init__(
@@ -63,15 +76,17 @@ class Pool(Lending[R]):
         factory: Callable[[], R] | None = None,
         *,
         close: Callable[[R], object] | None = None,
-        validate: Callable[[R], object] | None = None,
-        reset: Callable[[R], object] | None = None,
+        validate: Callable[[R], bool | None] | None = None,
+        reset: Callable[[R], bool | None] | None = None,
+        is_broken: Callable[[R, BaseException], bool | None] | None = None,
         adapter: Adapter[R] | None = None,
         settings: PoolSettings | None = None,
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
-        given = {"factory": factory, "close": close, "validate": validate, "reset": reset}
+        given = {"factory": factory, "close": close, "validate": validate, "reset": reset, "is_broken": is_broken}
         adapter = _adapter(adapter, given)
         if settings is not None and not isinstance(settings, PoolSettings):
             # Never the value: whoever mixes up the order of arguments gives an address, with its password.
@@ -82,10 +97,9 @@ class Pool(Lending[R]):
             raise TypeError(f"clock must have now(), wall() and get(), not be {clock!r}")
         if not isinstance(observers, Iterable):
             raise TypeError(f"observers must be several of pooling.Observer, not {observers!r}")
+        settings = with_options(settings or PoolSettings(), options, Pool.__init__)
         number = next(_numbers)
-        super().__init__(
-            adapter, settings or PoolSettings(), name or f"pool-{number}", clock or SYSTEM
-        )
+        super().__init__(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
         for observer in observers:
             self.add_observer(observer)
 
@@ -128,7 +142,7 @@ class Pool(Lending[R]):
                 raise self._cannot_create() from outage.error
             text = (
                 f"pool {self.name!r}: {ready()} of {state.min_size} {self._adapter.noun}s "
-                f"ready within {limit:.1f} s ({counts(self._state)})"
+                f"ready within {limit:.1f} s ({self._counts()})"
             )
             if outage.error is not None:
                 text += f"; making one fails: {say(outage.error)}"
@@ -226,8 +240,8 @@ class Pool(Lending[R]):
             allowed = self._outage.allowed(self._now()) - len(state.creating)
             number = min(goal - (len(state.entries) - len(state.closing)), allowed)
             number = min(number, state.max_size - len(state.entries))
-            keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(keys, [])
+            makings = self._reserve_locked(number)
+        self._carry_out(makings, [])
         self._serve()
 
     def drain(self) -> None:
@@ -367,7 +381,7 @@ class Pool(Lending[R]):
 
     def __repr__(self) -> str:
         with self._lock:
-            text, closed = counts(self._state), self._state.closed
+            text, closed = self._counts(), self._state.closed
         return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"
 
     # -- waiting for a state -------------------------------------------------------

@@ -22,6 +22,7 @@ import queue
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
@@ -50,14 +51,15 @@ class Look:
 
 
 class Call:
-    """Call a verb of the pool."""
+    """Call a verb of the pool, in a copy of the context of whoever asks."""
 
-    __slots__ = ("pool", "verb", "args")
+    __slots__ = ("pool", "verb", "args", "context")
 
     def __init__(self, pool: PoolRef, verb: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.pool = pool
         self.verb = verb
         self.args = args
+        self.context = copy_context()
 
 
 class _Life:
@@ -216,7 +218,7 @@ class Reaper:
         elif isinstance(message, Call):
             pool = message.pool()
             if pool is not None:
-                message.verb(pool, *message.args)
+                message.context.run(message.verb, pool, *message.args)
         elif isinstance(message, Entry):
             pool = message.pool()
             if pool is not None:

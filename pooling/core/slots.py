@@ -36,6 +36,8 @@ import logging
 import math
 import queue
 from collections.abc import Callable
+from contextvars import Context, copy_context
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from ..errors import CreateFailed, PoolError, PoolUnavailable
@@ -44,6 +46,7 @@ from . import registry
 from .adapter import Adapter, own
 from .clock import Clock
 from .entry import Entry, Key
+from .hangup import connected, watchable
 from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
@@ -53,13 +56,16 @@ from .registry import PAGE, PoolRef
 from .state import PoolState
 from .sweep import AHEAD, NEVER
 from .threads import hand
-from .words import say
+from .words import counts, say
 
 __all__ = ["NOTHING", "Slots"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
-NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
+Making = tuple[Key, Context]
+"""A reserved slot, and in which context its resource is made: a copy of that of the acquire it is made for, or of
+whoever asks where it is made ahead of need. Dropped with the job: it may hold an application, a request, a user."""
+NOTHING: tuple[list[Making], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
 FRESH = 1e-3
 """Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when
 its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
@@ -87,6 +93,7 @@ class Slots(Generic[R]):
         self._observers: tuple[Observer, ...] = ()
         self._noise = False  # observers want to hear of each lease
         self._is_alive = own(adapter, "is_alive")
+        self._watches = self._is_alive is None and adapter.blocking  # if there is a socket: see `_create`
         self._validate = own(adapter, "validate")
         self._reset = own(adapter, "reset")
         self._has_close = own(adapter, "close") is not None
@@ -206,35 +213,43 @@ class Slots(Generic[R]):
             # Who has one checked on a worker may have another, but was not forgotten.
             if audit and state.idle and len(state.waiters) > len(state.checking) and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
-            keys, closes = self._plan_locked()
-        if keys or closes:
-            self._carry_out(keys, closes)
+            makings, closes = self._plan_locked()
+        if makings or closes:
+            self._carry_out(makings, closes)
 
-    def _plan_locked(self) -> tuple[list[Key], list[tuple[Key, str]]]:
+    def _plan_locked(self) -> tuple[list[Making], list[tuple[Key, str]]]:
         """Decide: which slots are reserved for creations, and what is to be closed."""
         now = self._now()
         if self._state.relay() and not self._watchers:
             return NOTHING
         number, closes = self._state.serve(self._outage.allowed(now), now)
-        keys = [self._reserve_locked() for _ in range(number)] if number else []
+        makings = self._reserve_locked(number) if number else []
         if self._watchers:
             for watched, box in list(self._watchers.values()):
                 if watched():
                     hand(box, None)
-        return keys, closes
+        return makings, closes
 
-    def _carry_out(self, keys: list[Key], closes: list[tuple[Key, str]]) -> None:
+    def _carry_out(self, makings: list[Making], closes: list[tuple[Key, str]]) -> None:
         for key, reason in closes:
             self._dispose(key, reason)
-        while keys:
+        while makings:
             if self._adapter.blocking:
-                self._background.workers.submit(self._create, keys.pop(0))
+                self._background.workers.submit(self._create, *makings.pop(0))
             else:
-                self._create(keys.pop(0))
+                self._create(*makings.pop(0))
 
     # -- making ---------------------------------------------------------------
 
-    def _reserve_locked(self) -> Key:
+    def _reserve_locked(self, number: int) -> list[Making]:
+        """Take so many slots, for those waiters for whom nothing is on its way, or ahead of need."""
+        coming = len(self._state.creating) + len(self._state.checking)
+        number = max(0, number)
+        contexts = [waiter.context for waiter in islice(self._waiters, coming, coming + number)]
+        contexts += [None] * (number - len(contexts))
+        return [(self._reserve_one_locked(), copy_context() if one is None else one.copy()) for one in contexts]
+
+    def _reserve_one_locked(self) -> Key:
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
         key = Key()
@@ -248,13 +263,13 @@ class Slots(Generic[R]):
         self._look_at(now + settings.create_timeout)
         return key
 
-    def _create(self, key: Key) -> None:
+    def _create(self, key: Key, context: Context) -> None:
         """Make the resource of a reserved slot."""
         entry, started = key.entry, self._now()
         if not self._state.owns(entry):
             return
         try:
-            entry.resource = self._adapter.create()
+            entry.resource = context.run(self._adapter.create)
             if entry.resource is None:
                 raise TypeError("the factory returned None instead of a resource")
         except BaseException as error:
@@ -263,6 +278,9 @@ class Slots(Generic[R]):
                 raise
             self._create_failed(entry, error)
             return
+        if self._watches and watchable(entry.resource):
+            entry.watched = True
+            self._is_alive, self._wary = connected, True
         now = self._now()
         entry.idle_since = entry.checked = now
         with self._lock:
@@ -489,6 +507,10 @@ class Slots(Generic[R]):
         self._get = self._clock.get
 
     # -- counting -------------------------------------------------------------
+
+    def _counts(self) -> str:
+        """How many are where, for messages. Needs the lock."""
+        return counts(self._state)
 
     def _count(self, what: str) -> None:
         with self._lock:

@@ -133,6 +133,7 @@ class PoolState:
             pass
         self.queued.discard(waiter.thread)
         given, waiter.given = waiter.given, True
+        waiter.context = None
         if not given:
             return None
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import TypeVar
 
 from ..errors import PoolError
@@ -32,6 +33,8 @@ class Upkeep(Slots[R]):
     # -- is it alive? ---------------------------------------------------------
 
     def _alive(self, entry: Entry) -> bool:
+        if self._watches and not entry.watched:
+            return True
         try:
             return self._is_alive(entry.resource)  # type: ignore[misc,no-any-return]
         except Exception:
@@ -160,7 +163,10 @@ class Upkeep(Slots[R]):
         self._on_worker(key, self._health_check if health else self._check, errand)
 
     def _on_worker(self, key: Key, job: Callable[[Key], None], errand: Errand) -> None:
-        """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
+        """Send a resource to be checked or reset; a job that hangs loses its slot in time.
+
+        The job is done in a copy of the context of whoever asks for it.
+        """
         if self._lock._is_owned():
             self._later(Upkeep._on_worker, key, job, errand)
             return
@@ -169,11 +175,11 @@ class Upkeep(Slots[R]):
             entry.since = now  # before it is seen there: it must not look overdue
             self._state.check(entry, errand)
             self._look_at(now + errand.limit)
-        self._background.workers.submit(self._work, key, job)
+        self._background.workers.submit(self._work, key, job, copy_context())
 
-    def _work(self, key: Key, job: Callable[[Key], None]) -> None:
+    def _work(self, key: Key, job: Callable[[Key], None], context: Context) -> None:
         try:
-            job(key)
+            context.run(job, key)
         except BaseException as error:  # for nobody: its borrower is elsewhere
             logger.warning("pool %r: a check gave up: %s", self.name, say(error))
         if key.entry.generation is _ABANDONED:
@@ -283,5 +289,5 @@ class Upkeep(Slots[R]):
                 self._outage.allowed(self._now()) - len(state.creating),
             )
             number = 0 if state.closed else min(state.min_size - staying, room)
-            keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(keys, [])
+            makings = self._reserve_locked(number)
+        self._carry_out(makings, [])

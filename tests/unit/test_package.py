@@ -42,7 +42,10 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 # The only ones that may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {"adapters", "compat", "doctor", "observe", "testing", "web", "demo", "soak", "__main__"}
 
-HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket"}
+# For type checkers, which bring it along; nothing imports it when it runs.
+FOR_TYPES = "typing_extensions"
+
+HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
 
 def fresh(statement: str) -> tuple[set[str], int]:
@@ -115,7 +118,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             other = part_of(name)
             if other != own and STEP[other] >= STEP[own]:
                 found.append(f"{module} imports {name}: an arrow upwards, or to the side")
-        elif top not in sys.stdlib_module_names and own not in WITH_DRIVERS:
+        elif top not in {*sys.stdlib_module_names, FOR_TYPES} and own not in WITH_DRIVERS:
             found.append(f"{module} imports {name}: not for {own} to know")
     return found
 

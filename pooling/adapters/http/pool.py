@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from urllib3.util import Retry
@@ -17,7 +17,7 @@ from ...core.observer import Observer, tell
 from ...core.pool import Pool
 from ...core.registry import PAGE
 from ...errors import PoolClosed
-from ...settings import PoolSettings
+from ...settings import PoolOptions, PoolSettings, with_options
 from .arguments import checked_number, checked_url, retries
 from .health import Health
 from .hold import Hold
@@ -33,6 +33,9 @@ from .unpooled import Unpooled
 from .verbs import Verbs
 from .warming import Warming
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["HTTPPool"]
 
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
@@ -47,7 +50,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     else its borrower sets are gone with it. The sockets under all sessions
     are what is scarce, and so what the settings are about::
 
-        http = HTTPPool(PoolSettings(max_size=100), base_url="https://api.example.com", max_per_host=30)
+        http = HTTPPool(max_size=100, base_url="https://api.example.com", max_per_host=30)
         quote = http.get("/quotes/ACME").json()
         with http.request_context("GET", "/export", stream=True) as response:
             for line in response.iter_lines(): ...
@@ -109,6 +112,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             and latencies are counted in ``metrics.hosts()``.
         observers: Told what happens to requests (as leases) and sockets.
         name: How the pool is called in messages.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         TypeError, ValueError: An argument is not of its kind, or breaks a rule.
@@ -135,10 +139,11 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         pooled: bool = True,
         observers: Iterable[Observer] = (),
         name: str | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
         if settings is not None and not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
-        self._asked = settings or _DEFAULTS
+        self._asked = with_options(settings or _DEFAULTS, options, HTTPPool.__init__)
         self._base_url = checked_url("base_url", base_url).rstrip("/")
         self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
