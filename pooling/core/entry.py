@@ -73,6 +73,9 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     lasti: int
     leaked: bool  # this lease was reported as a leak
 
+    # A weak reference hashes what it refers to, and cannot once that has gone.
+    __hash__ = object.__hash__
+
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
         def __call__(self) -> Key | None: ...
