@@ -75,6 +75,9 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     leaked: bool  # this lease was reported as a leak
     watched: bool  # has a socket, of which alone is known whether it is alive (see `hangup`)
 
+    # A weak reference hashes what it refers to, and cannot once that has gone.
+    __hash__ = object.__hash__
+
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
         def __call__(self) -> Key | None: ...

@@ -201,6 +201,9 @@ class Lending(Upkeep[R]):
             elif isinstance(error, PoolError) and not isinstance(error, PoolTimeout):
                 self._count("turned_away")
             raise
+        if not waiter.given:
+            with self._lock:  # an exception may have struck whoever gave it
+                self._state.leave(waiter)
         if isinstance(item, Key):
             return item
         self._count("turned_away")
@@ -257,8 +260,7 @@ class Lending(Upkeep[R]):
         state.join(waiter)
         if outage.error is not None and outage.hurry(now, self._settings.backoff):
             self._look_at(outage.retry_at)
-        if now + AUDIT < self._due:
-            self._look_at(now + AUDIT)
+        self._look_at(now + AUDIT)
         return exhausted
 
     def _forsake(self, waiter: Waiter) -> None:
@@ -355,16 +357,20 @@ class Lending(Upkeep[R]):
     def _detach(self, key: Key) -> Any:
         """Take an entry out of the pool with its resource alive."""
         entry = key.entry
-        resource, entry.resource = entry.resource, None
         entry.uses += 1
         entry.busy += self._now() - entry.since
-        with self._lock:
-            if self._state.retire(entry):
-                self.metrics.gone(entry, "detached")
-                self._gate_locked()
-        tell(self._observers, "closed", self.name, "detached")
-        self._serve()
-        return resource
+        try:
+            with self._lock:
+                if self._state.retire(entry):
+                    self.metrics.gone(entry, "detached")
+                    self._gate_locked()
+            tell(self._observers, "closed", self.name, "detached")
+            self._serve()
+            return entry.resource
+        except BaseException:
+            if not self._state.owns(entry):  # else the reaper finds it
+                self._close_quietly(entry)
+            raise
 
     # -- when a wait is in vain -----------------------------------------------
 
@@ -374,8 +380,8 @@ class Lending(Upkeep[R]):
             where, down = self._counts(), self._outage.error
             cause = down or self._outage.full
             lent = self._state.lent()
-            mine = [entry for entry in lent if entry.thread == waiter.thread]
             now = self._now()
+        mine = [entry for entry in lent if entry.thread == waiter.thread]
         text = f"pool {self.name!r}: no {self._adapter.noun} within {timeout:.1f} s ({where})"
         if timeout == 0:
             text = f"pool {self.name!r}: no {self._adapter.noun} at once ({where})"

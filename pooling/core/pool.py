@@ -18,7 +18,9 @@ from .entry import Key
 from .holders import Holder, describe, holders_of
 from .lending import Lending
 from .observer import Observer, tell
+from .slots import Watch
 from .state import _copy
+from .threads import Weak
 from .words import say
 
 if TYPE_CHECKING:
@@ -393,10 +395,12 @@ class Pool(Lending[R]):
         variable's lock would leak when an exception strikes in it.
         """
         box: Any = queue.SimpleQueue()
+        watch = Watch(reached, box)
+        reference = Weak(watch, self._watchers.discard)
         deadline = self._now() + timeout
         try:
             with self._lock:
-                self._watchers[id(box)] = (reached, box)
+                self._watchers.add(reference)
                 if self._outage.hurry(self._now(), self._settings.backoff):
                     self._look_at(self._outage.retry_at)
             while True:
@@ -410,7 +414,7 @@ class Pool(Lending[R]):
                     with self._lock:
                         return reached()
         finally:
-            self._watchers.pop(id(box), None)
+            self._watchers.discard(reference)
 
 
 def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:

@@ -55,10 +55,10 @@ from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
 from .sweep import AHEAD, NEVER
-from .threads import hand
+from .threads import Weak, hand
 from .words import counts, say
 
-__all__ = ["NOTHING", "Slots"]
+__all__ = ["NOTHING", "Slots", "Watch"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -71,6 +71,16 @@ FRESH = 1e-3
 its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
 DEATHS = {"broken", "dead", "invalid"}  # the reasons to close what was found dead
 _NONE = object()  # the generation of no entry (a retired one has None)
+
+
+class Watch:
+    """A thread that waits for a state of the pool: held by that thread alone."""
+
+    __slots__ = ("reached", "box", "__weakref__")
+
+    def __init__(self, reached: Callable[[], bool], box: Any) -> None:
+        self.reached = reached
+        self.box = box
 
 
 class Slots(Generic[R]):
@@ -140,7 +150,7 @@ class Slots(Generic[R]):
         self._pop = self._state.idle.pop
         self._due = NEVER  # when the reaper looks next; guarded by the lock
         self._exhausted = False  # since the line began; guarded by the lock
-        self._watchers: dict[int, tuple[Callable[[], bool], Any]] = {}
+        self._watchers: set[Weak] = set()  # each takes itself off when its thread has gone
         self._enlist()
         self._gate_locked()
 
@@ -225,9 +235,10 @@ class Slots(Generic[R]):
         number, closes = self._state.serve(self._outage.allowed(now), now)
         makings = self._reserve_locked(number) if number else []
         if self._watchers:
-            for watched, box in list(self._watchers.values()):
-                if watched():
-                    hand(box, None)
+            for reference in self._watchers.copy():
+                watch = reference()
+                if watch is not None and watch.reached():
+                    hand(watch.box, None)
         return makings, closes
 
     def _carry_out(self, makings: list[Making], closes: list[tuple[Key, str]]) -> None:
@@ -252,6 +263,7 @@ class Slots(Generic[R]):
     def _reserve_one_locked(self) -> Key:
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
+        self._look_at(now + settings.create_timeout)  # first: the reaper finds what an exception leaves
         key = Key()
         key.entry = entry = Entry(key, self._background.reaper.drop)
         entry.pool = self._ref
@@ -260,7 +272,6 @@ class Slots(Generic[R]):
         entry.begin(self._state.generation, expires, now)
         self._state.reserve(entry)
         self.metrics.look()
-        self._look_at(now + settings.create_timeout)
         return key
 
     def _create(self, key: Key, context: Context) -> None:
@@ -362,10 +373,12 @@ class Slots(Generic[R]):
     def _create_interrupted(self, entry: Entry) -> None:
         """Free the slot; not the server failed, but the borrower was called away.
 
-        It must not be kept by making one for others: the reaper sees to them.
+        It must not be kept by making one for others: the reaper sees to them,
+        and closes what was made already, when its key is gone.
         """
         with self._lock:
-            self._state.retire(entry)
+            if entry.resource is None:
+                self._state.retire(entry)
         self._look_at(self._now())
 
     def _says(self, question: str, error: BaseException) -> bool:
@@ -417,13 +430,15 @@ class Slots(Generic[R]):
         self._close_entry(key.entry, reason)
 
     def _close_entry(self, entry: Entry, reason: str) -> None:
-        """End the resource, then free the slot, whatever the close said."""
+        """End the resource, then free the slot, whatever the close said.
+
+        What an exception leaves undone the reaper does, when the key is gone.
+        """
         if not self._state.owns(entry):
             return
-        try:
-            self._close_quietly(entry)
-        finally:
-            self._retire(entry, reason)
+        self._close_quietly(entry)
+        entry.resource = None  # it is not closed twice
+        self._retire(entry, reason)
 
     def _close_quietly(self, entry: Entry) -> None:
         resource = entry.resource
@@ -432,7 +447,9 @@ class Slots(Generic[R]):
         close = self._adapter.close if entry.pool is self._ref else self._adapter.abandon
         try:
             close(resource)
-        except BaseException as error:  # on a worker: it is nobody's
+        except BaseException as error:
+            if self._adapter.closes_at_once and not isinstance(error, Exception):
+                raise  # it is the borrower's; on a worker it is nobody's
             logger.debug("pool %r: close() failed: %s", self.name, say(error))
             with self._lock:
                 self.metrics.errors["close"] += 1
@@ -455,8 +472,18 @@ class Slots(Generic[R]):
         """Ask the reaper to look at this pool then, unless it does so before."""
         with self._lock:
             if due < self._due:
-                self._due = due
                 self._background.reaper.post(Look(self._ref, due))
+                self._due = due  # after it: else an exception between the two leaves nobody looking
+            else:
+                self._background.reaper.ensure()
+
+    def _is_due(self, due: float) -> bool:
+        """For the reaper: whether it is to look now; an earlier look supersedes a later one."""
+        with self._lock:  # whoever asked for a look has noted it when he gives this back
+            if self._due != due:
+                return False
+            self._due = NEVER
+            return True
 
     def _later(self, verb: Callable[..., object], *args: Any) -> None:
         """Leave to the reaper what cannot be done inside our own critical section."""

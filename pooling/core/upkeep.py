@@ -207,8 +207,10 @@ class Upkeep(Slots[R]):
             "pool %r: %s a %s took over %.1f s; its slot is free again",
             self.name, "closing" if closing else "checking", noun, took,
         )
+        resource = entry.resource
         try:
-            (self._adapter.abandon if closing else self._adapter.interrupt)(entry.resource)
+            if resource is not None:  # else its close has just returned
+                (self._adapter.abandon if closing else self._adapter.interrupt)(resource)
         except Exception:
             logger.exception("pool %r: abandoning a %s failed", self.name, noun)
         with self._lock:
@@ -250,13 +252,14 @@ class Upkeep(Slots[R]):
                 self.metrics.count["forgotten"] += 1
                 entry.uses += 1
                 entry.busy += self._now() - entry.since
-            if entry.resource is None:
+            unmade = entry.resource is None and entry not in state.closing
+            if unmade:
                 state.retire(entry)
             else:
                 state.close(entry)
                 entry.since = self._now()
             self._gate_locked()
-        if entry.resource is not None:
+        if not unmade:
             if forgotten:
                 where = place_of(entry)
                 logger.warning(

@@ -40,11 +40,11 @@ class Waiter:
         """
         if self.given:
             return False
-        self.given = True
-        self.context = None
         box = self.box
         if type(box) is NATIVE:
             box.put(item)  # gives and wakes in one C call
         else:
             hand(box, item)
+        self.given = True  # after it: or an exception between the two leaves it waiting, passed over
+        self.context = None
         return True
