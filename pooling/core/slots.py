@@ -280,10 +280,11 @@ class Slots(Generic[R]):
         if not self._state.owns(entry):
             return
         try:
-            entry.resource = context.run(self._adapter.create)
-            if entry.resource is None:
-                raise TypeError("the factory returned None instead of a resource")
+            context.run(self._make, entry)
         except BaseException as error:
+            if entry.resource is not None:  # interrupted just after it was created
+                self._close_quietly(entry)
+                entry.resource = None
             if not (self._adapter.blocking or isinstance(error, Exception)):
                 self._create_interrupted(entry)
                 raise
@@ -314,6 +315,12 @@ class Slots(Generic[R]):
             tell(self._observers, "outage_ended", self.name, now - down_since)
         tell(self._observers, "created", self.name, now - started)
         self._serve()
+
+    def _make(self, entry: Entry) -> None:
+        # Stored here: an exception that is raised when `Context.run` returns would lose a return value.
+        entry.resource = self._adapter.create()
+        if entry.resource is None:
+            raise TypeError("the factory returned None instead of a resource")
 
     def _next_age(self, entry: Entry) -> float:
         """When the reaper should look at a new entry at the latest."""
