@@ -51,10 +51,13 @@ class PostgresPool(Pool[Connection]):
         rows = db.execute_query("SELECT * FROM orders WHERE id = %s", (1,))
 
     Args:
-        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``; empty
-            means ``DATABASE_URL`` and the ``PG*`` variables of the
-            environment. Or a callable that returns one, asked anew for each
-            connection; see `rotate`.
+        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``. Or a
+            callable that returns one, asked anew for each connection; see
+            `rotate`. If it is empty and ``kwargs`` has none of ``host``,
+            ``hostaddr``, ``port``, ``dbname``, ``user``, ``service`` and
+            ``servicefile``, ``DATABASE_URL`` is read instead; else that
+            variable is ignored as a whole. libpq takes what is then still
+            missing from its ``PG*`` variables, as always.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.

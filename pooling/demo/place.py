@@ -119,6 +119,8 @@ class PostgresDatabase:
     """
 
     def __init__(self, dsn: str) -> None:
+        if not dsn.strip():  # to a pool, DATABASE_URL, in which the demo has no business
+            raise ValueError("must not be empty")
         self._dsn = dsn
         self._schema = f"pooling_demo_{secrets.token_hex(6)}"
         self._lock = threading.Lock()  # held from the first CREATE to its commit

@@ -27,6 +27,9 @@ KEEPALIVE = {
 #: Arguments of psycopg.connect that are not libpq's.
 OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
 _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
+#: One of these in ``kwargs`` says where to connect, or as whom: ``DATABASE_URL``, whose password and
+#: options are meant for another server or user, is not read then.
+WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
 
 
 class Answer(NamedTuple):
@@ -77,9 +80,11 @@ class Address:
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         own = {name: value for name, value in (kwargs or {}).items() if name in OWN}
-        parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
-            name: value for name, value in (kwargs or {}).items() if name not in OWN
-        })  # fmt: skip
+        given = {name: value for name, value in (kwargs or {}).items() if name not in OWN}
+        source = "conninfo"
+        if not conninfo and not any(given.get(name) is not None for name in WHERE):
+            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+        parameters = _parameters(conninfo, given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own})
 
@@ -89,7 +94,7 @@ class Address:
         each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # less than 2 libpq takes for 2
         defaults = {
             name: value for name, value in {"connect_timeout": each, **self._defaults}.items()
-            if _ENVIRONMENT.get(name, "") not in os.environ
+            if not os.environ.get(_ENVIRONMENT.get(name, ""))
         }  # fmt: skip
         if self._options:
             said = given.get("options") or os.environ.get("PGOPTIONS", "")
@@ -112,14 +117,14 @@ def _hosts(given: dict[str, Any]) -> int:
     return str(said or "").count(",") + 1
 
 
-def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo") -> dict[str, Any]:
     complaint = None
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
         from .complaint import complaint_of  # here: only a mistake pays for it
 
-        complaint = complaint_of(conninfo, error)
+        complaint = complaint_of(conninfo, error, source)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
     try:
