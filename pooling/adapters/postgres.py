@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import psycopg
 
+from .._masking import shown
 from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
@@ -124,9 +125,9 @@ class PostgresPool(Pool[Connection]):
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
-            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
+            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
-            raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
+            raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
@@ -290,9 +291,9 @@ class PostgresPool(Pool[Connection]):
             As for `connection`: the last error, when there are no retries left.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {retries!r}")
+            raise TypeError(f"retries must be a whole number, not {shown(retries)}")
         if retries < 0:
-            raise ValueError(f"retries must be at least 0, not {retries!r}")
+            raise ValueError(f"retries must be at least 0, not {shown(retries)}")
         for run in range(1, retries + 2):
             again = False
             try:
@@ -487,7 +488,7 @@ def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
 def _check_hooks(**hooks: object) -> None:
     for name, hook in hooks.items():
         if not (hook is None or callable(hook)):
-            raise TypeError(f"{name} must be callable or None, not {hook!r}")
+            raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
 
 _STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+from .._masking import shown, suspicious
 from ..core.holders import Holder
 from ..core.observer import Observer
 from ..core.pool import Pool
-from ..settings import PoolSettings
+from ..settings import OTHER_SCHEMES, PoolSettings
 from .lite.adapter import SQLiteAdapter, path_of
 from .lite.arguments import check_number, parse
 from .lite.connection import Connection
@@ -131,13 +132,13 @@ class SQLitePool(Pool[sqlite3.Connection]):
         name: str | None = None,
     ) -> None:
         if configure is not None and not callable(configure):
-            raise TypeError(f"configure must be callable, not {configure!r}")
+            raise TypeError(f"configure must be callable, not {shown(configure)}")
         check_number("timeout", timeout, least=0.0)
         check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
         check_number("readers", readers, least=1, optional=True)
         check_number("writer", writer, least=1)
         settings = settings or PoolSettings()
-        name = name or Path(path_of(path).partition("?")[0]).name.strip(":") or None
+        name = name or _name_of(path_of(path))
         self.readers: Pool[sqlite3.Connection] | None = None
         """Those that only read, a pool of its own; ``None`` without ``readers=``."""
         common: dict[str, Any] = {
@@ -183,12 +184,20 @@ class SQLitePool(Pool[sqlite3.Connection]):
         Raises:
             ValueError: It names a host, or a parameter that is none of these.
         """
-        host, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+        scheme, separator, rest = url.partition("://")
+        if not separator or OTHER_SCHEMES.get(scheme.lower(), scheme.lower()) != "sqlite":
+            raise ValueError("url must begin with sqlite://, or pooling.from_url takes it")
+        host, _, path = rest.partition("?")[0].partition("/")
         if host:
+            if suspicious(host):
+                raise ValueError("a host means nothing here; a relative path has three slashes, an absolute one four")
             raise ValueError(f"a host ({host!r}) means nothing here; sqlite:///{host} is a relative path")
+        if "@" in url.partition("?")[2]:  # an address that is none of ours
+            raise ValueError("the path and the parameters must be percent-encoded, ? as %3F and @ as %40")
         for key, text in parse_qsl(url.partition("?")[2], keep_blank_values=True):
             arguments.setdefault(key, parse(key, text))
-        return cls(unquote(path) or ":memory:", settings, name=name, **arguments)
+        path = unquote(path) or ":memory:"
+        return cls(path if path.startswith(("file:", ":memory:")) else Path(path), settings, name=name, **arguments)
 
     # -- use ------------------------------------------------------------------------
 
@@ -438,6 +447,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
         self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
         for adapter in self._adapters:
             adapter.stats = self._queries if self._settings.enable_metrics else None
+
+
+def _name_of(path: str) -> str | None:
+    name = Path(path.partition("?")[0]).name.strip(":")
+    return name if name and not suspicious(name) else None
 
 
 def _resized(settings: PoolSettings, size: int) -> PoolSettings:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pooling"
 
 # Who may import whom: only what stands on a lower step, and their own.
 STEPS = [
-    {"errors"},
+    {"errors", "_masking"},
     {"settings"},
     {"core"},
     {"doctor"},

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..._masking import is_address, masked, shown
 from ...core.adapter import Adapter
 from .connection import STEPS, Connection, Limit, LimitedCursor
 from .queries import QueryStats
@@ -173,7 +174,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
                 time.sleep(0.005)
         if str(mode).lower() != str(self._journal).lower():
             logger.warning(
-                "%s: the journal mode is %s, and %s cannot be had", self.path, mode, self._journal
+                "%s: the journal mode is %s, and %s cannot be had", masked(self.path), mode, self._journal
             )
 
     def is_alive(self, resource: sqlite3.Connection) -> bool:
@@ -301,11 +302,13 @@ def path_of(path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"path must be a text or a path, not {text!r}")
+        raise TypeError(f"path must be a text or a path, not {shown(text)}")
     if not text:  # to SQLite, a database of each connection's own
         raise ValueError("path must not be empty; ':memory:' is a database in memory")
+    if isinstance(path, str) and is_address(path):  # with another kind of path somebody has said that it is one
+        raise ValueError("path looks like an address; from_url takes sqlite:// URLs, pathlib.Path any name of a file")
     if "\0" in text:
-        raise ValueError(f"path must not hold a null character, as {text!r} does")
+        raise ValueError("path must not hold a null character")
     return text
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from ..._masking import shown
+from ...settings import truth
+
 __all__ = ["check_number", "parse"]
 
 _URL_PARAMETERS: dict[str, type] = {
@@ -18,15 +21,13 @@ def parse(key: str, text: str) -> object:
         ValueError: It is unknown, or does not parse.
     """
     if key not in _URL_PARAMETERS:
-        raise ValueError(f"unknown parameter {key!r}")
+        raise ValueError(f"unknown parameter {shown(key)}")
     kind = _URL_PARAMETERS[key]
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
+        return truth(text) if kind is bool else kind(text)
+    except ValueError:
         noun = {float: "a number of seconds", int: "a whole number", bool: "true or false"}[kind]
-        raise ValueError(f"{key} must be {noun}, not {text!r}") from None
+        raise ValueError(f"{key} must be {noun}, not {shown(text)}") from None
 
 
 def check_number(name: str, value: object, *, least: float, optional: bool = False) -> None:
@@ -40,6 +41,6 @@ def check_number(name: str, value: object, *, least: float, optional: bool = Fal
         return
     kinds = (int,) if isinstance(least, int) else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a {'whole ' if kinds == (int,) else ''}number, not {value!r}")
+        raise TypeError(f"{name} must be a {'whole ' if kinds == (int,) else ''}number, not {shown(value)}")
     if not least <= value <= threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be at least {least:g}, not {value!r}")
+        raise ValueError(f"{name} must be at least {least:g}, not {shown(value)}")

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from ..._masking import slip, without_secrets
+from ...settings import OTHER_SCHEMES
+
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
 
 Conninfo = str | Callable[[], str]
@@ -38,6 +41,9 @@ class Answer(NamedTuple):
     number: int  # of the question
     digest: int  # stands for the answer: two that differ are two
     arguments: dict[str, Any]  # of ``psycopg.connect``
+
+    def __repr__(self) -> str:  # the arguments hold the password
+        return f"<Answer {self.number}>"
 
 
 class Address:
@@ -84,7 +90,7 @@ class Address:
         source = "conninfo"
         if not conninfo and not any(given.get(name) is not None for name in WHERE):
             source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
-        parameters = _parameters(conninfo, given, source)
+        parameters = _parameters(_normal(conninfo), given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own})
 
@@ -117,6 +123,13 @@ def _hosts(given: dict[str, Any]) -> int:
     return str(said or "").count(",") + 1
 
 
+def _normal(conninfo: str) -> str:
+    """Return a URL with the scheme that libpq knows, whatever it is called elsewhere."""
+    scheme, separator, rest = conninfo.partition("://") if isinstance(conninfo, str) else ("", "", "")
+    known = OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
+    return f"{known}://{rest}" if separator and known == "postgresql" else conninfo
+
+
 def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo") -> dict[str, Any]:
     complaint = None
     try:
@@ -127,8 +140,14 @@ def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo")
         complaint = complaint_of(conninfo, error, source)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
+    if not all(isinstance(name, str) and name.isidentifier() for name in kwargs):  # an address, perhaps
+        raise ValueError("kwargs: the names must be those of libpq's parameters")
     try:
         make_conninfo("", **kwargs)
     except (psycopg.ProgrammingError, TypeError) as error:
-        raise ValueError(f"kwargs: {error}") from None
+        raise ValueError(f"kwargs: {without_secrets(str(error))}") from None
+    for given, label in ((parameters, source), (kwargs, "kwargs")):
+        wrong = slip(given, url=given is parameters and "://" in conninfo)
+        if wrong is not None:
+            raise ValueError(f"{label}: {wrong}")
     return {**parameters, **{name: value for name, value in kwargs.items() if value is not None}}

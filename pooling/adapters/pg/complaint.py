@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..._masking import is_secret
+
 __all__ = ["complaint_of"]
 
 
@@ -29,5 +31,8 @@ def complaint_of(conninfo: object, error: Exception, source: str = "conninfo") -
 def _names(conninfo: str) -> list[str]:
     """Return the names of parameters that cannot be a piece of a password."""
     if "://" in conninfo:
-        return re.findall(r"[?&]([^=&]*)", conninfo.rpartition("@")[2])
-    return re.findall(r"(\w+)\s*=", conninfo.partition("pass")[0])
+        found = re.findall(r"[?&]([^=&]*)", conninfo.rpartition("@")[2])
+    else:
+        found = re.findall(r"(\w+)\s*=", conninfo)
+    secret = next((number for number, name in enumerate(found) if is_secret(name)), len(found))
+    return found[: secret + 1]
