@@ -154,7 +154,7 @@ def url_of(database: str | os.PathLike[str]) -> str:
             message leaves it out, because it may hold a password.
     """
     if not isinstance(database, str):  # a path
-        return "sqlite:///" + quote(os.fspath(database))
+        return "sqlite:///" + quote(os.fsencode(database))
     if _SQLITE.match(database) or ("://" in database and not database.startswith("file:")):
         return normal(database)
     if database != ":memory:" and (suspicious(database) or _CONNINFO.search(database)):
@@ -162,7 +162,7 @@ def url_of(database: str | os.PathLike[str]) -> str:
             "the database is neither a URL, such as postgresql://..., nor the name of a file; "
             "one that is called like that is written as sqlite:///name"
         )
-    return "sqlite:///" + ("" if database == ":memory:" else quote(database))
+    return "sqlite:///" + ("" if database == ":memory:" else quote(os.fsencode(database)))
 
 
 def _one(name: str, value: object) -> PoolConfig:
