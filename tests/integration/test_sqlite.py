@@ -635,7 +635,9 @@ def test_a_handler_that_was_configured_does_not_take_the_limit_away(open_pool: M
         db.execute_query(FOR_EVER)
     assert calls
     stop: list[int] = []
-    stops = open_pool(ONE, configure=lambda conn: conn.set_progress_handler(lambda: len(stop), 10), statement_timeout=60)
+    stops = open_pool(
+        ONE, configure=lambda conn: conn.set_progress_handler(lambda: len(stop), 10), statement_timeout=60
+    )
     assert stops.execute_query("SELECT 1") == [(1,)]
     stop.append(1)
     with pytest.raises(sqlite3.OperationalError, match="^interrupted$"):

@@ -77,6 +77,16 @@ def test_types_are_packed() -> None:
     assert "py.typed" in config["options.package_data"]["pooling"].split()
 
 
+def test_every_extra_has_code() -> None:
+    """Who installs one gets something for it."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}
+    files = [(path, [*path.relative_to(ROOT).with_suffix("").parts]) for path in PACKAGE.rglob("*.py")]
+    used = {name.partition(".")[0] for path, parts in files for name in imports(path.read_text(), ".".join(parts), False)}
+    assert extras <= used
+
+
 def test_no_package_is_forgotten() -> None:
     """A directory with modules but without ``__init__.py`` is left out of the wheel."""
     assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").exists()} == set()
