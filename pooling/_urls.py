@@ -103,7 +103,10 @@ def settings_for(url: str, given: Mapping[str, object], base: PoolSettings | Non
 def parameters(url: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the texts in a URL's query by name: of settings, under their own names, and of all else."""
     _, given, others = _split(normal(url))
-    return {_ALL_NAMES[name]: text for name, text in given.items()}, others
+    found = {_ALL_NAMES[name]: text for name, text in given.items()}
+    if "max_overflow" in found and "max_size" in found:
+        found.setdefault("max_idle", found["max_size"])
+    return found, others
 
 
 def scheme_of(url: str) -> str:

@@ -153,6 +153,8 @@ def url_of(database: str | os.PathLike[str]) -> str:
         ValueError: It is no URL, and looks like an address for all that; the
             message leaves it out, because it may hold a password.
     """
+    if isinstance(database, str) and not database.strip():  # to SQLite, a database in memory
+        raise ValueError("the database must not be empty; ':memory:' is one in memory")
     if not isinstance(database, str):  # a path
         return "sqlite:///" + quote(os.fsencode(database))
     if _SQLITE.match(database) or ("://" in database and not database.startswith("file:")):
@@ -231,6 +233,8 @@ def _settings(
         said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
     sources = {setting: variable for variable, setting, _ in reversed(said)}
     base = _room_for(base, {setting: environ[variable] for setting, variable in sources.items()})
+    if "max_overflow" in sources:
+        sources.setdefault("max_idle", sources.get("max_size", ""))
     return _shared(prefix, environ, _overlay(base, _read(said)), sources)
 
 

@@ -132,6 +132,21 @@ def test_yes_and_no_are_read_in_one_way_everywhere(text: str) -> None:
     assert db is not None and db.validate_on_acquire is expected
 
 
+def test_other_pools_sizes_say_where_they_come_from() -> None:
+    made = from_env("", {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "2"}, database="x.db")[DATABASE]
+    said = {what: (value, source) for what, value, source in made.lines()}
+    assert (said["max_size"], said["max_idle"]) == (("5", "DB_POOL_SIZE"), ("3", "DB_POOL_SIZE"))
+    made = from_env("", {"DATABASE_URL": "sqlite:///x.db?pool_size=3&max_overflow=2"})[DATABASE]
+    said = {what: (value, source) for what, value, source in made.lines()}
+    assert (said["max_size"], said["max_idle"], said["min_size"][0]) == (("5", "the URL"), ("3", "the URL"), "3")
+
+
+def test_an_empty_database_is_none_in_memory() -> None:
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="the argument database: the database must not be empty; ':memory:'"):
+            from_env("", {}, database=empty)
+
+
 def test_our_metrics_switch_is_the_weaker_one() -> None:
     said = {"ENABLE_METRICS": "no", "HTTP_ENABLE_METRICS": "yes"}
     settings = from_env("", said)[HTTP].settings

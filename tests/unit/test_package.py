@@ -82,8 +82,10 @@ def test_every_extra_has_code() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}
-    files = [(path, [*path.relative_to(ROOT).with_suffix("").parts]) for path in PACKAGE.rglob("*.py")]
-    used = {name.partition(".")[0] for path, parts in files for name in imports(path.read_text(), ".".join(parts), False)}
+    used: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        used |= {name.partition(".")[0] for name in imports(path.read_text(encoding="utf-8"), module, False)}
     assert extras <= used
 
 
