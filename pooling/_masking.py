@@ -16,6 +16,7 @@ SECRETS = ("pass", "secret", "token", "key", "pwd", "credential")
 """A parameter with one of these in its name is a secret."""
 
 _HIDDEN = "***"
+_DATABASE = re.compile(r"(?i)(?:jdbc:)?(?:postgres|postgis|mysql|mariadb)")
 _SCHEME = re.compile(r"(?:jdbc:)?[A-Za-z][A-Za-z0-9+.-]*")
 # A password may hold what should have been escaped, and some drivers take it: it goes on to the last @ of all;
 # on the web, where a query often has one, to the last @ before what looks like a query. Too much is hidden, if any.
@@ -41,7 +42,8 @@ def suspicious(text: str) -> bool:
     """Whether a text that is no URL may be an address with a password in it."""
     if text.startswith(("file:", "sqlite:", ":memory:")):
         text = text.partition(":")[2]
-    return "@" in text or _PAIR.search(text) is not None or re.match(r"\s*[\w+.-]+\s*:[^\s]", text) is not None
+    half = re.match(r"(?s)\s*[\w+.-]+\s*:\S*[:/]", text)  # of a URL: it may have lost its slashes, or its host
+    return "@" in text or half is not None or _PAIR.search(text) is not None
 
 
 def is_address(text: str) -> bool:
@@ -58,6 +60,8 @@ def masked(address: str) -> str:
         return _HIDDEN if suspicious(address) else address
     web = scheme.lower() in ("http", "https")
     user, host = _split_user(rest, web)
+    if not _DATABASE.match(scheme) and user:  # elsewhere a user may be a token, or the scheme a user
+        user = f"{_HIDDEN}@"
     authority = re.match(r"[^/?#]*", host)
     if authority is not None and not _HOSTS.fullmatch(authority[0]):  # a password where a port should be
         host = f"{authority[0].partition(':')[0]}:{_HIDDEN}"

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from . import config
-from ._masking import shown
+from ._masking import masked, shown
 from ._members import Member, in_parallel, member_of
 from ._reports import DEGRADED, DOWN, UP, Health, PoolHealth, Readiness, Startup, judge, table
 from ._signals import SignalWatch
@@ -177,6 +177,8 @@ class PoolManager:
     def _add(self, name: str, member: Member) -> Member:
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+        if "://" in name and masked(name) != name:
+            raise ValueError("name must not be an address with a password: it stands in every message")
         if self._closing:
             raise PoolError(f"the manager was shut down; no pool {shown(name)} any more")
         found = self._members.setdefault(name, member)

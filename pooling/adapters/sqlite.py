@@ -480,7 +480,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
 def _name_of(path: str) -> str | None:
     name = Path(path.partition("?")[0]).name.strip(":")
-    return readable(name) if name and not suspicious(name) else None
+    return readable(name) if name and ":" not in name and not suspicious(name) else None
 
 
 def _resized(settings: PoolSettings, size: int) -> PoolSettings:

@@ -136,6 +136,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
     "PoolSettings.from_env": lambda text: iter([repr(PoolSettings.from_env("DB_", {"DB_MAX_SIZE": text}))]),
     "create_pool": lambda text: use(PoolManager().create_pool("db", text)),
     "create_pool(name)": lambda text: use(PoolManager().create_pool(text, "db")),
+    "add_pool(name)": lambda text: iter([repr(PoolManager().add_pool(Pool(object), text))]),  # type: ignore[func-returns-value]
     "get_pool": lambda text: use(PoolManager().get_pool(text)),
     "a manager's mapping": lambda text: in_manager({"db": text}),
     "a manager's url": lambda text: in_manager({"db": {"url": text, "max_size": 3}}),
@@ -145,6 +146,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
     "url_of": lambda text: iter([masked(url_of(text))]),
     "DATABASE_URL": lambda text: configured(from_env("", {"DATABASE_URL": text})),
     "DB_MAX_SIZE": lambda text: configured(from_env("", {"DB_MAX_SIZE": text}, database="x.db")),
+    "HTTP_BASE_URL": lambda text: configured(from_env("", {"HTTP_BASE_URL": text})),
     "HTTP_READ_TIMEOUT": lambda text: configured(from_env("", {"HTTP_READ_TIMEOUT": text})),
     "HTTP_RETRY_ATTEMPTS": lambda text: configured(from_env("", {"HTTP_RETRY_ATTEMPTS": text})),
     "ENABLE_METRICS": lambda text: configured(from_env("", {"ENABLE_METRICS": text})),
@@ -293,3 +295,10 @@ def test_an_address_that_libpq_would_misread_is_refused(conninfo: str, words: st
 def test_what_libpq_reads_rightly_is_not_refused() -> None:
     for conninfo in ("host=@abstract", "dbname=a@b", "postgresql://a:1,b:2/d", "postgresql://%2Ftmp/d", "postgresql:///d"):
         PostgresPool(conninfo).close()
+
+
+@pytest.mark.parametrize(
+    "text", ["db:primary", "10:30", "app.db", "/a/b.db", "file:/a/b.db?mode=ro", ":memory:", "a=b", "-c x=1"]
+)
+def test_what_is_no_address_is_shown(text: str) -> None:
+    assert masked(text) == text
