@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
 
+from .._masking import shown
 from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
@@ -55,10 +56,13 @@ class PostgresPool(Pool[Connection]):
         rows = db.execute_query("SELECT * FROM orders WHERE id = %s", (1,))
 
     Args:
-        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``; empty
-            means ``DATABASE_URL`` and the ``PG*`` variables of the
-            environment. Or a callable that returns one, asked anew for each
-            connection; see `rotate`.
+        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``. Or a
+            callable that returns one, asked anew for each connection; see
+            `rotate`. If it is empty and ``kwargs`` has none of ``host``,
+            ``hostaddr``, ``port``, ``dbname``, ``user``, ``service`` and
+            ``servicefile``, ``DATABASE_URL`` is read instead; else that
+            variable is ignored as a whole. libpq takes what is then still
+            missing from its ``PG*`` variables, as always.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
@@ -128,9 +132,9 @@ class PostgresPool(Pool[Connection]):
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
-            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
+            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
-            raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
+            raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
@@ -294,9 +298,9 @@ class PostgresPool(Pool[Connection]):
             As for `connection`: the last error, when there are no retries left.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {retries!r}")
+            raise TypeError(f"retries must be a whole number, not {shown(retries)}")
         if retries < 0:
-            raise ValueError(f"retries must be at least 0, not {retries!r}")
+            raise ValueError(f"retries must be at least 0, not {shown(retries)}")
         for run in range(1, retries + 2):
             again = False
             try:
@@ -491,7 +495,7 @@ def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
 def _check_hooks(**hooks: object) -> None:
     for name, hook in hooks.items():
         if not (hook is None or callable(hook)):
-            raise TypeError(f"{name} must be callable or None, not {hook!r}")
+            raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
 
 _STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")

@@ -24,6 +24,7 @@ from typing import Any
 from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
 
+from .._masking import shown
 from ..core import registry
 from ..core.adapter import Adapter
 from ..core.holders import Holder
@@ -315,6 +316,6 @@ def _check(**sizes: int) -> None:
     for name, least in (("pool_size", 0), ("max_overflow", -1)):
         value = sizes[name]
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
+            raise TypeError(f"{name} must be a whole number, not {shown(value)}")
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value!r}")
+            raise ValueError(f"{name} must be at least {least}, not {shown(value)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._masking import masked, shown
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolOptions, PoolSettings, with_options
 from .adapter import Adapter, FunctionAdapter, own
@@ -94,11 +95,13 @@ class Pool(Lending[R]):
             # Never the value: whoever mixes up the order of arguments gives an address, with its password.
             raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
         if name is not None and not (isinstance(name, str) and name):
-            raise TypeError(f"name must be a text that is not empty, not {name!r}")
+            raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+        if isinstance(name, str) and "://" in name and masked(name) != name:
+            raise ValueError("name must not be an address with a password: it stands in every message")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
-            raise TypeError(f"clock must have now(), wall() and get(), not be {clock!r}")
+            raise TypeError(f"clock must have now(), wall() and get(), not be {shown(clock)}")
         if not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be several of pooling.Observer, not {observers!r}")
+            raise TypeError(f"observers must be several of pooling.Observer, not {shown(observers)}")
         settings = with_options(settings or PoolSettings(), options, Pool.__init__)
         number = next(_numbers)
         super().__init__(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
@@ -232,9 +235,9 @@ class Pool(Lending[R]):
         state = self._state
         goal = state.min_size if size is None else size
         if not isinstance(goal, int) or isinstance(goal, bool):
-            raise TypeError(f"size must be a whole number, not {size!r}")
+            raise TypeError(f"size must be a whole number, not {shown(size)}")
         if not 0 <= goal <= state.max_size:
-            raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {size!r}")
+            raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {shown(size)}")
         with self._lock:
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
@@ -341,7 +344,7 @@ class Pool(Lending[R]):
     def add_observer(self, observer: Observer) -> None:
         """Tell an observer from now on what happens."""
         if not isinstance(observer, Observer):
-            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+            raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
         self._set_observers((*self._observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
@@ -426,13 +429,13 @@ def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
         if extra:
             raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
         if not isinstance(adapter, Adapter):
-            raise TypeError(f"adapter must be a pooling.Adapter, not {adapter!r}")
+            raise TypeError(f"adapter must be a pooling.Adapter, not {shown(adapter)}")
         if own(adapter, "create") is None:
             raise TypeError(f"adapter must override create(), and {adapter!r} does not")
         return adapter
     for name, function in given.items():
         if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, not {function!r}")
+            raise TypeError(f"{name} must be callable, not {shown(function)}")
     return FunctionAdapter(**given)
 
 

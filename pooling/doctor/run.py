@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._masking import slip, without_secrets
 from ..settings import PoolSettings
 from .plan import Plan
 from .report import Report
@@ -97,6 +98,9 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
         parameters = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         parser.error("--dsn is neither a postgresql:// URL nor key=value pairs")  # it may hold a password
+    wrong = slip(parameters, url="://" in dsn)
+    if wrong is not None:
+        parser.error(f"--dsn: {wrong}")
 
     def connect(**options: Any) -> psycopg.Connection[Any]:
         return psycopg.connect(**{"connect_timeout": _PATIENCE, **parameters, **options})
@@ -110,7 +114,7 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
 
 def _without_secret(text: str, parameters: dict[str, Any]) -> str:
     secret = str(parameters.get("password") or "")
-    return text.replace(secret, "***") if secret else text
+    return without_secrets(text.replace(secret, "***") if secret else text)
 
 
 def _count(text: str) -> int:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pooling"
 
 # Who may import whom: only what stands on a lower step, and their own.
 STEPS = [
-    {"errors"},
+    {"errors", "_masking"},
     {"settings"},
     {"core"},
     {"doctor"},
@@ -78,6 +78,18 @@ def test_types_are_packed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert "py.typed" in config["options.package_data"]["pooling"].split()
+
+
+def test_every_extra_has_code() -> None:
+    """Who installs one gets something for it."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}
+    used: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        used |= {name.partition(".")[0] for name in imports(path.read_text(encoding="utf-8"), module, False)}
+    assert extras <= used
 
 
 def test_no_package_is_forgotten() -> None:

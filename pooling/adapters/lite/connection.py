@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sqlite3
 import sys
 import time
@@ -14,7 +15,7 @@ from ...core.metrics import SHORT
 from .queries import QueryStats
 from .traces import pragma_left
 
-__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor"]
+__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor", "made_of"]
 
 # Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
 # ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
@@ -47,6 +48,17 @@ class Limit:
         """Whether SQLite is to end it."""
         self.struck = _now() > self.deadline
         return self.struck
+
+    def beside(self, handler: Callable[[], object] | None, steps: int) -> tuple[Callable[[], object], int]:
+        """Return a progress handler, and its steps, that does what this one does, too: there can be but one."""
+        if handler is None:
+            return self.over, STEPS
+        every, calls = max(1, steps // STEPS), itertools.count(1)
+
+        def both() -> object:
+            return self.over() or (next(calls) % every == 0 and handler())
+
+        return both, min(STEPS, steps)
 
     def explain(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
         """The error for the user, if it is this limit that struck."""
@@ -153,6 +165,8 @@ class Connection(sqlite3.Connection):
         short, short_seconds: How many statements took less than `SHORT`, and
             what they add up to.
         factories: The row and text factories that a new borrower finds.
+        tracer, progress: The trace callback, and the progress handler with its steps.
+        kept: Those of them that a new borrower finds.
         file: Its database file and that one's identity, or ``None`` in memory.
     """
 
@@ -168,6 +182,9 @@ class Connection(sqlite3.Connection):
     short = 0
     short_seconds = 0.0
     factories: tuple[Any, Any] = (None, str)
+    tracer: Any = None
+    progress: tuple[Any, int] = (None, 0)
+    kept: tuple[Any, tuple[Any, int]] = (tracer, progress)
     file: tuple[str, tuple[int, int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -195,6 +212,30 @@ class Connection(sqlite3.Connection):
         if len(cursors) >= _PRUNE_AT:
             cursors[:] = [one for one in cursors if one() is not None]
         cursors.append(weakref.ref(cursor))
+
+    # SQLite does not tell which handlers it has.
+
+    def set_trace_callback(self, *args: Any, **named: Any) -> None:
+        super().set_trace_callback(*args, **named)
+        (self.tracer,) = (*args, *named.values())
+
+    def set_progress_handler(self, *args: Any, **named: Any) -> None:
+        super().set_progress_handler(*args, **named)
+        handler = args[0] if args else named["progress_handler"]
+        self.progress = (handler, args[1] if len(args) > 1 else named["n"])
+
+    def keep_handlers(self) -> None:
+        """Note the handlers as those that every borrower is to find."""
+        self.kept = self.tracer, self.progress
+
+    def restore_handlers(self) -> None:
+        """Put back the handlers that a borrower has changed."""
+        tracer, progress = self.kept
+        if self.tracer is not tracer:
+            self.set_trace_callback(tracer)
+        if self.progress is not progress:
+            self.set_progress_handler(*progress)
+            self.progress = progress
 
     # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
 
@@ -262,6 +303,14 @@ class Connection(sqlite3.Connection):
             if cursor is not None:
                 cursor.close()
         self._cursors.clear()
+
+
+@functools.lru_cache(maxsize=16)
+def made_of(factory: type[sqlite3.Connection]) -> type[Connection]:
+    """Return a class of connections that are the user's and ours; the user's methods call ours by ``super()``."""
+    if issubclass(Connection, factory):
+        return Connection
+    return type(factory.__name__, (factory, Connection), {"__module__": factory.__module__})
 
 
 def _spoiling(name: str) -> Callable[..., Any]:

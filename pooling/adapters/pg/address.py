@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from ..._masking import slip, without_secrets
+from ...settings import OTHER_SCHEMES
+
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
 
 Conninfo = str | Callable[[], str]
@@ -27,6 +30,9 @@ KEEPALIVE = {
 #: Arguments of psycopg.connect that are not libpq's.
 OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
 _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
+#: One of these in ``kwargs`` says where to connect, or as whom: ``DATABASE_URL``, whose password and
+#: options are meant for another server or user, is not read then.
+WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
 
 
 class Answer(NamedTuple):
@@ -35,6 +41,9 @@ class Answer(NamedTuple):
     number: int  # of the question
     digest: int  # stands for the answer: two that differ are two
     arguments: dict[str, Any]  # of ``psycopg.connect``
+
+    def __repr__(self) -> str:  # the arguments hold the password
+        return f"<Answer {self.number}>"
 
 
 class Address:
@@ -77,9 +86,11 @@ class Address:
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         own = {name: value for name, value in (kwargs or {}).items() if name in OWN}
-        parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
-            name: value for name, value in (kwargs or {}).items() if name not in OWN
-        })  # fmt: skip
+        given = {name: value for name, value in (kwargs or {}).items() if name not in OWN}
+        source = "conninfo"
+        if not conninfo and not any(given.get(name) is not None for name in WHERE):
+            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+        parameters = _parameters(_normal(conninfo), given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own})
 
@@ -89,7 +100,7 @@ class Address:
         each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # less than 2 libpq takes for 2
         defaults = {
             name: value for name, value in {"connect_timeout": each, **self._defaults}.items()
-            if _ENVIRONMENT.get(name, "") not in os.environ
+            if not os.environ.get(_ENVIRONMENT.get(name, ""))
         }  # fmt: skip
         if self._options:
             said = given.get("options") or os.environ.get("PGOPTIONS", "")
@@ -112,18 +123,31 @@ def _hosts(given: dict[str, Any]) -> int:
     return str(said or "").count(",") + 1
 
 
-def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _normal(conninfo: str) -> str:
+    """Return a URL with the scheme that libpq knows, whatever it is called elsewhere."""
+    scheme, separator, rest = conninfo.partition("://") if isinstance(conninfo, str) else ("", "", "")
+    known = OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
+    return f"{known}://{rest}" if separator and known == "postgresql" else conninfo
+
+
+def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo") -> dict[str, Any]:
     complaint = None
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
         from .complaint import complaint_of  # here: only a mistake pays for it
 
-        complaint = complaint_of(conninfo, error)
+        complaint = complaint_of(conninfo, error, source)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
+    if not all(isinstance(name, str) and name.isidentifier() for name in kwargs):  # an address, perhaps
+        raise ValueError("kwargs: the names must be those of libpq's parameters")
     try:
         make_conninfo("", **kwargs)
     except (psycopg.ProgrammingError, TypeError) as error:
-        raise ValueError(f"kwargs: {error}") from None
+        raise ValueError(f"kwargs: {without_secrets(str(error))}") from None
+    for given, label in ((parameters, source), (kwargs, "kwargs")):
+        wrong = slip(given, url=given is parameters and "://" in conninfo)
+        if wrong is not None:
+            raise ValueError(f"{label}: {wrong}")
     return {**parameters, **{name: value for name, value in kwargs.items() if value is not None}}

@@ -13,6 +13,7 @@ import django
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from ..._masking import shown
 from ...core.lease import Lease
 from ...core.pool import Pool
 from ...core.registry import PAGE
@@ -177,7 +178,7 @@ class PooledWrapper:
 def bad_age(age: object) -> str:
     """Say what is wrong with a ``CONN_MAX_AGE`` that is not 0."""
     return (
-        f"CONN_MAX_AGE must be 0 with a pool, not {age!r}: each thread would keep a connection to itself. "
+        f"CONN_MAX_AGE must be 0 with a pool, not {shown(age)}: each thread would keep a connection to itself. "
         "How old they may get says max_lifetime."
     )
 
