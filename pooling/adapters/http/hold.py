@@ -133,6 +133,10 @@ class Hold:
         if self.wire.sock is None:
             self._end("server_closed")
             return
+        if not self.wire.is_reusable():
+            self.wire.close()
+            self._end("unread")
+            return
         if self._leave(place):
             self._line.__exit__(None, None, None)
             place.__exit__(None, None, None)

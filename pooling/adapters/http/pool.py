@@ -37,7 +37,7 @@ __all__ = ["HTTPPool"]
 
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
 _DEFAULTS = PoolSettings(min_size=0, max_size=100)
-_WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
+_WAITED = 0.001  # seconds in line for a place after which a kept connection is looked at again
 
 
 class HTTPPool(Verbs, Warming, Pool[requests.Session]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from time import monotonic
 from typing import Any
 
@@ -15,6 +16,7 @@ from .errors import refusal
 from .limits import Limits
 from .metrics import HostMetrics
 from .transport import Transport, kind_of
+from .wire import Answer
 
 __all__ = ["Unpooled"]
 
@@ -34,7 +36,7 @@ class Unpooled(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         metrics, began = self._enter(request), monotonic()
-        plain = requests.adapters.HTTPAdapter(max_retries=self._transport.max_retries)
+        plain = _Plain(max_retries=self._transport.max_retries)
         try:
             response = plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
         except exceptions.RequestException as error:
@@ -51,6 +53,30 @@ class Unpooled(requests.adapters.BaseAdapter):
 
     def close(self) -> None:
         """Do nothing: nothing is kept."""
+
+
+class _Plain(requests.adapters.HTTPAdapter):
+    """An adapter of requests' own, but for interim answers."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _skip_interim(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return _skip_interim(super().proxy_manager_for(*args, **kwargs))
+
+
+def _skip_interim(manager: Any) -> Any:
+    classes = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: _skipping(found) for scheme, found in classes.items()}
+    return manager
+
+
+@functools.cache
+def _skipping(pool_class: type[Any]) -> type[Any]:
+    connection_class = pool_class.ConnectionCls
+    connection_class = type(connection_class.__name__, (connection_class,), {"response_class": Answer})
+    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": connection_class})
 
 
 def _kind(error: exceptions.RequestException) -> str:

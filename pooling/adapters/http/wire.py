@@ -35,6 +35,7 @@ else:
 
 __all__ = ["Wire", "wired"]
 
+_MOST_INTERIM = 100  # answers of status 1xx before the real one
 _PIECE = 16384  # bytes that the time to write is for, and sent between two looks at the deadline; one TLS record
 
 
@@ -50,6 +51,8 @@ class Wire(_Connection):
         opened: Whether it was ever connected.
         line: The socket, also while the answer of a server that closes after
             it is being read: urllib3 has forgotten the socket by then.
+        answer: The last answer, as ``http.client`` reads it.
+        spoiled: The socket on which more came than the answer to the request.
     """
 
     metrics: HostMetrics
@@ -57,6 +60,8 @@ class Wire(_Connection):
     reused = tried = opened = False
     sent = received = 0
     line: Any = None
+    answer: Answer | None = None
+    spoiled: Any = None
 
     def begin(self, limits: Limits) -> None:
         """Serve a request from now on."""
@@ -106,7 +111,8 @@ class Wire(_Connection):
         self, sock: Any, *args: Any, **kwargs: Any
     ) -> http.client.HTTPResponse:
         """Make ``http.client``'s answer, reading through a `_Reader`."""
-        return http.client.HTTPResponse(_Source(self, sock), *args, **kwargs)  # type: ignore[arg-type]
+        self.answer = Answer(_Source(self, sock), *args, **kwargs)  # type: ignore[arg-type]
+        return self.answer
 
     def _new_conn(self) -> socket.socket:
         limits = self.limits
@@ -146,6 +152,17 @@ class Wire(_Connection):
             return not sock.pending() and (not _readable(sock.fileno()) or _only_tickets(sock))
         return not _readable(sock.fileno())
 
+    def is_reusable(self) -> bool:
+        """Whether the last answer was read to its end, and nothing came behind it.
+
+        What is behind it would be taken for the answer to the next request.
+        Bytes that arrive later are found by `is_alive`.
+        """
+        answer = self.answer
+        if answer is not None and (not answer.isclosed() or answer.status == http.client.SWITCHING_PROTOCOLS):
+            return False
+        return self.spoiled is None or self.spoiled is not self.sock
+
     def interrupt(self) -> None:
         """Make whoever is blocked on it fail now."""
         sock = self.line
@@ -164,7 +181,7 @@ class Wire(_Connection):
 
     def close(self) -> None:
         super().close()
-        self.line = None
+        self.line = self.spoiled = self.answer = None
 
 
 def _plain(wire: Any) -> bool:
@@ -180,6 +197,18 @@ def _addresses(wire: Any, host: str) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
+class Answer(http.client.HTTPResponse):
+    """``http.client``'s answer; it skips every interim answer, not only a 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_MOST_INTERIM):
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if not 100 <= found[1] < 200 or found[1] == http.client.SWITCHING_PROTOCOLS:
+                return found
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
+
+
 class _Source:
     """Stands for the socket where ``http.client`` asks for a file to read from."""
 
@@ -187,7 +216,18 @@ class _Source:
         self._wire, self._sock = wire, sock
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._wire, self._sock))
+        return _Buffer(_Reader(self._wire, self._sock))
+
+
+class _Buffer(io.BufferedReader):
+    """Notes at its end whether it has read more from the socket than the answer."""
+
+    raw: _Reader
+
+    def close(self) -> None:
+        if not self.closed:
+            self.raw.end_at(self.tell())
+        super().close()
 
 
 class _Reader(io.RawIOBase):
@@ -196,6 +236,16 @@ class _Reader(io.RawIOBase):
     def __init__(self, wire: Wire, sock: Any) -> None:
         self._wire, self._sock = wire, sock
         self._raw = sock.makefile("rb", buffering=0)
+        self._count = 0
+
+    def tell(self) -> int:
+        """Return how many bytes were read; the buffer above tells by it how many of them it has left."""
+        return self._count
+
+    def end_at(self, position: int) -> None:
+        """Note that the answer ended there."""
+        if position < self._count:
+            self._wire.spoiled = self._sock
 
     def readable(self) -> bool:
         return True
@@ -208,6 +258,7 @@ class _Reader(io.RawIOBase):
         count: int | None = self._raw.readinto(buffer)
         if count:
             wire.received += count
+            self._count += count
         return count
 
     def fileno(self) -> int:
