@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -149,3 +151,158 @@ def test_a_body_given_back_before_its_end_reaches_no_one() -> None:
         assert http.stats()["in_use"] == 0
         assert http.get("/second").text == "/second" * 10
         assert [one.connection for one in server.asked] == [1, 2]
+
+
+# -- one borrower's identity ---------------------------------------------------------------------
+
+
+class Login(requests.auth.AuthBase):
+    """Logs in as the libraries for NTLM do: three messages over one connection."""
+
+    def __init__(self, user: str, where: str = "", scheme: str = "NTLM") -> None:
+        self.user, self.where, self.scheme = user, where, scheme
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.register_hook("response", self.hook)
+        return request
+
+    def hook(self, first: requests.Response, **kwargs: Any) -> requests.Response:
+        name = self.where + "Authorization"
+        if first.status_code not in (401, 407) or name in first.request.headers:
+            return first
+        second = self.send(first, f"{self.scheme} hello", **kwargs)
+        challenge = second.headers["Proxy-Authenticate" if self.where else "WWW-Authenticate"]
+        third = self.send(second, f"{challenge} {self.user}", **kwargs)
+        third.history += [first, second]
+        return third
+
+    def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
+        response.content  # noqa: B018
+        response.raw.release_conn()
+        request = response.request.copy()
+        request.headers[self.where + "Authorization"] = value
+        return response.connection.send(request, **kwargs)  # type: ignore[attr-defined,no-any-return]
+
+
+class Guard:
+    """Knows by their connections who its clients are."""
+
+    def __init__(self, proxy: bool = False) -> None:
+        self.who: dict[int, str] = {}
+        self.field = "proxy-authorization" if proxy else "authorization"
+        self.status = "407 Who?" if proxy else "401 Who?"
+        self.ask = "Proxy-Authenticate" if proxy else "WWW-Authenticate"
+        self.turn = threading.Barrier(1)
+
+    def __call__(self, asked: Asked) -> bytes:
+        scheme, _, message = asked.fields.get(self.field, "").partition(" ")
+        if message == "hello":
+            self.turn.wait(30)
+            return ok("more", f"{self.ask}: {scheme} {asked.connection}", status=self.status)
+        if scheme in ("NTLM", "Negotiate"):
+            number, _, user = message.partition(" ")
+            if number != str(asked.connection) or user == "wrong":
+                return ok("no", f"{self.ask}: {scheme}", status=self.status)
+            self.who[asked.connection] = user
+        if scheme == "Kerberos-once":
+            self.who[asked.connection] = message
+            return ok(message, "Persistent-Auth: true")
+        if scheme in ("Basic", "Bearer"):
+            return ok("stateless")
+        if asked.connection in self.who:
+            return ok(self.who[asked.connection])
+        return ok("who?", f"{self.ask}: NTLM", status=self.status)
+
+
+def foreign(http: HTTPPool) -> requests.Session:
+    session = requests.Session()
+    session.mount("http://", http.adapter)
+    return session
+
+
+@pytest.mark.parametrize("scheme", ["NTLM", "Negotiate"])
+@pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_an_identity_that_is_the_connections_reaches_no_other_borrower(
+    scheme: str, way: str, through_proxy: bool
+) -> None:
+    guard = Guard(through_proxy)
+    with RawServer(guard) as server:
+        proxies = {"http": server.url} if through_proxy else {}
+        url = "http://a.test/" if through_proxy else server.url + "/"
+        with HTTPPool(ONE) as http:
+            auth = Login("alice", "Proxy-" if through_proxy else "", scheme)
+            arguments: dict[str, Any] = {"auth": auth, "proxies": proxies}
+            if way == "lent":
+                with http.acquire() as session:
+                    assert [session.get(url, **arguments).text for _ in range(2)] == ["alice", "alice"]
+            else:
+                get = {"verb": http, "own": http.session(), "foreign": foreign(http)}[way].get
+                assert get(url, **arguments).text == "alice"
+            assert http.stats()["in_use"] == 0
+            other = http.get(url, proxies=proxies)
+            assert (other.text, other.status_code) == ("who?", 407 if through_proxy else 401)
+            assert guard.who
+
+
+def test_what_the_server_says_of_an_identity_counts_too() -> None:
+    with RawServer(Guard()) as server, HTTPPool(ONE, base_url=server.url) as http:
+        assert http.get("/", headers={"Authorization": "Kerberos-once alice"}).text == "alice"
+        assert http.get("/").text == "who?"
+        assert http.metrics.snapshot().closed == {"authenticated": 1}
+
+
+@pytest.mark.parametrize("value", ["Basic YTpi", "Bearer token", b"Bearer token"])
+def test_an_identity_that_each_request_brings_leaves_the_socket_to_all(value: str | bytes) -> None:
+    with RawServer(Guard()) as server, HTTPPool(ONE, base_url=server.url) as http:
+        for _ in range(3):
+            assert http.get("/", headers={"Authorization": value}).text == "stateless"
+        assert server.accepted == 1
+
+
+def test_a_login_keeps_its_connection_whoever_else_asks() -> None:
+    guard = Guard()
+    guard.turn = threading.Barrier(4)  # all have said hello before one is answered
+    seen: dict[str, str] = {}
+    with RawServer(guard) as server, HTTPPool(PoolSettings(max_size=4, acquire_timeout=30)) as http:
+
+        def work(user: str, session: requests.Session) -> None:
+            seen[user] = session.get(server.url, auth=Login(user)).text
+
+        sessions = [http.session(), http.session(), foreign(http), foreign(http)]
+        threads = [
+            threading.Thread(target=work, args=(f"user{number}", session)) for number, session in enumerate(sessions)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == {f"user{number}": f"user{number}" for number in range(4)}
+        assert http.stats()["in_use"] == 0
+
+
+@pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
+@pytest.mark.parametrize("how", ["wrong", "given up", "raised"])
+def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
+    class Stops(Login):
+        def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
+            if "hello" not in value and how == "given up":
+                response.content  # noqa: B018
+                return response
+            if "hello" not in value and how == "raised":
+                raise KeyError("no ticket")
+            return super().send(response, value, **kwargs)
+
+    with RawServer(Guard()) as server, HTTPPool(ONE) as http:
+        with http.acquire() as lent:
+            get = {"verb": http, "lent": lent, "own": http.session(), "foreign": foreign(http)}[way].get
+            if how == "raised":
+                with pytest.raises(KeyError):
+                    get(server.url, auth=Stops("alice"))
+            else:
+                assert get(server.url, auth=Stops("wrong")).status_code == 401
+            if way != "foreign":  # of a foreign session the pool sees single requests
+                assert http.stats()["in_use"] == 0
+        gc.collect()  # this answer has itself in its history
+        wait_until(lambda: http.stats()["in_use"] == 0)
+        assert http.get(server.url).text == "who?"

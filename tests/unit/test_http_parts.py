@@ -281,14 +281,14 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
     view = sessions.View(HTTPPool(), Below())
     request = requests.Request("GET", "http://h").prepare()
     answers = [view.send(request) for _ in range(32)]
-    plain = sessions._unread
+    plain = sessions.is_unread
 
     def meanwhile(response: requests.Response | None) -> bool:
-        monkeypatch.setattr(sessions, "_unread", plain)
+        monkeypatch.setattr(sessions, "is_unread", plain)
         answers.append(view.send(request))
         return plain(response)
 
-    monkeypatch.setattr(sessions, "_unread", meanwhile)
+    monkeypatch.setattr(sessions, "is_unread", meanwhile)
     answers.append(view.send(request))
     view.end()
     assert sorted(closed) == sorted(map(id, answers))

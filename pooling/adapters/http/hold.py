@@ -15,6 +15,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from ...core.lease import Lease
 from .hosts import Host
 from .limits import Limits
+from .logins import begins_login, is_challenge, is_remembered
 from .metrics import NOT_OPENED
 from .wire import Wire
 
@@ -57,7 +58,7 @@ class Hold:
     any thread and by a destructor.
     """
 
-    __slots__ = ("host", "wire", "response", "_place", "_line", "_done")
+    __slots__ = ("host", "wire", "response", "_place", "_line", "_done", "_log_in", "_goes_on", "_body_read")
 
     def __init__(self, host: Host, place: Lease[Place], done: Callable[[], object]) -> None:
         self.host = host
@@ -68,10 +69,12 @@ class Hold:
         self._line = line
         self.wire = line.resource
         self.response: Callable[[], Any] = _nobody
+        self._log_in = self._goes_on = self._body_read = False
 
     def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
         """Send a request and return the head of its answer; the body ends the hold."""
         wire, began = self.wire, monotonic()
+        self._log_in = begins_login(options["headers"])
         try:
             try:
                 response = self._attempt(method, url, options, limits)
@@ -86,12 +89,37 @@ class Hold:
             self._end("interrupted" if not isinstance(error, Exception) else self._failed())
             raise
         self.host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        if self._log_in and is_challenge(response):
+            self._goes_on, limits.login = True, self
         return response
 
     def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
-        self.wire.begin(limits)
+        wire = self.wire
+        wire.begin(limits)
         own = self.host.template.for_hold(self)
-        return own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+        response = own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+        wire.personal = wire.personal or self._log_in or is_remembered(response)
+        return response
+
+    def go_on(self, host: Host) -> Hold | None:
+        """Return a hold for the next message of a login, on the same connection and in the same place.
+
+        ``None``: that cannot be, and this one is over.
+        """
+        place = self._place
+        if place is None or host is not self.host or not self._body_read or not self.wire.is_alive():
+            self.end_login()
+            return None
+        self._place = None
+        self.host.metrics.moved(self.wire.sent, self.wire.received)
+        return Hold(host, place, self._done)
+
+    def end_login(self) -> None:
+        """No message follows: close the connection, once the body was read."""
+        self._goes_on = False
+        if self._body_read:
+            self.wire.close()
+            self._end("authenticated")
 
     def _may_send_again(self, error: Exception, method: str, replayable: bool) -> bool:
         """Whether a kept connection turned out to be dead, and nothing can happen twice."""
@@ -133,9 +161,13 @@ class Hold:
         if self.wire.sock is None:
             self._end("server_closed")
             return
-        if not self.wire.is_reusable():
+        if self._goes_on:
+            self._body_read, self.wire.limits = True, None
+            return  # `go_on` or `end_login` follows
+        reason = self.wire.why_not_again()
+        if reason is not None:
             self.wire.close()
-            self._end("unread")
+            self._end(reason)
             return
         if self._leave(place):
             self._line.__exit__(None, None, None)
@@ -144,8 +176,8 @@ class Hold:
 
     def close(self) -> None:
         """The body is given up: close the connection, which would have to be read to its end."""
-        if self._place is None:
-            return  # it serves somebody else by now
+        if self._place is None or self._body_read:
+            return  # it serves another request by now, or a login goes on
         self.wire.close()
         response = self.response()
         if response is None or getattr(response, "_finalizing", False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from time import monotonic
@@ -99,13 +100,20 @@ class Limits(Timeout):
     Attributes:
         end: When the total time is over, by the monotonic clock; infinity
             if there is no such limit.
+        answers: Those so far, and whether each is streamed.
+        outer: The request in whose hook this one is made, if in any.
+        login: The hold of a login that goes on over the same connection.
     """
+
+    outer: Limits | None = None
+    login: Any = None
 
     def __init__(self, timeout: HTTPTimeout, now: Callable[[], float] = monotonic) -> None:
         super().__init__(connect=timeout.connect, read=timeout.read)
         self.asked = timeout
         self.write, self.pool = timeout.write, timeout.pool
         self._now = now
+        self.answers: list[tuple[weakref.ref[Any], bool]] = []
         self.end = math.inf if timeout.total is None else now() + timeout.total
 
     def left(self, limit: Seconds) -> Seconds:

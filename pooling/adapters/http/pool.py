@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
@@ -19,6 +20,7 @@ from ...core.registry import PAGE
 from ...errors import PoolClosed
 from ...settings import PoolSettings
 from .arguments import checked_number, checked_url, retries
+from .bodies import read_ahead
 from .health import Health
 from .hold import Hold
 from .hosts import Host, Hosts
@@ -167,6 +169,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     def _renew_state(self) -> None:
         # What a lock of the parent may guard is made anew in a child, like the core's own.
         super()._renew_state()
+        self._calls: dict[int, Limits] = {}  # by thread: the request of a session of ours that it makes now
         self._hosts = Hosts(self.name, self._asked, min(self._max_per_host, self._asked.max_size))
         metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
         metrics.of = self._hosts
@@ -240,6 +243,14 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         self._arrive()
         self._check_open()
         return self._hosts.metrics_for(request)
+
+    def _read_outer(self) -> None:
+        """In a hook: read the answer that the hook is for, so that this thread does not wait for its own place."""
+        limits = self._calls.get(threading.get_ident())
+        while limits is not None:
+            for answer, streamed in limits.answers:
+                read_ahead(answer(), streamed)
+            limits = limits.outer
 
     def _take(self, host: Host, limits: Limits) -> Hold:
         """Wait in line for a connection of that host, then for a place among all requests."""

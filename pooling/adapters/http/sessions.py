@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -27,7 +28,9 @@ from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
-from .transport import Transport, told
+from .bodies import is_unread
+from .limits import Limits
+from .transport import SameConnection, Transport, told
 
 if TYPE_CHECKING:
     from .pool import HTTPPool
@@ -46,11 +49,33 @@ class Pooled(_Session):
     _plain: bool  # its class leaves to requests what comes from the environment
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        limits = kwargs["timeout"] = self._pooling.limits(kwargs.get("timeout"))
+        given = kwargs.get("timeout")
+        limits = kwargs["timeout"] = self._pooling.limits(given)
+        if limits is given:  # a redirect of it
+            return self._send(request, limits, kwargs)
+        calls, thread = self._pooling._pool._calls, threading.get_ident()  # late: gevent replaces it
+        limits.outer = calls.get(thread)
+        calls[thread] = limits
+        try:
+            return self._send(request, limits, kwargs)
+        finally:
+            if limits.outer is None:
+                calls.pop(thread, None)
+            else:
+                calls[thread] = limits.outer
+            if limits.login is not None:
+                limits.login.end_login()
+
+    def _send(self, request: requests.PreparedRequest, limits: Limits, kwargs: dict[str, Any]) -> requests.Response:
+        first = len(limits.answers)
         try:
             return super().send(request, **kwargs)
-        except exceptions.ConnectionError as error:
-            told_of = told(error, limits) if limits.over else error  # amid the body
+        except BaseException as error:
+            for answer, streamed in limits.answers[first:]:
+                self._pooling.let_go(answer(), streamed, error)
+            if not limits.over or not isinstance(error, exceptions.ConnectionError):
+                raise
+            told_of = told(error, limits)  # amid the body
             if told_of is error:
                 raise
             raise told_of from error
@@ -183,7 +208,8 @@ class View(requests.adapters.BaseAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self.check()
         response = self._below.send(request, *args, **kwargs)
-        response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
+        if not isinstance(getattr(response, "connection", None), SameConnection):
+            response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
         if len(self._answers) >= 32:
             self._forget_read()
         self._answers.append(weakref.ref(response))
@@ -196,7 +222,7 @@ class View(requests.adapters.BaseAdapter):
         with contextlib.suppress(IndexError):  # or do the same
             for _ in range(len(self._answers)):
                 one = self._answers.popleft()
-                if _unread(one()):
+                if is_unread(one()):
                     self._answers.append(one)
 
     def check(self) -> None:
@@ -218,17 +244,13 @@ class View(requests.adapters.BaseAdapter):
                 response = self._answers.popleft()()
             except IndexError:
                 return  # another thread does the same
-            if _unread(response):
+            if is_unread(response):
                 response.close()  # type: ignore[union-attr]
 
     def end(self) -> None:
         """Be of no use any more."""
         self._ended = True
         self.close()
-
-
-def _unread(response: requests.Response | None) -> bool:
-    return response is not None and not response._content_consumed  # type: ignore[attr-defined]
 
 
 class SessionLease(Lease[requests.Session]):

@@ -53,11 +53,12 @@ class Wire(_Connection):
             it is being read: urllib3 has forgotten the socket by then.
         answer: The last answer, as ``http.client`` reads it.
         spoiled: The socket on which more came than the answer to the request.
+        personal: Whether it was logged in for one borrower, see `logins`.
     """
 
     metrics: HostMetrics
     limits: Limits | None = None
-    reused = tried = opened = False
+    reused = tried = opened = personal = False
     sent = received = 0
     line: Any = None
     answer: Answer | None = None
@@ -152,16 +153,18 @@ class Wire(_Connection):
             return not sock.pending() and (not _readable(sock.fileno()) or _only_tickets(sock))
         return not _readable(sock.fileno())
 
-    def is_reusable(self) -> bool:
-        """Whether the last answer was read to its end, and nothing came behind it.
+    def why_not_again(self) -> str | None:
+        """Why it may not serve another request after the last answer; ``None`` if it may.
 
-        What is behind it would be taken for the answer to the next request.
-        Bytes that arrive later are found by `is_alive`.
+        What comes behind an answer would be taken for the answer to the next
+        request. Bytes that arrive later are found by `is_alive`.
         """
+        if self.personal:
+            return "authenticated"
         answer = self.answer
         if answer is not None and (not answer.isclosed() or answer.status == http.client.SWITCHING_PROTOCOLS):
-            return False
-        return self.spoiled is None or self.spoiled is not self.sock
+            return "unread"
+        return None if self.spoiled is None or self.spoiled is not self.sock else "unread"
 
     def interrupt(self) -> None:
         """Make whoever is blocked on it fail now."""
@@ -182,6 +185,7 @@ class Wire(_Connection):
     def close(self) -> None:
         super().close()
         self.line = self.spoiled = self.answer = None
+        self.personal = False
 
 
 def _plain(wire: Any) -> bool:
