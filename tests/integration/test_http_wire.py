@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import requests
+from urllib3.util import Retry
 
-from pooling import HTTPPool, PoolSettings
+from pooling import HTTPPool, LeaseError, PoolSettings
 from tests.conftest import Authority
 from tests.integration.test_http import wait_until
 from tests.raw import Asked, RawServer, ok
@@ -306,3 +307,162 @@ def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
         gc.collect()  # this answer has itself in its history
         wait_until(lambda: http.stats()["in_use"] == 0)
         assert http.get(server.url).text == "who?"
+
+
+# -- places that come back at once -----------------------------------------------------------------
+
+
+def raises_for_status(response: requests.Response, **kwargs: Any) -> None:
+    response.raise_for_status()
+
+
+@pytest.mark.parametrize("way", ["verb", "lent", "own"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hook_that_raises_gives_the_place_back(way: str, stream: bool) -> None:
+    def answer(asked: Asked) -> bytes:
+        return ok("not here", status="404 Not Found") if "404" in asked.target else ok("x" * 100_000)
+
+    with RawServer(answer) as server, HTTPPool(PoolSettings(max_size=1, acquire_timeout=0), base_url=server.url) as http:
+        with http.acquire() as lent:
+            ask = {"verb": http.request, "lent": lent.request, "own": http.session().request}[way]
+            kept = []  # as a future keeps it
+            for number in range(20):
+                url = server.url + ("/404" if number % 3 == 0 else "/")
+                try:
+                    response = ask("GET", url, hooks={"response": raises_for_status}, stream=stream)
+                    assert len(response.content) == 100_000
+                except requests.HTTPError as error:
+                    kept.append(error)
+                assert http.stats()["in_use"] == 0
+            assert len(kept) == 7
+            assert kept[0].response.text == "not here"  # requests reads it in the handler
+        assert server.accepted == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_large_streamed_answer_whose_hook_raises_is_closed(error: type[BaseException]) -> None:
+    kept: list[requests.Response] = []
+
+    def hook(response: requests.Response, **kwargs: Any) -> None:
+        kept.append(response)
+        raise error
+
+    with RawServer(lambda asked: ok("x" * 100_000)) as server, HTTPPool(ONE, base_url=server.url) as http:
+        with pytest.raises(error):
+            http.get("/", hooks={"response": hook}, stream=True)
+        assert http.stats()["in_use"] == 0
+        with pytest.raises(LeaseError, match="failed before its answer was read"):
+            kept[0].content  # noqa: B018
+
+
+RETRY_AFTER = ["5, 5", "-1", "", "Fri, 31 Dec 99999 23:59:59 GMT", "9" * 5000, "Fri, 99 Foo 2020", "soon", "1e3", "٣"]
+
+
+@pytest.mark.parametrize("value", RETRY_AFTER)
+@pytest.mark.parametrize("retry", [3, Retry(3, status_forcelist=(503,), raise_on_status=False)])
+def test_an_unreadable_retry_after_counts_as_none(value: str, retry: Any) -> None:
+    def answer(asked: Asked) -> bytes:
+        if len(server.asked) % 2:
+            return ok("busy", f"Retry-After: {value}".encode().decode("latin-1"), status="503 Busy")
+        return ok("fine")
+
+    with RawServer(answer) as server, HTTPPool(ONE, base_url=server.url, retry=retry) as http:
+        assert http.get("/").text == "fine"
+        assert http.stats()["in_use"] == 0
+        server.asked.clear()
+        assert HTTPPool(ONE).get(server.url).status_code == 503  # without retries it is the answer
+
+
+def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
+    class Broken(Retry):
+        def is_retry(self, *args: Any, **kwargs: Any) -> bool:
+            raise ZeroDivisionError
+
+    with RawServer(lambda asked: ok("x")) as server, HTTPPool(ONE, base_url=server.url, retry=Broken(1)) as http:
+        with pytest.raises(ZeroDivisionError) as kept:
+            http.get("/")
+        assert http.stats()["in_use"] == 0
+        assert kept
+
+
+@pytest.mark.parametrize("way", ["session", "connection", "pool"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, stream: bool) -> None:
+    """As many threads as places, each with an answer in its hands when it asks for its token."""
+    count = 2
+    all_hold = threading.Barrier(count)
+
+    def answer(asked: Asked) -> bytes:
+        if asked.target == "/token":
+            return ok("secret")
+        if asked.fields.get("authorization") == "secret":
+            return ok("fine")
+        return ok("who?", status="401 Who?")
+
+    seen: list[object] = []
+    settings = PoolSettings(max_size=count, acquire_timeout=5)
+    with RawServer(answer) as server, HTTPPool(settings, max_per_host=count, base_url=server.url) as http:
+
+        def work() -> None:
+            session = http.session()
+
+            def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
+                if response.status_code != 401:
+                    return response
+                all_hold.wait(30)
+                token = session.get(server.url + "/token") if way == "session" else http.get("/token")
+                request = response.request.copy()
+                request.headers["Authorization"] = token.text
+                if way == "connection":
+                    return response.connection.send(request, **kwargs)  # type: ignore[attr-defined,no-any-return]
+                return session.send(request, **kwargs)
+
+            try:
+                seen.append(session.get(server.url + "/", hooks={"response": hook}, stream=stream).text)
+            except Exception as error:
+                seen.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == ["fine"] * count
+        assert (http.stats()["in_use"], http._calls) == (0, {})
+
+
+def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
+    def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
+        if response.url.endswith("/"):
+            http.get("/other")
+        return response
+
+    with RawServer(lambda asked: ok(asked.target * 3)) as server, HTTPPool(ONE, base_url=server.url) as http:
+        response = http.get("/", hooks={"response": hook})
+        assert (response.text, list(response.iter_content(2))) == ("///", [b"//", b"/"])
+
+
+def test_a_body_that_breaks_while_it_is_read_ahead_is_an_error_where_it_is_read() -> None:
+    def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
+        if response.url.endswith("/cut"):
+            assert http.get("/other").text == "/other"
+        return response
+
+    def answer(asked: Asked) -> list[bytes] | bytes | None:
+        if asked.target == "/cut":
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this"
+        return ok(asked.target)
+
+    class Cuts(RawServer):
+        def _serve(self, number: int, plain: socket.socket) -> None:
+            if number > 1:
+                return super()._serve(number, plain)
+            with plain, plain.makefile("rb") as file:
+                asked = self._read(number, 0, file)
+                assert asked is not None
+                plain.sendall(answer(asked))  # type: ignore[arg-type]
+
+    with Cuts(answer) as server, HTTPPool(ONE, base_url=server.url) as http:
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            http.get("/cut", hooks={"response": hook})
+        assert http.stats()["in_use"] == 0
