@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import ssl
@@ -322,7 +323,8 @@ def test_a_hook_that_raises_gives_the_place_back(way: str, stream: bool) -> None
     def answer(asked: Asked) -> bytes:
         return ok("not here", status="404 Not Found") if "404" in asked.target else ok("x" * 100_000)
 
-    with RawServer(answer) as server, HTTPPool(PoolSettings(max_size=1, acquire_timeout=0), base_url=server.url) as http:
+    settings = PoolSettings(max_size=1, acquire_timeout=0)
+    with RawServer(answer) as server, HTTPPool(settings, base_url=server.url) as http:
         with http.acquire() as lent:
             ask = {"verb": http.request, "lent": lent.request, "own": http.session().request}[way]
             kept = []  # as a future keeps it
@@ -448,7 +450,7 @@ def test_a_body_that_breaks_while_it_is_read_ahead_is_an_error_where_it_is_read(
             assert http.get("/other").text == "/other"
         return response
 
-    def answer(asked: Asked) -> list[bytes] | bytes | None:
+    def answer(asked: Asked) -> bytes:
         if asked.target == "/cut":
             return b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nonly this"
         return ok(asked.target)
@@ -456,13 +458,122 @@ def test_a_body_that_breaks_while_it_is_read_ahead_is_an_error_where_it_is_read(
     class Cuts(RawServer):
         def _serve(self, number: int, plain: socket.socket) -> None:
             if number > 1:
-                return super()._serve(number, plain)
+                super()._serve(number, plain)
+                return
             with plain, plain.makefile("rb") as file:
                 asked = self._read(number, 0, file)
                 assert asked is not None
-                plain.sendall(answer(asked))  # type: ignore[arg-type]
+                plain.sendall(answer(asked))
 
     with Cuts(answer) as server, HTTPPool(ONE, base_url=server.url) as http:
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             http.get("/cut", hooks={"response": hook})
         assert http.stats()["in_use"] == 0
+
+
+# -- bodies that were cut off ------------------------------------------------------------------------
+
+
+FRAMES = {
+    "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n", b"x" * 100_000),
+    "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"186a0\r\n" + b"x" * 100_000 + b"\r\n"),
+    "until close": (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 100_000),
+}
+
+
+class Half(RawServer):
+    """Sends half a body, and the rest never."""
+
+    def __init__(self, frame: str) -> None:
+        super().__init__(lambda asked: self.pieces(frame))
+        self.over = threading.Event()
+
+    def pieces(self, frame: str) -> Iterator[bytes]:
+        yield from FRAMES[frame]
+        self.over.wait(30)
+
+    def __exit__(self, *error: Any) -> None:
+        self.over.set()
+        super().__exit__(*error)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("way", ["lease", "context", "whole lease"])
+def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: str) -> None:
+    with Half(frame) as server, HTTPPool(ONE, base_url=server.url) as http:
+        with contextlib.ExitStack() as block:
+            if way == "context":
+                response = block.enter_context(http.request_context("GET", "/", stream=True))
+            elif way == "lease":
+                response = block.enter_context(http.acquire()).get(server.url, stream=True)
+            else:
+                lease = http.acquire()
+                block.callback(lease.release)
+                response = lease.resource.get(server.url, stream=True)
+            pieces = response.iter_content(1000)
+            if begun:
+                assert next(pieces) == b"x" * 1000
+        assert http.stats()["in_use"] == 0
+        for read in (lambda: list(pieces), lambda: response.content, lambda: response.text,
+                     lambda: list(response.iter_lines()), response.raw.read, lambda: list(response.raw.stream())):
+            with pytest.raises(LeaseError, match="this answer was given back before"):
+                read()
+        assert response.raw.closed
+        response.close()
+
+
+def test_what_was_read_to_its_end_stays_readable() -> None:
+    with RawServer(lambda asked: ok("x" * 100_000)) as server, HTTPPool() as http:
+        with http.acquire() as session:
+            whole, streamed = session.get(server.url), session.get(server.url, stream=True)
+            raw = session.get(server.url, stream=True)
+            closed = session.get(server.url + "/closed", stream=True)
+            assert len(streamed.content) == len(raw.raw.read()) == 100_000
+            closed.close()
+        assert len(whole.content) == len(b"".join(streamed.iter_content(1000))) == 100_000
+        assert raw.raw.read() == b""  # as in requests after the end
+        assert closed.raw.read() == b""  # and after a close() of one's own
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_body_that_the_closing_pool_cuts_off_is_an_error(frame: str) -> None:
+    with Half(frame) as server:
+        http = HTTPPool(ONE, base_url=server.url)
+        response = http.get("/", stream=True)
+        pieces = response.iter_content(1000)
+        next(pieces)
+        closing = threading.Thread(target=http.close, args=(0,))
+        closing.start()
+        with pytest.raises(requests.RequestException):
+            for _ in pieces:
+                pass
+        closing.join()
+
+
+def test_a_lease_that_ends_amid_a_request_of_another_thread_is_an_error_there() -> None:
+    arrived, ended = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Iterator[bytes]:
+        arrived.set()
+        ended.wait(30)
+        yield ok("x" * 100_000)
+
+    seen: list[object] = []
+    with RawServer(answer) as server, HTTPPool(ONE, base_url=server.url) as http:
+        lease = http.acquire()
+        session = lease.resource
+
+        def work() -> None:
+            try:
+                seen.append(len(session.get(server.url).content))
+            except LeaseError as error:
+                seen.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        arrived.wait(30)
+        lease.release()
+        ended.set()
+        thread.join()
+        assert isinstance(seen[0], LeaseError)

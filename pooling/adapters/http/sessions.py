@@ -28,7 +28,7 @@ from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
-from .bodies import is_unread
+from .bodies import cut_off, is_unread
 from .limits import Limits
 from .transport import SameConnection, Transport, told
 
@@ -245,7 +245,8 @@ class View(requests.adapters.BaseAdapter):
             except IndexError:
                 return  # another thread does the same
             if is_unread(response):
-                response.close()  # type: ignore[union-attr]
+                text = f"pool {self._pool.name!r}: this answer was given back before it was read to its end"
+                cut_off(response, LeaseError(text))  # type: ignore[arg-type]
 
     def end(self) -> None:
         """Be of no use any more."""

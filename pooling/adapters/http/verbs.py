@@ -85,8 +85,14 @@ class Verbs:
             PoolTimeout: No connection was free in time.
             requests.RequestException: As from requests.
         """
-        with self.acquire() as session, session.request(method, self._whole(url), **kwargs) as response:
-            yield response
+        response: requests.Response | None = None
+        try:
+            with self.acquire() as session:
+                response = session.request(method, self._whole(url), **kwargs)
+                yield response
+        finally:
+            if response is not None:
+                response.close()  # one that a hook has put in the place of ours
 
     def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
         return self.session().request(method, self._whole(url), **kwargs)

@@ -54,11 +54,12 @@ class Wire(_Connection):
         answer: The last answer, as ``http.client`` reads it.
         spoiled: The socket on which more came than the answer to the request.
         personal: Whether it was logged in for one borrower, see `logins`.
+        interrupted: Whether the pool has cut it off; what ends then did not end by itself.
     """
 
     metrics: HostMetrics
     limits: Limits | None = None
-    reused = tried = opened = personal = False
+    reused = tried = opened = personal = interrupted = False
     sent = received = 0
     line: Any = None
     answer: Answer | None = None
@@ -76,9 +77,16 @@ class Wire(_Connection):
         super().connect()
         self.line = self.sock
         self.opened = True
-        self.tried = False
+        self.tried = self.interrupted = False
         self.sent = self.received = 0  # a tunnel's do not count
         self.metrics.connected(monotonic() - began)
+
+    def getresponse(self) -> Any:
+        sock = self.sock
+        response = super().getresponse()
+        if self.sock is None:
+            self.line = sock  # closed by `http.client`, and open until the answer is read
+        return response
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -172,6 +180,7 @@ class Wire(_Connection):
         if sock is None or sock.fileno() < 0:
             return
         # A handle of our own: shutdown() of an SSLSocket would drop what its holder uses.
+        self.interrupted = True
         other = socket.socket(fileno=os.dup(sock.fileno())) if os.name != "nt" else sock.dup()
         with other:
             other.shutdown(socket.SHUT_RDWR)
@@ -260,6 +269,8 @@ class _Reader(io.RawIOBase):
         if limits is not None and limits.end != math.inf:
             self._sock.settimeout(limits.left(wire.timeout))
         count: int | None = self._raw.readinto(buffer)
+        if count == 0 and wire.interrupted:
+            raise ConnectionAbortedError("the pool has cut off this answer")
         if count:
             wire.received += count
             self._count += count
