@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,11 @@ import requests
 from urllib3.util import Retry
 
 from pooling import HTTPPool, LeaseError, PoolSettings
+from pooling.adapters.http.client import pool_arguments
 from tests.conftest import Authority
 from tests.integration.test_http import wait_until
 from tests.raw import Asked, RawServer, ok
+from tests.web import ForwardProxy, WebServer
 
 ONE = PoolSettings(max_size=1, acquire_timeout=30)
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
@@ -577,3 +582,211 @@ def test_a_lease_that_ends_amid_a_request_of_another_thread_is_an_error_there() 
         ended.set()
         thread.join()
         assert isinstance(seen[0], LeaseError)
+
+
+# -- the environment --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A .netrc for 127.0.0.1, and for nothing else."""
+    file = tmp_path / "netrc"
+    file.write_text("machine 127.0.0.1 login net password rc\n")
+    monkeypatch.setenv("NETRC", str(file))
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def shows_identity(asked: Asked) -> bytes:
+    if asked.target.startswith("/to/"):
+        return ok("", f"Location: http://{asked.target[4:]}", status="302 Found")
+    return ok(asked.fields.get("authorization", "none"))
+
+
+@pytest.mark.usefixtures("netrc")
+@pytest.mark.parametrize("redirect", [False, True])
+def test_what_the_program_says_of_credentials_beats_netrc(redirect: bool) -> None:
+    with RawServer(shows_identity) as server:
+        path = f"/to/127.0.0.1:{server.port}/" if redirect else "/"
+        url = server.url + path
+        token = {"Authorization": "Bearer mine"}
+        with HTTPPool(headers=token) as http:
+            assert http.get(url).text == "Bearer mine"
+            with http.acquire() as session:
+                assert session.get(url).text == "Bearer mine"
+        with HTTPPool() as http:
+            assert http.get(url).text == basic("net", "rc")
+            assert http.get(url, headers={"authorization": "Bearer mine"}).text == "Bearer mine"
+            assert http.get(url, auth=("a", "b")).text == basic("a", "b")
+            with http.acquire() as session:
+                session.headers.update(token)
+                assert session.get(url).text == "Bearer mine"
+            if not redirect:
+                assert http.get(url.replace("//", "//u:p@")).text == basic("u", "p")
+        with HTTPPool(auth=("a", "b")) as http:
+            assert http.get(url).text == basic("a", "b")
+
+
+@pytest.mark.usefixtures("netrc")
+def test_credentials_reach_no_other_host() -> None:
+    """Not by a redirect, and not by a host that is written into the user's part of a URL."""
+    with RawServer(shows_identity) as server:
+        other = f"localhost:{server.port}/"
+        with HTTPPool(headers={"Authorization": "Bearer mine"}) as http:
+            assert http.get(f"{server.url}/to/{other}").text == "none"
+        with HTTPPool(auth=("a", "b"), base_url=server.url) as http:
+            assert http.get(f"/to/{other}").text == "none"
+        with HTTPPool(base_url=server.url.replace("//", "//u:p@")) as http:
+            assert http.get("/").text == basic("u", "p")
+            assert http.get(f"/to/{other}").text == "none"
+        with HTTPPool() as http:
+            assert http.get(f"{server.url}/to/{other}").text == "none"
+            assert http.get(f"http://127.0.0.1:@{other}").text == basic("127.0.0.1", "")
+            assert http.get(f"{server.url}/to/127.0.0.1:@{other}").text == "none"
+
+
+def test_credentials_of_a_proxy_reach_the_proxy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fields(asked: Asked) -> bytes:
+        return ok(" ".join(sorted(asked.fields)))
+
+    with RawServer(fields) as proxy, RawServer(fields) as server:
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//user:s3cret@"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with HTTPPool() as http:
+            for _ in range(2):
+                assert "proxy-authorization" in http.get("http://far.test/").text
+                assert "authorization" not in http.get(server.url + "/").text
+
+
+@pytest.mark.parametrize("target", ["http", "https"])
+def test_verify_holds_for_a_proxy_with_tls(
+    target: str, web: WebServer, secure_web: WebServer, authority: Authority
+) -> None:
+    url = {"http": web, "https": secure_web}[target].url + "/echo"
+    with ForwardProxy(authority.server) as proxy:
+        proxies = {"http": proxy.url, "https": proxy.url}
+        for verify in (authority.file, False):
+            with HTTPPool(verify=verify, proxies=proxies) as http, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # urllib3's, of a request without verification
+                for _ in range(2):
+                    assert http.get(url).ok
+                assert http.metrics.snapshot().created == 1
+        with HTTPPool(proxies=proxies) as http, pytest.raises(requests.exceptions.RequestException):
+            http.get(url)
+        with HTTPPool(proxies=proxies) as http, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert http.get(url, verify=False).ok
+            with pytest.raises(requests.exceptions.RequestException):  # that socket serves no careful request
+                http.get(url)
+
+
+def test_headers_of_a_cgi_request_are_not_the_environment() -> None:
+    """A CGI server puts each header of a request, whoever sends it, into a variable HTTP_..."""
+    said = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
+    found = pool_arguments("HTTP_", {**said, "REQUEST_METHOD": "GET"})
+    assert (found["timeout"].read, "retry" in found, "pooled" in found) == (30, False, False)
+    assert pool_arguments("APP_HTTP_", {"APP_HTTP_READ_TIMEOUT": "1", "REQUEST_METHOD": "GET"})["timeout"].read == 1
+
+
+# -- an SSLContext of one's own -------------------------------------------------------------------
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority.file)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_context_of_the_programs_own(
+    secure_web: WebServer, authority: Authority, pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/not/there")
+    context = trusting(authority)
+    reads: list[object] = []
+    load = ssl.SSLContext.load_verify_locations
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_verify_locations", lambda *args, **kwargs: (reads.append(args), load(*args, **kwargs))
+    )
+    for arguments in ({"ssl_context": context}, {"verify": context}):
+        with HTTPPool(base_url=secure_web.url, pooled=pooled, **arguments) as http:  # type: ignore[arg-type]
+            for _ in range(3):
+                assert http.get("/echo").ok
+            with http.acquire() as session:
+                assert session.verify is context
+                assert session.get(secure_web.url + "/echo").ok
+            if pooled:
+                http.drain()
+                http.warm_up()
+                assert http.get("/echo").ok
+    with HTTPPool(base_url=secure_web.url, pooled=pooled) as http:
+        for _ in range(2):
+            assert http.get("/echo", verify=context).ok
+    assert not reads and (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert secure_web.book()["accepted"] == (5 if pooled else 10)
+
+
+def test_a_context_is_part_of_a_sockets_key(secure_web: WebServer, authority: Authority) -> None:
+    lax = ssl.create_default_context()
+    lax.check_hostname, lax.verify_mode = False, ssl.CERT_NONE
+    with HTTPPool(base_url=secure_web.url, trust_env=False) as http, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # urllib3's, of the lax one
+        for context in (lax, trusting(authority), trusting(authority)):
+            for _ in range(2):
+                assert http.get("/echo", verify=context).ok
+            with pytest.raises(requests.exceptions.SSLError):
+                http.get("/echo")
+        assert http.metrics.snapshot().idle == 3
+        assert lax.verify_mode == ssl.CERT_NONE
+
+
+def test_a_context_holds_for_a_proxy_with_tls(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+    with ForwardProxy(authority.server) as proxy:
+        proxies = {"http": proxy.url, "https": proxy.url}
+        with HTTPPool(ssl_context=trusting(authority), proxies=proxies) as http:
+            assert http.get(secure_web.url + "/echo").ok
+            assert http.get(web.url + "/echo").json()["fields"]["via"] == "1.1 tests"
+
+
+def test_a_clients_key_that_is_encrypted(authority: Authority, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization  # trustme brings it
+
+    pem = Path(authority.client).read_bytes()
+    key = serialization.load_pem_private_key(pem, None)
+    form = serialization.BestAvailableEncryption(b"word")
+    file = tmp_path / "client.pem"
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, form)
+        + pem[pem.index(b"-----BEGIN CERT") :]
+    )
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.file)
+    server_side.load_cert_chain(authority.server)
+    server_side.verify_mode = ssl.CERT_REQUIRED
+    with RawServer(lambda asked: ok("in"), lambda sock: server_side.wrap_socket(sock, server_side=True)) as server:
+        context = trusting(authority)
+        context.load_cert_chain(str(file), password="word")
+        with HTTPPool(ssl_context=context, base_url=server.url.replace("http", "https")) as http:
+            assert http.get("/").text == "in"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"ssl_context": "x"}, TypeError, "ssl_context must be an ssl.SSLContext, not of str"),
+        ({"ssl_context": ssl.create_default_context(), "verify": False}, ValueError, "give one of them"),
+        ({"ssl_context": ssl.create_default_context(), "cert": "c.pem"}, ValueError, "load_cert_chain"),
+        ({"verify": ssl.create_default_context(), "cert": "c.pem"}, ValueError, "load_cert_chain"),
+        ({"verify": 5}, TypeError, "verify must be a bool, a path or an ssl.SSLContext, not of int"),
+    ],
+)
+def test_what_cannot_be_told_about_tls(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        HTTPPool(**wrong)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_certificate_beside_a_context_is_refused_in_a_request(pooled: bool, authority: Authority) -> None:
+    with HTTPPool(ssl_context=trusting(authority), pooled=pooled) as http:
+        with pytest.raises(ValueError, match="load_cert_chain"):
+            http.get("https://127.0.0.1:1/", cert=authority.client)
+        assert http.stats()["in_use"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any
 
 import pytest
@@ -189,6 +190,13 @@ def test_what_the_pool_says_beats_the_environment_whatever_the_factory(monkeypat
     for factory in (requests.Session, lambda: requests.Session()):
         session = HTTPPool(session_factory=factory, verify=False).session()
         assert session.merge_environment_settings("https://h/", {}, None, None, None)["verify"] is False
+
+
+def test_a_context_is_known_by_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ssl.create_default_context()
+    monkeypatch.setattr("ssl.SSLContext", type("SSLContext", (ssl.SSLContext,), {}))  # as truststore does
+    session = HTTPPool(ssl_context=plain).session()
+    assert key("https://h", session.verify).verify is plain
 
 
 def test_a_shared_jar_is_renewed_without_its_lock() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from typing import Any
 
 from urllib3.util import Retry
 
-__all__ = ["checked_number", "checked_url", "retries"]
+from .tls import check_own, is_context
+
+__all__ = ["checked_number", "checked_url", "checked_verify", "retries"]
 
 
 def retries(retry: Retry | int | None) -> Retry:
@@ -36,3 +40,19 @@ def checked_url(name: str, value: Any) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError(f"{name} must begin with http:// or https://, not be {value!r}")
     return value
+
+
+def checked_verify(verify: Any, context: Any, cert: Any) -> bool | str | ssl.SSLContext:
+    """Return whom to trust, by ``verify`` or by ``ssl_context``."""
+    if context is not None:
+        if not is_context(context):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext, not of {type(context).__name__}")
+        if verify is not True:
+            raise ValueError("verify and ssl_context say the same thing: give one of them")
+        verify = context
+    check_own(verify, cert)
+    if isinstance(verify, bool) or is_context(verify):
+        return verify  # type: ignore[no-any-return]
+    if not isinstance(verify, (str, os.PathLike)):
+        raise TypeError(f"verify must be a bool, a path or an ssl.SSLContext, not of {type(verify).__name__}")
+    return str(verify)

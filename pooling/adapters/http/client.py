@@ -108,6 +108,9 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         ValueError: A variable does not parse or breaks a rule; it is named.
     """
     environ = os.environ if environ is None else environ
+    if prefix == "HTTP_" and "REQUEST_METHOD" in environ:
+        # CGI: these are headers of a request, which strangers set (as for HTTP_PROXY, httpoxy.org).
+        environ = {name: text for name, text in environ.items() if not name.startswith(prefix)}
     found: dict[str, Any] = {"timeout": _timeout(prefix, environ), "name": "http"}
     for word, argument in _NUMBERS.items():
         if (text := environ.get(prefix + word)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from ...core.pool import Pool
 from ...core.registry import PAGE
 from ...errors import PoolClosed
 from ...settings import PoolSettings
-from .arguments import checked_number, checked_url, retries
+from .arguments import checked_number, checked_url, checked_verify, retries
 from .bodies import read_ahead
 from .health import Health
 from .hold import Hold
@@ -86,7 +87,12 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         verify: Whom to trust: ``True`` means certifi's list or the one that
             ``REQUESTS_CA_BUNDLE`` names; else a file or folder of certificates,
             which beats the environment; ``False`` means anybody. Files are read
-            once, and again after `drain`.
+            once, and again after `drain`. It may be an ``ssl.SSLContext``, here
+            and where a request or a session says it.
+        ssl_context: The same as a context in ``verify``: it says whom to trust
+            and which certificate to send (so there is no ``cert`` beside it), and
+            is used as it is. It is part of a socket's identity: make one, not
+            one for each request, and do not change it afterwards.
         cert: The client's certificate: a file, or a pair of files with the key.
         proxies: By scheme, as in requests; they beat the environment's.
         headers: Sent with every request, beside requests' own.
@@ -125,6 +131,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         max_per_host: int = 30,
         retry: Retry | int | None = None,
         verify: Verify = True,
+        ssl_context: ssl.SSLContext | None = None,
         cert: Cert = None,
         proxies: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -151,7 +158,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         if not compression:
             headers.setdefault("Accept-Encoding", "identity")
         defaults = {
-            "verify": verify if isinstance(verify, bool) else str(verify),
+            "verify": checked_verify(verify, ssl_context, cert),
             "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)

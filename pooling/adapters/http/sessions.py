@@ -8,6 +8,7 @@ can reach the next (P5): not even by a reference that was kept.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import sys
@@ -17,12 +18,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from http.cookiejar import Cookie
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import requests
 import requests.adapters
 from requests import exceptions
+from requests.auth import HTTPBasicAuth
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
+from requests.utils import get_auth_from_url
 
 from ...core import registry
 from ...core.lease import Lease
@@ -47,6 +51,7 @@ class Pooled(_Session):
 
     _pooling: Transport
     _plain: bool  # its class leaves to requests what comes from the environment
+    _plain_auth: bool  # and what becomes of credentials in a redirect
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         given = kwargs.get("timeout")
@@ -80,6 +85,33 @@ class Pooled(_Session):
                 raise
             raise told_of from error
 
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        # requests lets .netrc beat a header, and credentials in the URL (psf/requests#3929).
+        if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
+            request = copy.copy(request)
+            request.auth = _by_url
+        return super().prepare_request(request)
+
+    def _has_credentials(self, request: requests.Request) -> bool:
+        """Whether the program has said who it is in a header or in the URL."""
+        own = request.headers or {}
+        return (
+            "@" in str(request.url)
+            or any(name.lower() in ("authorization", b"authorization") for name in own)
+            or "Authorization" in self.headers
+        )
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        headers, url = prepared_request.headers, str(prepared_request.url)
+        if not self._plain_auth:
+            super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        elif "Authorization" in headers and not self.should_strip_auth(response.request.url, url):  # type: ignore[no-untyped-call]
+            return  # requests would ask .netrc, and let it win
+        elif "@" in urlsplit(url).netloc:
+            headers.pop("Authorization", None)  # .netrc knows hosts; before requests 2.32.4 this would be another
+        else:
+            super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         # requests lets the environment beat a session's own verify, even verify=False
         # (psf/requests#3829), and its proxies (psf/requests#2018). What the program
@@ -110,9 +142,20 @@ def _proxies_in_environment() -> bool:
     return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
 
 
+def _by_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Use the credentials in the URL, if there are any: what requests does without ``auth``."""
+    user, password = get_auth_from_url(str(request.url))
+    return HTTPBasicAuth(user, password)(request) if user or password else request
+
+
 @functools.cache
 def _pooled(kind: type[requests.Session]) -> type[requests.Session]:
-    own = {"__module__": kind.__module__, "_plain": "merge_environment_settings" not in _changes(kind)}
+    changes = _changes(kind)
+    own = {
+        "__module__": kind.__module__,
+        "_plain": "merge_environment_settings" not in changes,
+        "_plain_auth": "rebuild_auth" not in changes,
+    }
     return type(kind.__name__, (Pooled, kind), own)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ssl
 from time import monotonic
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...errors import PoolClosed
 from .errors import refusal
 from .limits import Limits
 from .metrics import HostMetrics
+from .tls import check_own, is_context
 from .transport import Transport, kind_of
 from .wire import Answer
 
@@ -56,13 +58,29 @@ class Unpooled(requests.adapters.BaseAdapter):
 
 
 class _Plain(requests.adapters.HTTPAdapter):
-    """An adapter of requests' own, but for interim answers."""
+    """An adapter of requests' own, but for interim answers and an ``SSLContext`` as ``verify``."""
+
+    context: ssl.SSLContext | None = None
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         _skip_interim(self.poolmanager)
 
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        if not is_context(verify):
+            return super().build_connection_pool_key_attributes(request, verify, cert)
+        check_own(verify, cert)
+        self.context = verify
+        host, _ = super().build_connection_pool_key_attributes(request, True)
+        return host, {"ssl_context": verify}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        if not is_context(verify):
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        if self.context is not None:
+            kwargs["proxy_ssl_context"] = self.context
         return _skip_interim(super().proxy_manager_for(*args, **kwargs))
 
 
