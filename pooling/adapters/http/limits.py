@@ -12,6 +12,8 @@ from typing import Any
 
 from urllib3.util import Timeout
 
+from .arguments import shown
+
 __all__ = ["HTTPTimeout", "Limits", "OutOfTime"]
 
 Seconds = float | None
@@ -72,7 +74,7 @@ class HTTPTimeout:
             )
         if isinstance(value, (tuple, list)):
             if len(value) != 2:
-                raise ValueError(f"timeout must be a number or (connect, read), not {value!r}")
+                raise ValueError(f"timeout must be a number or (connect, read), not {shown(value)}")
             return replace(default, connect=value[0], read=value[1])
         return replace(default, connect=value, read=value)
 
@@ -81,7 +83,7 @@ def _checked(name: str, value: Any) -> Seconds:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"timeout: {name} must be a number of seconds or None, not {value!r}")
+        raise TypeError(f"timeout: {name} must be a number of seconds or None, not {shown(value)}")
     if not 0 < value <= threading.TIMEOUT_MAX and not (name == "pool" and value == 0):
         raise ValueError(f"timeout: {name} must be above 0 and finite, not {value!r}")
     return float(value)

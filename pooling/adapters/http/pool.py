@@ -20,7 +20,7 @@ from ...core.pool import Pool
 from ...core.registry import PAGE
 from ...errors import PoolClosed
 from ...settings import PoolSettings
-from .arguments import checked_number, checked_url, checked_verify, retries
+from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
 from .bodies import read_ahead
 from .health import Health
 from .hold import Hold
@@ -70,7 +70,10 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             ``min_size`` means nothing here: at which host? See `warm_up`.
             ``None`` means 100 sockets and otherwise the usual defaults.
         base_url: Put before URLs that begin with ``/`` in this pool's own
-            methods, not in those of an acquired session.
+            methods, not in those of an acquired session. Such a URL may come
+            from a stranger: it reaches no other host, and nothing outside the
+            path of the ``base_url``. Any other text is a whole URL, and goes
+            where that says, with this pool's ``headers`` and ``auth``.
         timeout: For every request that gives none: an `HTTPTimeout`, or as in
             requests a number or seconds to connect and to read.
         max_per_host: Requests under way at once to one host. Sockets with
@@ -146,14 +149,14 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         name: str | None = None,
     ) -> None:
         if settings is not None and not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
+            raise TypeError(f"settings must be a PoolSettings, not {shown(settings)}; a URL goes into base_url=")
         self._asked = settings or _DEFAULTS
-        self._base_url = checked_url("base_url", base_url).rstrip("/")
+        self._base_url = checked_base(base_url)
         self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
-            raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
+            raise ValueError(f'cookies must be "isolated" or "shared", not {shown(cookies)}')
         if not callable(session_factory):
-            raise TypeError(f"session_factory must be callable, not {session_factory!r}")
+            raise TypeError(f"session_factory must be callable, not {shown(session_factory)}")
         headers = dict(headers or {})
         if not compression:
             headers.setdefault("Accept-Encoding", "identity")
@@ -352,7 +355,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     def add_observer(self, observer: Observer) -> None:
         """Tell an observer from now on what happens to requests (leases, to it) and to sockets."""
         if not isinstance(observer, Observer):
-            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+            raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
         self._listen((*self._listeners, observer))
 
     def remove_observer(self, observer: Observer) -> None:

@@ -32,6 +32,7 @@ from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
+from .arguments import shown
 from .bodies import cut_off, is_unread
 from .limits import Limits
 from .transport import SameConnection, Transport, told
@@ -202,7 +203,7 @@ def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
     """Return what a function makes, as one of ours: else a total would not hold over redirects."""
     session = factory()
     if not isinstance(session, requests.Session):
-        raise TypeError(f"session_factory must make a requests.Session, and made {session!r}")
+        raise TypeError(f"session_factory must make a requests.Session, and made {shown(session)}")
     if not isinstance(session, Pooled):
         session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
     return session

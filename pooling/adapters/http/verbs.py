@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .arguments import joined
+
 if TYPE_CHECKING:
     from ...core.lease import Lease
 
@@ -33,7 +35,9 @@ class Verbs:
 
         Args:
             method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``.
+            url: Where to; a path if the pool has a ``base_url``. One that
+                begins with ``/`` stays below that; to a whole URL the pool's
+                headers and credentials are sent, whatever host it names.
             kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
 
         Raises:
@@ -98,4 +102,4 @@ class Verbs:
         return self.session().request(method, self._whole(url), **kwargs)
 
     def _whole(self, url: str) -> str:
-        return self._base_url + url if self._base_url and url.startswith("/") else url
+        return joined(self._base_url, url) if self._base_url and url.startswith("/") else url
