@@ -108,7 +108,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             ``auth``, the user's ``.netrc``; looked at for each request, as in
             requests.
         session_factory: The class of sessions, or what makes one; it becomes of a
-            subclass of its class.
+            subclass of its class. What it mounts stays (``file://``, one
+            host), except at ``http://`` and ``https://``, where this pool is.
         health_url: Asked when the pool is opened or used first, and then every
             ``health_check_interval``. Any status from 400 on is unhealthy,
             also a 404; after ``max_validation_failures`` in a row without an
@@ -169,7 +170,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         self._ears: tuple[Observer, ...] = ()  # those who want to hear of each request
         super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
-        self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
+        self._unpooled = Unpooled(self.adapter)
+        self._mounted: Transport | Unpooled = self.adapter if pooled else self._unpooled
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
         url = checked_url("health_url", url)
         self._probes = Health(self, url, self._asked) if url else None

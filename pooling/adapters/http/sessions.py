@@ -36,6 +36,7 @@ from .arguments import shown
 from .bodies import cut_off, is_unread
 from .limits import Limits
 from .transport import SameConnection, Transport, told
+from .unpooled import Unpooled
 
 if TYPE_CHECKING:
     from .pool import HTTPPool
@@ -113,6 +114,27 @@ class Pooled(_Session):
         else:
             super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as a session of its own class, which has sockets of its own where it is unpickled."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
+        plain = requests.adapters.HTTPAdapter(max_retries=self._pooling.max_retries)
+        pairs = state["adapters"].items()
+        state["adapters"] = OrderedDict((prefix, plain if _is_ours(one) else one) for prefix, one in pairs)
+        return _unpickled, (type(self).__mro__[2],), state
+
+    def __copy__(self) -> requests.Session:
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> requests.Session:
+        """Copy what is the session's, not the pool that it is of."""
+        for shared in (self._pooling, self.verify, *filter(_is_ours, self.adapters.values())):
+            memo[id(shared)] = shared
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         # requests lets the environment beat a session's own verify, even verify=False
         # (psf/requests#3829), and its proxies (psf/requests#2018). What the program
@@ -141,6 +163,14 @@ _PROXIES += [name.upper() for name in _PROXIES]
 
 def _proxies_in_environment() -> bool:
     return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
+
+
+def _is_ours(adapter: Any) -> bool:
+    return isinstance(adapter, (Transport, Unpooled, View))
+
+
+def _unpickled(kind: type[requests.Session]) -> requests.Session:
+    return kind.__new__(kind)
 
 
 def _by_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -182,8 +212,11 @@ class Sessions:
     def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
         """Return a new session."""
         session = self._make()
-        session.adapters.clear()
-        session.adapters["https://"] = session.adapters["http://"] = mounted
+        if session.adapters:
+            for prefix in ("https://", "http://"):
+                session.mount(prefix, mounted)  # the others are the factory's
+        else:
+            session.adapters["https://"] = session.adapters["http://"] = mounted
         for name, value in self._defaults.items():
             setattr(session, name, dict(value) if isinstance(value, dict) else value)
         if self._headers:
@@ -331,8 +364,9 @@ class SessionLease(Lease[requests.Session]):
     def __exit__(self, *error: object) -> None:
         session, self._session = self._session, None
         if session is not None:
-            for adapter in list(session.adapters.values()):
-                adapter.close()  # those that the borrower mounted, too
+            for prefix, adapter in list(session.adapters.items()):
+                if adapter is not self._view:  # another's: if it has no other user its sockets are closed by this
+                    session.adapters.pop(prefix, None)
             self._view.end()
 
     def release(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import requests
 import requests.adapters
 from requests import exceptions
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -66,6 +67,9 @@ class Transport(requests.adapters.HTTPAdapter):
         verify: Any = True, cert: Any = None, proxies: Any = None,
     ) -> requests.Response:  # fmt: skip
         limits = self.limits(timeout)
+        if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
+            # vcrpy records or replays: it knows connections that urllib3 makes itself, and only them.
+            return self._pool._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
         try:
             response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
             limits.answers.append((weakref.ref(response), stream))

@@ -10,6 +10,7 @@ from typing import Any
 import requests
 import requests.adapters
 from requests import exceptions
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from ...errors import PoolClosed
@@ -38,7 +39,9 @@ class Unpooled(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         metrics, began = self._enter(request), monotonic()
-        plain = _Plain(max_retries=self._transport.max_retries)
+        recorded = hasattr(HTTPConnectionPool.ConnectionCls, "cassette")  # by vcrpy, see `Transport.send`
+        kind = requests.adapters.HTTPAdapter if recorded else _Plain
+        plain = kind(max_retries=self._transport.max_retries)
         try:
             response = plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
         except exceptions.RequestException as error:

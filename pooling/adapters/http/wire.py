@@ -21,7 +21,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from urllib3.connection import HTTPConnection
+import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from .limits import Limits, OutOfTime
@@ -29,7 +29,7 @@ from .limits import Limits, OutOfTime
 if TYPE_CHECKING:
     from .metrics import HostMetrics
 
-    _Connection = HTTPConnection
+    _Connection = urllib3.connection.HTTPConnection
 else:
     _Connection = object
 
@@ -199,7 +199,7 @@ class Wire(_Connection):
 
 def _plain(wire: Any) -> bool:
     """Whether its `_new_conn` is urllib3's own (one through SOCKS is not)."""
-    return type(wire)._new_conn_below is HTTPConnection._new_conn
+    return type(wire)._new_conn_below is urllib3.connection.HTTPConnection._new_conn  # late: a cassette replaces it
 
 
 def _addresses(wire: Any, host: str) -> list[str]:
