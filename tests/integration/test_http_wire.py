@@ -17,7 +17,7 @@ import pytest
 import requests
 from urllib3.util import Retry
 
-from pooling import HTTPPool, LeaseError, PoolSettings
+from pooling import HTTPPool, LeaseError, PoolSettings, config
 from pooling.adapters.http.client import pool_arguments
 from tests.conftest import Authority
 from tests.integration.test_http import wait_until
@@ -392,9 +392,14 @@ def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
         assert kept
 
 
-@pytest.mark.parametrize("way", ["session", "connection", "pool"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("way", "stream", "own"),
+    [
+        *((way, stream, True) for way in ("session", "connection", "pool") for stream in (False, True)),
+        *((way, False, False) for way in ("session", "connection", "pool")),
+    ],
+)
+def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, stream: bool, own: bool) -> None:
     """As many threads as places, each with an answer in its hands when it asks for its token."""
     count = 2
     all_hold = threading.Barrier(count)
@@ -411,7 +416,7 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, s
     with RawServer(answer) as server, HTTPPool(settings, max_per_host=count, base_url=server.url) as http:
 
         def work() -> None:
-            session = http.session()
+            session = http.session() if own else foreign(http)
 
             def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
                 if response.status_code != 401:
@@ -436,6 +441,9 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, s
             thread.join()
         assert seen == ["fine"] * count
         assert (http.stats()["in_use"], http._calls) == (0, {})
+        seen.clear()
+        gc.collect()
+        assert http._answers == {}
 
 
 def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
@@ -505,8 +513,9 @@ class Half(RawServer):
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("way", ["lease", "context", "whole lease"])
-def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: str) -> None:
-    with Half(frame) as server, HTTPPool(ONE, base_url=server.url) as http:
+@pytest.mark.parametrize("pooled", [True, False])
+def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: str, pooled: bool) -> None:
+    with Half(frame) as server, HTTPPool(ONE, base_url=server.url, pooled=pooled) as http:
         with contextlib.ExitStack() as block:
             if way == "context":
                 response = block.enter_context(http.request_context("GET", "/", stream=True))
@@ -687,6 +696,8 @@ def test_headers_of_a_cgi_request_are_not_the_environment() -> None:
     said = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
     found = pool_arguments("HTTP_", {**said, "REQUEST_METHOD": "GET"})
     assert (found["timeout"].read, "retry" in found, "pooled" in found) == (30, False, False)
+    said["HTTP_BASE_URL"] = "http://evil.test"
+    assert config.from_env(environ={**said, "REQUEST_METHOD": "GET"})["http_pool"].url == "http://"
     assert pool_arguments("APP_HTTP_", {"APP_HTTP_READ_TIMEOUT": "1", "REQUEST_METHOD": "GET"})["timeout"].read == 1
 
 
@@ -789,4 +800,25 @@ def test_a_certificate_beside_a_context_is_refused_in_a_request(pooled: bool, au
     with HTTPPool(ssl_context=trusting(authority), pooled=pooled) as http:
         with pytest.raises(ValueError, match="load_cert_chain"):
             http.get("https://127.0.0.1:1/", cert=authority.client)
+        assert http.stats()["in_use"] == 0
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_login_that_went_on_is_not_gone_on_with_twice(own: bool) -> None:
+    with RawServer(Guard()) as server, HTTPPool() as http:
+        session = http.session() if own else foreign(http)
+        second: list[requests.Response] = []
+
+        class Keeps(Login):
+            def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
+                second.append(response)
+                return super().send(response, value, **kwargs)
+
+        third = session.get(server.url, auth=Keeps("alice"), stream=True)
+        again = second[1].request.copy()
+        again.headers["Authorization"] = "NTLM 1 alice"
+        late = second[1].connection.send(again)  # type: ignore[attr-defined]
+        assert late.status_code == 401
+        assert third.text == "alice"
+        late.close()
         assert http.stats()["in_use"] == 0

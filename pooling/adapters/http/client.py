@@ -108,9 +108,7 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         ValueError: A variable does not parse or breaks a rule; it is named.
     """
     environ = os.environ if environ is None else environ
-    if prefix == "HTTP_" and "REQUEST_METHOD" in environ:
-        # CGI: these are headers of a request, which strangers set (as for HTTP_PROXY, httpoxy.org).
-        environ = {name: text for name, text in environ.items() if not name.startswith(prefix)}
+    environ = without_headers(prefix, environ)
     found: dict[str, Any] = {"timeout": _timeout(prefix, environ), "name": "http"}
     for word, argument in _NUMBERS.items():
         if (text := environ.get(prefix + word)) is not None:
@@ -124,6 +122,16 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         base = base.replace(enable_metrics=_truth("ENABLE_METRICS", text))
     found["settings"] = PoolSettings.from_env(prefix, rest, base=base)
     return found | arguments
+
+
+def without_headers(prefix: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment without what a CGI server has put there: each header of a request as ``HTTP_...``.
+
+    Strangers set these. Python leaves out ``HTTP_PROXY`` for that reason (httpoxy.org).
+    """
+    if prefix != "HTTP_" or "REQUEST_METHOD" not in environ:
+        return environ
+    return {name: text for name, text in environ.items() if not name.startswith(prefix)}
 
 
 def _timeout(prefix: str, environ: Mapping[str, str]) -> HTTPTimeout:

@@ -128,7 +128,7 @@ class Hold:
     def end_login(self) -> None:
         """No message follows: close the connection, once the body was read."""
         self._goes_on = False
-        if self._body_read:
+        if self._body_read and self._place is not None:  # else another hold has the connection
             self.wire.close()
             self._end("authenticated")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
@@ -181,7 +182,9 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     def _renew_state(self) -> None:
         # What a lock of the parent may guard is made anew in a child, like the core's own.
         super()._renew_state()
-        self._calls: dict[int, Limits] = {}  # by thread: the request of a session of ours that it makes now
+        # By thread: the request that it makes now by a session of ours, and its last answer by another one.
+        self._calls: dict[int, Limits] = {}
+        self._answers: dict[int, weakref.ref[requests.Response]] = {}
         self._hosts = Hosts(self.name, self._asked, min(self._max_per_host, self._asked.max_size))
         metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
         metrics.of = self._hosts
@@ -258,11 +261,24 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
 
     def _read_outer(self) -> None:
         """In a hook: read the answer that the hook is for, so that this thread does not wait for its own place."""
-        limits = self._calls.get(threading.get_ident())
+        thread = threading.get_ident()  # late: gevent replaces it
+        last, limits = self._answers.pop(thread, None), self._calls.get(thread)
+        if last is not None:
+            read_ahead(last(), stream=False)
         while limits is not None:
             for answer, streamed in limits.answers:
                 read_ahead(answer(), streamed)
             limits = limits.outer
+
+    def _remember(self, response: requests.Response) -> None:
+        """Note an answer that requests is to read next, unless a hook sends a request before."""
+        thread, answers = threading.get_ident(), self._answers
+
+        def forget(ref: weakref.ref[requests.Response]) -> None:
+            if answers.get(thread) is ref:
+                answers.pop(thread, None)
+
+        answers[thread] = weakref.ref(response, forget)
 
     def _take(self, host: Host, limits: Limits) -> Hold:
         """Wait in line for a connection of that host, then for a place among all requests."""

@@ -62,8 +62,8 @@ class Pooled(_Session):
             return self._send(request, limits, kwargs)
         calls, thread = self._pooling._pool._calls, threading.get_ident()  # late: gevent replaces it
         limits.outer = calls.get(thread)
-        calls[thread] = limits
         try:
+            calls[thread] = limits
             return self._send(request, limits, kwargs)
         finally:
             if limits.outer is None:

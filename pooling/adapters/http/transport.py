@@ -75,8 +75,10 @@ class Transport(requests.adapters.HTTPAdapter):
             limits.answers.append((weakref.ref(response), stream))
             if limits.login is not None:
                 response.connection = SameConnection(self, limits.login)  # type: ignore[assignment]
-                if limits is not timeout:  # not our session: the answer alone keeps the login
-                    limits.login = None
+            if limits is not timeout:  # not our session
+                limits.login = None  # its answer alone keeps a login
+                if not stream:
+                    self._pool._remember(response)
             return response
         except exceptions.RequestException as error:
             better = told(error, limits)
