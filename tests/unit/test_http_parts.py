@@ -14,6 +14,7 @@ from urllib3.util import Timeout
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from pooling.adapters.http import sessions
+from pooling.adapters.http.arguments import without_secrets
 from pooling.adapters.http.errors import refusal
 from pooling.adapters.http.hosts import _key
 from pooling.adapters.http.limits import Limits, OutOfTime
@@ -369,6 +370,9 @@ def test_what_is_neither_a_path_nor_a_url_reaches_no_one(text: str) -> None:
         ({"base_url": "http://h:PW"}, "base_url must name a host"),
         ({"base_url": "http://[PW"}, "base_url must name a host"),
         ({"base_url": "http:///PW"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@ho st"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@*.h"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@h:0"}, "base_url must name a host"),
         ({"base_url": "http://h/?key=PW"}, "base_url must have no query"),
         ({"base_url": "http://h/#PW"}, "base_url must have no query"),
         ({"health_url": "u:PW@h"}, "health_url must begin with"),
@@ -404,3 +408,8 @@ def test_a_health_url_with_secrets_is_shown_without(caplog: pytest.LogCaptureFix
     shown = repr(found) + caplog.text
     assert "Max retries exceeded with url: /health?***" in shown
     assert not any(secret in shown for secret in ("user", "p%40ss", "p@ss", "t0ken"))
+
+
+def test_what_a_server_says_of_its_health_does_not_reach_the_terminal_raw() -> None:
+    text = without_secrets("500 \x1b[2J\x9bm bad\nline /a?b=c", "http://h/a?b=c")
+    assert text == "500 \\x1b[2J\\x9bm bad\\nline /a?***"

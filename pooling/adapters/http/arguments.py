@@ -8,6 +8,7 @@ import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import requests
 from requests import exceptions
 from urllib3.util import Retry
 
@@ -19,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 _QUERY = re.compile(r"\?[^\s'\"<>)]+")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 def retries(retry: Retry | int | None) -> Retry:
@@ -49,12 +51,13 @@ def checked_url(name: str, value: Any) -> str:
     if not value.lower().startswith(("http://", "https://")):
         raise ValueError(f"{name} must begin with http:// or https://")
     try:
+        requests.PreparedRequest().prepare_url(value, None)
         parts = urlsplit(value)
         usable = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # it says a part of the URL
+    except ValueError:  # requests' InvalidURL, too; it shows the URL
         usable = False
     if not usable:
-        raise ValueError(f"{name} must name a host, and a port only as a number from 1 to 65535")
+        raise ValueError(f"{name} must name a host as requests takes it, and a port only from 1 to 65535")
     return value
 
 
@@ -118,13 +121,13 @@ def public(url: str) -> str:
 
 
 def without_secrets(text: str, url: str) -> str:
-    """Return the text of an error about a URL without what may be secret: user and password, any query."""
+    """Return an error's text without what may be secret (user, password, any query) or act on a terminal."""
     user = urlsplit(url).netloc.rpartition("@")[0]
     password = user.partition(":")[2]
     for secret in (user, password, unquote(password)):
         if secret:
             text = text.replace(secret, "***")
-    return _QUERY.sub("?***", text)
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _QUERY.sub("?***", text))
 
 
 def checked_verify(verify: Any, context: Any, cert: Any) -> bool | str | ssl.SSLContext:
