@@ -53,7 +53,7 @@ def checked_url(name: str, value: Any) -> str:
     try:
         requests.PreparedRequest().prepare_url(value, None)
         parts = urlsplit(value)
-        usable = bool(parts.hostname) and parts.port != 0
+        usable = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", parts.netloc)
     except ValueError:  # requests' InvalidURL, too; it shows the URL
         usable = False
     if not usable:
