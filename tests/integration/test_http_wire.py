@@ -358,7 +358,7 @@ def test_a_large_streamed_answer_whose_hook_raises_is_closed(error: type[BaseExc
         with pytest.raises(error):
             http.get("/", hooks={"response": hook}, stream=True)
         assert http.stats()["in_use"] == 0
-        with pytest.raises(LeaseError, match="failed before its answer was read"):
+        with pytest.raises(LeaseError, match="failed before its response was read"):
             kept[0].content  # noqa: B018
 
 
@@ -531,7 +531,7 @@ def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: st
         assert http.stats()["in_use"] == 0
         for read in (lambda: list(pieces), lambda: response.content, lambda: response.text,
                      lambda: list(response.iter_lines()), response.raw.read, lambda: list(response.raw.stream())):
-            with pytest.raises(LeaseError, match="this answer was given back before"):
+            with pytest.raises(LeaseError, match="this response was released before"):
                 read()
         assert response.raw.closed
         response.close()

@@ -322,7 +322,7 @@ class View(requests.adapters.BaseAdapter):
             except IndexError:
                 return  # another thread does the same
             if is_unread(response):
-                text = f"pool {self._pool.name!r}: this answer was given back before it was read to its end"
+                text = f"pool {self._pool.name!r}: this response was released before its body was read to the end"
                 cut_off(response, LeaseError(text))  # type: ignore[arg-type]
 
     def end(self) -> None:

@@ -101,7 +101,7 @@ class Transport(requests.adapters.HTTPAdapter):
         if isinstance(error, Exception):
             read_ahead(response, streamed)
         if is_unread(response):
-            cut_off(response, LeaseError(f"pool {self._pool.name!r}: the request failed before its answer was read"))
+            cut_off(response, LeaseError(f"pool {self._pool.name!r}: the request failed before its response was read"))
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         try:
