@@ -195,9 +195,10 @@ def _one(name: str, value: object) -> PoolConfig:
 
 
 def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
-    from .adapters.http.client import _NUMBERS, _TIMES, pool_arguments  # here: it imports requests
+    from .adapters.http.client import _NUMBERS, _TIMES, pool_arguments, without_headers  # here: it imports requests
 
     own = f"{prefix}HTTP_"
+    environ = without_headers(own, environ)
     arguments = pool_arguments(own, {name: environ[name] for name in environ if name.startswith(own)})
     del arguments["name"]
     words = {**dict.fromkeys(_TIMES, "timeout"), **_NUMBERS, "POOLING": "pooled", "BASE_URL": "url"}

@@ -108,6 +108,7 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         ValueError: A variable does not parse or breaks a rule; it is named.
     """
     environ = os.environ if environ is None else environ
+    environ = without_headers(prefix, environ)
     found: dict[str, Any] = {"timeout": _timeout(prefix, environ), "name": "http"}
     for word, argument in _NUMBERS.items():
         if (text := variable(environ, prefix + word)) is not None:
@@ -121,6 +122,16 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         base = base.replace(enable_metrics=_truth("ENABLE_METRICS", text))
     found["settings"] = PoolSettings.from_env(prefix, rest, base=base)
     return found | arguments
+
+
+def without_headers(prefix: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment without what a CGI server has put there: each header of a request as ``HTTP_...``.
+
+    Strangers set these. Python leaves out ``HTTP_PROXY`` for that reason (httpoxy.org).
+    """
+    if prefix != "HTTP_" or "REQUEST_METHOD" not in environ:
+        return environ
+    return {name: text for name, text in environ.items() if not name.startswith(prefix)}
 
 
 def _timeout(prefix: str, environ: Mapping[str, str]) -> HTTPTimeout:
