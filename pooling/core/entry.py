@@ -56,6 +56,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "code",
         "lasti",
         "leaked",
+        "borrower",
     )
 
     pool: Any  # weak reference to the pool, for the reaper that finds an orphan
@@ -72,6 +73,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     code: CodeType | None  # and where: never the frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
+    borrower: Any  # a `holders.Borrower` and the `since` of the lease that it was noted for, or None
 
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
@@ -79,7 +81,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     def begin(self, generation: object, expires: float, now: float) -> None:
         """Make it the record of a slot that is taken, and has no resource yet."""
-        self.resource = self.code = None
+        self.resource = self.code = self.borrower = None
         self.generation = generation
         self.expires = expires
         self.idle_since = self.checked = self.since = now
