@@ -14,7 +14,7 @@ from psycopg_pool.abc import CT
 from ..settings import PoolSettings
 from .ledger import logger
 
-__all__ = ["complain", "leaving_idle", "not_empty", "or_never", "or_none", "seconds", "settings_of"]
+__all__ = ["complain", "leaving_idle", "not_empty", "or_never", "or_none", "seconds", "settings_of", "stand_in"]
 
 Hook = Callable[[CT], None]
 
@@ -89,3 +89,18 @@ def complain(conn: psycopg.Connection[Any]) -> None:
     else:
         what = "in a transaction when it came back; rolling it back"
     logger.warning("connection %s: %s", conn, what)
+
+
+def stand_in(conn: CT) -> CT:
+    """Return another object of the same class with the same attributes.
+
+    It can do all that the connection can, and does not keep it alive. One of a
+    class that does not allow that, as a proxy's may, is returned itself.
+    """
+    kind = type(conn)
+    try:
+        other: CT = object.__new__(kind)
+        object.__setattr__(other, "__dict__", vars(conn))
+    except (TypeError, AttributeError):
+        return conn
+    return other

@@ -45,8 +45,9 @@ What differs, and why:
 - *The client's side* (``row_factory``, ``autocommit``, adapters, handlers) is
   as ``configure`` left it for each borrower. On the server's side nothing but
   the transaction is ended: ``session="trust"`` of `PostgresPool`.
-- *Closing* a connection that comes back bad, or to a closed pool, happens on a
-  worker a moment later, since it may hang.
+- *Closing* happens on a worker, since it may hang. ``close``, and ``putconn`` to a
+  closed pool, wait for that, 5 seconds at most; a connection that comes back bad
+  to an open pool is closed a moment later.
 - *Broken arguments* are refused by the constructor, not by each attempt to
   connect; ``max_lifetime`` and ``max_idle`` must be above 0.
 - *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
@@ -56,8 +57,8 @@ What differs, and why:
   hands is the parent's: its copy of a ``connection()`` block ends, and ``putconn``
   returns, without a word to the server.
 - *Exit*: nothing keeps the process, and nothing warns.
-- *A connection of* ``getconn`` that is forgotten stays out, as there; that of a
-  ``connection()`` block comes back.
+- *A connection of* ``getconn`` that nothing refers to any more is closed, its slot
+  comes back, and a warning says where it was taken; there it stays out for ever.
 - *Statistics* are all there from the start, with zeros. ``usage_ms`` counts
   ``getconn``, too. ``pool_size`` counts those that are being made or closed.
 - *Threads*: ``num_workers`` is checked and kept, and has no effect; workers are
@@ -82,10 +83,12 @@ from psycopg_pool.abc import CT
 from .. import errors
 from ..adapters.postgres import PostgresPool
 from ..core import registry
+from ..core.entry import Entry
+from ..core.holders import borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
 from ..core.registry import PAGE
-from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of
+from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of, stand_in
 from .ledger import Ledger, logger
 
 __all__ = ["ConnectionPool", "NullConnectionPool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
@@ -126,6 +129,11 @@ class _Core(PostgresPool):
 
     def _interrupt_holders(self) -> None:
         pass
+
+    def _close_quietly(self, entry: Entry) -> None:
+        if entry.resource is not None:
+            vars(entry.resource)["_pool"] = self._adapter  # a forgotten one would come back: `close_returns`
+        super()._close_quietly(entry)
 
     def _renew_state(self) -> None:
         super()._renew_state()
@@ -190,7 +198,8 @@ class ConnectionPool(Generic[CT]):
         self.close_returns, self.num_workers = close_returns, num_workers
         self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
         self._min_size, self._max_size = self._check_size(min_size, max_size)
-        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection
+        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection, which its lease keeps alive
+        self._taken: dict[weakref.ref[CT], Lease[CT]] = {}  # by `getconn`, of which its borrower alone keeps it alive
         self._opened = self._closed = False
         self._owes_warning = open is None
         self._ready = False  # open, and nothing is to be said about it
@@ -305,7 +314,14 @@ class ConnectionPool(Generic[CT]):
         """
         lease = self._lend(timeout)
         assert lease._key is not None
-        conn: CT = lease._key.entry.resource
+        entry = lease._key.entry
+        conn: CT = entry.resource
+        # If the borrower forgets it, the callback, a C function, drops the lease: the core does the rest.
+        entry.resource = stand_in(conn)
+        if entry.resource is not conn:
+            self._taken[weakref.ref(conn, self._taken.pop)] = lease
+            del self._lent[id(conn)]
+        entry.borrower = (borrower(), entry.since)
         return conn
 
     def putconn(self, conn: CT) -> None:
@@ -314,10 +330,10 @@ class ConnectionPool(Generic[CT]):
         Raises:
             ValueError: It is not lent by this pool.
         """
-        lease = self._lent.get(id(conn))
+        lease = self._lent.get(id(conn)) or self._taken.get(weakref.ref(conn))
         if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is conn:  # else it is the parent's
+        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is not None:  # else it is the parent's
             self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
@@ -343,9 +359,14 @@ class ConnectionPool(Generic[CT]):
         if conn.pgconn.transaction_status != _IDLE:
             complain(conn)
         logger.info("pool %r: a connection comes back", self.name)
-        self._lent.pop(id(conn), None)
+        if self._lent.pop(id(conn), None) is None:
+            self._taken.pop(weakref.ref(conn), None)
+            lease._key.entry.resource = conn  # type: ignore[union-attr]  # it was lent until now
         vars(conn)["_pool"] = self.core._adapter  # as it was made
         lease.__exit__(None if error is None else type(error), error, None)
+        if self._closed and not conn.closed and not self.core._lock._is_owned():
+            # A worker closes it, since that may hang; usually it is done at once.
+            self.core._until(lambda: conn.closed, self.core.settings.close_timeout)
 
     def _check_ready(self, steps: int) -> None:
         """Refuse, or warn of an eager `open`: in the name of the caller so many frames up."""
