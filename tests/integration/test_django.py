@@ -290,6 +290,7 @@ def test_what_django_does_costs_no_round_trip(connection: Any, item: Any, round_
         ("SELECT set_config('app.tenant', 'seven', false)", "SELECT current_setting('app.tenant', true)"),
         ("SET TIME ZONE 'Asia/Tokyo'", "SELECT current_setting('TimeZone')"),
         ("CREATE TEMP TABLE mine (a int)", "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
+        ("SELECT 1 AS a INTO/**/TEMP mine", "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
         ("SELECT pg_advisory_lock(77)", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
         ("LISTEN news", "SELECT count(*) FROM pg_listening_channels()"),
         ("SET ROLE clerk", "SELECT current_user"),
