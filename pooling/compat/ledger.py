@@ -6,16 +6,17 @@ import logging
 from collections import Counter
 from typing import Any
 
+from ..core.entry import Entry
 from ..core.metrics import PoolSnapshot
 from ..core.observer import Observer
 from ..core.words import say
 
-__all__ = ["Ledger", "logger"]
+__all__ = ["BAD", "Ledger", "logger"]
 
 logger = logging.getLogger("psycopg.pool")
 
 _LOST = {"dead", "invalid", "check_timeout"}  # found so while idle, or when it was to be lent
-_BAD = {"broken", "reset", "interrupted"}  # came back so
+BAD = {"broken", "reset", "interrupted"}  # came back so
 
 
 class Ledger(Observer):
@@ -23,10 +24,11 @@ class Ledger(Observer):
 
     Args:
         facade: The facade, weakly: called, it gives the pool or ``None``.
+        waits: Whether whoever waits for a connection to be made counts as queued.
     """
 
-    def __init__(self, facade: Any) -> None:
-        self._facade = facade
+    def __init__(self, facade: Any, waits: bool = True) -> None:
+        self._facade, self._waits = facade, waits
         self.renew()
 
     def renew(self) -> None:
@@ -60,10 +62,23 @@ class Ledger(Observer):
         self._down_since = None
 
     def timed_out(self, pool: str, waited: float) -> None:
+        if self._waits:
+            self.queued(waited)
+
+    def queued(self, waited: float) -> None:
+        """Count a request that waited in the queue."""
         self._count(requests_queued=1, requests_wait_ms=int(waited * 1000))
 
+    def leaves(self, entry: Entry, reason: str) -> None:
+        """Count a connection that is about to be closed."""
+        facade = self._facade()
+        if facade is not None and reason in _LOST | BAD:
+            with facade.core._lock:
+                if facade.core._state.owns(entry) and entry not in facade.core._state.closing:
+                    self._heard["connections_lost" if reason in _LOST else "returns_bad"] += 1
+
     def closed(self, pool: str, reason: str) -> None:
-        self._count(connections_lost=reason in _LOST, returns_bad=reason in _BAD)
+        self._count(connections_lost=reason == "check_timeout")  # the others were counted before
         logger.info("pool %r: a connection was closed: %s", pool, reason)
 
     def _overdue(self, facade: Any) -> bool:
@@ -90,7 +105,8 @@ class Ledger(Observer):
         """Return what was counted since the last pop; ``pop`` makes this one."""
         core = self._facade().core
         with core._lock:
-            totals = _totals(core.metrics.snapshot(), core.metrics.wait.timed, self._heard)
+            waits = core.metrics.wait.timed if self._waits else (0, 0.0)
+            totals = _totals(core.metrics.snapshot(), waits, self._heard)
             since = {name: totals[name] - self._popped[name] for name in totals}
             if pop:
                 self._popped = Counter(totals)
