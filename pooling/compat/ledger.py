@@ -54,8 +54,9 @@ class Ledger(Observer):
 
     def outage_began(self, pool: str, error: BaseException) -> None:
         facade = self._facade()
-        if facade is not None:
-            self._told, self._down_since = 0, facade.core._now()
+        if facade is None or facade.closed:
+            return  # an attempt that was under way when it was closed
+        self._told, self._down_since = 0, facade.core._now()
         logger.warning("error connecting in %r: %s", pool, say(error))
 
     def outage_ended(self, pool: str, seconds: float) -> None:
@@ -68,6 +69,10 @@ class Ledger(Observer):
     def queued(self, waited: float) -> None:
         """Count a request that waited in the queue."""
         self._count(requests_queued=1, requests_wait_ms=int(waited * 1000))
+
+    def forget_request(self) -> None:
+        """Leave out a request that was the pool's own."""
+        self._count(requests_num=-1)
 
     def leaves(self, entry: Entry, reason: str) -> None:
         """Count a connection that is about to be closed."""
@@ -116,7 +121,7 @@ class Ledger(Observer):
 def _totals(seen: PoolSnapshot, waits: tuple[int, float], heard: Counter[str]) -> dict[str, int]:
     queued, waited = waits
     return {
-        "requests_num": seen.requests,
+        "requests_num": seen.requests + heard["requests_num"],
         "requests_queued": queued + heard["requests_queued"],
         "requests_wait_ms": int(waited * 1000) + heard["requests_wait_ms"],
         "requests_errors": seen.timeouts + seen.refusals + seen.turned_away,

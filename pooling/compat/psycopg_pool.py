@@ -159,28 +159,37 @@ class _Core(PostgresPool):
     def _evict(self, key: Key, reason: str) -> None:
         if not self._lock._is_owned():  # else it is done later, and by this
             self._ledger.leaves(key.entry, reason)
+            if reason in BAD:
+                self._came_back_bad.add(key.entry)
         super()._evict(key, reason)
-
-    def _retire(self, entry: Entry, reason: str) -> None:
-        if reason in BAD and entry.resource is not None:
-            logger.warning("discarding closed connection: %s", entry.resource)
-        super()._retire(entry, reason)
 
     def _interrupt_holders(self) -> None:
         pass
 
     def _close_quietly(self, entry: Entry) -> None:
-        if entry.resource is not None:
-            vars(entry.resource)["_pool"] = None  # a forgotten one would come back: `close_returns`
+        conn, is_bad = entry.resource, entry in self._came_back_bad
+        self._came_back_bad.discard(entry)
+        if conn is not None:
+            vars(conn)["_pool"] = None  # a forgotten one would come back: `close_returns`
         super()._close_quietly(entry)
+        if is_bad and conn is not None:
+            logger.warning("discarding closed connection: %s", conn)
 
     def _renew_state(self) -> None:
         super()._renew_state()
+        self._came_back_bad: set[Entry] = set()
         self._ledger.renew()
 
 
 class _NullCore(_Core):
-    """Beneath a null pool: only those who wait for what others hold are in its queue."""
+    """Beneath a null pool: who waits for what others hold is queued, and what is to be closed is not cleaned."""
+
+    def _take_back(self, key: Key, error: BaseException | None) -> None:
+        if self._waiters:
+            super()._take_back(key, error)
+        else:
+            conn = key.entry.resource
+            self._give_up(key, "broken" if conn is not None and conn.closed else "max_idle")
 
     def _queue_up(
         self, timeout: float | None, arrived: float, doubtful: list[Key] | None = None
@@ -431,7 +440,7 @@ class ConnectionPool(Generic[CT]):
         return lease
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
-        if conn.pgconn.transaction_status != _IDLE:
+        if conn.pgconn.transaction_status != _IDLE and (self._keeps_all or self.core._waiters):
             tidy(conn)
         logger.info("pool %r: a connection comes back", self.name)
         assert lease._key is not None  # it was lent until now
@@ -658,6 +667,7 @@ class NullConnectionPool(ConnectionPool[CT]):
             entry, conn = lease._key.entry, lease.resource  # type: ignore[union-attr]  # it was lent just now
             lease.release()
             self._until_closed(entry, conn)  # type: ignore[arg-type]
+            self.core._ledger.forget_request()
         except errors.PoolError as error:
             self.close()
             raise PoolTimeout(f"pool {self.name!r}: no connection after {timeout} s") from error.__cause__
