@@ -27,7 +27,7 @@ from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _Co
 from .._masking import shown
 from ..core import registry
 from ..core.adapter import Adapter
-from ..core.holders import Holder
+from ..core.holders import Holder, borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolMetrics
 from ..core.pool import Pool as Core
@@ -54,7 +54,10 @@ class Pool(pool.Pool):
     connections: those in its hands close without a word, and refuse all else
     with a `LeaseError`; `holders` tells who has a connection since when, and the
     error of a timeout says so. A connection that was out when the pool was
-    disposed of is closed when it comes back.
+    disposed of is closed when it comes back (``QueuePool`` keeps and lends it);
+    and a record whose connection could not be made anew is not kept, so that
+    `overflow` is one less then. The private attributes of ``QueuePool``
+    (``_pool``, ``_overflow``) do not exist.
 
     Connections are made, pinged and closed in the borrower's thread, as
     SQLAlchemy does, so that its events run there and its errors go there.
@@ -63,7 +66,7 @@ class Pool(pool.Pool):
         creator: Makes a DB-API connection.
         pool_size: Connections that are kept; 0 means no limit.
         max_overflow: How many more may be open, closed when they come back;
-            -1 means no limit.
+            a negative number means no limit.
         timeout: Seconds to wait for one (``pool_timeout``); ``None`` means without limit.
         use_lifo: Take the one used last, so that a surplus ages out on the
             server; otherwise each in turn (``pool_use_lifo``).
@@ -87,7 +90,7 @@ class Pool(pool.Pool):
     ) -> None:
         _check(pool_size=pool_size, max_overflow=max_overflow)
         super().__init__(creator, **kw)
-        self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max_overflow
+        self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max(-1, max_overflow)
         self._timeout, self._use_lifo = timeout, use_lifo
         self._patience = threading.TIMEOUT_MAX if timeout is None else timeout
         self._records: set[_ConnectionRecord] = set()  # keeps those of all slots
@@ -108,7 +111,8 @@ class Pool(pool.Pool):
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
-        assert record is not None  # `_records` keeps it
+        assert record is not None and lease._key is not None  # `_records` keeps it
+        lease._key.entry.borrower = (borrower(), lease._key.entry.since)
         if record.dbapi_connection is None:
             try:
                 record.get_connection()
@@ -313,9 +317,8 @@ def _steps_to_borrower() -> int:
 
 
 def _check(**sizes: int) -> None:
-    for name, least in (("pool_size", 0), ("max_overflow", -1)):
-        value = sizes[name]
+    for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, not {shown(value)}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {shown(value)}")
+    if sizes["pool_size"] < 0:
+        raise ValueError(f"pool_size must be at least 0, not {sizes['pool_size']!r}")

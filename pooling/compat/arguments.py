@@ -11,10 +11,13 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
-from ..settings import PoolSettings
+from ..settings import Backoff, PoolSettings
 from .ledger import logger
 
-__all__ = ["complain", "leaving_idle", "not_empty", "or_never", "or_none", "seconds", "settings_of"]
+__all__ = [
+    "leaving_idle", "not_empty", "or_never", "or_none", "outside", "pace_of", "seconds", "settings_of", "stand_in",
+    "tidy",
+]  # fmt: skip
 
 Hook = Callable[[CT], None]
 
@@ -64,28 +67,70 @@ def not_empty(conninfo: str | Callable[[], str]) -> str | Callable[[], str]:
     return conninfo or " "
 
 
+def pace_of(reconnect_timeout: float) -> Backoff:
+    """Return how often to try while nobody waits: so that the end of ``reconnect_timeout`` is not missed by much."""
+    return Backoff(maximum=max(0.1, min(30.0, reconnect_timeout / 10)))
+
+
+_IN_HOOK = object()  # in the place of a connection's pool: a ``with`` of the user's does not close it then
+
+
 def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
-    """Refuse a connection that the user's function leaves in a transaction."""
+    """Refuse a connection that the user's function leaves in a transaction, and log what becomes of it."""
     if hook is None or not callable(hook):
         return hook
 
     def call(conn: CT) -> None:
-        hook(conn)
-        status = conn.pgconn.transaction_status
-        if status != TransactionStatus.IDLE:
-            name = TransactionStatus(status).name
-            raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
+        before, vars(conn)["_pool"] = vars(conn).get("_pool"), _IN_HOOK
+        try:
+            hook(conn)
+            status = conn.pgconn.transaction_status
+            if status != TransactionStatus.IDLE:
+                name = TransactionStatus(status).name
+                raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
+        except Exception as error:
+            if what == "reset":  # else it is a failed attempt to connect, which is logged as such
+                logger.warning("error resetting connection: %s", error)
+            raise
+        finally:
+            vars(conn)["_pool"] = before
 
     return call
 
 
-def complain(conn: psycopg.Connection[Any]) -> None:
-    """Log that a connection does not come back as it should."""
+def outside(conn: psycopg.Connection[Any]) -> None:
+    """Note that a new connection is not lent: by ``_pool``, where psycopg and subclasses look."""
+    notes = getattr(conn, "_pooling", None)
+    for state in (vars(conn), getattr(notes, "as_new", {}), getattr(notes, "bare", {})):
+        state["_pool"] = None
+
+
+def tidy(conn: psycopg.Connection[Any]) -> None:
+    """Log that a connection does not come back as it should; have a ``rollback()`` of the user's own called."""
     status = conn.pgconn.transaction_status
     if status == TransactionStatus.UNKNOWN:
-        what = "closed when it came back"
-    elif status == TransactionStatus.ACTIVE:
-        what = "in the middle of a command when it came back; closing it"
-    else:
-        what = "in a transaction when it came back; rolling it back"
-    logger.warning("connection %s: %s", conn, what)
+        return  # that it is closed is logged when it is discarded
+    if status == TransactionStatus.ACTIVE:
+        logger.warning("closing returned connection, which is in the middle of a command: %s", conn)
+        return
+    logger.warning("rolling back returned connection: %s", conn)
+    if "rollback" in vars(conn) or type(conn).rollback is not psycopg.Connection.rollback:
+        try:
+            conn.rollback()
+        except Exception as error:
+            logger.warning("rollback failed: %s: %s; discarding connection %s", type(error).__name__, error, conn)
+
+
+def stand_in(conn: CT) -> CT:
+    """Return another object of the same class with the same attributes.
+
+    It can do all that the connection can, and does not keep it alive. One of a
+    class that does not allow that, as a proxy's may, is returned itself.
+    """
+    kind = type(conn)
+    try:
+        other: CT = object.__new__(kind)
+        object.__setattr__(other, "__dict__", vars(conn))
+    except (TypeError, AttributeError):
+        return conn
+    return other

@@ -6,16 +6,17 @@ import logging
 from collections import Counter
 from typing import Any
 
+from ..core.entry import Entry
 from ..core.metrics import PoolSnapshot
 from ..core.observer import Observer
 from ..core.words import say
 
-__all__ = ["Ledger", "logger"]
+__all__ = ["BAD", "Ledger", "logger"]
 
 logger = logging.getLogger("psycopg.pool")
 
 _LOST = {"dead", "invalid", "check_timeout"}  # found so while idle, or when it was to be lent
-_BAD = {"broken", "reset", "interrupted"}  # came back so
+BAD = {"broken", "reset", "interrupted"}  # came back so
 
 
 class Ledger(Observer):
@@ -23,10 +24,11 @@ class Ledger(Observer):
 
     Args:
         facade: The facade, weakly: called, it gives the pool or ``None``.
+        waits: Whether whoever waits for a connection to be made counts as queued.
     """
 
-    def __init__(self, facade: Any) -> None:
-        self._facade = facade
+    def __init__(self, facade: Any, waits: bool = True) -> None:
+        self._facade, self._waits = facade, waits
         self.renew()
 
     def renew(self) -> None:
@@ -52,18 +54,36 @@ class Ledger(Observer):
 
     def outage_began(self, pool: str, error: BaseException) -> None:
         facade = self._facade()
-        if facade is not None:
-            self._told, self._down_since = 0, facade.core._now()
+        if facade is None or facade.closed:
+            return  # an attempt that was under way when it was closed
+        self._told, self._down_since = 0, facade.core._now()
         logger.warning("error connecting in %r: %s", pool, say(error))
 
     def outage_ended(self, pool: str, seconds: float) -> None:
         self._down_since = None
 
     def timed_out(self, pool: str, waited: float) -> None:
+        if self._waits:
+            self.queued(waited)
+
+    def queued(self, waited: float) -> None:
+        """Count a request that waited in the queue."""
         self._count(requests_queued=1, requests_wait_ms=int(waited * 1000))
 
+    def forget_request(self) -> None:
+        """Leave out a request that was the pool's own."""
+        self._count(requests_num=-1)
+
+    def leaves(self, entry: Entry, reason: str) -> None:
+        """Count a connection that is about to be closed."""
+        facade = self._facade()
+        if facade is not None and reason in _LOST | BAD:
+            with facade.core._lock:
+                if facade.core._state.owns(entry) and entry not in facade.core._state.closing:
+                    self._heard["connections_lost" if reason in _LOST else "returns_bad"] += 1
+
     def closed(self, pool: str, reason: str) -> None:
-        self._count(connections_lost=reason in _LOST, returns_bad=reason in _BAD)
+        self._count(connections_lost=reason == "check_timeout")  # the others were counted before
         logger.info("pool %r: a connection was closed: %s", pool, reason)
 
     def _overdue(self, facade: Any) -> bool:
@@ -90,7 +110,8 @@ class Ledger(Observer):
         """Return what was counted since the last pop; ``pop`` makes this one."""
         core = self._facade().core
         with core._lock:
-            totals = _totals(core.metrics.snapshot(), core.metrics.wait.timed, self._heard)
+            waits = core.metrics.wait.timed if self._waits else (0, 0.0)
+            totals = _totals(core.metrics.snapshot(), waits, self._heard)
             since = {name: totals[name] - self._popped[name] for name in totals}
             if pop:
                 self._popped = Counter(totals)
@@ -100,7 +121,7 @@ class Ledger(Observer):
 def _totals(seen: PoolSnapshot, waits: tuple[int, float], heard: Counter[str]) -> dict[str, int]:
     queued, waited = waits
     return {
-        "requests_num": seen.requests,
+        "requests_num": seen.requests + heard["requests_num"],
         "requests_queued": queued + heard["requests_queued"],
         "requests_wait_ms": int(waited * 1000) + heard["requests_wait_ms"],
         "requests_errors": seen.timeouts + seen.refusals + seen.turned_away,

@@ -45,8 +45,9 @@ What differs, and why:
 - *The client's side* (``row_factory``, ``autocommit``, adapters, handlers) is
   as ``configure`` left it for each borrower. On the server's side nothing but
   the transaction is ended: ``session="trust"`` of `PostgresPool`.
-- *Closing* a connection that comes back bad, or to a closed pool, happens on a
-  worker a moment later, since it may hang.
+- *Closing* happens on a worker, since it may hang. ``close``, and ``putconn`` to a
+  closed pool, wait for that, 5 seconds at most; a connection that comes back bad
+  to an open pool is closed a moment later.
 - *Broken arguments* are refused by the constructor, not by each attempt to
   connect; ``max_lifetime`` and ``max_idle`` must be above 0.
 - *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
@@ -56,8 +57,8 @@ What differs, and why:
   hands is the parent's: its copy of a ``connection()`` block ends, and ``putconn``
   returns, without a word to the server.
 - *Exit*: nothing keeps the process, and nothing warns.
-- *A connection of* ``getconn`` that is forgotten stays out, as there; that of a
-  ``connection()`` block comes back.
+- *A connection of* ``getconn`` that nothing refers to any more is closed, its slot
+  comes back, and a warning says where it was taken; there it stays out for ever.
 - *Statistics* are all there from the start, with zeros. ``usage_ms`` counts
   ``getconn``, too. ``pool_size`` counts those that are being made or closed.
 - *Threads*: ``num_workers`` is checked and kept, and has no effect; workers are
@@ -68,9 +69,11 @@ What differs, and why:
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -82,11 +85,25 @@ from psycopg_pool.abc import CT
 from .. import errors
 from ..adapters.postgres import PostgresPool
 from ..core import registry
+from ..core.entry import Entry, Key
+from ..core.holders import borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
 from ..core.registry import PAGE
-from .arguments import Hook, complain, leaving_idle, not_empty, or_never, or_none, seconds, settings_of
-from .ledger import Ledger, logger
+from .arguments import (
+    Hook,
+    leaving_idle,
+    not_empty,
+    or_never,
+    or_none,
+    outside,
+    pace_of,
+    seconds,
+    settings_of,
+    stand_in,
+    tidy,
+)  # fmt: skip
+from .ledger import BAD, Ledger, logger
 
 __all__ = ["ConnectionPool", "NullConnectionPool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
 
@@ -122,14 +139,81 @@ class _Core(PostgresPool):
 
     def __init__(self, *args: Any, ledger: Ledger, **options: Any) -> None:
         self._ledger = ledger
+        self._inspector = 0  # the thread that is in `check`
         super().__init__(*args, observers=[ledger], query_statistics=False, session="trust", **options)
+        checks = options["check"] is not None
+        vars(self._adapter)["create"] = partial(_create, weakref.ref(self), self._adapter.create, checks)
+
+    def check(self) -> None:
+        self._inspector = threading.get_ident()
+        try:
+            super().check()
+        finally:
+            self._inspector = 0
+
+    def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
+        if self._inspector == threading.get_ident():
+            logger.warning("discarding broken connection: %s", key.entry.resource)
+        super()._found_dead(key, reason, error)
+
+    def _evict(self, key: Key, reason: str) -> None:
+        if not self._lock._is_owned():  # else it is done later, and by this
+            self._ledger.leaves(key.entry, reason)
+            if reason in BAD:
+                self._came_back_bad.add(key.entry)
+        super()._evict(key, reason)
 
     def _interrupt_holders(self) -> None:
         pass
 
+    def _close_quietly(self, entry: Entry) -> None:
+        conn, is_bad = entry.resource, entry in self._came_back_bad
+        self._came_back_bad.discard(entry)
+        if conn is not None:
+            vars(conn)["_pool"] = None  # a forgotten one would come back: `close_returns`
+        super()._close_quietly(entry)
+        if is_bad and conn is not None:
+            logger.warning("discarding closed connection: %s", conn)
+
     def _renew_state(self) -> None:
         super()._renew_state()
+        self._came_back_bad: set[Entry] = set()
         self._ledger.renew()
+
+
+class _NullCore(_Core):
+    """Beneath a null pool: who waits for what others hold is queued, and what is to be closed is not cleaned."""
+
+    def _take_back(self, key: Key, error: BaseException | None) -> None:
+        if self._waiters:
+            super()._take_back(key, error)
+        else:
+            conn = key.entry.resource
+            self._give_up(key, "broken" if conn is not None and conn.closed else "max_idle")
+
+    def _queue_up(
+        self, timeout: float | None, arrived: float, doubtful: list[Key] | None = None
+    ) -> tuple[Key, float]:
+        spent = self._state.spent
+        try:
+            return super()._queue_up(timeout, arrived, doubtful)
+        finally:
+            if spent:
+                self._ledger.queued(self._now() - arrived)
+
+
+def _create(core: weakref.ref[_Core], create: Callable[[], Any], checks: bool) -> Any:
+    """Make a connection, and check it if somebody waits for it: to fail is a failed attempt, and has its pace."""
+    conn = create()
+    outside(conn)
+    pool = core()
+    if checks and pool is not None and pool._waiters:
+        try:
+            pool._adapter.validate(conn, pool.settings.health_check_timeout)
+        except BaseException:
+            conn.close()
+            raise
+    return conn
 
 
 class ConnectionPool(Generic[CT]):
@@ -159,6 +243,9 @@ class ConnectionPool(Generic[CT]):
     Raises:
         ValueError, TypeError: An argument breaks its rule.
     """
+
+    _core_class = _Core
+    _keeps_all = True  # connections that come back
 
     def __init__(
         self,
@@ -190,20 +277,23 @@ class ConnectionPool(Generic[CT]):
         self.close_returns, self.num_workers = close_returns, num_workers
         self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
         self._min_size, self._max_size = self._check_size(min_size, max_size)
-        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection
+        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection, which its lease keeps alive
+        self._taken: dict[weakref.ref[CT], Lease[CT]] = {}  # by `getconn`, of which its borrower alone keeps it alive
         self._opened = self._closed = False
         self._owes_warning = open is None
         self._ready = False  # open, and nothing is to be said about it
-        self.core = _Core(
+        self.core = self._core_class(
             not_empty(conninfo),
             settings_of(
                 min_size=self._min_size, max_size=self._max_size or _UNBOUNDED,
-                max_idle=self._keeps(), max_waiting=max_waiting or None, timeout=timeout,
+                max_idle=None if self._keeps_all else 0, max_waiting=max_waiting or None, timeout=timeout,
                 max_lifetime=max_lifetime, idle_timeout=max_idle, checked=check is not None,
+                backoff=pace_of(reconnect_timeout),
             ),
             kwargs=kwargs, connection_class=connection_class,
             configure=leaving_idle(configure, "configure"), reset=leaving_idle(reset, "reset"),
-            check=None if check in _ROUND_TRIPS else check, name=name or None, ledger=Ledger(weakref.ref(self)),
+            check=None if check in _ROUND_TRIPS else check, name=name or None,
+            ledger=Ledger(weakref.ref(self), self._keeps_all),
         )  # fmt: skip
         self.name = self.core.name
         if open is None or open:
@@ -222,14 +312,13 @@ class ConnectionPool(Generic[CT]):
             PoolClosed: It was closed; a pool does not open again.
             PoolTimeout: As for `wait`.
         """
-        self._owes_warning = False
         self._open()
         if wait:
-            self.wait(timeout)
+            self._wait(timeout, 4)
 
     def _open(self) -> None:
         if self._closed:
-            raise PoolClosed(f"pool {self.name!r} was closed, and does not open again")
+            raise PoolClosed(f"pool {self.name!r} has already been opened and closed, and cannot be reused")
         if not self._opened:
             self._opened = True
             self.core.fill()
@@ -242,7 +331,10 @@ class ConnectionPool(Generic[CT]):
             PoolTimeout: They did not come in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
-        self._check_ready(3)
+        self._wait(timeout, 4)
+
+    def _wait(self, timeout: float, steps: int) -> None:
+        self._check_ready(steps)
         state = self.core._state
 
         def ready() -> bool:
@@ -274,6 +366,7 @@ class ConnectionPool(Generic[CT]):
         return self._closed or not self._opened
 
     def __enter__(self: P) -> P:
+        self._owes_warning = False
         self.open()
         return self
 
@@ -305,7 +398,14 @@ class ConnectionPool(Generic[CT]):
         """
         lease = self._lend(timeout)
         assert lease._key is not None
-        conn: CT = lease._key.entry.resource
+        entry = lease._key.entry
+        conn: CT = entry.resource
+        # If the borrower forgets it, the callback, a C function, drops the lease: the core does the rest.
+        entry.resource = stand_in(conn)
+        if entry.resource is not conn:
+            self._taken[weakref.ref(conn, self._taken.pop)] = lease
+            del self._lent[id(conn)]
+        entry.borrower = (borrower(), entry.since)
         return conn
 
     def putconn(self, conn: CT) -> None:
@@ -314,10 +414,10 @@ class ConnectionPool(Generic[CT]):
         Raises:
             ValueError: It is not lent by this pool.
         """
-        lease = self._lent.get(id(conn))
+        lease = self._lent.get(id(conn)) or self._taken.get(weakref.ref(conn))
         if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is conn:  # else it is the parent's
+        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is not None:  # else it is the parent's
             self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
@@ -340,17 +440,33 @@ class ConnectionPool(Generic[CT]):
         return lease
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
-        if conn.pgconn.transaction_status != _IDLE:
-            complain(conn)
+        if conn.pgconn.transaction_status != _IDLE and (self._keeps_all or self.core._waiters):
+            tidy(conn)
         logger.info("pool %r: a connection comes back", self.name)
-        self._lent.pop(id(conn), None)
-        vars(conn)["_pool"] = self.core._adapter  # as it was made
+        assert lease._key is not None  # it was lent until now
+        entry = lease._key.entry
+        if self._lent.pop(id(conn), None) is None:
+            self._taken.pop(weakref.ref(conn), None)
+            entry.resource = conn
+        vars(conn)["_pool"] = None
         lease.__exit__(None if error is None else type(error), error, None)
+        if self._closed or not self._keeps_all:
+            self._until_closed(entry, conn)
+
+    def _until_closed(self, entry: Entry, conn: CT) -> None:
+        """Wait until a worker has closed a connection, if it is to: that may hang, but usually is done at once."""
+        core = self.core
+
+        def over() -> bool:
+            return conn.closed or entry not in core._state.closing
+
+        if not (over() or core._lock._is_owned()):
+            core._until(over, core.settings.close_timeout)
 
     def _check_ready(self, steps: int) -> None:
         """Refuse, or warn of an eager `open`: in the name of the caller so many frames up."""
         if self.closed:
-            raise PoolClosed(f"pool {self.name!r} is {'closed' if self._closed else 'not open yet'}")
+            raise PoolClosed(f"the pool {self.name!r} is {'already closed' if self._closed else 'not open yet'}")
         if self._owes_warning:
             self._owes_warning, self._ready = False, True
             warnings.warn(
@@ -415,12 +531,9 @@ class ConnectionPool(Generic[CT]):
         """
         self._min_size, self._max_size = self._check_size(min_size, max_size)
         self.core.reconfigure(
-            min_size=self._min_size, max_size=self._max_size or _UNBOUNDED, max_idle=self._keeps()
-        )
-
-    def _keeps(self) -> int | None:
-        """How many may lie idle; ``None``: all."""
-        return None
+            min_size=self._min_size, max_size=self._max_size or _UNBOUNDED,
+            max_idle=None if self._keeps_all else 0,
+        )  # fmt: skip
 
     def _check_size(self, min_size: int, max_size: int | None) -> tuple[int, int]:
         most = min_size if max_size is None else max_size
@@ -478,7 +591,7 @@ class ConnectionPool(Generic[CT]):
         return {
             "pool_min": self._min_size,
             "pool_max": self._max_size,
-            "pool_size": seen.size,
+            "pool_size": seen.size - seen.closing,
             "pool_available": seen.idle,
             "requests_waiting": seen.waiting,
             **self.core._ledger.counters(pop),
@@ -498,6 +611,9 @@ class NullConnectionPool(ConnectionPool[CT]):
     It bounds the number of connections, and its line is fair. ``min_size``
     is 0; a ``max_size`` of 0, or ``None``, means no limit.
     """
+
+    _core_class = _NullCore
+    _keeps_all = False
 
     def __init__(  # in full, for the sake of help() and type checkers
         self,
@@ -535,9 +651,6 @@ class NullConnectionPool(ConnectionPool[CT]):
             raise ValueError(f"max_size must be at least 0, not {max_size!r}")
         return 0, max_size or 0
 
-    def _keeps(self) -> int | None:
-        return 0
-
     def wait(self, timeout: float = 30.0) -> None:
         """Make one connection, to see that it works; close the pool if it does not.
 
@@ -545,9 +658,16 @@ class NullConnectionPool(ConnectionPool[CT]):
             PoolTimeout: There was none in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
-        self._check_ready(3)
+        self._wait(timeout, 4)
+
+    def _wait(self, timeout: float, steps: int) -> None:
+        self._check_ready(steps)
         try:
-            self.core.acquire(seconds(timeout)).release()
+            lease = self.core.acquire(seconds(timeout))
+            entry, conn = lease._key.entry, lease.resource  # type: ignore[union-attr]  # it was lent just now
+            lease.release()
+            self._until_closed(entry, conn)  # type: ignore[arg-type]
+            self.core._ledger.forget_request()
         except errors.PoolError as error:
             self.close()
             raise PoolTimeout(f"pool {self.name!r}: no connection after {timeout} s") from error.__cause__

@@ -57,6 +57,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "lasti",
         "leaked",
         "watched",
+        "borrower",
     )
 
     pool: Any  # weak reference to the pool, for the reaper that finds an orphan
@@ -77,6 +78,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     # A weak reference hashes what it refers to, and cannot once that has gone.
     __hash__ = object.__hash__
+    borrower: Any  # a `holders.Borrower` and the `since` of the lease that it was noted for, or None
 
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
@@ -84,7 +86,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     def begin(self, generation: object, expires: float, now: float) -> None:
         """Make it the record of a slot that is taken, and has no resource yet."""
-        self.resource = self.code = None
+        self.resource = self.code = self.borrower = None
         self.generation = generation
         self.expires = expires
         self.idle_since = self.checked = self.since = now

@@ -2,19 +2,70 @@
 
 A lease stores the caller's code object and instruction offset, which costs
 nanoseconds; the line number is worked out here, when somebody asks.
+
+Of its thread a lease stores the identifier. That is enough while the thread
+lives. Once it has ended, its name is gone from `threading`, and the identifier
+may belong to another thread. So the slow ways to a lease also store this
+thread's `Borrower`, which outlives the thread and notes when it ended.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable
 from types import CodeType
+from typing import Any
 
 from .entry import Entry
 from .threads import patched
 
-__all__ = ["Holder", "holders_of", "describe", "place_of"]
+__all__ = ["Borrower", "Holder", "borrower", "describe", "has_ended", "holders_of", "place_of"]
+
+
+class Borrower:
+    """A thread, or greenlet, as a holder of leases.
+
+    Attributes:
+        name: The name of the thread; ``None`` if `threading` does not know it.
+        ended: When it ended, by ``time.monotonic``; ``None`` while it lives.
+    """
+
+    __slots__ = ("name", "ended")
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.ended: float | None = None
+
+
+class _Life:
+    """Kept by its thread alone, in a thread-local variable: destroyed when the thread ends."""
+
+    __slots__ = ("borrower", "_now")
+
+    def __init__(self, borrower: Borrower) -> None:
+        self.borrower = borrower
+        self._now = time.monotonic  # bound here: at exit the module may be gone
+
+    def __del__(self) -> None:
+        self.borrower.ended = self._now()
+
+
+_local: Any = threading.local()
+
+
+def borrower() -> Borrower:
+    """Return the record of the calling thread, made at its first call."""
+    global _local
+    life: _Life | None = getattr(_local, "life", None)
+    if life is None:
+        if type(_local) is not threading.local:  # gevent has replaced it
+            _local = threading.local()
+        # Not `current_thread`, which makes a thread object up where there is none.
+        thread = getattr(threading, "_active", {}).get(threading.get_ident())
+        _local.life = life = _Life(Borrower(None if thread is None else thread.name))
+    return life.borrower
 
 
 class Holder:
@@ -24,23 +75,29 @@ class Holder:
         file, line, function: Where it was acquired.
         thread: The name of the thread that acquired it.
         seconds: For how long.
+        ended: For how many seconds that thread has been gone; ``None`` if it
+            lives, or if that is not known.
     """
 
-    __slots__ = ("file", "line", "function", "thread", "seconds")
+    __slots__ = ("file", "line", "function", "thread", "seconds", "ended")
 
-    def __init__(self, file: str, line: int, function: str, thread: str, seconds: float) -> None:
+    def __init__(
+        self, file: str, line: int, function: str, thread: str, seconds: float, ended: float | None = None
+    ) -> None:
         self.file = file
         self.line = line
         self.function = function
         self.thread = thread
         self.seconds = seconds
+        self.ended = ended
 
     def __repr__(self) -> str:
         return f"<Holder {self}>"
 
     def __str__(self) -> str:
         place = f"{os.path.basename(self.file)}:{self.line} {self.function}()"
-        return f"{place} in {self.thread} for {self.seconds:.1f} s"
+        ended = "" if self.ended is None else f", ended {self.ended:.0f} s ago,"
+        return f"{place} in {self.thread}{ended} for {self.seconds:.1f} s"
 
 
 def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:
@@ -75,13 +132,28 @@ def place_of(entry: Entry) -> str:
     return f"{entry.code.co_filename}:{line} {entry.code.co_name}()"
 
 
+def has_ended(entry: Entry) -> bool:
+    """Whether the thread that acquired an entry is known to have ended: its identifier may be used again."""
+    who = _borrower_of(entry)
+    return who is not None and who.ended is not None
+
+
+def _borrower_of(entry: Entry) -> Borrower | None:
+    """Return who has it now, if that was noted when this lease began."""
+    noted: tuple[Borrower, float] | None = entry.borrower
+    return noted[0] if noted is not None and noted[1] == entry.since else None
+
+
 def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
     code, seconds = entry.code, max(0.0, now - entry.since)
-    nameless = f"greenlet {entry.thread}" if patched() else f"thread {entry.thread} (ended)"
-    thread = names.get(entry.thread, nameless)
+    number = f"{'greenlet' if patched() else 'thread'} {entry.thread}"
+    thread, ended = names.get(entry.thread) or (number if patched() else f"{number} (ended)"), None
+    who = _borrower_of(entry)
+    if who is not None and who.ended is not None:
+        thread, ended = who.name or number, max(0.0, time.monotonic() - who.ended)
     if code is None:
         return Holder("?", 0, "?", "an untracked thread", seconds)
-    return Holder(code.co_filename, _line(code, entry.lasti), code.co_name, thread, seconds)
+    return Holder(code.co_filename, _line(code, entry.lasti), code.co_name, thread, seconds, ended)
 
 
 def _line(code: CodeType, offset: int) -> int:

@@ -19,7 +19,7 @@ from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooMan
 from . import registry
 from .clock import seconds
 from .entry import DEAD, Entry, Key
-from .holders import describe, holders_of, place_of
+from .holders import borrower, describe, has_ended, holders_of, place_of
 from .lease import Lease
 from .metrics import SHORT
 from .observer import tell
@@ -133,6 +133,8 @@ class Lending(Upkeep[R]):
             self.metrics.wait.record(now - arrived)
         if self._noise:
             tell(self._observers, "acquired", self.name, now - arrived)
+        if self._track:
+            key.entry.borrower = (borrower(), now)
         return key, now
 
     def _sound(self, entry: Entry, now: float) -> bool:
@@ -381,7 +383,7 @@ class Lending(Upkeep[R]):
             cause = down or self._outage.full
             lent = self._state.lent()
             now = self._now()
-        mine = [entry for entry in lent if entry.thread == waiter.thread]
+        mine = [entry for entry in lent if entry.thread == waiter.thread and not has_ended(entry)]
         text = f"pool {self.name!r}: no {self._adapter.noun} within {timeout:.1f} s ({where})"
         if timeout == 0:
             text = f"pool {self.name!r}: no {self._adapter.noun} at once ({where})"
@@ -406,6 +408,8 @@ class Lending(Upkeep[R]):
         one = next(iter(state.entries), None)
         if one is None or one.since < one.idle_since or one.thread not in state.queued:
             return False  # the usual case: whoever has this one is at work
+        if any(has_ended(entry) for entry in state.entries):
+            return False  # its identifier is another thread's now
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # somebody else will be told
         if state.creating or state.checking or state.closing or waiter.given:

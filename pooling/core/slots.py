@@ -353,7 +353,7 @@ class Slots(Generic[R]):
                 "pool %r: the server takes no more %ss; going on with those that are open: %s",
                 self.name, self._adapter.noun, say(error),
             )
-        if begins:
+        if begins and not self._state.closed:  # else it was under way when the pool was closed
             logger.warning(
                 "pool %r: making a %s fails: %s", self.name, self._adapter.noun, say(error)
             )

@@ -290,6 +290,7 @@ def test_what_django_does_costs_no_round_trip(connection: Any, item: Any, round_
         ("SELECT set_config('app.tenant', 'seven', false)", "SELECT current_setting('app.tenant', true)"),
         ("SET TIME ZONE 'Asia/Tokyo'", "SELECT current_setting('TimeZone')"),
         ("CREATE TEMP TABLE mine (a int)", "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
+        ("SELECT 1 AS a INTO/**/TEMP mine", "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
         ("SELECT pg_advisory_lock(77)", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
         ("LISTEN news", "SELECT count(*) FROM pg_listening_channels()"),
         ("SET ROLE clerk", "SELECT current_user"),
@@ -666,6 +667,62 @@ def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert ids(check_settings) == ["pooling.W003"]
     with override_settings(POOLING={"api": {"url": "http://localhost", "max_sise": 3}}):
         assert "pooling.E003" in ids(check_settings)
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (
+            "CREATE FUNCTION settenant(t text) RETURNS text LANGUAGE sql AS"
+            " $$ SELECT pg_catalog.set_config('app.tenant', t, false) $$",
+            "function public.settenant",
+        ),
+        (
+            "CREATE PROCEDURE become(t text) LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM SET_CONFIG('app.tenant', t, false); END $$",
+            "function public.become",
+        ),
+        (
+            "CREATE POLICY mine ON item USING (name = current_setting('app.tenant', true))",
+            "policy mine on item",
+        ),
+        (
+            "ALTER TABLE item ADD COLUMN tenant text DEFAULT current_setting('app.tenant', true)",
+            "default tenant of item",
+        ),
+        (
+            "CREATE VIEW tenant AS SELECT set_config('app.tenant', name, false) FROM item",
+            "rule \"_RETURN\" on tenant",
+        ),
+        (
+            "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
+            "CREATE TRIGGER t BEFORE INSERT ON item FOR EACH ROW"
+            " WHEN (current_setting('app.tenant', true) = 'x') EXECUTE FUNCTION nothing()",
+            "trigger t on item",
+        ),
+        ("CREATE FUNCTION reset_config() RETURNS int LANGUAGE sql AS 'SELECT 1'", None),
+    ],
+)
+def test_check_of_what_watching_does_not_see(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, made: str, named: str | None
+) -> None:
+    from django.db import transaction
+
+    from pooling.web.django.checks import check_server
+
+    assert ids(check_server, databases=["default"]) == []
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(made)
+        # The check looks through the connection that is open: it sees what this transaction made.
+        monkeypatch.setattr(connection, "temporary_connection", connection.cursor)
+        messages = check_server(None, databases=["default"])
+        alter(monkeypatch, connection, OPTIONS={"pool": {"session": "clean", "max_size": 2}})
+        assert ids(check_server, databases=["default"]) == []
+        transaction.set_rollback(True)
+    assert [message.id for message in messages] == ([] if named is None else ["pooling.W004"])
+    if named is not None:
+        assert messages[0].msg.endswith(f": {named}") and '"clean"' in (messages[0].hint or "")
 
 
 # -- the project's other pools, command, health ---------------------------------------------------

@@ -779,3 +779,184 @@ def test_null_pool_resets_what_it_hands_over(make: Make) -> None:
     pool.putconn(conn)
     waiter.join(PATIENCE)
     assert calls[:2] == [1, 2]
+
+
+# -- details that programs have come to rely on ---------------------------------------
+
+
+def test_texts_of_a_pool_that_is_not_open(make: Make, lib: ModuleType) -> None:
+    pool = make(open=False)
+    with pytest.raises(lib.PoolClosed, match="is not open yet"):
+        pool.getconn()
+    pool.open()
+    pool.close()
+    with pytest.raises(lib.PoolClosed, match="is already closed"):
+        pool.getconn()
+    with pytest.raises(lib.PoolClosed, match="cannot be reused"):
+        pool.open()
+
+
+def test_open_does_not_excuse_an_eager_open(lib: ModuleType, postgres: PostgresServer) -> None:
+    pool = lib.ConnectionPool(postgres.dsn, min_size=1)
+    pool.open()
+    with pytest.warns(DeprecationWarning, match="open"):
+        pool.wait(PATIENCE)
+    pool.close()
+
+
+@pytest.mark.parametrize("kind", ["ConnectionPool", "NullConnectionPool"])
+def test_check_is_called_for_a_new_connection(make: Make, kind: str) -> None:
+    checked: list[int] = []
+    pool = make(kind, min_size=0, max_size=1, check=lambda conn: checked.append(pid(conn)))
+    with pool.connection(PATIENCE) as conn:
+        assert pid(conn) in checked or kind == "NullConnectionPool"
+    assert checked
+
+
+def test_check_that_always_fails(make: Make, lib: ModuleType) -> None:
+    def check(conn: psycopg.Connection[Any]) -> None:
+        raise RuntimeError("no good")
+
+    pool = make(min_size=1, check=check)
+    pool.wait(PATIENCE)
+    with pytest.raises(lib.PoolTimeout):
+        pool.getconn(0.5)
+    assert pool.get_stats()["connections_num"] < 50
+
+
+def test_a_reset_that_fails_is_logged_with_the_status(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="psycopg.pool")
+    pool = make(min_size=1, reset=lambda conn: conn.execute("SELECT 1"))
+    pool.putconn(pool.getconn(PATIENCE))
+    pool.putconn(pool.getconn(PATIENCE))
+    assert "error resetting connection" in messages(caplog)[0]
+    assert "INTRANS" in messages(caplog)[0]
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "psycopg.pool"]  # as it was then
+
+
+@pytest.mark.parametrize("kind", ["ConnectionPool", "NullConnectionPool"])
+def test_a_connection_amid_a_command_is_logged_before_and_after_its_close(
+    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="psycopg.pool")
+    pool = make(kind, min_size=1 if kind == "ConnectionPool" else 0, max_size=1)
+    conn = pool.getconn(PATIENCE)
+    waiting = in_thread(lambda: pool.putconn(pool.getconn(PATIENCE)))
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
+    conn.pgconn.exec_(b"COPY (SELECT 1) TO STDOUT")
+    pool.putconn(conn)
+    waiting.join()
+    assert ["ACTIVE" in text for text in messages(caplog)] == [True, False]
+    assert "BAD" in messages(caplog)[1]
+
+
+def test_a_rollback_of_ones_own_is_called_and_may_fail(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="psycopg.pool")
+    pool = make(min_size=1)
+    conn = pool.getconn(PATIENCE)
+    backend, original = pid(conn), conn.rollback
+
+    def rollback() -> None:
+        conn.pgconn.finish()
+        original()
+
+    conn.execute("SELECT 1")
+    monkeypatch.setattr(conn, "rollback", rollback)
+    pool.putconn(conn)
+    again = pool.getconn(PATIENCE)
+    assert pid(again) != backend
+    pool.putconn(again)
+    for text, word in zip(messages(caplog), ["INTRANS", "OperationalError", "BAD"], strict=True):
+        assert word in text
+
+
+def test_check_of_the_pool_logs_what_it_discards(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="psycopg.pool")
+    pool = make(min_size=2)
+    pool.wait(PATIENCE)
+    with pool.connection() as conn:
+        pass
+    wait_until(lambda: pool.get_stats()["pool_available"] == 2)
+    conn.close()
+    pool.check()
+    assert len(messages(caplog)) == 1
+    assert "broken" in messages(caplog)[0]
+    pool.wait(PATIENCE)
+
+
+class Returning(psycopg.Connection[Any]):
+    """Comes back when it is closed, as programs for psycopg_pool < 3.3 do it."""
+
+    def close(self) -> None:
+        pool = getattr(self, "_pool", None)
+        if pool:
+            pool.putconn(self)
+        else:
+            super().close()
+
+
+def test_a_class_whose_close_gives_back(make: Make) -> None:
+    pool = make(min_size=1, connection_class=Returning)
+    conn = pool.getconn(PATIENCE)
+    conn.close()
+    assert not conn.closed
+    wait_until(lambda: pool.get_stats()["pool_available"] == 1)
+    pool.close()
+    assert conn.closed
+
+
+def test_hooks_may_use_a_connection_in_a_with_statement(make: Make) -> None:
+    def hook(conn: psycopg.Connection[Any]) -> None:
+        with conn:
+            conn.execute("SELECT 1")
+
+    pool = make(min_size=1, configure=hook, reset=hook)
+    backends = set()
+    for _ in range(3):
+        with pool.connection(PATIENCE) as conn:
+            backends.add(pid(conn))
+    assert len(backends) == 1
+
+
+def test_reconnect_failed_is_called_again_while_the_server_is_away(make: Make) -> None:
+    called: list[object] = []
+    pool = make(conninfo=UNREACHABLE, min_size=1, reconnect_timeout=0.5, reconnect_failed=called.append)
+    wait_until(lambda: len(called) == 1)
+    with pytest.raises(Exception):  # noqa: B017  # who asks again makes the original try again
+        pool.getconn(0.2)
+    wait_until(lambda: len(called) == 2)
+    assert called == [pool, pool]
+
+
+def test_null_pool_closes_what_comes_back_before_the_call_returns(make: Make) -> None:
+    resets: list[object] = []
+    pool = make("NullConnectionPool", reset=resets.append)
+    with pool.connection(PATIENCE) as conn:
+        pass
+    assert conn.closed
+    conn = pool.getconn(PATIENCE)
+    pool.putconn(conn)
+    assert conn.closed
+    assert resets == []  # nobody is to have it
+
+
+def test_null_pool_counts_those_who_wait_for_others(make: Make) -> None:
+    pool = make("NullConnectionPool", max_size=1)
+    pool.wait(PATIENCE)
+    stats = pool.get_stats()
+    assert (stats["pool_size"], stats["pool_available"], stats["connections_num"]) == (0, 0, 1)
+    assert stats.get("requests_num", 0) == 0
+    conn = pool.getconn(PATIENCE)
+    waiting = in_thread(lambda: pool.putconn(pool.getconn(PATIENCE)))
+    wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
+    time.sleep(0.05)
+    pool.putconn(conn)
+    waiting.join()
+    stats = pool.get_stats()
+    assert (stats["requests_num"], stats["requests_queued"]) == (2, 1)
+    assert stats["requests_wait_ms"] >= 50

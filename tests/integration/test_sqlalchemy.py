@@ -188,7 +188,9 @@ def test_timeout_of_none_is_without_limit(kind: Kind, maker: Maker) -> None:
     assert pool.timeout() is None
 
 
-@pytest.mark.parametrize("options", [{"pool_size": 0}, {"pool_size": 1, "max_overflow": -1}])
+@pytest.mark.parametrize(
+    "options", [{"pool_size": 0}, {"pool_size": 0, "max_overflow": -5}, {"pool_size": 1, "max_overflow": -1}]
+)
 def test_no_limit(kind: Kind, maker: Maker, options: dict[str, int]) -> None:
     pool = kind(maker, timeout=0.05, **options)
     conns = [pool.connect() for _ in range(20)]
@@ -596,6 +598,36 @@ def test_timeout_says_who_holds_them(maker: Maker) -> None:
     assert pool.metrics.snapshot().timeouts == 1
 
 
+def test_any_negative_max_overflow_means_no_limit(maker: Maker) -> None:
+    pool = Pool(maker, pool_size=1, max_overflow=-5, timeout=0.05)
+    conns = [pool.connect() for _ in range(20)]
+    for conn in conns:
+        conn.close()
+    assert maker.open() == 1
+
+
+def test_thread_that_ended_with_a_connection_is_named(maker: Maker) -> None:
+    pool = Pool(maker, pool_size=1, max_overflow=0, timeout=0.05)
+    pool.connect().close()
+    kept: list[Any] = []
+    thread = threading.Thread(target=lambda: kept.append(pool.connect()), name="importer")
+    thread.start()
+    thread.join()
+    with pytest.raises(exc.TimeoutError, match=r" in importer, ended \d+ s ago, for "):
+        pool.connect()
+    kept.pop().close()
+
+
+def test_what_is_idle_is_closed_when_dispose_returns(postgres: PostgresServer) -> None:
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=postgres.connect, poolclass=Pool, pool_size=4)
+    conns = [engine.raw_connection() for _ in range(4)]
+    drivers: list[Any] = [conn.driver_connection for conn in conns]
+    for conn in conns:
+        conn.close()
+    engine.dispose()
+    assert all(driver.closed for driver in drivers)
+
+
 def test_dropped_pool_is_collected(maker: Maker) -> None:
     pool = Pool(maker, pool_size=2)
     pool.connect().close()
@@ -615,7 +647,7 @@ def test_out_at_dispose_is_closed_when_it_comes_back(maker: Maker) -> None:
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"pool_size": -1}, ValueError), ({"max_overflow": -2}, ValueError), ({"pool_size": "5"}, TypeError)],
+    [({"pool_size": -1}, ValueError), ({"max_overflow": 1.5}, TypeError), ({"pool_size": "5"}, TypeError)],
 )
 def test_bad_arguments(maker: Maker, options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(options))):

@@ -22,7 +22,9 @@ def test_an_outage_is_told_of_once_for_each_reconnect_timeout(failures_at: list[
     now = 100.0
     calls: list[float] = []
     core = SimpleNamespace(_lock=threading.RLock(), _now=lambda: now)
-    facade = SimpleNamespace(core=core, reconnect_timeout=10.0, reconnect_failed=lambda: calls.append(now))
+    facade = SimpleNamespace(
+        core=core, closed=False, reconnect_timeout=10.0, reconnect_failed=lambda: calls.append(now)
+    )
     ledger = Ledger(lambda: facade)
     ledger.outage_began("p", OSError())
     for seconds in failures_at:

@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,12 +309,59 @@ def test_what_is_being_made_reset_or_closed_has_no_holder(make: Make, manual: Vi
     assert pool.holders() == []
 
 
-def test_a_holder_whose_thread_ended_is_known_by_number(make: Make) -> None:
+def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
+    make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(max_size=1)
+    task = Task(pool.acquire)
+    lease = task.result()
+    ended = time.monotonic()
+    monkeypatch.setattr("pooling.core.holders.time", SimpleNamespace(monotonic=lambda: ended + 41))
+    clock.advance(60)
+    (holder,) = pool.holders()
+    assert holder.thread == task.name and holder.ended == pytest.approx(41, abs=10)
+    text = timed_out(pool, clock, 5)
+    assert re.search(rf" in {task.name}, ended \d\d s ago, for 65\.0 s$", text), text
+    lease.release()
+
+
+def test_a_holder_whose_thread_ended_is_known_by_number_where_it_never_waited(make: Make) -> None:
     pool = make()
+    fill(pool, 1)
     task = Task(pool.acquire)
     lease = task.result()
     assert pool.holders()[0].thread == f"thread {task.ident} (ended)"
     lease.release()
+
+
+def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
+    make: Make, clock: VirtualClock, warnings: Warnings
+) -> None:
+    """Identifiers are used again as soon as a thread has ended."""
+    pool = make(max_size=1)
+    first = Task(pool.acquire)
+    lease = first.result()
+
+    def acquire() -> None:
+        lease._key.entry.thread = threading.get_ident()  # as if this were its identifier
+        pool.acquire(5)
+
+    second = Task(acquire)
+    clock.until_parked(1)
+    clock.advance(5)
+    text = fails(second.result)
+    assert "this thread holds" not in text and f" in {first.name}, ended " in text
+    assert warnings() == []  # and no deadlock
+    lease.release()
+
+
+def test_the_end_of_a_thread_is_not_that_of_the_next_holder(make: Make, clock: VirtualClock) -> None:
+    pool = make(max_size=1)
+    Task(pool.acquire).result().release()
+    clock.advance(1)
+    with pool.acquire():
+        (holder,) = pool.holders()
+        assert (holder.thread, holder.ended) == (threading.current_thread().name, None)
 
 
 def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:

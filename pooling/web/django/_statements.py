@@ -1,4 +1,9 @@
-"""Which statements leave something behind in a PostgreSQL session, judged by their text."""
+"""Which statements leave something behind in a PostgreSQL session, judged by their tokens.
+
+Comments separate words as blanks do, what is quoted is no keyword, and a
+semicolon in a string ends no statement. Source: "Lexical Structure" in the
+PostgreSQL manual.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,30 @@ _ROWS = re.compile(
     r"|SET\s+(?:LOCAL|CONSTRAINTS))\b(?!\s+PREPARED)",
     re.I,
 )
-# What may set something all the same: by a function, one that executes a text, a view that does, a second
-# statement, a table of the session's own, or anything at all whose name is spelt in escapes.
-_ALL_THE_SAME = re.compile(
-    r"set_config|setseed|pg_settings|_advisory_|pg_temp|dblink|_to_xml|ts_stat|\bU&\""
-    r"|\bINTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S",
-    re.I | re.S,
+# What may set something all the same: a second statement, a table of the session's own;
+_ALL_THE_SAME = re.compile(r"INTO\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP|;.*\S", re.I | re.S)
+# a function, one that executes a text, a view that does: by name, in quotes or in such a text, too.
+_NAMES = re.compile(
+    r"set_config|setseed|pg_settings|_advisory_|pg_temp|dblink|_to_xml|ts_stat|ts_rewrite|crosstab|connectby"
+    r"|xpath_table",
+    re.I,
 )
+# The beginning of all that is not made of words and symbols. E'' has escapes; U&"" spells names in them.
+_BEGIN = re.compile(
+    r"""--|/\*|'|"|(?<![\w$\x80-\U0010ffff])[eE]'|[uU]&"|"""
+    r"\$(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?\$"
+)
+_END = {
+    "--": re.compile(r"[^\r\n]*"),
+    "'": re.compile(r"[^']*'"),  # a doubled quote is the end of one and the beginning of another
+    '"': re.compile(r'[^"]*"'),
+    "E'": re.compile(r"[^'\\]*(?:(?:''|\\.)[^'\\]*)*'", re.S),
+}
+_END["e'"] = _END["E'"]
+_SIMPLE, _NAME = re.compile(r"[^'$&/-]*"), re.compile(r'"[^"]*"')
+_COMMENT = re.compile(r"/\*|\*/")  # which nests
+_PART_OF_A_NAME = re.compile(r"[\w$\x80-\U0010ffff]")
+_FILLED_IN = re.compile(r"%[(sbt]")  # a parameter, which brings its own quotes and ends those around it
 
 
 @functools.lru_cache(maxsize=2048)
@@ -28,4 +50,57 @@ def leaves_traces(query: str) -> bool:
 
     In doubt it does. The price of that is a round trip at the end of a request.
     """
-    return _ROWS.match(query) is None or _ALL_THE_SAME.search(query) is not None
+    try:
+        words, names = _read(query)
+    except ValueError:
+        return True
+    return _ROWS.match(words) is None or _ALL_THE_SAME.search(words) is not None or _NAMES.search(names) is not None
+
+
+def _read(query: str) -> tuple[str, str]:
+    """Return a statement without its comments and with nothing in its quotes, and all that was in them.
+
+    Raises:
+        ValueError: The server may read it otherwise.
+    """
+    if _SIMPLE.fullmatch(query) and query.count('"') % 2 == 0:  # most of what Django composes
+        return _NAME.sub('""', query), query
+    words, quoted, position = [], [], 0
+    while (found := _BEGIN.search(query, position)) is not None:
+        begin, start = found.group(), found.end()
+        words.append(query[position : found.start()])
+        position = _end_of(query, begin, start)
+        inside = query[start:position]
+        if begin in ("--", "/*"):
+            words.append(" ")
+        else:
+            words.append("''" if begin[-1] == "'" else '""')
+            quoted.append(inside)
+        if begin[-1] != '"' and _FILLED_IN.search(inside):
+            raise ValueError("a parameter in quotes or in a comment")
+        if begin == "'" and inside.endswith("\\'"):
+            raise ValueError("what a backslash means depends on standard_conforming_strings")
+        if begin[0] == "$" and _PART_OF_A_NAME.match(query[found.start() - 1 : found.start()]):
+            raise ValueError("a name with dollars, or a dollar quote behind a number")
+    words.append(query[position:])
+    text = "".join(words)
+    return text, "\n".join([text, *quoted])
+
+
+def _end_of(query: str, begin: str, start: int) -> int:
+    """Return where that ends which begins so."""
+    if begin == "/*":
+        depth = 1
+        while depth:
+            mark = _COMMENT.search(query, start)
+            if mark is None:
+                raise ValueError("a comment without an end")
+            depth += 1 if mark.group() == "/*" else -1
+            start = mark.end()
+        return start
+    if begin[0] == "$":
+        return query.index(begin, start) + len(begin)  # raises
+    end = _END[begin].match(query, start) if begin in _END else None
+    if end is None:
+        raise ValueError("no end, or a name that is spelt in escapes")
+    return end.end()

@@ -93,25 +93,86 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
 def check_server(
     app_configs: object, databases: Sequence[str] | None = None, **kwargs: object
 ) -> list[checks.CheckMessage]:
-    """Ask the servers whether all workers' pools fit in, with ``check --database`` and ``migrate``."""
-    found = []
-    workers = crowd().workers
+    """Look into the databases, with ``check --database`` and ``migrate``.
+
+    Do all workers' pools fit into the server? Is there anything in the
+    database that changes a session where ``"session": "watch"`` can't see it?
+    """
+    found: list[checks.CheckMessage] = []
     for alias in databases or ():
         wrapper = connections[alias]
-        if workers is None or not isinstance(wrapper, PooledWrapper) or not wrapper._is_pooled():
+        if not isinstance(wrapper, PooledWrapper) or not wrapper._is_pooled():
             continue
         try:
-            most, wish = clients_allowed(wrapper), workers * wrapper.pool.settings.max_size
+            found += [*_check_room(alias, wrapper), *_check_watching(alias, wrapper)]
         except (Error, ImproperlyConfigured):
             continue  # who asks for nothing but this check sees that in the others
-        if most is not None and wish > most:
-            found.append(
-                checks.Warning(
-                    f"DATABASES[{alias!r}]: {workers} workers may open {wish} connections, and the server takes {most}",
-                    hint=f'Set OPTIONS["pool"]["max_size"] to {max(1, most // workers)} at most.', id="pooling.W002",
-                )  # fmt: skip
-            )
     return found
+
+
+def _check_room(alias: str, wrapper: PooledWrapper) -> Iterator[checks.CheckMessage]:
+    workers = crowd().workers
+    if workers is None:
+        return
+    most, wish = clients_allowed(wrapper), workers * wrapper.pool.settings.max_size
+    if most is not None and wish > most:
+        yield checks.Warning(
+            f"DATABASES[{alias!r}]: {workers} workers may open {wish} connections, and the server takes {most}",
+            hint=f'Set OPTIONS["pool"]["max_size"] to {max(1, most // workers)} at most.', id="pooling.W002",
+        )  # fmt: skip
+
+
+def _check_watching(alias: str, wrapper: Any) -> Iterator[checks.CheckMessage]:
+    if wrapper.vendor != "postgresql" or wrapper._options().arguments.get("session", "watch") != "watch":
+        return
+    with wrapper.temporary_connection() as cursor:
+        cursor.execute(_UNSEEN)
+        names = [f"{kind} {name}" for kind, name in cursor.fetchall()]
+    if names:
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        yield checks.Warning(
+            f"DATABASES[{alias!r}]: what these do to a session is not seen by \"session\": \"watch\", and may reach "
+            f"the next request: {listed}",
+            hint='Set OPTIONS["pool"]["session"] to "clean". If nothing that they set outlasts a transaction, '
+            "silence this check (SILENCED_SYSTEM_CHECKS).", id="pooling.W004",
+        )  # fmt: skip
+
+
+# What sets something for a session, and what reads it: then something sets it. Extensions' own functions are left out.
+_UNSEEN = r"""
+    WITH mine AS (
+        SELECT oid, nspname FROM pg_namespace
+        WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
+    ), found AS (
+        SELECT 'function' AS kind, format('%I.%I', nspname, proname) AS name, pg_get_functiondef(p.oid) AS text
+        FROM pg_proc AS p JOIN mine ON mine.oid = pronamespace
+        WHERE prokind IN ('f', 'p') AND NOT EXISTS (
+            SELECT 1 FROM pg_depend
+            WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype = 'e'
+        )
+      UNION ALL
+        SELECT 'trigger', format('%I on %s', tgname, tgrelid::regclass), pg_get_triggerdef(t.oid)
+        FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid JOIN mine ON mine.oid = relnamespace
+        WHERE NOT tgisinternal
+      UNION ALL
+        SELECT 'policy', format('%I on %s', polname, polrelid::regclass),
+            concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
+        FROM pg_policy
+      UNION ALL
+        SELECT 'rule', format('%I on %s', rulename, ev_class::regclass), pg_get_ruledef(r.oid)
+        FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = ev_class JOIN mine ON mine.oid = relnamespace
+        WHERE NOT EXISTS (
+            SELECT 1 FROM pg_depend
+            WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'
+        )
+      UNION ALL
+        SELECT 'default', format('%I of %s', attname, adrelid::regclass), pg_get_expr(adbin, adrelid)
+        FROM pg_attrdef JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum
+            JOIN pg_class AS c ON c.oid = adrelid JOIN mine ON mine.oid = relnamespace
+    )
+    SELECT DISTINCT kind, name FROM found WHERE text ~* '\m(set_config|current_setting)\M'
+    ORDER BY kind, name
+"""
 
 
 def clients_allowed(wrapper: Any) -> int | None:

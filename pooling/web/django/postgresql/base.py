@@ -40,7 +40,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     named cursors, ``COPY``), or executed anything by a cursor that is not of
     the connection's own class. Not seen is what a function, a rule or a
     trigger of yours does within a statement that reads and writes rows, what
-    is executed on the raw ``pgconn``, and what ``lastval()`` is;
+    is executed on the raw ``pgconn``, and what ``lastval()`` and ``currval()``
+    are; ``manage.py check --database default`` looks for the first;
     ``"clean"`` resets after every request, the raw ``pgconn`` aside.
     """
 
