@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import psycopg
+from psycopg.pq.abc import PGconn
 
 from ...core.adapter import Adapter
 from ...settings import PoolSettings
@@ -21,6 +23,9 @@ __all__ = ["PostgresAdapter"]
 CLOSE_WAIT = 0.2
 CANCEL_WAIT = 1.0  # to tell it to stop a query that nobody waits for any more
 CANCELLED_WAIT = 0.5  # to have ended its side then
+_MOST = 100  # reads of one look, at a server that goes on sending
+# Whether psycopg keeps notifications that nothing listens to. Before 3.2.4 it drops them, so libpq keeps them then.
+_KEEPS = "_notifies_backlog" in psycopg.Connection._notify_handler.__code__.co_names
 BRIEF = 0.05  # to tell it on behalf of a whole pool that closes, one after the other
 #: The values of ``target_session_attrs`` that say what the server must be.
 ROLES = {"read-write", "read-only", "primary", "standby"}
@@ -95,20 +100,22 @@ class PostgresAdapter(Adapter[Connection]):
 
     def is_alive(self, resource: Connection) -> bool:
         # Reads what has come, without waiting, for less than a poll() costs. That there is
-        # something is not yet a death: it may be a NOTIFY, which libpq keeps. And a dead one
-        # may be read without an error first: the server's last words, before it hangs up.
+        # something is not yet a death: it may be a NOTIFY, which is kept for the borrower.
         pgconn = resource.pgconn
+        notes: Notes = resource._pooling  # type: ignore[attr-defined]
         try:
             pgconn.consume_input()
+            # Then parse it, which calls notes.hear(). Where nothing runs both do that and no more, but
+            # is_busy() lets go of the GIL, and with many threads that is a turn of the whole line.
+            if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
+                pgconn.get_result()
+                found = pgconn.notifies() if _KEEPS else None
+                if found is not None or notes.heard:
+                    _read_on(pgconn, notes, found)
+            else:
+                pgconn.is_busy()
         except psycopg.Error:
             return False
-        # Then parse it, which calls notes.hear(). Where nothing runs both do that and no more, but
-        # is_busy() lets go of the GIL, and with many threads that is a turn of the whole line.
-        if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
-            pgconn.get_result()
-        else:
-            pgconn.is_busy()
-        notes: Notes = resource._pooling  # type: ignore[attr-defined]
         return not notes.fatal and (notes.role is None or notes.role == role_of(resource))
 
     def validate(self, resource: Connection, timeout: float) -> None:
@@ -161,3 +168,22 @@ class PostgresAdapter(Adapter[Connection]):
 
     def is_full(self, error: BaseException) -> bool:
         return failures.is_full(error)
+
+
+def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:
+    """Read to the end of what has come: libpq sees the end of the stream only when nothing is left before it.
+
+    Raises:
+        psycopg.Error: The server has hung up behind it.
+    """
+    for _ in range(_MOST):
+        notes.heard = False
+        while found is not None:
+            if pgconn.notify_handler is not None:
+                pgconn.notify_handler(found)
+            found = pgconn.notifies()
+        pgconn.consume_input()
+        pgconn.get_result()
+        found = pgconn.notifies() if _KEEPS else None
+        if found is None and not notes.heard:
+            break

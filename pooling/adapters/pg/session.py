@@ -76,6 +76,7 @@ class Notes:
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
+        self.heard = False  # it has said anything since the last look
         self.waits = False  # its holder, for the server, in a way that only the server can end
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
@@ -85,8 +86,13 @@ class Notes:
         self.peer: socket.socket | None = None  # tells when it has
 
     def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        """Take a message that came while no query ran: a notice, or a last one."""
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+        """Take a message that is no answer to a query: a notice, or the server's last one.
+
+        In a crash, and when it is shut down at once, the last one is no more than a WARNING.
+        """
+        self.heard = True
+        state = diagnostic.sqlstate or ""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC") or state in failures.DEAD:
             self.fatal = True
 
 
