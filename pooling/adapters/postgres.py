@@ -16,6 +16,8 @@ from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
+from ..core.words import say
+from ..doctor.cleaning import STEPS
 from ..doctor.facts import read
 from ..doctor.plan import Plan
 from ..doctor.report import Report
@@ -128,11 +130,13 @@ class PostgresPool(Pool[Connection]):
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
         self._proved = Answer(0, 0, {})
+        self._learnt_of: object = None  # the generation
+        self._told_lacking: set[str] = set()  # guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
-            command_timeout=command, queries=self._queries,
+            command_timeout=command, queries=self._queries, lacks=_weakly(self._note_lacking),
         )  # fmt: skip
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
@@ -389,6 +393,7 @@ class PostgresPool(Pool[Connection]):
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
             command_timeout=self._session.command_timeout,
+            resets_fail=None if self._reset_error is None else say(self._reset_error),
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
         ours = plain.get("application_name") or plain["fallback_application_name"]
@@ -398,12 +403,26 @@ class PostgresPool(Pool[Connection]):
 
     def _create(self, key: Key) -> None:
         before = self._proved
+        if self._learnt_of is not self._state.generation:  # perhaps of another server
+            self._learnt_of = self._state.generation
+            self._session.learn_anew()
         super()._create(key)
         now = self._proved
         # Once the first one is in: then the new answer is known to work.
         if before.number and now.digest != before.digest and self._is_here_to_stay(now):
             logger.info("pool %r: what it connects with has changed; replacing its connections", self.name)
             self.drain()
+
+    def _note_lacking(self, missing: dict[str, psycopg.Error]) -> None:
+        with self._lock:
+            new = {step: error for step, error in missing.items() if step not in self._told_lacking}
+            self._told_lacking |= set(new)
+        if new:
+            logger.warning(
+                "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
+                self.name, "; ".join(f"{step} ({say(error)})" for step, error in new.items()),
+                ", ".join(STEPS[step] for step in new),
+            )  # fmt: skip
 
     def _note_proved(self, answer: Answer) -> None:
         with self._lock:
@@ -469,14 +488,14 @@ class PostgresPool(Pool[Connection]):
             self._queries.renew()
 
 
-def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
+def _weakly(method: Callable[[T], object]) -> Callable[[T], object]:
     """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
     reference = weakref.WeakMethod(method)
 
-    def call(answer: Answer) -> None:
+    def call(argument: T) -> None:
         alive = reference()
         if alive is not None:
-            alive(answer)
+            alive(argument)
 
     return call
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -31,6 +31,7 @@ from psycopg import pq
 from psycopg.adapt import AdaptersMap
 from psycopg.types import TypesRegistry
 
+from ...doctor.cleaning import LACKING, STEPS
 from . import failures
 from .cursors import hastened
 from .limits import Limit, limited, pace
@@ -47,12 +48,7 @@ SessionMode = Literal["clean", "trust"] | Hook
 C = TypeVar("C", bound=Connection)
 R = TypeVar("R")
 
-# DISCARD ALL without DEALLOCATE ALL, and a RESET ROLE for a role that was set as the default.
-# Source: "DISCARD" in the PostgreSQL manual, which says what ALL stands for.
-CLEAN = (
-    b"; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
-    b" SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
-)
+_STEPS = tuple(step.encode() for step in STEPS)
 # As libpq gives them: numbers, which are compared much faster than members of an enumeration.
 IDLE, IN_TRANSACTION, IN_ERROR, ACTIVE = (
     int(pq.TransactionStatus[name]) for name in ("IDLE", "INTRANS", "INERROR", "ACTIVE")
@@ -209,9 +205,12 @@ class Session:
         reset_timeout: float,
         command_timeout: float | None = None,
         queries: QueryStatistics | None = None,
+        lacks: Callable[[dict[str, psycopg.Error]], object] = lambda missing: None,
     ) -> None:
-        self._clean = CLEAN if mode == "clean" else b""
-        self._commit = b"COMMIT" + self._clean
+        self._steps = _STEPS if mode == "clean" else ()
+        self._lacks = lacks
+        self.missing: frozenset[bytes] = frozenset()  # steps that this server does not execute
+        self._take_steps()
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
@@ -221,6 +220,16 @@ class Session:
         self._limit = None if command_timeout is None else Limit(command_timeout)
         self._queries = queries
         self._configures_server = False
+
+    def learn_anew(self) -> None:
+        """Forget which steps of a cleaning the server does not execute: it may be another one now."""
+        if self.missing:
+            self.missing = frozenset()
+            self._take_steps()
+
+    def _take_steps(self) -> None:
+        self._clean = _joined(step for step in self._steps if step not in self.missing)
+        self._commit = b"COMMIT" + self._clean
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new."""
@@ -258,7 +267,7 @@ class Session:
         if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
         if status != IDLE or (used and self._clean):
-            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
+            self._clean_server(conn, b"" if status == IDLE else b"ROLLBACK")
             asked = True
             notes.bereft = self._configures_server
             if status != IDLE:
@@ -272,6 +281,40 @@ class Session:
         if notes.bereft:
             self._configure_again(conn, notes)
         return asked
+
+    def _clean_server(self, conn: Connection, first: bytes) -> None:
+        """Roll back if need be, and clean, in one round trip; without the steps that this server does not execute.
+
+        A step is left out once it has failed by itself, too, when all others were done: what
+        a borrower did may be the reason that it fails among them.
+        """
+        steps = [step for step in self._steps if step not in self.missing]
+        left = Limit(None, self.reset_timeout).left
+        failed: list[bytes] = []
+        while True:
+            try:
+                round_trip(conn, first + _joined(steps), left())
+                break
+            except psycopg.Error as error:
+                place = failed_at(error) - bool(first)
+                if error.sqlstate not in LACKING or not 0 <= place < len(steps):
+                    raise
+                failed.append(steps.pop(place))
+                first = b""  # that was done; what came after it was undone
+                if not steps:
+                    break
+        missing: dict[str, psycopg.Error] = {}
+        for step in failed:
+            try:
+                round_trip(conn, step, left())
+            except psycopg.Error as error:
+                if error.sqlstate not in LACKING:
+                    raise
+                missing[step.decode()] = error
+        if missing:
+            self.missing |= {step.encode() for step in missing}
+            self._take_steps()
+            self._lacks(missing)
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
         """What `configure` had SET went with what the borrower had SET."""
@@ -319,6 +362,10 @@ class Session:
             _forget_notifications(conn)
             notes.dirty = False
             notes.bereft = self._configures_server
+
+
+def _joined(steps: Iterable[bytes]) -> bytes:
+    return b"".join(b"; " + step for step in steps)
 
 
 class _Adapters(AdaptersMap):
