@@ -8,7 +8,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import psycopg
 
@@ -67,7 +67,9 @@ class PostgresPool(Pool[Connection]):
             the pool's name; keepalive to 10 + 3 x 3 s and
             ``tcp_user_timeout`` to 10 s.
         connection_class: The class of the connections. What is lent is of a
-            subclass that notes whether a session ran anything.
+            subclass that notes whether a session ran anything. Its ``connect()``
+            is called with ``conninfo`` and ``kwargs`` as they were given, and
+            ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
         configure: Called with each new connection; what it did is committed.
             What it set on the server is set again after a cleaning.
         reset: Called with each connection that comes back, cleaned already.
@@ -124,6 +126,7 @@ class PostgresPool(Pool[Connection]):
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
+        connection_class = get_origin(connection_class) or connection_class  # of MyConnection[Row]
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
         command = check_limit("command_timeout", command_timeout)
@@ -427,7 +430,7 @@ class PostgresPool(Pool[Connection]):
     def _note_proved(self, answer: Answer) -> None:
         with self._lock:
             if answer.number > self._proved.number:
-                self._proved = answer._replace(arguments={})  # without a password
+                self._proved = answer.without_secrets()
 
     def _is_here_to_stay(self, answer: Answer) -> bool:
         try:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
 from psycopg import pq
@@ -33,19 +33,21 @@ from psycopg.types import TypesRegistry
 
 from ...doctor.cleaning import LACKING, STEPS
 from . import failures
+from .address import completing
 from .cursors import hastened
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
 from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "Tracking", "bare_of", "notes_of", "role_of", "tracked"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
 Hook = Callable[[Connection], object]
 SessionMode = Literal["clean", "trust"] | Hook
 C = TypeVar("C", bound=Connection)
+_COMMIT, _ROLLBACK = psycopg.Connection.commit, psycopg.Connection.rollback
 R = TypeVar("R")
 
 _STEPS = tuple(step.encode() for step in STEPS)
@@ -60,6 +62,8 @@ NO_PIPELINE = int(pq.PipelineStatus.OFF)
 class Notes:
     """What is noted of one connection."""
 
+    foreign = False  # it only looks like one: see `ForeignNotes`
+    proxied = False  # what is lent is a proxy of it
     as_new: dict[str, Any]  # its attributes
     bare: dict[str, Any]  # before it was configured
     in_place: tuple[list[Any], list[Any], int | None, int]  # the content of those that are changed in place
@@ -92,10 +96,17 @@ class Notes:
             self.fatal = True
 
 
-class Tracking:
+if TYPE_CHECKING:
+    _Base = object  # it is put before any connection class, and mypy would have it override that of psycopg exactly
+else:
+    _Base = psycopg.Connection  # so that the class of a connection can be changed to one with this before it
+
+
+class Tracking(_Base):
     """Put before a connection class: notes what is set and that something runs, and limits its time."""
 
     _pooling: Notes
+    _commits = _rolls_back = False  # it has a commit() or rollback() of its own, which is to be called
     _wait: Callable[..., Any]  # the class's own; by super() a call would cost twice
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -156,6 +167,9 @@ class Tracking:
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:
+        complete = completing.get()
+        if complete is not None:
+            conninfo = complete(conninfo)
         told = failures.listening()
         if told is None:
             return (yield from super()._connect_gen(conninfo, **options))  # type: ignore[misc]
@@ -174,12 +188,23 @@ class Measuring(Tracking):
             return super().wait(gen, *args, **kwargs)
 
 
+def bare_of(conn: Any) -> Connection | None:
+    """Return the connection of psycopg's that this is, or that it is a proxy of."""
+    for _ in range(10):
+        if issubclass(type(conn), psycopg.Connection):
+            bare: Connection = conn
+            return bare
+        conn = getattr(conn, "__wrapped__", None)
+    return None
+
+
 @functools.cache
 def tracked(connection_class: type[C], measuring: bool) -> type[C]:
     """Return a subclass that looks like the class itself and keeps `Notes`."""
     first = Measuring if measuring else Tracking
     namespace = {
-        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait
+        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait,
+        "_commits": connection_class.commit is not _COMMIT, "_rolls_back": connection_class.rollback is not _ROLLBACK,
     }  # fmt: skip
     made: type[C] = type(connection_class.__name__, (first, connection_class), namespace)
     made.__qualname__ = connection_class.__qualname__
@@ -233,15 +258,20 @@ class Session:
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new."""
-        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         notes = notes_of(conn)
+        if notes.foreign:
+            if self._configure is not None:
+                self._configure(conn)
+            return
+        lent, conn = conn, bare_of(conn) or conn
+        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         conn.add_notice_handler(notes.hear)
         conn.cursor_factory = hastened(conn.cursor_factory)
         _remember(conn, notes)
         notes.bare = dict(notes.as_new)
         notes.dirty = False
         if self._configure is not None:
-            self.call(conn, self._configure, self.create_timeout)
+            self.call(lent, self._configure, self.create_timeout)
             _remember(conn, notes)
             self._configures_server = notes.dirty and bool(self._clean)
         notes.limit, notes.queries = self._limit, self._queries
@@ -250,6 +280,8 @@ class Session:
     def clean(self, conn: Connection) -> bool:
         """Make a connection as good as new, or raise; say whether the server has answered just now."""
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            return self._clean_foreign(conn)
         answered, notes.answered = notes.answered, False
         status = conn.pgconn.transaction_status
         if answered and status == IDLE and not (self._after_use or notes.bereft):
@@ -266,6 +298,9 @@ class Session:
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+        if status != IDLE and conn._rolls_back:  # type: ignore[attr-defined]
+            self.call(conn, lambda conn: conn.rollback(), self.reset_timeout)
+            status = conn.pgconn.transaction_status
         if status != IDLE or (used and self._clean):
             self._clean_server(conn, b"" if status == IDLE else b"ROLLBACK")
             asked = True
@@ -281,6 +316,13 @@ class Session:
         if notes.bereft:
             self._configure_again(conn, notes)
         return asked
+
+    def _clean_foreign(self, conn: Connection) -> bool:
+        """Do what is possible with a connection of which nothing is known."""
+        conn.rollback()
+        for hook in self._after_use:
+            hook(conn)
+        return False
 
     def _clean_server(self, conn: Connection, first: bytes) -> None:
         """Roll back if need be, and clean, in one round trip; without the steps that this server does not execute.
@@ -340,8 +382,12 @@ class Session:
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            conn.commit()
+            return
         status = conn.pgconn.transaction_status
-        odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
+        own: bool = conn._commits  # type: ignore[attr-defined]
+        odd = own or conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
             if status != IDLE or odd:
                 conn.commit()
@@ -429,6 +475,8 @@ def _forget_notifications(conn: Connection) -> None:
 
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     notes.adapters = conn.adapters
     conn._adapters = _Adapters(notes)
     prepared = conn._prepared
@@ -441,6 +489,8 @@ def _remember(conn: Connection, notes: Notes) -> None:
 
 def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     if notes.adapted:
         notes.as_new["_adapters"], notes.changed = _Adapters(notes), True
     if notes.changed:
