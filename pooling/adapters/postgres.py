@@ -71,7 +71,8 @@ class PostgresPool(Pool[Connection]):
             is called with ``conninfo`` and ``kwargs`` as they were given, and
             ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
         configure: Called with each new connection; what it did is committed.
-            What it set on the server is set again after a cleaning.
+            What a cleaning undoes of it is done again, with the cleaning:
+            by the statements that were executed then, else by the hook.
         reset: Called with each connection that comes back, cleaned already.
         check: Called with a connection to prove it alive, instead of a query;
             raises if it is dead.

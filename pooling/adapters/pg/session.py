@@ -34,6 +34,7 @@ from psycopg.types import TypesRegistry
 from ...doctor.cleaning import LACKING, STEPS
 from . import failures
 from .address import completing
+from .configured import Recorder
 from .cursors import hastened
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
@@ -74,6 +75,8 @@ class Notes:
         self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
+        self.again = b""  # what is configured again in the round trip of a cleaning
+        self.reruns = False  # the hook that configures is to be called again after a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
         self.heard = False  # it has said anything since the last look
@@ -244,7 +247,6 @@ class Session:
         self.command_timeout = command_timeout
         self._limit = None if command_timeout is None else Limit(command_timeout)
         self._queries = queries
-        self._configures_server = False
 
     def learn_anew(self) -> None:
         """Forget which steps of a cleaning the server does not execute: it may be another one now."""
@@ -271,9 +273,16 @@ class Session:
         notes.bare = dict(notes.as_new)
         notes.dirty = False
         if self._configure is not None:
-            self.call(lent, self._configure, self.create_timeout)
+            recorder = Recorder(conn)
+            vars(conn)["wait"] = recorder.wait
+            try:
+                self.call(lent, self._configure, self.create_timeout)
+            finally:
+                vars(conn).pop("wait", None)
             _remember(conn, notes)
-            self._configures_server = notes.dirty and bool(self._clean)
+            if self._steps and notes.dirty:
+                again = recorder.undone()
+                notes.again, notes.reruns = again or b"", again is None
         notes.limit, notes.queries = self._limit, self._queries
         notes.dirty = notes.bereft = False
 
@@ -302,9 +311,8 @@ class Session:
             self.call(conn, lambda conn: conn.rollback(), self.reset_timeout)
             status = conn.pgconn.transaction_status
         if status != IDLE or (used and self._clean):
-            self._clean_server(conn, b"" if status == IDLE else b"ROLLBACK")
+            self._clean_server(conn, notes, b"" if status == IDLE else b"ROLLBACK")
             asked = True
-            notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
             if self._clean:
@@ -324,7 +332,7 @@ class Session:
             hook(conn)
         return False
 
-    def _clean_server(self, conn: Connection, first: bytes) -> None:
+    def _clean_server(self, conn: Connection, notes: Notes, first: bytes) -> None:
         """Roll back if need be, and clean, in one round trip; without the steps that this server does not execute.
 
         A step is left out once it has failed by itself, too, when all others were done: what
@@ -335,16 +343,18 @@ class Session:
         failed: list[bytes] = []
         while True:
             try:
-                round_trip(conn, first + _joined(steps), left())
+                round_trip(conn, first + _joined(steps) + notes.again, left())
+                notes.bereft = notes.reruns
                 break
             except psycopg.Error as error:
                 place = failed_at(error) - bool(first)
+                if place >= len(steps) and notes.again and error.sqlstate and failures.ended_by(error) is None:
+                    notes.again, notes.reruns, first = b"", True, b""  # not all at once, then
+                    continue
                 if error.sqlstate not in LACKING or not 0 <= place < len(steps):
                     raise
                 failed.append(steps.pop(place))
                 first = b""  # that was done; what came after it was undone
-                if not steps:
-                    break
         missing: dict[str, psycopg.Error] = {}
         for step in failed:
             try:
@@ -359,7 +369,7 @@ class Session:
             self._lacks(missing)
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
-        """What `configure` had SET went with what the borrower had SET."""
+        """What the hook had done went with what the borrower had done."""
         assert self._configure is not None
         notes.as_new, notes.changed = dict(notes.bare), True
         _restore(conn, notes)
@@ -396,7 +406,8 @@ class Session:
             if notes.limit is None and not self._clean and may_block(conn.pgconn):
                 _waiting(conn, notes, execute, conn.pgconn, self._commit)
             else:
-                _waiting(conn, notes, round_trip, conn, self._commit, notes.limit and notes.limit.left())
+                text = self._commit + notes.again if notes.again else self._commit
+                _waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
@@ -407,7 +418,7 @@ class Session:
         if self._clean:
             _forget_notifications(conn)
             notes.dirty = False
-            notes.bereft = self._configures_server
+            notes.bereft = notes.reruns
 
 
 def _joined(steps: Iterable[bytes]) -> bytes:
