@@ -128,6 +128,8 @@ class Ours(Member):
             return "paused"
         if stats["down"]:
             return f"making one fails: {stats['down']}"
+        if self.pool._reset_error is not None:
+            return f"resets keep failing: {say(self.pool._reset_error)}"
         if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
             return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
         return None

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_origin
 
 import psycopg
 
@@ -18,6 +18,8 @@ from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
+from ..core.words import say
+from ..doctor.cleaning import STEPS
 from ..doctor.facts import read
 from ..doctor.plan import Plan
 from ..doctor.report import Report
@@ -73,9 +75,12 @@ class PostgresPool(Pool[Connection]):
             the pool's name; keepalive to 10 + 3 x 3 s and
             ``tcp_user_timeout`` to 10 s.
         connection_class: The class of the connections. What is lent is of a
-            subclass that notes whether a session ran anything.
+            subclass that notes whether a session ran anything. Its ``connect()``
+            is called with ``conninfo`` and ``kwargs`` as they were given, and
+            ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
         configure: Called with each new connection; what it did is committed.
-            What it set on the server is set again after a cleaning.
+            What a cleaning undoes of it is done again, with the cleaning:
+            by the statements that were executed then, else by the hook.
         reset: Called with each connection that comes back, cleaned already.
         check: Called with a connection to prove it alive, instead of a query;
             raises if it is dead.
@@ -133,17 +138,20 @@ class PostgresPool(Pool[Connection]):
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
+        connection_class = get_origin(connection_class) or connection_class  # of MyConnection[Row]
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
         self._proved = Answer(0, 0, {})
+        self._learnt_of: object = None  # the generation
+        self._told_lacking: set[str] = set()  # guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
-            command_timeout=command, queries=self._queries,
+            command_timeout=command, queries=self._queries, lacks=_weakly(self._note_lacking),
         )  # fmt: skip
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
@@ -400,6 +408,7 @@ class PostgresPool(Pool[Connection]):
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
             command_timeout=self._session.command_timeout,
+            resets_fail=None if self._reset_error is None else say(self._reset_error),
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
         ours = plain.get("application_name") or plain["fallback_application_name"]
@@ -409,6 +418,9 @@ class PostgresPool(Pool[Connection]):
 
     def _create(self, key: Key, context: Context) -> None:
         before = self._proved
+        if self._learnt_of is not self._state.generation:  # perhaps of another server
+            self._learnt_of = self._state.generation
+            self._session.learn_anew()
         super()._create(key, context)
         now = self._proved
         # Once the first one is in: then the new answer is known to work.
@@ -416,10 +428,21 @@ class PostgresPool(Pool[Connection]):
             logger.info("pool %r: what it connects with has changed; replacing its connections", self.name)
             self.drain()
 
+    def _note_lacking(self, missing: dict[str, psycopg.Error]) -> None:
+        with self._lock:
+            new = {step: error for step, error in missing.items() if step not in self._told_lacking}
+            self._told_lacking |= set(new)
+        if new:
+            logger.warning(
+                "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
+                self.name, "; ".join(f"{step} ({say(error)})" for step, error in new.items()),
+                ", ".join(STEPS[step] for step in new),
+            )  # fmt: skip
+
     def _note_proved(self, answer: Answer) -> None:
         with self._lock:
             if answer.number > self._proved.number:
-                self._proved = answer._replace(arguments={})  # without a password
+                self._proved = answer.without_secrets()
 
     def _is_here_to_stay(self, answer: Answer) -> bool:
         try:
@@ -480,14 +503,14 @@ class PostgresPool(Pool[Connection]):
             self._queries.renew()
 
 
-def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
+def _weakly(method: Callable[[T], object]) -> Callable[[T], object]:
     """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
     reference = weakref.WeakMethod(method)
 
-    def call(answer: Answer) -> None:
+    def call(argument: T) -> None:
         alive = reference()
         if alive is not None:
-            alive(answer)
+            alive(argument)
 
     return call
 

@@ -71,8 +71,8 @@ class Adapter(Generic[R]):
 
         Returns:
             ``True`` if its peer has answered just now, in this reset or right
-            before it: then whoever waits for it, or comes within a
-            millisecond, is spared a look at it.
+            before it: then it is not looked at again for whoever waits for it,
+            or acquires it within a tenth of a millisecond.
         """
         return None
 

@@ -66,9 +66,9 @@ Making = tuple[Key, Context]
 """A reserved slot, and in which context its resource is made: a copy of that of the acquire it is made for, or of
 whoever asks where it is made ahead of need. Dropped with the job: it may hold an application, a request, a user."""
 NOTHING: tuple[list[Making], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
-FRESH = 1e-3
-"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when
-its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
+FRESH = 1e-4
+"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when its
+result is used. Not more: a server that is told to end a session needs half a millisecond to do so (P6)."""
 DEATHS = {"broken", "dead", "invalid"}  # the reasons to close what was found dead
 _NONE = object()  # the generation of no entry (a retired one has None)
 

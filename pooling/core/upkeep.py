@@ -27,8 +27,20 @@ logger = logging.getLogger("pooling")
 _ABANDONED = object()  # the generation of an entry whose work took too long
 
 
+# Resets keep failing from three in a row, or more than one in five, until they work again: a failure weighs
+# as much as so many that work. What comes back so soon after it was over is the same incident.
+_WEIGHT, _BEGINS, _MOST = 4, 12, 48
+_SAME_INCIDENT = 60.0  # seconds
+
+
 class Upkeep(Slots[R]):
     """Checks, resets, and cuts off what hangs."""
+
+    # Guarded by the lock, but for the first, which each reset that works looks at.
+    _reset_trouble = 0
+    _reset_error: BaseException | None = None  # why resets keep failing
+    _resets_told = False  # and that was told
+    _resets_quiet_until = float("-inf")  # before, it is not told again
 
     # -- is it alive? ---------------------------------------------------------
 
@@ -145,7 +157,10 @@ class Upkeep(Slots[R]):
             self._evict(key, "reset")
             if not isinstance(error, Exception):
                 raise
+            self._reset_failed(error)
             return False
+        if self._reset_trouble:
+            self._reset_worked()
         now = self._now()
         if self._settings.enable_metrics:
             self.metrics.release.record(now - entry.idle_since)
@@ -154,6 +169,34 @@ class Upkeep(Slots[R]):
         if answered and self._resets_here:  # what a function returns says nothing
             entry.answered, entry.checked = True, now
         return True
+
+    def _reset_failed(self, error: Exception) -> None:
+        """Note a reset that failed; tell once if they keep failing."""
+        now = self._now()
+        with self._lock:
+            self._reset_trouble = min(self._reset_trouble + _WEIGHT, _MOST)
+            if self._reset_trouble < _BEGINS:
+                return
+            self._reset_error = error.with_traceback(None)
+            news = not self._resets_told and now >= self._resets_quiet_until
+            if news:
+                self._resets_told, self._resets_quiet_until = True, now + _SAME_INCIDENT
+        if news:
+            logger.warning(
+                "pool %r: resets keep failing, so that %ss are closed instead of kept: %s",
+                self.name, self._adapter.noun, say(error),
+            )
+            tell(self._observers, "resets_failed", self.name, error)
+
+    def _reset_worked(self) -> None:
+        with self._lock:
+            self._reset_trouble = max(0, self._reset_trouble - 1)
+            if self._reset_trouble:
+                return
+            told, self._resets_told, self._reset_error = self._resets_told, False, None
+        if told:
+            logger.info("pool %r: resets work again", self.name)
+            tell(self._observers, "resets_recovered", self.name)
 
     # -- on a worker, with a time limit ---------------------------------------
 
@@ -224,6 +267,8 @@ class Upkeep(Slots[R]):
             tell(self._observers, "closed", self.name, reason)
         if errand is not None and errand.asks:
             self._no_answer(errand)
+        elif errand is not None:
+            self._reset_failed(TimeoutError(f"a reset took over {limit:g} s"))
         self._serve()
 
     def _no_answer(self, errand: Errand) -> None:

@@ -20,6 +20,7 @@ class Plan:
         prepares: Whether statements are prepared; ``None`` if that is not known.
         options: Whether server settings are sent while connecting (``options``,
             ``command_timeout``, ``idle_in_transaction_timeout``).
+        resets_fail: Why resets keep failing, if they do.
         command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
 
     Raises:
@@ -31,6 +32,7 @@ class Plan:
     cleans: bool = True
     prepares: bool | None = None
     options: bool = False
+    resets_fail: str | None = None
     command_timeout: float | None = None
     idle_in_transaction_timeout: float | None = None
 

@@ -139,6 +139,18 @@ def test_server_ends_what_the_pool_would_allow_for_ever() -> None:
     assert findings(settings={"statement_timeout": 5}) == []
 
 
+def test_sessions_that_are_not_cleaned() -> None:
+    facts = dataclasses.replace(FACTS, missing=("SELECT pg_advisory_unlock_all()", "UNLISTEN *"))
+    found = only(findings(facts))
+    assert found.startswith("warning: this server does not execute SELECT pg_advisory_unlock_all(), UNLISTEN *")
+    assert "advisory locks of the session, channels of LISTEN" in found
+    assert findings(facts, cleans=False) == []
+
+
+def test_resets_that_keep_failing() -> None:
+    assert "come back instead of kept: OSError: no" in only(findings(resets_fail="OSError: no"))
+
+
 def test_what_an_ordinary_role_is_not_shown() -> None:
     clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
     assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")

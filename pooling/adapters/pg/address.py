@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import psycopg
@@ -15,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from ..._masking import slip, without_secrets
 from ...settings import OTHER_SCHEMES
 
-__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
+__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "completing", "program"]
 
 Conninfo = str | Callable[[], str]
 Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
@@ -35,12 +36,22 @@ _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
 WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
 
 
+#: What completes the conninfo of an attempt to connect that is under way, where the class has a connect() of its own.
+completing: ContextVar[Callable[[str], str] | None] = ContextVar("completing", default=None)
+
+
 class Answer(NamedTuple):
     """What one connection is made with."""
 
     number: int  # of the question
     digest: int  # stands for the answer: two that differ are two
     arguments: dict[str, Any]  # of ``psycopg.connect``
+    conninfo: str = ""  # as it was said
+    given: Mapping[str, Any] = {}  # likewise, in ``kwargs``
+
+    def without_secrets(self) -> Answer:
+        """Return what may be kept."""
+        return self._replace(arguments={}, conninfo="", given={})
 
     def __repr__(self) -> str:  # the arguments hold the password
         return f"<Answer {self.number}>"
@@ -92,7 +103,15 @@ class Address:
             source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
         parameters = _parameters(_normal(conninfo), given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
-        return Answer(number, digest, {**self._completed(parameters), **own})
+        return Answer(number, digest, {**self._completed(parameters), **own}, conninfo, dict(kwargs or {}))
+
+    def complete(self, conninfo: str) -> str:
+        """Add the defaults to a conninfo that a class of the user's has made of what it was given."""
+        given = conninfo_to_dict(conninfo)
+        completed = self._completed(given)
+        if "connect_timeout" not in given:
+            completed.pop("connect_timeout", None)  # psycopg has read it already
+        return make_conninfo("", **completed)
 
     def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add the defaults. What the user says of the same comes after them, and wins."""

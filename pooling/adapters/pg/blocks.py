@@ -11,7 +11,7 @@ from ...core import registry
 from ...core.registry import PAGE
 from ...errors import LeaseError, PoolError
 from . import failures
-from .session import IDLE, IN_TRANSACTION, Connection
+from .session import IDLE, IN_TRANSACTION, Connection, notes_of
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -116,6 +116,9 @@ class Transaction:
 
 def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
+    if notes_of(conn).foreign:
+        conn.commit()
+        return
     status = conn.pgconn.transaction_status
     if status == IN_TRANSACTION:
         if not brief:

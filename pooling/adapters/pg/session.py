@@ -23,36 +23,35 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Generator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 from psycopg.types import TypesRegistry
 
+from ...doctor.cleaning import LACKING, STEPS
 from . import failures
+from .address import completing
+from .configured import Recorder
 from .cursors import hastened
 from .limits import Limit, limited, pace
 from .statistics import QueryStatistics
 from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "Tracking", "bare_of", "notes_of", "role_of", "tracked"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
 Hook = Callable[[Connection], object]
 SessionMode = Literal["clean", "trust"] | Hook
 C = TypeVar("C", bound=Connection)
+_COMMIT, _ROLLBACK = psycopg.Connection.commit, psycopg.Connection.rollback
 R = TypeVar("R")
 
-# DISCARD ALL without DEALLOCATE ALL, and a RESET ROLE for a role that was set as the default.
-# Source: "DISCARD" in the PostgreSQL manual, which says what ALL stands for.
-CLEAN = (
-    b"; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
-    b" SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
-)
+_STEPS = tuple(step.encode() for step in STEPS)
 # As libpq gives them: numbers, which are compared much faster than members of an enumeration.
 IDLE, IN_TRANSACTION, IN_ERROR, ACTIVE = (
     int(pq.TransactionStatus[name]) for name in ("IDLE", "INTRANS", "INERROR", "ACTIVE")
@@ -64,6 +63,8 @@ NO_PIPELINE = int(pq.PipelineStatus.OFF)
 class Notes:
     """What is noted of one connection."""
 
+    foreign = False  # it only looks like one: see `ForeignNotes`
+    proxied = False  # what is lent is a proxy of it
     as_new: dict[str, Any]  # its attributes
     bare: dict[str, Any]  # before it was configured
     in_place: tuple[list[Any], list[Any], int | None, int]  # the content of those that are changed in place
@@ -74,8 +75,11 @@ class Notes:
         self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
+        self.again = b""  # what is configured again in the round trip of a cleaning
+        self.reruns = False  # the hook that configures is to be called again after a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
+        self.heard = False  # it has said anything since the last look
         self.waits = False  # its holder, for the server, in a way that only the server can end
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
@@ -85,15 +89,27 @@ class Notes:
         self.peer: socket.socket | None = None  # tells when it has
 
     def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        """Take a message that came while no query ran: a notice, or a last one."""
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+        """Take a message that is no answer to a query: a notice, or the server's last one.
+
+        In a crash, and when it is shut down at once, the last one is no more than a WARNING.
+        """
+        self.heard = True
+        state = diagnostic.sqlstate or ""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC") or state in failures.DEAD:
             self.fatal = True
 
 
-class Tracking:
+if TYPE_CHECKING:
+    _Base = object  # it is put before any connection class, and mypy would have it override that of psycopg exactly
+else:
+    _Base = psycopg.Connection  # so that the class of a connection can be changed to one with this before it
+
+
+class Tracking(_Base):
     """Put before a connection class: notes what is set and that something runs, and limits its time."""
 
     _pooling: Notes
+    _commits = _rolls_back = False  # it has a commit() or rollback() of its own, which is to be called
     _wait: Callable[..., Any]  # the class's own; by super() a call would cost twice
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -154,6 +170,9 @@ class Tracking:
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:
+        complete = completing.get()
+        if complete is not None:
+            conninfo = complete(conninfo)
         told = failures.listening()
         if told is None:
             return (yield from super()._connect_gen(conninfo, **options))  # type: ignore[misc]
@@ -172,12 +191,23 @@ class Measuring(Tracking):
             return super().wait(gen, *args, **kwargs)
 
 
+def bare_of(conn: Any) -> Connection | None:
+    """Return the connection of psycopg's that this is, or that it is a proxy of."""
+    for _ in range(10):
+        if issubclass(type(conn), psycopg.Connection):
+            bare: Connection = conn
+            return bare
+        conn = getattr(conn, "__wrapped__", None)
+    return None
+
+
 @functools.cache
 def tracked(connection_class: type[C], measuring: bool) -> type[C]:
     """Return a subclass that looks like the class itself and keeps `Notes`."""
     first = Measuring if measuring else Tracking
     namespace = {
-        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait
+        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait,
+        "_commits": connection_class.commit is not _COMMIT, "_rolls_back": connection_class.rollback is not _ROLLBACK,
     }  # fmt: skip
     made: type[C] = type(connection_class.__name__, (first, connection_class), namespace)
     made.__qualname__ = connection_class.__qualname__
@@ -203,9 +233,12 @@ class Session:
         reset_timeout: float,
         command_timeout: float | None = None,
         queries: QueryStatistics | None = None,
+        lacks: Callable[[dict[str, psycopg.Error]], object] = lambda missing: None,
     ) -> None:
-        self._clean = CLEAN if mode == "clean" else b""
-        self._commit = b"COMMIT" + self._clean
+        self._steps = _STEPS if mode == "clean" else ()
+        self._lacks = lacks
+        self.missing: frozenset[bytes] = frozenset()  # steps that this server does not execute
+        self._take_steps()
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
@@ -214,27 +247,50 @@ class Session:
         self.command_timeout = command_timeout
         self._limit = None if command_timeout is None else Limit(command_timeout)
         self._queries = queries
-        self._configures_server = False
+
+    def learn_anew(self) -> None:
+        """Forget which steps of a cleaning the server does not execute: it may be another one now."""
+        if self.missing:
+            self.missing = frozenset()
+            self._take_steps()
+
+    def _take_steps(self) -> None:
+        self._clean = _joined(step for step in self._steps if step not in self.missing)
+        self._commit = b"COMMIT" + self._clean
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new."""
-        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         notes = notes_of(conn)
+        if notes.foreign:
+            if self._configure is not None:
+                self._configure(conn)
+            return
+        lent, conn = conn, bare_of(conn) or conn
+        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         conn.add_notice_handler(notes.hear)
         conn.cursor_factory = hastened(conn.cursor_factory)
         _remember(conn, notes)
         notes.bare = dict(notes.as_new)
         notes.dirty = False
         if self._configure is not None:
-            self.call(conn, self._configure, self.create_timeout)
+            recorder = Recorder(conn)
+            vars(conn)["wait"] = recorder.wait
+            try:
+                self.call(lent, self._configure, self.create_timeout)
+            finally:
+                vars(conn).pop("wait", None)
             _remember(conn, notes)
-            self._configures_server = notes.dirty and bool(self._clean)
+            if self._steps and notes.dirty:
+                again = recorder.undone()
+                notes.again, notes.reruns = again or b"", again is None
         notes.limit, notes.queries = self._limit, self._queries
         notes.dirty = notes.bereft = False
 
     def clean(self, conn: Connection) -> bool:
         """Make a connection as good as new, or raise; say whether the server has answered just now."""
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            return self._clean_foreign(conn)
         answered, notes.answered = notes.answered, False
         status = conn.pgconn.transaction_status
         if answered and status == IDLE and not (self._after_use or notes.bereft):
@@ -251,10 +307,12 @@ class Session:
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
             raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+        if status != IDLE and conn._rolls_back:  # type: ignore[attr-defined]
+            self.call(conn, lambda conn: conn.rollback(), self.reset_timeout)
+            status = conn.pgconn.transaction_status
         if status != IDLE or (used and self._clean):
-            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
+            self._clean_server(conn, notes, b"" if status == IDLE else b"ROLLBACK")
             asked = True
-            notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
             if self._clean:
@@ -267,8 +325,51 @@ class Session:
             self._configure_again(conn, notes)
         return asked
 
+    def _clean_foreign(self, conn: Connection) -> bool:
+        """Do what is possible with a connection of which nothing is known."""
+        conn.rollback()
+        for hook in self._after_use:
+            hook(conn)
+        return False
+
+    def _clean_server(self, conn: Connection, notes: Notes, first: bytes) -> None:
+        """Roll back if need be, and clean, in one round trip; without the steps that this server does not execute.
+
+        A step is left out once it has failed by itself, too, when all others were done: what
+        a borrower did may be the reason that it fails among them.
+        """
+        steps = [step for step in self._steps if step not in self.missing]
+        left = Limit(None, self.reset_timeout).left
+        failed: list[bytes] = []
+        while True:
+            try:
+                round_trip(conn, first + _joined(steps) + notes.again, left())
+                notes.bereft = notes.reruns
+                break
+            except psycopg.Error as error:
+                place = failed_at(error) - bool(first)
+                if place >= len(steps) and notes.again and error.sqlstate and failures.ended_by(error) is None:
+                    notes.again, notes.reruns, first = b"", True, b""  # not all at once, then
+                    continue
+                if error.sqlstate not in LACKING or not 0 <= place < len(steps):
+                    raise
+                failed.append(steps.pop(place))
+                first = b""  # that was done; what came after it was undone
+        missing: dict[str, psycopg.Error] = {}
+        for step in failed:
+            try:
+                round_trip(conn, step, left())
+            except psycopg.Error as error:
+                if error.sqlstate not in LACKING:
+                    raise
+                missing[step.decode()] = error
+        if missing:
+            self.missing |= {step.encode() for step in missing}
+            self._take_steps()
+            self._lacks(missing)
+
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
-        """What `configure` had SET went with what the borrower had SET."""
+        """What the hook had done went with what the borrower had done."""
         assert self._configure is not None
         notes.as_new, notes.changed = dict(notes.bare), True
         _restore(conn, notes)
@@ -291,8 +392,12 @@ class Session:
     def commit(self, conn: Connection) -> None:
         """Commit what a borrower did, and clean the server's side in the same round trip."""
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            conn.commit()
+            return
         status = conn.pgconn.transaction_status
-        odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
+        own: bool = conn._commits  # type: ignore[attr-defined]
+        odd = own or conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
             if status != IDLE or odd:
                 conn.commit()
@@ -301,7 +406,8 @@ class Session:
             if notes.limit is None and not self._clean and may_block(conn.pgconn):
                 _waiting(conn, notes, execute, conn.pgconn, self._commit)
             else:
-                _waiting(conn, notes, round_trip, conn, self._commit, notes.limit and notes.limit.left())
+                text = self._commit + notes.again if notes.again else self._commit
+                _waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
@@ -312,7 +418,11 @@ class Session:
         if self._clean:
             _forget_notifications(conn)
             notes.dirty = False
-            notes.bereft = self._configures_server
+            notes.bereft = notes.reruns
+
+
+def _joined(steps: Iterable[bytes]) -> bytes:
+    return b"".join(b"; " + step for step in steps)
 
 
 class _Adapters(AdaptersMap):
@@ -376,6 +486,8 @@ def _forget_notifications(conn: Connection) -> None:
 
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     notes.adapters = conn.adapters
     conn._adapters = _Adapters(notes)
     prepared = conn._prepared
@@ -388,6 +500,8 @@ def _remember(conn: Connection, notes: Notes) -> None:
 
 def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     if notes.adapted:
         notes.as_new["_adapters"], notes.changed = _Adapters(notes), True
     if notes.changed:
