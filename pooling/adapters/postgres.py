@@ -20,7 +20,7 @@ from ..doctor.facts import read
 from ..doctor.plan import Plan
 from ..doctor.report import Report
 from ..doctor.rules import examine
-from ..errors import PoolClosed, PoolTimeout
+from ..errors import PoolClosed, PoolTimeout, TransactionRolledBack
 from ..settings import Backoff, PoolSettings
 from .pg import failures, greenlets
 from .pg.adapter import PostgresAdapter
@@ -165,6 +165,9 @@ class PostgresPool(Pool[Connection]):
             CreateFailed: None can be made, and trying again would not help.
             CommitUnknown: The connection was lost during the commit; or before it,
                 in a block of less than 0.1 s, and the server had not said so.
+            TransactionRolledBack: A statement failed, and its error did not leave
+                the block: nothing was stored. An explicit ``rollback()``, or a
+                savepoint (``conn.transaction()``) around what may fail, is none.
             psycopg.Error: As from psycopg, the commit's included.
         """
         return Block(self, timeout)
@@ -284,6 +287,7 @@ class PostgresPool(Pool[Connection]):
 
         Raises:
             CommitUnknown: The connection was lost during the commit.
+            TransactionRolledBack: As for `connection`, of the first run in which it happens.
             As for `connection`: the last error, when there are no retries left.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
@@ -440,7 +444,7 @@ class PostgresPool(Pool[Connection]):
             ) from error
 
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, CommitUnknown) or notes_of(conn).cancel is not None:
+        if isinstance(error, (CommitUnknown, TransactionRolledBack)) or notes_of(conn).cancel is not None:
             return False  # or it was cut off at its limit, or as the pool was closed
         return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 

@@ -32,6 +32,8 @@ What differs, and why:
   than a generator's: it is no decorator, and no ``contextlib`` class.
 - *BEGIN and COMMIT* are waited for within libpq in threads other than the main one:
   an exception that another thread sets there comes when the server has answered.
+- *A block that catches a statement's error* and ends well is rolled back without an error, as psycopg does it,
+  where the verbs of `PostgresPool` raise `TransactionRolledBack`.
 - *Cursors* are of a subclass of ``cursor_factory``, which gets the answer of a query
   with fewer turns at the GIL.
 - *Waiting*: strictly first come, first served, connections still to be made

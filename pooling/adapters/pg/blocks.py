@@ -11,7 +11,7 @@ from ...core import registry
 from ...core.registry import PAGE
 from ...errors import LeaseError, PoolError
 from . import failures
-from .session import IDLE, IN_TRANSACTION, Connection
+from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, rolled_back
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -96,8 +96,9 @@ class Transaction:
         if error is None:
             try:
                 _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
-            except psycopg.Error as lost:
-                self._block.__exit__(type(lost), lost, None)
+                _refuse_aborted(self._pool, self._conn)  # nor here
+            except psycopg.Error as problem:
+                self._block.__exit__(type(problem), problem, None)
                 raise
         try:
             return self._block.__exit__(kind, error, traceback)
@@ -124,6 +125,7 @@ def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
         if conn.closed and (conn.autocommit or not conn.broken):
             return  # nothing was lost; or closed by its borrower: as psycopg does
         _refuse_lost(pool, conn)
+        _refuse_aborted(pool, conn)
     try:
         pool._session.commit(conn)
     except (psycopg.Error, TimeoutError) as error:
@@ -134,6 +136,12 @@ def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
 def _refuse_lost(pool: PostgresPool, conn: Connection) -> None:
     if not pool._adapter.is_alive(conn):
         raise psycopg.OperationalError(_LOST)
+
+
+def _refuse_aborted(pool: PostgresPool, conn: Connection) -> None:
+    """The server answers a COMMIT of an aborted transaction with ROLLBACK, and without an error."""
+    if conn.pgconn.transaction_status == IN_ERROR:
+        raise rolled_back(conn, f"pool {pool.name!r}: the transaction of this block")
 
 
 def _refuse_unknown(pool: PostgresPool, conn: Connection, error: Exception) -> None:

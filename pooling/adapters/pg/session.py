@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -34,11 +35,11 @@ from psycopg.types import TypesRegistry
 from . import failures
 from .cursors import hastened
 from .limits import Limit, limited, pace
-from .statistics import QueryStatistics
+from .statistics import QueryStatistics, text_of
 from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "rolled_back", "tracked"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -77,6 +78,7 @@ class Notes:
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
         self.waits = False  # its holder, for the server, in a way that only the server can end
+        self.failed: str | None = None  # the statement that aborted its transaction
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
@@ -111,14 +113,19 @@ class Tracking:
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         notes = self._pooling
         notes.dirty = True
-        if notes.limit is not None:
-            left = notes.limit.left()
-            gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
-            if not args:
-                kwargs.setdefault("interval", pace(left))
-        elif not (args or kwargs):
-            return self._wait(gen)
-        return self._wait(gen, *args, **kwargs)
+        try:
+            if notes.limit is not None:
+                left = notes.limit.left()
+                gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
+                if not args:
+                    kwargs.setdefault("interval", pace(left))
+            elif not (args or kwargs):
+                return self._wait(gen)
+            return self._wait(gen, *args, **kwargs)
+        except psycopg.Error as error:
+            if self.pgconn.transaction_status == IN_ERROR:  # type: ignore[attr-defined]
+                _note_failure(notes, error)
+            raise
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
@@ -243,6 +250,7 @@ class Session:
             answered = self._clean_up(conn, notes, status) or answered
         notes.limit = self._limit
         notes.dirty = False
+        notes.failed = None
         return answered and not notes.fatal and notes.role is None  # else there is more to look at
 
     def _clean_up(self, conn: Connection, notes: Notes, status: int) -> bool:
@@ -283,7 +291,10 @@ class Session:
         before, notes.limit = notes.limit, Limit(None, limit)
         try:
             hook(conn)
-            if conn.pgconn.transaction_status != IDLE:
+            status = conn.pgconn.transaction_status
+            if status == IN_ERROR:
+                raise rolled_back(conn, f"what {getattr(hook, '__qualname__', repr(hook))}() did")
+            if status != IDLE:
                 conn.commit()
         finally:
             notes.limit = before
@@ -350,6 +361,34 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
     """Return what the server says of itself: a standby? read-only? Costs no round trip (PostgreSQL 14)."""
     status = conn.pgconn.parameter_status
     return status(b"in_hot_standby"), status(b"default_transaction_read_only")
+
+
+def _note_failure(notes: Notes, error: psycopg.Error) -> None:
+    """Keep which statement aborted a transaction: in words, because the error would keep its frames, and a lease.
+
+    Neither parameters nor the server's words, which may repeat them. What fails only because
+    the transaction is aborted already is not the cause.
+    """
+    if isinstance(error, (psycopg.errors.InFailedSqlTransaction, psycopg.errors.PipelineAborted)):
+        return
+    text, step = "", error.__traceback__
+    while step is not None and not text:  # the steps of psycopg's that were waited for
+        given = step.tb_frame.f_locals
+        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
+        if isinstance(query, (str, bytes, psycopg.sql.Composable)):
+            with suppress(Exception):
+                text = text_of(query)
+        step = step.tb_next
+    notes.failed = f"{text or 'a statement'} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
+
+
+def rolled_back(conn: Connection, what: str) -> failures.TransactionRolledBack:
+    """Return the error that says that a transaction, which was aborted, was not committed."""
+    failed = notes_of(conn).failed or "a statement"
+    return failures.TransactionRolledBack(
+        f"{what} was rolled back: an error was caught before the end, after which nothing can be committed; "
+        f"what failed: {failed}"
+    )
 
 
 def _unfinished(conn: Connection, status: int) -> bool:
