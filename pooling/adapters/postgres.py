@@ -81,6 +81,14 @@ class PostgresPool(Pool[Connection]):
         command_timeout: Seconds that a command may take, ``None`` for no limit.
             The server stops it a moment before; if the server is silent, the
             holder gets `CommandTimeout` at the limit.
+        stall_timeout: Seconds that a holder may wait for one command before the
+            server is asked, over a connection beside the pool's, whether it is at
+            work on it. If it does not know that connection any more, or says that
+            it is idle, the holder gets a ``psycopg.OperationalError`` that says
+            so; what runs is left alone, and asked about again after as long.
+            ``None``: only BEGIN and COMMIT, which the pool sends, are asked
+            about, after 60 s. Through a proxy with process ids of its own, such
+            as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that does nothing in the middle of a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
@@ -108,6 +116,7 @@ class PostgresPool(Pool[Connection]):
         validation_query: str | None = None,
         session: SessionMode = "clean",
         command_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
         idle_in_transaction_timeout: float | None = None,
         query_statistics: bool = False,
         name: str | None = None,
@@ -137,6 +146,7 @@ class PostgresPool(Pool[Connection]):
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
             measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
+            stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
         called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
@@ -355,6 +365,18 @@ class PostgresPool(Pool[Connection]):
         """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
         return self._queries
 
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds of one command after which the server is asked whether it is at work on it; can be set."""
+        assert isinstance(self._adapter, PostgresAdapter)
+        return self._adapter.stall_limit
+
+    @stall_timeout.setter
+    def stall_timeout(self, value: float | None) -> None:
+        assert isinstance(self._adapter, PostgresAdapter)
+        self._adapter.stall_limit = check_limit("stall_timeout", value)
+        self._look_at(self._now())
+
     def get_pool_stats(self) -> dict[str, Any]:
         """Return what a health endpoint shows.
 
@@ -392,7 +414,7 @@ class PostgresPool(Pool[Connection]):
         plan = Plan(
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session.command_timeout,
+            command_timeout=self._session.command_timeout, unlimited=self._session.command_timeout is None,
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
         ours = plain.get("application_name") or plain["fallback_application_name"]

@@ -11,9 +11,12 @@ with its metrics, its holders and its `advise`.
 What differs, and why:
 
 - *A connection that died while idle* is not lent, without a ``check``: a look
-  at its socket costs no round trip. After one such death the others are proved
+  at its socket costs no round trip, and one that rested for over half a second is
+  proved by one. After one such death the others are proved
   by a round trip before they are lent, and replaced at once, where psycopg_pool
   waits between two attempts.
+- *A silent network* does not keep a borrower for ever: see ``stall_timeout`` of
+  `PostgresPool`, which is an attribute here.
 - *Connecting fails*: one attempt at a time, 0.25 s apart at most while anybody
   waits, instead of one of each worker with a delay that doubles; the pool sees
   the server come back sooner and asks it less often. It goes on for ever.
@@ -408,6 +411,15 @@ class ConnectionPool(Generic[CT]):
     @max_idle.setter
     def max_idle(self, value: float) -> None:
         self.core.reconfigure(idle_timeout=or_none(value))
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds of one command after which the server is asked whether it is at work on it; see `PostgresPool`."""
+        return self.core.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, value: float | None) -> None:
+        self.core.stall_timeout = value
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the sizes; ``None`` for the larger means the smaller.

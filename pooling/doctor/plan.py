@@ -21,6 +21,7 @@ class Plan:
         options: Whether server settings are sent while connecting (``options``,
             ``command_timeout``, ``idle_in_transaction_timeout``).
         command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
+        unlimited: Whether it is known that there is no ``command_timeout``.
 
     Raises:
         TypeError, ValueError: ``workers`` is no whole number above 0.
@@ -33,6 +34,7 @@ class Plan:
     options: bool = False
     command_timeout: float | None = None
     idle_in_transaction_timeout: float | None = None
+    unlimited: bool = False
 
     def __post_init__(self) -> None:
         workers = self.workers

@@ -22,7 +22,7 @@ def examine(facts: Facts, plan: Plan) -> Report:
     """Judge a plan by what a server says of itself."""
     rules = (
         _room, _room_behind, _limits_of_names, _planned_workers, _hidden, _hangs_up, _time_limits, _idle_transactions,
-        _silent_clients, _far_away,
+        _silent_clients, _far_away, _no_limit,
     )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
     if facts.pooler is not None:
@@ -174,6 +174,26 @@ def _far_away(facts: Facts, plan: Plan) -> Iterator[Finding]:
             f"the least query takes {facts.query_seconds * 1000:.1f} ms: a transaction needs three round trips, "
             "and a connection is held for each of them",
             "Move the application next to its database",
+        )
+
+
+def _no_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    if not plan.unlimited:
+        return
+    if facts.pooler is None:
+        yield Finding(
+            "note",
+            "there is no command_timeout: a command that waits for a lock, or for a proxy that forwards nothing, "
+            "keeps its connection until the server is asked about it (stall_timeout), or longer",
+            "Set command_timeout to what the longest command may take (--command-timeout tells it here)",
+        )
+    else:
+        yield Finding(
+            "warning",
+            "there is no command_timeout, and through PgBouncer the server cannot be asked whether it is at work on a "
+            "command (stall_timeout): one that gets no answer keeps its connection for ever",
+            "Set command_timeout to what the longest command may take (--command-timeout tells it here), with "
+            "ignore_startup_parameters = options",
         )
 
 

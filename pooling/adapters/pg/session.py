@@ -35,6 +35,7 @@ from psycopg.types import TypesRegistry
 from . import failures
 from .cursors import hastened
 from .limits import Limit, limited, pace
+from .stalls import Watch, explained
 from .statistics import QueryStatistics, text_of
 from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
 
@@ -62,7 +63,7 @@ BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
 NO_PIPELINE = int(pq.PipelineStatus.OFF)
 
 
-class Notes:
+class Notes(Watch):
     """What is noted of one connection."""
 
     as_new: dict[str, Any]  # its attributes
@@ -72,12 +73,12 @@ class Notes:
     adapted: bool  # something was registered with the borrowers' copy of the adapters
 
     def __init__(self) -> None:
+        super().__init__()
         self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
-        self.waits = False  # its holder, for the server, in a way that only the server can end
         self.failed: str | None = None  # the statement that aborted its transaction
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
@@ -113,6 +114,8 @@ class Tracking:
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         notes = self._pooling
         notes.dirty = True
+        notes.turn += 1
+        notes.within = True
         try:
             if notes.limit is not None:
                 left = notes.limit.left()
@@ -125,7 +128,11 @@ class Tracking:
         except psycopg.Error as error:
             if self.pgconn.transaction_status == IN_ERROR:  # type: ignore[attr-defined]
                 _note_failure(notes, error)
+            if notes.stalled is not None:
+                raise explained(notes, error)  # noqa: B904
             raise
+        finally:
+            notes.within = False
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
@@ -398,9 +405,14 @@ def _unfinished(conn: Connection, status: int) -> bool:
 
 def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: Any) -> R:
     """Call what waits for the server without a look at anything else; see `Tracking.close`."""
+    notes.turn += 1
     notes.waits = True
     try:
         return function(*args)
+    except psycopg.Error as error:
+        if notes.stalled is not None:
+            raise explained(notes, error)  # noqa: B904
+        raise
     finally:
         notes.waits = False
         if conn._closed:  # by another thread, meanwhile

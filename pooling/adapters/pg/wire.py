@@ -47,8 +47,8 @@ except (ImportError, AttributeError, OSError, TypeError):  # Windows, or a Pytho
     _peek = None
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
-    """Execute ``query``, without parameters, and see that it worked.
+def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PGresult]:
+    """Execute ``query``, without parameters, see that it worked, and return what was answered.
 
     Args:
         conn: A connection on which nothing is under way.
@@ -70,6 +70,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
         vars(problem)["_failed_at"] = len(results)
         raise
     refuse_failed(results)
+    return results
 
 
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
