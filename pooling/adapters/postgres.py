@@ -178,6 +178,9 @@ class PostgresPool(Pool[Connection]):
             TransactionRolledBack: A statement failed, and its error did not leave
                 the block: nothing was stored. An explicit ``rollback()``, or a
                 savepoint (``conn.transaction()``) around what may fail, is none.
+            psycopg.ProgrammingError: The block ended with an open ``stream()``,
+                ``copy()``, ``pipeline()`` or ``notifies()``: the transaction is
+                rolled back and the connection closed.
             psycopg.Error: As from psycopg, the commit's included.
         """
         return Block(self, timeout)
@@ -466,8 +469,10 @@ class PostgresPool(Pool[Connection]):
             ) from error
 
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, (CommitUnknown, TransactionRolledBack)) or notes_of(conn).cancel is not None:
-            return False  # or it was cut off at its limit, or as the pool was closed
+        if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
+            return False  # it may hold; or the work is at fault, and would be again
+        if notes_of(conn).cancel is not None:
+            return False  # it was cut off at its limit, or as the pool was closed
         return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 
     def _hurry(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:

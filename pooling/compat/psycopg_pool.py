@@ -35,6 +35,8 @@ What differs, and why:
   than a generator's: it is no decorator, and no ``contextlib`` class.
 - *BEGIN and COMMIT* are waited for within libpq in threads other than the main one:
   an exception that another thread sets there comes when the server has answered.
+- *A stream or COPY that is left open* at the end of a block is an error, and the connection is closed; psycopg
+  waits for its end for ever.
 - *A block that catches a statement's error* and ends well is rolled back without an error, as psycopg does it,
   where the verbs of `PostgresPool` raise `TransactionRolledBack`.
 - *Cursors* are of a subclass of ``cursor_factory``, which gets the answer of a query
@@ -85,6 +87,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
 from .. import errors
+from ..adapters.pg.session import left_open
 from ..adapters.postgres import PostgresPool
 from ..core import registry
 from ..core.lease import Lease
@@ -595,8 +598,8 @@ class Block(Generic[CT]):
         conn: CT = lease._key.entry.resource
         try:
             if error is None and not conn.closed:
-                self._pool.core._session.commit(conn)
-            else:
+                self._pool.core._session.commit(conn, pipelines=True)
+            elif error is None or left_open(conn, 0.0) is None:  # else the reset finds that: psycopg would wait for it
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
             if conn is None:

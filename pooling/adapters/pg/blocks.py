@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from ...core import registry
 from ...core.registry import PAGE
 from ...errors import LeaseError, PoolError
 from . import failures
-from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, rolled_back
+from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, cut_off, rolled_back
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -92,6 +93,16 @@ class Transaction:
         inherited = not PAGE[0] and not registry.renew()  # then a destructor calls, amid a child's renewal
         if inherited or self._pool._state is not self._state:
             self._leave_to_parent(error)
+            return None
+        try:
+            self._pool._session.refuse_open(self._conn)
+        except psycopg.ProgrammingError as problem:
+            cut_off(self._conn)  # or psycopg would wait for ever, with an error as well
+            ending = problem if error is None else error
+            with suppress(psycopg.Error):
+                self._block.__exit__(type(ending), ending, traceback)
+            if error is None:
+                raise
             return None
         if error is None:
             try:

@@ -37,10 +37,23 @@ from .cursors import hastened
 from .limits import Limit, limited, pace
 from .stalls import Watch, explained
 from .statistics import QueryStatistics, text_of
-from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
+from .wire import (
+    Cancel,
+    copying,
+    exchange,
+    execute,
+    failed_at,
+    hang_up,
+    may_block,
+    notify,
+    refuse_failed,
+    round_trip,
+    spare_handle,
+)
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "rolled_back", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "cut_off", "left_open", "notes_of", "role_of",
+    "rolled_back", "tracked",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -126,7 +139,7 @@ class Tracking:
                 return self._wait(gen)
             return self._wait(gen, *args, **kwargs)
         except psycopg.Error as error:
-            if self.pgconn.transaction_status == IN_ERROR:  # type: ignore[attr-defined]
+            if self.pgconn.transaction_status != IDLE:  # type: ignore[attr-defined]  # it aborts a transaction, or may
                 _note_failure(notes, error)
             if notes.stalled is not None:
                 raise explained(notes, error)  # noqa: B904
@@ -265,7 +278,7 @@ class Session:
         asked = False
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
-            raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+            raise psycopg.ProgrammingError(f"it came back with {left_open(conn, 0.0) or 'a command under way'}")
         if status != IDLE or (used and self._clean):
             round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
             asked = True
@@ -302,16 +315,29 @@ class Session:
             if status == IN_ERROR:
                 raise rolled_back(conn, f"what {getattr(hook, '__qualname__', repr(hook))}() did")
             if status != IDLE:
+                open_ = left_open(conn, 0.0)
+                if open_ is not None:
+                    raise psycopg.ProgrammingError(f"{hook!r} has ended with {open_}")
                 conn.commit()
         finally:
             notes.limit = before
 
-    def commit(self, conn: Connection) -> None:
-        """Commit what a borrower did, and clean the server's side in the same round trip."""
+    def commit(self, conn: Connection, pipelines: bool = False) -> None:
+        """Commit what a borrower did, and clean the server's side in the same round trip.
+
+        Args:
+            conn: The connection.
+            pipelines: Whether one may be open, as psycopg allows it.
+
+        Raises:
+            psycopg.ProgrammingError: A stream, COPY or the like is open, for whose end psycopg would wait for ever.
+        """
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
         status = conn.pgconn.transaction_status
         odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
+            if odd:
+                self.refuse_open(conn, pipelines)
             if status != IDLE or odd:
                 conn.commit()
             return
@@ -331,6 +357,19 @@ class Session:
             _forget_notifications(conn)
             notes.dirty = False
             notes.bereft = self._configures_server
+
+
+    def refuse_open(self, conn: Connection, pipelines: bool = False) -> None:
+        """Refuse a connection on which its borrower has left something open.
+
+        Raises:
+            psycopg.ProgrammingError: What it is. Psycopg would wait for its end, perhaps for ever.
+        """
+        open_ = left_open(conn, self.reset_timeout)
+        if open_ is not None and not (pipelines and open_ == _PIPELINE):
+            raise psycopg.ProgrammingError(
+                f"the block has ended with {open_}: its connection is closed, and its transaction rolled back"
+            )
 
 
 class _Adapters(AdaptersMap):
@@ -401,6 +440,47 @@ def rolled_back(conn: Connection, what: str) -> failures.TransactionRolledBack:
 def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
+
+
+def left_open(conn: Connection, patience: float) -> str | None:
+    """Return what is open on a connection, in words; ``None`` if nothing is.
+
+    Args:
+        conn: The connection.
+        patience: Seconds to wait for a command of another thread.
+    """
+    pgconn, notes = conn.pgconn, notes_of(conn)
+    if conn.closed or not _unfinished(conn, pgconn.transaction_status):
+        return None
+    if conn.lock.locked() and patience and conn.lock.acquire(timeout=patience if notes.within else _MOMENT):
+        conn.lock.release()
+        return left_open(conn, 0.0)
+    if notes.within:
+        return "a command of another thread under way"
+    if pgconn.pipeline_status != NO_PIPELINE:
+        return _PIPELINE
+    if pgconn.transaction_status in BETWEEN:
+        return "an open notifies()"
+    if copying(pgconn):
+        return "an open COPY"
+    return "an open stream()" if conn.lock.locked() else "a query under way"
+
+
+_PIPELINE = "an open pipeline()"
+_MOMENT = 0.05  # seconds: for a thread that has a command of its own between two waits
+
+
+def cut_off(conn: Connection) -> None:
+    """Take a connection from a borrower who has left something open; its close cancels that at the server."""
+    notes = notes_of(conn)
+    with suppress(psycopg.Error):
+        if conn.pgconn.transaction_status == ACTIVE:
+            notes.cancel = Cancel(conn)
+    if notes.within:  # it is another thread's now: that one closes it
+        hang_up(conn)
+    else:
+        notes.peer = spare_handle(conn)
+        conn.pgconn.finish()
 
 
 def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: Any) -> R:

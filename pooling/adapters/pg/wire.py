@@ -22,8 +22,8 @@ from psycopg.waiting import Wait
 from ...core.threads import patched
 
 __all__ = [
-    "Cancel", "answers", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify", "refuse_failed",
-    "round_trip", "spare_handle", "wait_for_end"
+    "Cancel", "answers", "copying", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify",
+    "refuse_failed", "round_trip", "spare_handle", "wait_for_end"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -116,6 +116,15 @@ def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> G
         if last is not None and not _is_lost(last):
             results.append(last)
         raise
+
+
+def copying(pgconn: PGconn) -> bool:
+    """Whether a COPY is under way; it may not go on after this look."""
+    with suppress(psycopg.Error):
+        pgconn.consume_input()
+        result = None if pgconn.is_busy() else pgconn.get_result()
+        return result is not None and result.status in _COPYING
+    return False
 
 
 def _has_answered(fd: int) -> bool:
