@@ -24,7 +24,7 @@ from ..doctor.facts import read
 from ..doctor.plan import Plan
 from ..doctor.report import Report
 from ..doctor.rules import examine
-from ..errors import PoolClosed, PoolTimeout
+from ..errors import PoolClosed, PoolTimeout, TransactionRolledBack
 from ..settings import Backoff, PoolSettings, _Options, with_options
 from .pg import failures, greenlets
 from .pg.adapter import PostgresAdapter
@@ -94,6 +94,14 @@ class PostgresPool(Pool[Connection]):
         command_timeout: Seconds that a command may take, ``None`` for no limit.
             The server stops it a moment before; if the server is silent, the
             holder gets `CommandTimeout` at the limit.
+        stall_timeout: Seconds that a holder may wait for one command before the
+            server is asked, over a connection beside the pool's, whether it is at
+            work on it. If it does not know that connection any more, or says that
+            it is idle, the holder gets a ``psycopg.OperationalError`` that says
+            so; what runs is left alone, and asked about again after as long.
+            ``None``: only BEGIN and COMMIT, which the pool sends, are asked
+            about, after 60 s. Through a proxy with process ids of its own, such
+            as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that does nothing in the middle of a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
@@ -122,6 +130,7 @@ class PostgresPool(Pool[Connection]):
         validation_query: str | None = None,
         session: SessionMode = "clean",
         command_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
         idle_in_transaction_timeout: float | None = None,
         query_statistics: bool = False,
         name: str | None = None,
@@ -156,6 +165,7 @@ class PostgresPool(Pool[Connection]):
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
             measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
+            stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
         called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
@@ -184,6 +194,12 @@ class PostgresPool(Pool[Connection]):
             CreateFailed: None can be made, and trying again would not help.
             CommitUnknown: The connection was lost during the commit; or before it,
                 in a block of less than 0.1 s, and the server had not said so.
+            TransactionRolledBack: A statement failed, and its error did not leave
+                the block: nothing was stored. An explicit ``rollback()``, or a
+                savepoint (``conn.transaction()``) around what may fail, is none.
+            psycopg.ProgrammingError: The block ended with an open ``stream()``,
+                ``copy()``, ``pipeline()`` or ``notifies()``: the transaction is
+                rolled back and the connection closed.
             psycopg.Error: As from psycopg, the commit's included.
         """
         return Block(self, timeout)
@@ -303,6 +319,7 @@ class PostgresPool(Pool[Connection]):
 
         Raises:
             CommitUnknown: The connection was lost during the commit.
+            TransactionRolledBack: As for `connection`, of the first run in which it happens.
             As for `connection`: the last error, when there are no retries left.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
@@ -370,6 +387,18 @@ class PostgresPool(Pool[Connection]):
         """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
         return self._queries
 
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds of one command after which the server is asked whether it is at work on it; can be set."""
+        assert isinstance(self._adapter, PostgresAdapter)
+        return self._adapter.stall_limit
+
+    @stall_timeout.setter
+    def stall_timeout(self, value: float | None) -> None:
+        assert isinstance(self._adapter, PostgresAdapter)
+        self._adapter.stall_limit = check_limit("stall_timeout", value)
+        self._look_at(self._now())
+
     def get_pool_stats(self) -> dict[str, Any]:
         """Return what a health endpoint shows.
 
@@ -407,7 +436,7 @@ class PostgresPool(Pool[Connection]):
         plan = Plan(
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session.command_timeout,
+            command_timeout=self._session.command_timeout, unlimited=self._session.command_timeout is None,
             resets_fail=None if self._reset_error is None else say(self._reset_error),
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
@@ -474,8 +503,10 @@ class PostgresPool(Pool[Connection]):
             ) from error
 
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, CommitUnknown) or notes_of(conn).cancel is not None:
-            return False  # or it was cut off at its limit, or as the pool was closed
+        if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
+            return False  # it may hold; or the work is at fault, and would be again
+        if notes_of(conn).cancel is not None:
+            return False  # it was cut off at its limit, or as the pool was closed
         return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 
     def _hurry(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:

@@ -27,7 +27,7 @@ from ..core.pool import Pool
 from ..settings import OTHER_SCHEMES, PoolOptions, PoolSettings, with_options
 from .lite.adapter import SQLiteAdapter, path_of, readable
 from .lite.arguments import check_connect, check_number, parse, split_uri
-from .lite.connection import Connection
+from .lite.connection import Connection, TransactionRolledBack
 from .lite.own import interrupted_after, plain
 from .lite.queries import QuerySnapshot, QueryStats
 
@@ -249,13 +249,27 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Raises:
             PoolTimeout: None came in time.
+            TransactionRolledBack: With the error of a statement, which did not
+                leave the block, SQLite undid all that was done before (``ON
+                CONFLICT ROLLBACK``, ``RAISE(ROLLBACK)``, a full disk, an
+                INSERT that was interrupted); nothing was stored.
             sqlite3.Error: As from sqlite3, the commit's included.
         """
         pool = self.readers if readonly and self.readers is not None else self
         # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
         with pool.acquire(timeout, 3) as conn, conn:
             yield conn
+            self._refuse_undone(conn)
         self._step_aside()
+
+    def _refuse_undone(self, conn: sqlite3.Connection) -> None:
+        """What SQLite undid by itself is not to look as if it were stored: the rest goes, too."""
+        undone = getattr(conn, "undone", None)
+        if undone is not None:
+            raise TransactionRolledBack(
+                f"pool {self.name!r}: SQLite rolled the transaction of this block back, with an error that did not "
+                f"leave the block: {undone}"
+            )
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-__all__ = ["Adapter", "FunctionAdapter", "own"]
+__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "own"]
 
 R = TypeVar("R")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
@@ -23,6 +23,14 @@ _LOST = {  # what else the system says of a descriptor that is of no use any mor
         "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO", "EIO",
     )
 } - {None}  # fmt: skip
+
+
+class Verdicts(NamedTuple):
+    """What :meth:`Adapter.end_stalled` found."""
+
+    ended: Sequence[str] = ()  # why, for each holder that was made to fail
+    unknown: Sequence[str] = ()  # why nothing could be known about others
+    again: bool = False  # the question itself failed, and is worth another try soon
 
 
 class Adapter(Generic[R]):
@@ -39,6 +47,8 @@ class Adapter(Generic[R]):
             their time limits themselves (a socket timeout, or no I/O at all).
             They then run in the borrower's thread. Otherwise they run on a
             worker, a thread hop dearer, so that one that hangs holds nobody.
+        stall_timeout: Seconds that a holder may wait for one command before
+            :meth:`end_stalled` is called; ``None``: never.
         closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
             that it runs where the pool decides to close, not on a worker.
     """
@@ -47,6 +57,7 @@ class Adapter(Generic[R]):
     blocking: bool = True
     bounded: bool = False
     closes_at_once: bool = False
+    stall_timeout: float | None = None
 
     def create(self) -> R:
         """Make a resource, or raise."""
@@ -85,6 +96,26 @@ class Adapter(Generic[R]):
         A network adapter shuts the socket down. It must not free anything
         that the blocked thread still uses.
         """
+
+    def command_of(self, resource: R) -> object:
+        """Say what the holder of a lent resource is blocked in; called from another thread, now and then.
+
+        Returns:
+            ``None`` if it is not blocked, else a value that equals the last
+            one only if nothing has moved since then.
+        """
+        return None
+
+    def end_stalled(self, waiting: Sequence[tuple[R, object]], seconds: float) -> Verdicts:
+        """Find out which holders wait in vain, and make those fail.
+
+        Called on a worker, for one question at a time; it keeps to a time limit of its own.
+
+        Args:
+            waiting: Resources, with what their holders are blocked in.
+            seconds: For how long, at least.
+        """
+        return Verdicts()
 
     def abandon(self, resource: R) -> None:
         """After a fork: drop the parent's resource without a word to the peer."""

@@ -151,6 +151,10 @@ class Slots(Generic[R]):
         self._due = NEVER  # when the reaper looks next; guarded by the lock
         self._exhausted = False  # since the line began; guarded by the lock
         self._watchers: set[Weak] = set()  # each takes itself off when its thread has gone
+        self._commands: dict[Entry, tuple[object, float]] = {}  # what holders are blocked in, seen when first
+        self._stalls_at = -math.inf  # when they are looked at next
+        self._asking_since: float | None = None  # about them
+        self._unknown = ""  # why that told nothing
         self._enlist()
         self._gate_locked()
 
@@ -326,6 +330,8 @@ class Slots(Generic[R]):
         """When the reaper should look at a new entry at the latest."""
         settings, due = self._settings, entry.expires - self._ahead
         limits = [settings.idle_timeout, settings.leak_timeout]
+        if self._adapter.stall_timeout is not None:
+            limits.append(self._adapter.stall_timeout / 4)
         if self._validate is not None:
             limits += [settings.keepalive_interval, settings.health_check_interval]
         for limit in limits:

@@ -8,11 +8,13 @@ and past its limit no slot either (P4).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import TypeVar
 
 from ..errors import PoolError
+from .adapter import Verdicts
 from .entry import Entry, Key
 from .holders import place_of
 from .observer import tell
@@ -326,6 +328,43 @@ class Upkeep(Slots[R]):
             self.name, self._adapter.noun, held, self._settings.leak_timeout, where,
         )
         tell(self._observers, "leaked", self.name, where, held)
+
+    def _ask_about(self, waiting: list[tuple[Entry, object]], now: float) -> None:
+        """Ask on a worker about holders that have been blocked for long; one question at a time (P2, P7)."""
+        limit = self._settings.create_timeout + self._settings.health_check_timeout
+        if self._asking_since is not None and now < self._asking_since + limit:
+            return
+        self._asking_since = now
+        self._background.workers.submit(self._end_stalled, waiting, now)
+
+    def _end_stalled(self, waiting: list[tuple[Entry, object]], now: float) -> None:
+        limit = self._adapter.stall_timeout or 0.0
+        asked = [(entry.resource, command) for entry, command in waiting if entry.resource is not None]
+        try:
+            found = self._adapter.end_stalled(asked, limit)
+        except Exception:
+            logger.exception("pool %r: end_stalled() failed", self.name)
+            found = Verdicts()
+        finally:
+            if self._asking_since == now:
+                self._asking_since = None
+        if not found.again:
+            later = self._now()
+            for entry, command in waiting:  # those that are at work are asked about again after another limit
+                if entry in self._commands:
+                    self._commands[entry] = (command, later)
+        for reason, count in Counter(found.ended).items():
+            logger.warning(
+                "pool %r: %d holder(s) interrupted after %g s or more in one command: %s",
+                self.name, count, limit, reason,
+            )
+        for reason, count in Counter(found.unknown).items():
+            level = logging.DEBUG if reason == self._unknown else logging.WARNING  # once for the same
+            self._unknown = reason
+            logger.log(
+                level, "pool %r: %d holder(s) in one command for %g s, and not known whether in vain: %s",
+                self.name, count, limit, reason,
+            )
 
     def _replace_ahead(self, ending: int) -> None:
         """Make what ``min_size`` will miss when so many have reached the end of their lives."""

@@ -22,6 +22,7 @@ class Plan:
             ``command_timeout``, ``idle_in_transaction_timeout``).
         resets_fail: Why resets keep failing, if they do.
         command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
+        unlimited: Whether it is known that there is no ``command_timeout``.
 
     Raises:
         TypeError, ValueError: ``workers`` is no whole number above 0.
@@ -35,6 +36,7 @@ class Plan:
     resets_fail: str | None = None
     command_timeout: float | None = None
     idle_in_transaction_timeout: float | None = None
+    unlimited: bool = False
 
     def __post_init__(self) -> None:
         workers = self.workers

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keepalive-interval", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
     )
+    parser.add_argument(
+        "--command-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="what PoolMetrics.save() wrote")
     parser.add_argument(
@@ -69,7 +72,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         min_size=min(1, size), max_size=size,
         leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
     )  # fmt: skip
-    plan = Plan(settings=settings, workers=options.workers, cleans=options.session == "clean")
+    plan = Plan(
+        settings=settings, workers=options.workers, cleans=options.session == "clean",
+        command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
+    )  # fmt: skip
     report = _look(options.dsn, plan, parser)
     if report is None:
         return 1

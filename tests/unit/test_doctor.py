@@ -165,6 +165,12 @@ def test_other_settings() -> None:
     assert "6.0 ms" in only(findings(dataclasses.replace(FACTS, query_seconds=0.006)))
 
 
+def test_no_limit_for_commands() -> None:
+    assert only(findings(unlimited=True)).startswith("note: there is no command_timeout")
+    assert only(findings(behind(mode="session"), max_size=5, unlimited=True)).startswith("warning: there is no command")
+    assert findings(command_timeout=30) == []
+
+
 # -- behind PgBouncer -----------------------------------------------------------------------
 
 

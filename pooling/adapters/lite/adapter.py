@@ -232,6 +232,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
             resource.limit.end()
         resource.close_cursors()
         end_transaction(resource)
+        resource.undone = None
         if resource.dirty:
             _look_around(resource)
         self._clean(resource)

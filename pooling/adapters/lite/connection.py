@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ... import errors
 from ...core.metrics import SHORT
-from .queries import QueryStats
+from .queries import QueryStats, without_values
 from .traces import pragma_left
 
-__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor", "made_of"]
+__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor", "TransactionRolledBack", "made_of"]
 
 # Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
 # ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
@@ -23,6 +24,10 @@ _HARMLESS = frozenset("SsIiUuDdRrVvWwBb")
 STEPS = 1000  # of SQLite's virtual machine between two looks at the clock: some 0.1 ms
 _PRUNE_AT = 64
 _now = time.perf_counter
+
+
+class TransactionRolledBack(errors.TransactionRolledBack, sqlite3.OperationalError):
+    """`pooling.TransactionRolledBack`, of SQLite: it rolled back by itself, and the block went on."""
 
 
 class Limit:
@@ -81,8 +86,8 @@ class Cursor(sqlite3.Cursor):
         began = conn.begin()
         try:
             _execute(self, sql, parameters)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
+        except sqlite3.Error as error:
+            raise conn.failed(error, sql)  # noqa: B904
         finally:
             conn.running = sql
             conn.seconds = _now() - began
@@ -101,8 +106,8 @@ class Cursor(sqlite3.Cursor):
         began = conn.begin()
         try:
             method(sql, *args)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
+        except sqlite3.Error as error:
+            raise conn.failed(error, sql)  # noqa: B904
         finally:
             conn.running = sql
             conn.seconds = _now() - began
@@ -112,8 +117,8 @@ class Cursor(sqlite3.Cursor):
         began = _now()
         try:
             return _fetchall(self)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
         finally:  # a statement ends with its last row
             self.connection.seconds += _now() - began  # type: ignore[attr-defined]
 
@@ -127,8 +132,8 @@ class LimitedCursor(Cursor):
     def __next__(self) -> Any:
         try:  # not by _explaining: it would double the price of a row
             return _next(self)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
 
     def fetchone(self) -> Any:
         return self._explaining(super().fetchone)
@@ -140,8 +145,8 @@ class LimitedCursor(Cursor):
     def _explaining(self, method: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:
             return method(*args, **named)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
 
 
 # Bound once: the cheaper call.
@@ -167,6 +172,8 @@ class Connection(sqlite3.Connection):
         factories: The row and text factories that a new borrower finds.
         tracer, progress: The trace callback, and the progress handler with its steps.
         kept: Those of them that a new borrower finds.
+        within: Whether the last statement began within a transaction.
+        undone: The statement with whose error SQLite rolled that back by itself.
         file: Its database file and that one's identity, or ``None`` in memory.
     """
 
@@ -185,6 +192,8 @@ class Connection(sqlite3.Connection):
     tracer: Any = None
     progress: tuple[Any, int] = (None, 0)
     kept: tuple[Any, tuple[Any, int]] = (tracer, progress)
+    within = False
+    undone: str | None = None
     file: tuple[str, tuple[int, int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -257,6 +266,7 @@ class Connection(sqlite3.Connection):
         """Note that a statement begins; return when."""
         if self.running is not None:
             self.flush()
+        self.within = self.in_transaction
         now = _now()
         if self.limit is not None:
             self.limit.begin(now)
@@ -292,9 +302,22 @@ class Connection(sqlite3.Connection):
         elif self.stats is not None:
             self.stats.record(sql, seconds)
 
-    def explained(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
-        """The error for the user: SQLite only says "interrupted"."""
-        return error if self.limit is None else self.limit.explain(error)
+    def failed(self, error: sqlite3.Error, sql: str | None = None) -> sqlite3.Error:
+        """Note what a statement's error did to the transaction; return the error for the user.
+
+        SQLite only says "interrupted" where a time limit struck. And some errors (``ON CONFLICT
+        ROLLBACK``, an interrupted INSERT, a full disk) undo all that was done before.
+        """
+        if self.within and not self.in_transaction:
+            self.undone = f"{without_values(sql or self.running or 'a statement')} ({type(error).__name__})"
+        if self.limit is None or not isinstance(error, sqlite3.OperationalError):
+            return error
+        return self.limit.explain(error)
+
+    def rollback(self) -> None:
+        """Roll back, which answers what SQLite has undone by itself."""
+        self.undone = None
+        super().rollback()
 
     def close_cursors(self) -> None:
         """End what a borrower left half read: it would hold a snapshot of the database."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg.pq.abc import PGconn
 
-from ...core.adapter import Adapter
+from ...core.adapter import Adapter, Verdicts
 from ...settings import PoolSettings
-from . import failures, greenlets
+from . import failures, greenlets, stalls
 from .address import Address, Answer, completing
 from .foreign import adopt
 from .session import ACTIVE, BETWEEN, NO_PIPELINE, Connection, Hook, Notes, Session, notes_of, role_of, tracked
@@ -28,7 +28,9 @@ _MOST = 100  # reads of one look, at a server that goes on sending
 # Whether psycopg keeps notifications that nothing listens to. Before 3.2.4 it drops them, so libpq keeps them then.
 _KEEPS = "_notifies_backlog" in psycopg.Connection._notify_handler.__code__.co_names
 BRIEF = 0.05  # to tell it on behalf of a whole pool that closes, one after the other
+OWN_LIMIT = 60.0  # for a BEGIN or COMMIT where no stall_timeout says another
 #: The values of ``target_session_attrs`` that say what the server must be.
+_CHOOSING = {"host", "hostaddr", "port", "target_session_attrs", "load_balance_hosts"}  # which of several it is
 ROLES = {"read-write", "read-only", "primary", "standby"}
 
 
@@ -42,6 +44,7 @@ class PostgresAdapter(Adapter[Connection]):
         connection_class: The class of the connections, or their base.
         measuring: Whether queries are timed.
         check: What validates a connection instead of a query.
+        stall_timeout: Seconds of one command after which the server is asked about it.
         proved: Called with the `Answer` that a connection was made with.
     """
 
@@ -58,6 +61,7 @@ class PostgresAdapter(Adapter[Connection]):
         measuring: bool = False,
         check: Hook | None = None,
         proved: Callable[[Answer], object] = lambda answer: None,
+        stall_timeout: float | None = None,
     ) -> None:
         self._address = address
         self._session = session
@@ -68,12 +72,15 @@ class PostgresAdapter(Adapter[Connection]):
         self._class = tracked(connection_class, measuring)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         self._check = check
         self._proved = proved
+        self._introduces = True  # servers here say which one they are
+        self.stall_limit = stall_timeout
         self.configure(settings)
         self._listener = failures.Listener()
 
     def configure(self, settings: PoolSettings) -> None:
         """Take over what concerns connections."""
         self._query = (settings.validation_query or "SELECT 1").encode()
+        self._answer_limit = settings.health_check_timeout
         self._address.create_timeout = settings.create_timeout
         self._session.create_timeout = settings.create_timeout
         self._session.reset_timeout = settings.reset_timeout
@@ -90,6 +97,7 @@ class PostgresAdapter(Adapter[Connection]):
         try:
             whole = adopt(conn, self._measuring)
             self._session.prepare(conn, self)
+            self._get_to_know(conn)
         except BaseException:
             conn.close()
             raise
@@ -98,6 +106,50 @@ class PostgresAdapter(Adapter[Connection]):
             notes_of(conn).role = role_of(conn)
         self._proved(answer)
         return conn
+
+    def _get_to_know(self, conn: Connection) -> None:
+        """Note what tells later whether a wait on this connection is in vain."""
+        notes = notes_of(conn)
+        notes.begin(conn)
+        if self.stall_limit is None or not notes.place.is_remote or not self._introduces:
+            return
+        try:
+            stalls.server_of(conn, notes, self._session.create_timeout)
+        except psycopg.Error:
+            if conn.closed:
+                raise
+            self._introduces = False  # of another make, without these functions: nothing is asked of it again
+
+    @property
+    def stall_limit(self) -> float | None:
+        """Seconds of one command after which the server is asked about it; ``None``: only about a BEGIN or COMMIT."""
+        return self._stall_limit
+
+    @stall_limit.setter
+    def stall_limit(self, limit: float | None) -> None:
+        self._stall_limit = limit
+        self.stall_timeout = OWN_LIMIT if limit is None else limit
+
+    def command_of(self, resource: Connection) -> object:
+        notes = notes_of(resource)
+        return stalls.command_of(resource, notes) if notes.waits or self._stall_limit is not None else None
+
+    def end_stalled(self, waiting: Sequence[tuple[Connection, object]], seconds: float) -> Verdicts:
+        greenlets.adopt()
+        asked: Any = [(conn, notes_of(conn), command) for conn, command in waiting]
+        return stalls.end_stalled(asked, seconds, self._connect_to, self._answer_limit)
+
+    def _connect_to(self, place: stalls.Place) -> Connection:
+        answer = self._address.ask()
+        others = {name: value for name, value in answer.arguments.items() if name not in _CHOOSING}
+        wish = {name: value for name, value in place._asdict().items() if value}
+        if not place.is_remote:
+            wish.pop("hostaddr", None)
+        wish["connect_timeout"] = max(2, int(self._answer_limit))  # less than 2 libpq takes for 2
+        if self._connects:  # it is given what was said, and this comes last
+            given = {name: value for name, value in answer.given.items() if name not in _CHOOSING}
+            return self._connect(answer._replace(arguments=wish, given={**given, **wish}))
+        return self._connect(answer._replace(conninfo="", arguments={**others, **wish}))
 
     def _connect(self, answer: Answer) -> Connection:
         """Call connect() as psycopg_pool does, with what was said and how."""

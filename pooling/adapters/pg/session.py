@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
@@ -37,11 +38,25 @@ from .address import completing
 from .configured import Recorder
 from .cursors import hastened
 from .limits import Limit, limited, pace
-from .statistics import QueryStatistics
-from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
+from .stalls import Watch, explained
+from .statistics import QueryStatistics, text_of
+from .wire import (
+    Cancel,
+    copying,
+    exchange,
+    execute,
+    failed_at,
+    hang_up,
+    may_block,
+    notify,
+    refuse_failed,
+    round_trip,
+    spare_handle,
+)
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "Tracking", "bare_of", "notes_of", "role_of", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "Tracking", "bare_of", "cut_off", "left_open", "notes_of",
+    "role_of", "rolled_back", "tracked",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -60,7 +75,7 @@ BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
 NO_PIPELINE = int(pq.PipelineStatus.OFF)
 
 
-class Notes:
+class Notes(Watch):
     """What is noted of one connection."""
 
     foreign = False  # it only looks like one: see `ForeignNotes`
@@ -72,6 +87,7 @@ class Notes:
     adapted: bool  # something was registered with the borrowers' copy of the adapters
 
     def __init__(self) -> None:
+        super().__init__()
         self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
@@ -80,7 +96,7 @@ class Notes:
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
         self.heard = False  # it has said anything since the last look
-        self.waits = False  # its holder, for the server, in a way that only the server can end
+        self.failed: str | None = None  # the statement that aborted its transaction
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
@@ -127,14 +143,25 @@ class Tracking(_Base):
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         notes = self._pooling
         notes.dirty = True
-        if notes.limit is not None:
-            left = notes.limit.left()
-            gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
-            if not args:
-                kwargs.setdefault("interval", pace(left))
-        elif not (args or kwargs):
-            return self._wait(gen)
-        return self._wait(gen, *args, **kwargs)
+        notes.turn += 1
+        notes.within = True
+        try:
+            if notes.limit is not None:
+                left = notes.limit.left()
+                gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
+                if not args:
+                    kwargs.setdefault("interval", pace(left))
+            elif not (args or kwargs):
+                return self._wait(gen)
+            return self._wait(gen, *args, **kwargs)
+        except psycopg.Error as error:
+            if self.pgconn.transaction_status != IDLE:  # type: ignore[attr-defined]  # it aborts a transaction, or may
+                _note_failure(notes, error)
+            if notes.stalled is not None:
+                raise explained(notes, error)  # noqa: B904
+            raise
+        finally:
+            notes.within = False
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
@@ -299,6 +326,7 @@ class Session:
             answered = self._clean_up(conn, notes, status) or answered
         notes.limit = self._limit
         notes.dirty = False
+        notes.failed = None
         return answered and not notes.fatal and notes.role is None  # else there is more to look at
 
     def _clean_up(self, conn: Connection, notes: Notes, status: int) -> bool:
@@ -306,7 +334,7 @@ class Session:
         asked = False
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
-            raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+            raise psycopg.ProgrammingError(f"it came back with {left_open(conn, 0.0) or 'a command under way'}")
         if status != IDLE and conn._rolls_back:  # type: ignore[attr-defined]
             self.call(conn, lambda conn: conn.rollback(), self.reset_timeout)
             status = conn.pgconn.transaction_status
@@ -384,13 +412,27 @@ class Session:
         before, notes.limit = notes.limit, Limit(None, limit)
         try:
             hook(conn)
-            if conn.pgconn.transaction_status != IDLE:
+            status = conn.pgconn.transaction_status
+            if status == IN_ERROR:
+                raise rolled_back(conn, f"what {getattr(hook, '__qualname__', repr(hook))}() did")
+            if status != IDLE:
+                open_ = left_open(conn, 0.0)
+                if open_ is not None:
+                    raise psycopg.ProgrammingError(f"{hook!r} has ended with {open_}")
                 conn.commit()
         finally:
             notes.limit = before
 
-    def commit(self, conn: Connection) -> None:
-        """Commit what a borrower did, and clean the server's side in the same round trip."""
+    def commit(self, conn: Connection, pipelines: bool = False) -> None:
+        """Commit what a borrower did, and clean the server's side in the same round trip.
+
+        Args:
+            conn: The connection.
+            pipelines: Whether one may be open, as psycopg allows it.
+
+        Raises:
+            psycopg.ProgrammingError: A stream, COPY or the like is open, for whose end psycopg would wait for ever.
+        """
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
         if notes.foreign:
             conn.commit()
@@ -399,6 +441,8 @@ class Session:
         own: bool = conn._commits  # type: ignore[attr-defined]
         odd = own or conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
+            if odd:
+                self.refuse_open(conn, pipelines)
             if status != IDLE or odd:
                 conn.commit()
             return
@@ -419,6 +463,18 @@ class Session:
             _forget_notifications(conn)
             notes.dirty = False
             notes.bereft = notes.reruns
+
+    def refuse_open(self, conn: Connection, pipelines: bool = False) -> None:
+        """Refuse a connection on which its borrower has left something open.
+
+        Raises:
+            psycopg.ProgrammingError: What it is. Psycopg would wait for its end, perhaps for ever.
+        """
+        open_ = left_open(conn, self.reset_timeout)
+        if open_ is not None and not (pipelines and open_ == _PIPELINE):
+            raise psycopg.ProgrammingError(
+                f"the block has ended with {open_}: its connection is closed, and its transaction rolled back"
+            )
 
 
 def _joined(steps: Iterable[bytes]) -> bytes:
@@ -462,16 +518,90 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
     return status(b"in_hot_standby"), status(b"default_transaction_read_only")
 
 
+def _note_failure(notes: Notes, error: psycopg.Error) -> None:
+    """Keep which statement aborted a transaction: in words, because the error would keep its frames, and a lease.
+
+    Neither parameters nor the server's words, which may repeat them. What fails only because
+    the transaction is aborted already is not the cause.
+    """
+    if isinstance(error, (psycopg.errors.InFailedSqlTransaction, psycopg.errors.PipelineAborted)):
+        return
+    text, step = "", error.__traceback__
+    while step is not None and not text:  # the steps of psycopg's that were waited for
+        given = step.tb_frame.f_locals
+        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
+        if isinstance(query, (str, bytes, psycopg.sql.Composable)):
+            with suppress(Exception):
+                text = text_of(query)
+        step = step.tb_next
+    notes.failed = f"{text or 'a statement'} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
+
+
+def rolled_back(conn: Connection, what: str) -> failures.TransactionRolledBack:
+    """Return the error that says that a transaction, which was aborted, was not committed."""
+    failed = notes_of(conn).failed or "a statement"
+    return failures.TransactionRolledBack(
+        f"{what} was rolled back: an error was caught before the end, after which nothing can be committed; "
+        f"what failed: {failed}"
+    )
+
+
 def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
+def left_open(conn: Connection, patience: float) -> str | None:
+    """Return what is open on a connection, in words; ``None`` if nothing is.
+
+    Args:
+        conn: The connection.
+        patience: Seconds to wait for a command of another thread.
+    """
+    pgconn, notes = conn.pgconn, notes_of(conn)
+    if conn.closed or not _unfinished(conn, pgconn.transaction_status):
+        return None
+    if conn.lock.locked() and patience and conn.lock.acquire(timeout=patience if notes.within else _MOMENT):
+        conn.lock.release()
+        return left_open(conn, 0.0)
+    if notes.within:
+        return "a command of another thread under way"
+    if pgconn.pipeline_status != NO_PIPELINE:
+        return _PIPELINE
+    if pgconn.transaction_status in BETWEEN:
+        return "an open notifies()"
+    if copying(pgconn):
+        return "an open COPY"
+    return "an open stream()" if conn.lock.locked() else "a query under way"
+
+
+_PIPELINE = "an open pipeline()"
+_MOMENT = 0.05  # seconds: for a thread that has a command of its own between two waits
+
+
+def cut_off(conn: Connection) -> None:
+    """Take a connection from a borrower who has left something open; its close cancels that at the server."""
+    notes = notes_of(conn)
+    with suppress(psycopg.Error):
+        if conn.pgconn.transaction_status == ACTIVE:
+            notes.cancel = Cancel(conn)
+    if notes.within:  # it is another thread's now: that one closes it
+        hang_up(conn)
+    else:
+        notes.peer = spare_handle(conn)
+        conn.pgconn.finish()
+
+
 def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: Any) -> R:
     """Call what waits for the server without a look at anything else; see `Tracking.close`."""
+    notes.turn += 1
     notes.waits = True
     try:
         return function(*args)
+    except psycopg.Error as error:
+        if notes.stalled is not None:
+            raise explained(notes, error)  # noqa: B904
+        raise
     finally:
         notes.waits = False
         if conn._closed:  # by another thread, meanwhile
