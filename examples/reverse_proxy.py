@@ -1,6 +1,6 @@
 """A reverse proxy as a WSGI application: streams answers over the pool's sockets.
 
-Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
+Serve it with any threaded WSGI server (urllib3 must be 2.2 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
     UPSTREAM=... UPSTREAM_HEALTH=/health ...         # probed now and then, for our own /healthz
@@ -50,6 +50,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 from requests import exceptions
+from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import SKIP_HEADER
 
@@ -169,7 +170,7 @@ class Answer:
         self.status = f"{response.status_code} {response.reason if VALUE.fullmatch(response.reason or '') else ''}"
         self.headers = answer_headers(response)
         self._small = b""
-        length = dict(self.headers).get("Content-Length", "")
+        length = CaseInsensitiveDict(self.headers).get("Content-Length")
         if length and int(length) <= SMALL:
             try:
                 self._small = self._raw.read(decode_content=False)

@@ -526,6 +526,16 @@ def test_a_wrong_answer_is_not_passed_on(proxy: Proxy, upstream: Upstream, shape
     assert get(proxy.port, "/next").body == b"yes"  # its own answer
 
 
+def test_interim_answers_are_skipped(proxy: Proxy, upstream: Upstream) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+    upstream.answers["/v1/early"] = early + b"HTTP/1.1 102 Processing\r\n\r\n" + early + (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"
+    )  # fmt: skip
+    got = get(proxy.port, "/early")
+    assert (got.status, got.body) == (200, b"secret")
+    assert b"link" not in got.head
+
+
 def test_an_interim_answer_is_not_the_answer(proxy: Proxy, upstream: Upstream) -> None:
     """Either the real one comes, or none; never the 103, and never to another request."""
     real = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nSet-Cookie: who=first\r\n\r\nsecret"
@@ -555,6 +565,14 @@ def test_an_odd_answer_arrives_mended(proxy: Proxy, upstream: Upstream, answer: 
     assert got.complete
     body = re.sub(rb"\A2\r\n(ab)\r\n0\r\n\r\n\Z", rb"\1", got.body)
     assert body == b"ab"
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "content-length", "CONTENT-LENGTH"])
+def test_a_short_answer_that_breaks_off_is_known_before_it_is_passed_on(
+    proxy: Proxy, upstream: Upstream, name: str
+) -> None:
+    upstream.answers["/v1/short"] = f"HTTP/1.1 200 OK\r\n{name}: 10\r\n\r\nab".encode()
+    assert get(proxy.port, "/short").status == 502
 
 
 def test_an_answer_without_a_body_has_none(proxy: Proxy, upstream: Upstream) -> None:
