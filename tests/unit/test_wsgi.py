@@ -368,6 +368,24 @@ def test_an_interruption_while_one_is_given_back_keeps_no_other(
     del raised
 
 
+def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) -> None:
+    """P12."""
+
+    def wanting(environ: Any, start_response: Any) -> Iterator[bytes]:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        yield b"x"
+
+    call = Call(PoolingMiddleware(wanting, manager))
+    assert next(call.body) == b"x"
+    with manager.lease("b"):
+        held = [manager[name].holders()[0] for name in "ab"]
+    assert [(os.path.basename(one.file), one.function) for one in held] == [
+        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_the_holder_that_shows_is_the_applications_code"),
+    ]  # fmt: skip
+    call.close()
+
+
 # -- limits ----------------------------------------------------------------------
 
 
