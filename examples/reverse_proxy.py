@@ -140,7 +140,9 @@ class ReverseProxy:
                 request = session.prepare_request(requests.Request(method, self.upstream, headers, data=data))
                 assert request.url is not None
                 request.url = request.url.rstrip("/") + path  # as it is: requests would decode some of it
-                response = session.send(request, stream=True, allow_redirects=False)
+                # Not by `session.send`: even where it does not follow a redirect it reads its body.
+                settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
+                response = session.get_adapter(request.url).send(request, **settings)
                 answer = Answer(response, lease.release, environ)
                 start_response(answer.status, answer.headers)
             except BaseException:
@@ -169,26 +171,29 @@ class Answer:
         self._raw, self._done, self._environ = response.raw, done, environ
         self.status = f"{response.status_code} {response.reason if VALUE.fullmatch(response.reason or '') else ''}"
         self.headers = answer_headers(response)
-        self._small = b""
         length = CaseInsensitiveDict(self.headers).get("Content-Length")
-        if length and int(length) <= SMALL:
-            try:
-                self._small = self._raw.read(decode_content=False)
-            except ReadTimeoutError as error:  # before a byte was passed on: there is still time to say so
-                raise exceptions.ReadTimeout(error) from error
-            except Exception as error:
-                raise exceptions.ConnectionError(error) from error
+        small = length is not None and int(length) <= SMALL
+        try:  # the server waits for the first piece before it sends the head: there is still time to say what fails
+            self._first = self._raw.read(decode_content=False) if small else self._piece()
+        except ReadTimeoutError as error:
+            raise exceptions.ReadTimeout(error) from error
+        except Exception as error:
+            raise exceptions.ConnectionError(error) from error
+
+    def _piece(self) -> bytes:
+        """Return what has come; `stream` would wait until a piece is full."""
+        data: bytes = self._raw.read1(PIECE, decode_content=False)
+        return data
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._small:
-            yield self._small
-        try:
-            # As it comes: `stream` would wait until a piece is full.
-            while data := self._raw.read1(PIECE, decode_content=False):
-                yield data
-        except Exception:
-            reset(self._environ)
-            raise  # the server closes the connection
+        data = self._first
+        while data:
+            yield data
+            try:
+                data = self._piece()
+            except Exception:
+                reset(self._environ)
+                raise  # the server closes the connection
 
     def close(self) -> None:
         """Give the connection to the upstream back."""

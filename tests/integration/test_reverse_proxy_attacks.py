@@ -479,6 +479,7 @@ CUT = {
     "chunked": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
     "chunked, amid a chunk": b"Transfer-Encoding: chunked\r\n\r\n50\r\nhello",
     "chunked, amid a size": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5",
+    "chunked, of a negative size": b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
     "of a length": b"Content-Length: 100000\r\n\r\nhello",
 }
 
@@ -565,6 +566,28 @@ def test_an_odd_answer_arrives_mended(proxy: Proxy, upstream: Upstream, answer: 
     assert got.complete
     body = re.sub(rb"\A2\r\n(ab)\r\n0\r\n\r\n\Z", rb"\1", got.body)
     assert body == b"ab"
+
+
+@pytest.mark.parametrize("place", ["/elsewhere", "http://[", "http://other.example/", "//\xff"])
+def test_a_redirect_is_an_answer_like_any_other(proxy: Proxy, upstream: Upstream, place: str) -> None:
+    """It is passed on with its body, and not looked into."""
+    head = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n".encode("latin-1")
+    upstream.answers["/v1/short"] = head + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"
+    upstream.answers["/v1/long"] = head + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000
+    for path, body in (("/short", b"hello"), ("/long", b"x" * 300_000)):
+        got = get(proxy.port, path)
+        assert (got.status, got.body) == (302, body)
+        assert f"\nlocation: {place}".encode("latin-1") in got.head
+    assert len(upstream.asked) == 2
+
+
+@pytest.mark.parametrize("body", [
+    b"Transfer-Encoding: chunked\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello",
+    b"Content-Length: 100000\r\n\r\n",
+])  # fmt: skip
+def test_an_answer_that_breaks_off_before_its_first_byte_is_502(proxy: Proxy, upstream: Upstream, body: bytes) -> None:
+    upstream.answers["/v1/none"] = b"HTTP/1.1 200 OK\r\n" + body
+    assert get(proxy.port, "/none").status == 502
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "content-length", "CONTENT-LENGTH"])
