@@ -83,7 +83,7 @@ class HealthEndpoint:
 
     def _admitted(self, environ: Mapping[str, Any]) -> bool:
         scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
-        sent = given.strip().encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        sent = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
         if self._token is not None and hmac.compare_digest(sent, self._token):
             return True
         return self._admit is not None and bool(self._admit(environ))
