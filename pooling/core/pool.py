@@ -165,6 +165,7 @@ class Pool(Lending[R]):
 
         if not self._until(over, limit) or state.entries:
             self._interrupt_holders()
+        self._say_recovered(self._now(), 0.0)
 
     def _interrupt_holders(self) -> None:
         me = threading.get_ident()

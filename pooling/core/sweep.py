@@ -47,6 +47,7 @@ def sweep(pool: Pool[Any], now: float) -> float:
         _keepalive(pool, now),
         _health_check(pool, now),
         _leaks(pool, now),
+        pool._say_recovered(now),
         _audit(pool, now),
     )
 

@@ -570,8 +570,8 @@ class Served(Scene):
 
 SCENES = [
     First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
-    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third, NotAtOnce,
-    Served,
+    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third,
+    NotAtOnce, Served,
 ]  # fmt: skip
 
 

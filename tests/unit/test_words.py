@@ -628,8 +628,64 @@ def test_an_outage_is_two_lines_however_long(
     clock.advance(1)
     for task in waiting:
         task.result()
+    assert len(warnings()) == 1  # it may come back in a moment
+    clock.advance(5)
     began, ended = warnings()
     assert re.fullmatch(r"pool 'test': recovered after 60\.\d s", ended)
+
+
+def flap(pool: Pool[Any], adapter: FakeAdapter, clock: VirtualClock, times: int) -> None:
+    """Have a creation fail, and the next one work; so many times, two a second."""
+    for _ in range(times):
+        adapter.fail("create", ConnectionError("cut"))
+        waiting = Task(pool.acquire, 60)
+        clock.until_parked(1)
+        clock.advance(0.5)
+        waiting.result().discard()
+
+
+def test_an_outage_that_comes_and_goes_is_two_lines(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    """A link that cuts some of its packets."""
+    pool = make()
+    flap(pool, adapter, clock, 100)
+    assert warnings() == ["pool 'test': making a thing fails: ConnectionError: cut"]
+    clock.advance(4)
+    flap(pool, adapter, clock, 1)
+    clock.advance(4.4)
+    assert len(warnings()) == 1
+    clock.advance(1)
+    ended = warnings()[1]
+    assert re.fullmatch(
+        r"pool 'test': recovered after 54\.\d s; it had worked and failed again 100 times meanwhile", ended
+    )
+
+
+def test_outages_that_lie_apart_are_two_lines_each(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    flap(pool, adapter, clock, 1)
+    clock.advance(6)
+    flap(pool, adapter, clock, 1)
+    oversleep(clock, 6)  # the reaper comes late
+    flap(pool, adapter, clock, 1)
+    pool.close()
+    assert [line.split(": ")[1] for line in warnings()] == [
+        "making a thing fails", "recovered after 0.0 s", "making a thing fails", "recovered after 0.0 s",
+        "making a thing fails", "recovered after 0.0 s",
+    ]  # fmt: skip
+
+
+def test_a_pool_that_is_closed_amid_an_outage_has_not_recovered(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError("refused"), times=9999)
+    fails(pool.acquire, 0)
+    pool.close()
+    assert len(warnings()) == 1
 
 
 def test_a_final_error_is_one_line_for_all_who_ask(
