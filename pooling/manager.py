@@ -19,6 +19,7 @@ from ._urls import from_url
 from .core.adapter import Adapter
 from .core.clock import seconds
 from .core.pool import Pool
+from .core.words import printable
 from .errors import PoolClosed, PoolError
 
 __all__ = [
@@ -373,7 +374,8 @@ class PoolManager:
         print(table(self._members, self.metrics()), file=file or sys.stdout)
 
     def __repr__(self) -> str:
-        return f"<PoolManager: {', '.join(self._members) or 'no pools'}{', shut down' if self._closing else ''}>"
+        names = printable(", ".join(self._members)) or "no pools"
+        return f"<PoolManager: {names}{', shut down' if self._closing else ''}>"
 
 
 def _opening(member: Member, timeout: float) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+from ..core.clock import seconds
 from ..core.holders import Holder
 from ..core.observer import Observer
 from ..core.pool import Pool
@@ -312,7 +313,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             TimeoutError: It did not come to its end in time.
             sqlite3.OperationalError: SQLite could not look.
         """
-        limit = self._limit if timeout is None else timeout
+        limit = self._limit if timeout is None else seconds(timeout)
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
         with pool.acquire(limit, 2) as conn, plain(conn), interrupted_after(conn, limit):
@@ -335,7 +336,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             sqlite3.DatabaseError: The file is damaged, or cannot be read.
             PoolTimeout: No connection came in time.
         """
-        limit = self._limit if timeout is None else timeout
+        limit = self._limit if timeout is None else seconds(timeout)
         pool = self.readers or self
         with pool.acquire(limit, 2) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchall()

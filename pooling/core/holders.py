@@ -13,6 +13,7 @@ from types import CodeType
 
 from .entry import Entry
 from .threads import patched
+from .words import printable
 
 __all__ = ["Holder", "holders_of", "describe", "place_of"]
 
@@ -40,7 +41,7 @@ class Holder:
 
     def __str__(self) -> str:
         place = f"{os.path.basename(self.file)}:{self.line} {self.function}()"
-        return f"{place} in {self.thread} for {self.seconds:.1f} s"
+        return printable(f"{place} in {self.thread} for {self.seconds:.1f} s")
 
 
 def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:

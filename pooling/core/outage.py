@@ -63,7 +63,8 @@ class Outage:
     """What the last creations told about the server."""
 
     __slots__ = (
-        "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at", "_ramp", "_settled", "_crowded",
+        "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
+        "_ramp", "_settled", "_crowded",
     )
 
     def __init__(self) -> None:

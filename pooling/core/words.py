@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .state import PoolState
 
-__all__ = ["counts", "say"]
+__all__ = ["counts", "printable", "say"]
 
 
 def counts(state: PoolState) -> str:
@@ -20,7 +20,14 @@ def counts(state: PoolState) -> str:
     return ", ".join(parts)
 
 
+def printable(text: str) -> str:
+    """A text that others chose, for a terminal or a log: newlines and control characters are shown, not sent."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def say(error: BaseException | None) -> str:
     """An error in one line."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -19,6 +20,7 @@ from pooling import (
     Pool,
     PoolClosed,
     PoolError,
+    PoolSettings,
     PoolTimeout,
     PoolUnavailable,
     TooManyWaiting,
@@ -775,3 +777,44 @@ def test_a_dead_or_old_resource_is_nothing_to_warn_of(
     pool.acquire().release()
     assert resource.closed == 1
     assert warnings() == []
+
+
+# -- what others chose ----------------------------------------------------------------------
+
+
+CLEAR = "\x1b[2J\nERROR: all is lost\u202e"
+SHOWN = r"\x1b[2J\nERROR: all is lost\u202e"
+
+
+def test_a_text_of_the_servers_reaches_no_terminal_raw(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError(CLEAR), times=9)
+    told = fails(pool.acquire, 0)
+    for text in [told, *warnings(), pool.stats()["down"], repr(pool)]:
+        assert text.isprintable(), text
+    assert r"\x1b[2J ERROR: all is lost\u202e" in told
+
+
+def test_names_reach_no_terminal_raw(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
+    pool: Pool[Any] = Pool(adapter=adapter, clock=clock, name=CLEAR, settings=PoolSettings(max_size=1, min_size=0))
+    thread = threading.current_thread()
+    before, thread.name = thread.name, CLEAR
+    try:
+        with pool.acquire():
+            told = fails(pool.acquire, 0)
+            holder = str(pool.holders()[0])
+        pool.acquire()
+        collect(clock)
+    finally:
+        thread.name = before
+    manager = pooling.PoolManager()
+    manager.add_pool(pool)
+    summary = io.StringIO()
+    manager.print_summary(summary)
+    pool.metrics.print_summary(summary)
+    report = str(manager.startup(0.1))
+    for text in [told, holder, *warnings(), repr(pool), repr(manager), report, *summary.getvalue().split("\n")]:
+        assert text.isprintable(), text
+    assert SHOWN in told and SHOWN in report and SHOWN in summary.getvalue()
