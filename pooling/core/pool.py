@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolSettings
@@ -21,7 +21,7 @@ from .observer import Observer, tell
 from .slots import Watch
 from .state import _copy
 from .threads import Weak
-from .words import counts, say
+from .words import counts, no_copy, say
 
 __all__ = ["Pool"]
 
@@ -367,6 +367,9 @@ class Pool(Lending[R]):
         """Return who holds a resource, where it was acquired and for how long; longest first."""
         with self._lock:
             return holders_of(self._state.lent(), self._now())
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def __repr__(self) -> str:
         with self._lock:

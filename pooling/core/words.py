@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from .state import PoolState
 
-__all__ = ["counts", "printable", "say"]
+__all__ = ["counts", "no_copy", "printable", "say"]
 
 
 def counts(state: PoolState) -> str:
@@ -25,6 +27,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def no_copy(thing: object, instead: str) -> NoReturn:
+    """Refuse to copy or to pickle something, and say what to do instead.
+
+    For ``__reduce_ex__``, which ``copy``, ``deepcopy`` and ``pickle`` all ask.
+    """
+    raise TypeError(f"{type(thing).__name__} objects cannot be copied or pickled: {instead}")
 
 
 def say(error: BaseException | None) -> str:
