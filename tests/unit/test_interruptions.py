@@ -714,6 +714,26 @@ def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> 
         _known.update(points)
 
 
+def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interactive session keeps the last one, with all frames in it, and so do many who report errors."""
+    kept = []
+    for place in itertools.count():
+        turns = Turns()
+        monkeypatch.setattr("_thread.start_new_thread", turns.start)
+        scene, strikes = First(turns), Strikes(place)
+        try:
+            with strikes:
+                scene.act()
+        except Struck as error:
+            kept.append(error)
+        if not strikes.where:
+            break
+        if strikes.where.startswith(("reaper", "threads", "workers")):
+            at_work(turns)
+        kept.clear()
+    assert place > 100
+
+
 @pytest.mark.parametrize("kind", [First, Release], ids=lambda kind: kind.__name__)
 def test_struck_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     Task(strike_everywhere, kind, frozenset(), monkeypatch).result()
