@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._members import Member, reason_of
+from .core.words import printable
 
 __all__ = ["DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "table"]
 
@@ -96,7 +97,7 @@ class Startup(_Report):
 
     def __str__(self) -> str:
         parts = [
-            f"{name} ready after {one.seconds:.2f} s" if one else f"{name} NOT ready: {reason_of(one.error)[1]}"
+            printable(name) + (f" ready after {one.seconds:.2f} s" if one else f" NOT ready: {reason_of(one.error)[1]}")
             for name, one in self.items()
         ]
         return "; ".join(parts) or "no pools"
@@ -128,4 +129,4 @@ def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
     state = f"{found['in_use']}/{found['max_size'] or 'any'}"  # 0: a foreign pool without a limit
     counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
     wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
-    return (name, member.kind, "closed" if member.closed else state, *map(str, counts), wait)
+    return (printable(name), member.kind, "closed" if member.closed else state, *map(str, counts), wait)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from . import config
 from ._masking import masked, shown
@@ -20,6 +20,7 @@ from ._urls import from_url
 from .core.adapter import Adapter
 from .core.clock import seconds
 from .core.pool import Pool
+from .core.words import no_copy, printable
 from .errors import PoolClosed, PoolError
 
 __all__ = [
@@ -376,8 +377,12 @@ class PoolManager:
         """Print a table of all pools, to standard output by default."""
         print(table(self._members, self.metrics()), file=file or sys.stdout)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
+
     def __repr__(self) -> str:
-        return f"<PoolManager: {', '.join(self._members) or 'no pools'}{', shut down' if self._closing else ''}>"
+        names = printable(", ".join(self._members)) or "no pools"
+        return f"<PoolManager: {names}{', shut down' if self._closing else ''}>"
 
 
 def _opening(member: Member, timeout: float) -> Callable[[], None]:

@@ -480,7 +480,10 @@ def _accept(field: dataclasses.Field[Any], value: Any) -> object:
             raise ValueError(f"must be {words} {bound:.0f}{or_none}")
     if kind == "str" and not value.strip():
         raise ValueError("must not be empty")
-    return float(value) if kind == "float" else value
+    try:
+        return float(value) if kind == "float" else value
+    except OverflowError:
+        raise ValueError("must be a number that a float can hold") from None
 
 
 def _check(settings: Backoff | PoolSettings, *ordered: tuple[str, str]) -> None:

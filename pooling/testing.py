@@ -164,7 +164,7 @@ class VirtualClock:
         """Let time pass, and do what falls due meanwhile, in its order."""
         if not seconds >= 0:
             raise ValueError(f"seconds must be at least 0, not {seconds!r}")
-        end = self._time + seconds
+        end = self._time + min(seconds, threading.TIMEOUT_MAX)
         while True:
             self.settle()
             upcoming = [at for at in self._moments() if self._time < at <= end]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from .._masking import shown, suspicious
+from ..core.clock import seconds
 from ..core.holders import Holder
 from ..core.observer import Observer
 from ..core.pool import Pool
@@ -369,7 +370,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             TimeoutError: It did not come to its end in time.
             sqlite3.OperationalError: SQLite could not look.
         """
-        limit = self._limit if timeout is None else timeout
+        limit = self._limit if timeout is None else seconds(timeout)
         pragma = "integrity_check" if full else "quick_check"
         pool = self.readers or self
         with pool.acquire(limit, 2) as conn, plain(conn), interrupted_after(conn, limit):
@@ -392,7 +393,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             sqlite3.DatabaseError: The file is damaged, or cannot be read.
             PoolTimeout: No connection came in time.
         """
-        limit = self._limit if timeout is None else timeout
+        limit = self._limit if timeout is None else seconds(timeout)
         pool = self.readers or self
         with pool.acquire(limit, 2) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchall()

@@ -63,4 +63,4 @@ def seconds(timeout: float) -> float:
         raise TypeError(f"timeout must be a number of seconds, not {shown(timeout)}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {shown(timeout)}")
-    return min(float(timeout), threading.TIMEOUT_MAX)
+    return float(min(timeout, threading.TIMEOUT_MAX))  # in this order: a whole number may be too large for a float

@@ -20,6 +20,7 @@ from typing import Any
 
 from .entry import Entry
 from .threads import patched
+from .words import printable
 
 __all__ = ["Borrower", "Holder", "borrower", "describe", "has_ended", "holders_of", "place_of"]
 
@@ -97,7 +98,7 @@ class Holder:
     def __str__(self) -> str:
         place = f"{os.path.basename(self.file)}:{self.line} {self.function}()"
         ended = "" if self.ended is None else f", ended {self.ended:.0f} s ago,"
-        return f"{place} in {self.thread}{ended} for {self.seconds:.1f} s"
+        return printable(f"{place} in {self.thread}{ended} for {self.seconds:.1f} s")
 
 
 def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:

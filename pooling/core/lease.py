@@ -6,12 +6,13 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from ..errors import LeaseError
 from .entry import Key
 from .metrics import SHORT
 from .registry import PAGE
+from .words import no_copy
 
 if TYPE_CHECKING:
     from .lending import Lending
@@ -143,6 +144,9 @@ class Lease(Generic[R]):
                 "this one; acquire a new one here"
             )
         return key
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "a resource has one borrower; pass the lease itself on, or acquire another one")
 
     def __repr__(self) -> str:
         key = self._key

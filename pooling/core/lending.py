@@ -243,6 +243,8 @@ class Lending(Upkeep[R]):
         now = self._now()
         if state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
+        if outage.error is not None and outage.hurry(now, self._settings.backoff):
+            self._look_at(outage.retry_at)
         if outage.final and not state.live and now < outage.retry_at:
             raise self._cannot_create() from outage.error
         if limit is not None and state.queueing >= limit and not waiter.again:
@@ -260,8 +262,6 @@ class Lending(Upkeep[R]):
             self.metrics.count["exhausted"] += 1
             self.metrics.look()
         state.join(waiter)
-        if outage.error is not None and outage.hurry(now, self._settings.backoff):
-            self._look_at(outage.retry_at)
         self._look_at(now + AUDIT)
         return exhausted
 

@@ -21,11 +21,12 @@ import sys
 from bisect import bisect
 from collections import Counter, deque
 from functools import partial
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from .clock import Clock
 from .entry import Entry
 from .state import PoolState
+from .words import no_copy
 
 __all__ = ["SHORT", "Histogram", "HistogramSnapshot", "PoolMetrics", "PoolSnapshot"]
 
@@ -386,6 +387,9 @@ class PoolMetrics:
             if os.path.exists(beside):
                 os.unlink(beside)
             raise
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print what a person wants to know first, to standard output by default."""

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
+
+from .threads import Life
 
 __all__ = ["Observer", "tell"]
 
@@ -15,7 +20,8 @@ class Observer:
 
     Called outside the pool's lock, in whatever thread the event happened in,
     so be quick. An exception is logged and changes nothing. ``pool`` is the
-    pool's name. `acquired` and `released` are the only events of the hot
+    pool's name. An observer that uses the pool itself is not told what that
+    leads to. `acquired` and `released` are the only events of the hot
     path: a pool with an observer that overrides one of them takes the slow
     path for every lease; all others cost nothing while nothing happens.
     """
@@ -75,7 +81,42 @@ class Observer:
 def tell(observers: tuple[Observer, ...], event: str, *args: Any) -> None:
     """Call one method of each observer; what it raises is logged and goes no further."""
     for observer in observers:
-        try:
-            getattr(observer, event)(*args)
-        except Exception:
-            logger.exception("observer %r failed in %s()", observer, event)
+        _unless_inside(observer, _tell, observer, event, args)
+
+
+def _tell(observer: Observer, event: str, args: tuple[Any, ...]) -> None:
+    try:
+        getattr(observer, event)(*args)
+    except Exception:
+        logger.exception("observer %r failed in %s()", observer, event)
+
+
+# -- who uses the pool while it is told of it ----------------------------------
+# A logging handler that writes to a database by the pool, an observer that asks
+# the server: what that leads to would be told to it again, and so on for ever.
+
+_inside: dict[tuple[int, int], weakref.ref[Life]] = {}
+
+
+def _unless_inside(listener: object, call: Callable[..., object], *args: Any) -> None:
+    """Make a call, unless this thread is in the middle of one to that listener."""
+    key = (threading.get_ident(), id(listener))  # looked up late: gevent replaces it
+    reference = _inside.get(key)
+    if reference is not None and reference() is not None:
+        return
+    life = Life()  # ends with this frame, whatever ends it
+    try:
+        _inside[key] = weakref.ref(life)
+        call(*args)
+    finally:
+        _inside.pop(key, None)
+
+
+_log = logging.getLogger("pooling")
+
+
+def _handle(record: logging.LogRecord) -> None:
+    _unless_inside(_log, type(_log).handle, _log, record)
+
+
+_log.handle = _handle  # type: ignore[method-assign]

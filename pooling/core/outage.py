@@ -3,7 +3,8 @@
 Up: any number. Down, after a failed creation: none until the backoff has
 passed, then a single probing attempt, in the mean of the outage never more
 often than every `PACE`. Recovered: 1, 2, 4, ... so that a server that has just
-come back is not stormed. Full (it is up, and takes no more clients than it
+come back is not stormed. A final error: one attempt, ever more seldom, but after
+`REMEMBERED` if somebody asks. Full (it is up, and takes no more clients than it
 has): none for a while, then one, and so on.
 
 In doubt, after a proven death: 1, 2, 4, ... as well. When a server goes, all
@@ -37,7 +38,7 @@ from collections.abc import Callable
 from ..settings import Backoff
 from .state import UNLIMITED
 
-__all__ = ["Outage"]
+__all__ = ["Incident", "Outage"]
 
 _NEVER = float("inf")
 FULL = 1.0
@@ -46,6 +47,14 @@ FULL = 1.0
 PATIENCE = 1.0
 """Seconds that a death may hold creations up, at most: a server that is down mostly says so in milliseconds."""
 
+REMEMBERED = 2.0
+"""Seconds after which a final error is looked at again when somebody asks: soon enough for whoever has just mended
+a password, and rare enough for a server that locks accounts. Not sooner than the answer took."""
+
+SETTLE = 5.0
+"""Seconds for which creations must have worked before an outage is over, for the log: one that begins again sooner
+is the same."""
+
 PACE = 0.125
 """Seconds between attempts in the mean of an outage, at least: what full jitter over 0.25 s comes to."""
 
@@ -53,7 +62,10 @@ PACE = 0.125
 class Outage:
     """What the last creations told about the server."""
 
-    __slots__ = ("error", "final", "failures", "since", "retry_at", "full", "lapses_at", "_ramp", "_settled")
+    __slots__ = (
+        "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
+        "_ramp", "_settled", "_crowded",
+    )
 
     def __init__(self) -> None:
         self.error: BaseException | None = None  # the last real cause; None: up
@@ -63,8 +75,10 @@ class Outage:
         self.retry_at = 0.0
         self.full: BaseException | None = None  # it is up and has no room; those that are open serve on
         self.lapses_at = _NEVER  # when the ramp ends by itself
+        self.again_at = 0.0  # when a final error may be tried again for those who ask
         self._ramp = UNLIMITED
         self._settled = -_NEVER  # when creations were held up last, or will be at most
+        self._crowded = -_NEVER  # when the server was full last
 
     def allowed(self, now: float) -> int:
         """How many creations may be under way at this moment."""
@@ -94,8 +108,9 @@ class Outage:
         backoff: Backoff,
         waiting: bool,
         uniform: Callable[[], float],
+        took: float = 0.0,
     ) -> bool:
-        """Note a failed creation; say whether the outage begins with it.
+        """Note a failed creation, and what it took; say whether the outage begins with it.
 
         What was in flight when the first one failed ends by itself: its
         failures are of the same outage and do not lengthen the delay.
@@ -109,6 +124,7 @@ class Outage:
             delay = backoff.delay(self.failures, waiting=waiting, random=uniform)
             pace = min(PACE, backoff.probe_interval / 2)  # jitter may give short delays, but not only such
             self.retry_at = max(now + delay, self.since + pace * (self.failures - 1))
+        self.again_at = now + max(REMEMBERED, took)
         self.error = _bare(error)
         self.final = final
         self._hold_back()
@@ -116,7 +132,8 @@ class Outage:
 
     def refused(self, error: BaseException, now: float, uniform: Callable[[], float]) -> bool:
         """Note that a server that is up has no room for one more; say if that is news."""
-        news = self.full is None
+        news = self.full is None and now > self._crowded + SETTLE
+        self._crowded = now
         self.full = _bare(error)
         self.retry_at = now + FULL * (0.5 + uniform())
         self._hold_back()
@@ -127,9 +144,9 @@ class Outage:
         self._ramp, self.lapses_at = 1, _NEVER
 
     def hurry(self, now: float, backoff: Backoff) -> bool:
-        """Somebody waits now: try again within ``probe_interval``. Say if that is sooner."""
-        soon = now + backoff.probe_interval
-        if self.error is None or self.final or self.retry_at <= soon:
+        """Somebody asks now: try again within ``probe_interval``, or `REMEMBERED`. Say if that is sooner."""
+        soon = self.again_at if self.final else now + backoff.probe_interval
+        if self.error is None or self.retry_at <= soon:
             return False
         self.retry_at = soon
         return True
@@ -152,6 +169,46 @@ class Outage:
             if self._ramp >= enough:
                 self._ramp = UNLIMITED
         return ends
+
+
+class Incident:
+    """What the log is told of outages: those that follow each other closely are one (P12).
+
+    A link that loses a packet now and then makes creations fail and work again many times a second.
+    """
+
+    __slots__ = ("since", "ended", "flaps")
+
+    def __init__(self) -> None:
+        self.since: float | None = None  # None: there is none, or all was told
+        self.ended = _NEVER  # when creations began to work again
+        self.flaps = 0  # how often they failed once more after that
+
+    @property
+    def due(self) -> float:
+        """When to ask whether it is over."""
+        return _NEVER if self.since is None else self.ended + SETTLE
+
+    def begins(self, now: float) -> bool:
+        """Note that creations fail; say whether that is news."""
+        news = self.since is None
+        if news:
+            self.since, self.flaps = now, 0
+        else:
+            self.flaps += 1
+        self.ended = _NEVER
+        return news
+
+    def ends(self, now: float) -> None:
+        """Note that creations work again."""
+        self.ended = now
+
+    def over(self, now: float, settle: float = SETTLE) -> tuple[float, int] | None:
+        """Return its length and its `flaps`, once, when it has been over for so many seconds."""
+        if self.since is None or now < self.ended + settle:
+            return None
+        took, self.since = self.ended - self.since, None
+        return took, self.flaps
 
 
 def _bare(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .._masking import masked, shown
 from ..errors import PoolClosed, PoolTimeout
@@ -22,7 +22,7 @@ from .observer import Observer, tell
 from .slots import Watch
 from .state import _copy
 from .threads import Weak
-from .words import say
+from .words import no_copy, say
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -182,6 +182,7 @@ class Pool(Lending[R]):
 
         if not self._until(over, limit) or state.entries:
             self._interrupt_holders()
+        self._say_recovered(self._now(), 0.0)
 
     def _interrupt_holders(self) -> None:
         me = threading.get_ident()
@@ -383,6 +384,9 @@ class Pool(Lending[R]):
         """Return who holds a resource, where it was acquired and for how long; longest first."""
         with self._lock:
             return holders_of(self._state.lent(), self._now())
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def __repr__(self) -> str:
         with self._lock:

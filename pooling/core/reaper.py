@@ -177,7 +177,9 @@ class Reaper:
     def _take_over(self, life: Life) -> bool:
         """Become the thread that runs, unless another one does."""
         with self._lock:
-            if self._runs() and self._life() is not life:  # type: ignore[misc]
+            mark = self._life
+            other = None if mark is None else mark()
+            if other is not None and other is not life:
                 return False
             self._life = weakref.ref(life)
         return True

@@ -50,7 +50,7 @@ from .hangup import connected, watchable
 from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
-from .outage import Outage
+from .outage import SETTLE, Incident, Outage
 from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
@@ -142,6 +142,7 @@ class Slots(Generic[R]):
         self._lock: Any = _thread.RLock()  # native, under gevent too: see `threads`
         self._state = PoolState(settings.min_size, settings.max_size, settings.max_idle)
         self._outage = Outage()
+        self._incident = Incident()  # guarded by the lock
         self._health = Health(self._now(), self._clock.wall())
         stacked = self._reset is None or self._resets_here
         self.metrics = PoolMetrics(self.name, self._lock, self._state, self._clock, stacked)
@@ -305,6 +306,9 @@ class Slots(Generic[R]):
                 self.metrics.count["created"] += 1
                 down_since = self._outage.since
                 recovered = self._outage.succeeded(self._state.max_size, now)
+                if recovered:
+                    self._incident.ends(now)
+                    self._look_at(self._incident.due)
                 if self._settings.health_check_interval is not None:
                     self._health.begin(now + self._settings.health_check_interval)
         if not wanted:  # it came after `create_timeout`, or a greenlet went on in a child
@@ -315,7 +319,6 @@ class Slots(Generic[R]):
         self._deliver(key)
         self._look_at(self._next_age(entry))
         if recovered:
-            logger.warning("pool %r: recovered after %.1f s", self.name, now - down_since)
             tell(self._observers, "outage_ended", self.name, now - down_since)
         tell(self._observers, "created", self.name, now - started)
         self._serve()
@@ -343,7 +346,8 @@ class Slots(Generic[R]):
         """Free the slot, note the outage, send away those for whom there is no hope."""
         final, full = self._says("is_final", error), self._says("is_full", error)
         now = self._now()
-        begins = refused = False
+        begins = refused = news = False
+        self._say_recovered(now)  # if that is due, and the reaper has not come to it
         with self._lock:
             if entry not in self._state.creating:
                 return  # given up before, and counted then; or it came just in time
@@ -352,29 +356,43 @@ class Slots(Generic[R]):
             if full and self._state.live and self._outage.error is None:
                 refused = self._outage.refused(error, now, self._uniform)
             else:
-                begins = self._fails_locked(error, final, now)
+                begins = self._fails_locked(error, final, now, now - entry.since)
+                news = begins and self._incident.begins(now)
             self._look_at(self._outage.retry_at)
         if refused:
             logger.warning(
                 "pool %r: the server takes no more %ss; going on with those that are open: %s",
                 self.name, self._adapter.noun, say(error),
             )
-        if begins and not self._state.closed:  # else it was under way when the pool was closed
+        if news and not self._state.closed:  # else it was under way when the pool was closed
             logger.warning(
                 "pool %r: making a %s fails: %s", self.name, self._adapter.noun, say(error)
             )
+        if begins:
             tell(self._observers, "outage_began", self.name, error)
         tell(self._observers, "create_failed", self.name, error)
         self._serve()
 
-    def _fails_locked(self, error: BaseException, final: bool, now: float) -> bool:
+    def _say_recovered(self, now: float, settle: float = SETTLE) -> float:
+        """Log that an outage is over, when it is; return when to ask again."""
+        with self._lock:
+            over, due = self._incident.over(now, settle), self._incident.due
+        if over is not None:
+            took, flaps = over
+            again = f"; it had worked and failed again {flaps} times meanwhile" if flaps else ""
+            logger.warning("pool %r: recovered after %.1f s%s", self.name, took, again)
+        return due
+
+    def _fails_locked(self, error: BaseException, final: bool, now: float, took: float) -> bool:
         """Note that the server seems to be down; say whether the outage begins with it."""
         state, outage, backoff = self._state, self._outage, self._settings.backoff
         # Whoever asks while an error is final does not wait for its end.
         waiting = bool(state.waiters or self._watchers) and not final
-        begins = outage.failed(error, final, now, backoff, waiting, self._uniform)
+        begins = outage.failed(error, final, now, backoff, waiting, self._uniform, took)
         if final and not state.live:
             state.fail_waiters(CreateFailed, str(self._cannot_create()), error)
+        if final and (state.waiters or self._watchers):  # they wait for what is lent
+            outage.hurry(now, backoff)
         most = self._settings.max_attempts
         if most is not None:
             for waiter in state.waiters:

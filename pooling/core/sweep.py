@@ -48,6 +48,7 @@ def sweep(pool: Pool[Any], now: float) -> float:
         _health_check(pool, now),
         _leaks(pool, now),
         _stalls(pool, now),
+        pool._say_recovered(now),
         _audit(pool, now),
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from .._masking import without_secrets
 from .state import PoolState
 
-__all__ = ["counts", "say"]
+__all__ = ["counts", "no_copy", "printable", "say"]
 
 
 def counts(state: PoolState) -> str:
@@ -21,7 +23,22 @@ def counts(state: PoolState) -> str:
     return ", ".join(parts)
 
 
+def printable(text: str) -> str:
+    """A text that others chose, for a terminal or a log: newlines and control characters are shown, not sent."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def no_copy(thing: object, instead: str) -> NoReturn:
+    """Refuse to copy or to pickle something, and say what to do instead.
+
+    For ``__reduce_ex__``, which ``copy``, ``deepcopy`` and ``pickle`` all ask.
+    """
+    raise TypeError(f"{type(thing).__name__} objects cannot be copied or pickled: {instead}")
+
+
 def say(error: BaseException | None) -> str:
     """An error in one line, without the secrets of an address that it may quote."""
-    text = " ".join(without_secrets(str(error)).split())
+    text = printable(" ".join(without_secrets(str(error)).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Adapter, Observer, Pool, PoolSettings
+from pooling import Adapter, Backoff, Observer, Pool, PoolManager, PoolSettings, SQLitePool
 from pooling.testing import FakeAdapter, Script, UnpooledPool, VirtualClock
 from tests.unit.conftest import Make
 
@@ -222,3 +222,23 @@ def test_a_fake_adapter_knows_its_steps(adapter: FakeAdapter, call: Callable[[Fa
 def test_a_script_knows_its_steps() -> None:
     with refused(AssertionError, "no step 'C' in this script"):
         Script("A", "B").pass_by("C")
+
+
+@pytest.mark.parametrize("wait", [10**400, 1e300, float("inf")], ids=["a whole number", "a float", "infinity"])
+def test_a_timeout_may_be_longer_than_anybody_lives(make: Make, wait: float) -> None:
+    pool = make()
+    pool.open(wait)
+    pool.acquire(wait).release()
+    pool.close(wait)
+    manager = PoolManager(startup_timeout=wait, shutdown_timeout=wait)
+    manager.add_pool(make(), "test")
+    assert manager.startup(wait) and manager.health_check(wait)
+    manager.close_all(wait)
+    with SQLitePool(":memory:") as lite:
+        lite.health_check(wait)
+        assert lite.check_integrity(wait) == []
+
+
+def test_a_number_that_no_float_holds_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"Backoff\.multiplier must be a number that a float can hold"):
+        Backoff(multiplier=10**400)

@@ -570,8 +570,8 @@ class Served(Scene):
 
 SCENES = [
     First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
-    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third, NotAtOnce,
-    Served,
+    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third,
+    NotAtOnce, Served,
 ]  # fmt: skip
 
 
@@ -712,6 +712,26 @@ def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> 
     points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
     if alike:
         _known.update(points)
+
+
+def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interactive session keeps the last one, with all frames in it, and so do many who report errors."""
+    kept = []
+    for place in itertools.count():
+        turns = Turns()
+        monkeypatch.setattr("_thread.start_new_thread", turns.start)
+        scene, strikes = First(turns), Strikes(place)
+        try:
+            with strikes:
+                scene.act()
+        except Struck as error:
+            kept.append(error)
+        if not strikes.where:
+            break
+        if strikes.where.startswith(("reaper", "threads", "workers")):
+            at_work(turns)
+        kept.clear()
+    assert place > 100
 
 
 @pytest.mark.parametrize("kind", [First, Release], ids=lambda kind: kind.__name__)

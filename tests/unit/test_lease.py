@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pooling import Lease, LeaseError, Pool
+from pooling import Lease, LeaseError, Pool, PoolManager
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, run_jobs
 
@@ -376,3 +379,23 @@ def test_every_resource_is_closed_once(make: Make, adapter: FakeAdapter) -> None
     pool.close()
     assert {resource.closed for resource in seen} == {1}
     assert adapter.open == set()
+
+
+# -- copies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_nothing_that_owns_a_resource_is_copied(make: Make, way: Callable[[object], object]) -> None:
+    """P1: of a copy of a lease each would give the same resource back."""
+    pool = make(max_size=2)
+    lease = pool.acquire()
+    for thing, instead in [
+        (lease, "Lease objects cannot be copied or pickled: a resource has one borrower; pass the lease itself on, or"),
+        (pool, "Pool objects cannot be copied or pickled: threads share one, forked processes inherit it, and other"),
+        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; snapshot() is"),
+        (PoolManager(), "PoolManager objects cannot be copied or pickled: threads share one, forked processes"),
+    ]:
+        with pytest.raises(TypeError, match=re.escape(instead)):
+            way(thing)
+    lease.release()
+    assert pool.acquire().resource is not pool.acquire().resource

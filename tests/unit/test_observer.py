@@ -6,6 +6,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 from unittest.mock import MagicMock
@@ -497,3 +498,109 @@ def test_who_does_not_listen_to_leases_is_not_told_of_them(make: Make) -> None:
     with pool.acquire():
         pass
     assert quiet.heard == ["created"]
+
+
+# -- who uses the pool while it is told of it -------------------------------------------------
+
+
+class Borrower(logging.Handler, Observer):
+    """Writes what it is told by a resource of the same pool."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__()
+        self.timeout = timeout
+        self.pool: Pool[Any] | None = None
+        self.told: list[str] = []
+
+    def use(self, what: str) -> None:
+        self.told.append(what)
+        assert self.pool is not None
+        with suppress(PoolTimeout), self.pool.acquire(self.timeout):
+            pass
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.use(record.getMessage())
+
+    def exhausted(self, pool: str, waiting: int) -> None:
+        self.use("exhausted")
+
+    def timed_out(self, pool: str, waited: float) -> None:
+        self.use("timed out")
+
+    def acquired(self, pool: str, waited: float) -> None:
+        self.use("acquired")
+
+
+def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
+    """It needs what its own thread holds: a warning of that would be handled by it, and so on."""
+    pool = make(max_size=1)
+    handlers = [Borrower(5), Borrower(5)]
+
+    def borrow_twice() -> None:
+        with pool.acquire(), pytest.raises(PoolTimeout):
+            pool.acquire(20)
+
+    for handler in handlers:
+        handler.pool = pool
+        logging.getLogger("pooling").addHandler(handler)
+    try:
+        task = Task(borrow_twice)
+        for seconds in (5, 5, 10):  # each handler's wait, and what is left of the borrower's
+            clock.until_parked(1)
+            clock.advance(seconds)
+        task.result()
+    finally:
+        for handler in handlers:
+            logging.getLogger("pooling").removeHandler(handler)
+    for handler in handlers:
+        (told,) = handler.told
+        assert "unless another thread gives one back" in told
+    pool.acquire(0).release()
+
+
+def test_an_observer_that_acquires_is_not_told_of_that(make: Make, clock: VirtualClock) -> None:
+    one, other = Borrower(0), Diary()
+    pool = make(max_size=1, observers=[one, other])
+    one.pool = pool
+    with pool.acquire():
+        for _ in range(2):
+            with pytest.raises(PoolTimeout):
+                pool.acquire(0)
+    assert one.told == ["acquired", *2 * ["exhausted", "timed out"]]
+    assert len(other.of("timed_out")) == 2 + 5  # all others are told of all
+
+
+def test_a_factory_that_acquires_waits_for_nothing(make: Make, clock: VirtualClock) -> None:
+    made: list[object] = []
+
+    def factory() -> object:
+        with suppress(PoolTimeout), pool.acquire(0):
+            pass
+        made.append(object())
+        return made[-1]
+
+    pool = make(factory=factory, max_size=3)
+    pool.acquire(1).release()
+    assert len(made) <= 3
+
+
+def test_an_exception_that_strikes_whoever_is_told_does_not_make_the_pool_silent(
+    make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Struck(BaseException):
+        pass
+
+    class Interrupted(Observer):
+        struck = 0
+
+        def exhausted(self, pool: str, waiting: int) -> None:
+            self.struck += 1
+            raise Struck
+
+    observer = Interrupted()
+    pool = make(max_size=1, observers=[observer])
+    with pool.acquire():
+        for number in (1, 2):
+            with pytest.raises(Struck):
+                pool.acquire(0)
+            assert observer.struck == number

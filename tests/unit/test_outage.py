@@ -528,17 +528,70 @@ def test_a_final_error_is_not_tried_for_each_who_asks(make: Make, server: Server
     assert server.attempts == [0]
 
 
-def test_a_final_error_is_tried_less_and_less_however_many_ask(
-    make: Make, clock: VirtualClock, server: Server
+@pytest.mark.parametrize("min_size", [0, 1])
+def test_a_final_error_is_tried_every_two_seconds_however_many_ask(
+    make: Make, clock: VirtualClock, server: Server, min_size: int
 ) -> None:
-    """Those who ask do not wait for it, so they do not make the prober hurry."""
+    """Somebody may have mended the password; and accounts get locked."""
     server.error = WRONG
-    pool = make(adapter=server, backoff_initial=1, backoff_maximum=30)
+    pool = make(adapter=server, backoff_initial=1, backoff_maximum=30, min_size=min_size)
     for _ in range(600):
         with pytest.raises(CreateFailed):
             pool.acquire()
         clock.advance(0.1)
-    assert len(server.attempts) <= 6  # at 0, 1, 3, 7, 15, 31 s, or a little later
+    gaps = [late - early for early, late in zip(server.attempts, server.attempts[1:])]
+    assert 28 <= len(gaps) <= 32
+    assert min(gaps[1:]) >= 2 - 1e-6 and max(gaps) <= 2.1 + 1e-6
+
+
+def test_a_final_error_is_tried_less_and_less_while_nobody_asks(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    server.error = WRONG
+    pool = make(adapter=server, backoff_initial=1, backoff_maximum=30, min_size=1)
+    with pytest.raises(CreateFailed):
+        pool.acquire()
+    clock.advance(60)
+    assert server.attempts == [0, 1, 3, 7, 15, 31]
+    server.error = None
+    assert pool.acquire().resource.number == 1  # whoever asks then has it tried at once
+
+
+def test_a_final_error_is_tried_while_somebody_waits_for_what_is_lent(
+    make: Make, clock: VirtualClock, server: Server
+) -> None:
+    server.error = None
+    pool = make(adapter=server, max_size=2, backoff_initial=1)
+    lease = pool.acquire()
+    clock.advance(0.5)
+    server.error, server.attempts, server.start = WRONG, [], clock.now()
+    (task,) = in_line(pool, clock, 1)
+    clock.advance(9)
+    assert server.attempts == [0, 1, 3, 5, 7, 9]
+    server.error = None
+    clock.advance(2)
+    task.result().release()
+    lease.release()
+
+
+def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make, manual: VirtualClock) -> None:
+    """Whoever comes while it is being asked waits for its answer, so there must be time without."""
+    server = Server(manual)
+    server.error = WRONG
+    pool = make(adapter=server, clock=manual, backoff_initial=30, max_size=1)
+    (task,) = in_line(pool, manual, 1)
+    manual.advance(10)
+    run_jobs(manual)
+    with pytest.raises(CreateFailed):
+        task.result()
+    manual.advance(9.9)
+    with pytest.raises(CreateFailed):
+        pool.acquire()
+    manual.advance(0.1)
+    (task,) = in_line(pool, manual, 1)
+    server.error = None
+    run_jobs(manual)
+    task.result()
 
 
 def test_a_final_error_may_end(make: Make, clock: VirtualClock, server: Server) -> None:
@@ -690,3 +743,20 @@ def test_a_full_server_is_an_outage_for_a_pool_that_has_nothing(
     with pytest.raises(PoolTimeout, match="too many clients"):
         task.result()
     assert incidents.seen and pool.stats()["down"] is not None
+
+
+def test_a_full_server_that_lets_one_in_now_and_then_is_one_line(
+    full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, server, _ = full
+    refusal = server.error
+    lease = pool.acquire()
+    for _ in range(20):
+        (task,) = in_line(pool, clock, 1)  # it is refused,
+        server.error = None
+        clock.advance(2)
+        task.result().discard()  # and let in
+        server.error = refusal
+    assert len(server.attempts) >= 40
+    assert sum("takes no more" in record.message for record in caplog.records) == 1
+    lease.release()

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from pooling.core.entry import Entry, Key
-from pooling.core.outage import PATIENCE, Outage
+from pooling.core.outage import PATIENCE, REMEMBERED, Outage
 from pooling.core.state import UNLIMITED, Errand, PoolState
 from pooling.core.waiter import Waiter
 from pooling.errors import CreateFailed, PoolClosed
@@ -633,7 +633,7 @@ def test_the_last_error_is_kept_without_its_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "final", "sooner"), [(0, False, False), (1, False, False), (10, False, True), (10, True, False)]
+    ("failures", "final", "sooner"), [(0, False, False), (1, False, False), (10, False, True), (10, True, True)]
 )
 def test_hurry_when_somebody_begins_to_wait(failures: int, final: bool, sooner: bool) -> None:
     """A final error is not tried again for each newcomer: accounts get locked (P7)."""
@@ -642,6 +642,11 @@ def test_hurry_when_somebody_begins_to_wait(failures: int, final: bool, sooner: 
         now = outage.retry_at
         failed(outage, now, waiting=False, final=final)
     before = outage.retry_at
+    if final:
+        assert outage.hurry(now, STEADY)
+        assert outage.retry_at == pytest.approx(now + REMEMBERED)
+        assert not outage.hurry(now + 1, STEADY)
+        return
     assert outage.hurry(now, STEADY) is sooner
     assert outage.retry_at == (now + STEADY.probe_interval if sooner else before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -21,6 +22,7 @@ from pooling import (
     Pool,
     PoolClosed,
     PoolError,
+    PoolSettings,
     PoolTimeout,
     PoolUnavailable,
     TooManyWaiting,
@@ -677,8 +679,64 @@ def test_an_outage_is_two_lines_however_long(
     clock.advance(1)
     for task in waiting:
         task.result()
+    assert len(warnings()) == 1  # it may come back in a moment
+    clock.advance(5)
     began, ended = warnings()
     assert re.fullmatch(r"pool 'test': recovered after 60\.\d s", ended)
+
+
+def flap(pool: Pool[Any], adapter: FakeAdapter, clock: VirtualClock, times: int) -> None:
+    """Have a creation fail, and the next one work; so many times, two a second."""
+    for _ in range(times):
+        adapter.fail("create", ConnectionError("cut"))
+        waiting = Task(pool.acquire, 60)
+        clock.until_parked(1)
+        clock.advance(0.5)
+        waiting.result().discard()
+
+
+def test_an_outage_that_comes_and_goes_is_two_lines(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    """A link that cuts some of its packets."""
+    pool = make()
+    flap(pool, adapter, clock, 100)
+    assert warnings() == ["pool 'test': making a thing fails: ConnectionError: cut"]
+    clock.advance(4)
+    flap(pool, adapter, clock, 1)
+    clock.advance(4.4)
+    assert len(warnings()) == 1
+    clock.advance(1)
+    ended = warnings()[1]
+    assert re.fullmatch(
+        r"pool 'test': recovered after 54\.\d s; it had worked and failed again 100 times meanwhile", ended
+    )
+
+
+def test_outages_that_lie_apart_are_two_lines_each(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    flap(pool, adapter, clock, 1)
+    clock.advance(6)
+    flap(pool, adapter, clock, 1)
+    oversleep(clock, 6)  # the reaper comes late
+    flap(pool, adapter, clock, 1)
+    pool.close()
+    assert [line.split(": ")[1] for line in warnings()] == [
+        "making a thing fails", "recovered after 0.0 s", "making a thing fails", "recovered after 0.0 s",
+        "making a thing fails", "recovered after 0.0 s",
+    ]  # fmt: skip
+
+
+def test_a_pool_that_is_closed_amid_an_outage_has_not_recovered(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError("refused"), times=9999)
+    fails(pool.acquire, 0)
+    pool.close()
+    assert len(warnings()) == 1
 
 
 def test_a_final_error_is_one_line_for_all_who_ask(
@@ -768,3 +826,44 @@ def test_a_dead_or_old_resource_is_nothing_to_warn_of(
     pool.acquire().release()
     assert resource.closed == 1
     assert warnings() == []
+
+
+# -- what others chose ----------------------------------------------------------------------
+
+
+CLEAR = "\x1b[2J\nERROR: all is lost\u202e"
+SHOWN = r"\x1b[2J\nERROR: all is lost\u202e"
+
+
+def test_a_text_of_the_servers_reaches_no_terminal_raw(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
+) -> None:
+    pool = make()
+    adapter.fail("create", ConnectionError(CLEAR), times=9)
+    told = fails(pool.acquire, 0)
+    for text in [told, *warnings(), pool.stats()["down"], repr(pool)]:
+        assert text.isprintable(), text
+    assert r"\x1b[2J ERROR: all is lost\u202e" in told
+
+
+def test_names_reach_no_terminal_raw(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
+    pool: Pool[Any] = Pool(adapter=adapter, clock=clock, name=CLEAR, settings=PoolSettings(max_size=1, min_size=0))
+    thread = threading.current_thread()
+    before, thread.name = thread.name, CLEAR
+    try:
+        with pool.acquire():
+            told = fails(pool.acquire, 0)
+            holder = str(pool.holders()[0])
+        pool.acquire()
+        collect(clock)
+    finally:
+        thread.name = before
+    manager = pooling.PoolManager()
+    manager.add_pool(pool)
+    summary = io.StringIO()
+    manager.print_summary(summary)
+    pool.metrics.print_summary(summary)
+    report = str(manager.startup(0.1))
+    for text in [told, holder, *warnings(), repr(pool), repr(manager), report, *summary.getvalue().split("\n")]:
+        assert text.isprintable(), text
+    assert SHOWN in told and SHOWN in report and SHOWN in summary.getvalue()

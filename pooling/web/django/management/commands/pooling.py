@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, connections
 
-from .....core.words import say
+from .....core.words import printable, say
 from ..._pools import database_pools, everything
 from ...checks import check_server, check_settings, clients_allowed, crowd
 
@@ -63,7 +63,7 @@ class Command(BaseCommand):  # noqa: D101
             return
         self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
         for name, state, count in rows:
-            self.stdout.write(f"  {count:5} {state:<20} {name}")
+            self.stdout.write(f"  {count:5} {state:<20} {printable(name)}")
 
     def _doctor(self, timeout: float) -> None:
         said = check_settings(None)
