@@ -1,44 +1,57 @@
-"""A reverse proxy as a WSGI application: streams both ways over the pool's sockets.
+"""A reverse proxy as a WSGI application: streams answers over the pool's sockets.
 
-Serve it with any threaded WSGI server (urllib3 must be 2.1 or newer)::
+Serve it with any threaded WSGI server (urllib3 must be 2.2 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
-    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # asked now and then, for our own /healthz
+    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # probed now and then, for our own /healthz
+    UPSTREAM=... HEALTH_TOKEN=secret ...             # "Authorization: Bearer secret" sees counts there
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080
 
-Without arguments it starts a service of its own, asks it through itself from
-some threads, and says what the pool has done.
+Without arguments it starts a service of its own, sends requests to it through
+itself from some threads, and prints what the pool has done.
 
-What a proxy owes to both sides, and where it is kept here:
+The duties of a proxy, and how they are kept here:
 
-- Headers that are meant for the next hop end here (RFC 9110, 7.6.1).
-- Bodies are passed on as they come, in either direction, and never decoded.
-- The place at the upstream is given back when the answer has been read,
-  small ones before a slow client has taken the first byte, or when the client
-  has gone: the server then calls ``close``.
-- A request whose length is no number is refused: 400.
-- Nobody waits for ever: 503 and ``Retry-After`` when all connections are in
-  use, 504 when the upstream is late, 502 when it is down or breaks off.
+- A request goes to the upstream and nowhere else: its path is data, put behind
+  the upstream's own. Dot segments are resolved before; percent-escapes stay.
+- Headers that are meant for the next hop end here (RFC 9110, 7.6.1). What
+  cannot be passed on unambiguously is refused, in either direction: 400 or 502.
+- A request's body is read before a connection to the upstream is taken, at a
+  least rate and up to a limit, to memory if it is small and else to a file. So
+  slow clients hold no connection: 408 if it is late, 413 if it is too long.
+- Answers are passed on as they come, and never decoded. One that breaks off
+  does not look complete.
+- The connection is given back when the answer has been read, a small one
+  before a slow client has taken the first byte, or when the client has gone.
+- No wait is endless: 503 and ``Retry-After`` when all connections are in use,
+  504 when the upstream is late, 502 when it is down or breaks off.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hmac
 import json
 import os
+import re
+import socket
+import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from threading import Thread
+from tempfile import SpooledTemporaryFile
+from threading import Thread, Timer
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import requests
 from requests import exceptions
-from urllib3.exceptions import ReadTimeoutError
+from requests.structures import CaseInsensitiveDict
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import SKIP_HEADER
 
 if __name__ == "__main__":  # from a checkout, too
@@ -46,15 +59,31 @@ if __name__ == "__main__":  # from a checkout, too
 
 from pooling import HTTPPool, HTTPTimeout, PoolError, PoolSettings
 
-PIECE = 65536
-SMALL = 65_536  # bytes of an answer that are read at once, so that a slow client holds nothing
+PIECE = 65_536
+SMALL = 65_536  # bytes of a body that are kept in memory
+MAX_BODY = 100_000_000  # bytes of a request
+PATIENCE = 30.0  # seconds in which a client has to send or take a piece
 HOP_BY_HOP = frozenset((
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "trailers", "transfer-encoding", "upgrade",
 ))  # fmt: skip
+NOT_THE_CLIENTS = frozenset((
+    "Content-Length", "Expect", "Forwarded", "Host", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix",
+    "X-Forwarded-Proto", "X-Real-Ip",
+))  # what we say ourselves, or nobody  # fmt: skip
+METHOD = re.compile(r"(?!CONNECT$|TRACE$)[A-Z][A-Z-]*")
+NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+LENGTH = re.compile(r"[0-9]{1,18}")
+FOLDED = re.compile(r"[ \t]*[\r\n]+[ \t]*")  # a header's value over several lines
+DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\;]|$)")  # what other servers may take for dot segments
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
+
+
+class Refused(Exception):
+    """Will not be passed on; the text is the status to answer with."""
 
 
 class ReverseProxy:
@@ -63,81 +92,111 @@ class ReverseProxy:
     Args:
         upstream: Where requests go; its path is put before theirs.
         http: The pool; ``None`` makes one that suits.
+        health_token: Who sends it to ``/healthz`` sees counts; others see up or down.
+
+    Raises:
+        ValueError: The upstream is not the URL of an HTTP server.
     """
 
-    def __init__(self, upstream: str, http: HTTPPool | None = None) -> None:
+    def __init__(self, upstream: str, http: HTTPPool | None = None, health_token: str | None = None) -> None:
+        parts = urlsplit(upstream)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("upstream must be a URL such as https://api.example.com/v1")
         self.upstream = upstream.rstrip("/")
-        self.host = urlsplit(upstream).netloc.rpartition("@")[2]
+        self.host = parts.netloc.rpartition("@")[2]
         self.http = http or pool_for(upstream)
+        self.health_token = health_token
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/healthz":
-            return self.health(start_response)
-        length = environ.get("CONTENT_LENGTH") or "0"
-        if not (length.isascii() and length.isdigit()):
-            return refuse(start_response, "400 Bad Request")
+            return self.health(environ, start_response)
+        if sock := environ.get("gunicorn.socket"):
+            sock.settimeout(PATIENCE)
         try:
             return self.forward(environ, start_response)
+        except Refused as error:
+            status, headers = str(error), {}
         except PoolError:
-            return refuse(start_response, "503 Service Unavailable", [("Retry-After", "1")])
+            status, headers = "503 Service Unavailable", {"Retry-After": "1"}
         except exceptions.Timeout:
-            return refuse(start_response, "504 Gateway Timeout")
-        except exceptions.RequestException:
-            return refuse(start_response, "502 Bad Gateway")
+            status, headers = "504 Gateway Timeout", {}
+        except (exceptions.RequestException, HTTPError):
+            status, headers = "502 Bad Gateway", {}
+        return reply(environ, start_response, status, f"{status}\n".encode(), headers)
 
     def forward(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Pass a request on, and its answer back."""
-        lease = self.http.acquire()
-        try:
-            session = lease.resource
-            session.headers.clear()  # only the client's own
-            response = session.request(
-                environ["REQUEST_METHOD"], self.upstream + target(environ), headers=request_headers(environ, self.host),
-                data=request_body(environ), stream=True, allow_redirects=False,
-            )  # fmt: skip
-            answer = Answer(response, lease.release)
-        except BaseException:
-            lease.release()
-            raise
-        start_response(f"{response.status_code} {response.reason}", answer.headers)
+        method, path, headers = environ["REQUEST_METHOD"], target(environ), request_headers(environ, self.host)
+        if not METHOD.fullmatch(method):
+            raise Refused("501 Not Implemented")
+        with SpooledTemporaryFile(SMALL) as body:
+            small = read_body(environ, body) <= SMALL
+            body.seek(0)
+            lease = self.http.acquire()
+            try:
+                session = lease.resource
+                session.headers.clear()  # only the client's own
+                data = body.read() if small else body
+                request = session.prepare_request(requests.Request(method, self.upstream, headers, data=data))
+                assert request.url is not None
+                request.url = request.url.rstrip("/") + path  # as it is: requests would decode some of it
+                # Not by `session.send`: even where it does not follow a redirect it reads its body.
+                settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
+                response = session.get_adapter(request.url).send(request, **settings)
+                answer = Answer(response, lease.release, environ)
+                start_response(answer.status, answer.headers)
+            except BaseException:
+                lease.release()
+                raise
         return answer
 
-    def health(self, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def health(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Say how the pool is, and the upstream if it is probed."""
         found = self.http.health_check()
         well = found["status"] in ("healthy", "unknown")
-        body = json.dumps({name: found[name] for name in ("status", "in_use", "idle", "waiting", "max_size")}).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response("200 OK" if well else "503 Service Unavailable", headers)
-        return [body]
+        given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+        status = "200 OK" if well else "503 Service Unavailable"
+        body, headers = b"up" if well else b"down", {"Cache-Control": "no-store"}
+        if self.health_token and hmac.compare_digest(given, f"Bearer {self.health_token}".encode()):
+            names = ("status", "in_use", "idle", "waiting", "max_size")
+            body = json.dumps({name: found[name] for name in names}).encode()
+            headers["Content-Type"] = "application/json"
+        return reply(environ, start_response, status, body, headers)
 
 
 class Answer:
     """What the upstream answered; the WSGI server reads it, and closes it whatever happens."""
 
-    def __init__(self, response: requests.Response, done: Callable[[], object]) -> None:
-        self._raw, self._done = response.raw, done
-        self.headers = end_to_end(list(response.raw.headers.items()))
-        self._small = b""
-        length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) <= SMALL:
-            try:
-                self._small = self._raw.read(decode_content=False)
-            except ReadTimeoutError as error:  # before a byte was passed on: there is still time to say so
-                raise exceptions.ReadTimeout(error) from error
-            except Exception as error:
-                raise exceptions.ConnectionError(error) from error
+    def __init__(self, response: requests.Response, done: Callable[[], object], environ: Environ) -> None:
+        self._raw, self._done, self._environ = response.raw, done, environ
+        self.status = f"{response.status_code} {response.reason if VALUE.fullmatch(response.reason or '') else ''}"
+        self.headers = answer_headers(response)
+        length = CaseInsensitiveDict(self.headers).get("Content-Length")
+        small = length is not None and int(length) <= SMALL
+        try:  # the server waits for the first piece before it sends the head: there is still time to say what fails
+            self._first = self._raw.read(decode_content=False) if small else self._piece()
+        except ReadTimeoutError as error:
+            raise exceptions.ReadTimeout(error) from error
+        except Exception as error:
+            raise exceptions.ConnectionError(error) from error
+
+    def _piece(self) -> bytes:
+        """Return what has come; `stream` would wait until a piece is full."""
+        data: bytes = self._raw.read1(PIECE, decode_content=False)
+        return data
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._small:
-            yield self._small
-        # As it comes: `stream` would wait until a piece is full. An error in here
-        # must not look like the end: the server closes the connection.
-        while data := self._raw.read1(PIECE, decode_content=False):
+        data = self._first
+        while data:
             yield data
+            try:
+                data = self._piece()
+            except Exception:
+                reset(self._environ)
+                raise  # the server closes the connection
 
     def close(self) -> None:
-        """Give the place at the upstream back."""
+        """Give the connection to the upstream back."""
         done, self._done = self._done, lambda: None
         done()
 
@@ -151,16 +210,139 @@ def pool_for(upstream: str, health_url: str | None = None) -> HTTPPool:
 
 
 def from_env() -> ReverseProxy:
-    """Return the application for what ``UPSTREAM`` and ``UPSTREAM_HEALTH`` name."""
+    """Return the application for ``UPSTREAM``, ``UPSTREAM_HEALTH`` and ``HEALTH_TOKEN``."""
     upstream = os.environ["UPSTREAM"]
-    return ReverseProxy(upstream, pool_for(upstream, os.environ.get("UPSTREAM_HEALTH")))
+    http = pool_for(upstream, os.environ.get("UPSTREAM_HEALTH") or None)
+    return ReverseProxy(upstream, http, os.environ.get("HEALTH_TOKEN"))
+
+
+# -- requests --------------------------------------------------------------------------
 
 
 def target(environ: Environ) -> str:
-    """Return path and query as the client wrote them, or near enough."""
-    path = quote(environ.get("PATH_INFO", "").encode("latin-1"), safe="/:@!$&'()*+,;=~%")
-    query = environ.get("QUERY_STRING")
-    return f"{path}?{query}" if query else path
+    """Return path and query as the client wrote them, without dot segments.
+
+    Most servers have them as they came, under one of two names. The standard
+    one is decoded, and so cannot tell ``%2F`` from a slash.
+    """
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if not raw or environ.get("SCRIPT_NAME"):  # the application is mounted below a prefix, which is not passed on
+        query = environ.get("QUERY_STRING")
+        raw = quote(environ["PATH_INFO"].encode("latin-1"), safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
+    raw = re.sub(r"^(?i:https?)://[^/?]*", "", raw)  # some clients write the whole URL
+    if not raw.startswith("/") or re.search(r"[\x00-\x20\x7f]", raw):
+        raise Refused("400 Bad Request")
+    raw = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", raw)
+    raw = quote(raw.encode("latin-1"), safe="/%:@!$&'()*+,;=~?")
+    path, mark, query = raw.partition("?")
+    path = without_dots(path)
+    if DOTS.search(unquote(path, "latin-1")):
+        raise Refused("400 Bad Request")
+    return path + mark + query
+
+
+def without_dots(path: str) -> str:
+    """Resolve ``.`` and ``..``, however they are written (RFC 3986, 5.2.4)."""
+    kept: list[str] = []
+    for segment in path.split("/")[1:]:
+        plain = segment.lower().replace("%2e", ".")
+        if plain == "..":
+            kept[-1:] = []
+        elif plain != ".":
+            kept.append(segment)
+    if plain in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def request_headers(environ: Environ, host: str) -> dict[str, str]:
+    """Return the client's headers, and where the request came from."""
+    given = end_to_end(
+        [(name[5:].replace("_", "-").title(), value) for name, value in environ.items() if name.startswith("HTTP_")]
+    )
+    headers = {name: value for name, value in given if name not in NOT_THE_CLIENTS}
+    if environ.get("CONTENT_TYPE"):
+        headers["Content-Type"] = environ["CONTENT_TYPE"]
+    before, client = headers.get("X-Forwarded-For"), environ.get("REMOTE_ADDR") or "unknown"
+    headers |= {
+        "Host": host,
+        "X-Forwarded-For": f"{before}, {client}" if before else client,
+        "X-Forwarded-Proto": environ["wsgi.url_scheme"],
+    }
+    if environ.get("HTTP_HOST"):
+        headers["X-Forwarded-Host"] = environ["HTTP_HOST"]
+    if not all(NAME.fullmatch(name) and VALUE.fullmatch(value) for name, value in headers.items()):
+        raise Refused("400 Bad Request")
+    for name in ("User-Agent", "Accept-Encoding"):
+        headers.setdefault(name, SKIP_HEADER)  # else urllib3 would speak for the client
+    return headers
+
+
+def read_body(environ: Environ, body: SpooledTemporaryFile[bytes]) -> int:
+    """Write to a file what the client sends; return how long it is."""
+    rest, size = request_length(environ), 0
+    while rest is None or size < rest:
+        if max(rest or 0, size) > MAX_BODY:
+            raise Refused("413 Content Too Large")
+        piece = read_piece(environ, PIECE if rest is None else min(PIECE, rest - size))
+        if not piece and rest is None:
+            break
+        if not piece:  # the client has gone, or is late
+            raise Refused("408 Request Timeout")
+        size += body.write(piece)
+    return size
+
+
+def request_length(environ: Environ) -> int | None:
+    """Return how long the body is; ``None`` means that its end shows when it is read."""
+    length, coding = environ.get("CONTENT_LENGTH"), environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is None:
+        if length and not LENGTH.fullmatch(length):
+            raise Refused("400 Bad Request")
+        return int(length or 0)
+    if length:  # two lengths: servers in a row may believe different ones
+        raise Refused("400 Bad Request")
+    if coding.strip().lower() != "chunked":
+        raise Refused("501 Not Implemented")
+    if not environ.get("wsgi.input_terminated"):  # the server would not hand it over
+        raise Refused("411 Length Required")
+    return None
+
+
+def read_piece(environ: Environ, size: int) -> bytes:
+    """Read a piece of the body; one that takes longer than ``PATIENCE`` is none."""
+    sock = connection(environ)
+    timer = Timer(PATIENCE, stop_reading, [sock])
+    timer.daemon = True
+    if sock is not None:
+        timer.start()
+    try:
+        piece: bytes = environ["wsgi.input"].read(size)
+    except OSError:  # the server has limits of its own
+        raise Refused("408 Request Timeout") from None
+    finally:
+        timer.cancel()
+        if sock is not None:
+            sock.close()
+    return piece
+
+
+# -- answers ---------------------------------------------------------------------------
+
+
+def answer_headers(response: requests.Response) -> Headers:
+    """Return an answer's headers; there must be one way only to tell where it ends."""
+    headers = [(name, FOLDED.sub(" ", value)) for name, value in response.raw.headers.items()]
+    clean = all(NAME.fullmatch(name) and VALUE.fullmatch(value) for name, value in headers)
+    lengths = [value for name, value in headers if name.lower() == "content-length"]
+    codings = [value.lower() for name, value in headers if name.lower() == "transfer-encoding"]
+    if response.status_code < 200 or not clean or codings not in ([], ["chunked"]):
+        raise Refused("502 Bad Gateway")
+    if len(lengths) > 1 or not all(LENGTH.fullmatch(length) for length in lengths):
+        raise Refused("502 Bad Gateway")
+    if codings or response.status_code == 204:
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    return end_to_end(headers)
 
 
 def end_to_end(headers: Headers) -> Headers:
@@ -170,63 +352,41 @@ def end_to_end(headers: Headers) -> Headers:
     return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP | named]
 
 
-def request_headers(environ: Environ, host: str) -> dict[str, str]:
-    """Return the client's headers, and where the request came from."""
-    given = [
-        (name[5:].replace("_", "-").title(), value) for name, value in environ.items() if name.startswith("HTTP_")
-    ]
-    headers = dict(end_to_end(given))
-    if environ.get("CONTENT_TYPE"):
-        headers["Content-Type"] = environ["CONTENT_TYPE"]
-    before = headers.get("X-Forwarded-For")
-    client = environ.get("REMOTE_ADDR", "unknown")
-    headers |= {
-        "Host": host,
-        "X-Forwarded-For": f"{before}, {client}" if before else client,
-        "X-Forwarded-Host": environ.get("HTTP_HOST", ""),
-        "X-Forwarded-Proto": environ["wsgi.url_scheme"],
-    }
-    for name in ("User-Agent", "Accept-Encoding"):
-        headers.setdefault(name, SKIP_HEADER)  # else urllib3 would speak for the client
-    return headers
-
-
-def request_body(environ: Environ) -> Body | Iterator[bytes] | None:
-    """Return what the client sends, to be read as it comes."""
-    length = environ.get("CONTENT_LENGTH")
-    if length:
-        return Body(environ["wsgi.input"], int(length)) if int(length) else None
-    if environ.get("wsgi.input_terminated"):  # chunked
-        return iter(lambda: environ["wsgi.input"].read(PIECE), b"")
-    return None
-
-
-class Body:
-    """A request's body of known length."""
-
-    def __init__(self, source: Any, length: int) -> None:
-        self._source, self._length = source, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        rest = self._length
-        while rest:
-            data = self._source.read(min(PIECE, rest))
-            if not data:
-                raise OSError("the client has gone amid its request")
-            rest -= len(data)
-            yield data
-
-
-def refuse(start_response: Callable[..., Any], status: str, headers: Iterable[tuple[str, str]] = ()) -> list[bytes]:
+def reply(
+    environ: Environ, start_response: Callable[..., Any], status: str, body: bytes, headers: dict[str, str]
+) -> list[bytes]:
     """Answer in the upstream's stead."""
-    body = (status + "\n").encode()
-    start_response(
-        status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers], sys.exc_info()
-    )
-    return [body]
+    headers = {"Content-Type": "text/plain", "Content-Length": str(len(body)), **headers}
+    start_response(status, list(headers.items()))
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+# -- the client's connection -----------------------------------------------------------
+
+
+def connection(environ: Environ) -> socket.socket | None:
+    """Return a handle of our own on the client's socket, if the server shows it; waitress does not."""
+    sock = environ.get("gunicorn.socket") or environ.get("reverse_proxy.socket")
+    if sock is not None:
+        return socket.socket(fileno=os.dup(sock.fileno()))
+    uwsgi = sys.modules.get("uwsgi")
+    return socket.socket(fileno=os.dup(uwsgi.connection_fd())) if uwsgi else None
+
+
+def stop_reading(sock: socket.socket) -> None:
+    """End a read that waits for the client: no byte will come any more."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RD)
+
+
+def reset(environ: Environ) -> None:
+    """Let the client's connection end with a reset: its mere end may look like the end of the body."""
+    sock = connection(environ) if environ["SERVER_PROTOCOL"].startswith("HTTP/1") else None
+    if sock is not None:
+        with sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if gunicorn := environ.get("gunicorn.socket"):
+                gunicorn.close()  # gunicorn would say a goodbye before
 
 
 # -- to run it -------------------------------------------------------------------------
@@ -238,9 +398,20 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 1024
 
+    def shutdown_request(self, request: Any) -> None:
+        self.close_request(request)  # without a goodbye, see `reset`
+
 
 class Quiet(WSGIRequestHandler):
-    """Keeps no log."""
+    """Keeps no log, and shows more of a request than the standard asks for."""
+
+    timeout = PATIENCE
+
+    def get_environ(self) -> Environ:
+        environ = super().get_environ()
+        if "Content-Type" not in self.headers:
+            environ["CONTENT_TYPE"] = ""
+        return environ | {"REQUEST_URI": self.path, "reverse_proxy.socket": self.connection}
 
     def log_message(self, *args: object) -> None:
         pass

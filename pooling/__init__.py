@@ -24,6 +24,7 @@ from .errors import (
     PoolTimeout,
     PoolUnavailable,
     TooManyWaiting,
+    TransactionRolledBack,
 )
 from .settings import Backoff, PoolSettings
 
@@ -66,6 +67,7 @@ __all__ = [
     "PostgresPool",
     "SQLitePool",
     "TooManyWaiting",
+    "TransactionRolledBack",
     "__version__",
     "application_lifespan",
     "from_url",

@@ -12,8 +12,10 @@ if __name__ == "__main__":  # before the imports that take a while: Ctrl-C ends 
 import argparse
 import importlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
+from ._masking import masked, without_secrets
 
 __all__ = ["main"]
 
@@ -25,6 +27,20 @@ _COMMANDS = {
 _PIPE = 128 + 13  # what a shell says of a program that SIGPIPE has ended
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains without the passwords of addresses that are where they should not be."""
+
+    given: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        for argument in self.given:
+            for text in (argument, argument.partition("=")[2]):
+                hidden = masked(text)
+                if text and hidden != text:
+                    message = message.replace(repr(text), repr(hidden)).replace(text, hidden)
+        super().error(without_secrets(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
 
@@ -34,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Help or version were asked for (0), or an option is bad (2).
     """
-    parser = argparse.ArgumentParser(
+    _Parser.given = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(
         prog="python -m pooling", description="Fair, bounded, self-healing pools for threads."
     )
     parser.add_argument("--version", action="version", version=f"pooling {__version__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -78,6 +79,17 @@ class Member:
         raise NotImplementedError
 
 
+_BETWEEN = ("pooling.manager", "pooling.web.", "werkzeug.local")
+
+
+def _depth_of_the_user() -> int:
+    """Return how many frames above the acquire the code stands that shows as the holder (P12)."""
+    frame, depth = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
 class Ours(Member):
     """A `Pool`."""
 
@@ -90,7 +102,7 @@ class Ours(Member):
         self.pool.close(timeout)
 
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
-        return self.pool.acquire(timeout)
+        return self.pool.acquire(timeout, _depth_of_the_user())
 
     def probe(self, timeout: float) -> str | None:
         check = getattr(self.pool, "health_check", None)
@@ -128,6 +140,8 @@ class Ours(Member):
             return "paused"
         if stats["down"]:
             return f"making one fails: {stats['down']}"
+        if self.pool._reset_error is not None:
+            return f"resets keep failing: {say(self.pool._reset_error)}"
         if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
             return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
         return None

@@ -18,10 +18,11 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 
+from ._masking import masked, shown
 from .core.pool import Pool
-from .settings import _ALL_NAMES, PoolSettings, _closest
+from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
-__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "scheme_of", "settings_for"]
+__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "names_of", "normal", "scheme_of", "settings_for"]
 
 Build = Callable[..., Pool[Any]]
 
@@ -38,11 +39,10 @@ SCHEMES = {
 # Sockets are cheaper than connections to a database: as `HTTPPool` has it by itself.
 _BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
 _EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # what pip installs the driver with
-_SECRET = re.compile(r"(?i)((?:^|[?&])[^=&]*(?:pass|secret|token|key|pwd)[^=&]*=)[^&#]*")
-# A password may hold what should have been escaped, and some drivers take it: it goes on to the
-# last @ before what looks like a query, else to the last one of all. Too much is hidden, if any.
-_PASSWORD = re.compile(r"(?s)(?<=://)([^:@/?#]*):(?:.*@(?=[^@?]*\?[\w.-]+=)|.*@)")
-_WEB_USER = re.compile(r"(?i)^(https?://)(?![^@/]*\?[\w.-]+=)[^/]*@")  # may be a token, without a password
+# Where a kind has a parameter of its own that elsewhere is another library's name of a setting.
+_OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
 # Before the query: a ? in a user or password is none of the query's, where an @ comes before the next slash.
 _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?")
 
@@ -64,26 +64,33 @@ def from_url(
             knows, are taken out; the others are the driver's.
         name: How the pool is called in messages.
         settings: What the URL does not say; ``None`` means the defaults.
-        arguments: Further ones of the pool's class.
+        arguments: Further ones of the pool's class, and fields of
+            `PoolSettings`, which beat the URL.
 
     Raises:
         ValueError: The scheme is unknown, or a parameter is unknown or bad.
         ImportError: The kind's driver is not installed.
         TypeError: An argument is unknown or of the wrong type.
     """
-    scheme = scheme_of(url)
-    build = _builder(scheme)
+    url = normal(url)
+    build = _builder(scheme_of(url))
     rest, given, others = _split(url)
     if given:
         try:
             settings = settings_for(url, given, settings)
         except ValueError as error:
-            raise ValueError(f"{masked(url)}: {error}") from None
+            rule = str(error)
+            if "@" in url.partition("?")[2]:  # the value may be a part of a password with a ? in it
+                rule = f"{' or '.join(given)} is not what it must be"
+            raise ValueError(f"{masked(url)}: {rule}") from None
+    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES}
+    if options and (settings is None or isinstance(settings, PoolSettings)):  # not every kind takes them
+        settings = (settings or settings_for(url, {})).replace(**options)
     try:
         return build(rest, settings=settings, name=name, **arguments)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{masked(url)}: {error}{_hint(others)}") from error
+        raise kind(f"{masked(url)}: {error}{_hint(others, str(error))}") from error
 
 
 def settings_for(url: str, given: Mapping[str, object], base: PoolSettings | None = None) -> PoolSettings:
@@ -99,12 +106,15 @@ def settings_for(url: str, given: Mapping[str, object], base: PoolSettings | Non
 
 def parameters(url: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the texts in a URL's query by name: of settings, under their own names, and of all else."""
-    _, given, others = _split(url)
-    return {_ALL_NAMES[name]: text for name, text in given.items()}, others
+    _, given, others = _split(normal(url))
+    found = {_ALL_NAMES[name]: text for name, text in given.items()}
+    if "max_overflow" in found and "max_size" in found:
+        found.setdefault("max_idle", found["max_size"])
+    return found, others
 
 
 def scheme_of(url: str) -> str:
-    """Return a URL's scheme.
+    """Return a URL's scheme as we call it, see `OTHER_SCHEMES`.
 
     Raises:
         TypeError: It is not a text.
@@ -112,17 +122,33 @@ def scheme_of(url: str) -> str:
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be a text, not {type(url).__name__}")
+    if _SQLITE.match(url):
+        return "sqlite"
     scheme, separator, _ = url.partition("://")
-    if not separator or not scheme:
+    if not separator or not _SCHEME.fullmatch(scheme):
         raise ValueError("url must begin with a scheme, such as postgresql:// or sqlite:///")
-    return scheme.lower()
+    return OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
 
 
-def masked(url: str) -> str:
-    """Return a URL as it may be shown: without password or token, and without secret parameters."""
-    url = _WEB_USER.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", url))
-    head, mark, query = url.partition("?")
-    return head + mark + _SECRET.sub(r"\1***", query)
+def normal(url: str) -> str:
+    """Return a URL with its scheme as we write it, whatever it is called elsewhere (`OTHER_SCHEMES`).
+
+    ``sqlite:/abs/path`` is ``sqlite:////abs/path``.
+
+    Raises:
+        As for `scheme_of`.
+    """
+    short = _SQLITE.match(url) if isinstance(url, str) else None
+    if short is not None:
+        return f"sqlite:///{short[2]}"
+    scheme = scheme_of(url)
+    return f"{scheme}://{url.partition('://')[2]}"
+
+
+def names_of(url: str) -> Mapping[str, str]:
+    """Return by name which settings a URL's query, or a mapping with such a URL, may hold."""
+    own = _OWN_PARAMETERS.get(scheme_of(url), {"timeout"})
+    return {name: setting for name, setting in _ALL_NAMES.items() if name not in own}
 
 
 def _builder(scheme: str) -> Build:
@@ -140,7 +166,8 @@ def _builder(scheme: str) -> Build:
             f"{scheme}:// needs a driver that is not installed or does not load: {error}{advice}"
         ) from error
     known = sorted({*SCHEMES, *(point.name for point in _entry_points())})
-    closest = _closest(scheme, known)
+    closest = _closest(scheme, [*known, *OTHER_SCHEMES], 0.75)
+    closest = OTHER_SCHEMES.get(closest or "", closest)
     hint = f"; did you mean {closest!r}?" if closest else ""
     raise ValueError(
         f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)}; others come with packages that have an "
@@ -170,20 +197,30 @@ def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
     given: dict[str, str] = {}
     others: dict[str, str] = {}
     kept: list[str] = []
+    names = names_of(url)
     for token in filter(None, query.split("&")):
         key, _, text = token.partition("=")
-        if key not in _ALL_NAMES:
+        if key not in names:
             kept.append(token)
+            if (theirs := _hikari(key)) and scheme_of(url) in SCHEMES:
+                raise ValueError(f"{masked(url)}: {theirs}")
         elif key in given:
             raise ValueError(f"{masked(url)}: {key} is given twice")
-        if re.fullmatch(r"[\w.-]+", key):  # else it may be a part of a password with a ? in it, and is not to be shown
-            (given if key in _ALL_NAMES else others)[key] = unquote_plus(text)
+        elif "@" in text:  # it may be a part of a password with a ? in it, and is not to be shown
+            raise ValueError(f"{masked(url)}: {key} has an @ in it; a user and password must be percent-encoded")
+        if key in names:
+            given[key] = unquote_plus(text)
+        elif re.fullmatch(r"[\w.-]+", key) and "@" not in query:  # likewise
+            others[key] = unquote_plus(text)
     return url[:start] + head + (mark + "&".join(kept) if kept else ""), given, others
 
 
-def _hint(parameters: Iterable[str]) -> str:
-    """What may have been meant by parameters that nobody knew."""
-    near = {name: _closest(name, _ALL_NAMES, 0.75) for name in parameters}
+def _hint(parameters: Iterable[str], error: str) -> str:
+    """What may have been meant by parameters that an error names."""
+    named = [name for name in parameters if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", error)]
+    if not re.search(r"(?i)unknown parameter|query parameter|keyword", error):
+        return ""
+    near = {name: _meant(name, _ALL_NAMES) for name in named}
     return "".join(f"; was {close!r} meant by {name!r}?" for name, close in near.items() if close)
 
 
@@ -206,6 +243,8 @@ def http_pool(
     """
     from .adapters.http import HTTPPool, HTTPTimeout
 
+    if "@" in url.partition("?")[2]:  # urlsplit would end the host at the ?
+        raise ValueError("user, password and parameters must be percent-encoded, ? as %3F and @ as %40")
     parts = urlsplit(url)
     given: dict[str, Any] = {}
     times: dict[str, float] = {}
@@ -216,7 +255,7 @@ def http_pool(
         elif key in _HTTP_PARAMETERS:
             given[key] = _read(_HTTP_PARAMETERS[key], key, text)
         else:
-            raise ValueError(f"unknown parameter {key!r}")
+            raise ValueError(f"unknown parameter {shown(key)}")
     if times:
         given["timeout"] = dataclasses.replace(HTTPTimeout.of(given.get("timeout"), HTTPTimeout()), **times)
     base = urlunsplit((*parts[:3], "", "")) if parts.netloc else None
@@ -227,22 +266,18 @@ def _read(kind: Callable[[str], Any], key: str, text: str) -> Any:
     try:
         return kind(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{key}={text!r} is not what it must be") from None
-
-
-def _bool(text: str) -> bool:
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        raise ValueError(f"{key}={shown(text)} is not what it must be") from None
 
 
 def _trust(text: str) -> bool | str:
     """``verify``: yes, no, or a file of certificates."""
     try:
-        return _bool(text)
-    except KeyError:
+        return truth(text)
+    except ValueError:
         return text
 
 
 _HTTP_PARAMETERS: dict[str, Callable[[str], Any]] = {
-    "timeout": float, "max_per_host": int, "retry": int, "verify": _trust, "compression": _bool,
-    "cookies": str, "trust_env": _bool, "health_url": str, "pooled": _bool,
+    "timeout": float, "max_per_host": int, "retry": int, "verify": _trust, "compression": truth,
+    "cookies": str, "trust_env": truth, "health_url": str, "pooled": truth,
 }  # fmt: skip

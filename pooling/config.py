@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from ._urls import from_url, masked, parameters, scheme_of, settings_for
+from ._masking import SECRETS, masked, shown, suspicious
+from ._urls import _SQLITE, from_url, names_of, normal, parameters, settings_for
 from .core.pool import Pool
-from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt
+from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, variable
 
 __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
 
@@ -28,7 +30,8 @@ DATABASE_SETTINGS = PoolSettings(min_size=5, max_size=20, acquire_timeout=30.0)
 """What holds for the database where nothing is said."""
 
 _SHARED = {"ENABLE_METRICS": "enable_metrics", "METRICS_EXPORT_INTERVAL": "metrics_interval"}
-_SECRETS = ("pass", "secret", "token", "key", "auth", "cert", "header", "prox")
+_SECRETS = (*SECRETS, "auth", "cert", "header", "prox", "cookie")
+_CONNINFO = re.compile(r"\b(?:host|hostaddr|port|dbname|user|service)\s*=")  # libpq's key=value text
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def from_env(
     configs = {HTTP: _http(prefix, environ)}
     if database is None:
         variables = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
-        source = next((name for name in variables if environ.get(name)), "")
-        database = environ.get(source) or None
+        source = next((name for name in variables if variable(environ, name)), "")
+        database = variable(environ, source)
     if database is not None:
         configs[DATABASE] = _database(prefix, environ, database, source)
     return configs
@@ -143,32 +146,46 @@ def from_mapping(mapping: Mapping[str, object]) -> dict[str, PoolConfig]:
     return {name: _one(name, value) for name, value in mapping.items()}
 
 
-def url_of(database: str) -> str:
-    """Return the URL of a database that may be given as the path of a SQLite file."""
-    if "://" in database:
-        scheme_of(database)
-        return database
-    return "sqlite:///" + ("" if database == ":memory:" else quote(os.fspath(database)))
+def url_of(database: str | os.PathLike[str]) -> str:
+    """Return the URL of a database that may be given as the path of a SQLite file.
+
+    Raises:
+        ValueError: It is no URL, and looks like an address for all that; the
+            message leaves it out, because it may hold a password.
+    """
+    if isinstance(database, str) and not database.strip():  # to SQLite, a database in memory
+        raise ValueError("the database must not be empty; ':memory:' is one in memory")
+    if not isinstance(database, str):  # a path
+        return "sqlite:///" + quote(os.fsencode(database))
+    if _SQLITE.match(database) or ("://" in database and not database.startswith("file:")):
+        return normal(database)
+    if database != ":memory:" and (suspicious(database) or _CONNINFO.search(database)):
+        raise ValueError(
+            "the database is neither a URL, such as postgresql://..., nor the name of a file; "
+            "one that is called like that is written as sqlite:///name"
+        )
+    return "sqlite:///" + ("" if database == ":memory:" else quote(os.fsencode(database)))
 
 
 def _one(name: str, value: object) -> PoolConfig:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"the name of a pool must be a text that is not empty, not {name!r}")
+        raise TypeError(f"the name of a pool must be a text that is not empty, not {shown(name)}")
     if isinstance(value, str):
         return PoolConfig(name, value, sources={"url": name})
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a URL or a mapping, not {type(value).__name__}")
+        raise TypeError(f"{masked(name)} must be a URL or a mapping, not {type(value).__name__}")
     rest = dict(value)
     url, critical = rest.pop("url", None), rest.pop("critical", True)
     if not isinstance(url, str):
-        raise ValueError(f"{name}: url must be a text such as postgresql://..., and is missing or none")
+        raise ValueError(f"{masked(name)}: url must be a text such as postgresql://..., and is missing or none")
     if not isinstance(critical, bool):
-        raise TypeError(f"{name}: critical must be true or false, not {critical!r}")
-    given = {key: rest.pop(key) for key in list(rest) if key in _ALL_NAMES}
+        raise TypeError(f"{masked(name)}: critical must be true or false, not {shown(critical)}")
     try:
+        names = names_of(url)
+        given = {key: rest.pop(key) for key in list(rest) if key in names}
         settings = settings_for(url, given) if given else None
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise type(error)(f"{masked(name)}: {error}") from None
     sources = {_ALL_NAMES[key]: f"{name}.{key}" for key in given}
     sources |= {key: f"{name}.{key}" for key in ("url", *rest)}
     return PoolConfig(name, url, settings, rest, critical, sources)
@@ -178,25 +195,29 @@ def _one(name: str, value: object) -> PoolConfig:
 
 
 def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
-    from .adapters.http.client import _NUMBERS, _TIMES, pool_arguments  # here: it imports requests
+    from .adapters.http.client import _NUMBERS, _TIMES, pool_arguments, without_headers  # here: it imports requests
 
     own = f"{prefix}HTTP_"
+    environ = without_headers(own, environ)
     arguments = pool_arguments(own, {name: environ[name] for name in environ if name.startswith(own)})
     del arguments["name"]
     words = {**dict.fromkeys(_TIMES, "timeout"), **_NUMBERS, "POOLING": "pooled", "BASE_URL": "url"}
     sources: dict[str, str] = {}
     for word, argument in words.items():
-        if own + word in environ:
+        if variable(environ, own + word):
             sources[argument] = ", ".join(filter(None, [sources.get(argument), own + word]))
-    settings, said = _shared(prefix, environ, arguments.pop("settings"), _said(own, environ, except_for=words))
-    url = environ.get(f"{own}BASE_URL") or "http://"
+    settings, said = _shared(prefix, environ, arguments.pop("settings"), _said(own, environ, {*words, "TIMEOUT"}))
+    url = variable(environ, f"{own}BASE_URL") or "http://"
     return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **said})
 
 
 def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
     urls = (f"{prefix}DATABASE_URL", f"{prefix}DB_URL")
     others = {name: text for name, text in environ.items() if name not in urls}
-    url = url_of(database)
+    try:
+        url = url_of(database)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     base = _room_for(DATABASE_SETTINGS, parameters(url)[0])
     settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, base)
     return PoolConfig(DATABASE, url, settings, sources={"url": source, **sources})
@@ -210,9 +231,11 @@ def _settings(
     for part in parts:
         known = {prefix + part + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix + part, environ, known)
-        said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if name in environ]
+        said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
     sources = {setting: variable for variable, setting, _ in reversed(said)}
     base = _room_for(base, {setting: environ[variable] for setting, variable in sources.items()})
+    if "max_overflow" in sources:
+        sources.setdefault("max_idle", sources.get("max_size", ""))
     return _shared(prefix, environ, _overlay(base, _read(said)), sources)
 
 
@@ -221,7 +244,7 @@ def _said(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -
     return {
         setting: prefix + name.upper()
         for name, setting in _ALL_NAMES.items()
-        if prefix + name.upper() in environ and name.upper() not in except_for
+        if variable(environ, prefix + name.upper()) and name.upper() not in except_for
     }
 
 
@@ -230,7 +253,7 @@ def _shared(
 ) -> tuple[PoolSettings, dict[str, str]]:
     """Lay what is said for both pools below what is said for this one."""
     for name, setting in _SHARED.items():
-        if prefix + name in environ and setting not in sources:
+        if variable(environ, prefix + name) and setting not in sources:
             settings = _overlay(settings, _read([(prefix + name, setting, environ[prefix + name])]))
             sources = {**sources, setting: prefix + name}
     return settings, sources

@@ -6,6 +6,7 @@
     ├── TooManyWaiting               max_waiting reached
     ├── PoolClosed                   the pool was closed before or during the call
     ├── CreateFailed                 final: wrong password, unknown database (cause chained)
+    ├── TransactionRolledBack        a block ended well, and its transaction was rolled back all the same
     └── LeaseError                   released twice, used after release or after a fork: a bug, so loud
 
 Every message names the pool and its counts (P12).
@@ -18,6 +19,7 @@ __all__ = [
     "TooManyWaiting",
     "PoolClosed",
     "CreateFailed",
+    "TransactionRolledBack",
     "LeaseError",
 ]
 
@@ -54,6 +56,16 @@ class CreateFailed(PoolError):
 
     A wrong password, an unknown database: the driver's error is the
     ``__cause__``.
+    """
+
+
+class TransactionRolledBack(PoolError):
+    """A block ended without an error, and yet nothing that it did was stored.
+
+    A statement failed in it, the block caught the error and went on, and the
+    database had already rolled the transaction back. The message names the
+    statement. What a pool raises is an error of its driver as well
+    (``psycopg.Error``, ``sqlite3.Error``).
     """
 
 

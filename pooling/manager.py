@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from . import config
+from ._masking import masked, shown
 from ._members import Member, in_parallel, member_of
 from ._reports import DEGRADED, DOWN, UP, Health, PoolHealth, Readiness, Startup, judge, table
 from ._signals import SignalWatch
@@ -44,7 +45,7 @@ class PoolManager:
 
         manager = PoolManager()
         manager.create_pool("db", "postgresql://app@db/orders?max_size=20")
-        manager.create_pool("ldap", connect, close=Connection.unbind)
+        manager.create_pool("ldap", connect, close=Connection.unbind, max_size=5)
         with manager:                                # warm up; close in the end
             with manager.get_pool("db").connection() as conn: ...
 
@@ -129,7 +130,8 @@ class PoolManager:
             source: A URL as for `from_url`, a function that makes a resource,
                 or an `Adapter`.
             critical: Whether the application is down without it.
-            arguments: ``settings=`` and further ones of the pool's class.
+            arguments: ``settings=``, fields of `PoolSettings`, which beat it,
+                and further ones of the pool's class.
 
         Raises:
             ValueError: The name is taken by a pool that was made otherwise;
@@ -175,12 +177,14 @@ class PoolManager:
 
     def _add(self, name: str, member: Member) -> Member:
         if not isinstance(name, str) or not name:
-            raise TypeError(f"name must be a text that is not empty, not {name!r}")
+            raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+        if "://" in name and masked(name) != name:
+            raise ValueError("name must not be an address with a password: it stands in every message")
         if self._closing:
-            raise PoolError(f"the manager was shut down; no pool {name!r} any more")
+            raise PoolError(f"the manager was shut down; no pool {shown(name)} any more")
         found = self._members.setdefault(name, member)
         if found is not member and found.recipe != member.recipe:
-            raise ValueError(f"name {name!r} is taken by another pool, or by one with other settings")
+            raise ValueError(f"name {shown(name)} is taken by another pool, or by one with other settings")
         return found
 
     def get_pool(self, name: str) -> Any:
@@ -195,8 +199,8 @@ class PoolManager:
         try:
             return self._members[name]
         except KeyError:
-            known = ", ".join(map(repr, self._members)) or "none at all"
-            raise KeyError(f"no pool {name!r}; there are: {known}") from None
+            known = ", ".join(map(shown, self._members)) or "none at all"
+            raise KeyError(f"no pool {shown(name)}; there are: {known}") from None
 
     def lease(self, name: str, timeout: float | None = None) -> AbstractContextManager[Any]:
         """Take a resource of a pool, ours or foreign, as a context manager.
@@ -395,7 +399,7 @@ def _signals(wanted: bool | Iterable[signal.Signals]) -> tuple[signal.Signals, .
     try:
         return tuple(signal.Signals(number) for number in wanted)
     except (TypeError, ValueError):
-        raise TypeError(f"signals must be true, false or several of signal.Signals, not {wanted!r}") from None
+        raise TypeError(f"signals must be true, false or several of signal.Signals, not {shown(wanted)}") from None
 
 
 @contextmanager

@@ -14,9 +14,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
-from typing import Any
+from typing import Any, TypedDict
 
-__all__ = ["Backoff", "PoolSettings"]
+from ._masking import shown
+
+__all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
 
 #: What our fields are called elsewhere: `from_mapping` and `from_env` accept both.
 OTHER_NAMES = {
@@ -26,11 +28,17 @@ OTHER_NAMES = {
     "connection_timeout": "acquire_timeout",
     "max_keepalive_connections": "max_idle",
     "keepalive_expiry": "idle_timeout",
-    # SQLAlchemy, and the frameworks that speak its dialect
+    # SQLAlchemy, and the frameworks that speak its dialect; max_overflow is added to pool_size
     "max_pool_size": "max_size",
     "min_pool_size": "min_size",
+    "pool_size": "max_size",
+    "max_overflow": "max_overflow",
+    "pool_timeout": "acquire_timeout",
     "pool_recycle": "max_lifetime",
     "pool_pre_ping": "validate_on_acquire",
+    # psycopg_pool; Prisma
+    "timeout": "acquire_timeout",
+    "connection_limit": "max_size",
     # pools that count and pace the attempts to connect
     "retry_limit": "max_attempts",
     "retry_delay": "backoff_initial",
@@ -43,8 +51,38 @@ OTHER_NAMES = {
     "enable_pool_metrics": "enable_metrics",
     "metrics_collection_interval": "metrics_interval",
 }
+#: HikariCP's names, which are refused: its times are milliseconds.
+_HIKARI = {
+    "maximumPoolSize": "max_size",
+    "minimumIdle": "min_size",
+    "connectionTestQuery": "validation_query",
+    "poolName": "the argument name",
+    "connectionTimeout": "acquire_timeout, in seconds",
+    "idleTimeout": "idle_timeout, in seconds",
+    "maxLifetime": "max_lifetime, in seconds",
+    "keepaliveTime": "keepalive_interval, in seconds",
+    "validationTimeout": "health_check_timeout, in seconds",
+    "leakDetectionThreshold": "leak_timeout, in seconds",
+    "initializationFailTimeout": "the argument of open(), in seconds",
+}
+#: What the schemes of URLs are called elsewhere.
+OTHER_SCHEMES = {
+    "postgres": "postgresql",
+    "postgresql+psycopg": "postgresql",
+    "postgresql+psycopg2": "postgresql",
+    "postgres+psycopg": "postgresql",
+    "postgres+psycopg2": "postgresql",
+    "postgis": "postgresql",
+    "sqlite3": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+}
 # Variables of the HTTP pools that look like misspelt names of ours, and are not.
 _NOT_MISSPELT = {"connect_timeout", "retry_attempts"}
+# What a name that looks like another one of ours means: a hint that only goes by looks would mislead.
+_MEANT = {
+    "connect_timeout": "create_timeout", "size": "max_size", "recycle": "max_lifetime",
+    "pre_ping": "validate_on_acquire",
+}  # fmt: skip
 
 _HOLDS = {"at least": ge, "above": gt, "at most": le, "below": lt}
 _Bounds = tuple[tuple[str, float], ...]  # words of _HOLDS and a number; nan holds none of them
@@ -54,6 +92,7 @@ _BOUNDS: dict[str, _Bounds] = {  # of the fields that differ from their kind's i
     "min_size": (("at least", 0),),
     "max_idle": (("at least", 0),),
     "max_waiting": (("at least", 0),),
+    "max_overflow": (("at least", 0),),
     "acquire_timeout": (("at least", 0), _LONGEST),
     "lifetime_jitter": (("at least", 0), ("below", 1)),
     "validation_interval": (("at least", 0), _LONGEST),
@@ -61,6 +100,24 @@ _BOUNDS: dict[str, _Bounds] = {  # of the fields that differ from their kind's i
 }
 _TRUTH = dict.fromkeys(("1", "true", "yes", "on"), True)
 _TRUTH |= dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+def truth(text: str) -> bool:
+    """Return whether a text means yes: the one reading of such texts, in URLs and variables alike.
+
+    Raises:
+        ValueError: It means neither.
+    """
+    try:
+        return _TRUTH[text.strip().lower()]
+    except KeyError:
+        raise ValueError("must be true or false") from None
+
+
+def variable(environ: Mapping[str, str], name: str) -> str | None:
+    """Return the text of a variable; ``None`` if it is unset or empty: compose files pass what is unset so."""
+    text = environ.get(name)
+    return text if text is not None and text.strip() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +324,9 @@ class PoolSettings:
 
         Args:
             mapping: Values by name: of a field, of a field of ``backoff``
-                (``backoff_initial``), or another library's (:data:`OTHER_NAMES`).
+                (``backoff_initial``), or another library's (:data:`OTHER_NAMES`):
+                ``pool_size`` and ``max_overflow`` together are ``max_size``, and
+                ``pool_size`` of them are kept; ``pool_recycle`` of -1 means never.
                 Texts are parsed: numbers, ``1/0/true/false/yes/no/on/off``, and
                 ``none`` or ``never`` where a field may be ``None``.
             base: What is not in ``mapping`` comes from here; ``None`` means the
@@ -281,8 +340,8 @@ class PoolSettings:
         for name in mapping:
             if name not in _ALL_NAMES:
                 raise ValueError(_unknown(name, _ALL_NAMES))
-        given = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
-        return _overlay(base or cls(), _read(given))
+        said = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
+        return _overlay(base or cls(), _read(said))
 
     @classmethod
     def from_env(
@@ -295,8 +354,9 @@ class PoolSettings:
         """Build settings from environment variables: ``DB_MAX_SIZE``, ...
 
         Names and values are those of :meth:`from_mapping`, the names in upper
-        case. Other variables with the prefix may belong to others and are
-        ignored; one that looks like a misspelt setting is logged as a warning.
+        case. An empty variable counts as unset. Other variables with the
+        prefix may belong to others and are ignored; one that looks like a
+        misspelt setting is logged as a warning.
 
         Args:
             prefix: How the names begin, with the underscore: ``"DB_"``.
@@ -311,15 +371,77 @@ class PoolSettings:
         environ = os.environ if environ is None else environ
         known = {prefix + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix, environ, known)
-        given = ((var, _ALL_NAMES[known[var]], environ[var]) for var in known if var in environ)
-        return _overlay(base or cls(), _read(given))
+        said = ((var, _ALL_NAMES[known[var]], variable(environ, var)) for var in known)
+        return _overlay(base or cls(), _read(one for one in said if one[2] is not None))
+
+
+class _Options(TypedDict, total=False):
+    # For `PostgresPool`, which has an argument validation_query of its own.
+    min_size: int
+    max_size: int
+    max_idle: int | None
+    max_waiting: int | None
+    acquire_timeout: float
+    create_timeout: float
+    max_lifetime: float | None
+    lifetime_jitter: float
+    idle_timeout: float | None
+    max_uses: int | None
+    validate_on_acquire: bool
+    validation_interval: float
+    keepalive_interval: float | None
+    max_validation_failures: int
+    max_attempts: int | None
+    backoff: Backoff
+    backoff_initial: float
+    backoff_maximum: float
+    backoff_multiplier: float
+    backoff_jitter: bool
+    backoff_probe_interval: float
+    health_check_interval: float | None
+    health_check_timeout: float
+    reset_timeout: float
+    close_timeout: float
+    leak_timeout: float | None
+    track_holders: bool
+    enable_metrics: bool
+    metrics_interval: float
+
+
+class PoolOptions(_Options, total=False):
+    """The fields of `PoolSettings`, for type checkers: what every pool class takes as keyword arguments."""
+
+    validation_query: str | None
+
+
+def with_options(settings: PoolSettings, options: Mapping[str, object], init: Any) -> PoolSettings:
+    """Return settings with a pool's further keyword arguments laid over them.
+
+    Args:
+        settings: What holds where nothing else is said.
+        options: Values by name of field.
+        init: The pool's ``__init__``: its own arguments may have been meant, too.
+
+    Raises:
+        TypeError: No argument and no field has that name; the message names
+            the closest. Or a value is of the wrong type.
+        ValueError: A value breaks its field's rule.
+    """
+    if not isinstance(settings, PoolSettings):
+        raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
+    for name in options:
+        if name not in _OWN_NAMES:
+            code = init.__code__
+            own = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+            raise TypeError(f"{init.__qualname__.partition('.')[0]}(): {_unknown(name, [*own, *_OWN_NAMES])}")
+    return settings.replace(**options) if options else settings
 
 
 # The types accepted, what messages call them, the usual bounds, how a text is parsed.
 _KINDS: dict[str, tuple[Any, str, _Bounds, Callable[[str], object]]] = {
     "int": (int, "a whole number", (("at least", 1),), int),
     "float": ((int, float), "a number", (("above", 0), _LONGEST), float),
-    "bool": (bool, "true or false", (), lambda text: _TRUTH[text.strip().lower()]),
+    "bool": (bool, "true or false", (), truth),
     "str": (str, "a text", (), str),
     "Backoff": (Backoff, "a Backoff", (), str),
 }
@@ -327,6 +449,16 @@ _FIELDS = {field.name: field for field in dataclasses.fields(PoolSettings)}
 _FIELDS |= {f"backoff_{field.name}": field for field in dataclasses.fields(Backoff)}
 _OWN_NAMES = {name: name for name in _FIELDS} | {"probe_interval": "backoff_probe_interval"}
 _ALL_NAMES = _OWN_NAMES | OTHER_NAMES
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What others can be told and we cannot: it becomes something else in `_overlay`."""
+
+    max_overflow: int = 0
+
+
+_FIELDS |= {field.name: field for field in dataclasses.fields(_Elsewhere)}
 
 _Given = Iterable[tuple[str, str, object]]  # the name the user wrote, the one of _FIELDS, the value
 
@@ -359,7 +491,7 @@ def _check(settings: Backoff | PoolSettings, *ordered: tuple[str, str]) -> None:
         try:
             object.__setattr__(settings, field.name, _accept(field, value))
         except (TypeError, ValueError) as rule:
-            raise type(rule)(f"{owner}.{field.name} {rule}, not {value!r}") from None
+            raise type(rule)(f"{owner}.{field.name} {rule}, not {shown(value)}") from None
     for low, high in ordered:
         value, limit = getattr(settings, low), getattr(settings, high)
         if limit is not None and value > limit:
@@ -381,11 +513,13 @@ def _parse(field: dataclasses.Field[Any], text: object) -> object:
 def _read(given: _Given) -> _Given:
     """Parse and check values that come from outside, under the names they came by."""
     for label, name, value in given:
+        if label.lower().endswith("pool_recycle") and str(value).strip() == "-1":  # its "never"
+            value = None
         try:
             yield label, name, _accept(_FIELDS[name], _parse(_FIELDS[name], value))
         except (TypeError, ValueError) as rule:
             error = ValueError if isinstance(value, str) else type(rule)
-            raise error(f"{label}={value!r}: {name} {rule}") from None
+            raise error(f"{label}={shown(value)}: {name} {rule}") from None
 
 
 def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
@@ -398,6 +532,12 @@ def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
             raise ValueError(f"{labels[name]} and {label} both set {name}")
         labels[name] = label
         (parts if name.startswith("backoff_") else own)[name.removeprefix("backoff_")] = value
+    if "max_overflow" in own:
+        overflow = own.pop("max_overflow")
+        if not labels.get("max_size", "").lower().endswith("pool_size"):
+            raise ValueError(f"{labels['max_overflow']} is added to pool_size, which is missing; here max_size is both")
+        own.setdefault("max_idle", own["max_size"])
+        own["max_size"] += overflow
     if parts:
         if "backoff" in own:
             part = next(name for name in labels if name.startswith("backoff_"))
@@ -412,10 +552,21 @@ def _warn_of_misspelt(prefix: str, environ: Mapping[str, str], known: Mapping[st
         rest = variable[len(prefix) :].lower()
         if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
             continue
-        if closest := _closest(rest, known.values(), 0.85):
+        if theirs := _hikari(rest):
+            logging.getLogger(__name__).warning("%s is ignored: %s", variable, theirs)
+        elif closest := _closest(rest, known.values(), 0.85):
             logging.getLogger(__name__).warning(
                 "%s is not a setting; was %s meant?", variable, prefix + closest.upper()
             )
+
+
+def _hikari(name: str) -> str | None:
+    """Say what one of HikariCP's names is here."""
+    found = next((theirs for theirs in _HIKARI if theirs.lower() == name.lower().replace("_", "")), None)
+    if found is None or name in _ALL_NAMES:
+        return None
+    unit = ", in milliseconds" if "seconds" in _HIKARI[found] else ""
+    return f"{found} is HikariCP's{unit}; here it is {_HIKARI[found]}"
 
 
 def _closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -425,8 +576,17 @@ def _closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None
 
 
 def _unknown(name: str, names: Iterable[str]) -> str:
-    closest = OTHER_NAMES.get(name) or _closest(str(name), names)
-    return f"unknown setting {name!r}" + (f"; did you mean {closest!r}?" if closest else "")
+    if theirs := _hikari(str(name)):
+        return f"unknown setting {shown(name)}: {theirs}"
+    if name == "max_overflow":
+        return f"unknown setting {name!r}; max_size is pool_size and max_overflow together"
+    closest = _meant(str(name), names)
+    return f"unknown setting {shown(name)}" + (f"; did you mean {closest!r}?" if closest else "")
+
+
+def _meant(name: str, names: Iterable[str]) -> str | None:
+    """Return the known name for what an unknown one means; ``None`` if that is not clear."""
+    return _MEANT.get(name) or OTHER_NAMES.get(name) or _closest(name, names, 0.8)
 
 
 Backoff.__module__ = PoolSettings.__module__ = "pooling"  # where users import them from

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from .core import registry
 from .core.adapter import Adapter
 from .core.clock import Box
+from .core.holders import holders_of
 from .core.pool import Pool
 from .core.reaper import Reaper
 from .core.workers import Workers
@@ -478,9 +479,7 @@ class UnpooledPool(Pool[R]):
         settings: PoolSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        if settings is None or isinstance(settings, PoolSettings):
-            settings = (settings or PoolSettings()).replace(max_uses=1, min_size=0)
-        super().__init__(factory, settings=settings, **kwargs)
+        super().__init__(factory, settings=settings, **{**kwargs, "max_uses": 1, "min_size": 0})
 
 
 @contextmanager
@@ -503,10 +502,10 @@ def leaked_leases() -> Iterator[list[str]]:
 
 
 def _taken(pool: Pool[Any]) -> tuple[list[tuple[object, str]], int]:
-    entries = pool._state.lent()
-    texts = pool.holders()
-    named = [((id(entry), entry.uses), str(text)) for entry, text in zip(entries, texts)]
-    return list(named), pool.metrics.count["orphans"]
+    with pool._lock:
+        lent, now = pool._state.lent(), pool._now()
+    named: list[tuple[object, str]] = [((id(entry), entry.uses), str(holders_of([entry], now)[0])) for entry in lent]
+    return named, pool.metrics.count["orphans"]
 
 
 try:

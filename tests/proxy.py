@@ -106,11 +106,12 @@ class Proxy:
         finally:
             self.release()
 
-    def drop(self, new: bool = False) -> int:
+    def drop(self, new: bool = False, keep: bool = False) -> int:
         """Swallow all that comes over the open connections, for ever, and say nothing.
 
         Args:
             new: Whether new ones are swallowed as well, until `heal`.
+            keep: Whether a client is not even told that its server has hung up.
 
         Returns:
             How many connections are dead now.
@@ -118,7 +119,7 @@ class Proxy:
         with self._changing():
             self._swallowing = new
             for link in self._links:
-                link.dead = True
+                link.dead, link.kept = True, keep
             return len(self._links)
 
     def heal(self) -> None:
@@ -240,7 +241,11 @@ class Proxy:
             return
         except OSError:
             data = b""
-        if not data and (link.dead or not way.queue):
+        if not data and link.kept and sock is link.server:
+            self._selector.unregister(sock)
+            sock.close()
+            link.server = None
+        elif not data and (link.dead or not way.queue):
             self._end(link)
         elif not data:
             way.over = True  # once the rest is through
@@ -320,4 +325,5 @@ class _Link:
         self.client = client
         self.server: socket.socket | None = None  # until something may pass
         self.dead = dead
+        self.kept = False  # and its client's side stays open whatever the server does
         self.ways = (_Way(), _Way())  # to the server, to the client

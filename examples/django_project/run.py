@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     os.chdir(HERE)
     subprocess.run([sys.executable, "manage.py", "migrate", "--verbosity", "0"], check=True)
-    bind = os.environ.get("BIND", "127.0.0.1:8000")
+    bind = os.environ.get("BIND") or "127.0.0.1:8000"
     server = [sys.executable, "-m", "gunicorn", "shop.wsgi", "--bind", bind]
     os.execv(sys.executable, [*server, "--workers", "2", "--threads", "8", "--preload"])
 

@@ -17,7 +17,7 @@ from flask import Flask, Response
 from pooling.web.flask import Pooling
 
 app = Flask(__name__)
-app.config["POOLING"] = {"db": os.environ.get("DATABASE_URL", "sqlite:///visits.db")}
+app.config["POOLING"] = {"db": os.environ.get("DATABASE_URL") or "sqlite:///visits.db"}
 pools = Pooling(app)
 app.register_blueprint(pools.health_blueprint())
 

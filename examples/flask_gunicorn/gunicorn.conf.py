@@ -3,7 +3,7 @@
 import os
 
 wsgi_app = "app:app"
-bind = os.environ.get("BIND", "127.0.0.1:8000")
+bind = os.environ.get("BIND") or "127.0.0.1:8000"
 preload_app = True
 workers = 2
 threads = 8

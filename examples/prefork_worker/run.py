@@ -41,4 +41,4 @@ def main(database: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
-        main(os.environ.get("DATABASE_URL", f"sqlite:///{directory}/tasks.db"))
+        main(os.environ.get("DATABASE_URL") or f"sqlite:///{directory}/tasks.db")

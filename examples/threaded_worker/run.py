@@ -28,7 +28,7 @@ def work(manager: PoolManager) -> None:
 
 def main() -> None:
     manager = PoolManager()
-    manager.create_pool("db", os.environ.get("DATABASE_URL", "sqlite://"))
+    manager.create_pool("db", os.environ.get("DATABASE_URL") or "sqlite://")
     with application_lifespan(manager=manager, signals=True):
         with manager["db"].connection() as conn:
             conn.execute("CREATE TABLE IF NOT EXISTS job (number integer)")

@@ -26,7 +26,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 
 
 application = PoolingMiddleware(
-    app, database_url=os.environ.get("DATABASE_URL", "sqlite:///visits.db"), health_path="/health"
+    app, database_url=os.environ.get("DATABASE_URL") or "sqlite:///visits.db", health_path="/health"
 )
 
 # In the parent. Each worker finds an empty pool and connects by itself: there is nothing to be done.

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .._masking import shown
 from ..core.adapter import Adapter
 
 __all__ = ["DBAPIAdapter", "leave_to_parent"]
@@ -50,7 +51,7 @@ class DBAPIAdapter(Adapter[C]):
         if not callable(creator):
             raise TypeError(f"creator must be callable, not {type(creator).__name__}")
         if not isinstance(query, str):
-            raise TypeError(f"query must be a text, not {query!r}")
+            raise TypeError(f"query must be a text, not {shown(query)}")
         if not query.strip():
             raise ValueError("query must not be empty")
         self._creator, self._query, self.bounded = creator, query, bool(bounded)

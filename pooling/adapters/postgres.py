@@ -8,20 +8,24 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_origin
 
 import psycopg
 
+from .._masking import shown
 from ..core.clock import Clock, seconds
 from ..core.entry import Key
 from ..core.observer import Observer
 from ..core.pool import Pool
+from ..core.words import say
+from ..doctor.cleaning import STEPS
 from ..doctor.facts import read
 from ..doctor.plan import Plan
 from ..doctor.report import Report
 from ..doctor.rules import examine
-from ..errors import PoolClosed, PoolTimeout
-from ..settings import Backoff, PoolSettings
+from ..errors import PoolClosed, PoolTimeout, TransactionRolledBack
+from ..settings import Backoff, PoolSettings, _Options, with_options
 from .pg import failures, greenlets
 from .pg.adapter import PostgresAdapter
 from .pg.address import OWN, Address, Answer, program
@@ -29,6 +33,9 @@ from .pg.blocks import Block, CommitUnknown, Transaction, commit
 from .pg.limits import CommandTimeout, Limit, check_limit, server_limits
 from .pg.session import Connection, Hook, Session, SessionMode, notes_of
 from .pg.statistics import QueryStatistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 
@@ -45,16 +52,19 @@ class PostgresPool(Pool[Connection]):
 
     Example::
 
-        db = PostgresPool("postgresql://app@db/orders", PoolSettings(max_size=20))
+        db = PostgresPool("postgresql://app@db/orders", max_size=20)
         with db.connection() as conn:                 # commit, or roll back on an error
             conn.execute("INSERT INTO orders VALUES (%s)", (order,))
         rows = db.execute_query("SELECT * FROM orders WHERE id = %s", (1,))
 
     Args:
-        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``; empty
-            means ``DATABASE_URL`` and the ``PG*`` variables of the
-            environment. Or a callable that returns one, asked anew for each
-            connection; see `rotate`.
+        conninfo: A URL or ``key=value`` text as for ``psycopg.connect``. Or a
+            callable that returns one, asked anew for each connection; see
+            `rotate`. If it is empty and ``kwargs`` has none of ``host``,
+            ``hostaddr``, ``port``, ``dbname``, ``user``, ``service`` and
+            ``servicefile``, ``DATABASE_URL`` is read instead; else that
+            variable is ignored as a whole. libpq takes what is then still
+            missing from its ``PG*`` variables, as always.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
@@ -65,9 +75,12 @@ class PostgresPool(Pool[Connection]):
             the pool's name; keepalive to 10 + 3 x 3 s and
             ``tcp_user_timeout`` to 10 s.
         connection_class: The class of the connections. What is lent is of a
-            subclass that notes whether a session ran anything.
+            subclass that notes whether a session ran anything. Its ``connect()``
+            is called with ``conninfo`` and ``kwargs`` as they were given, and
+            ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
         configure: Called with each new connection; what it did is committed.
-            What it set on the server is set again after a cleaning.
+            What a cleaning undoes of it is done again, with the cleaning:
+            by the statements that were executed then, else by the hook.
         reset: Called with each connection that comes back, cleaned already.
         check: Called with a connection to prove it alive, instead of a query;
             raises if it is dead.
@@ -81,6 +94,14 @@ class PostgresPool(Pool[Connection]):
         command_timeout: Seconds that a command may take, ``None`` for no limit.
             The server stops it a moment before; if the server is silent, the
             holder gets `CommandTimeout` at the limit.
+        stall_timeout: Seconds that a holder may wait for one command before the
+            server is asked, over a connection beside the pool's, whether it is at
+            work on it. If it does not know that connection any more, or says that
+            it is idle, the holder gets a ``psycopg.OperationalError`` that says
+            so; what runs is left alone, and asked about again after as long.
+            ``None``: only BEGIN and COMMIT, which the pool sends, are asked
+            about, after 60 s. Through a proxy with process ids of its own, such
+            as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that does nothing in the middle of a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
@@ -89,6 +110,7 @@ class PostgresPool(Pool[Connection]):
             ``kwargs``).
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         ValueError, TypeError: An argument is not of its kind. The message
@@ -108,35 +130,42 @@ class PostgresPool(Pool[Connection]):
         validation_query: str | None = None,
         session: SessionMode = "clean",
         command_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
         idle_in_transaction_timeout: float | None = None,
         query_statistics: bool = False,
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        **options: Unpack[_Options],
     ) -> None:
         settings = PoolSettings() if settings is None else settings
         if not isinstance(settings, PoolSettings):
             raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")  # but a DSN?
+        settings = with_options(settings, options, PostgresPool.__init__)
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
-            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {session!r}")
+            raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
+        connection_class = get_origin(connection_class) or connection_class  # of MyConnection[Row]
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
-            raise TypeError(f"connection_class must be a psycopg.Connection, not {connection_class!r}")
+            raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
         self._proved = Answer(0, 0, {})
+        self._learnt_of: object = None  # the generation
+        self._told_lacking: set[str] = set()  # guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
-            command_timeout=command, queries=self._queries,
+            command_timeout=command, queries=self._queries, lacks=_weakly(self._note_lacking),
         )  # fmt: skip
         adapter = PostgresAdapter(
             self._address, self._session, settings, connection_class=connection_class,
             measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
+            stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
         called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
@@ -165,6 +194,12 @@ class PostgresPool(Pool[Connection]):
             CreateFailed: None can be made, and trying again would not help.
             CommitUnknown: The connection was lost during the commit; or before it,
                 in a block of less than 0.1 s, and the server had not said so.
+            TransactionRolledBack: A statement failed, and its error did not leave
+                the block: nothing was stored. An explicit ``rollback()``, or a
+                savepoint (``conn.transaction()``) around what may fail, is none.
+            psycopg.ProgrammingError: The block ended with an open ``stream()``,
+                ``copy()``, ``pipeline()`` or ``notifies()``: the transaction is
+                rolled back and the connection closed.
             psycopg.Error: As from psycopg, the commit's included.
         """
         return Block(self, timeout)
@@ -284,12 +319,13 @@ class PostgresPool(Pool[Connection]):
 
         Raises:
             CommitUnknown: The connection was lost during the commit.
+            TransactionRolledBack: As for `connection`, of the first run in which it happens.
             As for `connection`: the last error, when there are no retries left.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {retries!r}")
+            raise TypeError(f"retries must be a whole number, not {shown(retries)}")
         if retries < 0:
-            raise ValueError(f"retries must be at least 0, not {retries!r}")
+            raise ValueError(f"retries must be at least 0, not {shown(retries)}")
         for run in range(1, retries + 2):
             again = False
             try:
@@ -351,6 +387,18 @@ class PostgresPool(Pool[Connection]):
         """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
         return self._queries
 
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds of one command after which the server is asked whether it is at work on it; can be set."""
+        assert isinstance(self._adapter, PostgresAdapter)
+        return self._adapter.stall_limit
+
+    @stall_timeout.setter
+    def stall_timeout(self, value: float | None) -> None:
+        assert isinstance(self._adapter, PostgresAdapter)
+        self._adapter.stall_limit = check_limit("stall_timeout", value)
+        self._look_at(self._now())
+
     def get_pool_stats(self) -> dict[str, Any]:
         """Return what a health endpoint shows.
 
@@ -388,7 +436,8 @@ class PostgresPool(Pool[Connection]):
         plan = Plan(
             settings=self._settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session.command_timeout,
+            command_timeout=self._session.command_timeout, unlimited=self._session.command_timeout is None,
+            resets_fail=None if self._reset_error is None else say(self._reset_error),
         )  # fmt: skip
         plain = {name: value for name, value in arguments.items() if name not in OWN}
         ours = plain.get("application_name") or plain["fallback_application_name"]
@@ -396,19 +445,33 @@ class PostgresPool(Pool[Connection]):
 
     # -- how it works ---------------------------------------------------------------
 
-    def _create(self, key: Key) -> None:
+    def _create(self, key: Key, context: Context) -> None:
         before = self._proved
-        super()._create(key)
+        if self._learnt_of is not self._state.generation:  # perhaps of another server
+            self._learnt_of = self._state.generation
+            self._session.learn_anew()
+        super()._create(key, context)
         now = self._proved
         # Once the first one is in: then the new answer is known to work.
         if before.number and now.digest != before.digest and self._is_here_to_stay(now):
             logger.info("pool %r: what it connects with has changed; replacing its connections", self.name)
             self.drain()
 
+    def _note_lacking(self, missing: dict[str, psycopg.Error]) -> None:
+        with self._lock:
+            new = {step: error for step, error in missing.items() if step not in self._told_lacking}
+            self._told_lacking |= set(new)
+        if new:
+            logger.warning(
+                "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
+                self.name, "; ".join(f"{step} ({say(error)})" for step, error in new.items()),
+                ", ".join(STEPS[step] for step in new),
+            )  # fmt: skip
+
     def _note_proved(self, answer: Answer) -> None:
         with self._lock:
             if answer.number > self._proved.number:
-                self._proved = answer._replace(arguments={})  # without a password
+                self._proved = answer.without_secrets()
 
     def _is_here_to_stay(self, answer: Answer) -> bool:
         try:
@@ -440,8 +503,10 @@ class PostgresPool(Pool[Connection]):
             ) from error
 
     def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, CommitUnknown) or notes_of(conn).cancel is not None:
-            return False  # or it was cut off at its limit, or as the pool was closed
+        if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
+            return False  # it may hold; or the work is at fault, and would be again
+        if notes_of(conn).cancel is not None:
+            return False  # it was cut off at its limit, or as the pool was closed
         return failures.repeatable(error) or self._adapter.is_broken(conn, error)
 
     def _hurry(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
@@ -469,14 +534,14 @@ class PostgresPool(Pool[Connection]):
             self._queries.renew()
 
 
-def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
+def _weakly(method: Callable[[T], object]) -> Callable[[T], object]:
     """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
     reference = weakref.WeakMethod(method)
 
-    def call(answer: Answer) -> None:
+    def call(argument: T) -> None:
         alive = reference()
         if alive is not None:
-            alive(answer)
+            alive(argument)
 
     return call
 
@@ -484,7 +549,7 @@ def _weakly(method: Callable[[Answer], object]) -> Callable[[Answer], object]:
 def _check_hooks(**hooks: object) -> None:
     for name, hook in hooks.items():
         if not (hook is None or callable(hook)):
-            raise TypeError(f"{name} must be callable or None, not {hook!r}")
+            raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
 
 _STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")

@@ -18,14 +18,16 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
 
+from .._masking import shown
 from ..core import registry
-from ..core.adapter import Adapter
+from ..core.adapter import Adapter, Verdicts
 from ..core.holders import Holder, borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolMetrics
@@ -38,6 +40,7 @@ from .dbapi import DBAPIAdapter, leave_to_parent
 __all__ = ["DBAPIAdapter", "Pool"]
 
 _UNBOUNDED = 1 << 20
+_ANSWER_LIMIT = 5  # seconds for what the server is asked about others' connections
 _BETWEEN = ("sqlalchemy.", "contextlib", __name__)  # modules between a borrower and us
 
 # The core keeps what it lends longer than the pool lives, in order to close it; a
@@ -69,6 +72,9 @@ class Pool(pool.Pool):
         timeout: Seconds to wait for one (``pool_timeout``); ``None`` means without limit.
         use_lifo: Take the one used last, so that a surplus ages out on the
             server; otherwise each in turn (``pool_use_lifo``).
+        stall_timeout: As of `PostgresPool`, for psycopg's connections; they are
+            asked by a round trip, too, before they are lent after half a second
+            of rest. No effect with other drivers.
         **kw: Those of ``sqlalchemy.pool.Pool``.
 
     Raises:
@@ -85,9 +91,12 @@ class Pool(pool.Pool):
         max_overflow: int = 10,
         timeout: float | None = 30.0,
         use_lifo: bool = False,
+        stall_timeout: float | None = 60.0,
         **kw: Any,
     ) -> None:
         _check(pool_size=pool_size, max_overflow=max_overflow)
+        self._stall_timeout = stall_timeout
+        self._is_postgres = _is_psycopg(kw.get("dialect"))
         super().__init__(creator, **kw)
         self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max(-1, max_overflow)
         self._timeout, self._use_lifo = timeout, use_lifo
@@ -133,7 +142,7 @@ class Pool(pool.Pool):
             self._creator, pool_size=self._pool_size, max_overflow=self._max_overflow, timeout=self._timeout,
             use_lifo=self._use_lifo, recycle=self._recycle, echo=self.echo, logging_name=self._orig_logging_name,
             reset_on_return=self._reset_on_return, pre_ping=self._pre_ping, dialect=self._dialect,
-            _dispatch=self.dispatch,
+            stall_timeout=self._stall_timeout, _dispatch=self.dispatch,
         )  # fmt: skip
 
     def dispose(self) -> None:
@@ -187,7 +196,7 @@ class _Core(Core[_Slot]):
         self._lifo = owner._use_lifo
         unbounded = owner._max_overflow == -1
         super().__init__(
-            adapter=_Records(owner),
+            adapter=_PostgresRecords(owner) if owner._is_postgres else _Records(owner),
             settings=PoolSettings(
                 min_size=0, max_size=_UNBOUNDED if unbounded else owner._pool_size + owner._max_overflow,
                 max_idle=owner._pool_size or None, acquire_timeout=owner._patience,
@@ -244,6 +253,73 @@ class _Records(Adapter[_Slot]):
         return record
 
 
+class _PostgresRecords(_Records):
+    """Those of psycopg's connections, of which more is known."""
+
+    bounded = True
+
+    def __init__(self, owner: Pool) -> None:
+        from .pg.limits import check_limit
+
+        super().__init__(owner)
+        self.stall_timeout = check_limit("stall_timeout", owner._stall_timeout)
+
+    def validate(self, resource: _Slot, timeout: float) -> None:
+        from .pg.session import IDLE
+        from .pg.wire import round_trip
+
+        conn = _connection_of(resource)
+        # Else it connects when it is lent, or was left in a transaction (reset_on_return=None), which goes on.
+        if conn is not None and conn.pgconn.transaction_status == IDLE:
+            round_trip(conn, b"SELECT 1", timeout)
+
+    def command_of(self, resource: _Slot) -> object:
+        from .pg.stalls import command_of
+
+        conn = _connection_of(resource)
+        watch = None if conn is None else vars(conn).get("_pooling")
+        return None if watch is None else command_of(conn, watch)
+
+    def end_stalled(self, waiting: Sequence[tuple[_Slot, object]], seconds: float) -> Verdicts:
+        from .pg.stalls import end_stalled
+
+        asked: list[Any] = []
+        for resource, command in waiting:
+            conn = _connection_of(resource)
+            if conn is not None:
+                asked.append((conn, vars(conn)["_pooling"], command))
+        return end_stalled(asked, seconds, self._connect_like(asked), _ANSWER_LIMIT)
+
+    def _connect_like(self, asked: list[Any]) -> Callable[[Any], Any]:
+        """Return what connects as these have; else the creator, without a time limit, where it may have news."""
+
+        def connect(place: Any) -> Any:
+            import psycopg
+
+            info = next(conn.info for conn, watch, _ in asked if watch.place == place)
+            wish = {name: value for name, value in place._asdict().items() if value and place.is_remote}
+            parameters = {**info.get_parameters(), "password": info.password, **wish, "connect_timeout": _ANSWER_LIMIT}
+            try:
+                return psycopg.connect(**parameters)
+            except psycopg.OperationalError:
+                owner = self._owner()
+                if owner is None or not getattr(owner._dialect, "_has_events", False):
+                    raise
+                creator: Any = owner._invoke_creator
+                return creator(None)  # tokens that have been good for one connection
+
+        return connect
+
+
+def _connection_of(resource: _Slot) -> Any:
+    record: Any = resource()
+    return None if record is None else record._connected
+
+
+def _is_psycopg(dialect: Any) -> bool:
+    return (getattr(dialect, "name", None), getattr(dialect, "driver", None)) == ("postgresql", "psycopg")
+
+
 # A child that C forked learns at the latest when it reaches for a connection that
 # it has inherited: SQLAlchemy does, in order to roll back, where one is closed,
 # collected or left by an error.
@@ -260,6 +336,10 @@ class _Record(_ConnectionRecord):
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
+        if value is not None and self._ConnectionRecord__pool._is_postgres:  # type: ignore[attr-defined]
+            from .pg.stalls import watched
+
+            watched(value)
         self._connected = value
 
 
@@ -318,6 +398,6 @@ def _steps_to_borrower() -> int:
 def _check(**sizes: int) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
+            raise TypeError(f"{name} must be a whole number, not {shown(value)}")
     if sizes["pool_size"] < 0:
         raise ValueError(f"pool_size must be at least 0, not {sizes['pool_size']!r}")

@@ -17,18 +17,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
+from .._masking import shown, suspicious
 from ..core.holders import Holder
 from ..core.observer import Observer
 from ..core.pool import Pool
-from ..settings import PoolSettings
-from .lite.adapter import SQLiteAdapter, path_of
-from .lite.arguments import check_number, parse
-from .lite.connection import Connection
+from ..settings import OTHER_SCHEMES, PoolOptions, PoolSettings, with_options
+from .lite.adapter import SQLiteAdapter, path_of, readable
+from .lite.arguments import check_connect, check_number, parse, split_uri
+from .lite.connection import Connection, TransactionRolledBack
 from .lite.own import interrupted_after, plain
 from .lite.queries import QuerySnapshot, QueryStats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
 
@@ -105,11 +109,26 @@ class SQLitePool(Pool[sqlite3.Connection]):
             last row is fetched, or the connection's next statement begins.
             ``None`` means no limit.
         configure: Called with each new connection: for functions, collations,
-            ``row_factory`` and ``text_factory``, which every borrower finds
-            then. PRAGMAs belong into ``pragmas``.
+            ``row_factory`` and ``text_factory``, a trace callback or progress
+            handler, which every borrower finds then. PRAGMAs belong into
+            ``pragmas``.
         optimize: Let SQLite refresh its statistics where that is due, before
             a connection is closed, as its manual advises.
+        detect_types, cached_statements: As for ``sqlite3.connect``.
+        uri: Whether a path that begins with ``file:`` is a URI, as it is by
+            default, or the name of a file. Relative paths in it are those of
+            the directory at the beginning.
+        factory: A subclass of ``sqlite3.Connection``. What is lent is of a
+            subclass that notes what has to be cleaned; its own methods have to
+            call those that they override by ``super()``.
+        isolation_level: As for ``sqlite3.connect``, but ``"IMMEDIATE"`` by
+            default. With ``None`` there is no transaction unless a borrower
+            begins one, and `connection` undoes nothing on an error.
+        autocommit: As for ``sqlite3.connect``, from CPython 3.12 on; ``None``
+            means its default. ``True`` begins no transactions either;
+            ``False`` begins a deferred one at once, also for reading.
         name: How the pool is called in messages; the file's name by default.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         ValueError, TypeError: A number is out of its bounds, or is none; the
@@ -128,16 +147,28 @@ class SQLitePool(Pool[sqlite3.Connection]):
         statement_timeout: float | None = None,
         optimize: bool = True,
         configure: Callable[[sqlite3.Connection], object] | None = None,
+        detect_types: int = 0,
+        cached_statements: int = 128,
+        uri: bool | None = None,
+        factory: type[sqlite3.Connection] = sqlite3.Connection,
+        isolation_level: str | None = "IMMEDIATE",
+        autocommit: bool | int | None = None,
         name: str | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
         if configure is not None and not callable(configure):
-            raise TypeError(f"configure must be callable, not {configure!r}")
+            raise TypeError(f"configure must be callable, not {shown(configure)}")
+        connect: dict[str, Any] = {
+            "isolation_level": isolation_level, "autocommit": autocommit, "factory": factory, "uri": uri,
+            "detect_types": detect_types, "cached_statements": cached_statements,
+        }  # fmt: skip
+        check_connect(**connect)
         check_number("timeout", timeout, least=0.0)
         check_number("statement_timeout", statement_timeout, least=0.001, optional=True)
         check_number("readers", readers, least=1, optional=True)
         check_number("writer", writer, least=1)
-        settings = settings or PoolSettings()
-        name = name or Path(path_of(path).partition("?")[0]).name.strip(":") or None
+        settings = with_options(settings or PoolSettings(), options, SQLitePool.__init__)
+        name = name or _name_of(path_of(path))
         self.readers: Pool[sqlite3.Connection] | None = None
         """Those that only read, a pool of its own; ``None`` without ``readers=``."""
         common: dict[str, Any] = {
@@ -145,6 +176,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             "validation_query": settings.validation_query,
             "statement_timeout": statement_timeout,
             "configure": configure,
+            **connect,
         }
         adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
         self._adapters = [adapter]
@@ -177,18 +209,29 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Args:
             url: Its query may hold ``timeout``, ``readers``, ``writer``,
-                ``statement_timeout`` and ``optimize``.
+                ``statement_timeout``, ``optimize``, ``detect_types``, ``uri``,
+                ``cached_statements``, ``isolation_level`` and ``autocommit``;
+                behind ``sqlite:///file:app.db`` SQLite's own, such as ``mode``, too.
             settings, name, arguments: As for the class.
 
         Raises:
             ValueError: It names a host, or a parameter that is none of these.
         """
-        host, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+        scheme, separator, rest = url.partition("://")
+        if not separator or OTHER_SCHEMES.get(scheme.lower(), scheme.lower()) != "sqlite":
+            raise ValueError("url must begin with sqlite://, or pooling.from_url takes it")
+        host, _, path = rest.partition("?")[0].partition("/")
         if host:
+            if suspicious(host):
+                raise ValueError("a host means nothing here; a relative path has three slashes, an absolute one four")
             raise ValueError(f"a host ({host!r}) means nothing here; sqlite:///{host} is a relative path")
-        for key, text in parse_qsl(url.partition("?")[2], keep_blank_values=True):
+        if "@" in url.partition("?")[2]:  # an address that is none of ours
+            raise ValueError("the path and the parameters must be percent-encoded, ? as %3F and @ as %40")
+        path = os.fsdecode(unquote_to_bytes(path)) or ":memory:"
+        path, pairs = split_uri(path, url.partition("?")[2])
+        for key, text in pairs:
             arguments.setdefault(key, parse(key, text))
-        return cls(unquote(path) or ":memory:", settings, name=name, **arguments)
+        return cls(path if path.startswith(("file:", ":memory:")) else Path(path), settings, name=name, **arguments)
 
     # -- use ------------------------------------------------------------------------
 
@@ -206,13 +249,27 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Raises:
             PoolTimeout: None came in time.
+            TransactionRolledBack: With the error of a statement, which did not
+                leave the block, SQLite undid all that was done before (``ON
+                CONFLICT ROLLBACK``, ``RAISE(ROLLBACK)``, a full disk, an
+                INSERT that was interrupted); nothing was stored.
             sqlite3.Error: As from sqlite3, the commit's included.
         """
         pool = self.readers if readonly and self.readers is not None else self
         # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
         with pool.acquire(timeout, 3) as conn, conn:
             yield conn
+            self._refuse_undone(conn)
         self._step_aside()
+
+    def _refuse_undone(self, conn: sqlite3.Connection) -> None:
+        """What SQLite undid by itself is not to look as if it were stored: the rest goes, too."""
+        undone = getattr(conn, "undone", None)
+        if undone is not None:
+            raise TransactionRolledBack(
+                f"pool {self.name!r}: SQLite rolled the transaction of this block back, with an error that did not "
+                f"leave the block: {undone}"
+            )
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
@@ -438,6 +495,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
         self._queries = QueryStats(self._lock)  # a child counts anew, under its own lock
         for adapter in self._adapters:
             adapter.stats = self._queries if self._settings.enable_metrics else None
+
+
+def _name_of(path: str) -> str | None:
+    name = Path(path.partition("?")[0]).name.strip(":")
+    return readable(name) if name and ":" not in name and not suspicious(name) else None
 
 
 def _resized(settings: PoolSettings, size: int) -> PoolSettings:

@@ -22,6 +22,10 @@ __all__ = [
 Hook = Callable[[CT], None]
 
 
+RESTED = 0.5
+"""Seconds of rest after which a connection is asked by a round trip before it is lent, with no ``check`` either."""
+
+
 def settings_of(
     *, timeout: float, checked: bool, max_lifetime: float, idle_timeout: float, **sizes: Any
 ) -> PoolSettings:
@@ -29,7 +33,7 @@ def settings_of(
     try:
         return PoolSettings(
             acquire_timeout=seconds(timeout), max_lifetime=or_none(max_lifetime), lifetime_jitter=0.05,
-            idle_timeout=or_none(idle_timeout), validate_on_acquire=checked, validation_interval=0,
+            idle_timeout=or_none(idle_timeout), validation_interval=0 if checked else RESTED,
             health_check_interval=None, **sizes,
         )  # fmt: skip
     except (TypeError, ValueError) as error:

@@ -11,9 +11,12 @@ with its metrics, its holders and its `advise`.
 What differs, and why:
 
 - *A connection that died while idle* is not lent, without a ``check``: a look
-  at its socket costs no round trip. After one such death the others are proved
+  at its socket costs no round trip, and one that rested for over half a second is
+  proved by one. After one such death the others are proved
   by a round trip before they are lent, and replaced at once, where psycopg_pool
   waits between two attempts.
+- *A silent network* does not keep a borrower for ever: see ``stall_timeout`` of
+  `PostgresPool`, which is an attribute here.
 - *Connecting fails*: one attempt at a time, 0.25 s apart at most while anybody
   waits, instead of one of each worker with a delay that doubles; the pool sees
   the server come back sooner and asks it less often. It goes on for ever.
@@ -32,6 +35,10 @@ What differs, and why:
   than a generator's: it is no decorator, and no ``contextlib`` class.
 - *BEGIN and COMMIT* are waited for within libpq in threads other than the main one:
   an exception that another thread sets there comes when the server has answered.
+- *A stream or COPY that is left open* at the end of a block is an error, and the connection is closed; psycopg
+  waits for its end for ever.
+- *A block that catches a statement's error* and ends well is rolled back without an error, as psycopg does it,
+  where the verbs of `PostgresPool` raise `TransactionRolledBack`.
 - *Cursors* are of a subclass of ``cursor_factory``, which gets the answer of a query
   with fewer turns at the GIL.
 - *Waiting*: strictly first come, first served, connections still to be made
@@ -99,6 +106,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
 from .. import errors
+from ..adapters.pg.session import left_open
 from ..adapters.postgres import PostgresPool
 from ..core import registry
 from ..core.entry import Entry, Key
@@ -553,6 +561,15 @@ class ConnectionPool(Generic[CT]):
     def max_idle(self, value: float) -> None:
         self.core.reconfigure(idle_timeout=or_none(value))
 
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds of one command after which the server is asked whether it is at work on it; see `PostgresPool`."""
+        return self.core.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, value: float | None) -> None:
+        self.core.stall_timeout = value
+
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the sizes; ``None`` for the larger means the smaller.
 
@@ -731,8 +748,8 @@ class Block(Generic[CT]):
         conn: CT = lease._key.entry.resource
         try:
             if error is None and not conn.closed:
-                self._pool.core._session.commit(conn)
-            else:
+                self._pool.core._session.commit(conn, pipelines=True)
+            elif error is None or left_open(conn, 0.0) is None:  # else the reset finds that: psycopg would wait for it
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
             if conn is None:

@@ -6,13 +6,31 @@ knows nothing else about it, and calls none of these under its lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-__all__ = ["Adapter", "FunctionAdapter", "own"]
+__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "own"]
 
 R = TypeVar("R")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
+_ENDED = (ConnectionError, EOFError)
+_LOST = {  # what else the system says of a descriptor that is of no use any more
+    getattr(errno, name, None)
+    for name in (
+        "EBADF", "ENOTCONN", "ENOTSOCK", "ESHUTDOWN", "ETIMEDOUT", "ENETDOWN", "ENETRESET", "ENETUNREACH",
+        "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO", "EIO",
+    )
+} - {None}  # fmt: skip
+
+
+class Verdicts(NamedTuple):
+    """What :meth:`Adapter.end_stalled` found."""
+
+    ended: Sequence[str] = ()  # why, for each holder that was made to fail
+    unknown: Sequence[str] = ()  # why nothing could be known about others
+    again: bool = False  # the question itself failed, and is worth another try soon
 
 
 class Adapter(Generic[R]):
@@ -29,6 +47,8 @@ class Adapter(Generic[R]):
             their time limits themselves (a socket timeout, or no I/O at all).
             They then run in the borrower's thread. Otherwise they run on a
             worker, a thread hop dearer, so that one that hangs holds nobody.
+        stall_timeout: Seconds that a holder may wait for one command before
+            :meth:`end_stalled` is called; ``None``: never.
         closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
             that it runs where the pool decides to close, not on a worker.
     """
@@ -37,6 +57,7 @@ class Adapter(Generic[R]):
     blocking: bool = True
     bounded: bool = False
     closes_at_once: bool = False
+    stall_timeout: float | None = None
 
     def create(self) -> R:
         """Make a resource, or raise."""
@@ -47,6 +68,9 @@ class Adapter(Generic[R]):
 
         A look at the socket (readable means closed), at a flag: microseconds,
         because every acquire asks. ``True`` where only a round trip could tell.
+        Where it is not overridden the pool itself looks at a resource that was
+        made as a connected socket (``fileno()``), or with one in its ``sock``:
+        it is dead when the peer has hung up.
         """
         return True
 
@@ -58,8 +82,8 @@ class Adapter(Generic[R]):
 
         Returns:
             ``True`` if its peer has answered just now, in this reset or right
-            before it: then whoever waits for it, or comes within a
-            millisecond, is spared a look at it.
+            before it: then it is not looked at again for whoever waits for it,
+            or acquires it within a tenth of a millisecond.
         """
         return None
 
@@ -73,12 +97,40 @@ class Adapter(Generic[R]):
         that the blocked thread still uses.
         """
 
+    def command_of(self, resource: R) -> object:
+        """Say what the holder of a lent resource is blocked in; called from another thread, now and then.
+
+        Returns:
+            ``None`` if it is not blocked, else a value that equals the last
+            one only if nothing has moved since then.
+        """
+        return None
+
+    def end_stalled(self, waiting: Sequence[tuple[R, object]], seconds: float) -> Verdicts:
+        """Find out which holders wait in vain, and make those fail.
+
+        Called on a worker, for one question at a time; it keeps to a time limit of its own.
+
+        Args:
+            waiting: Resources, with what their holders are blocked in.
+            seconds: For how long, at least.
+        """
+        return Verdicts()
+
     def abandon(self, resource: R) -> None:
         """After a fork: drop the parent's resource without a word to the peer."""
 
     def is_broken(self, resource: R, error: BaseException) -> bool:
-        """Say whether ``error``, raised while it was lent, means the resource is dead."""
-        return False
+        """Say whether ``error``, raised while it was lent, means the resource is dead.
+
+        As it stands: if the connection has ended, by what Python itself and the
+        system say (``ConnectionError``, ``EOFError``, ``ssl.SSLError``, an
+        ``OSError`` such as ``EBADF``).
+        """
+        if isinstance(error, _ENDED) or (isinstance(error, OSError) and error.errno in _LOST):
+            return True
+        ssl = sys.modules.get("ssl")  # an error of it is raised by who has imported it
+        return ssl is not None and isinstance(error, ssl.SSLError)
 
     def is_final(self, error: BaseException) -> bool:
         """Say whether :meth:`create`, having raised ``error``, can never succeed.
@@ -109,8 +161,9 @@ class FunctionAdapter(Adapter[R]):
         self,
         factory: Callable[[], R],
         close: Callable[[R], object] | None = None,
-        validate: Callable[[R], object] | None = None,
-        reset: Callable[[R], object] | None = None,
+        validate: Callable[[R], bool | None] | None = None,
+        reset: Callable[[R], bool | None] | None = None,
+        is_broken: Callable[[R, BaseException], bool | None] | None = None,
     ) -> None:
         self.create = factory  # type: ignore[method-assign]
         if close is not None:
@@ -119,11 +172,25 @@ class FunctionAdapter(Adapter[R]):
             self._validate = validate
             self.validate = self._checked  # type: ignore[method-assign]
         if reset is not None:
-            self.reset = reset  # type: ignore[method-assign,assignment]
+            self._reset = reset
+            self.reset = self._cleaned  # type: ignore[method-assign]
+        if is_broken is not None:
+            self._is_broken = is_broken
+            self.is_broken = self._judged  # type: ignore[method-assign]
 
     def _checked(self, resource: R, timeout: float) -> None:
         if self._validate(resource) is False:
             raise ValueError("validate() returned False")
+
+    def _cleaned(self, resource: R) -> None:
+        if self._reset(resource) is False:
+            raise ValueError("reset() returned False")
+
+    def _judged(self, resource: R, error: BaseException) -> bool:
+        if not isinstance(error, (Exception, GeneratorExit)):
+            return True  # cut off in the middle of who knows what
+        answer = self._is_broken(resource, error)
+        return super().is_broken(resource, error) if answer is None else bool(answer)
 
 
 def own(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any, Protocol
 
+from .._masking import shown
+
 __all__ = ["Box", "Clock", "SystemClock", "SYSTEM", "seconds"]
 
 
@@ -58,7 +60,7 @@ SYSTEM = SystemClock()
 def seconds(timeout: float) -> float:
     """Check a timeout given in a call."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
+        raise TypeError(f"timeout must be a number of seconds, not {shown(timeout)}")
     if not timeout >= 0:
-        raise ValueError(f"timeout must be at least 0 seconds, not {timeout!r}")
+        raise ValueError(f"timeout must be at least 0 seconds, not {shown(timeout)}")
     return min(float(timeout), threading.TIMEOUT_MAX)

@@ -56,6 +56,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "code",
         "lasti",
         "leaked",
+        "watched",
         "borrower",
     )
 
@@ -73,6 +74,10 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     code: CodeType | None  # and where: never the frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
+    watched: bool  # has a socket, of which alone is known whether it is alive (see `hangup`)
+
+    # A weak reference hashes what it refers to, and cannot once that has gone.
+    __hash__ = object.__hash__
     borrower: Any  # a `holders.Borrower` and the `since` of the lease that it was noted for, or None
 
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
@@ -87,7 +92,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         self.idle_since = self.checked = self.since = now
         self.uses = self.thread = self.lasti = 0
         self.busy = 0.0
-        self.leaked = self.answered = False
+        self.leaked = self.answered = self.watched = False
 
     @property
     def held(self) -> bool:

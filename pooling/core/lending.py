@@ -28,7 +28,7 @@ from .slots import NOTHING
 from .sweep import AUDIT
 from .upkeep import Upkeep
 from .waiter import Waiter
-from .words import counts, say
+from .words import say
 
 __all__ = ["Lending"]
 
@@ -203,6 +203,9 @@ class Lending(Upkeep[R]):
             elif isinstance(error, PoolError) and not isinstance(error, PoolTimeout):
                 self._count("turned_away")
             raise
+        if not waiter.given:
+            with self._lock:  # an exception may have struck whoever gave it
+                self._state.leave(waiter)
         if isinstance(item, Key):
             return item
         self._count("turned_away")
@@ -210,20 +213,20 @@ class Lending(Upkeep[R]):
 
     def _line_up(self, waiter: Waiter, timeout: float, refused: list[_Refusal]) -> None:
         """Join the line, and see to it that something comes."""
-        keys, closes = NOTHING
+        makings, closes = NOTHING
         stuck = False
         with self._lock:
             exhausted = self._admit_locked(waiter)
             if not self._state.spent:
                 if not refused:  # else there is more to plan with when it is dismissed
-                    keys, closes = self._plan_locked()
+                    makings, closes = self._plan_locked()
                     self.metrics.look()
             elif self._track:
                 stuck = self._cannot_end_locked(waiter)
         if refused:
             self._dismiss(refused)  # and serve with what is left, if anything is
-        elif keys or closes:
-            self._carry_out(keys, closes)
+        elif makings or closes:
+            self._carry_out(makings, closes)
         if exhausted:
             tell(self._observers, "exhausted", self.name, len(self._waiters))
         if stuck and timeout:
@@ -246,7 +249,7 @@ class Lending(Upkeep[R]):
             self.metrics.count["refusals"] += 1
             raise TooManyWaiting(
                 f"pool {self.name!r}: no place in the line "
-                f"(max_waiting={limit}; {counts(self._state)})"
+                f"(max_waiting={limit}; {self._counts()})"
             )
         state.started = True
         if not state.waiters:
@@ -259,8 +262,7 @@ class Lending(Upkeep[R]):
         state.join(waiter)
         if outage.error is not None and outage.hurry(now, self._settings.backoff):
             self._look_at(outage.retry_at)
-        if now + AUDIT < self._due:
-            self._look_at(now + AUDIT)
+        self._look_at(now + AUDIT)
         return exhausted
 
     def _forsake(self, waiter: Waiter) -> None:
@@ -338,10 +340,8 @@ class Lending(Upkeep[R]):
             return "max_uses"
         if error is None:
             return None
-        if not self._knows_errors:
-            # Cut off in the middle of who knows what.
-            cut = not isinstance(error, (Exception, GeneratorExit))
-            return "interrupted" if cut else None
+        if not (self._knows_errors or isinstance(error, (Exception, GeneratorExit))):
+            return "interrupted"  # cut off in the middle of who knows what
         try:
             return "broken" if self._adapter.is_broken(entry.resource, error) else None
         except Exception:
@@ -359,27 +359,31 @@ class Lending(Upkeep[R]):
     def _detach(self, key: Key) -> Any:
         """Take an entry out of the pool with its resource alive."""
         entry = key.entry
-        resource, entry.resource = entry.resource, None
         entry.uses += 1
         entry.busy += self._now() - entry.since
-        with self._lock:
-            if self._state.retire(entry):
-                self.metrics.gone(entry, "detached")
-                self._gate_locked()
-        tell(self._observers, "closed", self.name, "detached")
-        self._serve()
-        return resource
+        try:
+            with self._lock:
+                if self._state.retire(entry):
+                    self.metrics.gone(entry, "detached")
+                    self._gate_locked()
+            tell(self._observers, "closed", self.name, "detached")
+            self._serve()
+            return entry.resource
+        except BaseException:
+            if not self._state.owns(entry):  # else the reaper finds it
+                self._close_quietly(entry)
+            raise
 
     # -- when a wait is in vain -----------------------------------------------
 
     def _raise_timeout(self, waiter: Waiter, timeout: float) -> NoReturn:
         with self._lock:
             self.metrics.count["timeouts"] += 1
-            where, down = counts(self._state), self._outage.error
+            where, down = self._counts(), self._outage.error
             cause = down or self._outage.full
             lent = self._state.lent()
-            mine = [entry for entry in lent if entry.thread == waiter.thread and not has_ended(entry)]
             now = self._now()
+        mine = [entry for entry in lent if entry.thread == waiter.thread and not has_ended(entry)]
         text = f"pool {self.name!r}: no {self._adapter.noun} within {timeout:.1f} s ({where})"
         if timeout == 0:
             text = f"pool {self.name!r}: no {self._adapter.noun} at once ({where})"

@@ -300,6 +300,9 @@ class PoolMetrics:
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
+    def _uses_by_entry(self) -> dict[Entry, int]:
+        return {entry: entry.uses for entry in self._state.entries}
+
     # -- reading -------------------------------------------------------------
 
     def reset(self) -> None:
@@ -308,7 +311,7 @@ class PoolMetrics:
             self._base_uses, self._base_busy = self._uses()
             self._base_lent = self._state.in_use
             self._peak = self._state.in_use
-            self._before = {entry: entry.uses for entry in self._state.entries}
+            self._before = self._uses_by_entry()
             self._since = self._clock.now()
             for counter in (self.count, self.closed, self.errors):
                 counter.clear()

@@ -62,6 +62,12 @@ class Observer:
     def outage_ended(self, pool: str, seconds: float) -> None:
         """Creating works again, after so many seconds."""
 
+    def resets_failed(self, pool: str, error: BaseException) -> None:
+        """Resets keep failing, so that resources are closed when they come back; told once until they work again."""
+
+    def resets_recovered(self, pool: str) -> None:
+        """Resets work again."""
+
     def drained(self, pool: str) -> None:
         """A new generation began."""
 

@@ -8,18 +8,24 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._masking import masked, shown
 from ..errors import PoolClosed, PoolTimeout
-from ..settings import PoolSettings
+from ..settings import PoolOptions, PoolSettings, with_options
 from .adapter import Adapter, FunctionAdapter, own
 from .clock import SYSTEM, Clock, seconds
 from .entry import Key
 from .holders import Holder, describe, holders_of
 from .lending import Lending
 from .observer import Observer, tell
+from .slots import Watch
 from .state import _copy
-from .words import counts, say
+from .threads import Weak
+from .words import say
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Pool"]
 
@@ -33,7 +39,7 @@ class Pool(Lending[R]):
 
     ::
 
-        pool = Pool(connect, close=Connection.close, name="ldap")
+        pool = Pool(connect, close=Connection.close, max_size=20, name="ldap")
         with pool.acquire(timeout=2.0) as connection:
             connection.search(...)
 
@@ -42,20 +48,30 @@ class Pool(Lending[R]):
     fork: the child finds it empty.
 
     Args:
-        factory: Makes a resource. May block; runs on a worker thread.
+        factory: Makes a resource. May block; runs on a worker thread, in a copy
+            of the context (``contextvars``) of the acquire that asks for it.
+            What is replaced to keep ``min_size`` has no borrower's context.
         close: Ends one.
         validate: Makes a round trip to prove one alive: raises, or returns
-            ``False``, if it is dead.
-        reset: Makes one as good as new after a lease.
+            ``False``, if it is dead. Whatever else it returns, ``None``
+            included, means alive.
+        reset: Makes one as good as new after a lease; raises, or returns
+            ``False``, if that fails.
+        is_broken: Called with a resource and the error that left the block:
+            ``True`` closes the resource, ``False`` keeps it, ``None`` leaves it
+            to `Adapter.is_broken`. Without this argument that decides, and
+            after any other error ``validate`` is asked.
         adapter: All of the above and more in one object; instead of ``factory``.
         settings: Sizes and times, see `PoolSettings`.
         name: For messages and metrics.
         observers: Told what happens, see `Observer`.
         clock: Where time comes from; tests pass their own.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         TypeError: Neither or both of ``factory`` and ``adapter``, or one of
-            the arguments is not of its kind.
+            the arguments is not of its kind, or unknown.
+        ValueError: An option breaks its field's rule.
     """
 
     def __init__(
@@ -63,29 +79,32 @@ class Pool(Lending[R]):
         factory: Callable[[], R] | None = None,
         *,
         close: Callable[[R], object] | None = None,
-        validate: Callable[[R], object] | None = None,
-        reset: Callable[[R], object] | None = None,
+        validate: Callable[[R], bool | None] | None = None,
+        reset: Callable[[R], bool | None] | None = None,
+        is_broken: Callable[[R, BaseException], bool | None] | None = None,
         adapter: Adapter[R] | None = None,
         settings: PoolSettings | None = None,
         name: str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
-        given = {"factory": factory, "close": close, "validate": validate, "reset": reset}
+        given = {"factory": factory, "close": close, "validate": validate, "reset": reset, "is_broken": is_broken}
         adapter = _adapter(adapter, given)
         if settings is not None and not isinstance(settings, PoolSettings):
             # Never the value: whoever mixes up the order of arguments gives an address, with its password.
             raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
         if name is not None and not (isinstance(name, str) and name):
-            raise TypeError(f"name must be a text that is not empty, not {name!r}")
+            raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+        if isinstance(name, str) and "://" in name and masked(name) != name:
+            raise ValueError("name must not be an address with a password: it stands in every message")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
-            raise TypeError(f"clock must have now(), wall() and get(), not be {clock!r}")
+            raise TypeError(f"clock must have now(), wall() and get(), not be {shown(clock)}")
         if not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be several of pooling.Observer, not {observers!r}")
+            raise TypeError(f"observers must be several of pooling.Observer, not {shown(observers)}")
+        settings = with_options(settings or PoolSettings(), options, Pool.__init__)
         number = next(_numbers)
-        super().__init__(
-            adapter, settings or PoolSettings(), name or f"pool-{number}", clock or SYSTEM
-        )
+        super().__init__(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
         for observer in observers:
             self.add_observer(observer)
 
@@ -128,7 +147,7 @@ class Pool(Lending[R]):
                 raise self._cannot_create() from outage.error
             text = (
                 f"pool {self.name!r}: {ready()} of {state.min_size} {self._adapter.noun}s "
-                f"ready within {limit:.1f} s ({counts(self._state)})"
+                f"ready within {limit:.1f} s ({self._counts()})"
             )
             if outage.error is not None:
                 text += f"; making one fails: {say(outage.error)}"
@@ -216,9 +235,9 @@ class Pool(Lending[R]):
         state = self._state
         goal = state.min_size if size is None else size
         if not isinstance(goal, int) or isinstance(goal, bool):
-            raise TypeError(f"size must be a whole number, not {size!r}")
+            raise TypeError(f"size must be a whole number, not {shown(size)}")
         if not 0 <= goal <= state.max_size:
-            raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {size!r}")
+            raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {shown(size)}")
         with self._lock:
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
@@ -226,8 +245,8 @@ class Pool(Lending[R]):
             allowed = self._outage.allowed(self._now()) - len(state.creating)
             number = min(goal - (len(state.entries) - len(state.closing)), allowed)
             number = min(number, state.max_size - len(state.entries))
-            keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(keys, [])
+            makings = self._reserve_locked(number)
+        self._carry_out(makings, [])
         self._serve()
 
     def drain(self) -> None:
@@ -325,7 +344,7 @@ class Pool(Lending[R]):
     def add_observer(self, observer: Observer) -> None:
         """Tell an observer from now on what happens."""
         if not isinstance(observer, Observer):
-            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+            raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
         self._set_observers((*self._observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
@@ -367,7 +386,7 @@ class Pool(Lending[R]):
 
     def __repr__(self) -> str:
         with self._lock:
-            text, closed = counts(self._state), self._state.closed
+            text, closed = self._counts(), self._state.closed
         return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"
 
     # -- waiting for a state -------------------------------------------------------
@@ -379,10 +398,12 @@ class Pool(Lending[R]):
         variable's lock would leak when an exception strikes in it.
         """
         box: Any = queue.SimpleQueue()
+        watch = Watch(reached, box)
+        reference = Weak(watch, self._watchers.discard)
         deadline = self._now() + timeout
         try:
             with self._lock:
-                self._watchers[id(box)] = (reached, box)
+                self._watchers.add(reference)
                 if self._outage.hurry(self._now(), self._settings.backoff):
                     self._look_at(self._outage.retry_at)
             while True:
@@ -396,7 +417,7 @@ class Pool(Lending[R]):
                     with self._lock:
                         return reached()
         finally:
-            self._watchers.pop(id(box), None)
+            self._watchers.discard(reference)
 
 
 def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
@@ -408,13 +429,13 @@ def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
         if extra:
             raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
         if not isinstance(adapter, Adapter):
-            raise TypeError(f"adapter must be a pooling.Adapter, not {adapter!r}")
+            raise TypeError(f"adapter must be a pooling.Adapter, not {shown(adapter)}")
         if own(adapter, "create") is None:
             raise TypeError(f"adapter must override create(), and {adapter!r} does not")
         return adapter
     for name, function in given.items():
         if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, not {function!r}")
+            raise TypeError(f"{name} must be callable, not {shown(function)}")
     return FunctionAdapter(**given)
 
 

@@ -16,19 +16,20 @@ Assumes: ``SimpleQueue.put`` is re-entrant.
 
 from __future__ import annotations
 
+import _thread
 import heapq
 import logging
 import queue
 import weakref
-from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Adapter
 from .clock import Clock
 from .entry import Entry
-from .sweep import NEVER, sweep
-from .threads import call_home, hand, mark_native, start
+from .sweep import AUDIT, sweep
+from .threads import Life, call_home, hand, mark_native, start
 from .workers import Job, Workers
 
 if TYPE_CHECKING:
@@ -50,27 +51,25 @@ class Look:
 
 
 class Call:
-    """Call a verb of the pool."""
+    """Call a verb of the pool, in a copy of the context of whoever asks."""
 
-    __slots__ = ("pool", "verb", "args")
+    __slots__ = ("pool", "verb", "args", "context")
 
     def __init__(self, pool: PoolRef, verb: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.pool = pool
         self.verb = verb
         self.args = args
-
-
-class _Life:
-    """Held by the reaper's thread alone: it ends with it, whatever ended that."""
-
-    __slots__ = ("__weakref__",)
+        self.context = copy_context()
 
 
 class Reaper:
     """One thread for all pools of one clock.
 
-    A thread that an exception has killed at its birth, where nothing could
-    catch it, gives its place back all the same: `ensure` starts another.
+    Whether it runs is never counted, but seen: its `Life` is alive as long as
+    the thread is. `ensure` starts another one when there is none, whatever
+    became of the last: an exception may have interrupted its start, or killed
+    it before it ran any code of ours. One too many does no harm: a thread
+    works only if it finds no other when it begins.
     """
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
@@ -82,9 +81,8 @@ class Reaper:
         self._due: list[tuple[float, int, PoolRef]] = []
         self._number = 0
         self.collect_after = 0.0
-        self._place: deque[object] = deque([None])  # who takes the token is the thread
-        self._life: weakref.ref[_Life] | None = None  # gives the token back if the thread does not
-        self._unborn: deque[None] = deque()  # one token for one that has yet to begin
+        self._lock: Any = _thread.RLock()  # native in every world, as the pool's
+        self._life: weakref.ref[Life] | None = None  # of the thread that runs, or is about to begin
         self._resting = False
         self._stopped = False
         self._heir: Reaper | None = None  # has taken over; our thread only passes on
@@ -96,35 +94,44 @@ class Reaper:
 
     def ensure(self) -> None:
         """Start the thread if it does not run."""
-        if not self._place or self._stopped or call_home(self.inbox, self.ensure):
+        if self._runs() or self._stopped or call_home(self.inbox, self.ensure):
             return
+        if self._lock._is_owned():
+            return  # this thread is about to start it, and was interrupted
         try:
-            self._place.pop()
-        except IndexError:
-            return
-        self._unborn.clear()
-        self._unborn.append(None)
-        life = _Life()
-        self._life = weakref.ref(life, self._place.append)
-        try:
-            start(self._world, self._run, (life,))
+            with self._lock:
+                if not self._runs():
+                    self._start()
         except RuntimeError as error:
-            self._life = None
-            self._unborn.pop()
-            self._place.append(None)
             if "shutdown" not in str(error):  # see `Workers`: it is not needed any more
                 logger.warning("no thread for the reaper yet: %s", error)
 
+    def _runs(self) -> bool:
+        """Whether there is a thread, or will be in a moment."""
+        life = self._life
+        return life is not None and life() is not None
+
+    def _start(self) -> None:
+        life = Life()
+        mark = weakref.ref(life)
+        try:
+            self._life = mark
+            start(self._world, self._run, (life,))
+        except BaseException:
+            if self._life is mark:  # a traceback that somebody keeps would keep that life, too
+                self._life = None
+            raise
+
     def rest(self) -> None:
         """Let the thread end; see `wake`."""
-        if not self._place:
+        if self._runs():
             self._resting = True
             self.inbox.put(None)
 
     @property
     def asleep(self) -> bool:
         """Whether the thread has ended."""
-        return bool(self._place)
+        return not self._runs()
 
     def wake(self) -> None:
         """Start the thread again that `rest` let end."""
@@ -139,20 +146,21 @@ class Reaper:
     @property
     def born(self) -> bool:
         """Whether the thread, if it was started, has begun."""
-        return not self._unborn
+        mark = self._life
+        life = None if mark is None else mark()
+        return life is None or life.born
 
     def do(self, job: Job) -> bool:
         """Do a worker's job; ``False`` if the thread does not run."""
-        if self._place:
+        if not self._runs():
             return False
         hand(self.inbox, job)
         return True
 
-    def _run(self, life: _Life) -> None:
-        self._unborn.pop()
+    def _run(self, life: Life) -> None:
+        life.born = True
         mark_native(self._world)
-        while True:
-            self._life = weakref.ref(life, self._place.append)
+        while self._take_over(life):
             while self._heir is None and self._has_work():
                 try:
                     self.step(True)
@@ -160,14 +168,19 @@ class Reaper:
                     logger.exception("the reaper stumbled; this is a bug in pooling")
             if self._heir is not None:
                 self._pass_on(self._heir)
-            self._life = None  # from here on it is given back by hand
-            self._place.append(None)
+            # Whoever posts a message looks for the thread after that; so the
+            # thread steps down first, and then looks for messages once more.
+            self._life = None
             if not self._has_work():
                 return
-            try:
-                self._place.pop()  # something came just now
-            except IndexError:
-                return  # and another thread takes care of it
+
+    def _take_over(self, life: Life) -> bool:
+        """Become the thread that runs, unless another one does."""
+        with self._lock:
+            if self._runs() and self._life() is not life:  # type: ignore[misc]
+                return False
+            self._life = weakref.ref(life)
+        return True
 
     def _has_work(self) -> bool:
         return not self._resting and bool(self._pools or not self.inbox.empty())
@@ -182,7 +195,7 @@ class Reaper:
         Entries and pools that were made before drop into this inbox.
         """
         self._heir = heir
-        if not self._place or not self.inbox.empty():
+        if self._runs() or not self.inbox.empty():
             self.post(None)
 
     def _pass_on(self, heir: Reaper) -> None:
@@ -216,9 +229,10 @@ class Reaper:
         elif isinstance(message, Call):
             pool = message.pool()
             if pool is not None:
-                message.verb(pool, *message.args)
+                message.context.run(message.verb, pool, *message.args)
         elif isinstance(message, Entry):
-            pool = message.pool()
+            reference = getattr(message, "pool", None)  # none if an exception struck while it was reserved
+            pool = reference and reference()
             if pool is not None:
                 pool._orphaned(message)
         elif isinstance(message, tuple):
@@ -232,9 +246,13 @@ class Reaper:
         while self._due and self._due[0][0] <= now:
             due, _, reference = heapq.heappop(self._due)
             pool = reference()
-            if pool is not None and pool._due == due:  # not superseded by an earlier look
-                pool._due = NEVER
-                pool._look_at(sweep(pool, now))
+            if pool is not None and pool._is_due(due):
+                try:
+                    upcoming = sweep(pool, now)
+                except BaseException:
+                    pool._look_at(now + AUDIT)
+                    raise
+                pool._look_at(upcoming)
                 swept += 1
         return swept
 

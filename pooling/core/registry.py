@@ -247,7 +247,6 @@ def _nobodys_key(now: float) -> Key:
     """A key whose entry no pool owns; and the entry's own key is another one."""
     gone, key = Key(), Key()
     key.entry = entry = Entry(gone)
-    hash(entry)  # while there is something to hash
     entry.begin(object(), float("-inf"), now)
     return key
 

@@ -36,6 +36,8 @@ import logging
 import math
 import queue
 from collections.abc import Callable
+from contextvars import Context, copy_context
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from ..errors import CreateFailed, PoolError, PoolUnavailable
@@ -44,6 +46,7 @@ from . import registry
 from .adapter import Adapter, own
 from .clock import Clock
 from .entry import Entry, Key
+from .hangup import connected, watchable
 from .health import Health
 from .metrics import PoolMetrics
 from .observer import Observer, tell
@@ -52,19 +55,32 @@ from .reaper import Call, Look
 from .registry import PAGE, PoolRef
 from .state import PoolState
 from .sweep import AHEAD, NEVER
-from .threads import hand
-from .words import say
+from .threads import Weak, hand
+from .words import counts, say
 
-__all__ = ["NOTHING", "Slots"]
+__all__ = ["NOTHING", "Slots", "Watch"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
-NOTHING: tuple[list[Key], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
-FRESH = 1e-3
-"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when
-its result is used on a busy machine. (HikariCP spares what was used within half a second.)"""
+Making = tuple[Key, Context]
+"""A reserved slot, and in which context its resource is made: a copy of that of the acquire it is made for, or of
+whoever asks where it is made ahead of need. Dropped with the job: it may hold an application, a request, a user."""
+NOTHING: tuple[list[Making], list[tuple[Key, str]]] = ([], [])  # a plan that has nothing in it
+FRESH = 1e-4
+"""Seconds for which a peer that answered at the end of a lease counts as seen alive: a look is no younger when its
+result is used. Not more: a server that is told to end a session needs half a millisecond to do so (P6)."""
 DEATHS = {"broken", "dead", "invalid"}  # the reasons to close what was found dead
 _NONE = object()  # the generation of no entry (a retired one has None)
+
+
+class Watch:
+    """A thread that waits for a state of the pool: held by that thread alone."""
+
+    __slots__ = ("reached", "box", "__weakref__")
+
+    def __init__(self, reached: Callable[[], bool], box: Any) -> None:
+        self.reached = reached
+        self.box = box
 
 
 class Slots(Generic[R]):
@@ -87,6 +103,7 @@ class Slots(Generic[R]):
         self._observers: tuple[Observer, ...] = ()
         self._noise = False  # observers want to hear of each lease
         self._is_alive = own(adapter, "is_alive")
+        self._watches = self._is_alive is None and adapter.blocking  # if there is a socket: see `_create`
         self._validate = own(adapter, "validate")
         self._reset = own(adapter, "reset")
         self._has_close = own(adapter, "close") is not None
@@ -133,7 +150,11 @@ class Slots(Generic[R]):
         self._pop = self._state.idle.pop
         self._due = NEVER  # when the reaper looks next; guarded by the lock
         self._exhausted = False  # since the line began; guarded by the lock
-        self._watchers: dict[int, tuple[Callable[[], bool], Any]] = {}
+        self._watchers: set[Weak] = set()  # each takes itself off when its thread has gone
+        self._commands: dict[Entry, tuple[object, float]] = {}  # what holders are blocked in, seen when first
+        self._stalls_at = -math.inf  # when they are looked at next
+        self._asking_since: float | None = None  # about them
+        self._unknown = ""  # why that told nothing
         self._enlist()
         self._gate_locked()
 
@@ -206,37 +227,47 @@ class Slots(Generic[R]):
             # Who has one checked on a worker may have another, but was not forgotten.
             if audit and state.idle and len(state.waiters) > len(state.checking) and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
-            keys, closes = self._plan_locked()
-        if keys or closes:
-            self._carry_out(keys, closes)
+            makings, closes = self._plan_locked()
+        if makings or closes:
+            self._carry_out(makings, closes)
 
-    def _plan_locked(self) -> tuple[list[Key], list[tuple[Key, str]]]:
+    def _plan_locked(self) -> tuple[list[Making], list[tuple[Key, str]]]:
         """Decide: which slots are reserved for creations, and what is to be closed."""
         now = self._now()
         if self._state.relay() and not self._watchers:
             return NOTHING
         number, closes = self._state.serve(self._outage.allowed(now), now)
-        keys = [self._reserve_locked() for _ in range(number)] if number else []
+        makings = self._reserve_locked(number) if number else []
         if self._watchers:
-            for watched, box in list(self._watchers.values()):
-                if watched():
-                    hand(box, None)
-        return keys, closes
+            for reference in self._watchers.copy():
+                watch = reference()
+                if watch is not None and watch.reached():
+                    hand(watch.box, None)
+        return makings, closes
 
-    def _carry_out(self, keys: list[Key], closes: list[tuple[Key, str]]) -> None:
+    def _carry_out(self, makings: list[Making], closes: list[tuple[Key, str]]) -> None:
         for key, reason in closes:
             self._dispose(key, reason)
-        while keys:
+        while makings:
             if self._adapter.blocking:
-                self._background.workers.submit(self._create, keys.pop(0))
+                self._background.workers.submit(self._create, *makings.pop(0))
             else:
-                self._create(keys.pop(0))
+                self._create(*makings.pop(0))
 
     # -- making ---------------------------------------------------------------
 
-    def _reserve_locked(self) -> Key:
+    def _reserve_locked(self, number: int) -> list[Making]:
+        """Take so many slots, for those waiters for whom nothing is on its way, or ahead of need."""
+        coming = len(self._state.creating) + len(self._state.checking)
+        number = max(0, number)
+        contexts = [waiter.context for waiter in islice(self._waiters, coming, coming + number)]
+        contexts += [None] * (number - len(contexts))
+        return [(self._reserve_one_locked(), copy_context() if one is None else one.copy()) for one in contexts]
+
+    def _reserve_one_locked(self) -> Key:
         """Take a slot: from here on it counts (P2)."""
         settings, now = self._settings, self._now()
+        self._look_at(now + settings.create_timeout)  # first: the reaper finds what an exception leaves
         key = Key()
         key.entry = entry = Entry(key, self._background.reaper.drop)
         entry.pool = self._ref
@@ -245,24 +276,27 @@ class Slots(Generic[R]):
         entry.begin(self._state.generation, expires, now)
         self._state.reserve(entry)
         self.metrics.look()
-        self._look_at(now + settings.create_timeout)
         return key
 
-    def _create(self, key: Key) -> None:
+    def _create(self, key: Key, context: Context) -> None:
         """Make the resource of a reserved slot."""
         entry, started = key.entry, self._now()
         if not self._state.owns(entry):
             return
         try:
-            entry.resource = self._adapter.create()
-            if entry.resource is None:
-                raise TypeError("the factory returned None instead of a resource")
+            context.run(self._make, entry)
         except BaseException as error:
+            if entry.resource is not None:  # interrupted just after it was created
+                self._close_quietly(entry)
+                entry.resource = None
             if not (self._adapter.blocking or isinstance(error, Exception)):
                 self._create_interrupted(entry)
                 raise
             self._create_failed(entry, error)
             return
+        if self._watches and watchable(entry.resource):
+            entry.watched = True
+            self._is_alive, self._wary = connected, True
         now = self._now()
         entry.idle_since = entry.checked = now
         with self._lock:
@@ -286,10 +320,18 @@ class Slots(Generic[R]):
         tell(self._observers, "created", self.name, now - started)
         self._serve()
 
+    def _make(self, entry: Entry) -> None:
+        # Stored here: an exception that is raised when `Context.run` returns would lose a return value.
+        entry.resource = self._adapter.create()
+        if entry.resource is None:
+            raise TypeError("the factory returned None instead of a resource")
+
     def _next_age(self, entry: Entry) -> float:
         """When the reaper should look at a new entry at the latest."""
         settings, due = self._settings, entry.expires - self._ahead
         limits = [settings.idle_timeout, settings.leak_timeout]
+        if self._adapter.stall_timeout is not None:
+            limits.append(self._adapter.stall_timeout / 4)
         if self._validate is not None:
             limits += [settings.keepalive_interval, settings.health_check_interval]
         for limit in limits:
@@ -344,10 +386,12 @@ class Slots(Generic[R]):
     def _create_interrupted(self, entry: Entry) -> None:
         """Free the slot; not the server failed, but the borrower was called away.
 
-        It must not be kept by making one for others: the reaper sees to them.
+        It must not be kept by making one for others: the reaper sees to them,
+        and closes what was made already, when its key is gone.
         """
         with self._lock:
-            self._state.retire(entry)
+            if entry.resource is None:
+                self._state.retire(entry)
         self._look_at(self._now())
 
     def _says(self, question: str, error: BaseException) -> bool:
@@ -399,13 +443,15 @@ class Slots(Generic[R]):
         self._close_entry(key.entry, reason)
 
     def _close_entry(self, entry: Entry, reason: str) -> None:
-        """End the resource, then free the slot, whatever the close said."""
+        """End the resource, then free the slot, whatever the close said.
+
+        What an exception leaves undone the reaper does, when the key is gone.
+        """
         if not self._state.owns(entry):
             return
-        try:
-            self._close_quietly(entry)
-        finally:
-            self._retire(entry, reason)
+        self._close_quietly(entry)
+        entry.resource = None  # it is not closed twice
+        self._retire(entry, reason)
 
     def _close_quietly(self, entry: Entry) -> None:
         resource = entry.resource
@@ -414,7 +460,9 @@ class Slots(Generic[R]):
         close = self._adapter.close if entry.pool is self._ref else self._adapter.abandon
         try:
             close(resource)
-        except BaseException as error:  # on a worker: it is nobody's
+        except BaseException as error:
+            if self._adapter.closes_at_once and not isinstance(error, Exception):
+                raise  # it is the borrower's; on a worker it is nobody's
             logger.debug("pool %r: close() failed: %s", self.name, say(error))
             with self._lock:
                 self.metrics.errors["close"] += 1
@@ -437,8 +485,18 @@ class Slots(Generic[R]):
         """Ask the reaper to look at this pool then, unless it does so before."""
         with self._lock:
             if due < self._due:
-                self._due = due
                 self._background.reaper.post(Look(self._ref, due))
+                self._due = due  # after it: else an exception between the two leaves nobody looking
+            else:
+                self._background.reaper.ensure()
+
+    def _is_due(self, due: float) -> bool:
+        """For the reaper: whether it is to look now; an earlier look supersedes a later one."""
+        with self._lock:  # whoever asked for a look has noted it when he gives this back
+            if self._due != due:
+                return False
+            self._due = NEVER
+            return True
 
     def _later(self, verb: Callable[..., object], *args: Any) -> None:
         """Leave to the reaper what cannot be done inside our own critical section."""
@@ -489,6 +547,10 @@ class Slots(Generic[R]):
         self._get = self._clock.get
 
     # -- counting -------------------------------------------------------------
+
+    def _counts(self) -> str:
+        """How many are where, for messages. Needs the lock."""
+        return counts(self._state)
 
     def _count(self, what: str) -> None:
         with self._lock:

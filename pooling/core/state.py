@@ -50,7 +50,6 @@ class PoolState:
         self.min_size = min_size
         self.max_size = max_size
         self.max_idle = max_idle
-        # An entry's hash is its key's, and kept when the key has gone.
         self.entries: set[Entry] = set()  # all slots taken
         self.creating: set[Entry] = set()
         self.checking: dict[Entry, Errand] = {}  # validated or reset on a worker
@@ -127,14 +126,13 @@ class PoolState:
         Returns:
             What it was given in the meantime: the caller must pass a key on.
         """
+        self.queued.discard(waiter.thread)
+        waiter.given = True
         try:
             self.waiters.remove(waiter)
         except ValueError:
             pass
-        self.queued.discard(waiter.thread)
-        given, waiter.given = waiter.given, True
-        if not given:
-            return None
+        waiter.context = None
         try:
             item: Key | BaseException = waiter.box.get(False)
         except queue.Empty:
@@ -149,22 +147,22 @@ class PoolState:
                 reason = error(text)
                 reason.__cause__ = cause
                 waiter.give(reason)
-                self.waiters.remove(waiter)
                 self.queued.discard(waiter.thread)
+                self.waiters.remove(waiter)
 
     # -- decisions ----------------------------------------------------------
 
     def reserve(self, entry: Entry) -> None:
         """Take a slot for an entry that is about to be made."""
+        self.entries.add(entry)  # first: `retire` looks there for what an exception has left
         self.creating.add(entry)
-        self.entries.add(entry)
 
     def retire(self, entry: Entry) -> bool:
         """Give an entry's slot back; ``False`` if that was done before."""
         found = self.owns(entry)
-        self.entries.discard(entry)
         self.settle(entry)
         self.closing.discard(entry)
+        self.entries.discard(entry)  # last: until then it can be retired again
         return found
 
     def settle(self, entry: Entry) -> None:
@@ -268,14 +266,14 @@ class PoolState:
         return closes
 
     def _hand(self, key: Key) -> None:
-        """Give a key to the first who still wants one: mark and put first, remove after."""
+        """Give a key to the first who still wants one: put and mark first, remove after."""
         waiters = self.waiters
         while waiters:
             waiter = waiters[0]
             accepted = waiter.give(key)
+            self.queued.discard(waiter.thread)
             if waiters and waiters[0] is waiter:
                 waiters.popleft()
-            self.queued.discard(waiter.thread)
             if accepted:
                 return
         self.idle.append(key)

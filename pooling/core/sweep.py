@@ -47,6 +47,7 @@ def sweep(pool: Pool[Any], now: float) -> float:
         _keepalive(pool, now),
         _health_check(pool, now),
         _leaks(pool, now),
+        _stalls(pool, now),
         _audit(pool, now),
     )
 
@@ -183,6 +184,36 @@ def _leaks(pool: Pool[Any], now: float) -> float:
         else:
             due = min(due, entry.since + limit)
     return due
+
+
+def _stalls(pool: Pool[Any], now: float) -> float:
+    """Have the adapter find out about holders that have been blocked in one command for ``stall_timeout``."""
+    limit = pool._adapter.stall_timeout
+    if limit is None or not pool._state.entries:
+        return NEVER
+    if now < pool._stalls_at <= now + limit:
+        return pool._stalls_at
+    seen = {}
+    for entry in pool._state.lent():
+        command = _command_of(pool, entry)
+        if command is not None:
+            known = pool._commands.get(entry)
+            seen[entry] = known if known is not None and known[0] == command else (command, now)
+    pool._commands = seen
+    overdue = [(entry, command) for entry, (command, since) in seen.items() if since + limit <= now]
+    if overdue:
+        pool._ask_about(overdue, now)
+    pool._stalls_at = now + limit / 4
+    return pool._stalls_at
+
+
+def _command_of(pool: Pool[Any], entry: Entry) -> object:
+    resource = entry.resource
+    try:
+        return None if resource is None else pool._adapter.command_of(resource)
+    except Exception:
+        logger.debug("pool %r: command_of() failed", pool.name, exc_info=True)
+        return None
 
 
 def _audit(pool: Pool[Any], now: float) -> float:

@@ -31,15 +31,35 @@ from __future__ import annotations
 import _thread
 import queue
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["NATIVE", "call_home", "hand", "mark_native", "may_move", "patched", "start"]
+__all__ = ["NATIVE", "Life", "call_home", "hand", "mark_native", "may_move", "patched", "start", "Weak"]
 
 #: The class of the boxes in a world of native threads.
 NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
 _start_native = _thread.start_new_thread  # gevent's, if it was faster: then no thread is native
 _here = _thread._local()
+
+
+class Weak(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference that takes itself off a set, at whatever moment its thread goes.
+
+    An ordinary one hashes what it refers to, and cannot once that has gone.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+
+class Life:
+    """What a thread of ours is given, and nothing else holds: it ends with the thread, whatever ended that."""
+
+    __slots__ = ("born", "__weakref__")
+
+    def __init__(self) -> None:
+        self.born = False  # the thread has begun
 
 
 def patched() -> bool:

@@ -8,10 +8,13 @@ and past its limit no slot either (P4).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import TypeVar
 
 from ..errors import PoolError
+from .adapter import Verdicts
 from .entry import Entry, Key
 from .holders import place_of
 from .observer import tell
@@ -26,12 +29,26 @@ logger = logging.getLogger("pooling")
 _ABANDONED = object()  # the generation of an entry whose work took too long
 
 
+# Resets keep failing from three in a row, or more than one in five, until they work again: a failure weighs
+# as much as so many that work. What comes back so soon after it was over is the same incident.
+_WEIGHT, _BEGINS, _MOST = 4, 12, 48
+_SAME_INCIDENT = 60.0  # seconds
+
+
 class Upkeep(Slots[R]):
     """Checks, resets, and cuts off what hangs."""
+
+    # Guarded by the lock, but for the first, which each reset that works looks at.
+    _reset_trouble = 0
+    _reset_error: BaseException | None = None  # why resets keep failing
+    _resets_told = False  # and that was told
+    _resets_quiet_until = float("-inf")  # before, it is not told again
 
     # -- is it alive? ---------------------------------------------------------
 
     def _alive(self, entry: Entry) -> bool:
+        if self._watches and not entry.watched:
+            return True
         try:
             return self._is_alive(entry.resource)  # type: ignore[misc,no-any-return]
         except Exception:
@@ -142,7 +159,10 @@ class Upkeep(Slots[R]):
             self._evict(key, "reset")
             if not isinstance(error, Exception):
                 raise
+            self._reset_failed(error)
             return False
+        if self._reset_trouble:
+            self._reset_worked()
         now = self._now()
         if self._settings.enable_metrics:
             self.metrics.release.record(now - entry.idle_since)
@@ -152,6 +172,34 @@ class Upkeep(Slots[R]):
             entry.answered, entry.checked = True, now
         return True
 
+    def _reset_failed(self, error: Exception) -> None:
+        """Note a reset that failed; tell once if they keep failing."""
+        now = self._now()
+        with self._lock:
+            self._reset_trouble = min(self._reset_trouble + _WEIGHT, _MOST)
+            if self._reset_trouble < _BEGINS:
+                return
+            self._reset_error = error.with_traceback(None)
+            news = not self._resets_told and now >= self._resets_quiet_until
+            if news:
+                self._resets_told, self._resets_quiet_until = True, now + _SAME_INCIDENT
+        if news:
+            logger.warning(
+                "pool %r: resets keep failing, so that %ss are closed instead of kept: %s",
+                self.name, self._adapter.noun, say(error),
+            )
+            tell(self._observers, "resets_failed", self.name, error)
+
+    def _reset_worked(self) -> None:
+        with self._lock:
+            self._reset_trouble = max(0, self._reset_trouble - 1)
+            if self._reset_trouble:
+                return
+            told, self._resets_told, self._reset_error = self._resets_told, False, None
+        if told:
+            logger.info("pool %r: resets work again", self.name)
+            tell(self._observers, "resets_recovered", self.name)
+
     # -- on a worker, with a time limit ---------------------------------------
 
     def _ask_on_worker(self, key: Key, health: bool = False) -> None:
@@ -160,7 +208,10 @@ class Upkeep(Slots[R]):
         self._on_worker(key, self._health_check if health else self._check, errand)
 
     def _on_worker(self, key: Key, job: Callable[[Key], None], errand: Errand) -> None:
-        """Send a resource to be checked or reset; a job that hangs loses its slot in time."""
+        """Send a resource to be checked or reset; a job that hangs loses its slot in time.
+
+        The job is done in a copy of the context of whoever asks for it.
+        """
         if self._lock._is_owned():
             self._later(Upkeep._on_worker, key, job, errand)
             return
@@ -169,11 +220,11 @@ class Upkeep(Slots[R]):
             entry.since = now  # before it is seen there: it must not look overdue
             self._state.check(entry, errand)
             self._look_at(now + errand.limit)
-        self._background.workers.submit(self._work, key, job)
+        self._background.workers.submit(self._work, key, job, copy_context())
 
-    def _work(self, key: Key, job: Callable[[Key], None]) -> None:
+    def _work(self, key: Key, job: Callable[[Key], None], context: Context) -> None:
         try:
-            job(key)
+            context.run(job, key)
         except BaseException as error:  # for nobody: its borrower is elsewhere
             logger.warning("pool %r: a check gave up: %s", self.name, say(error))
         if key.entry.generation is _ABANDONED:
@@ -201,8 +252,10 @@ class Upkeep(Slots[R]):
             "pool %r: %s a %s took over %.1f s; its slot is free again",
             self.name, "closing" if closing else "checking", noun, took,
         )
+        resource = entry.resource
         try:
-            (self._adapter.abandon if closing else self._adapter.interrupt)(entry.resource)
+            if resource is not None:  # else its close has just returned
+                (self._adapter.abandon if closing else self._adapter.interrupt)(resource)
         except Exception:
             logger.exception("pool %r: abandoning a %s failed", self.name, noun)
         with self._lock:
@@ -216,6 +269,8 @@ class Upkeep(Slots[R]):
             tell(self._observers, "closed", self.name, reason)
         if errand is not None and errand.asks:
             self._no_answer(errand)
+        elif errand is not None:
+            self._reset_failed(TimeoutError(f"a reset took over {limit:g} s"))
         self._serve()
 
     def _no_answer(self, errand: Errand) -> None:
@@ -244,13 +299,14 @@ class Upkeep(Slots[R]):
                 self.metrics.count["forgotten"] += 1
                 entry.uses += 1
                 entry.busy += self._now() - entry.since
-            if entry.resource is None:
+            unmade = entry.resource is None and entry not in state.closing
+            if unmade:
                 state.retire(entry)
             else:
                 state.close(entry)
                 entry.since = self._now()
             self._gate_locked()
-        if entry.resource is not None:
+        if not unmade:
             if forgotten:
                 where = place_of(entry)
                 logger.warning(
@@ -273,6 +329,43 @@ class Upkeep(Slots[R]):
         )
         tell(self._observers, "leaked", self.name, where, held)
 
+    def _ask_about(self, waiting: list[tuple[Entry, object]], now: float) -> None:
+        """Ask on a worker about holders that have been blocked for long; one question at a time (P2, P7)."""
+        limit = self._settings.create_timeout + self._settings.health_check_timeout
+        if self._asking_since is not None and now < self._asking_since + limit:
+            return
+        self._asking_since = now
+        self._background.workers.submit(self._end_stalled, waiting, now)
+
+    def _end_stalled(self, waiting: list[tuple[Entry, object]], now: float) -> None:
+        limit = self._adapter.stall_timeout or 0.0
+        asked = [(entry.resource, command) for entry, command in waiting if entry.resource is not None]
+        try:
+            found = self._adapter.end_stalled(asked, limit)
+        except Exception:
+            logger.exception("pool %r: end_stalled() failed", self.name)
+            found = Verdicts()
+        finally:
+            if self._asking_since == now:
+                self._asking_since = None
+        if not found.again:
+            later = self._now()
+            for entry, command in waiting:  # those that are at work are asked about again after another limit
+                if entry in self._commands:
+                    self._commands[entry] = (command, later)
+        for reason, count in Counter(found.ended).items():
+            logger.warning(
+                "pool %r: %d holder(s) interrupted after %g s or more in one command: %s",
+                self.name, count, limit, reason,
+            )
+        for reason, count in Counter(found.unknown).items():
+            level = logging.DEBUG if reason == self._unknown else logging.WARNING  # once for the same
+            self._unknown = reason
+            logger.log(
+                level, "pool %r: %d holder(s) in one command for %g s, and not known whether in vain: %s",
+                self.name, count, limit, reason,
+            )
+
     def _replace_ahead(self, ending: int) -> None:
         """Make what ``min_size`` will miss when so many have reached the end of their lives."""
         with self._lock:
@@ -283,5 +376,5 @@ class Upkeep(Slots[R]):
                 self._outage.allowed(self._now()) - len(state.creating),
             )
             number = 0 if state.closed else min(state.min_size - staying, room)
-            keys = [self._reserve_locked() for _ in range(number)]
-        self._carry_out(keys, [])
+            makings = self._reserve_locked(number)
+        self._carry_out(makings, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._masking import without_secrets
 from .state import PoolState
 
 __all__ = ["counts", "say"]
@@ -21,6 +22,6 @@ def counts(state: PoolState) -> str:
 
 
 def say(error: BaseException | None) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
+    """An error in one line, without the secrets of an address that it may quote."""
+    text = " ".join(without_secrets(str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .threads import call_home, mark_native, start
+from .threads import Life, Weak, call_home, mark_native, start
 
 if TYPE_CHECKING:
     from .reaper import Reaper
@@ -47,8 +47,8 @@ class Workers:
     reaper: Reaper  # of the same `Background`
 
     def __init__(self) -> None:
-        self._running: deque[None] = deque()  # one token for each thread,
-        self._unborn: deque[None] = deque()  # and for each that has yet to begin
+        # Of the threads that run or are about to begin; each takes itself off.
+        self._lives: set[Weak] = set()
         self._resting = False
         self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
@@ -88,7 +88,7 @@ class Workers:
     @property
     def asleep(self) -> bool:
         """Whether all threads have ended."""
-        return not self._running
+        return not self._lives
 
     def wake(self) -> None:
         """Let threads linger again."""
@@ -102,7 +102,8 @@ class Workers:
     @property
     def born(self) -> bool:
         """Whether all threads that were started have begun."""
-        return not self._unborn
+        lives = [reference() for reference in self._lives.copy()]
+        return all(life is None or life.born for life in lives)
 
     def _hand_over(self, job: Job) -> bool:
         if self._stopped:
@@ -119,18 +120,18 @@ class Workers:
         # would keep the job's key from being missed.
         box: queue.SimpleQueue[Job] = self._world()
         box.put(job)
-        self._running.append(None)
-        self._unborn.append(None)
+        life = Life()
         try:
-            start(self._world, self._run, (box,))
+            self._lives.add(Weak(life, self._lives.discard))
+            start(self._world, self._run, (life, box))
         except RuntimeError as error:  # "can't start new thread"
-            self._running.pop()
-            self._unborn.pop()
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
             self._backlog.append(job)
             logger.warning("no thread for the pool's work yet: %s", error)
             return False
+        finally:
+            del life  # a traceback that somebody keeps would keep it
         return True
 
     def _do_without_thread(self, job: Job) -> bool:
@@ -145,15 +146,14 @@ class Workers:
             self._do(*job)
         return True
 
-    def _run(self, box: queue.SimpleQueue[Job]) -> None:
-        self._unborn.pop()
+    def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
+        life.born = True
         mark_native(self._world)
         job: Job | None = box.get()
         while job is not None:
             self._do(*job)
             job = None  # what it carried must not linger here
             job = self._next(box)
-        self._running.pop()
 
     def _next(self, box: queue.SimpleQueue[Job]) -> Job | None:
         """Wait for a job; ``None`` says that there was nothing to do for a while."""

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .._masking import without_secrets
 from ..settings import PoolSettings
 from .child import DemoError
 from .quotes import Quote
@@ -34,6 +35,9 @@ class Place(NamedTuple):
     kind: str  #: ``"sqlite"`` or ``"postgres"``.
     target: str  #: The file, or the connection string.
     table: str
+
+    def __repr__(self) -> str:  # the target may hold a password
+        return f"<Place {self.kind} {self.table}>"
 
     @property
     def insert(self) -> str:
@@ -119,6 +123,8 @@ class PostgresDatabase:
     """
 
     def __init__(self, dsn: str) -> None:
+        if not dsn.strip():  # to a pool, DATABASE_URL, in which the demo has no business
+            raise ValueError("must not be empty")
         self._dsn = dsn
         self._schema = f"pooling_demo_{secrets.token_hex(6)}"
         self._lock = threading.Lock()  # held from the first CREATE to its commit
@@ -140,7 +146,7 @@ class PostgresDatabase:
                 with self._db.acquire() as conn:
                     self._create(conn)
         except Exception as error:
-            raise DemoError(f"the database: {error}") from error
+            raise DemoError(f"the database: {without_secrets(str(error))}") from error
         return f"PostgreSQL {version}, a temporary schema ({self._schema})"
 
     def _create(self, conn: Any) -> None:
@@ -166,7 +172,7 @@ class PostgresDatabase:
             if self._made:
                 self._drop_schema()
         except Exception as error:
-            raise DemoError(f"schema {self._schema} stays behind: {error}") from error
+            raise DemoError(f"schema {self._schema} stays behind: {without_secrets(str(error))}") from error
         finally:
             self._lock.release()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from ..core.words import say
 from .child import answer, die_with_parent, requests_of_parent
 from .naive import Naive
 from .place import Place
@@ -90,7 +91,7 @@ class Phase:
             try:
                 self._fetch_and_store(piece)
             except Exception as error:
-                self._error = f"{type(error).__name__}: {error}"
+                self._error = say(error)
                 return
             latencies.append(time.perf_counter() - began)
 
@@ -142,7 +143,7 @@ def main() -> None:
     try:
         result = Phase(Job(place=place, **order)).run()
     except Exception as error:
-        answer(error=f"{type(error).__name__}: {error}")
+        answer(error=say(error))
     else:
         answer(result=result)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import psycopg
 
+from .cleaning import LACKING, STEPS
+
 __all__ = ["Client", "Facts", "Pooler", "read"]
 
 Connection = psycopg.Connection[Any]
@@ -83,6 +85,7 @@ class Facts:
     pooler: Pooler | None
     connect_seconds: float
     query_seconds: float
+    missing: tuple[str, ...] = ()  # of `STEPS`: statements that it does not execute for this role
 
     @property
     def room(self) -> int:
@@ -131,6 +134,7 @@ def read(connect: Connect, ours: str | None = None) -> Facts:
             clients=_clients(first, {_backend(first), _backend(other)}, ours), settings=settings,
             pooler=_pooler(first, other, connect),
             connect_seconds=statistics.median(times), query_seconds=_query_time(first),
+            missing=_missing(first),
         )  # fmt: skip
 
 
@@ -180,6 +184,19 @@ def _query_time(conn: Connection) -> float:
         conn.execute("SELECT 1", prepare=False)
         times.append(perf_counter() - began)
     return statistics.median(times)
+
+
+def _missing(conn: Connection) -> tuple[str, ...]:
+    """Try each statement that cleans a session."""
+    missing = []
+    for step in STEPS:
+        try:
+            conn.execute(step.encode(), prepare=False)
+        except psycopg.Error as error:
+            if error.sqlstate not in LACKING:
+                raise
+            missing.append(step)
+    return tuple(missing)
 
 
 def _backend(conn: Connection) -> int:

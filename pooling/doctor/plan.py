@@ -20,7 +20,9 @@ class Plan:
         prepares: Whether statements are prepared; ``None`` if that is not known.
         options: Whether server settings are sent while connecting (``options``,
             ``command_timeout``, ``idle_in_transaction_timeout``).
+        resets_fail: Why resets keep failing, if they do.
         command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
+        unlimited: Whether it is known that there is no ``command_timeout``.
 
     Raises:
         TypeError, ValueError: ``workers`` is no whole number above 0.
@@ -31,8 +33,10 @@ class Plan:
     cleans: bool = True
     prepares: bool | None = None
     options: bool = False
+    resets_fail: str | None = None
     command_timeout: float | None = None
     idle_in_transaction_timeout: float | None = None
+    unlimited: bool = False
 
     def __post_init__(self) -> None:
         workers = self.workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .cleaning import STEPS
 from .plan import Plan
 from .report import Finding, Report
 
@@ -22,7 +23,7 @@ def examine(facts: Facts, plan: Plan) -> Report:
     """Judge a plan by what a server says of itself."""
     rules = (
         _room, _room_behind, _limits_of_names, _planned_workers, _hidden, _hangs_up, _time_limits, _idle_transactions,
-        _silent_clients, _far_away,
+        _silent_clients, _far_away, _unclean, _failing_resets, _no_limit,
     )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
     if facts.pooler is not None:
@@ -174,6 +175,46 @@ def _far_away(facts: Facts, plan: Plan) -> Iterator[Finding]:
             f"the least query takes {facts.query_seconds * 1000:.1f} ms: a transaction needs three round trips, "
             "and a connection is held for each of them",
             "Move the application next to its database",
+        )
+
+
+def _unclean(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    if plan.cleans and facts.missing:
+        yield Finding(
+            "warning",
+            f"this server does not execute {', '.join(facts.missing)} for this role: what a borrower leaves of these "
+            f"stays for the next one: {', '.join(STEPS[step] for step in facts.missing)}",
+            "GRANT it, do without these in the application, or clean with a session= function of your own",
+        )
+
+
+def _failing_resets(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    if plan.resets_fail is not None:
+        yield Finding(
+            "breaks",
+            "resets keep failing, so that connections are closed when they come back instead of kept: "
+            f"{plan.resets_fail}",
+            "Mend what it names: a reset= or session= function, what borrowers leave open, a short reset_timeout",
+        )
+
+
+def _no_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    if not plan.unlimited:
+        return
+    if facts.pooler is None:
+        yield Finding(
+            "note",
+            "there is no command_timeout: a command that waits for a lock, or for a proxy that forwards nothing, "
+            "keeps its connection until the server is asked about it (stall_timeout), or longer",
+            "Set command_timeout to what the longest command may take (--command-timeout tells it here)",
+        )
+    else:
+        yield Finding(
+            "warning",
+            "there is no command_timeout, and through PgBouncer the server cannot be asked whether it is at work on a "
+            "command (stall_timeout): one that gets no answer keeps its connection for ever",
+            "Set command_timeout to what the longest command may take (--command-timeout tells it here), with "
+            "ignore_startup_parameters = options",
         )
 
 

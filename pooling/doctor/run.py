@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._masking import slip, without_secrets
 from ..settings import PoolSettings
 from .plan import Plan
 from .report import Report
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keepalive-interval", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
     )
+    parser.add_argument(
+        "--command-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="what PoolMetrics.save() wrote")
     parser.add_argument(
@@ -68,7 +72,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         min_size=min(1, size), max_size=size,
         leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
     )  # fmt: skip
-    plan = Plan(settings=settings, workers=options.workers, cleans=options.session == "clean")
+    plan = Plan(
+        settings=settings, workers=options.workers, cleans=options.session == "clean",
+        command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
+    )  # fmt: skip
     report = _look(options.dsn, plan, parser)
     if report is None:
         return 1
@@ -97,6 +104,9 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
         parameters = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         parser.error("--dsn is neither a postgresql:// URL nor key=value pairs")  # it may hold a password
+    wrong = slip(parameters, url="://" in dsn)
+    if wrong is not None:
+        parser.error(f"--dsn: {wrong}")
 
     def connect(**options: Any) -> psycopg.Connection[Any]:
         return psycopg.connect(**{"connect_timeout": _PATIENCE, **parameters, **options})
@@ -110,7 +120,7 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
 
 def _without_secret(text: str, parameters: dict[str, Any]) -> str:
     secret = str(parameters.get("password") or "")
-    return text.replace(secret, "***") if secret else text
+    return without_secrets(text.replace(secret, "***") if secret else text)
 
 
 def _count(text: str) -> int:

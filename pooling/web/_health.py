@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._masking import shown
 from .._reports import DOWN, PoolHealth
 from ..manager import Health, PoolManager
 
@@ -53,7 +54,7 @@ class HealthEndpoint:
         if token is not None and not token:
             raise ValueError("health token must not be empty")
         if admit is not None and not callable(admit):
-            raise TypeError(f"health admit must be callable, not {admit!r}")
+            raise TypeError(f"health admit must be callable, not {shown(admit)}")
         self._manager = manager
         self._token = None if token is None else token.encode()
         self._admit = admit
@@ -82,7 +83,7 @@ class HealthEndpoint:
 
     def _admitted(self, environ: Mapping[str, Any]) -> bool:
         scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
-        sent = given.strip().encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        sent = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
         if self._token is not None and hmac.compare_digest(sent, self._token):
             return True
         return self._admit is not None and bool(self._admit(environ))

@@ -70,11 +70,16 @@ class Scope:
         """
         self._ended = final
         leases, self._leases = self._leases, None
-        while leases:
-            name, (lease, _) = leases.popitem()
-            kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
-            try:
-                lease.__exit__(kind, error, trace)
-            except Exception:
-                if error is None:
-                    logger.exception("pool %r: giving back failed at the end of a request", name)
+        try:
+            while leases:
+                name, (lease, _) = leases.popitem()
+                kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+                try:
+                    lease.__exit__(kind, error, trace)
+                except Exception:
+                    if error is None:
+                        logger.exception("pool %r: giving back failed at the end of a request", name)
+        finally:
+            if leases:  # interrupted, by a signal say; the others must not wait for the collector (P8)
+                self._leases = leases
+                self.end(error, final=final)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import config
+from .._masking import shown
 from .._urls import settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
@@ -102,11 +103,11 @@ class PoolingMiddleware:
         **options: object,
     ) -> None:
         if not callable(app):
-            raise TypeError(f"app must be a WSGI application, not {app!r}")
+            raise TypeError(f"app must be a WSGI application, not {shown(app)}")
         if manager is not None and not isinstance(manager, PoolManager):
             raise TypeError(f"manager must be a PoolManager, not {type(manager).__name__}")
         if health_path is not None and not (isinstance(health_path, str) and health_path.startswith("/")):
-            raise ValueError(f"health_path must begin with a slash, not be {health_path!r}")
+            raise ValueError(f"health_path must begin with a slash, not be {shown(health_path)}")
         if health_path is None and (health_token is not None or health_admit is not None):
             raise ValueError("health_token and health_admit need a health_path")
         _check_most(max_leases)
@@ -221,6 +222,6 @@ def _check_most(most: object) -> None:
     if most is None:
         return
     if not isinstance(most, int) or isinstance(most, bool):
-        raise TypeError(f"max_leases must be a whole number or None, not {most!r}")
+        raise TypeError(f"max_leases must be a whole number or None, not {shown(most)}")
     if most < 1:
-        raise ValueError(f"max_leases must be at least 1, not {most!r}")
+        raise ValueError(f"max_leases must be at least 1, not {shown(most)}")

@@ -17,13 +17,16 @@ that all was well.
 from __future__ import annotations
 
 import _thread
+import contextvars
 import gc
 import logging
 import os
 import random
+import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -366,6 +369,74 @@ def timeout_in_the_block() -> Case:
     assert waiter is not None and waiter.get(timeout=SOON) is not cut
     assert cut.closed
     settled(pool)
+
+
+def contexts() -> Case:
+    """The factory sees its borrower's context variables, and no greenlet of ours keeps them alive."""
+    adapter = Fake()
+    pool = make(adapter, max_size=1)
+    yield pool
+    import gevent
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
+    seen: list[str] = []
+    values: list[weakref.ref[Any]] = []
+
+    def create() -> Resource:
+        seen.append(type(variable.get()).__name__)
+        time.sleep(0.01)
+        return Resource()
+
+    def borrow() -> None:
+        value = type("Value", (), {})()
+        values.append(weakref.ref(value))
+        variable.set(value)
+        pool.drain()
+        use(pool)
+
+    def collected() -> bool:
+        gc.collect()
+        return all(value() is None for value in values)
+
+    adapter.create = create  # type: ignore[method-assign]
+    for _ in range(2):  # the first one may start our greenlets, the second finds them
+        gevent.joinall([gevent.spawn(borrow)], raise_error=True)
+    assert seen == ["Value"] * 2, seen
+    until(collected)
+    assert pool._background.workers._parked, "the worker has gone, and so proves nothing"
+    settled(pool)
+
+
+def a_peer_that_hung_up() -> Case:
+    """Seen by the system's own poll, which neither waits nor switches greenlets."""
+    pairs: list[tuple[Any, Any]] = []
+
+    class Client(Resource):
+        """Has a socket that was made in whatever world this is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            pairs.append(socket.socketpair())
+            self.sock: Any = pairs[-1][0]
+
+    adapter = Fake()
+    adapter.create = Client  # type: ignore[method-assign]
+    pool = make(adapter, max_size=1)
+    yield pool
+    import gevent
+
+    first = use(pool)
+    pairs[-1][1].sendall(b"something unasked for")
+    assert use(pool) is first
+    pairs[-1][1].close()
+    switched: list[int] = []
+    gevent.spawn(switched.append, 1)
+    assert not pool._alive(next(iter(pool._state.entries))) and not switched
+    assert use(pool) is not first
+    settled(pool)
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
 
 
 def timeout_in_an_inline_create() -> Case:
@@ -775,7 +846,7 @@ def use_natively(pool: Pool[Resource]) -> None:
             start_native(lambda: done.append(use(pool, 0.01)), ())
         while len(done) < 4:
             native_sleep(0.001)
-    assert not pool._background._reaper._place, "no native reaper"
+    assert not pool._background._reaper.asleep, "no native reaper"
 
 
 def watch_the_hub() -> Callable[[], float]:

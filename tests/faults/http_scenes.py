@@ -93,6 +93,30 @@ def scene_fork(url: str) -> None:
     http.close()
 
 
+def scene_fork_hook(url: str) -> None:
+    """A hook forks while its answer is unread: the child reads nothing of it."""
+    http = HTTPPool(PoolSettings(max_size=3), base_url=url, verify=TRUST)
+    foreign = requests.Session()
+    foreign.mount(url, http.adapter)
+    foreign.verify = TRUST
+    own = http.session()
+
+    def hook(response: requests.Response, **kwargs: Any) -> None:
+        def child() -> None:
+            for session in (own, foreign):
+                assert session.get(url + "/echo").ok
+            assert http.stats()["in_use"] == 0
+
+        in_child(child)
+
+    for session in (own, foreign):
+        for _ in range(2):
+            answer = session.get(url + "/stream?n=3&s=0.1", hooks={"response": hook})
+            assert answer.content == b"x" * 30
+    assert http.metrics.snapshot().created == 1
+    http.close()
+
+
 def scene_fork_locked(url: str) -> None:
     http = HTTPPool(PoolSettings(max_size=3), base_url=url, cookies="shared")
     mine = connection(http.get("/echo"))

@@ -35,6 +35,12 @@ def test_a_child_has_sockets_of_its_own(
 
 
 @pytest.mark.parametrize("how", ["hook", "bare"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_fork_in_a_hook(web: WebServer, secure_web: WebServer, authority: Authority, how: str, secure: bool) -> None:
+    run("fork_hook", secure_web if secure else web, trust=authority.file, how=how)
+
+
+@pytest.mark.parametrize("how", ["hook", "bare"])
 def test_a_fork_amid_everything(web: WebServer, how: str) -> None:
     """Other threads hold every lock there is, and a stream is being read."""
     run("fork_locked", web, how=how)

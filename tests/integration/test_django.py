@@ -891,3 +891,56 @@ def test_a_child_does_not_touch_the_sqlite_file_of_its_parent(tmp_path: Path) ->
     assert os.waitpid(child, 0)[1] == 0
     assert one(lite, "SELECT 1") == 1
     end_of_request()
+
+
+def test_a_network_that_swallows_everything(connection: Any, postgres: PostgresServer) -> None:
+    """In the middle of a query, and while a connection rested."""
+    from tests.proxy import Proxy
+
+    good, errors = [0] * 6, []
+    stopping, resting = threading.Event(), threading.Event()
+
+    with Proxy(postgres.port) as proxy:
+        told = {**connection.settings_dict, "PORT": proxy.port}
+        told["OPTIONS"] = {"pool": {"max_size": 3, "acquire_timeout": 60, "stall_timeout": 1}}
+
+        def work(number: int) -> None:
+            wrapper = type(connection)(told, "swallowed")
+            while not stopping.is_set():
+                try:
+                    one(wrapper, "SELECT 1 FROM pg_sleep(0.02)")
+                    good[number] += 1
+                except django.db.Error as error:
+                    errors.append(error)
+                finally:
+                    wrapper.close()
+                while resting.is_set():
+                    time.sleep(0.01)
+
+        def all_work() -> None:
+            before, deadline = list(good), time.monotonic() + 30
+            while not all(now > then for now, then in zip(good, before)):
+                assert time.monotonic() < deadline, (good, before, errors)
+                time.sleep(0.01)
+
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        try:
+            all_work()
+            proxy.drop()
+            all_work()
+            assert 1 <= len(errors) <= 3 and all("stalled" in str(error) for error in errors)
+            errors.clear()
+            resting.set()
+            time.sleep(1)
+            proxy.drop()
+            resting.clear()
+            all_work()
+            assert not errors
+        finally:
+            stopping.set()
+            resting.clear()
+            for thread in threads:
+                thread.join(30)
+            type(connection)(told, "swallowed").close_pool()

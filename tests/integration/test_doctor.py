@@ -158,7 +158,7 @@ def test_limit_of_the_database(fussy: PostgresServer) -> None:
 
 def test_silence_of_a_server_that_looks_after_its_clients(fussy: PostgresServer) -> None:
     fussy.configure(tcp_keepalives_idle=60, idle_in_transaction_session_timeout=0)
-    with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5)) as db:
+    with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5), command_timeout=30) as db:
         assert db.advise(workers=2).findings == ()
 
 
@@ -208,3 +208,10 @@ def test_command_behind_pgbouncer(bouncer: PgBouncer) -> None:
     code, text = doctor("--dsn", bouncer.dsn, "--workers", "2", "--max-size", "100", "--session", "trust")
     assert code == 1
     assert "max_client_conn is 100" in " ".join(text.split())
+
+
+def test_a_missing_limit_is_named(fussy: PostgresServer) -> None:
+    fussy.configure(tcp_keepalives_idle=60, idle_in_transaction_session_timeout=0)
+    with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5)) as db:
+        (finding,) = db.advise(workers=2).findings
+    assert "there is no command_timeout" in finding.what

@@ -14,7 +14,7 @@ import pytest
 import requests
 from urllib3.util import Retry
 
-from pooling import HTTPPool, HTTPTimeout, Observer, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling import HTTPPool, HTTPTimeout, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
@@ -54,6 +54,26 @@ def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(priva
         assert order == list(range(10))
         assert served == sorted(served)
     assert web.book()["most"] <= 2
+
+
+def test_all_places_that_count_say_the_same(private: WebServer) -> None:
+    """Who waits in the host's own line is counted by `stats`, `repr` and messages alike."""
+    settings = PoolSettings(max_size=10, acquire_timeout=60)
+    with HTTPPool(settings, base_url=private.url, max_per_host=1, name="web") as http:
+        assert http.get("/echo").ok
+        assert repr(http) == "<HTTPPool 'web': 0/10 in use, 1 idle, 0 waiting>"
+        blocker = http.get("/stream", stream=True)
+        threads = [in_thread(http.get, "/echo") for _ in range(3)]
+        wait_until(lambda: http.stats()["waiting"] == 3)
+        assert repr(http) == "<HTTPPool 'web': 1/10 in use, 0 idle, 3 waiting>"
+        http.resize(1)
+        with pytest.raises(PoolTimeout) as caught:
+            Pool.acquire(http, 0)
+        assert "(1/1 in use, 0 idle, 3 waiting)" in str(caught.value)
+        blocker.close()
+        for thread in threads:
+            thread.join()
+    assert repr(http) == "<HTTPPool 'web': 0/1 in use, 0 idle, 0 waiting, closed>"
 
 
 def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServer) -> None:

@@ -234,3 +234,21 @@ def test_options_are_refused_unless_ignored(by_transaction: PgBouncer) -> None:
     by_transaction.configure(ignore_startup_parameters="extra_float_digits,options")
     with PostgresPool(by_transaction.dsn, SETTINGS, command_timeout=5, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         assert db.execute_query("SELECT 1") == [(1,)]
+
+
+def test_a_long_query_is_no_stall(bouncer: PgBouncer) -> None:
+    """Its process ids are its own, so that the server knows none of them: nothing is asked, and nothing ended."""
+    done = []
+    with PostgresPool(bouncer.dsn, SETTINGS, stall_timeout=0.3, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
+
+        def work() -> None:
+            done.append(db.execute_query("SELECT pg_sleep(2)"))
+            with db.connection() as conn:
+                conn.execute("SELECT pg_sleep(2)")
+            done.append(True)
+
+        with ThreadPoolExecutor(2) as threads:
+            for result in [threads.submit(work) for _ in range(2)]:
+                result.result()
+        assert len(done) == 4
+        assert db.metrics.snapshot().created <= 2

@@ -52,9 +52,11 @@ class Mail:
     def sendmail(self, sender: str, recipient: str, text: str) -> None:
         self.sent.append(text)
 
-    def noop(self) -> None: ...
+    def noop(self) -> tuple[int, bytes]:
+        return 250, b"fine"
 
-    def rset(self) -> None: ...
+    def rset(self) -> tuple[int, bytes]:
+        return 250, b"fine"
 
     def quit(self) -> None: ...
 

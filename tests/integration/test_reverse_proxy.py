@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Front:
         size, wait = arguments.pop("max_size", 20), arguments.pop("wait", 0.2)
         settings = PoolSettings(min_size=0, max_size=size, acquire_timeout=wait)
         self.http = HTTPPool(settings, base_url=upstream, trust_env=False, **arguments)
-        self.proxy = example.ReverseProxy(upstream, self.http)
+        self.proxy = example.ReverseProxy(upstream, self.http, "sesame")
         self.server = make_server("127.0.0.1", 0, validator(self.proxy), example.Server, example.Quiet)
         self.server.handle_error = lambda *args: None  # a client that goes away is no news
         self.thread = threading.Thread(target=self.server.serve_forever)
@@ -107,19 +108,113 @@ def test_answers_are_streamed(front: Front, client: requests.Session) -> None:
     wait_until(lambda: front.http.stats()["in_use"] == 0)  # the client has gone, amid the answer
 
 
-def test_requests_are_streamed(front: Front, client: requests.Session) -> None:
+def environ_of(path: str = "/echo", body: bytes = b"", **more: Any) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": "POST", "PATH_INFO": path, "QUERY_STRING": "", "wsgi.url_scheme": "http",
+        "HTTP_HOST": "front", "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.input": io.BytesIO(body), **more,
+    }  # fmt: skip
+
+
+def ask(front: Front, environ: dict[str, Any]) -> tuple[str, bytes]:
+    sent: list[str] = []
+    answer = front.proxy(environ, lambda status, headers: sent.append(status))
+    try:
+        return sent[0], b"".join(answer)
+    finally:
+        if hasattr(answer, "close"):
+            answer.close()
+
+
+def test_bodies_of_requests_arrive(front: Front, client: requests.Session) -> None:
     big = b"0123456789" * 500_000
     assert client.post(front.url + "/echo", data=big).json()["body"] == big.decode()
-    sent: list[tuple[str, Any]] = []
-    environ = {
-        "REQUEST_METHOD": "POST", "PATH_INFO": "/echo", "QUERY_STRING": "", "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(b"chunked" * 20_000), "wsgi.input_terminated": True, "HTTP_HOST": "front",
-    }  # fmt: skip
-    answer = front.proxy(environ, lambda *args: sent.append(args))
-    seen = json.loads(b"".join(answer))
-    answer.close()
-    assert sent[0][0].startswith("200")
-    assert (seen["fields"]["transfer-encoding"], seen["body"]) == ("chunked", "chunked" * 20_000)
+    chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    for size in (0, 1, example.SMALL, example.SMALL + 1, 300_000):
+        status, answer = ask(front, environ_of(body=b"x" * size, **chunked))
+        assert status.startswith("200")
+        seen = json.loads(answer)
+        assert (seen["fields"].get("content-length"), seen["body"]) == (str(size), "x" * size)
+
+
+def test_a_big_body_is_no_memory(front: Front) -> None:
+    class Zeros:
+        def read(self, size: int) -> bytes:
+            return bytes(size)
+
+    with example.SpooledTemporaryFile(example.SMALL) as body:
+        tracemalloc.start()
+        try:
+            assert example.read_body(environ_of() | {"wsgi.input": Zeros(), "CONTENT_LENGTH": "30000000"}, body) == 3e7
+            assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_two_hundred_slow_clients_hold_no_connection(web: WebServer, client: requests.Session) -> None:
+    """More than there are connections, with one byte of ten each; then with one byte now and then."""
+    front = Front(web.url, timeout=HTTPTimeout(connect=5, read=30, write=30))
+    example.PATIENCE, before = 5.0, example.PATIENCE
+    slow = [socket.create_connection(("127.0.0.1", front.port), 60) for _ in range(200)]
+    try:
+        for one in slow:
+            one.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\n1")
+        for _ in range(5):
+            assert client.post(front.url + "/echo", data=b"honest").json()["body"] == "honest"
+        assert front.http.metrics.snapshot().acquired == 5
+        for one in slow:
+            assert one.recv(12) in (b"HTTP/1.0 408", b"HTTP/1.1 408")
+        assert web.book()["paths"] == {"/echo": 5}
+    finally:
+        example.PATIENCE = before
+        for one in slow:
+            one.close()
+        front.close()
+
+
+@pytest.mark.parametrize(("path", "query", "expected"), [
+    ("/a b%2e\xe4", "x=%41", "/a%20b%252e%C3%A4?x=%41"), ("/a/../b", "", "/b"), ("/a/%2e%2e/b", "", "/a/%252e%252e/b"),
+    ("/a?b", "c", "/a%3Fb?c"), ("/a#b", "", "/a%23b"), ("//h/x", "", "/h/x"),
+    ("/\\h/x", "", "/%5Ch/x"), ("/\0", "", "/%00"),
+])  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"SCRIPT_NAME": "/mounted", "REQUEST_URI": "/mounted/elsewhere"}])
+def test_where_a_server_gives_only_the_decoded_path_it_is_quoted_again(
+    front: Front, path: str, query: str, expected: str, more: dict[str, str], web: WebServer
+) -> None:
+    environ = environ_of(path.encode().decode("latin-1"), QUERY_STRING=query, **more)
+    upstream = example.target(environ)
+    assert upstream.replace("//", "/", 1) == expected
+
+
+def test_credentials_and_requests_go_to_the_upstream_alone(web: WebServer, client: requests.Session) -> None:
+    """Also where the upstream has no path of its own."""
+    front = Front(web.url.replace("//", "//user:secret@"))
+    try:
+        for path in ("@127.0.0.1:9/x", ":9/x", ".example.com/x", "//127.0.0.1:9/x", "/@127.0.0.1:9/x"):
+            for more in ({}, {"REQUEST_URI": path}, {"RAW_URI": path}):
+                assert ask(front, environ_of(path, **more))[0][:3] == ("404" if path.startswith("/") else "400")
+        assert web.book()["requests"] == 6  # those that are paths, two slashes or one
+        fields = client.get(front.url + "/echo", headers={"Authorization": "mine"}).json()["fields"]
+        assert fields["authorization"] == "Basic dXNlcjpzZWNyZXQ="
+        assert "secret" not in fields["host"]
+        assert [host.host for host in front.http.metrics.hosts()] == [web.url]
+    finally:
+        front.close()
+
+
+@pytest.mark.parametrize("upstream", ["", "host", "//h", "ftp://u:secret@h", "http://", "http://h?q", "http://h/#f"])
+def test_an_upstream_is_the_url_of_a_server(upstream: str, front: Front) -> None:
+    with pytest.raises(ValueError, match="upstream must be a URL such as") as error:
+        example.ReverseProxy(upstream, front.http)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_that_takes_no_answer_leaves_nothing_held(front: Front) -> None:
+    def refuse(status: str, headers: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        front.proxy(environ_of(body=b""), refuse)
+    assert front.http.stats()["in_use"] == 0
 
 
 def test_a_slow_client_holds_no_place_for_a_small_answer(front: Front) -> None:
@@ -129,7 +224,7 @@ def test_a_slow_client_holds_no_place_for_a_small_answer(front: Front) -> None:
         wait_until(lambda: front.http.stats()["in_use"] == 0)
 
 
-def test_a_client_that_goes_away_frees_the_place(front: Front) -> None:
+def test_a_client_that_goes_away_frees_the_place(front: Front, client: requests.Session) -> None:
     with socket.create_connection(("127.0.0.1", front.port)) as leaving:
         leaving.sendall(b"GET /drip HTTP/1.0\r\n\r\n")
         assert leaving.recv(100)
@@ -137,8 +232,8 @@ def test_a_client_that_goes_away_frees_the_place(front: Front) -> None:
     wait_until(lambda: front.http.stats()["in_use"] == 0)
     with socket.create_connection(("127.0.0.1", front.port)) as leaving:
         leaving.sendall(b"POST /echo HTTP/1.0\r\nContent-Length: 1000000\r\n\r\nonly this")
-        wait_until(lambda: front.http.stats()["in_use"])
-    wait_until(lambda: front.http.stats()["in_use"] == 0)
+    assert client.get(front.url + "/echo").ok
+    assert front.http.metrics.snapshot().acquired == 2  # it held none
 
 
 def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> None:
@@ -163,15 +258,9 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
         down.close()
 
 
-@pytest.mark.parametrize("length", ["abc", "-1", "+1", "1_0", "²"])
+@pytest.mark.parametrize("length", ["abc", "-1", "+1", "1_0", "²", "0x5", "1, 1", " 1", "9" * 5000])
 def test_a_length_that_is_no_number_is_the_clients_fault(front: Front, web: WebServer, length: str) -> None:
-    environ = {
-        "REQUEST_METHOD": "POST", "PATH_INFO": "/echo", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(b"body"),
-        "CONTENT_LENGTH": length,
-    }  # fmt: skip
-    sent: list[Any] = []
-    assert front.proxy(environ, lambda *args: sent.append(args[0])) == [b"400 Bad Request\n"]
-    assert sent == ["400 Bad Request"]
+    assert ask(front, environ_of(body=b"body", CONTENT_LENGTH=length)) == ("400 Bad Request", b"400 Bad Request\n")
     assert not web.book()["requests"]
 
 
@@ -191,10 +280,14 @@ def test_a_broken_answer_does_not_look_whole(client: requests.Session, web: WebS
 def test_health(web: WebServer, client: requests.Session) -> None:
     front = Front(web.url, health_url="/echo")
     try:
+        client.headers["Authorization"] = "Bearer sesame"
         assert client.get(front.url + "/healthz").json()["status"] == "unknown"
         front.http.health_check(ask=True)
         well = client.get(front.url + "/healthz")
         assert (well.status_code, well.json()["status"]) == (200, "healthy")
+        for token in ("", "Bearer ", "Bearer wrong", "sesame"):
+            stranger = client.get(front.url + "/healthz", headers={"Authorization": token})
+            assert (stranger.status_code, stranger.text) == (200, "up")
     finally:
         front.close()
     sick = Front(web.url, health_url="/status/500")

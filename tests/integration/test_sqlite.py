@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import re
 import sqlite3
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,19 +18,22 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool
+from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
 from pooling.adapters import sqlite as sqlite_module
 from pooling.adapters.lite.adapter import _Memory
 from pooling.adapters.lite.own import interrupted_after
 from pooling.adapters.lite.queries import without_values
 from pooling.adapters.sqlite import SQLiteAdapter
+from pooling.config import url_of
 from tests.integration.tools import in_thread, run_forking, wait_until
 
 FEW = PoolSettings(min_size=0, max_size=4, acquire_timeout=30)
 ONE = FEW.replace(max_size=1)
+ROOT = Path(__file__).parents[2]
 FOR_EVER = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
 
 
@@ -591,6 +597,159 @@ def test_every_borrower_finds_what_was_configured(open_pool: Make, readers: int 
             conn.row_factory = None
 
 
+@pytest.mark.parametrize("limit", [None, 60])
+def test_handlers_that_were_configured_are_found_by_every_borrower(open_pool: Make, limit: float | None) -> None:
+    """Whatever the one before has done with them."""
+    heard: list[str] = []
+    looks: list[int] = []
+
+    def configure(conn: sqlite3.Connection) -> None:
+        conn.set_trace_callback(heard.append)
+        conn.set_progress_handler(lambda: looks.append(1), 100)
+
+    db = open_pool(ONE, configure=configure, statement_timeout=limit)
+    kept = None
+    for change in range(4):
+        with db.acquire() as conn:
+            kept = kept or conn
+            assert conn is kept
+            heard.clear()
+            looks.clear()
+            conn.execute(FOR_EVER.replace("FROM c)", "FROM c LIMIT 999)")).fetchall()
+            assert len(heard) == 1 and heard[0].startswith("WITH RECURSIVE")
+            assert len(looks) > 20
+            if change == 1:
+                conn.set_trace_callback(None)
+                conn.set_progress_handler(None, 0)
+            if change == 2:
+                conn.set_trace_callback(lambda sql: None)
+                conn.set_progress_handler(lambda: 1, 1)
+
+
+def test_a_handler_that_was_configured_does_not_take_the_limit_away(open_pool: Make) -> None:
+    calls: list[int] = []
+    db = open_pool(
+        ONE, configure=lambda conn: conn.set_progress_handler(lambda: calls.append(1), 10_000), statement_timeout=0.2
+    )
+    with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
+        db.execute_query(FOR_EVER)
+    assert calls
+    stop: list[int] = []
+    stops = open_pool(
+        ONE, configure=lambda conn: conn.set_progress_handler(lambda: len(stop), 10), statement_timeout=60
+    )
+    assert stops.execute_query("SELECT 1") == [(1,)]
+    stop.append(1)
+    with pytest.raises(sqlite3.OperationalError, match="^interrupted$"):
+        stops.execute_query(FOR_EVER)
+
+
+# -- what sqlite3.connect takes --------------------------------------------------
+
+
+class Counting(sqlite3.Connection):
+    """A connection of the user's own."""
+
+    def execute(self, *args: Any) -> Any:
+        self.executed = getattr(self, "executed", 0) + 1
+        return super().execute(*args)
+
+    def hello(self) -> str:
+        return "hello"
+
+
+@pytest.mark.parametrize("readers", [None, 1])
+def test_types_are_detected(open_pool: Make, readers: int | None) -> None:
+    db = open_pool(detect_types=sqlite3.PARSE_COLNAMES, readers=readers)
+    sqlite3.register_converter("upper", lambda text: text.decode().upper())
+    assert db.execute_query("SELECT 'a' AS 'x [upper]'") == [("A",)]
+    assert open_pool().execute_query("SELECT 'a' AS 'x [upper]'") == [("a",)]
+
+
+def test_a_class_of_ones_own(open_pool: Make) -> None:
+    db = open_pool(ONE, factory=Counting)
+    with db.acquire() as conn:
+        assert isinstance(conn, Counting)
+        before = conn.executed
+        conn.execute("SELECT 1")
+        assert (conn.executed, conn.hello()) == (before + 1, "hello")
+        conn.execute("PRAGMA foreign_keys=OFF")
+    with db.acquire() as again:
+        assert again is conn
+        assert again.execute("PRAGMA foreign_keys").fetchone() == (1,)
+        again.execute("PRAGMA temp_store=2")
+    with db.acquire() as another:
+        assert another is not conn
+
+
+def test_an_isolation_level(open_pool: Make) -> None:
+    for level in (None, "DEFERRED", "exclusive", ""):
+        db = open_pool(ONE, isolation_level=level)
+        for _ in range(2):
+            with db.acquire() as conn:
+                assert conn.isolation_level == (level.upper() if level else level)
+                conn.execute("DELETE FROM t")
+                assert conn.in_transaction == (level is not None)
+                conn.isolation_level = "IMMEDIATE"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="autocommit came with CPython 3.12")
+@pytest.mark.parametrize("readers", [None, 1])
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_autocommit(open_pool: Make, path: Path, autocommit: bool, readers: int | None) -> None:
+    db = open_pool(ONE, autocommit=autocommit, readers=readers, pragmas={"cache_size": 99})
+    for number in range(3):
+        with db.connection() as conn:
+            assert conn.autocommit is autocommit  # type: ignore[attr-defined,unused-ignore]
+            assert conn.in_transaction is not autocommit
+            conn.execute("INSERT INTO t VALUES (?, 'x')", (number,))
+            conn.execute("PRAGMA cache_size=7")
+            conn.autocommit = not autocommit  # type: ignore[attr-defined,unused-ignore]
+        assert db.execute_query("PRAGMA cache_size") == [(99,)]
+        assert db.execute_query("PRAGMA foreign_keys") == [(1,)]
+    db.optimize(vacuum=True)
+    assert db.size().file > 0
+    db.health_check()
+    with contextlib.suppress(ZeroDivisionError), db.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (9, 'x')")
+        1 / 0  # noqa: B018
+    assert db.execute_query("SELECT count(*) FROM t") == [(4 if autocommit else 3,)]
+    assert open_pool().execute_query("PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="which has it")
+def test_autocommit_needs_an_interpreter_that_has_it(path: Path) -> None:
+    with pytest.raises(TypeError, match=r"autocommit needs CPython 3\.12"):
+        SQLitePool(path, autocommit=True)
+
+
+def test_a_name_like_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SQLitePool("file:x.db", FEW, uri=False) as db:
+        db.execute_query("CREATE TABLE t (n)")
+    assert (tmp_path / "file:x.db").exists()
+
+
+def test_a_url_says_the_same(path: Path) -> None:
+    query = "detect_types=3&cached_statements=7&isolation_level=deferred&uri=true"
+    db = SQLitePool.from_url(f"sqlite:////{path}?{query}", settings=ONE)
+    assert db._adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
+    with db.acquire() as conn:
+        assert conn.isolation_level == "DEFERRED"
+    db.close()
+    with SQLitePool.from_url("sqlite:///x.db?isolation_level=none", settings=ONE) as db:
+        assert db._adapter.isolation_level is None  # type: ignore[attr-defined]
+    with SQLitePool.from_url(f"sqlite:///file:{path}?mode=ro&uri=true&timeout=2", settings=ONE) as db:
+        assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            db.execute_query("DELETE FROM t")
+    with pytest.raises(ValueError, match="unknown parameter 'mode'"):
+        SQLitePool.from_url("sqlite:///x.db?mode=ro")
+    if sys.version_info >= (3, 12):
+        with SQLitePool.from_url(f"sqlite:////{path}?autocommit=on", settings=ONE) as db, db.acquire() as conn:
+            assert conn.autocommit is True  # type: ignore[attr-defined,unused-ignore]
+
+
 def test_a_sqlite_without_threads_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "threadsafety", 0)
     with pytest.raises(sqlite3.NotSupportedError, match="compiled for programs with one thread"):
@@ -668,6 +827,133 @@ def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.Lo
     memory = open_pool(path="file:test?mode=memory")
     assert memory.execute_query("SELECT 1") == [(1,)]
     assert "the journal mode is memory, and WAL cannot be had" in caplog.text
+
+
+READ_ONLY = """
+import os, sqlite3, sys
+from contextlib import closing
+from pooling import PoolSettings, SQLitePool
+folder, mode = sys.argv[1:]
+for readers in (None, 1):  # loads what is loaded late: the ordinary user may not read where the interpreter is
+    with SQLitePool(":memory:", PoolSettings(max_size=2), readers=readers, pragmas={"journal_mode": "WAL"}) as db:
+        db.execute_query("SELECT 1")
+        db.health_check()
+        db.size()
+with closing(sqlite3.connect(folder + "/x.db")) as conn:
+    conn.executescript("PRAGMA journal_mode=DELETE; CREATE TABLE t (n); INSERT INTO t VALUES (7)")
+    conn.commit()
+os.chmod(folder + "/x.db", int(mode, 8))
+os.chmod(folder, 0o555)
+if os.getuid() == 0:  # which may write everywhere
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+with closing(sqlite3.connect(folder + "/x.db")) as conn:
+    assert conn.execute("SELECT n FROM t").fetchall() == [(7,)]
+    try:
+        conn.execute("INSERT INTO t VALUES (8)")
+        raise SystemExit("it can be written, which proves nothing")
+    except sqlite3.OperationalError:
+        pass
+for path in (folder + "/x.db", "file:" + folder + "/x.db?mode=ro"):
+    for readers in (None, 1):
+        with SQLitePool(path, PoolSettings(max_size=2), readers=readers) as db:
+            assert db.execute_query("SELECT n FROM t") == [(7,)]
+            db.health_check()
+            db.size()
+            try:
+                db.execute_query("INSERT INTO t VALUES (8)")
+                raise SystemExit("written")
+            except sqlite3.OperationalError as error:
+                assert "readonly" in str(error) or "unable to open" in str(error), error
+print("read")
+"""
+
+
+@pytest.mark.parametrize("mode", ["444", "666"])
+def test_what_may_not_be_written_can_be_read(mode: str) -> None:
+    """By an ordinary user, where neither the folder nor the file may be written, or the folder alone."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for its user alone
+        os.chmod(folder, 0o755)
+        command = [sys.executable, "-W", "error", "-c", READ_ONLY, folder, mode]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+        os.chmod(folder, 0o755)
+    assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
+    assert done.stderr.count("the journal mode is delete, and WAL cannot be had") == 6  # each adapter once
+
+
+def test_a_database_that_cannot_be_read_still_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"no database" * 1000)
+    with SQLitePool(tmp_path / "x.db", ONE.replace(acquire_timeout=0.2)) as db, pytest.raises(
+        (CreateFailed, PoolTimeout), match="file is not a database"
+    ):
+        db.acquire()
+
+
+@pytest.mark.parametrize(
+    "uri", ["file:test.db", "file:./test.db?mode=rwc", "file:te%73t.db?cache=private#x", "file:../{here}/test.db"]
+)
+def test_a_relative_uri_is_that_of_the_beginning(path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    uri = uri.format(here=path.parent.name)
+    with SQLitePool(uri, FEW) as db:
+        monkeypatch.chdir("/")
+        db.execute_query("INSERT INTO t VALUES (1, 'a')")
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file:/abs/x.db?mode=ro", "file:///abs/x.db", "file://localhost/abs/x.db", "file::memory:?cache=shared",
+     "file:name?mode=memory&cache=shared", "file:name?cache=shared&mode=memory", "file:"],
+)  # fmt: skip
+def test_other_uris_stay_as_they_are(uri: str) -> None:
+    assert SQLiteAdapter(uri).path == uri
+
+
+def test_a_uri_in_a_folder_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.fsencode(tmp_path) + b"/a ?#%\xff"
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    with SQLitePool("file:x.db", FEW) as db:
+        monkeypatch.chdir("/")
+        db.execute_query("CREATE TABLE t (n)")
+    assert os.path.exists(folder + b"/x.db")
+
+
+def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.db")
+    url = "sqlite:///" + quote(os.fsencode(name))
+    made = [SQLitePool(name, FEW), SQLitePool(Path(name), FEW, readers=1), SQLitePool.from_url(url, settings=FEW)]
+    made.append(from_url(url_of(name)))  # type: ignore[arg-type]
+    for number, db in enumerate(made):
+        db.execute_query("CREATE TABLE IF NOT EXISTS t (n)")
+        db.execute_query("INSERT INTO t VALUES (?)", (number,))
+        with db.acquire() as conn:
+            conn.execute("CREATE TEMP TABLE notes (n)")  # looked at in the reset
+        assert db.execute_query("SELECT count(*) FROM t") == [(number + 1,)]
+        db.size()
+        repr(db).encode()
+    os.rename(name, f"{name}.old")
+    made[0].execute_query("CREATE TABLE t (n)")
+    assert r"caf\udce9.db: the database file was replaced or deleted" in caplog.text
+    caplog.text.encode()
+    for db in made:
+        db.close()
+
+
+@pytest.mark.parametrize("readers", [None, 1])
+def test_what_shapes_a_file_is_said_before_there_is_one(tmp_path: Path, readers: int | None) -> None:
+    shape = {"cache_size": 99, "page_size": 8192, "Auto_Vacuum": "FULL", "encoding": "'UTF-16le'"}
+    with SQLitePool(tmp_path / "new.db", FEW, pragmas=shape, readers=readers) as db:
+        db.execute_query("CREATE TABLE t (n)")
+        for name, value in (("page_size", 8192), ("auto_vacuum", 1), ("encoding", "UTF-16le"), ("cache_size", 99)):
+            assert db.execute_query(f"PRAGMA {name}") == [(value,)]
+        assert db.execute_query("PRAGMA journal_mode") == [("wal",)]
+    with SQLitePool(":memory:", ONE, pragmas={"page_size": 8192}) as db:
+        db.execute_query("CREATE TABLE t (n)")
+        assert db.execute_query("PRAGMA page_size") == [(8192,)]
 
 
 def test_statistics_are_refreshed_at_the_end(path: Path) -> None:
@@ -832,6 +1118,11 @@ def test_values_never_show(sql: str, shown: str) -> None:
         ({"readers": True}, TypeError, "readers must be a whole number"),
         ({"writer": 0}, ValueError, "writer must be at least 1"),
         ({"configure": 3}, TypeError, "configure must be callable"),
+        ({"detect_types": "3"}, TypeError, "detect_types must be a whole number"),
+        ({"cached_statements": -1}, ValueError, "cached_statements must be at least 0"),
+        ({"uri": 1}, TypeError, "uri must be true, false or None"),
+        ({"factory": dict}, TypeError, "factory must be a subclass of sqlite3.Connection"),
+        ({"isolation_level": "SERIALIZABLE"}, ValueError, "isolation_level must be one of"),
     ],
 )
 def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:

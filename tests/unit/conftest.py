@@ -14,7 +14,7 @@ from pooling import Lease, Pool, PoolSettings
 from pooling.testing import FakeAdapter, VirtualClock
 
 _PATIENCE = 20.0  # real seconds before a thread is called stuck; less than the clock's own
-_ARGUMENTS = {"factory", "close", "validate", "reset", "adapter", "name", "observers", "clock"}
+_ARGUMENTS = {"factory", "close", "validate", "reset", "is_broken", "adapter", "name", "observers", "clock"}
 
 
 class Make(Protocol):

@@ -52,7 +52,8 @@ class Nothing(Adapter[object]):
         ({"factory": object, "observers": [5]}, "observers must be of pooling.Observer, not 5"),
         ({"factory": object, "observers": [Observer]}, "observers must be of pooling.Observer, not <class"),
         ({"factory": object, "clock": 5}, "clock"),
-        ({"factory": object, "max_size": 3}, "max_size"),
+        ({"factory": object, "max_sise": 3}, "unknown setting 'max_sise'; did you mean 'max_size'?"),
+        ({"factory": object, "max_size": "3"}, "PoolSettings.max_size must be a whole number, not '3'"),
     ],
 )
 def test_a_pool_refuses(kind: type[Pool[Any]], given: dict[str, Any], text: str) -> None:

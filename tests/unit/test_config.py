@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from pooling import PoolSettings, SQLitePool
+from pooling import PoolSettings, SQLitePool, from_url
 from pooling.__main__ import main
 from pooling.adapters.http import HTTPTimeout
 from pooling.config import DATABASE, HTTP, _shown, from_env, from_mapping, url_of
@@ -96,6 +97,56 @@ def test_fewer_than_our_own_minimum_can_be_said_in_the_url() -> None:
         from_env("", said)[DATABASE].create()
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_empty_variables_count_as_unset(empty: str) -> None:
+    """Compose files pass what is unset so."""
+    names = (*ALL, "DB_URL", "HTTP_TOTAL_TIMEOUT", "HTTP_WRITE_TIMEOUT", "HTTP_MAX_LIFETIME", "DATABASE_MAX_POOL_SIZE")
+    plain = from_env("", {}, database="x.db")
+    assert from_env("", dict.fromkeys(names, empty), database="x.db") == plain
+    assert DATABASE not in from_env("", dict.fromkeys(names, empty))
+    both = from_env("", {"DATABASE_URL": empty, "DB_URL": "sqlite:///x.db"})[DATABASE]
+    assert both.sources == {"url": "DB_URL"}
+    shared = from_env("", {"ENABLE_METRICS": empty, "HTTP_ENABLE_METRICS": "off", "HTTP_MAX_SIZE": empty})
+    assert shared[HTTP].create().settings.enable_metrics is False
+
+
+YES, NO = ("1", "true", "YES", " on "), ("0", "false", "No", "off")
+
+
+@pytest.mark.parametrize("text", [*YES, *NO])
+def test_yes_and_no_are_read_in_one_way_everywhere(text: str) -> None:
+    expected = text in YES
+    quoted = quote(text)
+    assert from_url(f"sqlite:///x.db?validate_on_acquire={quoted}").settings.validate_on_acquire is expected
+    assert from_url(f"sqlite:///x.db?optimize={quoted}")._adapter.optimize is expected  # type: ignore[attr-defined]
+    for name in ("compression", "verify", "trust_env", "pooled"):
+        given: dict[str, Any] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pooling.adapters.http.HTTPPool", lambda given=given, **arguments: given.update(arguments))
+            from_url(f"https://h?{name}={quoted}")
+        assert given[name] is expected
+    http = from_env("", {"HTTP_POOLING": text, "ENABLE_METRICS": text})[HTTP]
+    assert http.arguments["pooled"] is expected
+    assert http.settings is not None and http.settings.enable_metrics is expected
+    db = from_env("", {"DB_VALIDATE_ON_ACQUIRE": text}, database="x.db")[DATABASE].settings
+    assert db is not None and db.validate_on_acquire is expected
+
+
+def test_other_pools_sizes_say_where_they_come_from() -> None:
+    made = from_env("", {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "2"}, database="x.db")[DATABASE]
+    said = {what: (value, source) for what, value, source in made.lines()}
+    assert (said["max_size"], said["max_idle"]) == (("5", "DB_POOL_SIZE"), ("3", "DB_POOL_SIZE"))
+    made = from_env("", {"DATABASE_URL": "sqlite:///x.db?pool_size=3&max_overflow=2"})[DATABASE]
+    said = {what: (value, source) for what, value, source in made.lines()}
+    assert (said["max_size"], said["max_idle"], said["min_size"][0]) == (("5", "the URL"), ("3", "the URL"), "3")
+
+
+def test_an_empty_database_is_none_in_memory() -> None:
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="the argument database: the database must not be empty; ':memory:'"):
+            from_env("", {}, database=empty)
+
+
 def test_our_metrics_switch_is_the_weaker_one() -> None:
     said = {"ENABLE_METRICS": "no", "HTTP_ENABLE_METRICS": "yes"}
     settings = from_env("", said)[HTTP].settings
@@ -135,6 +186,11 @@ def test_a_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None
         ("/var/a b?.db", "sqlite:////var/a%20b%3F.db"),
         (":memory:", "sqlite:///"),
         ("postgresql://h/x", "postgresql://h/x"),
+        ("POSTGRESQL://h/x", "postgresql://h/x"),
+        ("postgis://h/x", "postgresql://h/x"),
+        ("sqlite:/var/app.db", "sqlite:////var/app.db"),
+        ("sqlite3:///app.db", "sqlite:///app.db"),
+        ("file:app.db?mode=ro", "sqlite:///file%3Aapp.db%3Fmode%3Dro"),
     ],
 )
 def test_a_path_is_a_url_too(database: str, url: str) -> None:

@@ -139,6 +139,18 @@ def test_server_ends_what_the_pool_would_allow_for_ever() -> None:
     assert findings(settings={"statement_timeout": 5}) == []
 
 
+def test_sessions_that_are_not_cleaned() -> None:
+    facts = dataclasses.replace(FACTS, missing=("SELECT pg_advisory_unlock_all()", "UNLISTEN *"))
+    found = only(findings(facts))
+    assert found.startswith("warning: this server does not execute SELECT pg_advisory_unlock_all(), UNLISTEN *")
+    assert "advisory locks of the session, channels of LISTEN" in found
+    assert findings(facts, cleans=False) == []
+
+
+def test_resets_that_keep_failing() -> None:
+    assert "come back instead of kept: OSError: no" in only(findings(resets_fail="OSError: no"))
+
+
 def test_what_an_ordinary_role_is_not_shown() -> None:
     clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
     assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")
@@ -151,6 +163,12 @@ def test_other_settings() -> None:
         settings = {"tcp_keepalives_idle": 7200, "client_connection_check_interval": seconds}
         assert ("client_connection_check_interval to 10 s" in only(findings(settings=settings))) is told
     assert "6.0 ms" in only(findings(dataclasses.replace(FACTS, query_seconds=0.006)))
+
+
+def test_no_limit_for_commands() -> None:
+    assert only(findings(unlimited=True)).startswith("note: there is no command_timeout")
+    assert only(findings(behind(mode="session"), max_size=5, unlimited=True)).startswith("warning: there is no command")
+    assert findings(command_timeout=30) == []
 
 
 # -- behind PgBouncer -----------------------------------------------------------------------

@@ -137,6 +137,28 @@ def test_a_head_request(client: FlaskClient, manager: PoolManager, path: str) ->
     assert in_use(manager) == 0
 
 
+def test_the_holder_that_shows_is_the_applications_code(app: Flask, manager: PoolManager) -> None:
+    """P12, also where the first use is that of a proxy."""
+    thing = Pooling(manager=manager).proxy("a")
+
+    @app.get("/holder")
+    def wanting() -> str:
+        assert thing.number
+        return manager["a"].holders()[0].function
+
+    @app.get("/lease")
+    def leasing() -> str:
+        Pooling(manager=manager).lease("a")
+        return manager["a"].holders()[0].function
+
+    client = app.test_client()
+    assert client.get("/holder").text == "wanting"
+    assert client.get("/lease").text == "leasing"
+    with app.app_context():
+        assert thing.number
+        assert manager["a"].holders()[0].function == "test_the_holder_that_shows_is_the_applications_code"
+
+
 @pytest.mark.parametrize("propagate", [True, False])
 def test_an_error_in_the_view(app: Flask, client: FlaskClient, manager: PoolManager, propagate: bool) -> None:
     app.config["PROPAGATE_EXCEPTIONS"] = propagate

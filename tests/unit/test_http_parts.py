@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from urllib3.util import Timeout
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from pooling.adapters.http import sessions
+from pooling.adapters.http.arguments import without_secrets
 from pooling.adapters.http.errors import refusal
 from pooling.adapters.http.hosts import _key
 from pooling.adapters.http.limits import Limits, OutOfTime
@@ -191,6 +193,13 @@ def test_what_the_pool_says_beats_the_environment_whatever_the_factory(monkeypat
         assert session.merge_environment_settings("https://h/", {}, None, None, None)["verify"] is False
 
 
+def test_a_context_is_known_by_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ssl.create_default_context()
+    monkeypatch.setattr("ssl.SSLContext", type("SSLContext", (ssl.SSLContext,), {}))  # as truststore does
+    session = HTTPPool(ssl_context=plain).session()
+    assert key("https://h", session.verify).verify is plain
+
+
 def test_a_shared_jar_is_renewed_without_its_lock() -> None:
     jar = SharedJar()
     jar.set("a", "1", domain="h", path="/")
@@ -281,14 +290,14 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
     view = sessions.View(HTTPPool(), Below())
     request = requests.Request("GET", "http://h").prepare()
     answers = [view.send(request) for _ in range(32)]
-    plain = sessions._unread
+    plain = sessions.is_unread
 
     def meanwhile(response: requests.Response | None) -> bool:
-        monkeypatch.setattr(sessions, "_unread", plain)
+        monkeypatch.setattr(sessions, "is_unread", plain)
         answers.append(view.send(request))
         return plain(response)
 
-    monkeypatch.setattr(sessions, "_unread", meanwhile)
+    monkeypatch.setattr(sessions, "is_unread", meanwhile)
     answers.append(view.send(request))
     view.end()
     assert sorted(closed) == sorted(map(id, answers))
@@ -303,3 +312,104 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
 
     late = sessions.View(HTTPPool(), Late())
     assert closed == [id(late.send(request))]
+
+
+# -- paths from strangers, and secrets ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("/x", "https://u:p@api.test/v1/x"),
+        ("/", "https://u:p@api.test/v1/"),
+        ("/@evil.test/x", "https://u:p@api.test/v1/@evil.test/x"),
+        ("//evil.test/x", "https://u:p@api.test/v1//evil.test/x"),
+        ("/\\evil.test/x", "https://u:p@api.test/v1/\\evil.test/x"),
+        ("/http://evil.test/", "https://u:p@api.test/v1/http://evil.test/"),
+        ("/../admin", "https://u:p@api.test/v1/admin"),
+        ("/a/../../admin", "https://u:p@api.test/v1/admin"),
+        ("/a/./b/..", "https://u:p@api.test/v1/a/"),
+        ("/%2e%2e/admin", "https://u:p@api.test/v1/admin"),
+        ("/.%2E/admin", "https://u:p@api.test/v1/admin"),
+        ("/..", "https://u:p@api.test/v1/"),
+        ("/a%2Fb/%252e%252e/%41?q=/../#/../", "https://u:p@api.test/v1/a%2Fb/%252e%252e/%41?q=/../#/../"),
+        ("/a..b/...", "https://u:p@api.test/v1/a..b/..."),
+    ],
+)
+def test_a_strangers_path_stays_below_the_base(path: str, url: str) -> None:
+    http = HTTPPool(base_url="https://u:p@api.test/v1/")
+    assert http._whole(path) == url
+    sent = requests.Request("GET", http._whole(path)).prepare()
+    assert _key(sent, True, None, None).host == "api.test"
+    assert sent.path_url.startswith("/v1/")
+    bare = HTTPPool(base_url="https://api.test")
+    assert _key(requests.Request("GET", bare._whole(path)).prepare(), True, None, None).host == "api.test"
+
+
+@pytest.mark.parametrize(
+    "path", ["/..%2fadmin", "/..%5Cadmin", "/..\\admin", "/%2e%2e%2Fadmin", "/x%2f..%2fadmin", "/..;/a"]
+)
+def test_a_path_that_others_may_take_for_dots_is_refused(path: str) -> None:
+    with pytest.raises(requests.exceptions.InvalidURL, match=r"must not have \.\."):
+        HTTPPool(base_url="https://api.test/v1").get(path)
+
+
+@pytest.mark.parametrize("text", ["@evil.test", "\\\\evil.test\\x", "evil.test/x", "", "x:y"])
+def test_what_is_neither_a_path_nor_a_url_reaches_no_one(text: str) -> None:
+    with HTTPPool(base_url="http://127.0.0.1:1/v1", retry=None) as http, pytest.raises(ValueError):
+        http.get(text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"settings": "http://u:PW@h"}, "settings must be a PoolSettings, not a str; a URL goes into base_url="),
+        ({"base_url": "u:PW@h"}, "base_url must begin with http:// or https://"),
+        ({"base_url": b"http://u:PW@h"}, "base_url must be a text, not a bytes"),
+        ({"base_url": "http://u:PW/x@h"}, "base_url must name a host"),
+        ({"base_url": "http://h:PW"}, "base_url must name a host"),
+        ({"base_url": "http://[PW"}, "base_url must name a host"),
+        ({"base_url": "http:///PW"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@ho st"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@*.h"}, "base_url must name a host"),
+        ({"base_url": "http://u:PW@h:0"}, "base_url must name a host"),
+        ({"base_url": "http://h/?key=PW"}, "base_url must have no query"),
+        ({"base_url": "http://h/#PW"}, "base_url must have no query"),
+        ({"health_url": "u:PW@h"}, "health_url must begin with"),
+        ({"health_url": "http://u:PW/x@h"}, "health_url must name a host"),
+        ({"cookies": {"id": "PW"}}, 'cookies must be "isolated" or "shared", not a dict'),
+        ({"session_factory": "PW"}, "session_factory must be callable, not a str"),
+        ({"timeout": "PW"}, "not a str"),
+        ({"timeout": ("PW", 1, 2)}, "not a tuple"),
+        ({"max_per_host": "PW"}, "not a str"),
+        ({"retry": "PW"}, "not a str"),
+        ({"verify": b"PW"}, "not of bytes"),
+        ({"observers": ["PW"]}, "not a str"),
+    ],
+)
+def test_errors_about_arguments_show_no_secret(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        HTTPPool(**wrong)
+    assert message in str(caught.value)
+    told = caught.value
+    while told is not None:
+        assert "PW" not in str(told)
+        told = told.__cause__  # type: ignore[assignment]
+    with pytest.raises(TypeError) as caught_too:
+        HTTPPool().warm_up("http://u:PW@h")
+    assert "PW" not in str(caught_too.value)
+
+
+def test_a_health_url_with_secrets_is_shown_without(caplog: pytest.LogCaptureFixture) -> None:
+    url = "http://user:p%40ss@127.0.0.1:1/health?token=t0ken"
+    with HTTPPool(health_url=url) as http:
+        found = http.health_check(ask=True)
+    assert (found["url"], found["status"]) == ("http://127.0.0.1:1/health", "unhealthy")
+    shown = repr(found) + caplog.text
+    assert "Max retries exceeded with url: /health?***" in shown
+    assert not any(secret in shown for secret in ("user", "p%40ss", "p@ss", "t0ken"))
+
+
+def test_what_a_server_says_of_its_health_does_not_reach_the_terminal_raw() -> None:
+    text = without_secrets("500 \x1b[2J\x9bm bad\nline /a?b=c", "http://h/a?b=c")
+    assert text == "500 \\x1b[2J\\x9bm bad\\nline /a?***"

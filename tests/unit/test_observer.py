@@ -201,6 +201,22 @@ def _end_an_outage(make: Make, adapter: FakeAdapter, clock: VirtualClock, observ
     waiting.result()
 
 
+@tells("resets_failed", "test", WRONG)
+def _fail_to_reset(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
+    adapter.fail("reset", WRONG, times=5)
+    pool = make(observers=[observer])
+    for _ in range(5):
+        pool.acquire().release()
+
+
+@tells("resets_recovered", "test")
+def _reset_again(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
+    adapter.fail("reset", NO, times=3)
+    pool = make(observers=[observer])
+    for _ in range(50):
+        pool.acquire().release()
+
+
 @tells("drained", "test")
 def _drain(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
     make(observers=[observer]).drain()
@@ -243,7 +259,7 @@ def test_no_event_is_without_a_case() -> None:
 
 def test_every_event_has_an_empty_method() -> None:
     observer = Observer()
-    arguments = {"exhausted": (1,), "refused": (), "drained": (), "leaked": ("here", 1.0)}
+    arguments = {"exhausted": (1,), "refused": (), "drained": (), "resets_recovered": (), "leaked": ("here", 1.0)}
     for event in EVENTS:
         assert getattr(observer, event)("test", *arguments.get(event, ("",))) is None
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pooling"
 
 # Who may import whom: only what stands on a lower step, and their own.
 STEPS = [
-    {"errors"},
+    {"errors", "_masking"},
     {"settings"},
     {"core"},
     {"doctor"},
@@ -42,7 +42,10 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 # The only ones that may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {"adapters", "compat", "doctor", "observe", "testing", "web", "demo", "soak", "__main__"}
 
-HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket"}
+# For type checkers, which bring it along; nothing imports it when it runs.
+FOR_TYPES = "typing_extensions"
+
+HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
 
 def fresh(statement: str) -> tuple[set[str], int]:
@@ -75,6 +78,18 @@ def test_types_are_packed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert "py.typed" in config["options.package_data"]["pooling"].split()
+
+
+def test_every_extra_has_code() -> None:
+    """Who installs one gets something for it."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}
+    used: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        used |= {name.partition(".")[0] for name in imports(path.read_text(encoding="utf-8"), module, False)}
+    assert extras <= used
 
 
 def test_no_package_is_forgotten() -> None:
@@ -115,7 +130,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             other = part_of(name)
             if other != own and STEP[other] >= STEP[own]:
                 found.append(f"{module} imports {name}: an arrow upwards, or to the side")
-        elif top not in sys.stdlib_module_names and own not in WITH_DRIVERS:
+        elif top not in {*sys.stdlib_module_names, FOR_TYPES} and own not in WITH_DRIVERS:
             found.append(f"{module} imports {name}: not for {own} to know")
     return found
 

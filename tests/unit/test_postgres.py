@@ -10,7 +10,7 @@ import pytest
 from pooling import PoolSettings, PostgresPool
 from pooling.adapters.pg.address import Address, program
 from pooling.adapters.pg.limits import LEAST, Limit, pace
-from pooling.adapters.pg.statistics import _text_of
+from pooling.adapters.pg.statistics import text_of
 
 TEXTS = {
     "SELECT 'a''s3cret', b": "SELECT '?', b",
@@ -36,7 +36,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("query", TEXTS)
 def test_a_text_is_kept_without_what_may_be_a_secret(query: str) -> None:
-    assert _text_of(query) == TEXTS[query]
+    assert text_of(query) == TEXTS[query]
 
 
 def test_a_limit_holds_for_each_command_or_for_all() -> None:

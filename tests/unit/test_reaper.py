@@ -631,7 +631,7 @@ def test_a_reaper_that_ends_gives_its_place_back_once(monkeypatch: pytest.Monkey
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):
         reaper.ensure()
-        assert len(reaper._place) == 1 and reaper.born
+        assert reaper.asleep and reaper.born
 
 
 def test_who_waited_in_vain_misses_a_reaper_that_was_killed(

@@ -382,6 +382,10 @@ NAMES = {  # written down again: the table of names is a promise
     "min_pool_size": "min_size",
     "pool_recycle": "max_lifetime",
     "pool_pre_ping": "validate_on_acquire",
+    "pool_size": "max_size",
+    "pool_timeout": "acquire_timeout",
+    "timeout": "acquire_timeout",
+    "connection_limit": "max_size",
     "max_keepalive_connections": "max_idle",
     "keepalive_expiry": "idle_timeout",
     "probe_interval": "backoff_probe_interval",
@@ -405,7 +409,7 @@ def sample(name: str) -> tuple[str, object]:
 
 
 def test_no_other_name_is_untested() -> None:
-    assert OTHER_NAMES.keys() <= NAMES.keys()
+    assert OTHER_NAMES.keys() <= {*NAMES, "max_overflow"}  # which stands beside pool_size: below
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
@@ -457,7 +461,10 @@ def test_texts_are_parsed_by_the_type_of_the_field(name: str, text: str, value: 
         ("validation_query", "", ValueError, "='': validation_query must not be empty"),
         ("backoff", "fast", ValueError, "backoff='fast': backoff must be a Backoff"),
         ("max_connections", "x", ValueError, "max_connections='x': max_size must be a whole"),
-        ("pool_recycle", -1, ValueError, "pool_recycle=-1: max_lifetime must be above 0 or None"),
+        ("pool_recycle", -2, ValueError, "pool_recycle=-2: max_lifetime must be above 0 or None"),
+        ("max_lifetime", -1, ValueError, "max_lifetime=-1: max_lifetime must be above 0 or None"),
+        ("pool_size", "0", ValueError, "pool_size='0': max_size must be at least 1"),
+        ("timeout", "soon", ValueError, "timeout='soon': acquire_timeout must be a number"),
         ("max_size", 1.5, TypeError, "max_size=1.5: max_size must be a whole number"),
         ("track_holders", 1, TypeError, "track_holders=1: track_holders must be true or false"),
         ("max_size", None, TypeError, "max_size=None: max_size must be a whole number"),
@@ -497,6 +504,70 @@ def test_the_other_values_come_from_the_base() -> None:
     assert laid == base.replace(max_size=30, backoff=Backoff(initial=0.1, jitter=False))
     with pytest.raises(ValueError, match=r"min_size must be at most max_size \(5\), not 10"):
         PoolSettings.from_mapping({"max_size": 5}, base=base)
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_pool_size_and_max_overflow_are_those_of_sqlalchemy(kind: Any) -> None:
+    """So many at once, and so many of them kept."""
+    made = PoolSettings.from_mapping({"max_overflow": kind(10), "pool_size": kind(5)})
+    assert made == PoolSettings(max_size=15, max_idle=5)
+    assert PoolSettings.from_mapping({"pool_size": kind(5)}) == PoolSettings(max_size=5)
+    assert PoolSettings.from_mapping({"pool_size": 5, "max_overflow": 0}) == PoolSettings(max_size=5, max_idle=5)
+    assert PoolSettings.from_env("DB_", {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "3"}).max_size == 5
+    with pytest.raises(ValueError, match="max_overflow=-1: max_overflow must be at least 0"):
+        PoolSettings.from_mapping({"pool_size": 5, "max_overflow": -1})
+    with pytest.raises(ValueError, match="max_overflow is added to pool_size, which is missing; here max_size is both"):
+        PoolSettings.from_mapping({"max_size": 5, "max_overflow": 1})
+
+
+@pytest.mark.parametrize("value", [-1, "-1"])
+def test_pool_recycle_of_minus_one_is_never(value: object) -> None:
+    assert PoolSettings.from_mapping({"pool_recycle": value}).max_lifetime is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("maximumPoolSize", "maximumPoolSize is HikariCP's; here it is max_size"),
+        ("minimumIdle", "minimumIdle is HikariCP's; here it is min_size"),
+        ("connectionTimeout", "HikariCP's, in milliseconds; here it is acquire_timeout, in seconds"),
+        ("idleTimeout", "HikariCP's, in milliseconds; here it is idle_timeout, in seconds"),
+        ("maxLifetime", "HikariCP's, in milliseconds; here it is max_lifetime, in seconds"),
+        ("keepaliveTime", "here it is keepalive_interval, in seconds"),
+        ("leakDetectionThreshold", "here it is leak_timeout, in seconds"),
+    ],
+)
+def test_hikaricps_names_are_refused_with_ours_and_the_unit(
+    name: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        PoolSettings.from_mapping({name: 30000})
+    with pytest.raises(TypeError, match=re.escape(words)):
+        PoolSettings().replace(**{name: 30000})
+    with caplog.at_level(logging.WARNING):
+        assert PoolSettings.from_env("DB_", {f"DB_{name.upper()}": "30000"}) == PoolSettings()
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("size", "; did you mean 'max_size'?"),
+        ("recycle", "; did you mean 'max_lifetime'?"),
+        ("connect_timeout", "; did you mean 'create_timeout'?"),
+        ("pool_use_lifo", ""),
+        ("time_out", "; did you mean 'timeout'?"),
+        ("host", ""),
+        ("reset_query", ""),
+        ("max", ""),
+        ("lifetime", "; did you mean 'max_lifetime'?"),
+        ("out", ""),
+    ],
+)
+def test_a_hint_is_of_what_was_meant_or_there_is_none(name: str, hint: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        PoolSettings.from_mapping({name: 1})
+    assert str(raised.value) == f"unknown setting {name!r}{hint}"
 
 
 # -- from_env -----------------------------------------------------------------------------
@@ -541,7 +612,6 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
     ("environ", "message"),
     [
         ({"DB_MAX_SIZE": "ten"}, "DB_MAX_SIZE='ten': max_size must be a whole number"),
-        ({"DB_MAX_SIZE": ""}, "DB_MAX_SIZE='': max_size must be a whole number"),
         ({"DB_MAX_SIZE": "0"}, "DB_MAX_SIZE='0': max_size must be at least 1"),
         ({"DB_RETRY_DELAY": "x"}, "DB_RETRY_DELAY='x': backoff_initial must be a number"),
         (
@@ -554,6 +624,14 @@ def test_a_variable_is_refused_by_its_full_name(environ: dict[str, str], message
     with pytest.raises(ValueError) as raised:
         PoolSettings.from_env("DB_", environ)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_variable_counts_as_unset(empty: str) -> None:
+    """Compose files pass what is unset so."""
+    for name in ALL_NAMES:
+        assert PoolSettings.from_env("DB_", {f"DB_{name.upper()}": empty}) == PoolSettings()
+    assert PoolSettings.from_env("DB_", {"DB_MAX_SIZE": "7", "DB_MAX_CONNECTIONS": empty}).max_size == 7
 
 
 def test_the_environment_is_laid_over_the_base() -> None:

@@ -142,6 +142,17 @@ def test_line_is_in_order_of_arrival(arrivals: list[float], order: list[int]) ->
     assert list(state.waiters) == [waiters[number] for number in order]
 
 
+def test_an_entry_whose_key_went_before_anything_asked_for_it_can_be_asked_for() -> None:
+    """An exception between the two: the reaper gets an entry that no pool has."""
+    key = Key()
+    entry = Entry(key)
+    del key
+    state = PoolState(0, 1)
+    assert entry() is None
+    assert not state.owns(entry)
+    assert not state.retire(entry)
+
+
 def test_who_was_given_a_dead_one_keeps_its_place() -> None:
     """It comes before who arrived at the same instant, behind who arrived before it (P3)."""
     state = PoolState(0, 1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Pool, PoolSettings, PoolTimeout
+from pooling import Lease, Pool, PoolSettings, PoolTimeout
 from pooling.testing import FakeAdapter, FakeResource, Script, UnpooledPool, VirtualClock, leaked_leases
 from tests.unit.conftest import Make, Task, fill
 
@@ -376,6 +376,31 @@ def test_a_lease_of_before_is_not_blamed_on_the_block() -> None:
         pool.acquire().release()
     assert found == []
     lease.release()
+
+
+def test_among_many_the_right_one_is_named(make: Make, clock: VirtualClock) -> None:
+    def of_before() -> Lease[Any]:
+        return pool.acquire()
+
+    def of_the_block() -> Lease[Any]:
+        return pool.acquire()
+
+    pool = make(max_size=40)
+    before = []
+    for _ in range(30):
+        before.append(of_before())
+        clock.advance(1)
+    with leaked_leases() as found:
+        left = []
+        for _ in range(5):
+            left.append(of_the_block())
+            clock.advance(1)
+            before.append(of_before())
+            before.pop().release()
+    assert [text for text in found if "of_before" in text] == []
+    assert sorted(text.rpartition(" for ")[2] for text in found) == ["1.0 s", "2.0 s", "3.0 s", "4.0 s", "5.0 s"]
+    for lease in before + left:
+        lease.release()
 
 
 def test_leases_that_come_back_are_not_found() -> None:

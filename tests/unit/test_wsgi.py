@@ -337,6 +337,55 @@ def test_a_lease_that_cannot_be_given_back_keeps_no_other(
     assert "pool 'b': giving back failed" in caplog.text
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_interruption_while_one_is_given_back_keeps_no_other(
+    manager: PoolManager, error: type[BaseException], stream: bool
+) -> None:
+    """P8: a worker's time limit, say, that is over in the rollback of the last one."""
+
+    class Interrupted:
+        def __enter__(self) -> int:
+            return 1
+
+        def __exit__(self, *args: object) -> None:
+            raise error
+
+    real = manager.lease
+    manager.lease = lambda name, timeout=None: Interrupted() if name == "c" else real(name, timeout)  # type: ignore[method-assign,assignment,return-value]
+    held: list[object] = []  # as a traceback would
+
+    def app(environ: Any, start_response: Any) -> Any:
+        held.extend(lease(environ, name) for name in "abc")
+        held.append(environ["pooling.scope"])
+        start_response("200 OK", PLAIN)
+        return iter([b"x"]) if stream else [b"x"]
+
+    with pytest.raises(error) as raised:
+        Call(PoolingMiddleware(app, manager)).read()
+    assert in_use(manager) == 0
+    assert [manager[name].stats()["idle"] for name in "ab"] == [1, 1]  # given back, not found by the collector
+    del raised
+
+
+def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) -> None:
+    """P12."""
+
+    def wanting(environ: Any, start_response: Any) -> Iterator[bytes]:
+        lease(environ, "a")
+        start_response("200 OK", PLAIN)
+        yield b"x"
+
+    call = Call(PoolingMiddleware(wanting, manager))
+    assert next(call.body) == b"x"
+    with manager.lease("b"):
+        held = [manager[name].holders()[0] for name in "ab"]
+    assert [(os.path.basename(one.file), one.function) for one in held] == [
+        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_the_holder_that_shows_is_the_applications_code"),
+    ]  # fmt: skip
+    call.close()
+
+
 # -- limits ----------------------------------------------------------------------
 
 
@@ -454,6 +503,15 @@ def test_who_is_admitted_sees_details(manager: PoolManager, method: str) -> None
             assert body == b"" and int(call.headers["Content-Length"]) > 2
         else:
             assert json.loads(body)["pools"]["a"]["status"] == "up"
+
+
+def test_a_token_may_have_any_letters(manager: PoolManager) -> None:
+    """Servers decode what a client sends byte by byte (PEP 3333)."""
+    middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="größe€")
+    sent = "größe€".encode().decode("latin-1")
+    assert Call(middleware, "/health", HTTP_AUTHORIZATION=f"Bearer {sent}").read().startswith(b"{")
+    for wrong in ("größe", "größe€", "gr\udcff", sent[:-1]):
+        assert Call(middleware, "/health", HTTP_AUTHORIZATION=f"Bearer {wrong}").read() == b"up"
 
 
 def test_other_methods_are_refused(manager: PoolManager) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import requests
 
-from ...settings import PoolSettings
+from ..._masking import shown
+from ...settings import PoolSettings, truth, variable
 from .limits import HTTPTimeout
 from .pool import HTTPPool
 
@@ -23,7 +24,6 @@ __all__ = ["get_http_pool", "init_http_pool", "make_http_request", "pool_argumen
 _SETTINGS = PoolSettings(min_size=0, max_size=100, max_idle=20, idle_timeout=300, acquire_timeout=5)
 _TIMEOUT = HTTPTimeout(connect=10, read=30, write=10)
 
-_TRUTH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 # What is said about requests, not about sockets: name after the prefix → what it sets.
 _TIMES = {
     "CONNECT_TIMEOUT": "connect", "CONNECTION_TIMEOUT": "connect", "READ_TIMEOUT": "read",
@@ -108,25 +108,36 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
         ValueError: A variable does not parse or breaks a rule; it is named.
     """
     environ = os.environ if environ is None else environ
+    environ = without_headers(prefix, environ)
     found: dict[str, Any] = {"timeout": _timeout(prefix, environ), "name": "http"}
     for word, argument in _NUMBERS.items():
-        if (text := environ.get(prefix + word)) is not None:
+        if (text := variable(environ, prefix + word)) is not None:
             found[argument] = _whole(prefix + word, text, 0 if argument == "retry" else 1)
-    if (text := environ.get(prefix + "POOLING")) is not None:
+    if (text := variable(environ, prefix + "POOLING")) is not None:
         found["pooled"] = _truth(prefix + "POOLING", text)
-    ours = {*_TIMES, *_NUMBERS, "POOLING", "PROXY"}
+    ours = {*_TIMES, *_NUMBERS, "POOLING", "PROXY", "TIMEOUT"}
     rest = {name: text for name, text in environ.items() if name.removeprefix(prefix) not in ours}
     base = _SETTINGS
-    if (text := environ.get("ENABLE_METRICS")) is not None:
+    if (text := variable(environ, "ENABLE_METRICS")) is not None:
         base = base.replace(enable_metrics=_truth("ENABLE_METRICS", text))
     found["settings"] = PoolSettings.from_env(prefix, rest, base=base)
     return found | arguments
 
 
+def without_headers(prefix: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment without what a CGI server has put there: each header of a request as ``HTTP_...``.
+
+    Strangers set these. Python leaves out ``HTTP_PROXY`` for that reason (httpoxy.org).
+    """
+    if prefix != "HTTP_" or "REQUEST_METHOD" not in environ:
+        return environ
+    return {name: text for name, text in environ.items() if not name.startswith(prefix)}
+
+
 def _timeout(prefix: str, environ: Mapping[str, str]) -> HTTPTimeout:
     times: dict[str, tuple[str, float | None]] = {}
     for word, part in _TIMES.items():
-        name, text = prefix + word, environ.get(prefix + word)
+        name, text = prefix + word, variable(environ, prefix + word)
         if text is None:
             continue
         value = _seconds(name, text)
@@ -144,7 +155,7 @@ def _seconds(name: str, text: str) -> float | None:
         value = float(text)
         HTTPTimeout(connect=value)  # has the rule
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={text!r}: must be a number of seconds above 0, or none") from None
+        raise ValueError(f"{name}={shown(text)}: must be a number of seconds above 0, or none") from None
     return value
 
 
@@ -154,15 +165,15 @@ def _whole(name: str, text: str, least: int) -> int:
     except ValueError:
         value = least - 1
     if value < least:
-        raise ValueError(f"{name}={text!r}: must be a whole number, at least {least}")
+        raise ValueError(f"{name}={shown(text)}: must be a whole number, at least {least}")
     return value
 
 
 def _truth(name: str, text: str) -> bool:
     try:
-        return _TRUTH[text.strip().lower()]
-    except KeyError:
-        raise ValueError(f"{name}={text!r}: must be true or false") from None
+        return truth(text)
+    except ValueError as rule:
+        raise ValueError(f"{name}={shown(text)}: {rule}") from None
 
 
 def _renew_lock() -> None:

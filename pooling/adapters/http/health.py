@@ -23,6 +23,7 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import PoolClosed, PoolTimeout, TooManyWaiting
 from ...settings import PoolSettings
+from .arguments import public, without_secrets
 from .limits import HTTPTimeout
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Health(Observer):
     """Asks, remembers, and replaces the sockets after so many failures in a row."""
 
     def __init__(self, http: HTTPPool, url: str, settings: PoolSettings) -> None:
-        self.url = url
+        self.url, self.public_url = url, public(url)
         self.status = "unknown"
         self.failures = self.generations = 0
         self.last_error: str | None = None
@@ -82,7 +83,7 @@ class Health(Observer):
                 if not response.ok:
                     raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
         except _NO_VERDICT as error:
-            logger.info("pool %r: %s was not asked: %s", http.name, self.url, error)
+            logger.info("pool %r: %s was not asked: %s", http.name, self.public_url, error)
         except Exception as error:
             self._note(http, error)
             if _may_be_the_sockets(error):
@@ -93,12 +94,13 @@ class Health(Observer):
     def _note(self, http: HTTPPool, error: Exception | None) -> None:
         if error is None:
             if self.status == "unhealthy":
-                logger.warning("pool %r: %s answers again", http.name, self.url)
+                logger.warning("pool %r: %s answers again", http.name, self.public_url)
             self.status, self.failures, self.last_error = "healthy", 0, None
         else:
+            text = without_secrets(str(error), self.url)
             if self.status != "unhealthy":
-                logger.warning("pool %r: %s does not answer well: %s", http.name, self.url, error)
-            self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {error}"
+                logger.warning("pool %r: %s does not answer well: %s", http.name, self.public_url, text)
+            self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {text}"
             self.failures += 1
         http._health_checked(error)
 
@@ -112,7 +114,7 @@ class Health(Observer):
     def as_dict(self) -> dict[str, Any]:
         """Return what is known."""
         return {
-            "url": self.url, "failures": self.failures, "generations": self.generations,
+            "url": self.public_url, "failures": self.failures, "generations": self.generations,
             "last_check": None if self._http() is None else self._http().metrics.last_health_check,  # type: ignore[union-attr]
             "last_error": self.last_error,
         }  # fmt: skip

@@ -15,6 +15,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from ...core.lease import Lease
 from .hosts import Host
 from .limits import Limits
+from .logins import begins_login, is_challenge, is_remembered
 from .metrics import NOT_OPENED
 from .wire import Wire
 
@@ -57,10 +58,10 @@ class Hold:
     any thread and by a destructor.
     """
 
-    __slots__ = ("host", "wire", "response", "_place", "_line", "_done")
+    __slots__ = ("_host", "wire", "response", "_place", "_line", "_done", "_log_in", "_goes_on", "_body_read")
 
     def __init__(self, host: Host, place: Lease[Place], done: Callable[[], object]) -> None:
-        self.host = host
+        self._host = host
         self._place: Lease[Place] | None = place
         self._done = done
         line = place.resource.line
@@ -68,30 +69,68 @@ class Hold:
         self._line = line
         self.wire = line.resource
         self.response: Callable[[], Any] = _nobody
+        self._log_in = self._goes_on = self._body_read = False
+
+    @property
+    def sock(self) -> Any:
+        """The socket, as long as it is held."""
+        return None if self._place is None else self.wire.sock
+
+    def __getattr__(self, name: str) -> Any:
+        """Show what urllib3's connection shows (``host``, ``is_verified``, ...), as long as it is held."""
+        if name in Hold.__slots__ or self._place is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.wire, name)
 
     def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
         """Send a request and return the head of its answer; the body ends the hold."""
         wire, began = self.wire, monotonic()
+        self._log_in = begins_login(options["headers"])
         try:
             try:
                 response = self._attempt(method, url, options, limits)
             except Exception as error:
                 if not self._may_send_again(error, method, replayable):
                     raise
-                self.host.metrics.count("resent")
+                self._host.metrics.count("resent")
                 self.hang_up()
                 response = self._attempt(method, url, options, limits)
         except BaseException as error:
             wire.close()
             self._end("interrupted" if not isinstance(error, Exception) else self._failed())
             raise
-        self.host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        self._host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        if self._log_in and is_challenge(response):
+            self._goes_on, limits.login = True, self
         return response
 
     def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
-        self.wire.begin(limits)
-        own = self.host.template.for_hold(self)
-        return own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+        wire = self.wire
+        wire.begin(limits)
+        own = self._host.template.for_hold(self)
+        response = own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+        wire.personal = wire.personal or self._log_in or is_remembered(response)
+        return response
+
+    def go_on(self, host: Host) -> Hold | None:
+        """Return a hold for the next message of a login, on the same connection and in the same place.
+
+        ``None``: that cannot be, and this one is over.
+        """
+        place = self._place
+        if place is None or host is not self._host or not self._body_read or not self.wire.is_alive():
+            self.end_login()
+            return None
+        self._place = None
+        self._host.metrics.moved(self.wire.sent, self.wire.received)
+        return Hold(host, place, self._done)
+
+    def end_login(self) -> None:
+        """No message follows: close the connection, once the body was read."""
+        self._goes_on = False
+        if self._body_read and self._place is not None:  # else another hold has the connection
+            self.wire.close()
+            self._end("authenticated")
 
     def _may_send_again(self, error: Exception, method: str, replayable: bool) -> bool:
         """Whether a kept connection turned out to be dead, and nothing can happen twice."""
@@ -103,14 +142,14 @@ class Hold:
     def hang_up(self) -> None:
         """Close a kept connection that has died; the next attempt connects anew, in the same place."""
         self.wire.close()
-        self.host.metrics.hangs_up()
+        self._host.metrics.hangs_up()
 
     def _failed(self) -> str:
         return "failed" if self.wire.opened else NOT_OPENED
 
     def connect(self, limits: Limits) -> None:
         """Connect, and send no request."""
-        wire, template = self.wire, self.host.template
+        wire, template = self.wire, self._host.template
         if wire.sock is not None:
             return
         wire.begin(limits)
@@ -133,6 +172,14 @@ class Hold:
         if self.wire.sock is None:
             self._end("server_closed")
             return
+        if self._goes_on:
+            self._body_read, self.wire.limits = True, None
+            return  # `go_on` or `end_login` follows
+        reason = self.wire.why_not_again()
+        if reason is not None:
+            self.wire.close()
+            self._end(reason)
+            return
         if self._leave(place):
             self._line.__exit__(None, None, None)
             place.__exit__(None, None, None)
@@ -140,8 +187,8 @@ class Hold:
 
     def close(self) -> None:
         """The body is given up: close the connection, which would have to be read to its end."""
-        if self._place is None:
-            return  # it serves somebody else by now
+        if self._place is None or self._body_read:
+            return  # it serves another request by now, or a login goes on
         self.wire.close()
         response = self.response()
         if response is None or getattr(response, "_finalizing", False):
@@ -154,7 +201,7 @@ class Hold:
         """Whether it is urllib3 that gives it up, amid an error, or the user."""
         if not isinstance(sys.exc_info()[1], (HTTPError, OSError, http.client.HTTPException)):
             return "unread"
-        self.host.metrics.failed("body")
+        self._host.metrics.failed("body")
         return "failed"
 
     def _end(self, reason: str) -> None:
@@ -170,7 +217,7 @@ class Hold:
         self._place = None
         wire = self.wire
         wire.limits = None
-        self.host.metrics.moved(wire.sent, wire.received)
+        self._host.metrics.moved(wire.sent, wire.received)
         key = place._key
         held: Place | None = None if key is None else key.entry.resource
         if held is None:

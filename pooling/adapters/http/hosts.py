@@ -32,7 +32,7 @@ from ...errors import PoolClosed
 from ...settings import PoolSettings
 from .metrics import MOST_LABELS, OF_LINES, OTHERS, HostMetrics
 from .template import Template, templated
-from .tls import TLSContexts
+from .tls import TLSContexts, is_context
 from .wire import Wire
 
 __all__ = ["Gone", "Host", "HostKey", "Hosts"]
@@ -49,6 +49,11 @@ class HostKey(NamedTuple):
     proxy: str | None
     verify: Any
     cert: Any
+
+    @property
+    def tls(self) -> bool:
+        """Whether its sockets are encrypted: to the host, or to the proxy."""
+        return self.scheme == "https" or _has_tls(self.proxy)
 
     @property
     def label(self) -> str:
@@ -203,7 +208,7 @@ class Hosts:
             self._forget()
         template = _template(key, transport, request, self.contexts)
         metrics = self._metrics_of(key.label)
-        secure, contexts = key.scheme == "https", self.contexts
+        secure, contexts = key.tls, self.contexts
 
         def refresh() -> dict[str, Any]:
             return {"ssl_context": contexts.get(key.verify, key.cert)} if secure else {}
@@ -287,21 +292,26 @@ def _key(request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
     except ValueError as error:
         raise requests.exceptions.InvalidURL(error, request=request) from error
     proxy = select_proxy(request.url, proxies) if proxies else None
-    if scheme != "https":
+    if scheme != "https" and not _has_tls(proxy):
         verify = cert = None  # nothing is encrypted
     elif verify is None or verify is False or verify is True:
         verify = verify is not False
-    else:
+    elif not is_context(verify):
         verify = str(verify)
     return HostKey(scheme, parsed.hostname or "", port, proxy, verify, tuple(cert) if isinstance(cert, list) else cert)
 
 
+def _has_tls(proxy: str | None) -> bool:
+    return proxy is not None and proxy.lower().startswith("https://")
+
+
 def _template(key: HostKey, transport: Any, request: Any, contexts: TLSContexts) -> Template:
     """Have requests and urllib3 make a connection pool, of our class; it is only asked for connections."""
-    tls = {}
-    if key.scheme == "https":
-        reqs = "CERT_NONE" if key.verify is False else "CERT_REQUIRED"
-        tls = {"ssl_context": contexts.get(key.verify, key.cert), "cert_reqs": reqs}
+    tls: dict[str, Any] = {}
+    if key.tls:
+        tls["ssl_context"] = contexts.get(key.verify, key.cert)
+        if not is_context(key.verify):  # else urllib3 takes the context's word
+            tls["cert_reqs"] = "CERT_NONE" if key.verify is False else "CERT_REQUIRED"
     manager: PoolManager
     if key.proxy is None:
         manager = PoolManager(1)
@@ -320,7 +330,7 @@ def _template(key: HostKey, transport: Any, request: Any, contexts: TLSContexts)
 
 def _proxy_manager(transport: Any, proxy: str, contexts: TLSContexts, verify: Any) -> PoolManager:
     options: dict[str, Any] = {}
-    if proxy.lower().startswith("https"):
+    if _has_tls(proxy):
         options["proxy_ssl_context"] = contexts.get(verify, None)
     manager = requests.adapters.HTTPAdapter.proxy_manager_for(transport, proxy, **options)
     transport.proxy_manager.pop(proxy, None)  # each has TLS settings of its own

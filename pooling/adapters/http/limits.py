@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from time import monotonic
 from typing import Any
 
 from urllib3.util import Timeout
+
+from .arguments import shown
 
 __all__ = ["HTTPTimeout", "Limits", "OutOfTime"]
 
@@ -71,7 +74,7 @@ class HTTPTimeout:
             )
         if isinstance(value, (tuple, list)):
             if len(value) != 2:
-                raise ValueError(f"timeout must be a number or (connect, read), not {value!r}")
+                raise ValueError(f"timeout must be a number or (connect, read), not {shown(value)}")
             return replace(default, connect=value[0], read=value[1])
         return replace(default, connect=value, read=value)
 
@@ -80,7 +83,7 @@ def _checked(name: str, value: Any) -> Seconds:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"timeout: {name} must be a number of seconds or None, not {value!r}")
+        raise TypeError(f"timeout: {name} must be a number of seconds or None, not {shown(value)}")
     if not 0 < value <= threading.TIMEOUT_MAX and not (name == "pool" and value == 0):
         raise ValueError(f"timeout: {name} must be above 0 and finite, not {value!r}")
     return float(value)
@@ -99,13 +102,20 @@ class Limits(Timeout):
     Attributes:
         end: When the total time is over, by the monotonic clock; infinity
             if there is no such limit.
+        answers: Those so far, and whether each is streamed.
+        outer: The request in whose hook this one is made, if in any.
+        login: The hold of a login that goes on over the same connection.
     """
+
+    outer: Limits | None = None
+    login: Any = None
 
     def __init__(self, timeout: HTTPTimeout, now: Callable[[], float] = monotonic) -> None:
         super().__init__(connect=timeout.connect, read=timeout.read)
         self.asked = timeout
         self.write, self.pool = timeout.write, timeout.pool
         self._now = now
+        self.answers: list[tuple[weakref.ref[Any], bool]] = []
         self.end = math.inf if timeout.total is None else now() + timeout.total
 
     def left(self, limit: Seconds) -> Seconds:

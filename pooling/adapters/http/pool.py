@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from urllib3.util import Retry
@@ -17,8 +20,9 @@ from ...core.observer import Observer, tell
 from ...core.pool import Pool
 from ...core.registry import PAGE
 from ...errors import PoolClosed
-from ...settings import PoolSettings
-from .arguments import checked_number, checked_url, retries
+from ...settings import PoolOptions, PoolSettings, with_options
+from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
+from .bodies import read_ahead
 from .health import Health
 from .hold import Hold
 from .hosts import Host, Hosts
@@ -33,11 +37,14 @@ from .unpooled import Unpooled
 from .verbs import Verbs
 from .warming import Warming
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["HTTPPool"]
 
 Timeout = HTTPTimeout | float | tuple[float | None, float | None] | None
 _DEFAULTS = PoolSettings(min_size=0, max_size=100)
-_WAITED = 0.05  # seconds in line for a place after which a kept connection is looked at again
+_WAITED = 0.001  # seconds in line for a place after which a kept connection is looked at again
 
 
 class HTTPPool(Verbs, Warming, Pool[requests.Session]):
@@ -47,7 +54,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     else its borrower sets are gone with it. The sockets under all sessions
     are what is scarce, and so what the settings are about::
 
-        http = HTTPPool(PoolSettings(max_size=100), base_url="https://api.example.com", max_per_host=30)
+        http = HTTPPool(max_size=100, base_url="https://api.example.com", max_per_host=30)
         quote = http.get("/quotes/ACME").json()
         with http.request_context("GET", "/export", stream=True) as response:
             for line in response.iter_lines(): ...
@@ -67,7 +74,10 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             ``min_size`` means nothing here: at which host? See `warm_up`.
             ``None`` means 100 sockets and otherwise the usual defaults.
         base_url: Put before URLs that begin with ``/`` in this pool's own
-            methods, not in those of an acquired session.
+            methods, not in those of an acquired session. Such a URL may come
+            from a stranger: it reaches no other host, and nothing outside the
+            path of the ``base_url``. Any other text is a whole URL, and goes
+            where that says, with this pool's ``headers`` and ``auth``.
         timeout: For every request that gives none: an `HTTPTimeout`, or as in
             requests a number or seconds to connect and to read.
         max_per_host: Requests under way at once to one host. Sockets with
@@ -84,7 +94,12 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         verify: Whom to trust: ``True`` means certifi's list or the one that
             ``REQUESTS_CA_BUNDLE`` names; else a file or folder of certificates,
             which beats the environment; ``False`` means anybody. Files are read
-            once, and again after `drain`.
+            once, and again after `drain`. It may be an ``ssl.SSLContext``, here
+            and where a request or a session says it.
+        ssl_context: The same as a context in ``verify``: it says whom to trust
+            and which certificate to send (so there is no ``cert`` beside it), and
+            is used as it is. It is part of a socket's identity: make one, not
+            one for each request, and do not change it afterwards.
         cert: The client's certificate: a file, or a pair of files with the key.
         proxies: By scheme, as in requests; they beat the environment's.
         headers: Sent with every request, beside requests' own.
@@ -97,7 +112,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             ``auth``, the user's ``.netrc``; looked at for each request, as in
             requests.
         session_factory: The class of sessions, or what makes one; it becomes of a
-            subclass of its class.
+            subclass of its class. What it mounts stays (``file://``, one
+            host), except at ``http://`` and ``https://``, where this pool is.
         health_url: Asked when the pool is opened or used first, and then every
             ``health_check_interval``. Any status from 400 on is unhealthy,
             also a 404; after ``max_validation_failures`` in a row without an
@@ -109,6 +125,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
             and latencies are counted in ``metrics.hosts()``.
         observers: Told what happens to requests (as leases) and sockets.
         name: How the pool is called in messages.
+        options: Fields of `PoolSettings`; they beat ``settings``.
 
     Raises:
         TypeError, ValueError: An argument is not of its kind, or breaks a rule.
@@ -123,6 +140,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         max_per_host: int = 30,
         retry: Retry | int | None = None,
         verify: Verify = True,
+        ssl_context: ssl.SSLContext | None = None,
         cert: Cert = None,
         proxies: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -135,21 +153,22 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         pooled: bool = True,
         observers: Iterable[Observer] = (),
         name: str | None = None,
+        **options: Unpack[PoolOptions],
     ) -> None:
         if settings is not None and not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not {settings!r}")
-        self._asked = settings or _DEFAULTS
-        self._base_url = checked_url("base_url", base_url).rstrip("/")
+            raise TypeError(f"settings must be a PoolSettings, not {shown(settings)}; a URL goes into base_url=")
+        self._asked = with_options(settings or _DEFAULTS, options, HTTPPool.__init__)
+        self._base_url = checked_base(base_url)
         self._max_per_host = checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
-            raise ValueError(f'cookies must be "isolated" or "shared", not {cookies!r}')
+            raise ValueError(f'cookies must be "isolated" or "shared", not {shown(cookies)}')
         if not callable(session_factory):
-            raise TypeError(f"session_factory must be callable, not {session_factory!r}")
+            raise TypeError(f"session_factory must be callable, not {shown(session_factory)}")
         headers = dict(headers or {})
         if not compression:
             headers.setdefault("Accept-Encoding", "identity")
         defaults = {
-            "verify": verify if isinstance(verify, bool) else str(verify),
+            "verify": checked_verify(verify, ssl_context, cert),
             "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
@@ -157,7 +176,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         self._ears: tuple[Observer, ...] = ()  # those who want to hear of each request
         super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
-        self._mounted: Transport | Unpooled = self.adapter if pooled else Unpooled(self.adapter)
+        self._unpooled = Unpooled(self.adapter)
+        self._mounted: Transport | Unpooled = self.adapter if pooled else self._unpooled
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
         url = checked_url("health_url", url)
         self._probes = Health(self, url, self._asked) if url else None
@@ -167,6 +187,9 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     def _renew_state(self) -> None:
         # What a lock of the parent may guard is made anew in a child, like the core's own.
         super()._renew_state()
+        # By thread: the request that it makes now by a session of ours, and its last answer by another one.
+        self._calls: dict[int, Limits] = {}
+        self._answers: dict[int, weakref.ref[requests.Response]] = {}
         self._hosts = Hosts(self.name, self._asked, min(self._max_per_host, self._asked.max_size))
         metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
         metrics.of = self._hosts
@@ -240,6 +263,27 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         self._arrive()
         self._check_open()
         return self._hosts.metrics_for(request)
+
+    def _read_outer(self) -> None:
+        """In a hook: read the answer that the hook is for, so that this thread does not wait for its own place."""
+        thread = threading.get_ident()  # late: gevent replaces it
+        last, limits = self._answers.pop(thread, None), self._calls.get(thread)
+        if last is not None:
+            read_ahead(last(), stream=False)
+        while limits is not None:
+            for answer, streamed in limits.answers:
+                read_ahead(answer(), streamed)
+            limits = limits.outer
+
+    def _remember(self, response: requests.Response) -> None:
+        """Note an answer that requests is to read next, unless a hook sends a request before."""
+        thread, answers = threading.get_ident(), self._answers
+
+        def forget(ref: weakref.ref[requests.Response]) -> None:
+            if answers.get(thread) is ref:
+                answers.pop(thread, None)
+
+        answers[thread] = weakref.ref(response, forget)
 
     def _take(self, host: Host, limits: Limits) -> Hold:
         """Wait in line for a connection of that host, then for a place among all requests."""
@@ -334,7 +378,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
     def add_observer(self, observer: Observer) -> None:
         """Tell an observer from now on what happens to requests (leases, to it) and to sockets."""
         if not isinstance(observer, Observer):
-            raise TypeError(f"observers must be of pooling.Observer, not {observer!r}")
+            raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
         self._listen((*self._listeners, observer))
 
     def remove_observer(self, observer: Observer) -> None:

@@ -8,26 +8,35 @@ can reach the next (P5): not even by a reference that was kept.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 import sys
+import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from http.cookiejar import Cookie
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import requests
 import requests.adapters
 from requests import exceptions
+from requests.auth import HTTPBasicAuth
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
+from requests.utils import get_auth_from_url
 
 from ...core import registry
 from ...core.lease import Lease
 from ...core.registry import PAGE
 from ...errors import LeaseError
-from .transport import Transport, told
+from .arguments import shown
+from .bodies import cut_off, is_unread
+from .limits import Limits
+from .transport import SameConnection, Transport, told
+from .unpooled import Unpooled
 
 if TYPE_CHECKING:
     from .pool import HTTPPool
@@ -44,16 +53,87 @@ class Pooled(_Session):
 
     _pooling: Transport
     _plain: bool  # its class leaves to requests what comes from the environment
+    _plain_auth: bool  # and what becomes of credentials in a redirect
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        limits = kwargs["timeout"] = self._pooling.limits(kwargs.get("timeout"))
+        given = kwargs.get("timeout")
+        limits = kwargs["timeout"] = self._pooling.limits(given)
+        if limits is given:  # a redirect of it
+            return self._send(request, limits, kwargs)
+        calls, thread = self._pooling._pool._calls, threading.get_ident()  # late: gevent replaces it
+        limits.outer = calls.get(thread)
+        try:
+            calls[thread] = limits
+            return self._send(request, limits, kwargs)
+        finally:
+            if limits.outer is None:
+                calls.pop(thread, None)
+            else:
+                calls[thread] = limits.outer
+            if limits.login is not None:
+                limits.login.end_login()
+
+    def _send(self, request: requests.PreparedRequest, limits: Limits, kwargs: dict[str, Any]) -> requests.Response:
+        first = len(limits.answers)
         try:
             return super().send(request, **kwargs)
-        except exceptions.ConnectionError as error:
-            told_of = told(error, limits) if limits.over else error  # amid the body
+        except BaseException as error:
+            for answer, streamed in limits.answers[first:]:
+                self._pooling.let_go(answer(), streamed, error)
+            if not limits.over or not isinstance(error, exceptions.ConnectionError):
+                raise
+            told_of = told(error, limits)  # amid the body
             if told_of is error:
                 raise
             raise told_of from error
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        # requests lets .netrc beat a header, and credentials in the URL (psf/requests#3929).
+        if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
+            request = copy.copy(request)
+            request.auth = _by_url
+        return super().prepare_request(request)
+
+    def _has_credentials(self, request: requests.Request) -> bool:
+        """Whether the program has said who it is in a header or in the URL."""
+        own = request.headers or {}
+        return (
+            "@" in str(request.url)
+            or any(name.lower() in ("authorization", b"authorization") for name in own)
+            or "Authorization" in self.headers
+        )
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        headers, url = prepared_request.headers, str(prepared_request.url)
+        if not self._plain_auth:
+            super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        elif "Authorization" in headers and not self.should_strip_auth(response.request.url, url):  # type: ignore[no-untyped-call]
+            return  # requests would ask .netrc, and let it win
+        elif "@" in urlsplit(url).netloc:
+            headers.pop("Authorization", None)  # .netrc knows hosts; before requests 2.32.4 this would be another
+        else:
+            super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as a session of its own class, which has sockets of its own where it is unpickled."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
+        plain = requests.adapters.HTTPAdapter(max_retries=self._pooling.max_retries)
+        pairs = state["adapters"].items()
+        state["adapters"] = OrderedDict((prefix, plain if _is_ours(one) else one) for prefix, one in pairs)
+        return _unpickled, (type(self).__mro__[2],), state
+
+    def __copy__(self) -> requests.Session:
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> requests.Session:
+        """Copy what is the session's, not the pool that it is of."""
+        for shared in (self._pooling, self.verify, *filter(_is_ours, self.adapters.values())):
+            memo[id(shared)] = shared
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         # requests lets the environment beat a session's own verify, even verify=False
@@ -85,9 +165,28 @@ def _proxies_in_environment() -> bool:
     return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
 
 
+def _is_ours(adapter: Any) -> bool:
+    return isinstance(adapter, (Transport, Unpooled, View))
+
+
+def _unpickled(kind: type[requests.Session]) -> requests.Session:
+    return kind.__new__(kind)
+
+
+def _by_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Use the credentials in the URL, if there are any: what requests does without ``auth``."""
+    user, password = get_auth_from_url(str(request.url))
+    return HTTPBasicAuth(user, password)(request) if user or password else request
+
+
 @functools.cache
 def _pooled(kind: type[requests.Session]) -> type[requests.Session]:
-    own = {"__module__": kind.__module__, "_plain": "merge_environment_settings" not in _changes(kind)}
+    changes = _changes(kind)
+    own = {
+        "__module__": kind.__module__,
+        "_plain": "merge_environment_settings" not in changes,
+        "_plain_auth": "rebuild_auth" not in changes,
+    }
     return type(kind.__name__, (Pooled, kind), own)
 
 
@@ -113,8 +212,11 @@ class Sessions:
     def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
         """Return a new session."""
         session = self._make()
-        session.adapters.clear()
-        session.adapters["https://"] = session.adapters["http://"] = mounted
+        if session.adapters:
+            for prefix in ("https://", "http://"):
+                session.mount(prefix, mounted)  # the others are the factory's
+        else:
+            session.adapters["https://"] = session.adapters["http://"] = mounted
         for name, value in self._defaults.items():
             setattr(session, name, dict(value) if isinstance(value, dict) else value)
         if self._headers:
@@ -134,7 +236,7 @@ def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
     """Return what a function makes, as one of ours: else a total would not hold over redirects."""
     session = factory()
     if not isinstance(session, requests.Session):
-        raise TypeError(f"session_factory must make a requests.Session, and made {session!r}")
+        raise TypeError(f"session_factory must make a requests.Session, and made {shown(session)}")
     if not isinstance(session, Pooled):
         session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
     return session
@@ -183,7 +285,8 @@ class View(requests.adapters.BaseAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self.check()
         response = self._below.send(request, *args, **kwargs)
-        response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
+        if not isinstance(getattr(response, "connection", None), SameConnection):
+            response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
         if len(self._answers) >= 32:
             self._forget_read()
         self._answers.append(weakref.ref(response))
@@ -196,7 +299,7 @@ class View(requests.adapters.BaseAdapter):
         with contextlib.suppress(IndexError):  # or do the same
             for _ in range(len(self._answers)):
                 one = self._answers.popleft()
-                if _unread(one()):
+                if is_unread(one()):
                     self._answers.append(one)
 
     def check(self) -> None:
@@ -218,17 +321,14 @@ class View(requests.adapters.BaseAdapter):
                 response = self._answers.popleft()()
             except IndexError:
                 return  # another thread does the same
-            if _unread(response):
-                response.close()  # type: ignore[union-attr]
+            if is_unread(response):
+                text = f"pool {self._pool.name!r}: this response was released before its body was read to the end"
+                cut_off(response, LeaseError(text))  # type: ignore[arg-type]
 
     def end(self) -> None:
         """Be of no use any more."""
         self._ended = True
         self.close()
-
-
-def _unread(response: requests.Response | None) -> bool:
-    return response is not None and not response._content_consumed  # type: ignore[attr-defined]
 
 
 class SessionLease(Lease[requests.Session]):
@@ -264,8 +364,9 @@ class SessionLease(Lease[requests.Session]):
     def __exit__(self, *error: object) -> None:
         session, self._session = self._session, None
         if session is not None:
-            for adapter in list(session.adapters.values()):
-                adapter.close()  # those that the borrower mounted, too
+            for prefix, adapter in list(session.adapters.items()):
+                if adapter is not self._view:  # another's: if it has no other user its sockets are closed by this
+                    session.adapters.pop(prefix, None)
             self._view.end()
 
     def release(self) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import requests
 from urllib3.util.ssl_ import create_urllib3_context
 
-__all__ = ["Cert", "TLSContexts", "Verify"]
+__all__ = ["Cert", "TLSContexts", "Verify", "check_own", "is_context"]
 
-Verify = bool | str | os.PathLike[str]
+Verify = bool | str | os.PathLike[str] | ssl.SSLContext
 Cert = str | tuple[str, str] | None
 _Key = tuple[Any, ...]
 
@@ -38,7 +38,11 @@ class TLSContexts:
         Raises:
             OSError: A file is not there; the message names it.
             ssl.SSLError: A file is not what it should be.
+            ValueError: There is a ``cert`` beside a context of the program's own.
         """
+        if is_context(verify):
+            check_own(verify, cert)
+            return verify  # type: ignore[no-any-return]
         bundle = _bundle(verify)
         key = (bundle, tuple(cert) if isinstance(cert, (tuple, list)) else cert)
         context = self._made.get(key)
@@ -60,6 +64,17 @@ class TLSContexts:
         finally:
             if locked:
                 self._lock.release()
+
+
+def is_context(verify: Any) -> bool:
+    """Whether this is an ``SSLContext``; by what it does: truststore replaces the class."""
+    return hasattr(verify, "wrap_socket")
+
+
+def check_own(verify: Any, cert: Any) -> None:
+    """Refuse a client certificate beside an ``SSLContext``: whoever else uses the context would send it."""
+    if cert and is_context(verify):
+        raise ValueError("cert cannot be given beside an ssl.SSLContext; load it there by load_cert_chain()")
 
 
 def _bundle(verify: Any) -> str | None:

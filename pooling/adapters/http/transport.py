@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import requests
 import requests.adapters
 from requests import exceptions
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -22,7 +25,8 @@ from urllib3.exceptions import (
 from urllib3.util import Retry
 from urllib3.util.request import set_file_position
 
-from ...errors import PoolError
+from ...errors import LeaseError, PoolError
+from .bodies import cut_off, is_unread, read_ahead
 from .errors import DeadlineExceeded, WriteTimeout, refusal
 from .hold import Hold
 from .hosts import Host
@@ -31,7 +35,9 @@ from .limits import HTTPTimeout, Limits
 if TYPE_CHECKING:
     from .pool import HTTPPool
 
-__all__ = ["Transport", "told"]
+__all__ = ["SameConnection", "Transport", "told"]
+
+logger = logging.getLogger("pooling")
 
 
 class Transport(requests.adapters.HTTPAdapter):
@@ -61,8 +67,19 @@ class Transport(requests.adapters.HTTPAdapter):
         verify: Any = True, cert: Any = None, proxies: Any = None,
     ) -> requests.Response:  # fmt: skip
         limits = self.limits(timeout)
+        if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
+            # vcrpy records or replays: it knows connections that urllib3 makes itself, and only them.
+            return self._pool._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
         try:
-            return super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
+            response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
+            limits.answers.append((weakref.ref(response), stream))
+            if limits.login is not None:
+                response.connection = SameConnection(self, limits.login)  # type: ignore[assignment]
+            if limits is not timeout:  # not our session
+                limits.login = None  # its answer alone keeps a login
+                if not stream:
+                    self._pool._remember(response)
+            return response
         except exceptions.RequestException as error:
             better = told(error, limits)
             if better is error:
@@ -73,6 +90,25 @@ class Transport(requests.adapters.HTTPAdapter):
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
         return _Call(self._pool, self._pool._host(request, verify, proxies, cert))
+
+    def let_go(self, response: requests.Response | None, streamed: bool, error: BaseException) -> None:
+        """End an answer whose request raises, in a hook for instance: its place is not to wait for the collector.
+
+        Handlers of the error may read the answer: what requests would have read is read.
+        """
+        if response is None or not is_unread(response):
+            return
+        if isinstance(error, Exception):
+            read_ahead(response, streamed)
+        if is_unread(response):
+            cut_off(response, LeaseError(f"pool {self._pool.name!r}: the request failed before its response was read"))
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        try:
+            return super().build_response(req, resp)
+        except BaseException:
+            resp.close()
+            raise
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: with ``ca_certs`` set, urllib3 reads the file for each connection."""
@@ -97,6 +133,24 @@ def told(error: exceptions.RequestException, limits: Limits) -> exceptions.Reque
     if type(error) is exceptions.ConnectionError and len(parts) > 1 and isinstance(parts[1], TimeoutError):
         return WriteTimeout(*error.args, request=error.request)
     return error
+
+
+class SameConnection(requests.adapters.BaseAdapter):
+    """Sends the next message of a login over the connection of the last one, also for sessions not ours."""
+
+    def __init__(self, transport: Transport, login: Hold) -> None:
+        super().__init__()
+        self._transport, self._login = transport, login
+
+    def send(  # type: ignore[override]  # what is not named here is handed on
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
+    ) -> requests.Response:
+        limits = self._transport.limits(timeout)
+        limits.login = self._login
+        return self._transport.send(request, stream, limits, **kwargs)
+
+    def close(self) -> None:
+        """Do nothing, as `Transport.close`."""
 
 
 class _Call:
@@ -131,7 +185,11 @@ class _Call:
                 if not (replayable and timeout.allows(pause)):
                     self._give_up(method, url, error)
             else:
-                further, pause = self._after_answer(retries, method, url, response)
+                try:
+                    further, pause = self._after_answer(retries, method, url, response)
+                except BaseException:
+                    response.close()
+                    raise
                 if further is None or not (replayable and timeout.allows(pause)):
                     response.retries = retries
                     return response
@@ -142,6 +200,11 @@ class _Call:
                 time.sleep(pause)
 
     def _take(self, limits: Limits) -> Hold:
+        login, limits.login = limits.login, None
+        hold = None if login is None else login.go_on(self._host)
+        if hold is not None:
+            return hold  # type: ignore[no-any-return]
+        self._pool._read_outer()
         try:
             return self._pool._take(self._host, limits)
         except PoolError as error:
@@ -156,7 +219,8 @@ class _Call:
 
     def _after_answer(self, retries: Retry, method: str, url: str, response: Any) -> tuple[Retry | None, float]:
         """Return the same for an answer that is to be tried again; ``None`` for one that is not."""
-        if not retries.is_retry(method, response.status, "Retry-After" in response.headers):
+        asked = _retry_after(retries, response)
+        if not retries.is_retry(method, response.status, asked is not None):
             return None, 0.0
         try:
             further = retries.increment(method, url, response=response, _pool=self._host.template)
@@ -165,7 +229,6 @@ class _Call:
                 return None, 0.0
             response.drain_conn()
             raise
-        asked = further.get_retry_after(response) if further.respect_retry_after_header else None
         if asked and asked > further.backoff_max:
             return None, 0.0  # how long our thread sleeps is for us to say, and sooner is not wanted
         return further, asked or further.get_backoff_time()
@@ -173,6 +236,17 @@ class _Call:
     def _give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:
         self._after_failure(_NO_MORE, method, url, error)
         raise error
+
+
+def _retry_after(retries: Retry, response: Any) -> float | None:
+    """Return the seconds that a server asks to wait; what cannot be read counts as nothing said."""
+    if not retries.respect_retry_after_header or "Retry-After" not in response.headers:
+        return None
+    try:
+        return retries.get_retry_after(response)
+    except Exception:  # by the text: InvalidHeader, ValueError, OverflowError, ...
+        logger.debug("an unreadable Retry-After: %.100r", response.headers["Retry-After"])
+        return None
 
 
 _NO_MORE = Retry(0, read=False)  # requests' own default

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import ssl
 from time import monotonic
 from typing import Any
 
 import requests
 import requests.adapters
 from requests import exceptions
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from ...errors import PoolClosed
 from .errors import refusal
 from .limits import Limits
 from .metrics import HostMetrics
+from .tls import check_own, is_context
 from .transport import Transport, kind_of
+from .wire import Answer
 
 __all__ = ["Unpooled"]
 
@@ -34,7 +39,9 @@ class Unpooled(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         metrics, began = self._enter(request), monotonic()
-        plain = requests.adapters.HTTPAdapter(max_retries=self._transport.max_retries)
+        recorded = hasattr(HTTPConnectionPool.ConnectionCls, "cassette")  # by vcrpy, see `Transport.send`
+        kind = requests.adapters.HTTPAdapter if recorded else _Plain
+        plain = kind(max_retries=self._transport.max_retries)
         try:
             response = plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
         except exceptions.RequestException as error:
@@ -51,6 +58,46 @@ class Unpooled(requests.adapters.BaseAdapter):
 
     def close(self) -> None:
         """Do nothing: nothing is kept."""
+
+
+class _Plain(requests.adapters.HTTPAdapter):
+    """An adapter of requests' own, but for interim answers and an ``SSLContext`` as ``verify``."""
+
+    context: ssl.SSLContext | None = None
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _skip_interim(self.poolmanager)
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        if not is_context(verify):
+            return super().build_connection_pool_key_attributes(request, verify, cert)
+        check_own(verify, cert)
+        self.context = verify
+        host, _ = super().build_connection_pool_key_attributes(request, True)
+        return host, {"ssl_context": verify}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        if not is_context(verify):
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        if self.context is not None:
+            kwargs["proxy_ssl_context"] = self.context
+        return _skip_interim(super().proxy_manager_for(*args, **kwargs))
+
+
+def _skip_interim(manager: Any) -> Any:
+    classes = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: _skipping(found) for scheme, found in classes.items()}
+    return manager
+
+
+@functools.cache
+def _skipping(pool_class: type[Any]) -> type[Any]:
+    connection_class = pool_class.ConnectionCls
+    connection_class = type(connection_class.__name__, (connection_class,), {"response_class": Answer})
+    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": connection_class})
 
 
 def _kind(error: exceptions.RequestException) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .arguments import joined
+
 if TYPE_CHECKING:
     from ...core.lease import Lease
 
@@ -33,7 +35,9 @@ class Verbs:
 
         Args:
             method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``.
+            url: Where to; a path if the pool has a ``base_url``. One that
+                begins with ``/`` stays below that; to a whole URL the pool's
+                headers and credentials are sent, whatever host it names.
             kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
 
         Raises:
@@ -85,11 +89,17 @@ class Verbs:
             PoolTimeout: No connection was free in time.
             requests.RequestException: As from requests.
         """
-        with self.acquire() as session, session.request(method, self._whole(url), **kwargs) as response:
-            yield response
+        response: requests.Response | None = None
+        try:
+            with self.acquire() as session:
+                response = session.request(method, self._whole(url), **kwargs)
+                yield response
+        finally:
+            if response is not None:
+                response.close()  # one that a hook has put in the place of ours
 
     def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
         return self.session().request(method, self._whole(url), **kwargs)
 
     def _whole(self, url: str) -> str:
-        return self._base_url + url if self._base_url and url.startswith("/") else url
+        return joined(self._base_url, url) if self._base_url and url.startswith("/") else url

@@ -61,7 +61,7 @@ class Warming:
             ValueError: It is more than one host may have, or than all may.
         """
         if isinstance(urls, str):
-            raise TypeError(f"urls must be several URLs, not one text: {urls!r}")
+            raise TypeError("urls must be several URLs, not one text")
         if urls is None and not self._base_url:
             raise ValueError("warm_up() needs urls, where the pool has no base_url")
         checked_number("each", each)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from urllib3.connection import HTTPConnection
+import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from .limits import Limits, OutOfTime
@@ -29,12 +29,13 @@ from .limits import Limits, OutOfTime
 if TYPE_CHECKING:
     from .metrics import HostMetrics
 
-    _Connection = HTTPConnection
+    _Connection = urllib3.connection.HTTPConnection
 else:
     _Connection = object
 
 __all__ = ["Wire", "wired"]
 
+_MOST_INTERIM = 100  # answers of status 1xx before the real one
 _PIECE = 16384  # bytes that the time to write is for, and sent between two looks at the deadline; one TLS record
 
 
@@ -50,13 +51,19 @@ class Wire(_Connection):
         opened: Whether it was ever connected.
         line: The socket, also while the answer of a server that closes after
             it is being read: urllib3 has forgotten the socket by then.
+        answer: The last answer, as ``http.client`` reads it.
+        spoiled: The socket on which more came than the answer to the request.
+        personal: Whether it was logged in for one borrower, see `logins`.
+        interrupted: Whether the pool has cut it off; what ends then did not end by itself.
     """
 
     metrics: HostMetrics
     limits: Limits | None = None
-    reused = tried = opened = False
+    reused = tried = opened = personal = interrupted = False
     sent = received = 0
     line: Any = None
+    answer: Answer | None = None
+    spoiled: Any = None
 
     def begin(self, limits: Limits) -> None:
         """Serve a request from now on."""
@@ -70,9 +77,16 @@ class Wire(_Connection):
         super().connect()
         self.line = self.sock
         self.opened = True
-        self.tried = False
+        self.tried = self.interrupted = False
         self.sent = self.received = 0  # a tunnel's do not count
         self.metrics.connected(monotonic() - began)
+
+    def getresponse(self) -> Any:
+        sock = self.sock
+        response = super().getresponse()
+        if self.sock is None:
+            self.line = sock  # closed by `http.client`, and open until the answer is read
+        return response
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -106,7 +120,8 @@ class Wire(_Connection):
         self, sock: Any, *args: Any, **kwargs: Any
     ) -> http.client.HTTPResponse:
         """Make ``http.client``'s answer, reading through a `_Reader`."""
-        return http.client.HTTPResponse(_Source(self, sock), *args, **kwargs)  # type: ignore[arg-type]
+        self.answer = Answer(_Source(self, sock), *args, **kwargs)  # type: ignore[arg-type]
+        return self.answer
 
     def _new_conn(self) -> socket.socket:
         limits = self.limits
@@ -146,12 +161,26 @@ class Wire(_Connection):
             return not sock.pending() and (not _readable(sock.fileno()) or _only_tickets(sock))
         return not _readable(sock.fileno())
 
+    def why_not_again(self) -> str | None:
+        """Why it may not serve another request after the last answer; ``None`` if it may.
+
+        What comes behind an answer would be taken for the answer to the next
+        request. Bytes that arrive later are found by `is_alive`.
+        """
+        if self.personal:
+            return "authenticated"
+        answer = self.answer
+        if answer is not None and (not answer.isclosed() or answer.status == http.client.SWITCHING_PROTOCOLS):
+            return "unread"
+        return None if self.spoiled is None or self.spoiled is not self.sock else "unread"
+
     def interrupt(self) -> None:
         """Make whoever is blocked on it fail now."""
         sock = self.line
         if sock is None or sock.fileno() < 0:
             return
         # A handle of our own: shutdown() of an SSLSocket would drop what its holder uses.
+        self.interrupted = True
         other = socket.socket(fileno=os.dup(sock.fileno())) if os.name != "nt" else sock.dup()
         with other:
             other.shutdown(socket.SHUT_RDWR)
@@ -164,12 +193,13 @@ class Wire(_Connection):
 
     def close(self) -> None:
         super().close()
-        self.line = None
+        self.line = self.spoiled = self.answer = None
+        self.personal = False
 
 
 def _plain(wire: Any) -> bool:
     """Whether its `_new_conn` is urllib3's own (one through SOCKS is not)."""
-    return type(wire)._new_conn_below is HTTPConnection._new_conn
+    return type(wire)._new_conn_below is urllib3.connection.HTTPConnection._new_conn  # late: a cassette replaces it
 
 
 def _addresses(wire: Any, host: str) -> list[str]:
@@ -180,6 +210,18 @@ def _addresses(wire: Any, host: str) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
+class Answer(http.client.HTTPResponse):
+    """``http.client``'s answer; it skips every interim answer, not only a 100."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_MOST_INTERIM):
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if not 100 <= found[1] < 200 or found[1] == http.client.SWITCHING_PROTOCOLS:
+                return found
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
+
+
 class _Source:
     """Stands for the socket where ``http.client`` asks for a file to read from."""
 
@@ -187,7 +229,18 @@ class _Source:
         self._wire, self._sock = wire, sock
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._wire, self._sock))
+        return _Buffer(_Reader(self._wire, self._sock))
+
+
+class _Buffer(io.BufferedReader):
+    """Notes at its end whether it has read more from the socket than the answer."""
+
+    raw: _Reader
+
+    def close(self) -> None:
+        if not self.closed:
+            self.raw.end_at(self.tell())
+        super().close()
 
 
 class _Reader(io.RawIOBase):
@@ -196,6 +249,16 @@ class _Reader(io.RawIOBase):
     def __init__(self, wire: Wire, sock: Any) -> None:
         self._wire, self._sock = wire, sock
         self._raw = sock.makefile("rb", buffering=0)
+        self._count = 0
+
+    def tell(self) -> int:
+        """Return how many bytes were read; the buffer above tells by it how many of them it has left."""
+        return self._count
+
+    def end_at(self, position: int) -> None:
+        """Note that the answer ended there."""
+        if position < self._count:
+            self._wire.spoiled = self._sock
 
     def readable(self) -> bool:
         return True
@@ -206,8 +269,11 @@ class _Reader(io.RawIOBase):
         if limits is not None and limits.end != math.inf:
             self._sock.settimeout(limits.left(wire.timeout))
         count: int | None = self._raw.readinto(buffer)
+        if count == 0 and wire.interrupted:
+            raise ConnectionAbortedError("the pool has cut off this answer")
         if count:
             wire.received += count
+            self._count += count
         return count
 
     def fileno(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sqlite3
 import sys
 import time
@@ -10,11 +11,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ... import errors
 from ...core.metrics import SHORT
-from .queries import QueryStats
+from .queries import QueryStats, without_values
 from .traces import pragma_left
 
-__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor"]
+__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor", "TransactionRolledBack", "made_of"]
 
 # Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
 # ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
@@ -22,6 +24,10 @@ _HARMLESS = frozenset("SsIiUuDdRrVvWwBb")
 STEPS = 1000  # of SQLite's virtual machine between two looks at the clock: some 0.1 ms
 _PRUNE_AT = 64
 _now = time.perf_counter
+
+
+class TransactionRolledBack(errors.TransactionRolledBack, sqlite3.OperationalError):
+    """`pooling.TransactionRolledBack`, of SQLite: it rolled back by itself, and the block went on."""
 
 
 class Limit:
@@ -48,6 +54,17 @@ class Limit:
         self.struck = _now() > self.deadline
         return self.struck
 
+    def beside(self, handler: Callable[[], object] | None, steps: int) -> tuple[Callable[[], object], int]:
+        """Return a progress handler, and its steps, that does what this one does, too: there can be but one."""
+        if handler is None:
+            return self.over, STEPS
+        every, calls = max(1, steps // STEPS), itertools.count(1)
+
+        def both() -> object:
+            return self.over() or (next(calls) % every == 0 and handler())
+
+        return both, min(STEPS, steps)
+
     def explain(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
         """The error for the user, if it is this limit that struck."""
         if not self.struck:
@@ -69,8 +86,8 @@ class Cursor(sqlite3.Cursor):
         began = conn.begin()
         try:
             _execute(self, sql, parameters)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
+        except sqlite3.Error as error:
+            raise conn.failed(error, sql)  # noqa: B904
         finally:
             conn.running = sql
             conn.seconds = _now() - began
@@ -89,8 +106,8 @@ class Cursor(sqlite3.Cursor):
         began = conn.begin()
         try:
             method(sql, *args)
-        except sqlite3.OperationalError as error:
-            raise conn.explained(error)  # noqa: B904
+        except sqlite3.Error as error:
+            raise conn.failed(error, sql)  # noqa: B904
         finally:
             conn.running = sql
             conn.seconds = _now() - began
@@ -100,8 +117,8 @@ class Cursor(sqlite3.Cursor):
         began = _now()
         try:
             return _fetchall(self)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
         finally:  # a statement ends with its last row
             self.connection.seconds += _now() - began  # type: ignore[attr-defined]
 
@@ -115,8 +132,8 @@ class LimitedCursor(Cursor):
     def __next__(self) -> Any:
         try:  # not by _explaining: it would double the price of a row
             return _next(self)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
 
     def fetchone(self) -> Any:
         return self._explaining(super().fetchone)
@@ -128,8 +145,8 @@ class LimitedCursor(Cursor):
     def _explaining(self, method: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:
             return method(*args, **named)
-        except sqlite3.OperationalError as error:
-            raise self.connection.explained(error)  # type: ignore[attr-defined]  # noqa: B904
+        except sqlite3.Error as error:
+            raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
 
 
 # Bound once: the cheaper call.
@@ -153,6 +170,10 @@ class Connection(sqlite3.Connection):
         short, short_seconds: How many statements took less than `SHORT`, and
             what they add up to.
         factories: The row and text factories that a new borrower finds.
+        tracer, progress: The trace callback, and the progress handler with its steps.
+        kept: Those of them that a new borrower finds.
+        within: Whether the last statement began within a transaction.
+        undone: The statement with whose error SQLite rolled that back by itself.
         file: Its database file and that one's identity, or ``None`` in memory.
     """
 
@@ -168,6 +189,11 @@ class Connection(sqlite3.Connection):
     short = 0
     short_seconds = 0.0
     factories: tuple[Any, Any] = (None, str)
+    tracer: Any = None
+    progress: tuple[Any, int] = (None, 0)
+    kept: tuple[Any, tuple[Any, int]] = (tracer, progress)
+    within = False
+    undone: str | None = None
     file: tuple[str, tuple[int, int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -196,6 +222,30 @@ class Connection(sqlite3.Connection):
             cursors[:] = [one for one in cursors if one() is not None]
         cursors.append(weakref.ref(cursor))
 
+    # SQLite does not tell which handlers it has.
+
+    def set_trace_callback(self, *args: Any, **named: Any) -> None:
+        super().set_trace_callback(*args, **named)
+        (self.tracer,) = (*args, *named.values())
+
+    def set_progress_handler(self, *args: Any, **named: Any) -> None:
+        super().set_progress_handler(*args, **named)
+        handler = args[0] if args else named["progress_handler"]
+        self.progress = (handler, args[1] if len(args) > 1 else named["n"])
+
+    def keep_handlers(self) -> None:
+        """Note the handlers as those that every borrower is to find."""
+        self.kept = self.tracer, self.progress
+
+    def restore_handlers(self) -> None:
+        """Put back the handlers that a borrower has changed."""
+        tracer, progress = self.kept
+        if self.tracer is not tracer:
+            self.set_trace_callback(tracer)
+        if self.progress is not progress:
+            self.set_progress_handler(*progress)
+            self.progress = progress
+
     # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
@@ -216,6 +266,7 @@ class Connection(sqlite3.Connection):
         """Note that a statement begins; return when."""
         if self.running is not None:
             self.flush()
+        self.within = self.in_transaction
         now = _now()
         if self.limit is not None:
             self.limit.begin(now)
@@ -251,9 +302,22 @@ class Connection(sqlite3.Connection):
         elif self.stats is not None:
             self.stats.record(sql, seconds)
 
-    def explained(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
-        """The error for the user: SQLite only says "interrupted"."""
-        return error if self.limit is None else self.limit.explain(error)
+    def failed(self, error: sqlite3.Error, sql: str | None = None) -> sqlite3.Error:
+        """Note what a statement's error did to the transaction; return the error for the user.
+
+        SQLite only says "interrupted" where a time limit struck. And some errors (``ON CONFLICT
+        ROLLBACK``, an interrupted INSERT, a full disk) undo all that was done before.
+        """
+        if self.within and not self.in_transaction:
+            self.undone = f"{without_values(sql or self.running or 'a statement')} ({type(error).__name__})"
+        if self.limit is None or not isinstance(error, sqlite3.OperationalError):
+            return error
+        return self.limit.explain(error)
+
+    def rollback(self) -> None:
+        """Roll back, which answers what SQLite has undone by itself."""
+        self.undone = None
+        super().rollback()
 
     def close_cursors(self) -> None:
         """End what a borrower left half read: it would hold a snapshot of the database."""
@@ -262,6 +326,14 @@ class Connection(sqlite3.Connection):
             if cursor is not None:
                 cursor.close()
         self._cursors.clear()
+
+
+@functools.lru_cache(maxsize=16)
+def made_of(factory: type[sqlite3.Connection]) -> type[Connection]:
+    """Return a class of connections that are the user's and ours; the user's methods call ours by ``super()``."""
+    if issubclass(Connection, factory):
+        return Connection
+    return type(factory.__name__, (factory, Connection), {"__module__": factory.__module__})
 
 
 def _spoiling(name: str) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .adapter import end_transaction
 from .connection import Connection
 
 __all__ = ["interrupted_after", "plain"]
@@ -17,6 +18,7 @@ def plain(conn: sqlite3.Connection) -> Iterator[None]:
     """Let our own statements run without a limit and with nobody's factories; the reset undoes that."""
     assert isinstance(conn, Connection)
     limit, conn.limit = conn.limit, None
+    end_transaction(conn)  # VACUUM and others run outside of any
     conn.set_progress_handler(None, 0)
     conn.row_factory, conn.text_factory = None, str
     try:

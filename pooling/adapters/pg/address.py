@@ -7,12 +7,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
+from ..._masking import slip, without_secrets
+from ...settings import OTHER_SCHEMES
+
+__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "completing", "program"]
 
 Conninfo = str | Callable[[], str]
 Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
@@ -27,6 +31,13 @@ KEEPALIVE = {
 #: Arguments of psycopg.connect that are not libpq's.
 OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
 _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
+#: One of these in ``kwargs`` says where to connect, or as whom: ``DATABASE_URL``, whose password and
+#: options are meant for another server or user, is not read then.
+WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
+
+
+#: What completes the conninfo of an attempt to connect that is under way, where the class has a connect() of its own.
+completing: ContextVar[Callable[[str], str] | None] = ContextVar("completing", default=None)
 
 
 class Answer(NamedTuple):
@@ -35,6 +46,15 @@ class Answer(NamedTuple):
     number: int  # of the question
     digest: int  # stands for the answer: two that differ are two
     arguments: dict[str, Any]  # of ``psycopg.connect``
+    conninfo: str = ""  # as it was said
+    given: Mapping[str, Any] = {}  # likewise, in ``kwargs``
+
+    def without_secrets(self) -> Answer:
+        """Return what may be kept."""
+        return self._replace(arguments={}, conninfo="", given={})
+
+    def __repr__(self) -> str:  # the arguments hold the password
+        return f"<Answer {self.number}>"
 
 
 class Address:
@@ -77,11 +97,21 @@ class Address:
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         own = {name: value for name, value in (kwargs or {}).items() if name in OWN}
-        parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
-            name: value for name, value in (kwargs or {}).items() if name not in OWN
-        })  # fmt: skip
+        given = {name: value for name, value in (kwargs or {}).items() if name not in OWN}
+        source = "conninfo"
+        if not conninfo and not any(given.get(name) is not None for name in WHERE):
+            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+        parameters = _parameters(_normal(conninfo), given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
-        return Answer(number, digest, {**self._completed(parameters), **own})
+        return Answer(number, digest, {**self._completed(parameters), **own}, conninfo, dict(kwargs or {}))
+
+    def complete(self, conninfo: str) -> str:
+        """Add the defaults to a conninfo that a class of the user's has made of what it was given."""
+        given = conninfo_to_dict(conninfo)
+        completed = self._completed(given)
+        if "connect_timeout" not in given:
+            completed.pop("connect_timeout", None)  # psycopg has read it already
+        return make_conninfo("", **completed)
 
     def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """Add the defaults. What the user says of the same comes after them, and wins."""
@@ -89,7 +119,7 @@ class Address:
         each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # less than 2 libpq takes for 2
         defaults = {
             name: value for name, value in {"connect_timeout": each, **self._defaults}.items()
-            if _ENVIRONMENT.get(name, "") not in os.environ
+            if not os.environ.get(_ENVIRONMENT.get(name, ""))
         }  # fmt: skip
         if self._options:
             said = given.get("options") or os.environ.get("PGOPTIONS", "")
@@ -112,18 +142,31 @@ def _hosts(given: dict[str, Any]) -> int:
     return str(said or "").count(",") + 1
 
 
-def _parameters(conninfo: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _normal(conninfo: str) -> str:
+    """Return a URL with the scheme that libpq knows, whatever it is called elsewhere."""
+    scheme, separator, rest = conninfo.partition("://") if isinstance(conninfo, str) else ("", "", "")
+    known = OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
+    return f"{known}://{rest}" if separator and known == "postgresql" else conninfo
+
+
+def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo") -> dict[str, Any]:
     complaint = None
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
         from .complaint import complaint_of  # here: only a mistake pays for it
 
-        complaint = complaint_of(conninfo, error)
+        complaint = complaint_of(conninfo, error, source)
     if complaint is not None:  # raised here, so that libpq's own words are not its context
         raise ValueError(complaint)
+    if not all(isinstance(name, str) and name.isidentifier() for name in kwargs):  # an address, perhaps
+        raise ValueError("kwargs: the names must be those of libpq's parameters")
     try:
         make_conninfo("", **kwargs)
     except (psycopg.ProgrammingError, TypeError) as error:
-        raise ValueError(f"kwargs: {error}") from None
+        raise ValueError(f"kwargs: {without_secrets(str(error))}") from None
+    for given, label in ((parameters, source), (kwargs, "kwargs")):
+        wrong = slip(given, url=given is parameters and "://" in conninfo)
+        if wrong is not None:
+            raise ValueError(f"{label}: {wrong}")
     return {**parameters, **{name: value for name, value in kwargs.items() if value is not None}}

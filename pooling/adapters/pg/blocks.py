@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from ...core import registry
 from ...core.registry import PAGE
 from ...errors import LeaseError, PoolError
 from . import failures
-from .session import IDLE, IN_TRANSACTION, Connection
+from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, cut_off, notes_of, rolled_back
 
 if TYPE_CHECKING:
     from ..postgres import PostgresPool
@@ -93,11 +94,22 @@ class Transaction:
         if inherited or self._pool._state is not self._state:
             self._leave_to_parent(error)
             return None
+        try:
+            self._pool._session.refuse_open(self._conn)
+        except psycopg.ProgrammingError as problem:
+            cut_off(self._conn)  # or psycopg would wait for ever, with an error as well
+            ending = problem if error is None else error
+            with suppress(psycopg.Error):
+                self._block.__exit__(type(ending), ending, traceback)
+            if error is None:
+                raise
+            return None
         if error is None:
             try:
                 _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
-            except psycopg.Error as lost:
-                self._block.__exit__(type(lost), lost, None)
+                _refuse_aborted(self._pool, self._conn)  # nor here
+            except psycopg.Error as problem:
+                self._block.__exit__(type(problem), problem, None)
                 raise
         try:
             return self._block.__exit__(kind, error, traceback)
@@ -116,6 +128,9 @@ class Transaction:
 
 def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
     """Commit at the end of a block, and say what is known if that fails."""
+    if notes_of(conn).foreign:
+        conn.commit()
+        return
     status = conn.pgconn.transaction_status
     if status == IN_TRANSACTION:
         if not brief:
@@ -124,6 +139,7 @@ def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
         if conn.closed and (conn.autocommit or not conn.broken):
             return  # nothing was lost; or closed by its borrower: as psycopg does
         _refuse_lost(pool, conn)
+        _refuse_aborted(pool, conn)
     try:
         pool._session.commit(conn)
     except (psycopg.Error, TimeoutError) as error:
@@ -134,6 +150,12 @@ def commit(pool: PostgresPool, conn: Connection, brief: bool) -> None:
 def _refuse_lost(pool: PostgresPool, conn: Connection) -> None:
     if not pool._adapter.is_alive(conn):
         raise psycopg.OperationalError(_LOST)
+
+
+def _refuse_aborted(pool: PostgresPool, conn: Connection) -> None:
+    """The server answers a COMMIT of an aborted transaction with ROLLBACK, and without an error."""
+    if conn.pgconn.transaction_status == IN_ERROR:
+        raise rolled_back(conn, f"pool {pool.name!r}: the transaction of this block")
 
 
 def _refuse_unknown(pool: PostgresPool, conn: Connection, error: Exception) -> None:

@@ -26,9 +26,11 @@ from psycopg import pq
 from psycopg.errors import OperationalError
 from psycopg.waiting import Wait
 
+from ... import errors
+
 __all__ = [
-    "DEAD", "READ_ONLY", "Listener", "connect", "ended_by", "in_doubt", "is_full", "is_hopeless", "is_stale",
-    "listening", "repeatable", "sqlstates",
+    "DEAD", "READ_ONLY", "Listener", "TransactionRolledBack", "connect", "ended_by", "in_doubt", "is_full",
+    "is_hopeless", "is_stale", "listening", "repeatable", "sqlstates",
 ]  # fmt: skip
 
 #: SQLSTATEs after which a connection is no use. A whole class is two characters.
@@ -52,6 +54,10 @@ _TEXTS = 64  # that a listener learns at most: libpq keeps some memory for each 
 _TOLD = re.compile(rb'^[^\n]*\tErrorResponse\t[^\n]*? C "([0-9A-Z]{5})"', re.M)
 _LISTENS = sys.platform == "linux"
 _attempt: ContextVar[list[str | None] | None] = ContextVar("attempt", default=None)  # not of a thread: greenlets, too
+
+
+class TransactionRolledBack(errors.TransactionRolledBack, psycopg.errors.InFailedSqlTransaction):
+    """`pooling.TransactionRolledBack`, of PostgreSQL: the block went on after an error, and could not be committed."""
 
 
 def sqlstates(error: BaseException | None) -> Iterator[str]:

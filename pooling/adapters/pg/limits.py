@@ -18,6 +18,7 @@ from typing import Any, TypeVar, final
 import psycopg
 from psycopg import pq
 
+from ..._masking import shown
 from ...errors import PoolError
 from .wire import Cancel, spare_handle
 
@@ -124,9 +125,9 @@ def check_limit(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {shown(value)}")
     if not 0.01 <= value <= 2_000_000:  # the server counts milliseconds in 32 bits
-        raise ValueError(f"{name} must be from 0.01 to 2000000 seconds or None, not {value!r}")
+        raise ValueError(f"{name} must be from 0.01 to 2000000 seconds or None, not {shown(value)}")
     return float(value)
 
 

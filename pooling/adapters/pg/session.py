@@ -23,36 +23,50 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Generator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 from psycopg.types import TypesRegistry
 
+from ...doctor.cleaning import LACKING, STEPS
 from . import failures
+from .address import completing
+from .configured import Recorder
 from .cursors import hastened
 from .limits import Limit, limited, pace
-from .statistics import QueryStatistics
-from .wire import Cancel, exchange, execute, failed_at, hang_up, may_block, notify, refuse_failed, round_trip
+from .stalls import Watch, explained
+from .statistics import QueryStatistics, text_of
+from .wire import (
+    Cancel,
+    copying,
+    exchange,
+    execute,
+    failed_at,
+    hang_up,
+    may_block,
+    notify,
+    refuse_failed,
+    round_trip,
+    spare_handle,
+)
 
 __all__ = [
-    "Connection", "Hook", "Notes", "Session", "SessionMode", "notes_of", "role_of", "tracked"
+    "Connection", "Hook", "Notes", "Session", "SessionMode", "Tracking", "bare_of", "cut_off", "left_open", "notes_of",
+    "role_of", "rolled_back", "tracked",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
 Hook = Callable[[Connection], object]
 SessionMode = Literal["clean", "trust"] | Hook
 C = TypeVar("C", bound=Connection)
+_COMMIT, _ROLLBACK = psycopg.Connection.commit, psycopg.Connection.rollback
 R = TypeVar("R")
 
-# DISCARD ALL without DEALLOCATE ALL, and a RESET ROLE for a role that was set as the default.
-# Source: "DISCARD" in the PostgreSQL manual, which says what ALL stands for.
-CLEAN = (
-    b"; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *;"
-    b" SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
-)
+_STEPS = tuple(step.encode() for step in STEPS)
 # As libpq gives them: numbers, which are compared much faster than members of an enumeration.
 IDLE, IN_TRANSACTION, IN_ERROR, ACTIVE = (
     int(pq.TransactionStatus[name]) for name in ("IDLE", "INTRANS", "INERROR", "ACTIVE")
@@ -61,9 +75,11 @@ BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
 NO_PIPELINE = int(pq.PipelineStatus.OFF)
 
 
-class Notes:
+class Notes(Watch):
     """What is noted of one connection."""
 
+    foreign = False  # it only looks like one: see `ForeignNotes`
+    proxied = False  # what is lent is a proxy of it
     as_new: dict[str, Any]  # its attributes
     bare: dict[str, Any]  # before it was configured
     in_place: tuple[list[Any], list[Any], int | None, int]  # the content of those that are changed in place
@@ -71,12 +87,16 @@ class Notes:
     adapted: bool  # something was registered with the borrowers' copy of the adapters
 
     def __init__(self) -> None:
+        super().__init__()
         self.changed = False  # an attribute was set since it was as new
         self.dirty = False  # it ran something since it was clean
         self.bereft = False  # what was configured has gone with a cleaning
+        self.again = b""  # what is configured again in the round trip of a cleaning
+        self.reruns = False  # the hook that configures is to be called again after a cleaning
         self.answered = False  # the server has, to a COMMIT that nothing came after
         self.fatal = False  # the server has said why it is about to hang up
-        self.waits = False  # its holder, for the server, in a way that only the server can end
+        self.heard = False  # it has said anything since the last look
+        self.failed: str | None = None  # the statement that aborted its transaction
         self.limit: Limit | None = None  # of its commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
         self.queries: QueryStatistics | None = None
@@ -85,15 +105,27 @@ class Notes:
         self.peer: socket.socket | None = None  # tells when it has
 
     def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        """Take a message that came while no query ran: a notice, or a last one."""
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+        """Take a message that is no answer to a query: a notice, or the server's last one.
+
+        In a crash, and when it is shut down at once, the last one is no more than a WARNING.
+        """
+        self.heard = True
+        state = diagnostic.sqlstate or ""
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC") or state in failures.DEAD:
             self.fatal = True
 
 
-class Tracking:
+if TYPE_CHECKING:
+    _Base = object  # it is put before any connection class, and mypy would have it override that of psycopg exactly
+else:
+    _Base = psycopg.Connection  # so that the class of a connection can be changed to one with this before it
+
+
+class Tracking(_Base):
     """Put before a connection class: notes what is set and that something runs, and limits its time."""
 
     _pooling: Notes
+    _commits = _rolls_back = False  # it has a commit() or rollback() of its own, which is to be called
     _wait: Callable[..., Any]  # the class's own; by super() a call would cost twice
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,14 +143,25 @@ class Tracking:
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         notes = self._pooling
         notes.dirty = True
-        if notes.limit is not None:
-            left = notes.limit.left()
-            gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
-            if not args:
-                kwargs.setdefault("interval", pace(left))
-        elif not (args or kwargs):
-            return self._wait(gen)
-        return self._wait(gen, *args, **kwargs)
+        notes.turn += 1
+        notes.within = True
+        try:
+            if notes.limit is not None:
+                left = notes.limit.left()
+                gen = limited(gen, self, notes.limit, left)  # type: ignore[arg-type]
+                if not args:
+                    kwargs.setdefault("interval", pace(left))
+            elif not (args or kwargs):
+                return self._wait(gen)
+            return self._wait(gen, *args, **kwargs)
+        except psycopg.Error as error:
+            if self.pgconn.transaction_status != IDLE:  # type: ignore[attr-defined]  # it aborts a transaction, or may
+                _note_failure(notes, error)
+            if notes.stalled is not None:
+                raise explained(notes, error)  # noqa: B904
+            raise
+        finally:
+            notes.within = False
 
     def _exec_command(self, command: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         """What psycopg executes of itself: BEGIN, COMMIT, savepoints; cheaper, see `may_block` and `exchange`."""
@@ -154,6 +197,9 @@ class Tracking:
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Generator[Any, Any, Any]:
+        complete = completing.get()
+        if complete is not None:
+            conninfo = complete(conninfo)
         told = failures.listening()
         if told is None:
             return (yield from super()._connect_gen(conninfo, **options))  # type: ignore[misc]
@@ -172,12 +218,23 @@ class Measuring(Tracking):
             return super().wait(gen, *args, **kwargs)
 
 
+def bare_of(conn: Any) -> Connection | None:
+    """Return the connection of psycopg's that this is, or that it is a proxy of."""
+    for _ in range(10):
+        if issubclass(type(conn), psycopg.Connection):
+            bare: Connection = conn
+            return bare
+        conn = getattr(conn, "__wrapped__", None)
+    return None
+
+
 @functools.cache
 def tracked(connection_class: type[C], measuring: bool) -> type[C]:
     """Return a subclass that looks like the class itself and keeps `Notes`."""
     first = Measuring if measuring else Tracking
     namespace = {
-        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait
+        "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_wait": connection_class.wait,
+        "_commits": connection_class.commit is not _COMMIT, "_rolls_back": connection_class.rollback is not _ROLLBACK,
     }  # fmt: skip
     made: type[C] = type(connection_class.__name__, (first, connection_class), namespace)
     made.__qualname__ = connection_class.__qualname__
@@ -203,9 +260,12 @@ class Session:
         reset_timeout: float,
         command_timeout: float | None = None,
         queries: QueryStatistics | None = None,
+        lacks: Callable[[dict[str, psycopg.Error]], object] = lambda missing: None,
     ) -> None:
-        self._clean = CLEAN if mode == "clean" else b""
-        self._commit = b"COMMIT" + self._clean
+        self._steps = _STEPS if mode == "clean" else ()
+        self._lacks = lacks
+        self.missing: frozenset[bytes] = frozenset()  # steps that this server does not execute
+        self._take_steps()
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
@@ -214,27 +274,50 @@ class Session:
         self.command_timeout = command_timeout
         self._limit = None if command_timeout is None else Limit(command_timeout)
         self._queries = queries
-        self._configures_server = False
+
+    def learn_anew(self) -> None:
+        """Forget which steps of a cleaning the server does not execute: it may be another one now."""
+        if self.missing:
+            self.missing = frozenset()
+            self._take_steps()
+
+    def _take_steps(self) -> None:
+        self._clean = _joined(step for step in self._steps if step not in self.missing)
+        self._commit = b"COMMIT" + self._clean
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new."""
-        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         notes = notes_of(conn)
+        if notes.foreign:
+            if self._configure is not None:
+                self._configure(conn)
+            return
+        lent, conn = conn, bare_of(conn) or conn
+        conn._pool = owner  # type: ignore[assignment]  # `with conn` then ends a transaction only
         conn.add_notice_handler(notes.hear)
         conn.cursor_factory = hastened(conn.cursor_factory)
         _remember(conn, notes)
         notes.bare = dict(notes.as_new)
         notes.dirty = False
         if self._configure is not None:
-            self.call(conn, self._configure, self.create_timeout)
+            recorder = Recorder(conn)
+            vars(conn)["wait"] = recorder.wait
+            try:
+                self.call(lent, self._configure, self.create_timeout)
+            finally:
+                vars(conn).pop("wait", None)
             _remember(conn, notes)
-            self._configures_server = notes.dirty and bool(self._clean)
+            if self._steps and notes.dirty:
+                again = recorder.undone()
+                notes.again, notes.reruns = again or b"", again is None
         notes.limit, notes.queries = self._limit, self._queries
         notes.dirty = notes.bereft = False
 
     def clean(self, conn: Connection) -> bool:
         """Make a connection as good as new, or raise; say whether the server has answered just now."""
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            return self._clean_foreign(conn)
         answered, notes.answered = notes.answered, False
         status = conn.pgconn.transaction_status
         if answered and status == IDLE and not (self._after_use or notes.bereft):
@@ -243,6 +326,7 @@ class Session:
             answered = self._clean_up(conn, notes, status) or answered
         notes.limit = self._limit
         notes.dirty = False
+        notes.failed = None
         return answered and not notes.fatal and notes.role is None  # else there is more to look at
 
     def _clean_up(self, conn: Connection, notes: Notes, status: int) -> bool:
@@ -250,11 +334,13 @@ class Session:
         asked = False
         used = notes.dirty or status != IDLE
         if _unfinished(conn, status):
-            raise psycopg.ProgrammingError("left in the middle of a query, a COPY, a pipeline or notifies()")
+            raise psycopg.ProgrammingError(f"it came back with {left_open(conn, 0.0) or 'a command under way'}")
+        if status != IDLE and conn._rolls_back:  # type: ignore[attr-defined]
+            self.call(conn, lambda conn: conn.rollback(), self.reset_timeout)
+            status = conn.pgconn.transaction_status
         if status != IDLE or (used and self._clean):
-            round_trip(conn, (b"" if status == IDLE else b"ROLLBACK") + self._clean, self.reset_timeout)
+            self._clean_server(conn, notes, b"" if status == IDLE else b"ROLLBACK")
             asked = True
-            notes.bereft = self._configures_server
             if status != IDLE:
                 conn._prepared.clear()  # as psycopg does: they may name what is no more
             if self._clean:
@@ -267,8 +353,51 @@ class Session:
             self._configure_again(conn, notes)
         return asked
 
+    def _clean_foreign(self, conn: Connection) -> bool:
+        """Do what is possible with a connection of which nothing is known."""
+        conn.rollback()
+        for hook in self._after_use:
+            hook(conn)
+        return False
+
+    def _clean_server(self, conn: Connection, notes: Notes, first: bytes) -> None:
+        """Roll back if need be, and clean, in one round trip; without the steps that this server does not execute.
+
+        A step is left out once it has failed by itself, too, when all others were done: what
+        a borrower did may be the reason that it fails among them.
+        """
+        steps = [step for step in self._steps if step not in self.missing]
+        left = Limit(None, self.reset_timeout).left
+        failed: list[bytes] = []
+        while True:
+            try:
+                round_trip(conn, first + _joined(steps) + notes.again, left())
+                notes.bereft = notes.reruns
+                break
+            except psycopg.Error as error:
+                place = failed_at(error) - bool(first)
+                if place >= len(steps) and notes.again and error.sqlstate and failures.ended_by(error) is None:
+                    notes.again, notes.reruns, first = b"", True, b""  # not all at once, then
+                    continue
+                if error.sqlstate not in LACKING or not 0 <= place < len(steps):
+                    raise
+                failed.append(steps.pop(place))
+                first = b""  # that was done; what came after it was undone
+        missing: dict[str, psycopg.Error] = {}
+        for step in failed:
+            try:
+                round_trip(conn, step, left())
+            except psycopg.Error as error:
+                if error.sqlstate not in LACKING:
+                    raise
+                missing[step.decode()] = error
+        if missing:
+            self.missing |= {step.encode() for step in missing}
+            self._take_steps()
+            self._lacks(missing)
+
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
-        """What `configure` had SET went with what the borrower had SET."""
+        """What the hook had done went with what the borrower had done."""
         assert self._configure is not None
         notes.as_new, notes.changed = dict(notes.bare), True
         _restore(conn, notes)
@@ -283,17 +412,37 @@ class Session:
         before, notes.limit = notes.limit, Limit(None, limit)
         try:
             hook(conn)
-            if conn.pgconn.transaction_status != IDLE:
+            status = conn.pgconn.transaction_status
+            if status == IN_ERROR:
+                raise rolled_back(conn, f"what {getattr(hook, '__qualname__', repr(hook))}() did")
+            if status != IDLE:
+                open_ = left_open(conn, 0.0)
+                if open_ is not None:
+                    raise psycopg.ProgrammingError(f"{hook!r} has ended with {open_}")
                 conn.commit()
         finally:
             notes.limit = before
 
-    def commit(self, conn: Connection) -> None:
-        """Commit what a borrower did, and clean the server's side in the same round trip."""
+    def commit(self, conn: Connection, pipelines: bool = False) -> None:
+        """Commit what a borrower did, and clean the server's side in the same round trip.
+
+        Args:
+            conn: The connection.
+            pipelines: Whether one may be open, as psycopg allows it.
+
+        Raises:
+            psycopg.ProgrammingError: A stream, COPY or the like is open, for whose end psycopg would wait for ever.
+        """
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
+        if notes.foreign:
+            conn.commit()
+            return
         status = conn.pgconn.transaction_status
-        odd = conn._num_transactions or conn._tpc or _unfinished(conn, status)
+        own: bool = conn._commits  # type: ignore[attr-defined]
+        odd = own or conn._num_transactions or conn._tpc or _unfinished(conn, status)
         if status != IN_TRANSACTION or odd:
+            if odd:
+                self.refuse_open(conn, pipelines)
             if status != IDLE or odd:
                 conn.commit()
             return
@@ -301,7 +450,8 @@ class Session:
             if notes.limit is None and not self._clean and may_block(conn.pgconn):
                 _waiting(conn, notes, execute, conn.pgconn, self._commit)
             else:
-                _waiting(conn, notes, round_trip, conn, self._commit, notes.limit and notes.limit.left())
+                text = self._commit + notes.again if notes.again else self._commit
+                _waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; that it is not clean, `clean` will find
@@ -312,7 +462,23 @@ class Session:
         if self._clean:
             _forget_notifications(conn)
             notes.dirty = False
-            notes.bereft = self._configures_server
+            notes.bereft = notes.reruns
+
+    def refuse_open(self, conn: Connection, pipelines: bool = False) -> None:
+        """Refuse a connection on which its borrower has left something open.
+
+        Raises:
+            psycopg.ProgrammingError: What it is. Psycopg would wait for its end, perhaps for ever.
+        """
+        open_ = left_open(conn, self.reset_timeout)
+        if open_ is not None and not (pipelines and open_ == _PIPELINE):
+            raise psycopg.ProgrammingError(
+                f"the block has ended with {open_}: its connection is closed, and its transaction rolled back"
+            )
+
+
+def _joined(steps: Iterable[bytes]) -> bytes:
+    return b"".join(b"; " + step for step in steps)
 
 
 class _Adapters(AdaptersMap):
@@ -352,16 +518,90 @@ def role_of(conn: Connection) -> tuple[bytes | None, bytes | None]:
     return status(b"in_hot_standby"), status(b"default_transaction_read_only")
 
 
+def _note_failure(notes: Notes, error: psycopg.Error) -> None:
+    """Keep which statement aborted a transaction: in words, because the error would keep its frames, and a lease.
+
+    Neither parameters nor the server's words, which may repeat them. What fails only because
+    the transaction is aborted already is not the cause.
+    """
+    if isinstance(error, (psycopg.errors.InFailedSqlTransaction, psycopg.errors.PipelineAborted)):
+        return
+    text, step = "", error.__traceback__
+    while step is not None and not text:  # the steps of psycopg's that were waited for
+        given = step.tb_frame.f_locals
+        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
+        if isinstance(query, (str, bytes, psycopg.sql.Composable)):
+            with suppress(Exception):
+                text = text_of(query)
+        step = step.tb_next
+    notes.failed = f"{text or 'a statement'} ({type(error).__name__}, SQLSTATE {error.sqlstate})"
+
+
+def rolled_back(conn: Connection, what: str) -> failures.TransactionRolledBack:
+    """Return the error that says that a transaction, which was aborted, was not committed."""
+    failed = notes_of(conn).failed or "a statement"
+    return failures.TransactionRolledBack(
+        f"{what} was rolled back: an error was caught before the end, after which nothing can be committed; "
+        f"what failed: {failed}"
+    )
+
+
 def _unfinished(conn: Connection, status: int) -> bool:
     """Whether something is under way that only its borrower could end."""
     return status not in BETWEEN or conn.pgconn.pipeline_status != NO_PIPELINE or conn.lock.locked()
 
 
+def left_open(conn: Connection, patience: float) -> str | None:
+    """Return what is open on a connection, in words; ``None`` if nothing is.
+
+    Args:
+        conn: The connection.
+        patience: Seconds to wait for a command of another thread.
+    """
+    pgconn, notes = conn.pgconn, notes_of(conn)
+    if conn.closed or not _unfinished(conn, pgconn.transaction_status):
+        return None
+    if conn.lock.locked() and patience and conn.lock.acquire(timeout=patience if notes.within else _MOMENT):
+        conn.lock.release()
+        return left_open(conn, 0.0)
+    if notes.within:
+        return "a command of another thread under way"
+    if pgconn.pipeline_status != NO_PIPELINE:
+        return _PIPELINE
+    if pgconn.transaction_status in BETWEEN:
+        return "an open notifies()"
+    if copying(pgconn):
+        return "an open COPY"
+    return "an open stream()" if conn.lock.locked() else "a query under way"
+
+
+_PIPELINE = "an open pipeline()"
+_MOMENT = 0.05  # seconds: for a thread that has a command of its own between two waits
+
+
+def cut_off(conn: Connection) -> None:
+    """Take a connection from a borrower who has left something open; its close cancels that at the server."""
+    notes = notes_of(conn)
+    with suppress(psycopg.Error):
+        if conn.pgconn.transaction_status == ACTIVE:
+            notes.cancel = Cancel(conn)
+    if notes.within:  # it is another thread's now: that one closes it
+        hang_up(conn)
+    else:
+        notes.peer = spare_handle(conn)
+        conn.pgconn.finish()
+
+
 def _waiting(conn: Connection, notes: Notes, function: Callable[..., R], *args: Any) -> R:
     """Call what waits for the server without a look at anything else; see `Tracking.close`."""
+    notes.turn += 1
     notes.waits = True
     try:
         return function(*args)
+    except psycopg.Error as error:
+        if notes.stalled is not None:
+            raise explained(notes, error)  # noqa: B904
+        raise
     finally:
         notes.waits = False
         if conn._closed:  # by another thread, meanwhile
@@ -376,6 +616,8 @@ def _forget_notifications(conn: Connection) -> None:
 
 def _remember(conn: Connection, notes: Notes) -> None:
     """Note what the client's side is like, what is changed in place by its content."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     notes.adapters = conn.adapters
     conn._adapters = _Adapters(notes)
     prepared = conn._prepared
@@ -388,6 +630,8 @@ def _remember(conn: Connection, notes: Notes) -> None:
 
 def _restore(conn: Connection, notes: Notes) -> None:
     """Bring the client's side back to what was noted."""
+    if notes.proxied:
+        conn = bare_of(conn) or conn
     if notes.adapted:
         notes.as_new["_adapters"], notes.changed = _Adapters(notes), True
     if notes.changed:

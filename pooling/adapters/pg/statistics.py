@@ -16,7 +16,7 @@ from psycopg.sql import Composable
 
 from ...core.metrics import Histogram
 
-__all__ = ["QueryStatistics"]
+__all__ = ["QueryStatistics", "text_of"]
 
 SLOWEST = 10
 _LONGEST = 500  # characters of a text that are kept
@@ -74,7 +74,7 @@ class QueryStatistics:
             with self._lock:
                 self._errors[getattr(error, "sqlstate", None) or type(error).__name__] += 1
         if seconds > self._bar:
-            self._note_slow(seconds, _text_of(query))
+            self._note_slow(seconds, text_of(query))
 
     def _note_slow(self, seconds: float, text: str) -> None:
         with self._lock:
@@ -126,7 +126,8 @@ class _Timer:
         self._statistics.count(self._query, monotonic() - self._began, error)
 
 
-def _text_of(query: Any) -> str:
+def text_of(query: Any) -> str:
+    """Return a statement in one line, without its literals and comments."""
     if isinstance(query, Composable):
         query = query.as_string(None)
     text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)

@@ -22,8 +22,8 @@ from psycopg.waiting import Wait
 from ...core.threads import patched
 
 __all__ = [
-    "Cancel", "answers", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify", "refuse_failed",
-    "round_trip", "spare_handle", "wait_for_end"
+    "Cancel", "answers", "copying", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify",
+    "refuse_failed", "round_trip", "spare_handle", "wait_for_end"
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
@@ -47,8 +47,8 @@ except (ImportError, AttributeError, OSError, TypeError):  # Windows, or a Pytho
     _peek = None
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
-    """Execute ``query``, without parameters, and see that it worked.
+def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PGresult]:
+    """Execute ``query``, without parameters, see that it worked, and return what was answered.
 
     Args:
         conn: A connection on which nothing is under way.
@@ -70,6 +70,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> None:
         vars(problem)["_failed_at"] = len(results)
         raise
     refuse_failed(results)
+    return results
 
 
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
@@ -115,6 +116,15 @@ def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> G
         if last is not None and not _is_lost(last):
             results.append(last)
         raise
+
+
+def copying(pgconn: PGconn) -> bool:
+    """Whether a COPY is under way; it may not go on after this look."""
+    with suppress(psycopg.Error):
+        pgconn.consume_input()
+        result = None if pgconn.is_busy() else pgconn.get_result()
+        return result is not None and result.status in _COPYING
+    return False
 
 
 def _has_answered(fd: int) -> bool:

@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from ..._masking import shown
 from ...core.lease import Lease
 from ...core.pool import Pool
 from ...core.registry import PAGE
@@ -190,7 +191,7 @@ class PooledWrapper:
 def bad_age(age: object) -> str:
     """Say what is wrong with a ``CONN_MAX_AGE`` that is not 0."""
     return (
-        f"Pooling doesn't support persistent connections. CONN_MAX_AGE must be 0, not {age!r}: "
+        f"Pooling doesn't support persistent connections. CONN_MAX_AGE must be 0, not {shown(age)}: "
         "each thread would keep a connection to itself. How old they may get says max_lifetime."
     )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
+from ..._masking import shown
 from ...settings import PoolSettings
 
 __all__ = ["PoolOptions"]
 
-# What psycopg_pool, which Django's own engine uses, calls what we have, too.
-_OTHER_NAMES = {"timeout": "acquire_timeout"}
+# What psycopg_pool, which Django's own engine uses, has and we have not.
 _NOT_OURS = {
     "open": "the pool opens itself",
     "num_workers": "threads are started as they are needed",
@@ -46,7 +46,7 @@ class PoolOptions:
         elif isinstance(wish, Mapping):
             self._read(wish, arguments)
         elif wish is not True:
-            raise TypeError(f"must be True, a mapping or a PoolSettings, not {wish!r}")
+            raise TypeError(f"must be True, a mapping or a PoolSettings, not {shown(wish)}")
         if not isinstance(wish, Mapping):
             self.settings = self._checked(self.settings)
 
@@ -55,14 +55,14 @@ class PoolOptions:
         for key, value in wish.items():
             if key == "settings":
                 if not isinstance(value, PoolSettings):
-                    raise TypeError(f"settings must be a PoolSettings, not {value!r}")
+                    raise TypeError(f"settings must be a PoolSettings, not {shown(value)}")
                 base = value
             elif key in arguments:
                 self.arguments[key] = value
             elif key in _NOT_OURS:
                 raise ValueError(f"{key} is not known here: {_NOT_OURS[key]}")
             else:
-                fields[_OTHER_NAMES.get(key, key)] = value
+                fields[key] = value
         self.settings = PoolSettings.from_mapping(fields, base=self._checked(base))
 
     def _checked(self, settings: PoolSettings) -> PoolSettings:

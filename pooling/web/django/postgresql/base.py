@@ -25,7 +25,7 @@ __all__ = ["DatabaseWrapper"]
 READ_COMMITTED = psycopg.IsolationLevel.READ_COMMITTED
 ARGUMENTS = frozenset({
     "check", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
-    "query_statistics", "reset", "session", "validation_query",
+    "query_statistics", "reset", "session", "stall_timeout", "validation_query",
 })  # fmt: skip
 """Of `PostgresPool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
 

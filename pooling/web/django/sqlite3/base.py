@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -72,7 +73,9 @@ class DjangoAdapter(SQLiteAdapter):
         params = wrapper.get_connection_params()
         if "factory" in params:
             raise ImproperlyConfigured("OPTIONS['factory'] does not go with a pool, which has its own")
-        super().__init__(params["database"], timeout=params.get("timeout", 5.0), optimize=False)
+        database = params["database"]
+        name = database if str(database).startswith("file:") else Path(database)  # as Django's settings say
+        super().__init__(name, timeout=params.get("timeout", 5.0), optimize=False)
         self._journal = None  # as `init_command` says, or as the file has it
         self._cleaning.append("PRAGMA legacy_alter_table=OFF")
         commands = [command.strip() for command in wrapper.init_commands]

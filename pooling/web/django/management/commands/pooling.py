@@ -10,6 +10,7 @@ from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, connections
 
+from .....core.words import say
 from ..._pools import database_pools, everything
 from ...checks import check_server, check_settings, clients_allowed, crowd
 
@@ -58,7 +59,7 @@ class Command(BaseCommand):  # noqa: D101
                 cursor.execute(_ACTIVITY)
                 rows = cursor.fetchall()
         except Error as error:
-            self.stdout.write(f"  the server cannot be asked: {error}")
+            self.stdout.write(f"  the server cannot be asked: {say(error)}")
             return
         self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
         for name, state, count in rows:

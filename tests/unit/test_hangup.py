@@ -1,0 +1,330 @@
+"""With a factory alone: what the peer has ended, and what an error says has ended, is not lent again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import xmlrpc.client
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pooling import Adapter, Pool
+from pooling.core import hangup
+from pooling.testing import VirtualClock
+from tests.unit.conftest import Make
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[Pair]]:
+    """Connected sockets, ours first; all are closed in the end."""
+    made: list[Pair] = []
+    yield made
+    for pair in made:
+        for end in pair:
+            end.close()
+
+
+@pytest.fixture
+def connect(pairs: list[Pair]) -> Callable[[], socket.socket]:
+    def connect() -> socket.socket:
+        pairs.append(socket.socketpair())
+        return pairs[-1][0]
+
+    return connect
+
+
+class Client:
+    """Keeps its socket where smtplib and its like do."""
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        self.sock = sock
+
+
+class Speaker:
+    """Has a ``fileno`` of its own."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def fileno(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def closed(pool: Pool[Any]) -> dict[str, int]:
+    return dict(pool.metrics.snapshot().closed)
+
+
+# -- which resources are looked at ----------------------------------------------------------
+
+
+def test_a_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> None:
+    sock = connect()
+    assert hangup.watchable(sock)
+    assert hangup.watchable(Client(sock))
+    assert hangup.watchable(Speaker(sock.fileno()))
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [object(), None, "text", Speaker(-1), Speaker(None), Speaker("7"), Speaker(OSError("closed")), Client(None)],
+    ids=lambda resource: type(resource).__name__,
+)
+def test_what_has_no_socket_is_not_watched(resource: object) -> None:
+    assert not hangup.watchable(resource)
+
+
+def test_a_descriptor_that_is_no_socket_is_not_watched() -> None:
+    read, write = os.pipe()
+    with open(read, "rb") as file, open(write, "wb"):
+        assert not hangup.watchable(file)
+
+
+def test_a_socket_that_is_not_connected_yet_is_not_watched() -> None:
+    with socket.socket() as sock:
+        assert not hangup.watchable(sock)
+        assert not hangup.watchable(Client(sock))
+
+
+def test_a_proxy_is_not_asked_over_the_network_whether_it_has_a_descriptor() -> None:
+    class Refusing(xmlrpc.client.Transport):
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            pytest.fail(f"asked the server: {args}", pytrace=False)
+
+    with xmlrpc.client.ServerProxy("http://127.0.0.1:9/", transport=Refusing()) as proxy:
+        assert not hangup.watchable(proxy)
+
+
+def test_no_byte_is_taken_and_an_end_behind_unread_bytes_is_seen(
+    connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    sock = connect()
+    peer = pairs[-1][1]
+    assert hangup.connected(sock)
+    peer.sendall(b"421 too long idle\r\n")
+    assert hangup.connected(sock)  # it has something to say, and that is the borrower's business
+    peer.shutdown(socket.SHUT_WR)
+    assert not hangup.connected(sock)
+    assert sock.recv(100) == b"421 too long idle\r\n"
+
+
+def test_a_reset_is_an_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        with sock, peer:
+            assert hangup.watchable(sock)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            peer.close()
+            assert not hangup.connected(sock)
+
+
+def test_a_client_that_has_dropped_its_socket_is_dead(connect: Callable[[], socket.socket]) -> None:
+    client = Client(connect())
+    client.sock = None
+    assert not hangup.connected(client)
+
+
+# -- what the pool makes of it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda sock: sock, Client], ids=["socket", "client"])
+def test_an_idle_one_whose_peer_has_hung_up_is_not_lent(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair], wrap: Callable[[socket.socket], Any]
+) -> None:
+    pool = make(factory=lambda: wrap(connect()))
+    with pool.acquire() as first:
+        pass
+    with pool.acquire() as again:
+        assert again is first
+    pairs[0][1].close()
+    with pool.acquire() as second:
+        assert second is not first
+    assert closed(pool) == {"dead": 1}
+
+
+def test_one_that_hangs_up_while_it_is_lent_is_not_lent_again(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    pool = make(factory=connect)
+    with pool.acquire() as first:
+        pairs[0][1].close()
+    assert pool.acquire().resource is not first
+
+
+def test_one_that_its_borrower_has_closed_is_not_lent_again(
+    make: Make, connect: Callable[[], socket.socket]
+) -> None:
+    pool = make(factory=connect)
+    with pool.acquire() as first:
+        first.close()
+    assert pool.acquire().resource is not first
+    assert closed(pool) == {"dead": 1}
+
+
+def test_check_closes_what_has_ended(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    pool = make(factory=connect)
+    pool.fill(2)
+    pairs[0][1].close()
+    pool.check()
+    assert (pool.stats()["idle"], closed(pool)) == (1, {"dead": 1})
+
+
+def test_those_without_a_socket_among_them_are_left_alone(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    """A client that connects when it is used first has no socket when it is made."""
+    kinds = [Client(connect()), Client(None)]
+    pool = make(factory=lambda: kinds.pop(0))
+    with pool.acquire() as first, pool.acquire() as second:
+        pass
+    pairs[0][1].close()
+    assert first.sock is not None
+    with pool.acquire() as other:
+        assert other is second
+    second.sock = connect()
+    pairs[1][1].close()  # it would connect anew
+    with pool.acquire() as other:
+        assert other is second
+
+
+def test_resources_without_a_socket_cost_no_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make(factory=object)
+    pool.acquire().release()
+    monkeypatch.setattr(type(pool), "_sound", None)  # the first step off the shortest way
+    for _ in range(3):
+        pool.acquire().release()
+    assert closed(pool) == {}
+
+
+def test_an_adapter_that_does_not_look_itself_has_the_same(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    class Plain(Adapter[socket.socket]):
+        def create(self) -> socket.socket:
+            return connect()
+
+    pool = make(adapter=Plain())
+    with pool.acquire() as first:
+        pass
+    pairs[0][1].close()
+    assert pool.acquire().resource is not first
+
+
+def test_an_adapter_that_looks_itself_is_believed(
+    make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
+) -> None:
+    class Trusting(Adapter[socket.socket]):
+        def create(self) -> socket.socket:
+            return connect()
+
+        def is_alive(self, resource: socket.socket) -> bool:
+            return True
+
+    pool = make(adapter=Trusting())
+    with pool.acquire() as first:
+        pass
+    pairs[0][1].close()
+    assert pool.acquire().resource is first
+
+
+# -- errors that leave the block ------------------------------------------------------------
+
+ENDED = [
+    ConnectionResetError("gone"), BrokenPipeError("gone"), ConnectionAbortedError("gone"), EOFError(),
+    ssl.SSLError("bad record"), ssl.SSLEOFError("closed"), OSError(errno.EBADF, "bad descriptor"),
+    OSError(errno.ENOTCONN, "not connected"), OSError(errno.EPIPE, "pipe"), OSError(errno.ETIMEDOUT, "timed out"),
+    OSError(errno.EHOSTUNREACH, "no route"),
+]  # fmt: skip
+OTHERS = [
+    ValueError("mine"), OSError("who knows"), FileNotFoundError(errno.ENOENT, "no file"), TimeoutError("slow"),
+    PermissionError(errno.EACCES, "no"), GeneratorExit(),
+]  # fmt: skip
+
+
+def fail(pool: Pool[Any], error: BaseException) -> object:
+    with pytest.raises(type(error)) as caught, pool.acquire() as resource:
+        raise error
+    assert caught.value is error
+    return resource
+
+
+@pytest.mark.parametrize("error", ENDED, ids=repr)
+@pytest.mark.parametrize("reset", [None, lambda resource: None], ids=["", "with reset"])
+def test_an_error_of_a_connection_that_has_ended_closes_the_resource(
+    make: Make, error: BaseException, reset: Callable[[object], object] | None
+) -> None:
+    pool = make(factory=object, close=lambda resource: None, reset=reset)
+    dead = fail(pool, error)
+    assert closed(pool) == {"broken": 1}
+    assert pool.acquire().resource is not dead
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=repr)
+def test_any_other_error_does_not(make: Make, error: BaseException) -> None:
+    pool = make(factory=object)
+    kept = fail(pool, error)
+    assert closed(pool) == {}
+    assert pool.acquire().resource is kept
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), ValueError("mine")], ids=repr)
+@pytest.mark.parametrize("answer", [True, False, None])
+def test_is_broken_has_the_last_word(make: Make, error: Exception, answer: bool | None) -> None:
+    asked: list[tuple[object, BaseException]] = []
+
+    def is_broken(resource: object, raised: BaseException) -> bool | None:
+        asked.append((resource, raised))
+        return answer
+
+    pool = make(factory=object, is_broken=is_broken)
+    resource = fail(pool, error)
+    assert asked == [(resource, error)]
+    broken = isinstance(error, ConnectionError) if answer is None else answer
+    assert closed(pool) == ({"broken": 1} if broken else {})
+
+
+def test_is_broken_is_not_asked_about_an_interruption(make: Make) -> None:
+    pool = make(factory=object, is_broken=lambda resource, error: False)
+    fail(pool, KeyboardInterrupt())
+    assert sum(closed(pool).values()) == 1
+
+
+def test_an_adapter_without_a_judgement_has_the_same(make: Make) -> None:
+    class Plain(Adapter[object]):
+        def create(self) -> object:
+            return object()
+
+    pool = make(adapter=Plain())
+    fail(pool, ConnectionResetError("gone"))
+    assert closed(pool) == {"broken": 1}
+
+
+# -- what validate returns --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [None, True, False, 0, "", (), (421, b"timeout"), object()], ids=repr)
+def test_only_false_means_dead(make: Make, clock: VirtualClock, answer: Any) -> None:
+    asked: list[object] = []
+
+    def validate(resource: object) -> Any:
+        asked.append(resource)
+        return answer
+
+    pool = make(factory=object, validate=validate, max_size=1)
+    with pool.acquire() as first:
+        pass
+    clock.advance(1)
+    with pool.acquire() as second:
+        assert (second is first) == (answer is not False)
+    assert asked == [first]
+    assert closed(pool) == ({"invalid": 1} if answer is False else {})

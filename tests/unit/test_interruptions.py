@@ -1,0 +1,719 @@
+"""P8, exhaustively: an exception raised at each point of the core's code at which one can strike.
+
+`KeyboardInterrupt`, the `SystemExit` of a worker's time limit, ``gevent.Timeout``: a signal handler may raise
+wherever the interpreter looks for signals: on entering a function, after a call, in a loop. `Strikes` raises at
+all of these, one run for each, and at each traced line besides. After each run the pool must be whole, its
+threads at work (P2, P3, P8), and so must a second pool that shares them.
+
+Nothing here is left to chance: the library's own threads are real, but take turns (`Turns`), and time passes
+when all of them wait.
+"""
+
+from __future__ import annotations
+
+import _queue
+import dis
+import gc
+import itertools
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import pooling.core
+from pooling import Pool, PoolError, PoolSettings, PoolTimeout
+from pooling.core.registry import Background
+from pooling.testing import FakeAdapter
+from tests.unit.conftest import Task
+
+_CORE = str(Path(pooling.core.__file__).parent)
+_PATIENCE = 20.0  # real seconds before a thread is called stuck
+
+
+class Struck(BaseException):
+    """What a signal handler raises."""
+
+
+# -- threads that take turns ------------------------------------------------------------------
+
+
+class _Thread:
+    """One thread of the library's, or a borrower."""
+
+    def __init__(self, turns: Turns, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._turns = turns
+        self._call: tuple[Callable[..., object], tuple[Any, ...]] | None = (function, args)
+        self._go = threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+        self.box: Any = None
+        self.deadline: float | None = None
+        self.ended = False
+
+    def ready(self, now: float) -> bool:
+        if self.ended:
+            return False
+        late = self.deadline is not None and self.deadline <= now
+        return self.box is None or late or not self.box.empty()
+
+    def turn(self) -> None:
+        """Let it run until it waits or ends."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        else:
+            self._go.release()
+        assert self._turns.back.acquire(timeout=_PATIENCE), "a thread is stuck: a lock was not given back"
+
+    def _run(self) -> None:
+        try:
+            self._do()
+        finally:
+            self.ended = True
+            self._turns.back.release()
+
+    def _do(self) -> None:
+        assert self._call is not None
+        function, args = self._call
+        self._call = None  # what it was given lives as long as it does
+        function(*args)
+
+    def wait(self, box: Any, deadline: float | None) -> None:
+        self.box, self.deadline = box, deadline
+        self._turns.back.release()
+        assert self._go.acquire(timeout=_PATIENCE)
+        self.box = self.deadline = None
+
+
+class Turns:
+    """A clock, and threads of which one runs at a time: the test's own, until it waits, then the others in order."""
+
+    def __init__(self) -> None:
+        self._time = 1000.0
+        self._threads: list[_Thread] = []
+        self._current: _Thread | None = None
+        self.back = threading.Semaphore(0)
+        self.background = Background(self)
+        turns = self
+
+        class Box(_queue.SimpleQueue):  # type: ignore[type-arg]
+            """What idle workers wait on."""
+
+            def get(self, block: bool = True, timeout: float | None = None) -> Any:
+                return turns.get(self, timeout) if block else super().get(False)
+
+        self.background._workers._world = Box
+
+    def now(self) -> float:
+        return self._time
+
+    def wall(self) -> float:
+        return self._time
+
+    def start(self, function: Callable[..., object], args: tuple[Any, ...] = ()) -> int:
+        """Stand in for ``_thread.start_new_thread``."""
+        self._threads.append(_Thread(self, function, args))
+        return 0
+
+    def get(self, box: Any, timeout: float | None) -> Any:
+        """Wait for an item: let the others run, and time pass when all wait."""
+        deadline = None if timeout is None else self._time + timeout
+        while True:
+            try:
+                return box.get(False)
+            except queue.Empty:
+                if deadline is not None and deadline <= self._time:
+                    raise
+            if self._current is not None:
+                self._current.wait(box, deadline)
+            elif not self._run():
+                self._skip(deadline)
+
+    def _run(self) -> bool:
+        """Give each thread that has something to do its turn."""
+        ran = False
+        for thread in list(self._threads):
+            while thread.ready(self._time):
+                ran = True
+                self._current = thread
+                try:
+                    thread.turn()
+                finally:
+                    self._current = None
+            if thread.ended:
+                self._threads.remove(thread)
+        return ran
+
+    def _skip(self, deadline: float | None) -> None:
+        """Let time pass until something happens."""
+        moments = [deadline, *(thread.deadline for thread in self._threads)]
+        known = [moment for moment in moments if moment is not None]
+        assert known, "all wait, for ever"
+        self._time = max(self._time, min(known))
+
+    def advance(self, seconds: float) -> None:
+        """Let the others run, and so much time pass."""
+        try:
+            self.get(_queue.SimpleQueue(), seconds)
+        except queue.Empty:
+            self._run()
+
+
+# -- where exceptions strike --------------------------------------------------------------------
+
+
+_found: dict[int, frozenset[int]] = {}
+
+
+def _safe(code: CodeType) -> frozenset[int]:
+    """The instructions that begin a traced line and yet can never be interrupted.
+
+    The end of a ``with`` block and of an ``except`` clause: the interpreter looks for no signal between the last
+    statement there and ``__exit__``, and the locks' is in C.
+    """
+    if id(code) in _found:  # its hash would be dear
+        return _found[id(code)]
+    line, starts = 0, dict(dis.findlinestarts(code))
+    blocks: dict[int, int] = {}
+    safe = set()
+    for instruction in dis.get_instructions(code):
+        line = starts.get(instruction.offset) or line
+        if instruction.opname in ("SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL"):
+            blocks[line] = instruction.offset
+        elif line in blocks or instruction.opname == "POP_EXCEPT":
+            safe.add(instruction.offset)
+    _found[id(code)] = frozenset(safe)
+    return _found[id(code)]
+
+
+class Strikes:
+    """Raises at one point of those that a thread passes in the core: at each, once for each way that leads there.
+
+    Args:
+        place: At which of them.
+        known: The points at which another scene was struck: there it strikes no more.
+    """
+
+    def __init__(self, place: int, known: Set[object] = frozenset()) -> None:
+        self._left = place
+        self.seen: set[object] = set(known)
+        self.where = ""
+
+    def __enter__(self) -> Strikes:
+        sys.setprofile(self._profile)
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+        sys.setprofile(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if not code.co_filename.startswith(_CORE):
+            return None
+        if event == "return" or (event == "line" and frame.f_lasti not in _safe(code)):
+            self._pass(frame, event)
+        return self._trace
+
+    def _profile(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "c_return" and frame.f_code.co_filename.startswith(_CORE):
+            self._pass(frame, f"{event} of {argument}")
+
+    def _pass(self, frame: FrameType, event: str) -> None:
+        point: Any = event[:8]
+        caller: FrameType | None = frame
+        for _ in range(4):
+            if caller is not None:
+                point = (point, id(caller.f_code), caller.f_lasti)
+                caller = caller.f_back
+        if point in self.seen:
+            return
+        self.seen.add(point)
+        if self._left == 0:
+            sys.settrace(None)
+            sys.setprofile(None)
+            code = frame.f_code
+            self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}(), {event}"
+            self._left -= 1
+            raise Struck
+        self._left -= 1
+
+
+# -- what is struck -----------------------------------------------------------------------------
+
+
+class Scene:
+    """A pool, and what happens in it."""
+
+    settings: dict[str, Any] = {}
+    size = 2
+    where = ""  # it was struck
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.adapter = self.make_adapter()
+        self.pool = self.make_pool()
+        self.served: list[str] = []
+        self.borrowers = 0
+
+    def make_adapter(self) -> FakeAdapter:
+        return FakeAdapter()
+
+    def make_pool(self) -> Pool[Any]:
+        settings: dict[str, Any] = {
+            "min_size": 0, "max_size": self.size, "max_lifetime": None, "idle_timeout": None,
+            "health_check_interval": None, "health_check_timeout": 600, "create_timeout": 600,
+            "reset_timeout": 600, "close_timeout": 600, **self.settings,
+        }  # fmt: skip
+        return Pool(adapter=self.adapter, clock=self.turns, name="struck", settings=PoolSettings(**settings))
+
+    def prepare(self) -> None:
+        """What is there before."""
+
+    def act(self) -> None:
+        """What is struck."""
+
+    def let_go(self) -> None:
+        """Drop what the struck thread held."""
+
+    def borrow(self, name: str) -> None:
+        """Have a borrower wait in line."""
+
+        def wait() -> None:
+            with self.pool.acquire(timeout=60):
+                self.served.append(name)
+
+        self.turns.start(wait)
+        self.borrowers += 1
+        self.turns._run()
+
+    def fill(self, number: int) -> None:
+        self.pool.fill(number)
+        self.turns.advance(0)
+
+
+class First(Scene):
+    """The first acquire, which starts the reaper and a worker, and its release."""
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
+class Opening(Scene):
+    settings = {"min_size": 2}
+
+    def act(self) -> None:
+        with self.pool:
+            self.pool.acquire().release()
+
+
+class Inline(Scene):
+    """A creation in the borrower's thread."""
+
+    def make_adapter(self) -> FakeAdapter:
+        return FakeAdapter(blocking=False)
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
+class InlineFails(Inline):
+    def prepare(self) -> None:
+        self.adapter.fail("create", ConnectionError("down"))
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
+class Fails(Scene):
+    """A creation that fails on a worker, while the borrower waits."""
+
+    def act(self) -> None:
+        self.adapter.fail("create", ConnectionError("down"))
+        self.pool.acquire(timeout=60).release()
+
+
+class Again(Scene):
+    """An acquire of what is idle, and its release."""
+
+    def prepare(self) -> None:
+        self.fill(2)
+
+    def act(self) -> None:
+        with self.pool.acquire():
+            pass
+
+
+class Bare(Again):
+    """The same without a reset."""
+
+    def make_adapter(self) -> FakeAdapter:
+        adapter = FakeAdapter()
+        adapter.reset = None  # type: ignore[assignment, method-assign]
+        return adapter
+
+    def make_pool(self) -> Pool[Any]:
+        pool = super().make_pool()
+        pool._reset, pool._careful = None, False
+        return pool
+
+
+class Checked(Again):
+    """What has rested is proved alive first."""
+
+    def prepare(self) -> None:
+        self.fill(2)
+        self.turns.advance(10)
+
+
+class CheckedOnWorker(Checked):
+    """... and reset, on a worker."""
+
+    def make_adapter(self) -> FakeAdapter:
+        return FakeAdapter(bounded=False)
+
+
+class Dead(Again):
+    """What is idle has died."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        for resource in self.adapter.open:
+            resource.alive = False
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
+class Lent(Scene):
+    """One is lent."""
+
+    def prepare(self) -> None:
+        self.fill(self.size)
+        self.lease = self.pool.acquire()
+
+    def let_go(self) -> None:
+        del self.lease
+
+
+class Discard(Lent):
+    def act(self) -> None:
+        self.lease.discard()
+
+
+class DiscardAtOnce(Discard):
+    """Where a close waits for nobody."""
+
+    def make_adapter(self) -> FakeAdapter:
+        adapter = FakeAdapter()
+        adapter.closes_at_once = True
+        return adapter
+
+
+class Broken(Lent):
+    def act(self) -> None:
+        try:
+            with self.lease:
+                raise ConnectionError("gone")
+        except ConnectionError:
+            pass
+
+
+class Worn(Lent):
+    settings = {"max_uses": 1}
+
+    def act(self) -> None:
+        self.lease.release()
+
+
+class Detach(Lent):
+    """Whoever is struck on its way out has it, and then nobody has: it is not the pool's any more."""
+
+    def act(self) -> None:
+        resource = self.lease.detach()
+        self.adapter.close(resource)
+
+    def let_go(self) -> None:
+        super().let_go()
+        if self.where.endswith(("detach(), return", " detach(), line")):
+            self.adapter.open -= {each for each in self.adapter.open if each is self.resource}
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.resource = self.lease.resource
+
+
+class Fill(Scene):
+    def act(self) -> None:
+        self.pool.fill(2)
+        self.pool.metrics.reset()
+
+
+class Drain(Lent):
+    def act(self) -> None:
+        self.pool.drain()
+        self.lease.release()
+
+
+class Resize(Lent):
+    def act(self) -> None:
+        self.pool.resize(3)
+        self.pool.resize(2)
+        self.lease.release()
+
+
+class Steer(Lent):
+    def act(self) -> None:
+        self.pool.check()
+        self.pool.pause()
+        self.pool.resume()
+        self.lease.release()
+
+
+class Close(Lent):
+    def act(self) -> None:
+        self.pool.close(timeout=1)
+        self.lease.release()
+
+
+class Line(Scene):
+    """Two wait in line."""
+
+    size = 1
+
+    def prepare(self) -> None:
+        self.fill(1)
+        self.lease = self.pool.acquire()
+        self.borrow("first")
+        self.borrow("second")
+
+    def let_go(self) -> None:
+        del self.lease
+
+
+class Release(Line):
+    def act(self) -> None:
+        self.lease.release()
+
+
+class ReleaseSlowly(Line):
+    """A reset on a worker, and then the next in line."""
+
+    def make_adapter(self) -> FakeAdapter:
+        return FakeAdapter(bounded=False)
+
+    def act(self) -> None:
+        self.lease.release()
+
+
+class DiscardInLine(Line):
+    def act(self) -> None:
+        self.lease.discard()
+
+
+class Grow(Line):
+    size = 1
+
+    def act(self) -> None:
+        self.pool.resize(2)
+        self.lease.release()
+
+
+class Third(Line):
+    """A third one comes, and waits in vain."""
+
+    def act(self) -> None:
+        try:
+            self.pool.acquire(timeout=1)
+        except PoolTimeout:
+            pass
+
+
+class NotAtOnce(Line):
+    def act(self) -> None:
+        try:
+            self.pool.acquire(timeout=0)
+        except PoolTimeout:
+            pass
+
+
+class Served(Scene):
+    """A borrower that has to wait, and is served by a release."""
+
+    size = 1
+
+    def prepare(self) -> None:
+        self.fill(1)
+        lease = self.pool.acquire()
+
+        def hold() -> None:
+            self.turns.get(_queue.SimpleQueue(), 1)
+
+        def use() -> None:
+            try:
+                hold()
+            except queue.Empty:
+                pass
+            lease.release()
+
+        self.turns.start(use)
+        self.turns._run()
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
+SCENES = [
+    First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
+    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third, NotAtOnce,
+    Served,
+]  # fmt: skip
+
+
+# -- what must hold afterwards --------------------------------------------------------------------
+
+
+def whole(scene: Scene) -> None:
+    """The pool of the scene lends all that it may, in order, and closes what it made."""
+    turns, pool, adapter = scene.turns, scene.pool, scene.adapter
+    scene.let_go()
+    turns.advance(1)  # some audits: nothing may take longer
+    if pool.stats()["size"] > pool.stats()["idle"]:
+        gc.collect()  # an exception may have been caught amid another one, and they know each other
+        turns.advance(1)
+    assert scene.served == ["first", "second"][: scene.borrowers]  # P3
+    stats = pool.stats()
+    assert not (stats["creating"] or stats["checking"] or stats["closing"] or stats["waiting"]), stats  # P8
+    assert stats["size"] == stats["idle"] <= stats["max_size"], stats  # P2
+    assert not pool._state.queued
+    assert not pool._watchers
+    if not stats["closed"]:
+        lends_in_order(scene, pool)
+    pool.close()
+    turns.advance(1)
+    assert pool.stats()["size"] == 0
+    assert not adapter.open
+    assert adapter.most_open <= max(scene.size, stats["max_size"])
+
+
+def lends_in_order(scene: Scene, pool: Pool[Any]) -> None:
+    if pool.stats()["paused"]:
+        pool.resume()
+    number = pool.stats()["max_size"]
+    leases = [pool.acquire(timeout=2) for _ in range(number)]
+    assert len({id(lease.resource) for lease in leases}) == number  # P1
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0)  # P2
+    scene.served.clear()
+    for name in "AB":
+        scene.borrow(name)
+    for lease in leases:
+        lease.release()
+    scene.turns.advance(1)
+    assert scene.served == ["A", "B"]  # P3
+
+
+def at_work(turns: Turns) -> None:
+    """A second pool of the same process: made, lent, forgotten, found again, and closed (P8, P10)."""
+    adapter = FakeAdapter()
+    settings = PoolSettings(min_size=0, max_size=1, idle_timeout=30, health_check_interval=None)
+    pool: Pool[Any] = Pool(adapter=adapter, clock=turns, name="second", settings=settings)
+    lease = pool.acquire(timeout=1)
+    del lease
+    pool.acquire(timeout=1).release()  # the first one was found by the reaper
+    turns.advance(31)
+    assert pool.stats()["size"] == 0  # it keeps time limits, too
+    pool.close()
+    assert adapter.made == adapter.closed == 2
+
+
+def threads_end(turns: Turns) -> None:
+    """None is counted that does not run: a fork would wait for it, and so would the exit."""
+    turns.advance(10)
+    background = turns.background
+    assert background._workers.asleep and background._workers.born
+    assert not background._reaper._has_work()
+    assert background._reaper.asleep and background._reaper.born
+    assert not turns._threads
+
+
+def strike(
+    kind: type[Scene], place: int, monkeypatch: pytest.MonkeyPatch, known: Set[object] = frozenset()
+) -> Strikes:
+    """One run, struck at one point, if it has so many."""
+    turns = Turns()
+    monkeypatch.setattr("_thread.start_new_thread", turns.start)
+    scene = kind(turns)
+    scene.prepare()
+    strikes = Strikes(place, known)
+    try:
+        with strikes:
+            scene.act()
+    except Struck:
+        pass
+    except PoolError as error:
+        assert strikes.where, error
+    scene.where = strikes.where
+    try:
+        whole(scene)
+        at_work(turns)
+        del scene
+        if turns.background._reaper._has_work():
+            gc.collect()
+        threads_end(turns)
+    except BaseException as error:
+        raise AssertionError(f"struck at point {place}, {strikes.where or 'nowhere'}: {error}") from error
+    return strikes
+
+
+def strike_everywhere(kind: type[Scene], known: Set[object], monkeypatch: pytest.MonkeyPatch) -> set[object]:
+    """All runs of a scene; return the points that it has."""
+    failures: list[str] = []
+    for place in itertools.count():
+        try:
+            strikes = strike(kind, place, monkeypatch, known)
+        except AssertionError as error:
+            failures.append(str(error))
+            if "nowhere" in str(error):
+                break
+        else:
+            if not strikes.where:
+                break
+    assert not failures, "\n".join([f"{len(failures)} of {place}", *failures])
+    assert place > 5
+    return strikes.seen
+
+
+@pytest.fixture(autouse=True)
+def small_heap(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Collect only what a run leaves."""
+    caplog.set_level("CRITICAL", "pooling")
+    hook = sys.unraisablehook
+    # What is raised while a generator is closed goes no further.
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: isinstance(it.exc_value, Struck) or hook(it))
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+_known: set[object] = set()
+
+
+@pytest.mark.parametrize("kind", SCENES, ids=lambda kind: kind.__name__)
+def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others are served meanwhile, the same points mean something else, so all are struck."""
+    alike = not issubclass(kind, (Line, Served)) or issubclass(kind, (Third, NotAtOnce))
+    points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
+    if alike:
+        _known.update(points)
+
+
+@pytest.mark.parametrize("kind", [First, Release], ids=lambda kind: kind.__name__)
+def test_struck_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    Task(strike_everywhere, kind, frozenset(), monkeypatch).result()
