@@ -960,3 +960,21 @@ def test_null_pool_counts_those_who_wait_for_others(make: Make) -> None:
     stats = pool.get_stats()
     assert (stats["requests_num"], stats["requests_queued"]) == (2, 1)
     assert stats["requests_wait_ms"] >= 50
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_num_workers_connect_at_once(make: Make, workers: int) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def configure(conn: psycopg.Connection[Any]) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(now, most)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+
+    pool = make(min_size=6, num_workers=workers, configure=configure)
+    pool.wait(PATIENCE)
+    assert most <= workers

@@ -13,6 +13,16 @@
 A request's connection is given back at the end of its response, when the
 last piece of a streamed one was sent or its client has gone. The pool of a
 database is ``connections["default"].pool``.
+
+Django's own tests pass with the PostgreSQL engine, but for these, on purpose:
+
+- four of ``ConnectionHealthChecksTests`` (``test_health_checks_enabled``,
+  ``test_health_checks_enabled_errors_occurred``, ``test_health_checks_disabled``,
+  ``test_set_autocommit_health_checks_enabled``) set ``CONN_MAX_AGE = None``, which a
+  pool refuses: whether a connection is alive is its business;
+- ``test_pooling_health_checks`` looks at a private attribute of psycopg_pool's;
+- ``test_ignores_connection_configuration_queries`` has the engine's
+  ``ensure_connection``, which calls Django's, called by Django's.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import django
 from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from ..._masking import shown
@@ -79,6 +80,7 @@ class PooledWrapper:
     """
 
     pools: AliasPools
+    _other_errors: Mapping[type[PoolError], type[Exception]] = {}  # that the pool's errors are of, too
     _lease: Lease[Any] | None = None
 
     # What is Django's.
@@ -139,7 +141,7 @@ class PooledWrapper:
         try:
             self._lease = lease = pool.acquire(None, _depth_of_the_user())
         except PoolError as error:
-            raise as_django(error) from error.__cause__
+            raise as_django(error, self._other_errors) from error.__cause__
         return lease.__enter__()
 
     def _close(self) -> Any:
@@ -161,7 +163,18 @@ class PooledWrapper:
         if lease is not None and not _is_ours(lease):
             self._close()
         if self.connection is None:
-            super().ensure_connection()  # type: ignore[misc]
+            refusal: PoolError | None = None
+            try:
+                super().ensure_connection()  # type: ignore[misc]
+            except OperationalError as error:
+                if not isinstance(error.__cause__, PoolError):
+                    raise
+                refusal = error.__cause__  # it is the driver's error as well, and Django has put its own around it
+            if refusal is not None:
+                try:
+                    raise refusal
+                finally:
+                    del refusal  # which has this frame in its traceback
 
     def close_if_health_check_failed(self) -> None:
         if self._lease is None and self.connection is not None:  # else the pool looks
@@ -178,8 +191,8 @@ class PooledWrapper:
 def bad_age(age: object) -> str:
     """Say what is wrong with a ``CONN_MAX_AGE`` that is not 0."""
     return (
-        f"CONN_MAX_AGE must be 0 with a pool, not {shown(age)}: each thread would keep a connection to itself. "
-        "How old they may get says max_lifetime."
+        f"Pooling doesn't support persistent connections. CONN_MAX_AGE must be 0, not {shown(age)}: "
+        "each thread would keep a connection to itself. How old they may get says max_lifetime."
     )
 
 

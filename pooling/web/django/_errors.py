@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import OperationalError
@@ -11,27 +12,37 @@ from ... import errors
 __all__ = ["as_django"]
 
 
-def _with_django(kind: type[errors.PoolError]) -> type[errors.PoolError]:
-    both: Any = type(kind.__name__, (kind, OperationalError), {"__doc__": kind.__doc__})
-    both.__module__ = kind.__module__
-    return both  # type: ignore[no-any-return]
+_made: dict[tuple[type, ...], Any] = {}  # by their bases
 
 
-_BOTH: dict[type[errors.PoolError], type[errors.PoolError]] = {
-    kind: _with_django(kind)
-    for kind in (
-        errors.PoolTimeout, errors.PoolUnavailable, errors.TooManyWaiting,
-        errors.PoolClosed, errors.CreateFailed,
-    )
+def _class_of(*bases: type[Exception]) -> type[errors.PoolError]:
+    kind = bases[0]
+    made = _made.get(bases)
+    if made is None:
+        made = _made[bases] = type(kind.__name__, bases, {"__doc__": kind.__doc__, "__module__": kind.__module__})
+    result: type[errors.PoolError] = made
+    return result
+
+
+_CONCERNED = {
+    errors.PoolTimeout, errors.PoolUnavailable, errors.TooManyWaiting, errors.PoolClosed, errors.CreateFailed,
 }  # fmt: skip
 
 
-def as_django(error: errors.PoolError) -> errors.PoolError:
-    """Return an error of the same class that is a ``django.db.OperationalError`` as well."""
-    kind = _BOTH.get(type(error))
-    if kind is None:
+def as_django(
+    error: errors.PoolError, others: Mapping[type[errors.PoolError], type[Exception]]
+) -> errors.PoolError:
+    """Return an error of the same class that is a ``django.db.OperationalError`` as well.
+
+    Args:
+        error: The error.
+        others: What else it is to be, by its class.
+    """
+    kind = type(error)
+    if kind not in _CONCERNED:
         return error
-    both = kind(*error.args)
+    further = [others[kind]] if kind in others else []
+    both = _class_of(kind, OperationalError, *further)(*error.args)
     both.__cause__ = error.__cause__
     both.__traceback__ = error.__traceback__
     return both

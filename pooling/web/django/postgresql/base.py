@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
+import psycopg_pool
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
+from .... import errors
 from ....adapters.pg.session import IDLE
 from ....adapters.postgres import PostgresPool
 from ....core.pool import Pool
@@ -46,6 +48,10 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """
 
     pools = AliasPools()
+    _other_errors = {  # what Django's own pool raises
+        errors.PoolTimeout: psycopg_pool.PoolTimeout, errors.TooManyWaiting: psycopg_pool.TooManyRequests,
+        errors.PoolClosed: psycopg_pool.PoolClosed,
+    }  # fmt: skip
     _grounds: tuple[Any, ...] | None = None
     _noted: dict[str, Any]
     _params: dict[str, Any]
