@@ -88,11 +88,9 @@ class Address:
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
         kwargs = self._kwargs() if callable(self._kwargs) else self._kwargs
         own = {name: value for name, value in (kwargs or {}).items() if name in OWN}
-        parameters = _parameters(conninfo or os.environ.get("DATABASE_URL", ""), {
-            name: value for name, value in (kwargs or {}).items() if name not in OWN
-        })  # fmt: skip
+        said = conninfo or os.environ.get("DATABASE_URL", "")  # what is parsed is what connect() gets
+        parameters = _parameters(said, {name: value for name, value in (kwargs or {}).items() if name not in OWN})
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
-        said = conninfo or os.environ.get("DATABASE_URL", "")
         return Answer(number, digest, {**self._completed(parameters), **own}, said, dict(kwargs or {}))
 
     def complete(self, conninfo: str) -> str:
