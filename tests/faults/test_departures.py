@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from pooling import PoolSettings, PostgresPool
+from pooling.adapters.pg.adapter import _KEEPS
 from pooling.core.clock import SystemClock
 from tests.faults.load import wait_until
 from tests.pgbouncer import PgBouncer, needs_pgbouncer
@@ -24,6 +25,7 @@ from tests.servers import LOOPBACK, PostgresServer, _account, _free_port, _Home,
 SIZE = 4
 SETTINGS = PoolSettings(min_size=0, max_size=SIZE, acquire_timeout=60)
 RESTS = [0, 0.005, 0.05, 0.499]  # seconds; within `validation_interval`, so that no round trip is made
+keeps_notifications = pytest.mark.skipif(not _KEEPS, reason="this psycopg drops notifications that nothing listens to")
 Leave = Callable[[set[int]], object]
 
 
@@ -161,6 +163,7 @@ def test_notifications_before_the_end(server: PostgresServer, way: str) -> None:
     )  # fmt: skip
 
 
+@keeps_notifications
 def test_a_notification_is_kept_for_the_borrower(server: PostgresServer) -> None:
     heard: list[str] = []
 
@@ -349,6 +352,7 @@ def test_haproxy_ends_idle_connections(server: PostgresServer, way: str, rest: f
         spend(proxy.dsn, leave, back, rest)
 
 
+@keeps_notifications
 def test_a_look_reads_to_the_end_however_much_has_come(server: PostgresServer) -> None:
     """More notifications than libpq reads at once, and the end behind them."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from pooling import Observer, Pool, PoolManager, PoolSettings
 from pooling.testing import FakeAdapter, VirtualClock
+from tests.unit.conftest import Task
 
 
 class Ears(Observer):
@@ -77,3 +78,23 @@ def test_health_names_resets_that_keep_failing() -> None:
         for _ in range(3):
             pool.acquire().release()
         assert manager.health_check()["p"].reason == "resets keep failing: RuntimeError: cannot clean"
+
+
+def test_resets_that_hang_count_too() -> None:
+    ears, adapter, clock = Ears(), FakeAdapter(bounded=False), VirtualClock()
+    pool: Pool[object] = Pool(
+        adapter=adapter, settings=PoolSettings(min_size=0, max_size=3, reset_timeout=5), name="p",
+        observers=[ears], clock=clock,
+    )  # fmt: skip
+    adapter.hold("reset")
+    leases = [pool.acquire() for _ in range(3)]
+    hanging = []
+    for lease in leases:
+        hanging.append(Task(lease.release))  # the virtual clock's workers work in the caller's thread
+        adapter.until_held("reset")
+    clock.advance(5.1)
+    assert ears.heard == ["p: a reset took over 5 s"]
+    adapter.let_go("reset")
+    for one in hanging:
+        one.result()
+    pool.close()

@@ -25,7 +25,8 @@ CLOSE_WAIT = 0.2
 CANCEL_WAIT = 1.0  # to tell it to stop a query that nobody waits for any more
 CANCELLED_WAIT = 0.5  # to have ended its side then
 _MOST = 100  # reads of one look, at a server that goes on sending
-# Whether psycopg keeps notifications that nothing listens to. Before 3.2.4 it drops them, so libpq keeps them then.
+# Whether psycopg keeps notifications that nothing listens to. Before 3.2.4 it drops them, so they are left with libpq,
+# and each look reads twice: what has come may have been one.
 _KEEPS = "_notifies_backlog" in psycopg.Connection._notify_handler.__code__.co_names
 BRIEF = 0.05  # to tell it on behalf of a whole pool that closes, one after the other
 OWN_LIMIT = 60.0  # for a BEGIN or COMMIT where no stall_timeout says another
@@ -178,7 +179,7 @@ class PostgresAdapter(Adapter[Connection]):
             if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
                 pgconn.get_result()
                 found = pgconn.notifies() if _KEEPS else None
-                if found is not None or notes.heard:
+                if found is not None or notes.heard or not _KEEPS:
                     _read_on(pgconn, notes, found)
             else:
                 pgconn.is_busy()

@@ -101,7 +101,8 @@ class Address:
         source = "conninfo"
         if not conninfo and not any(given.get(name) is not None for name in WHERE):
             source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
-        parameters = _parameters(_normal(conninfo), given, source)
+        conninfo = _normal(conninfo)  # what is parsed is what connect() gets
+        parameters = _parameters(conninfo, given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own}, conninfo, dict(kwargs or {}))
 
