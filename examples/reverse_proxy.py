@@ -70,7 +70,7 @@ HOP_BY_HOP = frozenset((
 NOT_THE_CLIENTS = frozenset((
     "Content-Length", "Expect", "Forwarded", "Host", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix",
     "X-Forwarded-Proto", "X-Real-Ip",
-))  # what we say ourselves, or nobody  # fmt: skip
+))  # set by the proxy, or dropped  # fmt: skip
 METHOD = re.compile(r"(?!CONNECT$|TRACE$)[A-Z][A-Z-]*")
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
