@@ -236,7 +236,8 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         if resource.dirty:
             _look_around(resource)
         self._clean(resource)
-        self._begin(resource)
+        if self.autocommit is not _LEGACY:
+            self._begin(resource)
 
     def close(self, resource: sqlite3.Connection) -> None:
         assert isinstance(resource, Connection)
@@ -275,7 +276,8 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         if conn.isolation_level != self.isolation_level:
             conn.isolation_level = self.isolation_level
         conn.row_factory, conn.text_factory = conn.factories
-        conn.restore_handlers()
+        if conn.tracer is not conn.kept_tracer or conn.progress is not conn.kept_progress:
+            conn.restore_handlers()
         if conn.dirty:
             cursor = sqlite3.Cursor(conn)
             for pragma in self._cleaning:

@@ -171,7 +171,7 @@ class Connection(sqlite3.Connection):
             what they add up to.
         factories: The row and text factories that a new borrower finds.
         tracer, progress: The trace callback, and the progress handler with its steps.
-        kept: Those of them that a new borrower finds.
+        kept_tracer, kept_progress: Those that a new borrower finds.
         within: Whether the last statement began within a transaction.
         undone: The statement with whose error SQLite rolled that back by itself.
         file: Its database file and that one's identity, or ``None`` in memory.
@@ -191,7 +191,8 @@ class Connection(sqlite3.Connection):
     factories: tuple[Any, Any] = (None, str)
     tracer: Any = None
     progress: tuple[Any, int] = (None, 0)
-    kept: tuple[Any, tuple[Any, int]] = (tracer, progress)
+    kept_tracer: Any = tracer
+    kept_progress: tuple[Any, int] = progress
     within = False
     undone: str | None = None
     file: tuple[str, tuple[int, int]] | None = None
@@ -235,16 +236,13 @@ class Connection(sqlite3.Connection):
 
     def keep_handlers(self) -> None:
         """Note the handlers as those that every borrower is to find."""
-        self.kept = self.tracer, self.progress
+        self.kept_tracer, self.kept_progress = self.tracer, self.progress
 
     def restore_handlers(self) -> None:
         """Put back the handlers that a borrower has changed."""
-        tracer, progress = self.kept
-        if self.tracer is not tracer:
-            self.set_trace_callback(tracer)
-        if self.progress is not progress:
-            self.set_progress_handler(*progress)
-            self.progress = progress
+        self.set_trace_callback(self.kept_tracer)
+        self.set_progress_handler(*self.kept_progress)
+        self.progress = self.kept_progress
 
     # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
 
