@@ -200,7 +200,11 @@ class PostgresAdapter(Adapter[Connection]):
         if self._check is not None:
             self._session.call(resource, self._check, timeout)
         else:
-            round_trip(resource, self._query, timeout)
+            try:
+                round_trip(resource, self._query, timeout)
+            except TimeoutError:
+                resource.pgconn.finish()  # there is nothing to cancel, and before libpq 17 that may hang, with the GIL
+                raise
         if notes_of(resource).role not in (None, role_of(resource)):  # of which failovers make another
             raise psycopg.OperationalError("the server has changed its role: it is, or is no more, a standby")
 
