@@ -46,11 +46,13 @@ class _Life:
     __slots__ = ("borrower", "_now")
 
     def __init__(self, borrower: Borrower) -> None:
-        self.borrower = borrower
         self._now = time.monotonic  # bound here: at exit the module may be gone
+        self.borrower: Borrower | None = borrower
 
     def __del__(self) -> None:
-        self.borrower.ended = self._now()
+        borrower = getattr(self, "borrower", None)  # none if an exception was raised in `__init__`
+        if borrower is not None:
+            borrower.ended = self._now()
 
 
 _local: Any = threading.local()
