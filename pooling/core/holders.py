@@ -47,10 +47,10 @@ class _Life:
 
     def __init__(self, borrower: Borrower) -> None:
         self._now = time.monotonic  # bound here: at exit the module may be gone
-        self.borrower: Borrower | None = borrower
+        self.borrower = borrower
 
     def __del__(self) -> None:
-        borrower = getattr(self, "borrower", None)  # none if an exception was raised in `__init__`
+        borrower: Borrower | None = getattr(self, "borrower", None)  # None: `__init__` was interrupted
         if borrower is not None:
             borrower.ended = self._now()
 
