@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
 _COMMANDS = {
-    "config": ".config", "demo": ".demo.run", "doctor": ".doctor.run", "soak": ".soak.run"
+    "config": ".config", "demo": ".tools.demo.run", "doctor": ".tools.doctor.run", "soak": ".tools.soak.run"
 }  # fmt: skip
 
 _PIPE = 128 + 13  # what a shell says of a program that SIGPIPE has ended

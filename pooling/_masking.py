@@ -25,7 +25,7 @@ _WEB_PASSWORD = re.compile(r"(?s)([^:@/?#]*):(?:.*@(?=[^@?]*\?[\w.-]+=)|.*@)")
 _WEB_USER = re.compile(r"(?s)(?![^@/]*\?[\w.-]+=)[^/]*@")  # may be a token, without a password
 _HOSTS = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|\Z))*")
 _NAMES = "|".join(SECRETS)
-_PAIR = re.compile(rf"(?i)[\w.%-]*(?:{_NAMES})[\w.%-]*\s*=")
+_PAIR = re.compile(rf"(?i)[\w.%-]*(?:{_NAMES})[\w.%-]*(?:\s*=|['\"]\s*:)")  # or an item of JSON
 # In prose: a name and its value as in key=value texts and URLs, or as in a mapping's repr or JSON.
 _QUOTED = r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?"""
 _PAIR_IN_TEXT = re.compile(rf"(?is)([\w.%-]*(?:{_NAMES})[\w.%-]*\s*=\s*)({_QUOTED}|[^\s&]+)")

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from .core.pool import Pool
-from .core.words import say
+from .core.words import format_error
 from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of", "reason_of"]
@@ -123,8 +123,7 @@ class Ours(Member):
     def _round_trip(self, timeout: float) -> Exception | None:
         lease = self.pool.acquire(timeout)
         try:
-            if self.pool._validate is not None:
-                self.pool._validate(lease.resource, timeout)
+            self.pool.engine.adapter.validate(lease.resource, timeout)
         except Exception as error:
             lease.discard()
             return error
@@ -139,9 +138,9 @@ class Ours(Member):
         if stats["paused"]:
             return "paused"
         if stats["down"]:
-            return f"making one fails: {stats['down']}"
-        if self.pool._reset_error is not None:
-            return f"resets keep failing: {say(self.pool._reset_error)}"
+            return f"last connection error: {stats['down']}"
+        if self.pool.engine.resets.error is not None:
+            return f"resets keep failing: {format_error(self.pool.engine.resets.error)}"
         if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
             return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
         return None
@@ -334,4 +333,4 @@ def in_parallel(
 def reason_of(error: BaseException) -> tuple[bool, str]:
     """Say whether an error means "down" rather than "busy", and what it says in one line."""
     busy = isinstance(error, PoolTimeout) and error.__cause__ is None
-    return not busy, say(error)
+    return not busy, format_error(error)

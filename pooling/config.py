@@ -169,7 +169,7 @@ def url_of(database: str | os.PathLike[str]) -> str:
 
 def _one(name: str, value: object) -> PoolConfig:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"the name of a pool must be a text that is not empty, not {shown(name)}")
+        raise TypeError(f"the name of a pool must be a non-empty string, not {shown(name)}")
     if isinstance(value, str):
         return PoolConfig(name, value, sources={"url": name})
     if not isinstance(value, Mapping):

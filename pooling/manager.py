@@ -178,7 +178,7 @@ class PoolManager:
 
     def _add(self, name: str, member: Member) -> Member:
         if not isinstance(name, str) or not name:
-            raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+            raise TypeError(f"name must be a non-empty string, not {shown(name)}")
         if "://" in name and masked(name) != name:
             raise ValueError("name must not be an address with a password: it stands in every message")
         if self._closing:

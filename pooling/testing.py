@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from .core import registry
 from .core.adapter import Adapter
 from .core.clock import Box
+from .core.engine import Engine
 from .core.holders import holders_of
 from .core.pool import Pool
 from .core.reaper import Reaper
@@ -115,7 +116,7 @@ class VirtualClock:
         self._parked: list[_Parked] = []
         self._changed = threading.Condition()
         self._strikes: deque[BaseException] = deque()
-        self.background = registry.Background(self, kinds[workers], _StillReaper)
+        self.runtime = registry.Runtime(self, kinds[workers], _StillReaper)
 
     def now(self) -> float:
         """Return the virtual monotonic time."""
@@ -178,11 +179,11 @@ class VirtualClock:
 
     def settle(self) -> None:
         """Do what the reaper would do now: orphans, messages, what is due."""
-        while self.background.reaper.step(False):
+        while self.runtime.reaper.step(False):
             pass
 
     def _moments(self) -> list[float]:
-        due = [at for at, _, _ in self.background.reaper._due]
+        due = [at for at, _, _ in self.runtime.reaper._due]
         with self._changed:
             return due + [p.deadline for p in self._parked if p.deadline is not None]
 
@@ -241,7 +242,7 @@ class VirtualClock:
         self._manual().jobs.pop(number)
 
     def _manual(self) -> _ManualWorkers:
-        workers = self.background.workers
+        workers = self.runtime.workers
         assert isinstance(workers, _ManualWorkers), 'this needs VirtualClock(workers="manual")'
         return workers
 
@@ -489,23 +490,23 @@ def leaked_leases() -> Iterator[list[str]]:
     Gives a list that is filled at the end of the block, one text for each.
     """
     found: list[str] = []
-    before = {pool: _taken(pool) for pool in registry.pools()}
+    before = {pool: _taken(pool.engine) for pool in registry.pools()}
     yield found
     gc.collect()  # a lease that was merely dropped shows as an orphan
     for pool in registry.pools():
-        leases, orphans = _taken(pool)
+        leases, orphans = _taken(pool.engine)
         old_leases, old_orphans = before.get(pool, ([], 0))
         new = [text for key, text in leases if key not in [old for old, _ in old_leases]]
-        found.extend(f"pool {pool.name!r}: still held by {text}" for text in new)
+        found.extend(f"pool {pool.engine.name!r}: still held by {text}" for text in new)
         if orphans > old_orphans:
-            found.append(f"pool {pool.name!r}: {orphans - old_orphans} dropped without release")
+            found.append(f"pool {pool.engine.name!r}: {orphans - old_orphans} dropped without release")
 
 
-def _taken(pool: Pool[Any]) -> tuple[list[tuple[object, str]], int]:
-    with pool._lock:
-        lent, now = pool._state.lent(), pool._now()
+def _taken(engine: Engine[Any]) -> tuple[list[tuple[object, str]], int]:
+    with engine.lock:
+        lent, now = engine.state.lent(), engine.clock.now()
     named: list[tuple[object, str]] = [((id(entry), entry.uses), str(holders_of([entry], now)[0])) for entry in lent]
-    return named, pool.metrics.count["orphans"]
+    return named, engine.metrics.count["orphans"]
 
 
 try:

@@ -32,7 +32,7 @@ from ..core.holders import Holder, borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolMetrics
 from ..core.pool import Pool as Core
-from ..core.registry import PAGE
+from ..core.registry import SAME_PROCESS
 from ..errors import LeaseError, PoolTimeout
 from ..settings import PoolSettings
 from .dbapi import DBAPIAdapter, leave_to_parent
@@ -119,8 +119,8 @@ class Pool(pool.Pool):
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
-        assert record is not None and lease._key is not None  # `_records` keeps it
-        lease._key.entry.borrower = (borrower(), lease._key.entry.since)
+        assert record is not None and lease._token is not None  # `_records` keeps it
+        lease._token.entry.borrower = (borrower(), lease._token.entry.since)
         if record.dbapi_connection is None:
             try:
                 record.get_connection()
@@ -169,15 +169,15 @@ class Pool(pool.Pool):
 
     def checkedin(self) -> int:
         """Return how many are idle."""
-        return len(self.core._state.idle)
+        return len(self.core.engine.state.idle)
 
     def checkedout(self) -> int:
         """Return how many are lent."""
-        return self.core._state.in_use
+        return self.core.engine.state.in_use
 
     def overflow(self) -> int:
         """Return how many more than ``pool_size`` there are; negative: how many less."""
-        return len(self.core._state.entries) - self._pool_size if self._pool_size else 0
+        return len(self.core.engine.state.entries) - self._pool_size if self._pool_size else 0
 
     @property
     def metrics(self) -> PoolMetrics:
@@ -193,7 +193,6 @@ class _Core(Core[_Slot]):
     """The pool beneath: of slots, in SQLAlchemy's order, closed by whoever gives them back."""
 
     def __init__(self, owner: Pool) -> None:
-        self._lifo = owner._use_lifo
         unbounded = owner._max_overflow == -1
         super().__init__(
             adapter=_PostgresRecords(owner) if owner._is_postgres else _Records(owner),
@@ -204,12 +203,6 @@ class _Core(Core[_Slot]):
             ),
             name=owner._orig_logging_name,
         )  # fmt: skip
-        self._has_close = False  # nothing to be closed by a worker: see `Pool`
-
-    def _renew_state(self) -> None:
-        super()._renew_state()
-        if not self._lifo:
-            self._pop = self._state.idle.popleft
 
 
 class _Records(Adapter[_Slot]):
@@ -217,9 +210,11 @@ class _Records(Adapter[_Slot]):
 
     noun = "connection"
     blocking = False
+    close_inline = True  # see `Pool`
 
     def __init__(self, owner: Pool) -> None:
         self._owner = weakref.ref(owner)
+        self.lifo = owner._use_lifo
 
     def create(self) -> _Slot:
         owner = self._owner()
@@ -259,14 +254,14 @@ class _PostgresRecords(_Records):
     bounded = True
 
     def __init__(self, owner: Pool) -> None:
-        from .pg.limits import check_limit
+        from .postgres.limits import check_limit
 
         super().__init__(owner)
         self.stall_timeout = check_limit("stall_timeout", owner._stall_timeout)
 
     def validate(self, resource: _Slot, timeout: float) -> None:
-        from .pg.session import IDLE
-        from .pg.wire import round_trip
+        from .postgres.session import IDLE
+        from .postgres.wire import round_trip
 
         conn = _connection_of(resource)
         # Else it connects when it is lent, or was left in a transaction (reset_on_return=None), which goes on.
@@ -274,14 +269,14 @@ class _PostgresRecords(_Records):
             round_trip(conn, b"SELECT 1", timeout)
 
     def command_of(self, resource: _Slot) -> object:
-        from .pg.stalls import command_of
+        from .postgres.stalls import command_of
 
         conn = _connection_of(resource)
         watch = None if conn is None else vars(conn).get("_pooling")
         return None if watch is None else command_of(conn, watch)
 
     def end_stalled(self, waiting: Sequence[tuple[_Slot, object]], seconds: float) -> Verdicts:
-        from .pg.stalls import end_stalled
+        from .postgres.stalls import end_stalled
 
         asked: list[Any] = []
         for resource, command in waiting:
@@ -312,8 +307,11 @@ class _PostgresRecords(_Records):
 
 
 def _connection_of(resource: _Slot) -> Any:
+    """Return psycopg's connection of a slot, without what it may be wrapped in."""
+    from .postgres.stalls import bare_of
+
     record: Any = resource()
-    return None if record is None else record._connected
+    return None if record is None else bare_of(record._connected)
 
 
 def _is_psycopg(dialect: Any) -> bool:
@@ -332,12 +330,12 @@ class _Record(_ConnectionRecord):
 
     @property
     def dbapi_connection(self) -> Any:
-        return self._connected if PAGE[0] or registry.renew() else None
+        return self._connected if SAME_PROCESS[0] or registry.ensure_process() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
         if value is not None and self._ConnectionRecord__pool._is_postgres:  # type: ignore[attr-defined]
-            from .pg.stalls import watched
+            from .postgres.stalls import watched
 
             watched(value)
         self._connected = value
@@ -350,7 +348,7 @@ class _Fairy(_ConnectionFairy):
 
     @property
     def dbapi_connection(self) -> Any:
-        return _carried(self) if PAGE[0] or registry.renew() else None
+        return _carried(self) if SAME_PROCESS[0] or registry.ensure_process() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
+from ..adapters.postgres.session import bare_of, notes_of
 from ..settings import Backoff, PoolSettings
 from .ledger import logger
 
@@ -88,7 +89,7 @@ def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
         before, vars(conn)["_pool"] = vars(conn).get("_pool"), _IN_HOOK
         try:
             hook(conn)
-            status = conn.pgconn.transaction_status
+            status = TransactionStatus.IDLE if notes_of(conn).foreign else conn.pgconn.transaction_status
             if status != TransactionStatus.IDLE:
                 name = TransactionStatus(status).name
                 raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
@@ -118,7 +119,7 @@ def tidy(conn: psycopg.Connection[Any]) -> None:
         logger.warning("closing returned connection, which is in the middle of a command: %s", conn)
         return
     logger.warning("rolling back returned connection: %s", conn)
-    if "rollback" in vars(conn) or type(conn).rollback is not psycopg.Connection.rollback:
+    if "rollback" in vars(conn) or type(bare_of(conn) or conn).rollback is not psycopg.Connection.rollback:
         try:
             conn.rollback()
         except Exception as error:

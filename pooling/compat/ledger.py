@@ -6,10 +6,9 @@ import logging
 from collections import Counter
 from typing import Any
 
-from ..core.entry import Entry
 from ..core.metrics import PoolSnapshot
 from ..core.observer import Observer
-from ..core.words import say
+from ..core.words import format_error
 
 __all__ = ["BAD", "Ledger", "logger"]
 
@@ -46,7 +45,7 @@ class Ledger(Observer):
 
     def create_failed(self, pool: str, error: BaseException) -> None:
         self._count(connections_num=1, connections_errors=1)
-        logger.info("pool %r: connecting failed: %s", pool, say(error))
+        logger.info("pool %r: connecting failed: %s", pool, format_error(error))
         facade = self._facade()
         if facade is not None and self._overdue(facade):
             logger.warning("pool %r: no connection could be made for %g s", pool, facade.reconnect_timeout)
@@ -56,8 +55,8 @@ class Ledger(Observer):
         facade = self._facade()
         if facade is None or facade.closed:
             return  # an attempt that was under way when it was closed
-        self._told, self._down_since = 0, facade.core._now()
-        logger.warning("error connecting in %r: %s", pool, say(error))
+        self._told, self._down_since = 0, facade.core.engine.clock.now()
+        logger.warning("error connecting in %r: %s", pool, format_error(error))
 
     def outage_ended(self, pool: str, seconds: float) -> None:
         self._down_since = None
@@ -74,13 +73,9 @@ class Ledger(Observer):
         """Leave out a request that was the pool's own."""
         self._count(requests_num=-1)
 
-    def leaves(self, entry: Entry, reason: str) -> None:
+    def leaves(self, reason: str) -> None:
         """Count a connection that is about to be closed."""
-        facade = self._facade()
-        if facade is not None and reason in _LOST | BAD:
-            with facade.core._lock:
-                if facade.core._state.owns(entry) and entry not in facade.core._state.closing:
-                    self._heard["connections_lost" if reason in _LOST else "returns_bad"] += 1
+        self._count(connections_lost=reason in _LOST, returns_bad=reason in BAD)
 
     def closed(self, pool: str, reason: str) -> None:
         self._count(connections_lost=reason == "check_timeout")  # the others were counted before
@@ -88,11 +83,11 @@ class Ledger(Observer):
 
     def _overdue(self, facade: Any) -> bool:
         """Whether the outage has lasted for one more ``reconnect_timeout`` since it was told of."""
-        with facade.core._lock:
+        with facade.core.engine.lock:
             if self._down_since is None:
                 return False
             due = self._down_since + (self._told + 1) * facade.reconnect_timeout
-            if facade.core._now() < due:
+            if facade.core.engine.clock.now() < due:
                 return False
             self._told += 1
             return True
@@ -100,7 +95,7 @@ class Ledger(Observer):
     def _count(self, **numbers: int) -> None:
         facade = self._facade()
         if facade is not None:
-            with facade.core._lock:
+            with facade.core.engine.lock:
                 for name, number in numbers.items():
                     self._heard[name] += number
 
@@ -109,7 +104,7 @@ class Ledger(Observer):
     def counters(self, pop: bool) -> dict[str, int]:
         """Return what was counted since the last pop; ``pop`` makes this one."""
         core = self._facade().core
-        with core._lock:
+        with core.engine.lock:
             waits = core.metrics.wait.timed if self._waits else (0, 0.0)
             totals = _totals(core.metrics.snapshot(), waits, self._heard)
             since = {name: totals[name] - self._popped[name] for name in totals}

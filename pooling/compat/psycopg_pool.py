@@ -106,16 +106,16 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
 from .. import errors
-from ..adapters.pg.session import left_open
-from ..adapters.postgres import PostgresPool
+from ..adapters.postgres import PostgresAdapter, PostgresPool
+from ..adapters.postgres.session import left_open, notes_of
 from ..core import registry
-from ..core.entry import Entry, Key
+from ..core.entry import Entry
 from ..core.holders import borrower
 from ..core.lease import Lease
 from ..core.metrics import PoolSnapshot
-from ..core.outage import Outage
-from ..core.registry import PAGE
+from ..core.registry import SAME_PROCESS
 from ..core.state import UNLIMITED
+from ..core.waiting import wait_until
 from .arguments import (
     Hook,
     leaving_idle,
@@ -160,24 +160,24 @@ _THEIRS: dict[type[errors.PoolError], type[psycopg.OperationalError]] = {
 }
 
 
-class _Outage(Outage):
-    """Lets no more than ``num_workers`` connect at once."""
-
-    workers = UNLIMITED
-
-    def allowed(self, now: float) -> int:
-        return min(super().allowed(now), self.workers)
-
-
 class _Core(PostgresPool):
-    """The pool beneath; closing it leaves holders alone, and a child counts from nothing."""
+    """The pool beneath; a child counts from nothing."""
 
     def __init__(self, *args: Any, ledger: Ledger, workers: int, **options: Any) -> None:
-        self._ledger, self._most_connecting = ledger, workers
+        self._ledger = ledger
         self._inspector = 0  # the thread that is in `check`
+        self._came_back_bad: set[int] = set()  # connections by id, until they are closed
         super().__init__(*args, observers=[ledger], query_statistics=False, session="trust", **options)
+        adapter = self.engine.adapter
+        assert isinstance(adapter, PostgresAdapter)
+        adapter.max_creating = workers
+        adapter.renewed += [ledger.renew, self._came_back_bad.clear]
+        weakly = weakref.ref(self)
         checks = options["check"] is not None
-        vars(self._adapter)["create"] = partial(_create, weakref.ref(self), self._adapter.create, checks)
+        vars(adapter).update(
+            create=partial(_create, weakly, adapter.create, checks), close=partial(_close, weakly, adapter.close),
+            evicted=partial(_evicted, weakly),
+        )
 
     def check(self) -> None:
         self._inspector = threading.get_ident()
@@ -186,57 +186,53 @@ class _Core(PostgresPool):
         finally:
             self._inspector = 0
 
-    def _found_dead(self, key: Key, reason: str, error: Exception | None) -> None:
-        if self._inspector == threading.get_ident():
-            logger.warning("discarding broken connection: %s", key.entry.resource)
-        super()._found_dead(key, reason, error)
-
-    def _evict(self, key: Key, reason: str) -> None:
-        if not self._lock._is_owned():  # else it is done later, and by this
-            self._ledger.leaves(key.entry, reason)
-            if reason in BAD:
-                self._came_back_bad.add(key.entry)
-        super()._evict(key, reason)
-
-    def _interrupt_holders(self) -> None:
-        pass
-
-    def _close_quietly(self, entry: Entry) -> None:
-        conn, is_bad = entry.resource, entry in self._came_back_bad
-        self._came_back_bad.discard(entry)
-        if conn is not None:
-            vars(conn)["_pool"] = None  # a forgotten one would come back: `close_returns`
-        super()._close_quietly(entry)
-        if is_bad and conn is not None:
-            logger.warning("discarding closed connection: %s", conn)
-
-    def _renew_state(self) -> None:
-        super()._renew_state()
-        self._came_back_bad: set[Entry] = set()
-        self._outage = _Outage()
-        self._outage.workers = self._most_connecting
-        self._ledger.renew()
-
 
 class _NullCore(_Core):
-    """Beneath a null pool: who waits for what others hold is queued, and what is to be closed is not cleaned."""
+    """Beneath a null pool: requests that wait for a release are queued, and what is to be closed is not reset."""
 
-    def _take_back(self, key: Key, error: BaseException | None) -> None:
-        if self._waiters:
-            super()._take_back(key, error)
-        else:
-            conn = key.entry.resource
-            self._give_up(key, "broken" if conn is not None and conn.closed else "max_idle")
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        vars(self.engine.adapter)["refuse"] = _refuse
 
-    def _queue_up(
-        self, timeout: float | None, arrived: float, doubtful: list[Key] | None = None
-    ) -> tuple[Key, float]:
-        spent = self._state.spent
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Any]:
+        exhausted, began = self.engine.state.exhausted, self.engine.clock.now()
         try:
-            return super()._queue_up(timeout, arrived, doubtful)
+            return super().acquire(timeout, _depth + 1)
+        except errors.TooManyWaiting:
+            exhausted = False  # it was turned away, not queued
+            raise
         finally:
-            if spent:
-                self._ledger.queued(self._now() - arrived)
+            if exhausted:
+                self._ledger.queued(self.engine.clock.now() - began)
+
+
+def _refuse(conn: Any, waiting: bool) -> str | None:
+    if waiting:
+        return None
+    return "broken" if conn.closed else "max_idle"
+
+
+def _evicted(core: weakref.ref[_Core], conn: Any, reason: str) -> None:
+    """Count a connection that is about to be closed, and log it as psycopg_pool does."""
+    pool = core()
+    if pool is None:
+        return
+    if reason in ("dead", "invalid") and pool._inspector == threading.get_ident():
+        logger.warning("discarding broken connection: %s", conn)
+    pool._ledger.leaves(reason)
+    if reason in BAD:
+        pool._came_back_bad.add(id(conn))
+
+
+def _close(core: weakref.ref[_Core], close: Callable[[Any], None], conn: Any) -> None:
+    pool = core()
+    bad = pool is not None and id(conn) in pool._came_back_bad
+    if pool is not None:
+        pool._came_back_bad.discard(id(conn))
+    vars(conn)["_pool"] = None  # a forgotten one would come back: `close_returns`
+    close(conn)
+    if bad:
+        logger.warning("discarding closed connection: %s", conn)
 
 
 def _create(core: weakref.ref[_Core], create: Callable[[], Any], checks: bool) -> Any:
@@ -244,9 +240,9 @@ def _create(core: weakref.ref[_Core], create: Callable[[], Any], checks: bool) -
     conn = create()
     outside(conn)
     pool = core()
-    if checks and pool is not None and pool._waiters:
+    if checks and pool is not None and pool.engine.state.waiters:
         try:
-            pool._adapter.validate(conn, pool.settings.health_check_timeout)
+            pool.engine.adapter.validate(conn, pool.settings.health_check_timeout)
         except BaseException:
             conn.close()
             raise
@@ -314,8 +310,10 @@ class ConnectionPool(Generic[CT]):
         self.close_returns, self.num_workers = close_returns, num_workers
         self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
         self._min_size, self._max_size = self._check_size(min_size, max_size)
-        self._lent: dict[int, Lease[CT]] = {}  # by the id of the connection, which its lease keeps alive
+        # By the id of the connection, which its lease keeps alive; weakly, so that what is forgotten comes back.
+        self._lent: dict[int, weakref.ref[Lease[CT]]] = {}
         self._taken: dict[weakref.ref[CT], Lease[CT]] = {}  # by `getconn`, of which its borrower alone keeps it alive
+        self._kept: dict[int, Lease[CT]] = {}  # likewise, of a class for which that is not possible
         self._opened = self._closed = False
         self._owes_warning = open is None
         self._ready = False  # open, and nothing is to be said about it
@@ -373,14 +371,14 @@ class ConnectionPool(Generic[CT]):
 
     def _wait(self, timeout: float, steps: int) -> None:
         self._check_ready(steps)
-        state = self.core._state
+        state = self.core.engine.state
 
         def ready() -> bool:
             return state.closed or state.live - len(state.checking) >= state.min_size
 
         logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
-        if not self.core._until(ready, seconds(timeout)):
-            cause = self.core._outage.error
+        if not wait_until(self.core.engine, ready, seconds(timeout)):
+            cause = self.core.engine.outage.error
             self.close()
             raise PoolTimeout(f"pool {self.name!r}: not complete after {timeout} s") from cause
         logger.info("pool %r is ready", self.name)
@@ -395,8 +393,9 @@ class ConnectionPool(Generic[CT]):
             return
         self._closed, self._ready = True, False
         core = self.core
-        core.close(0)
-        core._until(lambda: len(core._state.entries) <= len(core._state.lent()), seconds(timeout))
+        core.close(0, interrupt=False)
+        state = core.engine.state
+        wait_until(core.engine, lambda: len(state.entries) <= len(state.lent()), seconds(timeout))
 
     @property
     def closed(self) -> bool:
@@ -435,14 +434,16 @@ class ConnectionPool(Generic[CT]):
             As for `connection`.
         """
         lease = self._lend(timeout)
-        assert lease._key is not None
-        entry = lease._key.entry
+        assert lease._token is not None
+        entry = lease._token.entry
         conn: CT = entry.resource
         # If the borrower forgets it, the callback, a C function, drops the lease: the core does the rest.
         entry.resource = stand_in(conn)
         if entry.resource is not conn:
             self._taken[weakref.ref(conn, self._taken.pop)] = lease
             del self._lent[id(conn)]
+        else:
+            self._kept[id(conn)] = lease
         entry.borrower = (borrower(), entry.since)
         return conn
 
@@ -452,10 +453,12 @@ class ConnectionPool(Generic[CT]):
         Raises:
             ValueError: It is not lent by this pool.
         """
-        lease = self._lent.get(id(conn)) or self._taken.get(weakref.ref(conn))
-        if lease is None or lease._key is None or getattr(conn, "_pool", None) is not self:
+        lent = self._lent.get(id(conn))
+        lease = (None if lent is None else lent()) or self._taken.get(weakref.ref(conn))
+        if lease is None or lease._token is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        if (PAGE[0] or registry.renew()) and lease._key.entry.resource is not None:  # else it is the parent's
+        # Without a resource it is the parent process's.
+        if (SAME_PROCESS[0] or registry.ensure_process()) and lease._token.entry.resource is not None:
             self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
@@ -472,22 +475,28 @@ class ConnectionPool(Generic[CT]):
             if theirs is None:
                 raise
             raise theirs(str(error)) from error.__cause__
-        conn = lease._key.entry.resource  # type: ignore[union-attr]  # it was lent just now
-        self._lent[id(conn)] = lease
+        conn = lease._token.entry.resource  # type: ignore[union-attr]  # it was lent just now
+        self._lent[id(conn)] = weakref.ref(lease)
         vars(conn)["_pool"] = self  # its close() asks this what to do
         return lease
 
     def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
-        if conn.pgconn.transaction_status != _IDLE and (self._keeps_all or self.core._waiters):
-            tidy(conn)
-        logger.info("pool %r: a connection comes back", self.name)
-        assert lease._key is not None  # it was lent until now
-        entry = lease._key.entry
-        if self._lent.pop(id(conn), None) is None:
-            self._taken.pop(weakref.ref(conn), None)
-            entry.resource = conn
-        vars(conn)["_pool"] = None
-        lease.__exit__(None if error is None else type(error), error, None)
+        assert lease._token is not None  # it was lent until now
+        entry = lease._token.entry
+        try:
+            if (
+                not notes_of(conn).foreign and conn.pgconn.transaction_status != _IDLE
+                and (self._keeps_all or self.core.engine.state.waiters)
+            ):  # fmt: skip
+                tidy(conn)
+            logger.info("pool %r: a connection comes back", self.name)
+        finally:  # whatever that raises, its slot is free
+            self._kept.pop(id(conn), None)
+            if self._lent.pop(id(conn), None) is None:
+                self._taken.pop(weakref.ref(conn), None)
+                entry.resource = conn
+            vars(conn)["_pool"] = None
+            lease.__exit__(None if error is None else type(error), error, None)
         if self._closed or not self._keeps_all:
             self._until_closed(entry, conn)
 
@@ -496,10 +505,10 @@ class ConnectionPool(Generic[CT]):
         core = self.core
 
         def over() -> bool:
-            return conn.closed or entry not in core._state.closing
+            return conn.closed or entry not in core.engine.state.closing
 
-        if not (over() or core._lock._is_owned()):
-            core._until(over, core.settings.close_timeout)
+        if not (over() or core.engine.lock._is_owned()):
+            wait_until(core.engine, over, core.settings.close_timeout)
 
     def _check_ready(self, steps: int) -> None:
         """Refuse, or warn of an eager `open`: in the name of the caller so many frames up."""
@@ -592,7 +601,7 @@ class ConnectionPool(Generic[CT]):
 
     def drain(self) -> None:
         """Replace all connections: the idle ones now, the others when they come back."""
-        size = self.core._state.live
+        size = self.core.engine.state.live
         self.core.drain()
         if not self.closed:
             self.core.fill(min(size, self.core.settings.max_size))
@@ -711,7 +720,7 @@ class NullConnectionPool(ConnectionPool[CT]):
         self._check_ready(steps)
         try:
             lease = self.core.acquire(seconds(timeout))
-            entry, conn = lease._key.entry, lease.resource  # type: ignore[union-attr]  # it was lent just now
+            entry, conn = lease._token.entry, lease.resource  # type: ignore[union-attr]  # it was lent just now
             lease.release()
             self._until_closed(entry, conn)  # type: ignore[arg-type]
             self.core._ledger.forget_request()
@@ -734,21 +743,23 @@ class Block(Generic[CT]):
 
     def __enter__(self) -> CT:
         self._lease = lease = self._pool._lend(self._timeout)
-        conn: CT = lease._key.entry.resource  # type: ignore[union-attr]  # it was lent just now
+        conn: CT = lease._token.entry.resource  # type: ignore[union-attr]  # it was lent just now
         return conn
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not PAGE[0] and not registry.renew():
+        if not SAME_PROCESS[0] and not registry.ensure_process():
             return  # destroyed amid a child's renewal: the parent's, like all there is
         lease, self._lease = self._lease, None
-        if lease is None or lease._key is None:
+        if lease is None or lease._token is None:
             return  # given back inside the block: it may be somebody else's by now
-        conn: CT = lease._key.entry.resource
+        conn: CT = lease._token.entry.resource
         try:
             if error is None and not conn.closed:
                 self._pool.core._session.commit(conn, pipelines=True)
+            elif notes_of(conn).foreign:
+                pass  # the reset calls its rollback()
             elif error is None or left_open(conn, 0.0) is None:  # else the reset finds that: psycopg would wait for it
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
@@ -759,7 +770,7 @@ class Block(Generic[CT]):
         self._pool._take_back(lease, conn, error)
 
     def __del__(self) -> None:
-        if self._lease is not None:  # dropped in the middle, as a generator may be
+        if getattr(self, "_lease", None) is not None:  # dropped in the middle, as a generator may be
             self.__exit__(GeneratorExit, GeneratorExit(), None)
 
 

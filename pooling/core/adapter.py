@@ -1,7 +1,7 @@
 """The seam between the pool and one kind of resource.
 
-An adapter says how a resource is made, checked, cleaned and ended. The pool
-knows nothing else about it, and calls none of these under its lock.
+An adapter says how a resource is created, checked, reset and closed. The pool
+knows nothing else about it, and calls no method under its lock, except `counts`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "own"]
+from .._masking import shown
+from ..settings import PoolSettings
+
+__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "overridden"]
 
 R = TypeVar("R")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 _ENDED = (ConnectionError, EOFError)
-_LOST = {  # what else the system says of a descriptor that is of no use any more
+_LOST = {  # further errors of the system for a descriptor that cannot be used any more
     getattr(errno, name, None)
     for name in (
         "EBADF", "ENOTCONN", "ENOTSOCK", "ESHUTDOWN", "ETIMEDOUT", "ENETDOWN", "ENETRESET", "ENETUNREACH",
@@ -26,51 +29,57 @@ _LOST = {  # what else the system says of a descriptor that is of no use any mor
 
 
 class Verdicts(NamedTuple):
-    """What :meth:`Adapter.end_stalled` found."""
+    """The result of :meth:`Adapter.end_stalled`."""
 
-    ended: Sequence[str] = ()  # why, for each holder that was made to fail
-    unknown: Sequence[str] = ()  # why nothing could be known about others
-    again: bool = False  # the question itself failed, and is worth another try soon
+    ended: Sequence[str] = ()  # the reason, for each holder that was interrupted
+    unknown: Sequence[str] = ()  # the reason, for each holder that nothing could be found out about
+    again: bool = False  # asking the server failed, and should be tried again soon
 
 
 class Adapter(Generic[R]):
-    """How one kind of resource is made and kept: a new kind is one subclass.
+    """How one kind of resource is created and maintained; a new kind is one subclass.
 
-    Only :meth:`create` is required. What a subclass does not override costs
-    nothing: the pool leaves the step out.
+    Only :meth:`create` is required. A method that a subclass does not override
+    costs nothing: the pool skips that step.
 
     Attributes:
-        noun: What messages call the resource (``"connection"``, ``"session"``).
-        blocking: ``False`` says that :meth:`create` does no I/O, so that the
-            pool may run it in the borrower's thread instead of on a worker.
-        bounded: ``True`` says that :meth:`validate` and :meth:`reset` keep to
-            their time limits themselves (a socket timeout, or no I/O at all).
-            They then run in the borrower's thread. Otherwise they run on a
-            worker, a thread hop dearer, so that one that hangs holds nobody.
+        noun: The word for the resource in messages (``"connection"``, ``"session"``).
+        blocking: ``False`` if :meth:`create` does no I/O. The pool then runs it
+            in the borrower's thread, not on a worker.
+        bounded: ``True`` if :meth:`validate` and :meth:`reset` enforce their
+            time limits themselves (by a socket timeout, or because they do no
+            I/O). They then run in the borrower's thread. Otherwise they run on
+            a worker, so that one that hangs blocks no borrower.
         stall_timeout: Seconds that a holder may wait for one command before
-            :meth:`end_stalled` is called; ``None``: never.
-        closes_at_once: ``True`` says that :meth:`close` waits for nobody, so
-            that it runs where the pool decides to close, not on a worker.
+            :meth:`end_stalled` is called; ``None`` for never.
+        close_inline: ``True`` if :meth:`close` never blocks. It then runs in
+            the thread that discards the resource, not on a worker.
+        max_creating: Maximum number of creations at once; ``None`` for no
+            limit but the pool's size.
+        lifo: ``True`` lends the idle resource that was used last, so that a
+            surplus reaches its idle timeout; ``False`` the one used first.
     """
 
     noun: str = "resource"
     blocking: bool = True
     bounded: bool = False
-    closes_at_once: bool = False
+    close_inline: bool = False
+    lifo: bool = True
     stall_timeout: float | None = None
+    max_creating: int | None = None
 
     def create(self) -> R:
-        """Make a resource, or raise."""
+        """Create a resource, or raise."""
         raise NotImplementedError(f"{type(self).__name__}.create")
 
     def is_alive(self, resource: R) -> bool:
-        """Say without a round trip whether the resource can still be used.
+        """Return whether the resource can still be used, without a round trip.
 
-        A look at the socket (readable means closed), at a flag: microseconds,
-        because every acquire asks. ``True`` where only a round trip could tell.
-        Where it is not overridden the pool itself looks at a resource that was
-        made as a connected socket (``fileno()``), or with one in its ``sock``:
-        it is dead when the peer has hung up.
+        Every acquire calls it, so it should take microseconds: check a flag, or
+        the socket (readable means closed). Return ``True`` where only a round
+        trip could tell. If it is not overridden, the pool itself checks
+        resources that are connected sockets (``fileno()``), or keep one in
+        ``sock``: they are dead when the peer has closed the connection.
         """
         return True
 
@@ -81,51 +90,51 @@ class Adapter(Generic[R]):
         """Make the resource as good as new for the next borrower, or raise.
 
         Returns:
-            ``True`` if its peer has answered just now, in this reset or right
-            before it: then it is not looked at again for whoever waits for it,
-            or acquires it within a tenth of a millisecond.
+            ``True`` if its peer has answered during this reset or right before
+            it. The resource is then not checked again for a borrower that waits
+            for it, or acquires it within a tenth of a millisecond.
         """
         return None
 
     def close(self, resource: R) -> None:
-        """End the resource; return when its peer has ended it too, where that shows."""
+        """Close the resource; return when the peer has closed it too, where that can be seen."""
 
     def interrupt(self, resource: R) -> None:
-        """Make whoever is blocked on the resource fail now; called from another thread.
+        """Make a holder that is blocked on the resource fail now; called from another thread.
 
-        A network adapter shuts the socket down. It must not free anything
-        that the blocked thread still uses.
+        A network adapter shuts down the socket. It must not free anything that
+        the blocked thread still uses.
         """
 
     def command_of(self, resource: R) -> object:
-        """Say what the holder of a lent resource is blocked in; called from another thread, now and then.
+        """Return what the holder of a lent resource is blocked in; called from another thread from time to time.
 
         Returns:
-            ``None`` if it is not blocked, else a value that equals the last
-            one only if nothing has moved since then.
+            ``None`` if it is not blocked. Otherwise a value that equals the
+            last one only if there was no progress since then.
         """
         return None
 
     def end_stalled(self, waiting: Sequence[tuple[R, object]], seconds: float) -> Verdicts:
-        """Find out which holders wait in vain, and make those fail.
+        """Find the holders that wait for a command which the server is not working on, and interrupt them.
 
-        Called on a worker, for one question at a time; it keeps to a time limit of its own.
+        Called on a worker, one call at a time; it must enforce a time limit of its own.
 
         Args:
-            waiting: Resources, with what their holders are blocked in.
-            seconds: For how long, at least.
+            waiting: Resources, with the values of :meth:`command_of`.
+            seconds: How long the holders have been blocked, at least.
         """
         return Verdicts()
 
     def abandon(self, resource: R) -> None:
-        """After a fork: drop the parent's resource without a word to the peer."""
+        """After a fork: drop the parent's resource without sending anything to the peer."""
 
     def is_broken(self, resource: R, error: BaseException) -> bool:
-        """Say whether ``error``, raised while it was lent, means the resource is dead.
+        """Return whether ``error``, raised while the resource was lent, means that it is dead.
 
-        As it stands: if the connection has ended, by what Python itself and the
-        system say (``ConnectionError``, ``EOFError``, ``ssl.SSLError``, an
-        ``OSError`` such as ``EBADF``).
+        The default: whether the error says that a connection has ended
+        (``ConnectionError``, ``EOFError``, ``ssl.SSLError``, an ``OSError`` such
+        as ``EBADF``).
         """
         if isinstance(error, _ENDED) or (isinstance(error, OSError) and error.errno in _LOST):
             return True
@@ -148,6 +157,36 @@ class Adapter(Generic[R]):
         while, and tries again.
         """
         return False
+
+    # Hooks of the pool's life; none of them has to be overridden.
+
+    def counts(self) -> str | None:
+        """Return the counts for messages, where the adapter knows more than the pool; must not block."""
+        return None
+
+    def created(self) -> None:
+        """Called after a new resource has been made available."""
+
+    def refuse(self, resource: R, waiting: bool) -> str | None:
+        """Called at each release, before the reset: return a reason to close the resource instead, or ``None``.
+
+        Args:
+            resource: The released resource.
+            waiting: Whether a borrower waits for one.
+        """
+        return None
+
+    def evicted(self, resource: R, reason: str) -> None:
+        """Called before an evicted resource is closed, for whatever reason."""
+
+    def settings_changed(self, settings: PoolSettings) -> None:
+        """Called with the settings of a new pool, and after they were changed."""
+
+    def after_fork(self) -> None:
+        """Called in a forked child, after the pool has been emptied: renew locks and caches."""
+
+    def threads_patched(self) -> None:
+        """Called after gevent has replaced the threading primitives of this process."""
 
 
 class FunctionAdapter(Adapter[R]):
@@ -193,8 +232,31 @@ class FunctionAdapter(Adapter[R]):
         return super().is_broken(resource, error) if answer is None else bool(answer)
 
 
-def own(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
+def overridden(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
     """An adapter's method if it overrides it: what it does not override costs nothing."""
     if getattr(type(adapter), method) is getattr(Adapter, method) and method not in vars(adapter):
         return None
     return getattr(adapter, method)  # type: ignore[no-any-return]
+
+
+def as_adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
+    """Return the adapter of a pool, or one for the given functions.
+
+    Raises:
+        TypeError: Neither or both are given, or one is of the wrong type.
+    """
+    if (adapter is None) == (given["factory"] is None):
+        raise TypeError("Pool() takes either a factory or an adapter")
+    if adapter is not None:
+        extra = [name for name, function in given.items() if function is not None]
+        if extra:
+            raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"adapter must be a pooling.Adapter, not {shown(adapter)}")
+        if overridden(adapter, "create") is None:
+            raise TypeError(f"adapter must override create(), and {adapter!r} does not")
+        return adapter
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, not {shown(function)}")
+    return FunctionAdapter(**given)

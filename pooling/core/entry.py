@@ -1,17 +1,18 @@
-"""Two objects for one slot: the durable entry and its travelling key.
+"""Two objects for one slot: the durable entry and its travelling token.
 
 The *entry* is the record: resource, counters, holder, generation, ages. The
 pool holds it from the moment the slot is reserved until the close has
 returned, so the number of entries *is* the number of slots taken (P2).
 
-The *key* is what travels: idle stack, lease, waiter's box, worker's job.
-Whoever holds the key owns the entry (P1). The entry is a weak reference to
-its key, and its callback drops the entry into the reaper's mailbox as soon
-as nobody holds the key any more, for whatever reason: a forgotten lease, an
-exception that struck between two bytecodes, a worker that died (P8).
+The *token* moves between the idle stack, a lease, a waiter's box and a worker's
+job. The place that holds the token owns the entry (P1). The entry is a weak
+reference to its token. When the last reference to the token is gone, for whatever
+reason (a forgotten lease, an exception between two bytecodes, a worker that
+died), the callback of the weak reference puts the entry into the reaper's
+mailbox, and the slot is recovered (P8).
 
-Assumes: a C function as the callback (``SimpleQueue.put``), so that no
-exception can strike before it has run. A Python ``__del__`` would take a
+Assumes: the callback is a C function (``SimpleQueue.put``), so that no
+exception can be raised before it has run. A Python ``__del__`` would receive a
 pending asynchronous exception in its first bytecode and swallow it.
 """
 
@@ -21,14 +22,14 @@ import weakref
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DEAD", "Key", "Entry"]
+__all__ = ["DEAD", "Token", "Entry"]
 
 DEAD = object()
 """The generation of a resource that was found dead."""
 
 
-class Key:
-    """Ownership of one entry, passed from hand to hand."""
+class Token:
+    """Ownership of one entry; there is one token for each entry."""
 
     __slots__ = ("entry", "__weakref__")
 
@@ -38,7 +39,7 @@ class Key:
 class Entry(weakref.ref):  # type: ignore[type-arg]
     """The record of one slot.
 
-    The holder of the key alone writes it, so the hot path needs no lock.
+    Only the holder of the token writes to it, so the hot path needs no lock.
     """
 
     __slots__ = (
@@ -60,18 +61,18 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "borrower",
     )
 
-    pool: Any  # weak reference to the pool, for the reaper that finds an orphan
-    resource: Any  # None while it is being made
-    generation: object  # stamped when the making starts; None: retired, close it when it returns
+    pool: Any  # weak reference to the pool, for the reaper that reclaims an orphan
+    resource: Any  # None while it is being created
+    generation: object  # set when the creation starts; None: close the resource when it returns
     expires: float  # end of its lifetime
-    idle_since: float  # when it was released last
-    checked: float  # when a round trip proved it alive last
-    answered: bool  # its peer did when it came back last: that was no later than `checked`
-    since: float  # when its present state began: lent, or creating, checking, closing
+    idle_since: float  # time of the last release
+    checked: float  # time of the last round trip that proved it alive
+    answered: bool  # whether the peer answered during the last release, at `checked`
+    since: float  # when its present state began: lent, creating, checking or closing
     uses: int  # finished leases
-    busy: float  # seconds lent in all finished leases
-    thread: int  # who borrowed it last
-    code: CodeType | None  # and where: never the frame, which would keep the lease alive
+    busy: float  # total seconds of all finished leases
+    thread: int  # identifier of the thread that acquired it last
+    code: CodeType | None  # caller's code; never its frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
     watched: bool  # has a socket, of which alone is known whether it is alive (see `hangup`)
@@ -82,10 +83,10 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
 
-        def __call__(self) -> Key | None: ...
+        def __call__(self) -> Token | None: ...
 
     def begin(self, generation: object, expires: float, now: float) -> None:
-        """Make it the record of a slot that is taken, and has no resource yet."""
+        """Initialise the record of a reserved slot that has no resource yet."""
         self.resource = self.code = self.borrower = None
         self.generation = generation
         self.expires = expires
@@ -96,9 +97,9 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     @property
     def held(self) -> bool:
-        """Whether the last thing that happened to it was an acquire.
+        """Whether it is lent: it was acquired after it was last released.
 
-        Between taking a key and stamping it an entry still looks released, so
-        nobody is blamed for the time that it lay idle.
+        Until `acquire` has set the start time, the entry still counts as
+        released, so idle time is never attributed to a holder.
         """
         return self.since >= self.idle_since

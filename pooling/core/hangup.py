@@ -17,7 +17,7 @@ import stat
 import sys
 from typing import Any
 
-__all__ = ["connected", "watchable"]
+__all__ = ["connected", "native_poll", "watchable"]
 
 _SOCKETS = ("sock", "socket")  # smtplib, ftplib, imaplib, poplib, http.client, paramiko; ldap3
 _RDHUP = getattr(select, "POLLRDHUP", 0)
@@ -28,15 +28,15 @@ _ALERT, _DATA = 21, 23  # types of TLS records
 _ENCRYPTED_ALERTS = (19, 11)
 
 
-def _find_poll() -> Any:
-    # gevent's takes 10 µs and switches greenlets; this one never waits, so the system's will do.
+def native_poll() -> Any:
+    """Return the system's ``poll``, or ``None``: gevent's takes 10 µs and switches greenlets, and ours never waits."""
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("select"):
         return gevent.get_original("select", "poll") if hasattr(select, "poll") else None
     return getattr(select, "poll", None)
 
 
-_poll = _find_poll()
+_poll = native_poll()
 
 
 def watchable(resource: object) -> bool:

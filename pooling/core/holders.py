@@ -1,12 +1,12 @@
-"""Who holds what since when, in words (P12).
+"""Holders of resources, for messages: where each was acquired, by which thread, for how long (P12).
 
 A lease stores the caller's code object and instruction offset, which costs
-nanoseconds; the line number is worked out here, when somebody asks.
+nanoseconds; the line number is computed here, on demand.
 
 Of its thread a lease stores the identifier. That is enough while the thread
-lives. Once it has ended, its name is gone from `threading`, and the identifier
-may belong to another thread. So the slow ways to a lease also store this
-thread's `Borrower`, which outlives the thread and notes when it ended.
+lives. After it has ended, its name is gone from `threading`, and another thread
+may have the identifier. So the slow paths also store the thread's `Borrower`,
+which outlives the thread and records when it ended.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Borrower:
 
 
 class _Life:
-    """Kept by its thread alone, in a thread-local variable: destroyed when the thread ends."""
+    """Held in a thread-local variable only: destroyed when its thread ends."""
 
     __slots__ = ("borrower", "_now")
 
@@ -59,13 +59,13 @@ _local: Any = threading.local()
 
 
 def borrower() -> Borrower:
-    """Return the record of the calling thread, made at its first call."""
+    """Return the record of the calling thread, created at its first call."""
     global _local
     life: _Life | None = getattr(_local, "life", None)
     if life is None:
         if type(_local) is not threading.local:  # gevent has replaced it
             _local = threading.local()
-        # Not `current_thread`, which makes a thread object up where there is none.
+        # Not `current_thread`, which creates a dummy thread object for a foreign thread.
         thread = getattr(threading, "_active", {}).get(threading.get_ident())
         _local.life = life = _Life(Borrower(None if thread is None else thread.name))
     return life.borrower
@@ -78,8 +78,8 @@ class Holder:
         file, line, function: Where it was acquired.
         thread: The name of the thread that acquired it.
         seconds: For how long.
-        ended: For how many seconds that thread has been gone; ``None`` if it
-            lives, or if that is not known.
+        ended: How many seconds ago that thread ended; ``None`` if it lives, or
+            if that is not known.
     """
 
     __slots__ = ("file", "line", "function", "thread", "seconds", "ended")
@@ -111,7 +111,7 @@ def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:
 
 
 def describe(holders: list[Holder], most: int = 5) -> str:
-    """Return one line for all holders, those of the same place together.
+    """Return one line for all holders, grouped by place.
 
     ``views.py:88 checkout() in Thread-4 for 41.2 s ×7; tasks.py:12 ...``
     """
@@ -142,7 +142,7 @@ def has_ended(entry: Entry) -> bool:
 
 
 def _borrower_of(entry: Entry) -> Borrower | None:
-    """Return who has it now, if that was noted when this lease began."""
+    """Return the borrower of the current lease, if it was recorded when the lease began."""
     noted: tuple[Borrower, float] | None = entry.borrower
     return noted[0] if noted is not None and noted[1] == entry.since else None
 

@@ -1,4 +1,4 @@
-"""What a borrower holds, and the hot path's way back."""
+"""Lease: what a borrower holds, and the fast path of its release."""
 
 from __future__ import annotations
 
@@ -6,46 +6,55 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from ..errors import LeaseError
-from .entry import Key
+from .checkin import Checkin
+from .entry import Token
+from .fastpath import FastPath
 from .metrics import SHORT
-from .registry import PAGE
+from .registry import SAME_PROCESS
 from .words import no_copy
-
-if TYPE_CHECKING:
-    from .lending import Lending
 
 __all__ = ["Lease"]
 
 R = TypeVar("R")
 
 
+class Lender(Protocol):
+    """The pool, as its leases see it."""
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+
+    _fast: FastPath
+    _checkin: Checkin[Any]
+
+
 class Lease(Generic[R]):
-    """The right to use one resource until it is given back.
+    """The right to use one resource until it is released.
 
     ::
 
-        with pool.acquire() as connection:   # given back at the end of the block
+        with pool.acquire() as connection:   # released at the end of the block
             ...
 
-        lease = pool.acquire()               # or by hand
+        lease = pool.acquire()               # or without a block
         try:
             lease.resource.do_something()
         finally:
             lease.release()
 
-    A lease that is dropped without a release is not lost: its slot comes back
-    when it is garbage collected, its resource is closed, and a warning says
-    where it was acquired. It may be given back by another thread than the one
-    that acquired it.
+    If a lease is dropped without a release, its resource is closed and its
+    slot is free again when the lease is garbage collected, and a warning says
+    where it was acquired. Any thread may release it.
     """
 
-    __slots__ = ("_pool", "_key")
+    __slots__ = ("_pool", "_token", "__weakref__")
 
-    _pool: Lending[R]  # set by `Lending.acquire`: an `__init__` would cost as much as the clock
-    _key: Key | None
+    _pool: Lender  # set by `Pool.acquire`: an `__init__` would cost as much as reading the clock
+    _token: Token | None
 
     @property
     def resource(self) -> R:
@@ -54,15 +63,15 @@ class Lease(Generic[R]):
         Raises:
             LeaseError: The lease has ended, or was inherited over a fork.
         """
-        key = self._held()
-        resource: R = key.entry.resource
+        token = self._held()
+        resource: R = token.entry.resource
         return resource
 
     def __enter__(self) -> R:
-        key = self._key
-        if key is None:
-            key = self._held()  # raises
-        resource: R = key.entry.resource
+        token = self._token
+        if token is None:
+            token = self._held()  # raises
+        resource: R = token.entry.resource
         if resource is None:  # inherited over a fork
             self._held()  # raises
         return resource
@@ -73,102 +82,106 @@ class Lease(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Straight-line stores are not split by another thread or an
-        # asynchronous exception (GIL builds; see the end of this file).
-        key = self._key
-        self._key = None
-        if key is None:
-            return  # ended by hand inside the block
-        entry = key.entry
+        # Consecutive stores are not split by another thread or an asynchronous
+        # exception (with the GIL; see the end of this file for other builds).
+        token = self._token
+        self._token = None
+        if token is None:
+            return  # ended inside the block
+        entry = token.entry
         pool = self._pool
-        if error is not None or pool._careful or entry() is not key:
-            pool._take_back(key, error)
+        fast = pool._fast
+        if error is not None or fast.slow_release or entry() is not token:
+            pool._checkin.run(token, error)
             return
-        clock, push = pool._now, pool._push  # bound first: the cheaper call
+        clock, push = fast.now, fast.push  # bound first: the cheaper call
         now = clock()
         held = now - entry.since
         entry.idle_since = now
         entry.uses += 1
         entry.busy += held
         if entry.leaked:
-            pool._came_back(entry, held)
-        push(key)
-        # A waiter registers, then looks at the idle ones; we put ours there,
-        # then look at the waiters: one of us sees the other (P8). Nobody takes
-        # it from under a waiter: who finds somebody waiting queues (P3).
-        if (pool._waiters or entry.generation is not pool._home) and (PAGE[0] or pool._knows(entry)):
-            pool._serve()
+            pool._checkin.leak_returned(entry, held)
+        push(token)
+        # A waiter registers, then looks at the idle stack; a release pushes,
+        # then looks at the waiters: one of the two sees the other (P8). The
+        # resource cannot be taken from under a waiter, because an acquire that
+        # sees a waiter enters the queue (P3).
+        if fast.waiters or entry.generation is not fast.returnable_generation:
+            engine = pool._checkin.engine
+            if SAME_PROCESS[0] or engine.owns(entry):
+                engine.serve()
         if held > SHORT:
-            pool._time_use(held)
+            pool._checkin.record_use(held)
 
     def release(self) -> None:
-        """Give the resource back.
+        """Release the resource.
 
-        It is reset first, where the pool has a reset; if that fails it is
-        closed instead, and the slot goes to the next waiter.
+        It is reset first, where the pool has a reset. If that fails it is
+        closed, and its slot goes to the next waiter.
 
         Raises:
-            LeaseError: It was given back before, or inherited over a fork.
+            LeaseError: It was released before, or inherited over a fork.
         """
         self._held()
         self.__exit__(None, None, None)
 
     def discard(self) -> None:
-        """Give the resource back as broken: it is closed and replaced when needed.
+        """Release the resource as broken: it is closed, and replaced when needed.
 
         Raises:
-            LeaseError: It was given back before, or inherited over a fork.
+            LeaseError: It was released before, or inherited over a fork.
         """
-        key = self._held()
-        self._key = None
-        self._pool._give_up(key, "discarded")
+        token = self._held()
+        self._token = None
+        self._pool._checkin.run(token, None, "discarded")
 
     def detach(self) -> R:
-        """Take the resource out of the pool for good; closing it is up to you.
+        """Remove the resource from the pool; the caller has to close it.
 
         Raises:
-            LeaseError: It was given back before, or inherited over a fork.
+            LeaseError: It was released before, or inherited over a fork.
         """
-        key = self._held()
-        self._key = None
-        resource: R = self._pool._detach(key)
+        token = self._held()
+        self._token = None
+        resource: R = self._pool._checkin.detach(token)
         return resource
 
-    def _held(self) -> Key:
-        key = self._key
-        if key is None:
-            raise LeaseError(f"pool {self._pool.name!r}: this lease was given back before")
-        if not self._pool._knows(key.entry):
+    def _held(self) -> Token:
+        token = self._token
+        if token is None:
+            raise LeaseError(f"pool {self._pool.name!r}: this lease was released before")
+        if not self._pool._checkin.engine.owns(token.entry):
             raise LeaseError(
                 f"pool {self._pool.name!r}: this lease belongs to the process that forked "
                 "this one; acquire a new one here"
             )
-        return key
+        return token
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         no_copy(self, "a resource has one borrower; pass the lease itself on, or acquire another one")
 
     def __repr__(self) -> str:
-        key = self._key
-        what = "ended" if key is None else repr(key.entry.resource)
+        token = self._token
+        what = "ended" if token is None else repr(token.entry.resource)
         return f"<{type(self).__name__} of pool {self._pool.name!r}: {what}>"
 
 
-def _one_at_a_time(way_out: Callable[..., Any]) -> Callable[..., Any]:
-    """Let one thread alone end a lease, where no GIL sees to that."""
+def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the GIL, let only one thread end a lease."""
 
     def end(self: Lease[Any], *args: Any) -> Any:
         mine: Lease[Any] = Lease()
         mine._pool = self._pool
-        with _turnstile:
-            mine._key = self._key
-            self._key = None
-        return way_out(mine, *args)
+        with _end_lock:
+            mine._token = self._token
+            self._token = None
+        return method(mine, *args)
 
     return end
 
 
-_turnstile = threading.Lock()
+_end_lock = threading.Lock()
 if not getattr(sys, "_is_gil_enabled", lambda: True)():  # pragma: no cover
     for _name in ("__exit__", "discard", "detach"):
         setattr(Lease, _name, _one_at_a_time(getattr(Lease, _name)))

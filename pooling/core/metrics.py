@@ -1,16 +1,16 @@
-"""What happened in a pool: counters, histograms, and consistent pictures of both.
+"""Metrics of a pool: counters, histograms, and consistent snapshots of both.
 
-How the numbers come about (P12):
+How the figures are collected (P12):
 
-- A lease is counted in its own entry, by its holder alone, without a lock.
-  A snapshot adds the entries to the totals of those that are closed. Such
-  counters only grow; they may lag by the operations in flight and never lose
-  one.
-- What happens on slow paths is counted under the pool's lock, which is held
-  there anyway. A snapshot takes the same lock once, so its gauges add up.
-- Durations go through a deque, whose ``append`` is atomic and may be called
-  from anywhere (a destructor, a signal handler), and are sorted into buckets
-  under the lock now and then.
+- Each lease is counted in its entry, by its holder only, without a lock. A
+  snapshot adds the counters of the entries to the totals of the closed ones.
+  These counters only grow; they may lag by the operations in flight and never
+  lose one.
+- Events on slow paths are counted under the pool's lock, which is held there
+  anyway. A snapshot takes the same lock once, so its gauges add up.
+- Durations are appended to a deque, which is atomic and safe in a destructor
+  and a signal handler. From time to time they are sorted into buckets under
+  the lock.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Histogram:
         self._total = self._max = 0.0
 
     def record(self, seconds: float) -> None:
-        """Count one duration; safe from any thread, destructor and signal handler."""
+        """Record one duration; safe in any thread, destructor and signal handler."""
         self._fresh.append(seconds)
-        # One thread sorts them: the others need not wait for it at the lock.
+        # Only one thread sorts them; the others do not wait for the lock.
         if not len(self._fresh) % _FOLD_AT and not self._lock._is_owned():
             with self._lock:
                 self._fold()
@@ -89,11 +89,11 @@ class Histogram:
             self._max = max(self._max, max(batch))
 
     def snapshot(self, others: int = 0, others_total: float = 0.0) -> HistogramSnapshot:
-        """Return the figures now. Needs the lock.
+        """Return the current figures. Needs the lock.
 
         Args:
-            others: How many more there were, each shorter than `SHORT`.
-            others_total: What those add up to.
+            others: Number of further durations, each shorter than `SHORT`.
+            others_total: Their sum.
         """
         self._fold()
         timed = self._counts.total()
@@ -113,7 +113,7 @@ class Histogram:
         )
 
     def _percentile(self, rank: float, short: float) -> float:
-        """The duration of that rank among the timed ones; ``short`` below them."""
+        """Return the duration of that rank among the recorded ones; ``short`` for lower ranks."""
         if rank <= 0:
             return short
         seen = 0
@@ -127,16 +127,16 @@ class Histogram:
 
     @property
     def timed(self) -> tuple[int, float]:
-        """How many were recorded and what they add up to. Needs the lock."""
+        """Number and sum of the recorded durations. Needs the lock."""
         self._fold()
         return self._counts.total(), self._total
 
 
 class PoolSnapshot(NamedTuple):
-    """A consistent picture of a pool at one moment.
+    """A consistent snapshot of a pool.
 
     ``idle + in_use + creating + checking + closing == size``. Durations are
-    seconds. Counters count from the pool's first use or the last `reset`.
+    seconds. Counters start at the pool's first use or the last `reset`.
     """
 
     name: str
@@ -178,27 +178,27 @@ class PoolSnapshot(NamedTuple):
 
     @property
     def utilization(self) -> float:
-        """In use / open: 1.0 means that every open resource is lent."""
+        """In use / open: 1.0 means that every open resource is in use."""
         return self.in_use / self.size if self.size else 0.0
 
     @property
     def saturation(self) -> float:
-        """In use / ``max_size``: 1.0 means that the next borrower waits."""
+        """In use / ``max_size``: 1.0 means that the next borrower has to wait."""
         return self.in_use / self.max_size if self.max_size else 0.0
 
     @property
     def requests(self) -> int:
-        """How often somebody asked: served, timed out, refused, or turned away for good cause."""
+        """Number of acquires: served, timed out, refused, or failed with another error."""
         return self.acquired + self.timeouts + self.refusals + self.turned_away
 
     @property
     def error_rate(self) -> float:
-        """The part of the requests that were not served, and errors, 0 to 1."""
+        """Failed requests and errors as a fraction of the requests, 0 to 1."""
         bad = self.timeouts + self.refusals + self.turned_away + sum(self.errors.values())
         return min(1.0, bad / max(1, self.requests))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything under our own names and under the older ones.
+        """Return all figures, under our own names and under older ones.
 
         The older names are those of the pools that this library replaces:
         ``avg_..._ms`` in milliseconds, ``avg_connection_...`` in seconds.
@@ -238,18 +238,20 @@ class PoolSnapshot(NamedTuple):
 
 
 class PoolMetrics:
-    """The metrics of one pool: a lock-protected object that counts and presents.
+    """The metrics of one pool, guarded by the pool's lock.
 
-    The pool counts into it; a user reads :meth:`snapshot` and its forms.
+    The pool counts into it; users read :meth:`snapshot` and its other forms.
     """
 
-    def __init__(
-        self, name: str, lock: Any, state: PoolState, clock: Clock, stacked: bool = True
-    ) -> None:
+    def __init__(self, name: str, clock: Clock, stacked: bool = True) -> None:
         self.name = name
+        self._clock = clock
+        self._stacked = stacked  # a released resource is on top of the idle stack at once
+
+    def renew(self, lock: Any, state: PoolState) -> None:
+        """Begin with zeros, for a state and its lock; also in a forked child, where exporters may keep this object."""
         self.lock = lock
         self._state = state
-        self._clock = clock
         # All below: guarded by the lock.
         self.count: Counter[str] = Counter()  # created, timeouts, refusals, ...
         self.closed: Counter[str] = Counter()  # by reason
@@ -258,8 +260,7 @@ class PoolMetrics:
         self._done_uses = 0  # of the entries that are closed
         self._done_busy = 0.0
         self._peak = 0
-        self._stacked = stacked  # what comes back is on top of the stack at once
-        self._before: dict[Entry, int] = {}  # their uses at the last reset
+        self._before: dict[Entry, int] = {}  # uses of the entries at the last reset
         self.wait = Histogram(lock)
         self.use = Histogram(lock)
         self.create = Histogram(lock)
@@ -268,29 +269,30 @@ class PoolMetrics:
         self._base_uses = 0
         self._base_busy = 0.0
         self._base_lent = 0
-        self._since = clock.now()
+        self._since = self._clock.now()
 
-    # -- counting: the pool's side, under the lock ---------------------------
+    # -- counting, by the pool, under the lock -------------------------------
 
-    def gone(self, entry: Entry, reason: str) -> None:
-        """Count an entry that has left, and keep what it counted. Needs the lock."""
+    def count_closed(self, entry: Entry, reason: str) -> None:
+        """Count a closed entry and keep its counters. Needs the lock."""
         self.closed[reason] += 1
         self._done_uses += entry.uses
         self._done_busy += entry.busy
 
-    def look(self) -> None:
-        """Note how many are in use now; slow paths call it. Needs the lock."""
+    def note_in_use(self) -> None:
+        """Record how many are in use now; called on slow paths. Needs the lock."""
         in_use = self._state.in_use
         if in_use > self._peak:
             self._peak = in_use
 
-    def survey(self) -> None:
-        """Note how many were ever lent: the stack lends the same few first. Needs the lock.
+    def estimate_peak(self) -> None:
+        """Estimate the peak from the number of resources ever lent. Needs the lock.
 
-        So those that were lent at all were out at one time, whoever took and
-        gave them without the lock.
+        The stack lends the resource used last first, so all resources that
+        were ever lent were in use at the same time at least once. This covers
+        leases on the fast path, which takes no lock.
         """
-        self.look()
+        self.note_in_use()
         if self._stacked:
             known = self._before
             lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
@@ -307,7 +309,7 @@ class PoolMetrics:
     # -- reading -------------------------------------------------------------
 
     def reset(self) -> None:
-        """Start counting anew; gauges stay what they are."""
+        """Reset all counters and durations; gauges are unaffected."""
         with self.lock:
             self._base_uses, self._base_busy = self._uses()
             self._base_lent = self._state.in_use
@@ -320,7 +322,7 @@ class PoolMetrics:
                 histogram.clear()
 
     def snapshot(self) -> PoolSnapshot:
-        """Return an immutable, consistent picture of the pool now."""
+        """Return an immutable, consistent snapshot of the pool."""
         with self.lock:
             state, count = self._state, self.count
             in_use, idle = state.in_use, len(state.idle)
@@ -328,7 +330,7 @@ class PoolMetrics:
             uses, busy = self._uses()
             uses, busy = uses - self._base_uses, busy - self._base_busy
             acquired = max(uses + in_use - self._base_lent, 0)
-            self.survey()
+            self.estimate_peak()
             timed_use, timed_use_total = self.use.timed
             return PoolSnapshot(
                 name=self.name,
@@ -367,7 +369,7 @@ class PoolMetrics:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `PoolSnapshot.to_dict` of this moment."""
+        """Return `PoolSnapshot.to_dict` of a new snapshot."""
         return self.snapshot().to_dict()
 
     def to_json(self, pretty: bool = False) -> str:
@@ -377,7 +379,7 @@ class PoolMetrics:
         return json.dumps(self.to_dict(), indent=2 if pretty else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_json` to a file, whole or not at all: a reader never sees half of it."""
+        """Write `to_json` to a file atomically: a reader never sees half of it."""
         beside = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
         try:
             with open(beside, "w", encoding="utf-8") as file:
@@ -392,7 +394,7 @@ class PoolMetrics:
         no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
 
     def print_summary(self, file: IO[str] | None = None) -> None:
-        """Print what a person wants to know first, to standard output by default."""
+        """Print a summary, to standard output by default."""
         print(_summary(self.snapshot()), file=file or sys.stdout)
 
 
@@ -404,7 +406,7 @@ def _summary(s: PoolSnapshot) -> str:
         f"  now       {s.in_use} in use, {s.idle} idle, {s.waiting} waiting, "
         f"{s.size} open of {s.max_size} at most; {s.peak_in_use} in use at the peak",
         f"  requests  {s.requests}: {s.acquired} served, {s.timeouts} timed out, "
-        f"{s.refusals} refused, {s.turned_away} turned away; none idle {s.exhausted} times",
+        f"{s.refusals} refused, {s.turned_away} failed otherwise; exhausted {s.exhausted} times",
         f"  made      {s.created} created, {sum(s.closed.values())} closed"
         + (f" ({closed})" if closed else ""),
         f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),

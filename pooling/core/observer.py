@@ -1,4 +1,4 @@
-"""Who wants to be told: one empty method for each event."""
+"""Observer: one no-op method per event."""
 
 from __future__ import annotations
 
@@ -10,63 +10,64 @@ from typing import Any
 
 from .threads import Life
 
-__all__ = ["Observer", "tell"]
+__all__ = ["Observer", "notify"]
 
 logger = logging.getLogger("pooling")
 
 
 class Observer:
-    """Told what happens in a pool; override what interests you.
+    """Receives the events of a pool; override the methods you need.
 
-    Called outside the pool's lock, in whatever thread the event happened in,
-    so be quick. An exception is logged and changes nothing. ``pool`` is the
-    pool's name. An observer that uses the pool itself is not told what that
-    leads to. `acquired` and `released` are the only events of the hot
-    path: a pool with an observer that overrides one of them takes the slow
-    path for every lease; all others cost nothing while nothing happens.
+    Methods are called outside the pool's lock, in the thread in which the
+    event happened, so they should return quickly. An exception is logged and
+    otherwise ignored. ``pool`` is the pool's name. Only `acquired` and
+    `released` are on the hot path: with an observer that overrides one of
+    them, every lease takes the slow path. All other events cost nothing until
+    they happen. An observer that uses the pool itself is not notified of what
+    that leads to.
     """
 
     def acquired(self, pool: str, waited: float) -> None:
-        """A lease was given, after so many seconds of waiting."""
+        """A lease was acquired after ``waited`` seconds."""
 
     def released(self, pool: str, held: float) -> None:
-        """A lease came back, after so many seconds."""
+        """A lease was released; it was held for ``held`` seconds."""
 
     def created(self, pool: str, seconds: float) -> None:
-        """A resource was made, in so many seconds."""
+        """A resource was created, which took ``seconds``."""
 
     def create_failed(self, pool: str, error: BaseException) -> None:
-        """A resource could not be made."""
+        """A creation failed."""
 
     def closed(self, pool: str, reason: str) -> None:
-        """A resource was closed, and why."""
+        """A resource was closed for this reason."""
 
     def exhausted(self, pool: str, waiting: int) -> None:
-        """All resources are in use, and somebody began to wait; so many wait now."""
+        """All resources are in use and a borrower has to wait; ``waiting`` borrowers wait now."""
 
     def timed_out(self, pool: str, waited: float) -> None:
-        """A borrower gave up after so many seconds."""
+        """An acquire timed out after ``waited`` seconds."""
 
     def refused(self, pool: str) -> None:
-        """A borrower was sent away because ``max_waiting`` were in line."""
+        """An acquire was refused because the wait queue was full (``max_waiting``)."""
 
     def validation_failed(self, pool: str, error: BaseException) -> None:
-        """A resource was found dead."""
+        """A resource proved dead."""
 
     def health_checked(self, pool: str, error: BaseException | None) -> None:
-        """The server was asked how it is; ``None`` means well."""
+        """A health check ended; ``None`` means that it succeeded."""
 
     def leaked(self, pool: str, where: str, held: float) -> None:
-        """A lease is out for longer than ``leak_timeout``."""
+        """A lease has been held for longer than ``leak_timeout``."""
 
     def orphaned(self, pool: str, where: str) -> None:
-        """A lease was dropped without release; its resource is being closed."""
+        """A lease was garbage collected without a release; its resource is being closed."""
 
     def outage_began(self, pool: str, error: BaseException) -> None:
-        """Creating fails: the server seems to be down."""
+        """A creation failed and the server is considered down."""
 
     def outage_ended(self, pool: str, seconds: float) -> None:
-        """Creating works again, after so many seconds."""
+        """A creation succeeded again after ``seconds`` of outage."""
 
     def resets_failed(self, pool: str, error: BaseException) -> None:
         """Resets keep failing, so that resources are closed when they come back; told once until they work again."""
@@ -75,11 +76,11 @@ class Observer:
         """Resets work again."""
 
     def drained(self, pool: str) -> None:
-        """A new generation began."""
+        """A new generation began: every resource will be replaced."""
 
 
-def tell(observers: tuple[Observer, ...], event: str, *args: Any) -> None:
-    """Call one method of each observer; what it raises is logged and goes no further."""
+def notify(observers: tuple[Observer, ...], event: str, *args: Any) -> None:
+    """Call one method of each observer; log what it raises."""
     for observer in observers:
         _unless_inside(observer, _tell, observer, event, args)
 

@@ -37,6 +37,7 @@ from collections.abc import Callable
 
 from ..settings import Backoff
 from .state import UNLIMITED
+from .words import format_error
 
 __all__ = ["Incident", "Outage"]
 
@@ -79,6 +80,11 @@ class Outage:
         self._ramp = UNLIMITED
         self._settled = -_NEVER  # when creations were held up last, or will be at most
         self._crowded = -_NEVER  # when the server was full last
+
+    @property
+    def text(self) -> str | None:
+        """The last real cause in one line, or ``None`` while the server is up."""
+        return None if self.error is None else format_error(self.error)
 
     def allowed(self, now: float) -> int:
         """How many creations may be under way at this moment."""

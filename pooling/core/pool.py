@@ -1,28 +1,32 @@
-"""`Pool`: what users make, and steer."""
+"""`Pool`: the public verbs, and acquire, whose fast path is all here."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from .._masking import masked, shown
 from ..errors import PoolClosed, PoolTimeout
 from ..settings import PoolOptions, PoolSettings, with_options
-from .adapter import Adapter, FunctionAdapter, own
+from .adapter import Adapter, as_adapter
+from .checkin import Checkin
+from .checkout import Checkout
 from .clock import SYSTEM, Clock, seconds
-from .entry import Key
-from .holders import Holder, describe, holders_of
-from .lending import Lending
-from .observer import Observer, tell
-from .slots import Watch
-from .state import _copy
-from .threads import Weak
-from .words import no_copy, say
+from .engine import Engine
+from .entry import Token
+from .holders import Holder, holders_of
+from .lease import Lease
+from .liveness import Liveness
+from .maintenance import Maintenance
+from .metrics import PoolMetrics
+from .observer import Observer
+from .registry import SAME_PROCESS
+from .waiting import wait_until
+from .words import format_error, no_copy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 R = TypeVar("R")
-logger = logging.getLogger("pooling")
 _numbers = itertools.count(1)
+_getframe = sys._getframe
 
 
-class Pool(Lending[R]):
+class Pool(Generic[R]):
     """Lends resources that are costly to make to one thread at a time.
 
     ::
@@ -48,31 +52,32 @@ class Pool(Lending[R]):
     fork: the child finds it empty.
 
     Args:
-        factory: Makes a resource. May block; runs on a worker thread, in a copy
-            of the context (``contextvars``) of the acquire that asks for it.
-            What is replaced to keep ``min_size`` has no borrower's context.
-        close: Ends one.
-        validate: Makes a round trip to prove one alive: raises, or returns
-            ``False``, if it is dead. Whatever else it returns, ``None``
+        factory: Creates a resource. May block; runs on a worker thread, in a
+            copy of the context (``contextvars``) of the acquire that needs it.
+            Replacements that keep ``min_size`` have no borrower's context.
+        close: Closes a resource.
+        validate: Makes a round trip to prove a resource alive: raises, or
+            returns ``False``, if it is dead. Any other return value, ``None``
             included, means alive.
-        reset: Makes one as good as new after a lease; raises, or returns
-            ``False``, if that fails.
+        reset: Makes a resource as good as new after a lease; raises, or
+            returns ``False``, if that fails.
         is_broken: Called with a resource and the error that left the block:
-            ``True`` closes the resource, ``False`` keeps it, ``None`` leaves it
-            to `Adapter.is_broken`. Without this argument that decides, and
-            after any other error ``validate`` is asked.
+            ``True`` closes the resource, ``False`` keeps it, ``None`` leaves
+            the decision to `Adapter.is_broken`. Without this argument that
+            decides, and after any other error ``validate`` is called.
         adapter: All of the above and more in one object; instead of ``factory``.
         settings: Sizes and times, see `PoolSettings`.
         name: For messages and metrics.
-        observers: Told what happens, see `Observer`.
-        clock: Where time comes from; tests pass their own.
-        options: Fields of `PoolSettings`; they beat ``settings``.
+        observers: Notified of events, see `Observer`.
+        clock: The source of time; tests pass their own.
+        options: Fields of `PoolSettings`; they override ``settings``.
 
     Raises:
-        TypeError: Neither or both of ``factory`` and ``adapter``, or one of
-            the arguments is not of its kind, or unknown.
-        ValueError: An option breaks its field's rule.
+        TypeError: Neither or both of ``factory`` and ``adapter``, or an
+            argument of the wrong type.
     """
+
+    __slots__ = ("_fast", "_liveness", "engine", "_checkin", "_maintenance", "__dict__", "__weakref__")
 
     def __init__(
         self,
@@ -90,28 +95,100 @@ class Pool(Lending[R]):
         **options: Unpack[PoolOptions],
     ) -> None:
         given = {"factory": factory, "close": close, "validate": validate, "reset": reset, "is_broken": is_broken}
-        adapter = _adapter(adapter, given)
+        adapter = as_adapter(adapter, given)
         if settings is not None and not isinstance(settings, PoolSettings):
-            # Never the value: whoever mixes up the order of arguments gives an address, with its password.
+            # Never the value: a misplaced argument may be an address with a password.
             raise TypeError(f"settings must be a PoolSettings, not of type {type(settings).__name__}")
         if name is not None and not (isinstance(name, str) and name):
-            raise TypeError(f"name must be a text that is not empty, not {shown(name)}")
+            raise TypeError(f"name must be a non-empty string, not {shown(name)}")
         if isinstance(name, str) and "://" in name and masked(name) != name:
             raise ValueError("name must not be an address with a password: it stands in every message")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
             raise TypeError(f"clock must have now(), wall() and get(), not be {shown(clock)}")
         if not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be several of pooling.Observer, not {shown(observers)}")
+            raise TypeError(f"observers must be an iterable of pooling.Observer, not {shown(observers)}")
         settings = with_options(settings or PoolSettings(), options, Pool.__init__)
         number = next(_numbers)
-        super().__init__(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
+        self.engine = Engine(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
+        """The mechanism; internal, for the adapters of this package."""
+        self._fast = self.engine.fast
+        self._liveness = Liveness(self.engine)
+        self._checkin = Checkin(self.engine, self._liveness)
+        self._maintenance = Maintenance(self.engine, self._liveness)
+        adapter.settings_changed(self.settings)
         for observer in observers:
             self.add_observer(observer)
 
-    # -- life -------------------------------------------------------------------
+    # -- acquire --------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
+        """Take a resource, waiting for one if all are in use.
+
+        Waiters are served strictly in order of arrival, whether the resource
+        that serves them was just released or just created.
+
+        Args:
+            timeout: Seconds for everything together: waiting, creation,
+                validation. ``None`` means the pool's ``acquire_timeout``;
+                ``0`` takes an idle resource (checked, but not validated by a
+                round trip) or raises at once.
+
+        Returns:
+            A `Lease`; as a context manager it gives the resource.
+
+        Raises:
+            PoolTimeout: None came in time. The message states counts and holders.
+            PoolUnavailable: The server is down, and ``timeout`` is 0 or
+                ``max_attempts`` creations failed while this call waited.
+            TooManyWaiting: ``max_waiting`` borrowers wait already.
+            PoolClosed: The pool was closed before or during the wait.
+            CreateFailed: Creation can never succeed; the driver's error is the cause.
+            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0.
+        """
+        if timeout is not None:
+            timeout = seconds(timeout)
+        fast = self._fast
+        pop, clock = fast.pop, fast.now  # bound first: the cheaper call
+        token: Token | None = None
+        if not fast.waiters:
+            try:
+                token = pop()
+            except IndexError:
+                pass  # leave the handler, so that later errors do not chain this one
+        if token is None:
+            token, now = Checkout(self.engine, self._liveness, timeout, clock()).run()
+        else:
+            entry = token.entry
+            now = clock()
+            if (
+                entry.generation is not fast.lendable_generation
+                or now >= entry.expires
+                or not SAME_PROCESS[0]
+                or (fast.checks_on_acquire and not self._liveness.is_sound(entry, now))
+            ):
+                doubtful = [token]
+                del token, entry  # another thread may get it while this one waits
+                token, now = Checkout(self.engine, self._liveness, timeout, now).run(doubtful)
+        entry = token.entry
+        if fast.track_holders:
+            entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
+            try:
+                frame = _getframe(_depth)
+            except ValueError:  # no caller in Python: `gevent.spawn(pool.acquire)`
+                entry.code = None
+            else:
+                entry.code = frame.f_code
+                entry.lasti = frame.f_lasti
+        entry.since = now  # last: an entry that counts as held has the right holder
+        lease: Lease[R] = Lease()
+        lease._pool = self
+        lease._token = token
+        return lease
+
+    # -- open and close -------------------------------------------------------
 
     def open(self, timeout: float | None = None) -> None:
-        """Warm up: wait until ``min_size`` resources are ready, or say why not.
+        """Warm up: wait until ``min_size`` resources are ready, or raise the reason.
 
         Not needed before `acquire`, which opens what it needs.
 
@@ -123,81 +200,63 @@ class Pool(Lending[R]):
             CreateFailed: They never will be.
             PoolClosed: The pool was closed.
         """
-        self._enter()
-        limit = self._settings.acquire_timeout if timeout is None else seconds(timeout)
-        state, outage = self._state, self._outage
-        with self._lock:
+        engine = self.engine
+        engine.ensure_usable()
+        limit = engine.settings.acquire_timeout if timeout is None else seconds(timeout)
+        state, outage = engine.state, engine.outage
+        with engine.lock:
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-
-        def ready() -> int:
-            return state.live - len(state.checking)
-
-        def over() -> bool:
-            return ready() >= state.min_size or state.closed or outage.final
-
-        self._until(over, limit)
-        with self._lock:
-            if ready() >= state.min_size:
+        wait_until(engine, lambda: state.ready >= state.min_size or state.closed or outage.final, limit)
+        with engine.lock:
+            if state.ready >= state.min_size:
                 return
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} was closed while it opened")
             if outage.final:
-                raise self._cannot_create() from outage.error
+                raise engine.cannot_create() from outage.error
+            noun = engine.adapter.noun
             text = (
-                f"pool {self.name!r}: {ready()} of {state.min_size} {self._adapter.noun}s "
-                f"ready within {limit:.1f} s ({self._counts()})"
+                f"pool {self.name!r}: {state.ready} of {state.min_size} {noun}s "
+                f"ready within {limit:.1f} s ({engine.counts()})"
             )
             if outage.error is not None:
-                text += f"; making one fails: {say(outage.error)}"
+                text += f"; last {noun} error: {format_error(outage.error)}"
             raise PoolTimeout(text) from outage.error
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None, *, interrupt: bool = True) -> None:
         """Close the pool for good.
 
-        Waiters fail at once with `PoolClosed`; idle resources are closed now
-        and those in use when they are returned. Those that are still in use
-        after ``timeout`` are interrupted, so that a holder who is blocked on
-        one fails, but never closed under their holders. Closing twice is fine.
+        Waiters fail at once with `PoolClosed`. Idle resources are closed now,
+        and those in use when they are released. Those still in use after
+        ``timeout`` are interrupted, so that a holder blocked on one fails, but
+        never closed under their holders. Idempotent.
 
         Args:
-            timeout: Seconds to wait for what is in use or being closed;
+            timeout: Seconds to wait for resources in use or being closed;
                 ``None`` means ``close_timeout``.
+            interrupt: Whether to interrupt those still in use.
         """
-        self._enter()
-        limit = self._settings.close_timeout if timeout is None else seconds(timeout)
-        state = self._state
-        with self._lock:
+        engine = self.engine
+        engine.ensure_usable()
+        limit = engine.settings.close_timeout if timeout is None else seconds(timeout)
+        state = engine.state
+        with engine.lock:
             state.closed = True
             state.generation = object()
-            self._gate_locked()
+            engine.refresh_fast_path_locked()
             state.fail_waiters(PoolClosed, f"pool {self.name!r} was closed during the wait")
-        self._serve()
+        engine.serve()
         me = threading.get_ident()
 
-        def over() -> bool:  # what this thread holds itself cannot come back while it waits
+        def all_closed() -> bool:  # a resource of this thread cannot be released while it waits
             lent = state.lent()
             return all(entry.thread == me for entry in lent) and len(state.entries) == len(lent)
 
-        if not self._until(over, limit) or state.entries:
-            self._interrupt_holders()
-        self._say_recovered(self._now(), 0.0)
-
-    def _interrupt_holders(self) -> None:
-        me = threading.get_ident()
-        lent = [entry for entry in self._state.lent() if entry.thread != me]
-        if not lent:
-            return
-        logger.warning(
-            "pool %r: closed with %d still in use; held by: %s",
-            self.name, len(lent), describe(holders_of(lent, self._now())),
-        )
-        for entry in lent:
-            try:
-                self._adapter.interrupt(entry.resource)
-            except Exception:
-                logger.exception("pool %r: interrupt() failed", self.name)
+        if (not wait_until(engine, all_closed, limit) or state.entries) and interrupt:
+            self._maintenance.interrupt_holders()
+        engine.report_recovery(engine.fast.now(), 0.0)
 
     def __enter__(self) -> Pool[R]:
         self.open()
@@ -214,17 +273,22 @@ class Pool(Lending[R]):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._state.closed
+        return self.engine.state.closed
 
-    # -- steering ----------------------------------------------------------------
+    # -- steer ----------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The pool's name in messages and metrics."""
+        return self.engine.name
 
     @property
     def settings(self) -> PoolSettings:
         """The settings in force."""
-        return self._settings
+        return self.engine.settings
 
     def fill(self, size: int | None = None) -> None:
-        """Make resources ahead of need, without waiting for them.
+        """Create resources ahead of need, without waiting for them.
 
         Args:
             size: How many there should be in all; ``None`` means ``min_size``.
@@ -232,44 +296,39 @@ class Pool(Lending[R]):
         Raises:
             ValueError: More than ``max_size``, or less than 0.
         """
-        self._enter()
-        state = self._state
+        engine = self.engine
+        engine.ensure_usable()
+        state = engine.state
         goal = state.min_size if size is None else size
         if not isinstance(goal, int) or isinstance(goal, bool):
             raise TypeError(f"size must be a whole number, not {shown(size)}")
         if not 0 <= goal <= state.max_size:
             raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {shown(size)}")
-        with self._lock:
+        with engine.lock:
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-            allowed = self._outage.allowed(self._now()) - len(state.creating)
-            number = min(goal - (len(state.entries) - len(state.closing)), allowed)
-            number = min(number, state.max_size - len(state.entries))
-            makings = self._reserve_locked(number)
-        self._carry_out(makings, [])
-        self._serve()
+            creations = engine.fill_locked(goal - (len(state.entries) - len(state.closing)))
+        engine.carry_out(creations, [])
+        engine.serve()
 
     def drain(self) -> None:
         """Begin a new generation: replace every resource.
 
-        Idle ones are closed now, those in use when they are returned; new
-        ones are made as they are needed.
+        Idle ones are closed now, those in use when they are released; new
+        ones are created as they are needed.
         """
-        self._enter()
-        with self._lock:
-            self.metrics.survey()
-            closes = self._state.drain()
-            self._gate_locked()
-        self._carry_out([], closes)
-        tell(self._observers, "drained", self.name)
-        self._serve()
+        engine = self.engine
+        engine.ensure_usable()
+        engine.drain()
+        engine.events.drained()
+        engine.serve()
 
     def resize(self, max_size: int, min_size: int | None = None) -> None:
         """Change the bounds of a running pool.
 
         Growing serves waiters at once. After shrinking, idle ones are closed
-        now and the rest of the surplus when it is returned.
+        now and the rest of the surplus when it is released.
 
         Raises:
             ValueError, TypeError: As for `PoolSettings`.
@@ -282,164 +341,90 @@ class Pool(Lending[R]):
     def reconfigure(self, **changes: Any) -> None:
         """Change settings of a running pool.
 
-        Lifetimes hold for resources made from now on, all else at once.
+        Lifetimes apply to resources created from now on, all else at once.
 
         Raises:
             ValueError, TypeError: As for `PoolSettings`; nothing was changed.
         """
-        self._enter()
-        with self._lock:
-            settings = self._settings.replace(**changes)
-            self._configure(settings)
-            state = self._state
-            state.min_size, state.max_size = settings.min_size, settings.max_size
-            state.max_idle = settings.max_idle
-            self._gate_locked()
-            self._look_at(self._now())
-        self._serve()
+        engine = self.engine
+        engine.ensure_usable()
+        with engine.lock:
+            settings = engine.settings.replace(**changes)
+            engine.configure(settings)
+            self._liveness.configure(settings)
+            engine.schedule_sweep(engine.fast.now())
+        engine.adapter.settings_changed(settings)
+        engine.serve()
 
     def pause(self) -> None:
-        """Lend nothing until `resume`: borrowers wait in line, and may time out there.
+        """Lend nothing until `resume`: borrowers wait, and may time out.
 
-        What is in use stays with its holders.
+        Resources in use stay with their holders.
         """
         self._set_paused(True)
 
     def resume(self) -> None:
-        """Lend again after `pause`; those in line are served in their order."""
+        """Lend again after `pause`, in order of arrival."""
         self._set_paused(False)
 
     def _set_paused(self, paused: bool) -> None:
-        self._enter()
-        with self._lock:
-            self._state.paused = paused
-            self._gate_locked()
-        self._serve()
+        engine = self.engine
+        engine.ensure_usable()
+        with engine.lock:
+            engine.state.paused = paused
+            engine.refresh_fast_path_locked()
+        engine.serve()
 
     def check(self) -> None:
-        """Look at the idle resources now; the dead ones are closed and replaced.
+        """Check the idle resources now; dead ones are closed and replaced.
 
-        Returns when each has been looked at, or is being validated on a worker.
+        Returns when each has been checked, or is being validated on a worker.
         """
-        self._enter()
-        for key in _copy(self._state.idle):
-            try:
-                self._state.idle.remove(key)
-            except ValueError:
-                continue  # lent meanwhile: it was looked at there
-            self._check_idle(key)
-        self._serve()
+        engine = self.engine
+        engine.ensure_usable()
+        for token in engine.state.idle_tokens():
+            if engine.state.take(token):  # else it was lent meanwhile, and checked there
+                self._liveness.check_idle(token)
+        engine.serve()
 
-    def _check_idle(self, key: Key) -> None:
-        if self._is_alive is not None and not self._alive(key.entry):
-            self._found_dead(key, "dead", None)
-        elif self._validate is None:
-            self._deliver(key)
-        elif not self._adapter.bounded:
-            self._ask_on_worker(key)
-        else:
-            self._check(key)
+    def check_health_now(self) -> None:
+        """Make the next health check due at once."""
+        self._maintenance.health_check_at = self.engine.last_created = float("-inf")
+        self.engine.schedule_sweep(self.engine.fast.now())
 
-    # -- looking -----------------------------------------------------------------
+    # -- observe --------------------------------------------------------------
+
+    @property
+    def metrics(self) -> PoolMetrics:
+        """Counters and durations, see `PoolMetrics`."""
+        return self.engine.metrics
 
     def add_observer(self, observer: Observer) -> None:
-        """Tell an observer from now on what happens."""
+        """Notify an observer from now on."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self._set_observers((*self._observers, observer))
+        self.engine.observe((*self.engine.events.observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
-        """Tell an observer nothing any more."""
-        self._set_observers(tuple(one for one in self._observers if one is not observer))
-
-    def _set_observers(self, observers: tuple[Observer, ...]) -> None:
-        with self._lock:
-            self._observers = observers
-            self._noise = self._wants_noise()
-            self._configure(self._settings)
-            self._gate_locked()
-        self._serve()
+        """Notify an observer no longer."""
+        self.engine.observe(tuple(one for one in self.engine.events.observers if one is not observer))
 
     def stats(self) -> dict[str, Any]:
-        """Return how many are where, and the settings that bound them."""
-        with self._lock:
-            state = self._state
-            return {
-                "name": self.name,
-                "size": len(state.entries),
-                "idle": len(state.idle),
-                "in_use": state.in_use,
-                "creating": len(state.creating),
-                "checking": len(state.checking),
-                "closing": len(state.closing),
-                "waiting": len(state.waiters),
-                "min_size": state.min_size,
-                "max_size": state.max_size,
-                "paused": state.paused,
-                "closed": state.closed,
-                "down": None if self._outage.error is None else say(self._outage.error),
-            }
+        """Return the current counts and the settings that bound them."""
+        engine = self.engine
+        with engine.lock:
+            return {"name": self.name, **engine.state.stats(), "down": engine.outage.text}
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""
-        with self._lock:
-            return holders_of(self._state.lent(), self._now())
+        engine = self.engine
+        with engine.lock:
+            return holders_of(engine.state.lent(), engine.fast.now())
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def __repr__(self) -> str:
-        with self._lock:
-            text, closed = self._counts(), self._state.closed
+        with self.engine.lock:
+            text, closed = self.engine.counts(), self.engine.state.closed
         return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"
-
-    # -- waiting for a state -------------------------------------------------------
-
-    def _until(self, reached: Callable[[], bool], timeout: float) -> bool:
-        """Wait until the state is as wished for; say whether it is.
-
-        On a box of its own, like a waiter and for the same reason: a condition
-        variable's lock would leak when an exception strikes in it.
-        """
-        box: Any = queue.SimpleQueue()
-        watch = Watch(reached, box)
-        reference = Weak(watch, self._watchers.discard)
-        deadline = self._now() + timeout
-        try:
-            with self._lock:
-                self._watchers.add(reference)
-                if self._outage.hurry(self._now(), self._settings.backoff):
-                    self._look_at(self._outage.retry_at)
-            while True:
-                self._serve()
-                with self._lock:
-                    if reached():
-                        return True
-                try:
-                    self._clock.get(box, deadline - self._now())
-                except queue.Empty:
-                    with self._lock:
-                        return reached()
-        finally:
-            self._watchers.discard(reference)
-
-
-def _adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
-    """Check what the pool was given to make resources with."""
-    if (adapter is None) == (given["factory"] is None):
-        raise TypeError("Pool() takes either a factory or an adapter")
-    if adapter is not None:
-        extra = [name for name, function in given.items() if function is not None]
-        if extra:
-            raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
-        if not isinstance(adapter, Adapter):
-            raise TypeError(f"adapter must be a pooling.Adapter, not {shown(adapter)}")
-        if own(adapter, "create") is None:
-            raise TypeError(f"adapter must override create(), and {adapter!r} does not")
-        return adapter
-    for name, function in given.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, not {shown(function)}")
-    return FunctionAdapter(**given)
-
-

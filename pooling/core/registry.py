@@ -1,35 +1,36 @@
-"""The live pools of this process, their background threads, and what fork and exit do to them.
+"""The live pools of this process, their background threads, fork and exit.
 
-**Fork (P9).** A child must not touch what it inherited: its pools are emptied,
-with new locks and queues, before it uses one. However the process forked:
-uWSGI forks in C and runs no hook of Python's, so the truth is a private page
-that the kernel wipes in the child. A look at it costs 15 ns, `os.getpid` ten
-times that. What a pool has inherited is
+**Fork (P9).** A child process must not use inherited resources: before its
+first use of a pool, the pool is emptied and gets new locks and queues. This
+must work however the process forked. uWSGI forks in C and runs no Python hook,
+so a fork is detected by a private memory page that the kernel wipes in the
+child. Reading it takes 15 ns; `os.getpid` takes ten times as long. Inherited
+resources are
 
-- *disowned* first: its keys are made to name an entry that nobody owns. By the
-  tests that are made anyway a lease of the parent is then refused, or dropped
-  without a word.
-- *abandoned* next, by its adapter, which takes the descriptor from the child;
-- and never destroyed, not even when the interpreter ends: drivers' destructors
-  say goodbye to the server, on the parent's connection.
+- *disowned* first: their tokens are pointed at an entry that no pool owns. The
+  ordinary checks then refuse a lease of the parent, or drop it silently;
+- *abandoned* next: the adapter closes the child's copy of the descriptor;
+- and never destroyed, not even at interpreter exit: destructors of drivers
+  send a goodbye message to the server, on the parent's connection.
 
-Where Python forks, its hook does this at once, or a child that never uses a
-pool would hold the parent's connections open, and one that goes on using a
-resource that it has in its hands would talk to the parent's peer. Elsewhere the
-first use does it, or the child's exit. gevent may patch the process in between;
-what is made anew here can move with it then (see `threads`).
+Where Python forks, its hook does this at once. Otherwise a child that never
+uses a pool would keep the parent's connections open, and a child that goes on
+using a resource it already holds would talk to the parent's server. After a
+fork in C, the first use of a pool does it, or the child's exit. gevent may
+patch the process in between; the new objects can follow it (see `threads`).
 
-Beyond us is a child that C forked while another thread had the interpreter, or
-waited for it: CPython's own lock is never right again there.
+Not covered: a child that C code forked while another thread held the
+interpreter lock, or waited for it. CPython's own lock is broken there.
 
-**Exit (P10).** Our threads are daemons: nothing waits for them. What is idle is
-closed by the reaper while the exit waits for it, but not for longer than a
-second; a thread cannot be started any more by then. What is lent or hangs is
-left to the operating system. When the interpreter finalizes, other threads have
-vanished, with whatever lock they held: as in a child, it is the page that makes
-the last one, running destructors, look before it takes a lock.
+**Exit (P10).** Background threads are daemons, so the exit does not wait for
+them. The reaper closes idle resources while the exit waits for it, for at most
+a second; threads cannot be started any more at that time. Resources that are
+lent, and closes that hang, are left to the operating system. During
+interpreter finalization other threads have vanished together with the locks
+they held. As in a forked child, the page then makes the last thread, which runs
+destructors, check before it takes a lock.
 
-Assumes: Linux 4.14 for the page; elsewhere process ids are compared.
+Assumes: Linux 4.14 for the page; process ids are compared elsewhere.
 """
 
 from __future__ import annotations
@@ -45,43 +46,27 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .adapter import Adapter
 from .clock import Box, Clock, SystemClock
-from .entry import Entry, Key
+from .entry import Entry, Token
+from .poolref import PoolRef, Sweepable
 from .reaper import Reaper
-from .state import PoolState
 from .threads import hand, may_move, patched
 from .workers import Workers
 
-if TYPE_CHECKING:
-    from .pool import Pool
-
-__all__ = ["ALONE", "PAGE", "Background", "PoolRef", "background_of", "pools", "renew"]
+__all__ = ["ALONE", "SAME_PROCESS", "Runtime", "runtime_of", "pools", "ensure_process"]
 
 logger = logging.getLogger("pooling")
 
 _MADV_WIPEONFORK = 18  # Linux's number; Python has no name for it
-_REST = 0.1  # seconds that a fork waits for our threads to end
-_GOODBYES = 1.0  # seconds that the exit waits for the closing of what is idle
+_REST = 0.1  # seconds that a fork waits for the background threads to end
+_GOODBYES = 1.0  # seconds that the exit waits for idle resources to be closed
 
 
-class PoolRef(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to a pool, and what is needed to close its idle resources without it.
-
-    Its callback puts it into the reaper's mailbox when the pool is collected.
-    """
-
-    __slots__ = ("state", "adapter", "background")
-
-    state: PoolState
-    adapter: Adapter[Any]
-    background: Background
-
-
-class Background:
-    """The threads that serve all pools of one clock: in a process without tests, all pools."""
+class Runtime:
+    """The background threads of all pools that share a clock; outside of tests, of all pools."""
 
     def __init__(
         self,
@@ -94,73 +79,73 @@ class Background:
         self._make_workers = workers
         self._make_reaper = reaper
         self.renew()
-        _learn_to_keep()
+        _prepare_keep_forever()
 
     def renew(self) -> None:
-        """Start with nothing: no thread, no job, nothing due."""
-        self.world = queue.SimpleQueue
+        """Begin with no thread, no job and no scheduled sweep."""
+        self.queue_class = queue.SimpleQueue
         self._workers = self._make_workers()
         self._reaper = self._make_reaper(self.clock, self.pools)
-        self._workers.reaper = self._reaper
+        self._workers.run_at_exit = self._reaper.do
 
     @property
     def workers(self) -> Workers:
-        """The threads for slow work."""
+        """The threads for slow work: creating, validating, resetting, closing."""
         self.settle()
         return self._workers
 
     @property
     def reaper(self) -> Reaper:
-        """The thread for what falls due."""
+        """The thread for work that is due at a certain time."""
         self.settle()
         return self._reaper
 
     def settle(self) -> None:
-        """Move, if gevent has replaced the threads since we began; all slow ways look here.
+        """Follow gevent if it has replaced the threading primitives; every slow path calls this.
 
-        The pools keep what they have. Native threads that are still at work
-        stay in the old world until somebody in the hub's has moved.
+        Pools keep their resources. Native threads that are still at work go on
+        with the old primitives until a greenlet has called this.
         """
-        if queue.SimpleQueue is self.world or not may_move():
+        if queue.SimpleQueue is self.queue_class or not may_move():
             return
         reaper = self._reaper
         self.renew()
-        reaper.bequeath(self._reaper)
+        reaper.hand_off_to(self._reaper)
         for reference in list(self.pools.values()):
             pool = reference()
             if pool is not None:
-                pool._move()
+                pool.threads_patched()
 
 
-_backgrounds: list[Background] = []
-_guests: weakref.WeakSet[Background] = weakref.WeakSet()  # those that a test's clock brought
-_graveyard: list[object] = []  # what a child inherited: never used, and never destroyed either
-_estate: dict[int, tuple[Adapter[Any], Any]] = {}  # of that, the resources not yet abandoned
-_births: dict[int, Any] = {}  # process id: the lock that its first thread to notice takes
-_leaving = 0  # the id of the process whose exit has begun,
-_last_thread = 0  # and of the thread that it began in
+_runtimes: list[Runtime] = []
+_guests: weakref.WeakSet[Runtime] = weakref.WeakSet()  # brought by the clocks of tests
+_kept_forever: list[object] = []  # inherited objects: never used and never destroyed
+_inherited: dict[int, tuple[Adapter[Any], Any]] = {}  # inherited resources that are not yet abandoned
+_child_locks: dict[int, Any] = {}  # process id: lock for the first thread that notices the fork
+_leaving = 0  # id of the process that is exiting,
+_last_thread = 0  # and of the thread in which the exit began
 _incref: Callable[[object], object] | None = None
-_forgetful: list[bool] = []  # C's fork was told what to forget
+_clears_parked_threads: list[bool] = []  # not empty: the fork handler for parked threads is registered
 
 
-def background_of(clock: Clock) -> Background:
-    """Return the threads that serve this clock's pools."""
-    own = getattr(clock, "background", None)  # a test's clock brings its own
+def runtime_of(clock: Clock) -> Runtime:
+    """Return the background threads of the pools that use this clock."""
+    own = getattr(clock, "runtime", None)  # the clock of a test brings its own
     if own is not None:
         _guests.add(own)
         return own  # type: ignore[no-any-return]
-    for background in _backgrounds:
-        if background.clock is clock:
-            return background
-    _backgrounds.append(Background(clock))
-    return _backgrounds[-1]
+    for runtime in _runtimes:
+        if runtime.clock is clock:
+            return runtime
+    _runtimes.append(Runtime(clock))
+    return _runtimes[-1]
 
 
-def pools() -> list[Pool[Any]]:
-    """Return the live pools of this process."""
+def pools() -> list[Sweepable]:
+    """Return the live pools of this process, as the reaper knows them."""
     found = []
-    for background in [*_backgrounds, *_guests]:
-        for reference in list(background.pools.values()):
+    for runtime in [*_runtimes, *_guests]:
+        for reference in list(runtime.pools.values()):
             pool = reference()
             if pool is not None:
                 found.append(pool)
@@ -168,7 +153,7 @@ def pools() -> list[Pool[Any]]:
 
 
 class _ProcessId:
-    """Tells what the page tells, by a look at the process id: as true, but ten times as dear."""
+    """Replaces the page by a comparison of process ids: as reliable, but ten times slower."""
 
     def __init__(self) -> None:
         self[0] = 1
@@ -181,7 +166,7 @@ class _ProcessId:
 
 
 def _page() -> Any:
-    """A byte that is 1 here and 0 in a child, however it is forked."""
+    """Return a byte that is 1 in this process and 0 in any forked child."""
     if not hasattr(os, "fork"):
         return bytearray(b"\1")
     try:
@@ -193,116 +178,118 @@ def _page() -> Any:
     return page
 
 
-PAGE = _page()
-"""1 while all is as it was; 0 in a child, and when the process exits: then `renew` knows more."""
+SAME_PROCESS = _page()
+"""1 in the process that set it; 0 in a forked child and during exit, where `renew` must be called."""
 
 
-def renew() -> bool:
-    """Do what has to be done when the page shows 0; every slow way in asks.
+def ensure_process() -> bool:
+    """Handle a fork or the exit after `SAME_PROCESS` has read 0; every slow path calls this.
 
     Returns:
-        Whether the pools can be used. They cannot while this very thread is
-        about to renew them, and a destructor or signal handler interrupts it.
+        Whether pools can be used. They cannot in a destructor or signal
+        handler that interrupts this function in the same thread.
     """
     if _leaving == os.getpid():
         if sys.is_finalizing():
-            _go_on_alone()
+            _go_on_as_last_thread()
         return True
-    # A lock of this process's own, never one that a thread of the parent held.
-    lock = _births.setdefault(os.getpid(), _thread.RLock())
+    # A lock created in this process, never one that a thread of the parent held.
+    lock = _child_locks.setdefault(os.getpid(), _thread.RLock())
     if lock._is_owned():
         return False
     with lock:
-        if not PAGE[0]:
-            for background in [*_backgrounds, *_guests]:
-                _begin_anew(background)
-            _abandon_estate()
-            PAGE[0] = 1
-            _births.clear()  # process ids are used again
+        if not SAME_PROCESS[0]:
+            for runtime in [*_runtimes, *_guests]:
+                _renew_in_child(runtime)
+            _abandon_inherited()
+            SAME_PROCESS[0] = 1
+            _child_locks.clear()  # process ids are reused
     return True
 
 
 # -- fork ------------------------------------------------------------------------
-# An exception may strike anywhere, and the next use begins again: what is stored
-# or done twice does no harm.
+# After an exception at any point, the next use starts again from the beginning.
+# Every step is idempotent.
 
 
-def _begin_anew(background: Background) -> None:
-    references, reaper = list(background.pools.values()), background._reaper
-    _graveyard.append((background._workers, reaper, references))
-    _keep_for_ever(_graveyard)
-    background.renew()
-    reaper.retire(background._reaper)  # greenlets live on in a child
-    nobodys = _nobodys_key(background.clock.now())
+def _renew_in_child(runtime: Runtime) -> None:
+    references, reaper = list(runtime.pools.values()), runtime._reaper
+    _kept_forever.append((runtime._workers, reaper, references))
+    _keep_forever(_kept_forever)
+    runtime.renew()
+    reaper.retire(runtime._reaper)  # greenlets go on in a child
+    nobodys = _unowned_token(runtime.clock.now())
     for reference in references:
-        _disown(reference, nobodys)
+        _invalidate(reference, nobodys)
         pool = reference()
         if pool is None:
-            background.pools.pop(id(reference), None)
+            runtime.pools.pop(id(reference), None)
         else:
-            pool._reborn()
+            pool.after_fork()
 
 
-def _nobodys_key(now: float) -> Key:
-    """A key whose entry no pool owns; and the entry's own key is another one."""
-    gone, key = Key(), Key()
-    key.entry = entry = Entry(gone)
+def _unowned_token(now: float) -> Token:
+    """Return a token whose entry no pool owns, and whose entry refers to another token."""
+    gone, token = Token(), Token()
+    token.entry = entry = Entry(gone)
     entry.begin(object(), float("-inf"), now)
-    return key
+    return token
 
 
-def _disown(reference: PoolRef, nobodys: Key) -> None:
+def _invalidate(reference: PoolRef, nobodys: Token) -> None:
     state = reference.state
     for entry in list(state.entries):
-        key = entry()
-        if key is not None:
-            key.entry = nobodys.entry
+        token = entry()
+        if token is not None:
+            token.entry = nobodys.entry
         if entry.resource is not None:
-            _estate[id(entry)] = (reference.adapter, entry.resource)
+            _inherited[id(entry)] = (reference.adapter, entry.resource)
     for waiter in list(state.waiters):
-        waiter.give(nobodys)  # if it is this very thread, it stands in the child's line next
+        waiter.give(nobodys)  # if the waiter is this thread, it queues again in the child
 
 
-def _abandon_estate() -> None:
-    for number, (adapter, resource) in list(_estate.items()):
+def _abandon_inherited() -> None:
+    for number, (adapter, resource) in list(_inherited.items()):
         try:
             adapter.abandon(resource)
         except Exception:
             logger.debug("abandon() failed", exc_info=True)
-        _estate.pop(number, None)
+        _inherited.pop(number, None)
 
 
-def _keep_for_ever(thing: object) -> None:
-    """See to it that something is never destroyed, not even when the interpreter ends."""
+def _keep_forever(thing: object) -> None:
+    """Prevent the destruction of an object, also at interpreter exit."""
     if _incref is not None:
         _incref(thing)
 
 
-def _learn_to_keep() -> None:
+def _prepare_keep_forever() -> None:
     global _incref
     try:
-        # Now, not in a child: another thread may be amid an import when the process forks.
+        # Imported here, not in a child: a thread of the parent may hold the import lock at the fork.
         from _ctypes import Py_INCREF as _incref
     except ImportError:
-        return  # then what is kept is destroyed at the very end
-    if sys.version_info >= (3, 13) and hasattr(os, "fork") and not _forgetful:
-        _forgetful.append(True)
-        _forget_parents_threads()
+        return  # such objects are then destroyed at interpreter exit
+    if sys.version_info >= (3, 13) and hasattr(os, "fork") and not _clears_parked_threads:
+        _clears_parked_threads.append(True)
+        _clear_parked_threads()
 
 
-def _forget_parents_threads() -> None:
-    """Have C's fork do what Python's does about threads that wait in the parent.
+def _clear_parked_threads() -> None:
+    """Make a fork in C clear CPython's list of parked threads, as a fork in Python does.
 
-    CPython 3.13+ lists them, on their own stacks, and a `SimpleQueue` waits
-    there: when a new thread's stack takes that place the list leads anywhere,
-    and the child crashes. It must be done before there is a new thread.
+    CPython 3.13+ keeps a list of waiting threads whose nodes are on the
+    threads' stacks; a `SimpleQueue` waits there. When the stack of a new thread
+    reuses that memory, the list is corrupt and the child crashes. So the list
+    must be cleared before the child starts a thread. Without the function the
+    child works as CPython leaves it.
     """
     import ctypes
 
     try:
         process = ctypes.CDLL(None)
         forget = ctypes.cast(ctypes.pythonapi._PyParkingLot_AfterFork, ctypes.c_void_p)
-        # glibc's `pthread_atfork` is static, and calls this one.
+        # glibc's `pthread_atfork` is linked statically and calls this function.
         register = getattr(process, "__register_atfork", None) or process.pthread_atfork
         register(None, None, forget, None)
     except (AttributeError, OSError):
@@ -310,52 +297,52 @@ def _forget_parents_threads() -> None:
 
 
 def _before_fork() -> None:
-    """Let our threads end: CPython 3.12+ warns of a fork beside any, and so it should.
+    """End the background threads: CPython 3.12+ warns about a fork in a process with threads.
 
-    Where there are others it warns anyway, and ours stay. A busy one is not
-    waited for: a fork must not hang because a server does.
+    If the process has other threads it warns anyway, and ours keep running. A
+    busy thread is not waited for: a fork must not hang because a server hangs.
     """
     alone = threading.active_count() == 1 and threading.main_thread().ident == _thread.get_ident()
     if not alone or _leaving == os.getpid() or patched():
         return
-    threads = [kind for each in _backgrounds for kind in (each._workers, each._reaper)]
+    threads = [kind for each in _runtimes for kind in (each._workers, each._reaper)]
     awake = [each for each in threads if not each.asleep]
     for each in awake:
-        each.rest()
+        each.suspend()
     deadline = time.monotonic() + _REST
     while not all(each.asleep for each in awake) and time.monotonic() < deadline:
         time.sleep(1e-4)
     if awake:
-        _let_the_kernel_see()
+        _wait_for_kernel()
 
 
-def _let_the_kernel_see() -> None:
-    """Wait until the kernel, too, has seen the last of our threads; some milliseconds at most."""
+def _wait_for_kernel() -> None:
+    """Wait until the kernel has removed our threads too; a few milliseconds at most."""
     for _ in range(50):
         try:
             if len(os.listdir("/proc/self/task")) == 1:
                 return
-        except OSError:  # no such place here: hope
+        except OSError:  # no such file on this platform; wait the full time
             pass
         time.sleep(1e-4)
 
 
 def _after_fork_in_parent() -> None:
-    for background in _backgrounds:
-        background._workers.wake()
-        background._reaper.wake()
+    for runtime in _runtimes:
+        runtime._workers.resume()
+        runtime._reaper.resume()
 
 
 def _after_fork() -> None:
-    PAGE[0] = 0  # so already, where the page is a page
-    renew()
+    SAME_PROCESS[0] = 0  # already 0 where the kernel has wiped the page
+    ensure_process()
 
 
 # -- exit ------------------------------------------------------------------------
 
 
 class _Alone(SystemClock):
-    """The clock of the last thread: what is not there now will never come."""
+    """The clock of the last thread: no other thread can put anything into a box any more."""
 
     @staticmethod
     def get(box: Box, timeout: float | None) -> Any:
@@ -365,61 +352,61 @@ class _Alone(SystemClock):
 ALONE = _Alone()
 
 
-def _go_on_alone() -> None:
+def _go_on_as_last_thread() -> None:
     for pool in pools():
-        pool._go_on_alone()
-    PAGE[0] = 1
+        pool.go_on_as_last_thread()
+    SAME_PROCESS[0] = 1
 
 
 def _at_exit() -> None:
-    """Close what is idle; what is lent stays as it is, and is not destroyed."""
+    """Close idle resources; lent ones stay open and are not destroyed."""
     global _leaving, _last_thread
     try:
-        if not PAGE[0]:
-            renew()  # a child that used no pool
+        if not SAME_PROCESS[0]:
+            ensure_process()  # a child that has used no pool
         _last_thread = _thread.get_ident()
         _leaving = os.getpid()
-        PAGE[0] = 0
+        SAME_PROCESS[0] = 0
         logger.addFilter(_may_log)
         for pool in pools():
-            _keep_for_ever(pool._state)  # some resources complain when they are not closed
+            _keep_forever(pool.engine.state)  # some resources warn when they are destroyed unclosed
         deadline = time.monotonic() + _GOODBYES
-        for background in list(_backgrounds):
-            _close_idle(background, deadline)
-    except BaseException:  # a second Ctrl-C or SIGTERM: so be it
+        for runtime in list(_runtimes):
+            _close_idle(runtime, deadline)
+    except BaseException:  # a second Ctrl-C or SIGTERM ends the exit handler
         pass
 
 
-def _close_idle(background: Background, deadline: float) -> None:
-    """Have the reaper do it, and wait: it may hang. No thread can be started any more."""
-    threads = (background._workers, background._reaper)
+def _close_idle(runtime: Runtime, deadline: float) -> None:
+    """Close idle resources on the reaper, because a close may hang, and wait. No thread can be started any more."""
+    threads = (runtime._workers, runtime._reaper)
     for each in threads:
         each.stop()
     done: Any = queue.SimpleQueue()
-    if background._reaper.do((_close_all, (background, done))):
+    if runtime._reaper.do((_close_all, (runtime, done))):
         try:
             done.get(True, max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             pass
     else:
-        _close_all(background, done)
-    # CPython < 3.13 crashes when it ends while a thread that was started has yet to begin.
-    while not all(each.born for each in threads) and time.monotonic() < deadline:
+        _close_all(runtime, done)
+    # CPython < 3.13 crashes if it ends while a started thread has not yet begun to run.
+    while not all(each.started for each in threads) and time.monotonic() < deadline:
         time.sleep(1e-4)
 
 
-def _close_all(background: Background, done: Box) -> None:
-    for reference in list(background.pools.values()):
+def _close_all(runtime: Runtime, done: Box) -> None:
+    for reference in list(runtime.pools.values()):
         pool = reference()
         if pool is not None:
-            pool._at_exit()
+            pool.close_idle()
     hand(done, None)
 
 
 def _may_log(record: logging.LogRecord) -> bool:
-    """While the process exits, only the thread that exits may log.
+    """During exit, allow log records of the exiting thread only.
 
-    One that is stopped amid a write to standard error would make CPython abort.
+    CPython aborts if a daemon thread is stopped while it writes to standard error.
     """
     if _leaving != os.getpid():
         return True  # a child

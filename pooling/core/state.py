@@ -1,19 +1,19 @@
 """The pool's state and the decisions about it: values in, a plan out.
 
-No thread, no clock, no I/O. `Pool` calls these methods under its one lock
-and carries out what they decide after unlocking. What they keep true:
+No threads, no clock, no I/O. The pool calls these methods under its one lock
+and carries out the plan after it has released the lock. Invariants:
 
-- P1: a key is in one place: the idle stack, a waiter's box, or its holder.
-- P2: ``len(entries) <= max_size`` but for a shrink in progress; an entry
-  counts from its reservation until its close has returned.
+- P1: a token is in one place: the idle stack, a waiter's box, or its holder.
+- P2: ``len(entries) <= max_size``, except while a shrink is in progress. An
+  entry counts from its reservation until its close has returned.
 - P3: ``waiters`` is in order of arrival, and its head is served first.
-- P8: after `serve` no waiter is left beside an idle resource, nor beside a
-  free slot that may be filled. It is level-triggered: right from whatever
-  state an interruption left, and harmless when called twice.
+- P8: after `serve`, no waiter waits while a resource is idle or a slot is free
+  that may be filled. `serve` is level-triggered: it is correct from any state
+  that an interruption may have left, and idempotent.
 
-Counts are the sizes of containers. Inside a critical section things are
-stored first and removed after, so that an asynchronous exception between
-the two loses nothing; removing twice is harmless.
+Counts are the sizes of containers. In a critical section a thing is stored
+in its new place before it is removed from the old one, so an asynchronous
+exception between the two loses nothing. Removing twice is harmless.
 
 Assumes: ``append``, ``pop`` and ``popleft`` of a deque are atomic, because
 the hot path uses them on ``idle`` without the lock.
@@ -23,93 +23,136 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .entry import Entry, Key
+from .entry import Entry, Token
+from .threads import NATIVE, wake
 from .waiter import Waiter
 
-__all__ = ["Errand", "PoolState", "UNLIMITED"]
+__all__ = ["WorkerTask", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
 _NOT_BEGUN = float("inf")
 
 
-class Errand(NamedTuple):
-    """What a worker does with a resource, and for how many seconds it may."""
+class WorkerTask(NamedTuple):
+    """A check or reset that runs on a worker, and its time limit in seconds."""
 
     limit: float
-    asks: bool  # makes a round trip: if that hangs, the resource is as good as dead
-    health: bool = False  # on behalf of the health check
+    round_trip: bool  # makes a round trip: one that hangs counts as a death
+    health: bool = False  # part of the health check
 
 
 class PoolState:
-    """Idle, waiters, entries: all guarded by the pool's lock but for the ends of ``idle``."""
+    """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
         self.min_size = min_size
         self.max_size = max_size
         self.max_idle = max_idle
-        self.entries: set[Entry] = set()  # all slots taken
+        self.entries: set[Entry] = set()  # all taken slots
         self.creating: set[Entry] = set()
-        self.checking: dict[Entry, Errand] = {}  # validated or reset on a worker
+        self.checking: dict[Entry, WorkerTask] = {}  # being validated or reset on a worker
         self.closing: set[Entry] = set()
-        self.idle: deque[Key] = deque()  # right end: the one used last
-        self.waiters: deque[Waiter] = deque()  # left end: the oldest
-        self.queued: set[int] = set()  # the threads of these
+        self.idle: deque[Token] = deque()  # right end: used last
+        self.waiters: deque[Waiter] = deque()  # left end: oldest
+        self.queued: set[int] = set()  # threads of the waiters
         self.generation: object = object()
-        self.started = False  # somebody asked for a resource or for a fill
+        self.started = False  # a resource or a fill has been requested
         self.paused = False
         self.closed = False
+        self.exhaustion_reported = False  # since the wait queue was empty
 
-    # -- what is where ------------------------------------------------------
+    # -- counts -------------------------------------------------------------
 
     @property
     def in_use(self) -> int:
-        """How many are with borrowers (a key on its way there or back counts)."""
+        """Number of lent resources, those on their way to or from a borrower included."""
         elsewhere = len(self.idle) + len(self.creating) + len(self.checking) + len(self.closing)
         return max(0, len(self.entries) - elsewhere)
 
     @property
     def live(self) -> int:
-        """How many can still come to a waiter without a creation."""
+        """Number of resources that exist and are not being closed."""
         return len(self.entries) - len(self.creating) - len(self.closing)
 
     @property
+    def ready(self) -> int:
+        """Number of resources that exist and are neither being checked nor closed."""
+        return self.live - len(self.checking)
+
+    @property
     def surplus(self) -> int:
-        """How many too many there are after a shrink, those being closed left out."""
+        """Number of resources above ``max_size`` after a shrink, without those being closed."""
         return len(self.entries) - len(self.closing) - self.max_size
 
     @property
-    def spent(self) -> bool:
-        """Whether nothing is idle and no slot is free: there is nothing to serve with."""
+    def exhausted(self) -> bool:
+        """Whether nothing is idle and no slot is free."""
         return not self.idle and len(self.entries) >= self.max_size
 
     @property
-    def queueing(self) -> int:
-        """How many wait for what others hold: not for what is being made, or may be."""
+    def waiting_for_release(self) -> int:
+        """Number of waiters that need a release: no idle resource, creation or free slot is left for them."""
         room = max(0, self.max_size - len(self.entries))
         return len(self.waiters) - len(self.idle) - len(self.creating) - len(self.checking) - room
 
     @property
-    def barred(self) -> bool:
-        """Whether nothing may be lent off the idle stack without a look at the state."""
+    def fast_path_closed(self) -> bool:
+        """Whether the fast path must not lend idle resources."""
         return self.closed or self.paused or self.surplus > 0
 
+    def stats(self) -> dict[str, Any]:
+        """Return all counts and bounds."""
+        return {
+            "size": len(self.entries),
+            "idle": len(self.idle),
+            "in_use": self.in_use,
+            "creating": len(self.creating),
+            "checking": len(self.checking),
+            "closing": len(self.closing),
+            "waiting": len(self.waiters),
+            "min_size": self.min_size,
+            "max_size": self.max_size,
+            "paused": self.paused,
+            "closed": self.closed,
+        }
+
     def owns(self, entry: Entry) -> bool:
-        """Whether the entry is one of this state (not the parent's, not retired)."""
+        """Whether the entry belongs to this state: not retired, and not the parent process's."""
         return entry in self.entries
 
     def lent(self) -> list[Entry]:
-        """The entries that borrowers hold."""
-        resting = {key.entry for key in _copy(self.idle)}
+        """Entries held by borrowers."""
+        resting = {token.entry for token in self.idle_tokens()}
         resting.update(self.creating, self.checking, self.closing)
         return [entry for entry in self.entries - resting if entry.held]
 
-    # -- the line -----------------------------------------------------------
+    def idle_tokens(self) -> list[Token]:
+        """Copy the idle stack, which other threads may change at the same time.
+
+        ``list(deque)`` raises when the deque changes under it, which happens
+        without the GIL, or when the garbage collector runs a destructor in between.
+        """
+        while True:
+            try:
+                return list(self.idle)
+            except RuntimeError:
+                continue
+
+    def take(self, token: Token) -> bool:
+        """Remove a token from the idle stack; return ``False`` if it was lent meanwhile."""
+        try:
+            self.idle.remove(token)
+        except ValueError:
+            return False
+        return True
+
+    # -- wait queue ---------------------------------------------------------
 
     def join(self, waiter: Waiter) -> None:
-        """Put a waiter where its time of arrival belongs."""
+        """Insert a waiter into the wait queue at its time of arrival."""
         line = self.waiters
         self.queued.add(waiter.thread)
         if not line or line[-1].arrived < waiter.arrived:
@@ -120,11 +163,11 @@ class PoolState:
             place -= 1
         line.insert(place, waiter)
 
-    def leave(self, waiter: Waiter) -> Key | BaseException | None:
-        """Take a waiter out of the line, for whatever reason it leaves.
+    def leave(self, waiter: Waiter) -> Token | BaseException | None:
+        """Remove a waiter from the wait queue.
 
         Returns:
-            What it was given in the meantime: the caller must pass a key on.
+            The item that it was given meanwhile. A token must be passed on by the caller.
         """
         self.queued.discard(waiter.thread)
         waiter.given = True
@@ -134,14 +177,14 @@ class PoolState:
             pass
         waiter.context = None
         try:
-            item: Key | BaseException = waiter.box.get(False)
+            item: Token | BaseException = waiter.box.get(False)
         except queue.Empty:
             return None
         return item
 
     def fail_waiters(self, error: type[BaseException], text: str, cause: BaseException | None = None,
                      attempts: int = 0) -> None:
-        """Send waiters away, those who have seen at least so many failed attempts."""
+        """Fail the waiters that have waited through at least ``attempts`` failed creations."""
         for waiter in list(self.waiters):
             if waiter.attempts >= attempts and not waiter.given:
                 reason = error(text)
@@ -153,12 +196,12 @@ class PoolState:
     # -- decisions ----------------------------------------------------------
 
     def reserve(self, entry: Entry) -> None:
-        """Take a slot for an entry that is about to be made."""
+        """Take a slot for an entry that is about to be created."""
         self.entries.add(entry)  # first: `retire` looks there for what an exception has left
         self.creating.add(entry)
 
     def retire(self, entry: Entry) -> bool:
-        """Give an entry's slot back; ``False`` if that was done before."""
+        """Free the slot of an entry; return ``False`` if it was free already."""
         found = self.owns(entry)
         self.settle(entry)
         self.closing.discard(entry)
@@ -166,17 +209,17 @@ class PoolState:
         return found
 
     def settle(self, entry: Entry) -> None:
-        """End its time on a worker: it is made, checked or reset now."""
+        """Note that a creation, check or reset has ended."""
         self.creating.discard(entry)
         self.checking.pop(entry, None)
 
-    def accept(self, key: Key, now: float) -> str | None:
-        """Let a resource in, for the oldest waiter or onto the idle stack.
+    def accept(self, token: Token, now: float) -> str | None:
+        """Give a resource to the oldest waiter, or put it on the idle stack.
 
         Returns:
             ``None``, or the reason why it must be closed instead.
         """
-        entry = key.entry
+        entry = token.entry
         reason = self.unfit(entry, now)
         if reason is None and self.surplus > 0:
             reason = "surplus"
@@ -186,34 +229,35 @@ class PoolState:
             self.settle(entry)
             entry.since = _NOT_LENT
             if self.waiters and not self.paused:
-                self._hand(key)
+                self._hand_over(token)
             else:
-                self._lay_down(key)
+                self._push_idle(token)
         return reason
 
     def _full(self, resting: int) -> bool:
-        """Whether so many are too many to lie idle."""
+        """Whether ``resting`` idle resources exceed ``max_idle``."""
         return self.max_idle is not None and resting > self.max_idle
 
-    def _lay_down(self, key: Key) -> None:
-        """Put a key on the idle stack by its rest: what was only checked goes back where it was.
+    def _push_idle(self, token: Token) -> None:
+        """Put a token on the idle stack, ordered by the time of its last release.
 
-        On top it would look like the one used last, the stack would rotate,
-        and nothing would ever age out.
+        A resource that was only checked returns to its former position. On top
+        it would count as used last, the stack would rotate, and no resource
+        would ever reach its idle timeout.
         """
-        idle, entry = self.idle, key.entry
+        idle, entry = self.idle, token.entry
         since = entry.idle_since
         if entry.checked <= since and (not idle or idle[-1].entry.idle_since <= since):
-            idle.append(key)  # released or made just now
+            idle.append(token)  # just released or created
             return
-        for place, other in enumerate(_copy(idle)):
+        for place, other in enumerate(self.idle_tokens()):
             if other.entry.idle_since >= since:
-                idle.insert(place, key)  # near enough, if somebody took or gave one meanwhile
+                idle.insert(place, token)  # near enough if the stack changed meanwhile
                 return
-        idle.append(key)
+        idle.append(token)
 
     def unfit(self, entry: Entry, now: float) -> str | None:
-        """The reason why an entry may not be lent any more, or ``None``."""
+        """Return the reason why an entry must not be lent any more, or ``None``."""
         if self.closed:
             return "closed"
         if now >= entry.expires:
@@ -222,77 +266,83 @@ class PoolState:
             return "drained"
         return None
 
-    def relay(self) -> bool:
-        """Give the one idle resource to the oldest waiter: what `serve` mostly comes to, for less.
+    def hand_over_one(self) -> bool:
+        """Hand the only idle resource to the oldest waiter: the common case of `serve`, at less cost.
 
-        Its age is left to the waiter, who looks at that anyway.
+        The waiter checks its age itself.
 
         Returns:
-            Whether there is nothing left to serve with, nor anything to close.
+            Whether `serve` would have nothing more to do.
         """
         idle, waiters = self.idle, self.waiters
         if not waiters or len(idle) != 1 or len(self.entries) != self.max_size or self.paused:
             return False
         try:
-            key = idle.pop()
+            token = idle.pop()
         except IndexError:  # lent meanwhile, without the lock
             return False
-        self._hand(key)
+        self._hand_over(token)
         return True
 
-    def pair(self, now: float) -> list[tuple[Key, str]]:
-        """Give idle resources to waiters, oldest first.
+    def match_waiters(self, now: float) -> list[tuple[Token, str]]:
+        """Hand idle resources to waiters, oldest waiter first.
 
         Returns:
-            What lay on top and must be closed, and why: what was released
-            while a drain or a close took place.
+            Resources to close, with the reason: too old, or released during a
+            drain or a close.
         """
-        closes: list[tuple[Key, str]] = []
+        closes: list[tuple[Token, str]] = []
         idle, waiters = self.idle, self.waiters
         while idle:
             try:
-                key = idle.pop()
+                token = idle.pop()
             except IndexError:  # lent meanwhile, without the lock
                 break
-            entry = key.entry
+            entry = token.entry
             if entry.generation is not self.generation or now >= entry.expires:
                 self.close(entry)
-                closes.append((key, self.unfit(entry, now) or "drained"))
+                closes.append((token, self.unfit(entry, now) or "drained"))
             elif not waiters or self.paused:
-                idle.append(key)
+                idle.append(token)
                 break
             else:
-                self._hand(key)
+                self._hand_over(token)
         return closes
 
-    def _hand(self, key: Key) -> None:
-        """Give a key to the first who still wants one: put and mark first, remove after."""
+    def _hand_over(self, token: Token) -> None:
+        """Hand a token to the oldest waiter that accepts it: stored first, removed from the queue after."""
         waiters = self.waiters
         while waiters:
             waiter = waiters[0]
-            accepted = waiter.give(key)
+            accepts = not waiter.given  # one that has left accepts nothing
+            if accepts:
+                waiter.box.put(token)
+                if type(waiter.box) is not NATIVE:
+                    wake(waiter.box)
+                waiter.given = True  # after it: an exception between the two leaves it waiting, passed over
+                waiter.context = None
             self.queued.discard(waiter.thread)
             if waiters and waiters[0] is waiter:
                 waiters.popleft()
-            if accepted:
+            if accepts:
                 return
-        self.idle.append(key)
+        self.idle.append(token)
 
-    def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Key, str]]]:
-        """Make it right from whatever state: pair, and plan the rest.
+    def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Token, str]]]:
+        """Match idle resources with waiters and plan creations and closes, from any state.
 
         Args:
-            allowed: How many creations may be under way at once; few or none
+            allowed: How many creations may be in progress at once; few or none
                 while the server is down.
-            now: The time, for what has grown too old.
+            now: The time, for the ages of resources.
 
         Returns:
-            How many are to be made, and what is to be closed and why.
+            The number of creations to start, and the resources to close with their reasons.
         """
         room = self.max_size - len(self.entries)
         closes = self._excess() if self.closed or (room < 0 and self.surplus > 0) else []
         if self.idle:
-            closes += self.pair(now)
+            closes += self.match_waiters(now)
             if self.max_idle is not None and self._full(len(self.idle)):
                 closes += self._excess()
         if room <= 0:
@@ -301,16 +351,16 @@ class PoolState:
         return max(0, min(self._missing(), room)), closes
 
     def _missing(self) -> int:
-        """How many creations would serve every waiter and fill up to ``min_size``."""
+        """Number of creations needed to serve every waiter and to fill up to ``min_size``."""
         if self.closed or not self.started:
             return 0
         coming = len(self.creating) + len(self.checking)
         short = self.min_size - (len(self.entries) - len(self.closing))
         return max(len(self.waiters) - coming, short) if not self.paused else short
 
-    def _excess(self) -> list[tuple[Key, str]]:
-        """Take off the idle stack what is too many, the longest unused first."""
-        closes: list[tuple[Key, str]] = []
+    def _excess(self) -> list[tuple[Token, str]]:
+        """Remove surplus resources from the idle stack, longest unused first."""
+        closes: list[tuple[Token, str]] = []
         while True:
             if self.closed:
                 reason = "closed"
@@ -321,51 +371,37 @@ class PoolState:
             else:
                 return closes
             try:
-                key = self.idle.popleft()
+                token = self.idle.popleft()
             except IndexError:
                 return closes
-            self.close(key.entry)
-            closes.append((key, reason))
+            self.close(token.entry)
+            closes.append((token, reason))
 
     def close(self, entry: Entry) -> None:
-        """Note that an entry is to be closed; its slot stays taken (P2)."""
-        entry.since = _NOT_BEGUN  # before it is seen there: it must not look overdue
+        """Mark an entry as closing; its slot stays taken (P2)."""
+        entry.since = _NOT_BEGUN  # set first: it must not look overdue in `closing`
         self.closing.add(entry)
         self.settle(entry)
 
-    def check(self, entry: Entry, errand: Errand) -> None:
-        """Note that an entry is validated or reset on a worker."""
-        self.checking[entry] = errand
+    def check(self, entry: Entry, task: WorkerTask) -> None:
+        """Mark an entry as being validated or reset on a worker."""
+        self.checking[entry] = task
 
-    def drain(self) -> list[tuple[Key, str]]:
-        """Start a new generation; returns the idle ones of the old."""
+    def drain(self) -> list[tuple[Token, str]]:
+        """Begin a new generation; return the idle resources of the old one."""
         self.generation = object()
-        closes: list[tuple[Key, str]] = []
+        closes: list[tuple[Token, str]] = []
         while True:
             try:
-                key = self.idle.popleft()
+                token = self.idle.popleft()
             except IndexError:
                 return closes
-            self.close(key.entry)
-            closes.append((key, "drained"))
+            self.close(token.entry)
+            closes.append((token, "drained"))
 
 
 def _before(one: Waiter, other: Waiter) -> bool:
-    """Whether one arrived before the other; at the same instant who was there before wins."""
+    """Whether one waiter goes before the other; at the same time, one that re-enters the queue goes first."""
     if one.arrived == other.arrived:
         return one.again and not other.again
     return one.arrived < other.arrived
-
-
-def _copy(stack: deque[Key]) -> list[Key]:
-    """A copy of a deque that others change meanwhile.
-
-    Assumes nothing of ``list(deque)``: it raises when the deque changes under
-    it, which only happens without the GIL, or when the collector runs a
-    destructor in between.
-    """
-    while True:
-        try:
-            return list(stack)
-        except RuntimeError:
-            continue

@@ -5,7 +5,7 @@ the pool is in full use. What is made afterwards must be gevent's, or it would
 block the hub; what was made before stays native, and must stay together:
 a greenlet started by a native thread would never run.
 
-So a *world* is named by the class of its boxes, and `Background` moves from
+So a *world* is named by the class of its boxes, and `Runtime` moves from
 one to the next (see `registry`). The pool's lock stays native in every world:
 nothing under it ever waits or switches, so it never blocks the hub, native
 threads that are still at work may take it, and no exception leaks it, which
@@ -44,7 +44,7 @@ _here = _thread._local()
 
 
 class Weak(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference that takes itself off a set, at whatever moment its thread goes.
+    """A weak reference that can remove itself from a set when its referent is gone.
 
     An ordinary one hashes what it refers to, and cannot once that has gone.
     """
@@ -54,21 +54,21 @@ class Weak(weakref.ref):  # type: ignore[type-arg]
 
 
 class Life:
-    """What a thread of ours is given, and nothing else holds: it ends with the thread, whatever ended that."""
+    """Held by one of our threads only: it ends with the thread, for whatever reason that ended."""
 
-    __slots__ = ("born", "__weakref__")
+    __slots__ = ("started", "__weakref__")
 
     def __init__(self) -> None:
-        self.born = False  # the thread has begun
+        self.started = False  # the thread has begun to run
 
 
 def patched() -> bool:
-    """Whether the threads are greenlets now."""
+    """Whether gevent has replaced threads by greenlets."""
     return queue.SimpleQueue is not NATIVE
 
 
-def start(world: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """Start a thread of a world, given by the class of its boxes.
+def start(queue_class: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Start a thread, native or a greenlet, given by the class of its boxes.
 
     Native threads see a process that is half patched: threads come before queues.
 
@@ -76,19 +76,19 @@ def start(world: object, function: Callable[..., object], args: tuple[Any, ...])
         RuntimeError: There can be no more threads.
     """
     begin = _thread.start_new_thread
-    if world is NATIVE and begin.__module__ == "gevent.thread":
+    if queue_class is NATIVE and begin.__module__ == "gevent.thread":
         begin = _start_native
     begin(function, args)
 
 
-def mark_native(world: object) -> None:
-    """Note that this thread is one of ours, and native, if its world is."""
-    if world is NATIVE:
+def mark_native(queue_class: object) -> None:
+    """Record that this thread is one of ours and native, if its boxes are."""
+    if queue_class is NATIVE:
         _here.ours = True
 
 
 def may_move() -> bool:
-    """Whether this is the main thread, whose hub runs; greenlets that others make may never run.
+    """Whether this is the main thread, whose hub runs. Greenlets created in other threads may never run.
 
     Ours are not even asked: to look for a hub makes one.
     """
@@ -99,14 +99,19 @@ def may_move() -> bool:
 
 
 def hand(box: Any, item: object) -> None:
-    """Put an item into a box; a greenlet of another native thread is woken too."""
+    """Put an item into a box, and wake a greenlet of another native thread."""
     box.put(item)
     if type(box) is not NATIVE:
-        call_home(box, _nothing)
+        wake(box)
+
+
+def wake(box: Any) -> None:
+    """Wake a greenlet of another native thread that waits for this box."""
+    call_home(box, _nothing)
 
 
 def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
-    """Have the hub that a box belongs to call a function, if it is another thread's.
+    """Have the hub of a box call a function, if the hub belongs to another thread.
 
     Returns:
         Whether that will be done; ``False`` says: you are at home here, do it.
@@ -117,12 +122,12 @@ def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
     try:
         hub.loop.run_callback_threadsafe(function, *args)
     except (AttributeError, ValueError):
-        pass  # its thread has ended, and the hub with it: nobody is there to be woken
+        pass  # its thread and hub have ended: there is no waiter to wake
     return True
 
 
 def _nothing() -> None:
-    """A turn of the hub is all that is wanted."""
+    """Only wakes the hub."""
 
 
 def _native_ident() -> int:

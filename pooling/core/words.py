@@ -1,4 +1,4 @@
-"""What the pool says in messages (P12)."""
+"""Formatting for messages (P12)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NoReturn
 from .._masking import without_secrets
 from .state import PoolState
 
-__all__ = ["counts", "no_copy", "printable", "say"]
+__all__ = ["format_counts", "no_copy", "printable", "format_error"]
 
 
-def counts(state: PoolState) -> str:
-    """How many are where, for the end of a message."""
+def format_counts(state: PoolState) -> str:
+    """Return the counts of a pool, for messages."""
     parts = [f"{state.in_use}/{state.max_size} in use", f"{len(state.idle)} idle"]
     for word in ("creating", "checking", "closing"):
         number = len(getattr(state, word))
@@ -24,7 +24,7 @@ def counts(state: PoolState) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that others chose, for a terminal or a log: newlines and control characters are shown, not sent."""
+    """Return a text from outside for a terminal or a log, with newlines and control characters escaped."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
@@ -38,7 +38,7 @@ def no_copy(thing: object, instead: str) -> NoReturn:
     raise TypeError(f"{type(thing).__name__} objects cannot be copied or pickled: {instead}")
 
 
-def say(error: BaseException | None) -> str:
-    """An error in one line, without the secrets of an address that it may quote."""
+def format_error(error: BaseException | None) -> str:
+    """Return an error in one line, without secrets of an address that it may quote."""
     text = printable(" ".join(without_secrets(str(error)).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

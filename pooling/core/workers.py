@@ -19,12 +19,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .threads import Life, Weak, call_home, mark_native, start
-
-if TYPE_CHECKING:
-    from .reaper import Reaper
 
 __all__ = ["Job", "Workers"]
 
@@ -41,20 +38,20 @@ class Workers:
     There is no upper bound but the pools': an entry has one job at a time. A
     job is always in somebody's hands, so that one that is lost (its thread
     died at birth, an exception struck the borrower that submitted it) drops
-    the key that it carries, and the reaper takes care of the slot (P8).
+    the token that it carries, and the reaper takes care of the slot (P8).
     """
 
-    reaper: Reaper  # of the same `Background`
+    run_at_exit: Callable[[Job], bool]  # the reaper's `do`, for jobs while the process exits
 
     def __init__(self) -> None:
-        # Of the threads that run or are about to begin; each takes itself off.
+        # Of the threads that run or are about to start; each removes itself.
         self._lives: set[Weak] = set()
-        self._resting = False
+        self._suspended = False
         self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
-        self._backlog: deque[Job] = deque()  # what no thread could be started for
-        self._world = queue.SimpleQueue  # looked up late: gevent replaces it
-        self._home: Any = self._world()  # tells a hub's own thread from others
+        self._backlog: deque[Job] = deque()  # jobs that no thread could be started for
+        self._queue_class = queue.SimpleQueue  # looked up at each call: gevent replaces it
+        self._home: Any = self._queue_class()  # tells the thread of a gevent hub from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
@@ -67,7 +64,7 @@ class Workers:
             self._hand_over(job)
 
     def nudge(self) -> None:
-        """Try again to start threads for what is left over."""
+        """Try again to start threads for the backlog."""
         while self._backlog:
             try:
                 job = self._backlog.popleft()
@@ -76,9 +73,9 @@ class Workers:
             if not self._hand_over(job):
                 return
 
-    def rest(self) -> None:
-        """Let idle threads end, and busy ones when they are done; see `wake`."""
-        self._resting = True
+    def suspend(self) -> None:
+        """Let idle threads end, and busy ones after their job; see `resume`."""
+        self._suspended = True
         while self._parked:
             try:
                 self._parked.pop().put(None)
@@ -90,20 +87,20 @@ class Workers:
         """Whether all threads have ended."""
         return not self._lives
 
-    def wake(self) -> None:
-        """Let threads linger again."""
-        self._resting = False
+    def resume(self) -> None:
+        """Keep idle threads again after `suspend`."""
+        self._suspended = False
         self.nudge()
 
     def stop(self) -> None:
-        """Use threads no more: the process exits, and they would not come far."""
+        """Use no threads any more, during exit."""
         self._stopped = True
 
     @property
-    def born(self) -> bool:
-        """Whether all threads that were started have begun."""
+    def started(self) -> bool:
+        """Whether all started threads have begun to run."""
         lives = [reference() for reference in self._lives.copy()]
-        return all(life is None or life.born for life in lives)
+        return all(life is None or life.started for life in lives)
 
     def _hand_over(self, job: Job) -> bool:
         if self._stopped:
@@ -117,13 +114,13 @@ class Workers:
 
     def _start(self, job: Job) -> bool:
         # In a box: a thread's arguments live as long as the thread does, and
-        # would keep the job's key from being missed.
-        box: queue.SimpleQueue[Job] = self._world()
+        # would keep the job's token from being missed.
+        box: queue.SimpleQueue[Job] = self._queue_class()
         box.put(job)
         life = Life()
         try:
             self._lives.add(Weak(life, self._lives.discard))
-            start(self._world, self._run, (life, box))
+            start(self._queue_class, self._run, (life, box))
         except RuntimeError as error:  # "can't start new thread"
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
@@ -131,46 +128,46 @@ class Workers:
             logger.warning("no thread for the pool's work yet: %s", error)
             return False
         finally:
-            del life  # a traceback that somebody keeps would keep it
+            del life  # a stored traceback would keep it alive
         return True
 
     def _do_without_thread(self, job: Job) -> bool:
-        """Do a job while the process exits.
+        """Run a job during exit.
 
         What a handler of `atexit` wants must not hang the exit, so the reaper
         does it, if that still runs. Other threads may outlive the main one by
         hours: they work for themselves, and the reaper keeps the time limits.
         """
         main = threading.main_thread().ident == _thread.get_ident()
-        if sys.is_finalizing() or not main or not self.reaper.do(job):
+        if sys.is_finalizing() or not main or not self.run_at_exit(job):
             self._do(*job)
         return True
 
     def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
-        life.born = True
-        mark_native(self._world)
+        life.started = True
+        mark_native(self._queue_class)
         job: Job | None = box.get()
         while job is not None:
             self._do(*job)
-            job = None  # what it carried must not linger here
+            job = None  # its arguments must not stay alive here
             job = self._next(box)
 
     def _next(self, box: queue.SimpleQueue[Job]) -> Job | None:
-        """Wait for a job; ``None`` says that there was nothing to do for a while."""
+        """Wait for a job; return ``None`` if none came for a while."""
         try:
             return self._backlog.popleft()
         except IndexError:
             self._parked.append(box)
         try:
-            return box.get(True, 0.0 if self._resting else _LINGER)
+            return box.get(True, 0.0 if self._suspended else _LINGER)
         except queue.Empty:
             pass
         try:
             self._parked.remove(box)
-        except ValueError:  # somebody has our box in his hand
+        except ValueError:  # another thread has just removed our box, to put a job into it
             try:
                 return box.get(True, _LINGER)
-            except queue.Empty:  # and was interrupted
+            except queue.Empty:  # it was interrupted
                 pass
         return None
 

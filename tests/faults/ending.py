@@ -442,7 +442,7 @@ def destructors_behind_a_lock() -> None:
             in_thread(lambda pool=pool: kept.append(pool.acquire()))
             in_thread(lambda pool=pool: kept.append(pool.acquire()))
             until(lambda pool=pool: pool.stats()["waiting"] == 2)
-        in_thread(pool._lock.acquire).join()  # nobody will ever release it
+        in_thread(pool.engine.lock.acquire).join()  # nobody will ever release it
     mark()
 
 

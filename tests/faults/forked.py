@@ -215,7 +215,7 @@ def everything() -> None:
     release, held = threading.Event(), threading.Event()
 
     def hold_locks() -> None:
-        with pool._lock, full._lock:
+        with pool.engine.lock, full.engine.lock:
             held.set()
             release.wait()
 
@@ -286,7 +286,7 @@ def leaving_a_block_that_others_wait_for() -> None:
     release, held = threading.Event(), threading.Event()
 
     def hold_lock() -> None:
-        with pool._lock:
+        with pool.engine.lock:
             held.set()
             release.wait()
 

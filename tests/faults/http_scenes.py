@@ -122,7 +122,7 @@ def scene_fork_locked(url: str) -> None:
     mine = connection(http.get("/echo"))
     (host,) = http._hosts.all()
     locks: list[Any] = [
-        http._lock, host.pool._lock, host.metrics._lock, http._hosts.contexts._lock,
+        http.engine.lock, host.pool.engine.lock, host.metrics._lock, http._hosts.contexts._lock,
         http._sessions._jar._cookies_lock, http.adapter.poolmanager.pools.lock,
     ]  # fmt: skip
     held, done = threading.Event(), threading.Event()

@@ -21,7 +21,7 @@ from pooling.core.registry import pools
 
 def let_others_come_to_rest() -> None:
     """Wait until no other thread has or wants the interpreter, nor will in the next moment."""
-    audits = any(pool._waiters for pool in pools())  # then the reaper wakes now and then
+    audits = any(pool.engine.state.waiters for pool in pools())  # then the reaper wakes now and then
     began, before = time.monotonic(), None
     while True:
         now = _naps()

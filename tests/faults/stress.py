@@ -494,7 +494,7 @@ def _conditions(options: Options, attack: Attack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_audits() -> Iterator[None]:
-    with mock.patch("pooling.core.lending.AUDIT", _FOREVER), mock.patch("pooling.core.sweep.AUDIT", _FOREVER):
+    with mock.patch("pooling.core.checkout.AUDIT", _FOREVER), mock.patch("pooling.core.maintenance.AUDIT", _FOREVER):
         yield
 
 

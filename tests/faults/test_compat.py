@@ -252,7 +252,7 @@ def strike() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
-def test_struck_in_the_block_and_in_the_wait(
+def test_interrupted_in_the_block_and_in_the_wait(
     postgres: PostgresServer, kind: type[ConnectionPool[Any]], strike: Callable[[], None]
 ) -> None:
     sizes = {"min_size": 1} if kind is ConnectionPool else {"max_size": 1}

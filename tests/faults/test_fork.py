@@ -61,7 +61,7 @@ def server() -> Iterator[Recorder]:
         yield recorder
 
 
-def test_the_recorder_hears_a_stranger(server: Recorder) -> None:
+def test_recorder_detects_a_foreign_connection(server: Recorder) -> None:
     """What the tests below look for is seen when it happens."""
     from tests.faults.recorder import Line
 
@@ -74,7 +74,7 @@ def test_the_recorder_hears_a_stranger(server: Recorder) -> None:
 
 @pytest.mark.parametrize("adapter", ["abandons", "functions"])
 @pytest.mark.parametrize("how", ALL_WAYS)
-def test_a_child_knows_nothing_of_its_parents_pools(server: Recorder, how: str, adapter: str) -> None:
+def test_child_does_not_list_pools_collected_in_the_parent(server: Recorder, how: str, adapter: str) -> None:
     """With leases out, something idle, a waiter in line and the locks held by another thread."""
     mine = Program("everything", how, adapter, server).result()
     assert sorted(word for record in mine for word in record.words if word == "parent") == ["parent"] * 4
@@ -91,7 +91,7 @@ def test_a_child_knows_nothing_of_its_parents_pools(server: Recorder, how: str, 
         "from_a_thread",
     ],
 )
-def test_whoever_forks_and_wherever(server: Recorder, scene: str, how: str) -> None:
+def test_forks_of_any_kind_at_any_point(server: Recorder, scene: str, how: str) -> None:
     Program(scene, how, "abandons", server).result()
 
 
@@ -110,7 +110,7 @@ def test_in_a_signal_handler(server: Recorder, scene: str) -> None:
 @pytest.mark.parametrize("adapter", ["abandons", "functions"])
 @pytest.mark.parametrize("how", HOOK_OR_BARE)
 @pytest.mark.parametrize("scene", ["unused", "used", "dropped"])
-def test_a_child_that_ends_says_nothing_to_its_parents_peers(
+def test_exit_of_a_child_sends_nothing_to_the_parents_servers(
     server: Recorder, scene: str, how: str, adapter: str
 ) -> None:
     """Not even by the destructors of a rude driver, at the very end of the interpreter."""
@@ -126,11 +126,11 @@ def test_destructors_in_the_midst_of_the_renewal(server: Recorder, how: str) -> 
     Program("destructors", how, "abandons", server).result()
 
 
-def test_a_resource_that_cannot_be_abandoned_keeps_nobody_from_the_others(server: Recorder) -> None:
+def test_failing_abandon_does_not_prevent_the_others(server: Recorder) -> None:
     Program("failing_abandon", "hook", "abandons", server).result()
 
 
-def test_a_resource_in_a_childs_hands_talks_to_nobody(server: Recorder) -> None:
+def test_resource_held_across_a_fork_sends_nothing(server: Recorder) -> None:
     assert "stolen" not in [word for record in server.records for word in record.words]
     Program("hands_off", "hook", "abandons", server).result()
 

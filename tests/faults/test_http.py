@@ -28,7 +28,7 @@ def run(scene: str, *servers: WebServer, trust: str = "", how: str = "hook") -> 
 
 @pytest.mark.parametrize("how", ["hook", "bare"])
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_child_has_sockets_of_its_own(
+def test_child_opens_its_own_sockets(
     web: WebServer, secure_web: WebServer, authority: Authority, how: str, secure: bool
 ) -> None:
     run("fork", secure_web if secure else web, trust=authority.file, how=how)

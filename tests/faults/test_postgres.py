@@ -52,14 +52,14 @@ def server() -> Iterator[PostgresServer]:
 def threads(at_most: int = 0) -> int:
     """Return how many threads there are beside those of ours that are idle; wait a while for so few."""
     gc.collect()
-    ours = [kind for each in registry._backgrounds for kind in (each._workers, each._reaper)]
+    ours = [kind for each in registry._runtimes for kind in (each._workers, each._reaper)]
     for each in ours:
-        each.rest()
+        each.suspend()
     with contextlib.suppress(AssertionError):
         wait_until(lambda: all(each.asleep for each in ours) and psutil.Process().num_threads() <= at_most, 10)
     number = psutil.Process().num_threads()
     for each in ours:
-        each.wake()
+        each.resume()
     return number
 
 

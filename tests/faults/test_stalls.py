@@ -20,8 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 from pooling import CommitUnknown, PoolSettings, PostgresPool
 from pooling.adapters import sqlalchemy as ours
-from pooling.adapters.pg import adapter as pg_adapter
-from pooling.adapters.pg import stalls
+from pooling.adapters.postgres import adapter as pg_adapter
+from pooling.adapters.postgres import stalls
 from pooling.compat.psycopg_pool import ConnectionPool
 from tests.faults.conftest import Note
 from tests.faults.load import leaked_transactions, wait_until

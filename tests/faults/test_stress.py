@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the attack fork
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
-def test_an_attack_by_everything_at_once(options: tuple[str, ...]) -> None:
+def test_stress_with_all_faults_at_once(options: tuple[str, ...]) -> None:
     """Created = closed, no thread, no descriptor, nobody asleep beside a free slot (P1, P2, P8, P9)."""
     run = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.faults.stress", "--seconds", str(SECONDS), *options],
@@ -65,7 +65,7 @@ def test_the_attack_puts_back_what_it_changes() -> None:
     assert shared() == before
 
 
-def test_a_server_that_forgets_a_close_is_seen() -> None:
+def test_unclosed_response_iterable_is_detected() -> None:
     """The verdict can be bad."""
     attack = Attack(Options(seconds=0.1))
     attack.server.closed -= 1

@@ -257,12 +257,12 @@ def test_postgres_is_not_dead_because_of_a_notify(pg: PostgresPool, postgres: Po
         before = conn.info.backend_pid
     with postgres.connect() as other:
         other.execute("NOTIFY news")
-    adapter = PostgresPool(postgres.dsn, ONE)._adapter
+    adapter = PostgresPool(postgres.dsn, ONE).engine.adapter
     assert adapter.is_alive(conn) and backend(pg) == before
 
 
 def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
-    adapter = PostgresPool(postgres.dsn, PoolSettings(reset_timeout=0.2))._adapter
+    adapter = PostgresPool(postgres.dsn, PoolSettings(reset_timeout=0.2)).engine.adapter
     conn = adapter.create()
     adapter.validate(conn, 30.0)
     conn.execute("SELECT 1")
@@ -280,7 +280,7 @@ def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
 
 
 def test_postgres_close_returns_when_the_server_has_closed(postgres: PostgresServer) -> None:
-    adapter = PostgresPool(postgres.dsn, ONE)._adapter
+    adapter = PostgresPool(postgres.dsn, ONE).engine.adapter
     with postgres.connect(autocommit=True) as observer:
         for conn in [adapter.create() for _ in range(20)]:
             pid = conn.info.backend_pid
@@ -306,7 +306,7 @@ def test_postgres_interrupts_a_blocked_holder(pg: PostgresPool) -> None:
 
 
 def test_postgres_tells_what_broke_a_connection(postgres: PostgresServer) -> None:
-    adapter = PostgresPool(postgres.dsn, ONE)._adapter
+    adapter = PostgresPool(postgres.dsn, ONE).engine.adapter
     conn = adapter.create()
     assert not adapter.is_broken(conn, ValueError("the borrower's own"))
     assert not adapter.is_broken(conn, psycopg.errors.UniqueViolation())

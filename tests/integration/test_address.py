@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, PoolManager, PoolSettings, PoolTimeout, PostgresPool
-from pooling.adapters.pg.address import Address
+from pooling.adapters.postgres.address import Address
 from pooling.compat.psycopg_pool import ConnectionPool
-from pooling.demo.place import PostgresDatabase
+from pooling.tools.demo.place import PostgresDatabase
 from tests.servers import PostgresServer
 from tests.trap import Trap
 

@@ -33,8 +33,8 @@ from pooling import (
     SQLitePool,
 )
 from pooling.adapters.dbapi import DBAPIAdapter
-from pooling.demo.service import QuoteServer
 from pooling.testing import FakeAdapter
+from pooling.tools.demo.service import QuoteServer
 from tests.integration.tools import wait_until
 from tests.servers import PostgresServer
 
@@ -301,11 +301,11 @@ def test_discarded_and_detached_are_gone(kind: Kind, pool: Pool[Any]) -> None:
     mine = lease.detach()
     assert mine is not broken
     kind.use(mine)
-    with pytest.raises(LeaseError, match="given back before"):
+    with pytest.raises(LeaseError, match="was released before"):
         lease.release()
     with pool.acquire() as one, pool.acquire() as two:
         assert len({id(one), id(two), id(mine)}) == 3
-    pool._adapter.close(mine)
+    pool.engine.adapter.close(mine)
 
 
 @scarce

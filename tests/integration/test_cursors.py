@@ -19,9 +19,9 @@ from psycopg.pq import TransactionStatus
 
 import pooling
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.pg import blocks, cursors
-from pooling.adapters.pg.cursors import Hastening, hastened
-from pooling.adapters.pg.wire import answers
+from pooling.adapters.postgres import blocks, cursors
+from pooling.adapters.postgres.cursors import FastCursor, fast_cursor
+from pooling.adapters.postgres.wire import answers
 from tests.servers import PostgresServer
 
 from .tools import environment, everywhere, in_thread, wait_until
@@ -136,12 +136,12 @@ def told(error: psycopg.Error) -> dict[str, Any]:
 def test_a_cursor_looks_like_one_of_the_configured_class(make: Make, kind: Any) -> None:
     with make().acquire() as conn:
         made = type(conn.cursor())
-        assert made is not kind and issubclass(made, kind) and issubclass(made, Hastening)
+        assert made is not kind and issubclass(made, kind) and issubclass(made, FastCursor)
         assert [getattr(made, name) for name in ("__name__", "__qualname__", "__module__", "__doc__")] == [
             getattr(kind, name) for name in ("__name__", "__qualname__", "__module__", "__doc__")
         ]
         assert repr(conn.cursor()).startswith(f"<{kind.__module__}.{kind.__qualname__} ")
-        assert type(conn.execute("SELECT 1")) is made and hastened(kind) is made  # one for all
+        assert type(conn.execute("SELECT 1")) is made and fast_cursor(kind) is made  # one for all
         assert hasattr(conn.cursor(), "__dict__") == hasattr(kind(conn), "__dict__")
 
 
@@ -154,7 +154,7 @@ def test_a_cursor_class_of_ones_own(make: Make, kind: Any) -> None:
 
     with make(kwargs={"cursor_factory": Mine}).acquire() as conn:
         cursor: Any = conn.cursor()
-        assert cursor.answer() == 42 and issubclass(type(cursor), Mine) and issubclass(type(cursor), Hastening)
+        assert cursor.answer() == 42 and issubclass(type(cursor), Mine) and issubclass(type(cursor), FastCursor)
         assert repr(cursor).startswith(f"<{__name__}.{Mine.__qualname__} ") and cursor.__doc__ == "Mine."
 
 

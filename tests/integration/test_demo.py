@@ -20,10 +20,10 @@ import pytest
 import requests
 
 from pooling.adapters.sqlite import SQLitePool
-from pooling.demo import certificates
-from pooling.demo.place import SQLiteDatabase
-from pooling.demo.quotes import Quote, compare, price_of, symbol_of
-from pooling.demo.service import QuoteServer
+from pooling.tools.demo import certificates
+from pooling.tools.demo.place import SQLiteDatabase
+from pooling.tools.demo.quotes import Quote, compare, price_of, symbol_of
+from pooling.tools.demo.service import QuoteServer
 from tests.servers import PostgresServer, requires
 
 ROOT = Path(__file__).parents[2]
@@ -224,7 +224,9 @@ runpy.run_module("pooling", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["argparse", "pooling.demo", "pooling.demo.run", "pooling.demo.table"])
+@pytest.mark.parametrize(
+    "module", ["argparse", "pooling.tools.demo", "pooling.tools.demo.run", "pooling.tools.demo.table"]
+)
 def test_ctrl_c_during_the_imports(tmp_path: Path, module: str) -> None:
     run = Run(tmp_path / "tmp", module, "demo", "--quick", program=("-c", STRIKE))
     assert run.end() == (130, "", "")

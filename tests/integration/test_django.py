@@ -91,7 +91,7 @@ class Answer:
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What cleaning costs."""
-    from pooling.adapters.pg import session
+    from pooling.adapters.postgres import session
 
     made: list[bytes] = []
 
@@ -219,7 +219,7 @@ def test_a_thread_that_ends_without_closing(connection: Any) -> None:
     """With Django's own pool that connection would be lost for ever."""
     thread = threading.Thread(target=lambda: one(django.db.connections["default"], "SELECT 1"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pooling.core.slots.logger.warning", lambda *args: None, raising=False)
+        patch.setattr("pooling.core.events.logger.warning", lambda *args: None, raising=False)
         thread.start()
         thread.join()
         del thread

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pooling import PoolSettings, PostgresPool
-from pooling.doctor.facts import read
+from pooling.tools.doctor.facts import read
 from tests.pgbouncer import PgBouncer, bouncers
 from tests.servers import PostgresServer
 

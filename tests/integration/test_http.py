@@ -172,10 +172,10 @@ def test_a_session_is_of_no_use_after_its_lease(http: HTTPPool, web: WebServer) 
     session = lease.resource
     session.get(web.url + "/echo")
     lease.release()
-    with pytest.raises(LeaseError, match="given back before"):
+    with pytest.raises(LeaseError, match="was released before"):
         session.get(web.url + "/echo")
     for end in (lease.release, lease.discard, lease.detach, lease.__enter__):
-        with pytest.raises(LeaseError, match="given back before"):
+        with pytest.raises(LeaseError, match="was released before"):
             end()
     mine = http.acquire().detach()
     assert mine.get(web.url + "/echo").ok
@@ -408,7 +408,7 @@ def test_digest_authentication_asks_twice(http: HTTPPool, web: WebServer) -> Non
         assert response.ok and http.stats()["in_use"] == 1
     assert http.stats()["in_use"] == 0 and response.raw.closed
     assert http.metrics.snapshot().closed == {"unread": 1}
-    with pytest.raises(LeaseError, match="given back before"):
+    with pytest.raises(LeaseError, match="was released before"):
         response.connection.send(response.request)  # type: ignore[attr-defined]
 
 

@@ -318,7 +318,7 @@ def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypa
     with HTTPPool(ONE, base_url=private.url) as http:
         first = echo(http.get("/echo"))["connection"]
         (host,) = http._hosts.all()
-        wire = host.pool._state.idle[0].entry.resource
+        wire = host.pool.engine.state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
         wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
         assert echo(http.post("/echo", data=b"order"))["connection"] != first

@@ -143,7 +143,7 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 def _arrived(http: HTTPPool) -> bool:
     """Whether the system has bytes for the idle socket."""
     [host] = http._hosts.all()
-    [key] = host.pool._state.idle
+    [key] = host.pool.engine.state.idle
     try:
         return bool(socket.socket.recv(key.entry.resource.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except BlockingIOError:

@@ -26,9 +26,9 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.pg import address, blocks, failures, limits, wire
-from pooling.adapters.pg.adapter import PostgresAdapter
-from pooling.adapters.pg.session import notes_of
+from pooling.adapters.postgres import address, blocks, failures, limits, wire
+from pooling.adapters.postgres.adapter import PostgresAdapter
+from pooling.adapters.postgres.session import notes_of
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
@@ -91,7 +91,7 @@ class Requests:
 
     @contextlib.contextmanager
     def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-        from pooling.adapters.pg import session
+        from pooling.adapters.postgres import session
 
         def noting(conn: Any, query: bytes, timeout: float | None) -> Any:
             self.sent.append(query)
@@ -1088,7 +1088,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
 def test_one_limit_holds_for_all_that_a_call_does(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
-        pool._hurry(conn, 3.0, pool._now() + 0.5)  # the rest was spent in line
+        pool._limit_to(conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
         with pytest.raises(psycopg.errors.QueryCanceled):
             for _ in range(30):
                 conn.execute("SELECT pg_sleep(0.4)")
@@ -1135,7 +1135,7 @@ def test_who_is_idle_in_a_transaction_is_ended_by_the_server(make: Make) -> None
     pool = make(idle_in_transaction_timeout=0.3)
     with pytest.raises(psycopg.OperationalError, match="lost before the commit"), pool.connection() as conn:
         conn.execute("SELECT 1")
-        wait_until(lambda: not pool._adapter.is_alive(conn))
+        wait_until(lambda: not pool.engine.adapter.is_alive(conn))
     assert one(pool, "SELECT 1") == 1
 
 
@@ -1182,7 +1182,7 @@ def test_the_environment_says_what_nobody_else_does(
         ({"connection_class": psycopg.AsyncConnection}, TypeError, "connection_class must be"),
         ({"validation_query": ""}, ValueError, "validation_query must not be empty"),
         ({"settings": 3}, TypeError, "settings must be a PoolSettings"),
-        ({"name": ""}, TypeError, "name must be a text"),
+        ({"name": ""}, TypeError, "name must be a non-empty string"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(
@@ -1253,7 +1253,7 @@ def test_tls_is_passed_through(postgres: PostgresServer, make: Make, tmp_path: P
         assert pool.metrics.snapshot().created == 1  # alive is alive, encrypted or not
         cancelled(pool, 2.0)  # a cancel comes encrypted, too
         kill(postgres, backend(pool))
-        wait_until(lambda: not pool._adapter.is_alive(conn))  # the front has to see it first
+        wait_until(lambda: not pool.engine.adapter.is_alive(conn))  # the front has to see it first
         assert one(pool, "SELECT 1") == 1
         unknown = make(dsn.removesuffix("postgres") + "nope", kwargs=secure)
         if TOLD:
@@ -1495,7 +1495,7 @@ def test_a_text_is_learnt_once(postgres: PostgresServer) -> None:
     for _ in range(4):
         with pytest.raises(psycopg.OperationalError) as caught, listener.attempt():
             traced.append(failures.listening() is not None)
-            from pooling.adapters.pg.session import tracked
+            from pooling.adapters.postgres.session import tracked
 
             tracked(psycopg.Connection, False).connect(dsn)
         assert caught.value.sqlstate == "3D000" and failures.is_hopeless(caught.value, False)
@@ -1547,7 +1547,7 @@ def test_an_attempt_is_made_again_but_not_while_the_server_says_nothing() -> Non
         return answers.pop(0) if answers else b""
 
     with answering(answer) as dsn, PostgresPool(dsn, ONE) as pool:
-        adapter = pool._adapter
+        adapter = pool.engine.adapter
         assert isinstance(adapter, PostgresAdapter)
 
         def attempt(*seen: bytes) -> str | None:

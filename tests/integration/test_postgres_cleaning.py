@@ -74,7 +74,7 @@ def test_what_a_server_does_not_execute_is_left_out(
 def test_it_is_found_out_once_for_each_generation(
     hardened: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pooling.adapters.pg import session
+    from pooling.adapters.postgres import session
 
     sent: list[bytes] = []
     real = session.round_trip
@@ -134,7 +134,7 @@ def test_every_step_may_be_missing(postgres: PostgresServer, caplog: pytest.LogC
         session._steps = (b"SELECT nothing_of_this()",)
         session._take_steps()
         monkey = {"SELECT nothing_of_this()": "all"}
-        from pooling.adapters import postgres as module
+        from pooling.adapters.postgres import pool as module
 
         before = dict(module.STEPS)
         module.STEPS.update(monkey)

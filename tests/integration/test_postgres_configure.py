@@ -17,7 +17,7 @@ from psycopg.types.multirange import MultirangeInfo
 from psycopg.types.range import RangeInfo
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.pg.configured import kind_of
+from pooling.adapters.postgres.configured import kind_of
 from tests.servers import PostgresServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)

@@ -12,8 +12,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.pg.session import Tracking
-from pooling.compat.psycopg_pool import ConnectionPool
+from pooling.adapters.postgres.session import Tracking
+from pooling.adapters.postgres.stalls import Watch
+from pooling.compat.psycopg_pool import ConnectionPool, NullConnectionPool
 from tests.servers import PostgresServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
@@ -318,3 +319,96 @@ def test_commit_and_rollback_of_a_subclass_are_called(make: Make, session: str) 
         assert conn.info.backend_pid == first
         conn.execute("SELECT 1")
     assert calls == ["rollback"]
+
+
+# -- where the branches met ------------------------------------------------------------------
+
+
+class Plainly:
+    """A proxy with attributes of its own, unlike wrapt's, in a ``__dict__``."""
+
+    def __init__(self, wrapped: Any) -> None:
+        vars(self)["__wrapped__"] = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["__wrapped__"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)["__wrapped__"], name, value)
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = psycopg.Connection.__dict__["connect"].__func__
+
+    def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return Plainly(real(cls, *args, **kwargs))
+
+    monkeypatch.setattr(psycopg.Connection, "connect", classmethod(connect))
+
+
+@pytest.mark.usefixtures("proxied")
+def test_a_proxy_outlives_what_its_borrower_sets(make: Make) -> None:
+    pool = make()  # with a stall_timeout, which has notes of its own about proxies
+    for _ in range(2):
+        with pool.transaction(read_only=True) as conn:
+            assert type(conn) is Plainly and conn.execute("SELECT 1").fetchone() == (1,)
+    assert pool.execute_many("SELECT %s::int", [(1,), (2,)]) == 2
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
+def test_a_proxy_comes_back_to_the_drop_in_in_a_transaction(postgres: PostgresServer, kind: Any) -> None:
+    with kind(postgres.dsn, max_size=4 if kind is ConnectionPool else 1, open=False, timeout=10) as pool:
+        for _ in range(5):
+            conn = pool.getconn()
+            conn.execute("SELECT 1")
+            pool.putconn(conn)
+        with contextlib.suppress(ValueError), pool.connection() as conn:
+            conn.execute("SELECT 1")
+            raise ValueError
+        with pool.connection() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_mock_in_every_verb(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unittest.mock import MagicMock
+
+    mock = MagicMock(closed=False)
+    mock.transaction.return_value.__exit__.return_value = None
+    mock.cursor.return_value.__exit__.return_value = None
+    monkeypatch.setattr(psycopg.Connection, "connect", lambda *args, **kwargs: mock)
+    pool = make()
+    with pool.transaction() as conn:
+        assert conn is mock
+    assert pool.run(lambda conn: conn) is mock
+    pool.execute_many("INSERT", [(1,)])
+    assert pool.execute_query("SELECT 1") is mock.cursor.return_value.fetchall.return_value
+
+
+def test_doubles_in_the_drop_in(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psycopg.Connection, "connect", lambda *args, **kwargs: Double())
+    hook = lambda conn: conn.execute("SELECT 1")  # noqa: E731
+    with ConnectionPool(postgres.dsn, min_size=1, max_size=1, configure=hook, open=False, timeout=5) as pool:
+        for _ in range(3):
+            conn: Any = pool.getconn()
+            pool.putconn(conn)
+            with pytest.raises(ValueError, match="mine"), pool.connection():
+                raise ValueError("mine")  # passed on as it is
+            with pool.connection() as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_proxy_in_an_engine_of_sqlalchemy(postgres: PostgresServer) -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="pip install sqlalchemy")
+    from pooling.adapters import sqlalchemy as ours
+
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://", poolclass=ours.Pool, creator=lambda: Proxy(psycopg.connect(postgres.dsn))
+    )
+    for _ in range(2):
+        with engine.begin() as conn:
+            assert conn.execute(sqlalchemy.text("SELECT 1")).scalar() == 1
+            watch = conn.connection.dbapi_connection._pooling
+            assert isinstance(watch, Watch) and watch.pid  # it is watched
+    engine.dispose()

@@ -978,3 +978,16 @@ def test_num_workers_connect_at_once(make: Make, workers: int) -> None:
     pool = make(min_size=6, num_workers=workers, configure=configure)
     pool.wait(PATIENCE)
     assert most <= workers
+
+
+def test_who_is_turned_away_by_a_null_pool_was_not_queued(postgres: PostgresServer) -> None:
+    with ours.NullConnectionPool(postgres.dsn, max_size=1, max_waiting=1, open=True, timeout=10) as pool:
+        waiting = threading.Thread(target=lambda: pool.putconn(pool.getconn()))
+        with pool.connection():
+            waiting.start()
+            while not pool.get_stats()["requests_waiting"]:
+                time.sleep(0.001)
+            with pytest.raises(ours.TooManyRequests):
+                pool.getconn()
+        waiting.join()
+        assert pool.get_stats()["requests_queued"] == 1

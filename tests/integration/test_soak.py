@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pooling.soak.verdict import Machine
+from pooling.tools.soak.verdict import Machine
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--minutes", "0.05", "--threads", "8", "--max-size", "4")

@@ -23,11 +23,11 @@ from urllib.parse import quote
 import pytest
 
 from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
-from pooling.adapters import sqlite as sqlite_module
-from pooling.adapters.lite.adapter import _Memory
-from pooling.adapters.lite.own import interrupted_after
-from pooling.adapters.lite.queries import without_values
 from pooling.adapters.sqlite import SQLiteAdapter
+from pooling.adapters.sqlite import pool as sqlite_module
+from pooling.adapters.sqlite.adapter import _Memory
+from pooling.adapters.sqlite.own import interrupted_after
+from pooling.adapters.sqlite.queries import without_values
 from pooling.config import url_of
 from tests.integration.tools import in_thread, run_forking, wait_until
 
@@ -138,7 +138,7 @@ def test_who_reads_steps_aside_where_a_turn_to_write_takes_long(
     monkeypatch.setattr(sqlite_module, "_GIL", True)
     monkeypatch.setattr(sqlite_module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
     with db.connection():
-        (turn,) = db._state.entries
+        (turn,) = db.engine.state.entries
         turn.since = began = turn.since - 1.0
         db.execute_query("SELECT 1")
         assert slept == []  # nobody waits
@@ -234,7 +234,7 @@ def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
     one, two = open_pool(path=":memory:"), open_pool(path=":memory:")
     one.execute_query("CREATE TABLE t (n)")
     assert two.execute_query("SELECT * FROM sqlite_master") == []
-    uri = one._adapter.memory.uri()  # type: ignore[attr-defined]
+    uri = one.engine.adapter.memory.uri()  # type: ignore[attr-defined]
     one.close()
     with closing(sqlite3.connect(uri, uri=True)) as conn:
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
@@ -362,7 +362,7 @@ def test_an_old_deadline_ends_with_its_lease(open_pool: Make) -> None:
     assert (snapshot.created, snapshot.validation_failures) == (1, 0)
     with db.acquire() as conn:
         conn.limit.deadline = 0.0  # type: ignore[attr-defined]
-        db._adapter.validate(conn, 1.0)  # while it is lent, as after an error
+        db.engine.adapter.validate(conn, 1.0)  # while it is lent, as after an error
 
 
 def test_a_wait_for_a_writer_is_no_longer_than_a_statement(open_pool: Make) -> None:
@@ -733,12 +733,12 @@ def test_a_name_like_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_url_says_the_same(path: Path) -> None:
     query = "detect_types=3&cached_statements=7&isolation_level=deferred&uri=true"
     db = SQLitePool.from_url(f"sqlite:////{path}?{query}", settings=ONE)
-    assert db._adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
+    assert db.engine.adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
     with db.acquire() as conn:
         assert conn.isolation_level == "DEFERRED"
     db.close()
     with SQLitePool.from_url("sqlite:///x.db?isolation_level=none", settings=ONE) as db:
-        assert db._adapter.isolation_level is None  # type: ignore[attr-defined]
+        assert db.engine.adapter.isolation_level is None  # type: ignore[attr-defined]
     with SQLitePool.from_url(f"sqlite:///file:{path}?mode=ro&uri=true&timeout=2", settings=ONE) as db:
         assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pooling.demo.certificates import Certificates, make_certificates
+from pooling.tools.demo.certificates import Certificates, make_certificates
 
 from . import figures
 from .harness import Plan, Rounds, interleave

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pooling.demo.certificates import make_certificates
+from pooling.tools.demo.certificates import make_certificates
 
 from . import figures
 from .harness import Plan, interleave

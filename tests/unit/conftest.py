@@ -87,9 +87,9 @@ def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
 def fill(pool: Pool[Any], number: int) -> list[Any]:
     """Have so many made and idle; return them, the one that is lent next at the end."""
     pool.fill(number)
-    while getattr(pool._background.workers, "jobs", None):
-        pool._clock.run_job()  # type: ignore[attr-defined]
-    return [key.entry.resource for key in pool._state.idle]
+    while getattr(pool.engine.runtime.workers, "jobs", None):
+        pool.engine.clock.run_job()  # type: ignore[attr-defined]
+    return [key.entry.resource for key in pool.engine.state.idle]
 
 
 def run_jobs(clock: VirtualClock) -> None:

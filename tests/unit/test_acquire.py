@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from pooling.core.slots import FRESH
-from pooling.core.sweep import AUDIT
+from pooling.core.checkout import AUDIT
+from pooling.core.liveness import ANSWER_TTL
+from pooling.core.waiting import wait_until
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 
@@ -35,7 +37,7 @@ def test_acquire_gives_a_lease_and_its_block_the_resource(make: Make) -> None:
         assert lease.resource is resource
 
 
-def test_a_resource_is_made_once_and_lent_again(make: Make, adapter: FakeAdapter) -> None:
+def test_resource_is_created_once_and_reused(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     seen = set()
     for _ in range(5):
@@ -90,7 +92,7 @@ def test_waiters_are_served_in_order_of_arrival_by_creations(make: Make, manual:
     assert [task.result().resource.number for task in tasks] == [1, 2, 3]
 
 
-def test_a_waiter_takes_what_comes_first_made_or_released(make: Make, manual: VirtualClock) -> None:
+def test_waiter_takes_the_first_created_or_released_resource(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=2, clock=manual)
     (held,) = fill(pool, 1)
     lease = pool.acquire()
@@ -103,23 +105,22 @@ def test_a_waiter_takes_what_comes_first_made_or_released(make: Make, manual: Vi
     assert pool.stats()["idle"] == 1
 
 
-def test_a_newcomer_does_not_overtake(make: Make, clock: VirtualClock) -> None:
+def test_newcomer_does_not_overtake_waiters(make: Make, clock: VirtualClock) -> None:
     """Not even where a resource lies idle: while somebody waits, `acquire` queues (P3)."""
     pool = make(max_size=1)
     fill(pool, 1)
     pool.pause()
     early = Task(pool.acquire)
     clock.until_parked(1)
-    clock.strike(KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        pool.resume()  # it strikes before the line is served
+    with mock.patch.object(pool.engine, "serve", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        pool.resume()  # it is interrupted before the waiter is served
     assert (pool.stats()["idle"], pool.stats()["waiting"]) == (1, 1)
     with pytest.raises(PoolTimeout):
         pool.acquire(0)
     early.result().release()
 
 
-def test_who_found_a_dead_resource_keeps_its_place(
+def test_borrower_of_a_dead_resource_keeps_its_queue_position(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool, served = make(max_size=1), []
@@ -142,7 +143,7 @@ def test_who_found_a_dead_resource_keeps_its_place(
     assert served == ["first", "second"]
 
 
-def test_who_gave_up_leaves_the_line(make: Make, clock: VirtualClock) -> None:
+def test_timed_out_waiter_leaves_the_wait_queue(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()
     hasty = Task(pool.acquire, 1)
@@ -157,7 +158,7 @@ def test_who_gave_up_leaves_the_line(make: Make, clock: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize("room", [1, 2])
-def test_the_waiting_room_is_bounded(make: Make, clock: VirtualClock, room: int) -> None:
+def test_wait_queue_is_bounded(make: Make, clock: VirtualClock, room: int) -> None:
     pool = make(max_size=1, max_waiting=room)
     lease = pool.acquire()
     tasks = []
@@ -172,7 +173,7 @@ def test_the_waiting_room_is_bounded(make: Make, clock: VirtualClock, room: int)
     pool.acquire().release()
 
 
-def test_no_waiting_at_all_still_lends_what_can_be_had(make: Make, adapter: FakeAdapter) -> None:
+def test_max_waiting_zero_still_lends_available_resources(make: Make, adapter: FakeAdapter) -> None:
     """``max_waiting=0`` refuses those who would stand in line, not those for whom one can be made."""
     pool = make(max_size=2, max_waiting=0)
     one, two = pool.acquire(), pool.acquire()
@@ -182,7 +183,7 @@ def test_no_waiting_at_all_still_lends_what_can_be_had(make: Make, adapter: Fake
     assert pool.acquire().resource is not two.resource
 
 
-def test_no_waiting_is_no_reason_to_refuse_who_gave_his_back(make: Make, manual: VirtualClock) -> None:
+def test_max_waiting_does_not_refuse_a_borrower_of_a_dead_resource(make: Make, manual: VirtualClock) -> None:
     """What is being reset is as good as there."""
     pool = make(adapter=FakeAdapter(bounded=False), max_size=1, max_waiting=0, clock=manual)
     fill(pool, 1)
@@ -221,7 +222,7 @@ def test_the_deadline_bounds_a_creation_that_hangs(make: Make, manual: VirtualCl
         waiting.result()
 
 
-def test_a_creation_outlives_the_borrower_who_gave_up(
+def test_creation_continues_after_its_borrower_timed_out(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     pool = make(clock=manual)
@@ -262,7 +263,7 @@ class Timed(FakeAdapter):
     [(2, 0, 2), (2, 1.5, 0.5), (60, 0, 5), (7, 1, 5), (None, 0, 5)],
     ids=["what the call has", "what the wait left", "health_check_timeout", "the less", "default"],
 )
-def test_a_validation_has_what_is_left_of_the_deadline(
+def test_validation_is_limited_by_the_remaining_deadline(
     make: Make, clock: VirtualClock, timeout: float | None, waits: float, limit: float
 ) -> None:
     timed = Timed()
@@ -281,25 +282,25 @@ def test_a_validation_has_what_is_left_of_the_deadline(
 # -- not waiting --------------------------------------------------------------------------
 
 
-def test_at_once_takes_what_is_idle(make: Make, clock: VirtualClock) -> None:
+def test_timeout_zero_takes_an_idle_resource(make: Make, clock: VirtualClock) -> None:
     pool = make()
     (idle,) = fill(pool, 1)
     assert pool.acquire(0).resource is idle
 
 
-def test_at_once_raises_where_nothing_is_idle(make: Make, manual: VirtualClock) -> None:
+def test_timeout_zero_raises_if_nothing_is_idle(make: Make, manual: VirtualClock) -> None:
     pool = make(clock=manual)
     with pytest.raises(PoolTimeout, match="no thing at once"):
         pool.acquire(0)
 
 
-def test_at_once_may_be_the_setting(make: Make) -> None:
+def test_acquire_timeout_may_be_zero(make: Make) -> None:
     pool = make(max_size=1, acquire_timeout=0)
     with pool.acquire(), pytest.raises(PoolTimeout, match="no thing at once"):
         pool.acquire()
 
 
-def test_at_once_looks_at_the_socket_but_makes_no_round_trip(
+def test_timeout_zero_checks_the_socket_without_a_round_trip(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make()
@@ -310,7 +311,7 @@ def test_at_once_looks_at_the_socket_but_makes_no_round_trip(
     assert adapter.calls["validate"] == 0
 
 
-def test_at_once_does_not_overtake_who_waits(make: Make, clock: VirtualClock) -> None:
+def test_timeout_zero_does_not_overtake_waiters(make: Make, clock: VirtualClock) -> None:
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -334,7 +335,7 @@ class Located(FakeAdapter):
 
 
 @pytest.mark.parametrize(("blocking", "here"), [(True, False), (False, True)])
-def test_what_may_block_is_made_on_a_worker(make: Make, blocking: bool, here: bool) -> None:
+def test_blocking_creation_runs_on_a_worker(make: Make, blocking: bool, here: bool) -> None:
     located = Located(blocking=blocking)
     pool = make(adapter=located, clock=VirtualClock(workers="threads"))
     with pool.acquire():
@@ -394,7 +395,7 @@ def fault_in_the_program() -> FakeResource:
     ("factory", "says"),
     [(lambda: None, "the factory returned None instead of a resource"), (fault_in_the_program, "nonsense")],
 )
-def test_a_factory_with_a_fault_in_the_program_fails_at_once(
+def test_programming_error_in_the_factory_fails_at_once(
     make: Make, factory: Callable[[], Any], says: str
 ) -> None:
     """And not at the deadline: no server that comes back will mend it."""
@@ -403,7 +404,7 @@ def test_a_factory_with_a_fault_in_the_program_fails_at_once(
     assert isinstance(raised.value.__cause__, TypeError)
 
 
-def test_an_interrupted_creation_is_the_borrowers_where_it_runs_in_his_thread(
+def test_interrupted_inline_creation_raises_in_the_borrower(
     make: Make, clock: VirtualClock
 ) -> None:
     adapter = FakeAdapter(blocking=False)
@@ -439,7 +440,7 @@ WAYS_TO_FREE_A_SLOT: dict[str, tuple[str | None, Callable[[Lease[Any]], object]]
 
 
 @pytest.mark.parametrize(("failing", "way"), WAYS_TO_FREE_A_SLOT.values(), ids=WAYS_TO_FREE_A_SLOT)
-def test_a_free_slot_is_passed_on_to_who_waits(
+def test_free_slot_goes_to_the_next_waiter(
     make: Make,
     adapter: FakeAdapter,
     clock: VirtualClock,
@@ -503,7 +504,7 @@ def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock)
     ],
 )
 @pytest.mark.parametrize("bounded", [True, False])
-def test_a_ping_goes_to_what_was_idle_longer_than_the_interval(
+def test_resource_idle_longer_than_the_interval_is_pinged(
     make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, bounded: bool
 ) -> None:
     adapter = FakeAdapter(bounded=bounded)
@@ -523,7 +524,7 @@ class Ticking(VirtualClock):
         return super().now()
 
 
-def test_who_had_a_resource_pinged_gets_it(make: Make) -> None:
+def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
     """However strict the settings: what was proved since he asked is not proved again and again."""
     clock = Ticking(workers="manual")
     pool = make(adapter=FakeAdapter(bounded=False), validation_interval=0, clock=clock)
@@ -548,7 +549,7 @@ def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bo
 
 
 @pytest.mark.parametrize("death", ["dead", "broken"])
-def test_a_death_makes_those_of_its_age_suspect(
+def test_death_makes_resources_of_the_same_age_suspect(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, death: str
 ) -> None:
     """They are lent again after a round trip, however short they rested, and those made later without (P6)."""
@@ -590,7 +591,7 @@ def test_after_the_process_was_frozen_idle_resources_are_suspect(
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_a_few_proven_deaths_save_the_other_pings(
+def test_max_validation_failures_replaces_the_rest_without_pings(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, most: int
 ) -> None:
     """N dead ones of one age don't cost N round trips, each up to a timeout (P6)."""
@@ -615,12 +616,12 @@ def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock)
     waiting.result()
 
 
-def test_who_waits_for_a_state_is_looked_after_beside_a_line(make: Make, clock: VirtualClock) -> None:
+def test_watcher_of_a_state_is_notified_beside_waiters(make: Make, clock: VirtualClock) -> None:
     pool, wish = make(max_size=1), [False]
     lease = pool.acquire()
     waiting = Task(pool.acquire)
     clock.until_parked(1)
-    watching = Task(pool._until, lambda: wish[0], 100.0)
+    watching = Task(wait_until, pool.engine, lambda: wish[0], 100.0)
     clock.until_parked(2)
     wish[0] = True
     lease.release()
@@ -628,7 +629,7 @@ def test_who_waits_for_a_state_is_looked_after_beside_a_line(make: Make, clock: 
     waiting.result().release()
 
 
-def test_who_waits_for_a_check_on_a_worker_was_not_forgotten_by_the_pool(
+def test_waiter_for_a_check_on_a_worker_is_not_an_audit_repair(
     make: Make, manual: VirtualClock
 ) -> None:
     """The audit gives it another idle one, and counts no repair."""
@@ -647,7 +648,7 @@ def test_who_waits_for_a_check_on_a_worker_was_not_forgotten_by_the_pool(
 
 
 @pytest.mark.parametrize("answers", [True, None])
-def test_what_answered_while_somebody_waited_is_not_looked_at_again(
+def test_resource_that_answered_during_the_wait_is_not_checked_again(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "reset", lambda resource: answers)
@@ -660,41 +661,41 @@ def test_what_answered_while_somebody_waited_is_not_looked_at_again(
     lease.release()
     waiting.result().release()
     assert adapter.calls["is_alive"] == (0 if answers else 1)
-    clock.advance(FRESH)
+    clock.advance(ANSWER_TTL)
     pool.acquire().release()  # it has lain idle since
     assert adapter.calls["is_alive"] == (1 if answers else 2)
 
 
 @pytest.mark.parametrize("answers", [True, None])
-def test_what_answered_just_now_is_not_looked_at_again(
+def test_recently_answered_resource_is_not_checked_again(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, answers: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "reset", lambda resource: answers)
     pool = make(max_size=1)
     pool.acquire().release()
     adapter.calls["is_alive"] = 0
-    clock.advance(FRESH / 2)
+    clock.advance(ANSWER_TTL / 2)
     lease = pool.acquire()
     assert adapter.calls["is_alive"] == (0 if answers else 1)
-    clock.advance(2 * FRESH)
+    clock.advance(2 * ANSWER_TTL)
     lease.release()  # it answers again
-    clock.advance(FRESH / 2)
+    clock.advance(ANSWER_TTL / 2)
     pool.acquire().release()
     assert adapter.calls["is_alive"] == (0 if answers else 2)
 
 
-def test_who_wishes_each_to_be_asked_has_each_asked(
+def test_validation_interval_zero_validates_every_acquire(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "reset", lambda resource: True)
     pool = make(max_size=1, validation_interval=0)
     for _ in range(3):
-        clock.advance(FRESH / 2)
+        clock.advance(ANSWER_TTL / 2)
         pool.acquire().release()
     assert adapter.calls["validate"] == 2  # the first was made for this
 
 
-def test_what_answered_just_before_another_died_is_looked_at(
+def test_recently_answered_resource_is_checked_after_a_death(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "reset", lambda resource: True)
@@ -703,12 +704,12 @@ def test_what_answered_just_before_another_died_is_looked_at(
     second.release()
     with pytest.raises(ConnectionError), first:  # which says so
         raise ConnectionError
-    clock.advance(FRESH / 2)
+    clock.advance(ANSWER_TTL / 2)
     pool.acquire().release()
     assert adapter.calls["validate"] == 1
 
 
-def test_what_died_in_other_hands_while_somebody_waited_is_looked_at(
+def test_resource_released_during_the_wait_is_checked(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     """It was made, and so proved, after he had come; but somebody else had it since."""
@@ -725,18 +726,18 @@ def test_what_died_in_other_hands_while_somebody_waited_is_looked_at(
     assert second.result().resource.alive
 
 
-def test_what_a_function_returns_is_no_answer(clock: VirtualClock) -> None:
+def test_return_value_of_a_reset_function_is_ignored(clock: VirtualClock) -> None:
     looks: list[object] = []
     pool = Pool(object, reset=lambda resource: True, validate=looks.append, clock=clock)
     lease = pool.acquire()
     clock.advance(100)
     lease.release()
-    entry = pool._state.idle[0].entry
+    entry = pool.engine.state.idle[0].entry
     assert entry.checked < entry.idle_since
 
 
 @pytest.mark.parametrize("step", ["is_alive", "validate"])
-def test_a_look_that_fails_means_dead(
+def test_failing_is_alive_means_dead(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, step: str
 ) -> None:
     pool = make()
@@ -747,7 +748,7 @@ def test_a_look_that_fails_means_dead(
 
 
 @pytest.mark.parametrize("step", ["is_alive", "validate"])
-def test_an_interruption_of_a_look_is_passed_on_and_the_resource_closed(
+def test_interrupted_is_alive_closes_the_resource_and_is_reraised(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, step: str
 ) -> None:
     pool = make(max_size=1)
@@ -762,7 +763,7 @@ def test_an_interruption_of_a_look_is_passed_on_and_the_resource_closed(
     assert pool.acquire().resource.number == 2
 
 
-def test_a_validate_function_says_no_by_raising_or_by_false(clock: VirtualClock, make: Make) -> None:
+def test_validate_fails_by_raising_or_by_returning_false(clock: VirtualClock, make: Make) -> None:
     answers: list[object] = [False, None, True, ConnectionError("gone")]
 
     def validate(resource: object) -> object:
@@ -784,7 +785,7 @@ def test_a_validate_function_says_no_by_raising_or_by_false(clock: VirtualClock,
 # -- who has one already ------------------------------------------------------------------
 
 
-def test_who_holds_one_already_is_told_so(make: Make, clock: VirtualClock) -> None:
+def test_timeout_mentions_the_leases_of_the_same_thread(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
 
     def nest() -> None:
@@ -798,7 +799,7 @@ def test_who_holds_one_already_is_told_so(make: Make, clock: VirtualClock) -> No
         nested.result()
 
 
-def test_who_holds_none_is_not_told_so(make: Make, clock: VirtualClock) -> None:
+def test_timeout_of_a_thread_without_a_lease_does_not_mention_one(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     with pool.acquire():
         other = Task(pool.acquire, 5)
@@ -823,14 +824,14 @@ def test_a_closed_pool_lends_nothing(make: Make) -> None:
 def test_an_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
     """A destructor or a signal handler may run there; it must not deadlock."""
     pool = make()
-    with pool._lock, pytest.raises(PoolError, match="only giving back works there"):
+    with pool.engine.lock, pytest.raises(PoolError, match="only a release works there"):
         pool.acquire()
 
 
 def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock: VirtualClock) -> None:
     pool = make()
     lease = pool.acquire()
-    with pool._lock:
+    with pool.engine.lock:
         lease.release()
     clock.settle()
     assert pool.stats()["idle"] == 1
@@ -856,11 +857,11 @@ def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
 ) -> None:
     pool = make(adapter=adapter, clock=clock, validation_interval=1)
     pool.acquire().release()
-    lock, looks, resets = pool._lock, adapter.calls["is_alive"], adapter.calls["reset"]
-    pool._lock = NoLock()
+    lock, looks, resets = pool.engine.lock, adapter.calls["is_alive"], adapter.calls["reset"]
+    pool.engine.lock = NoLock()
     for _ in range(3):
         pool.acquire().release()
-    pool._lock = lock
+    pool.engine.lock = lock
     assert (adapter.calls["is_alive"] - looks, adapter.calls["reset"] - resets) == (3, 3)
     assert adapter.calls["validate"] == 0
     clock.advance(2)  # no moment any more
@@ -884,7 +885,7 @@ def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: Vi
 
 
 @pytest.mark.parametrize("arguments", [(), (None, 2)])
-def test_who_has_no_caller_in_python_may_borrow(
+def test_acquire_without_a_python_caller_works(
     adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
 ) -> None:
     failed: list[object] = []

@@ -45,8 +45,8 @@ class Nothing(Adapter[object]):
         ({"adapter": Nothing()}, "create"),
         ({"factory": object, "settings": {"max_size": 3}}, "settings must be a PoolSettings, not of type dict"),
         ({"factory": object, "settings": PoolSettings}, "settings must be a PoolSettings, not of type type"),
-        ({"factory": object, "name": 5}, "name must be a text that is not empty, not 5"),
-        ({"factory": object, "name": ""}, "name must be a text that is not empty, not ''"),
+        ({"factory": object, "name": 5}, "name must be a non-empty string, not 5"),
+        ({"factory": object, "name": ""}, "name must be a non-empty string, not ''"),
         ({"factory": object, "observers": 5}, "observers"),
         ({"factory": object, "observers": Observer()}, "observers"),
         ({"factory": object, "observers": [5]}, "observers must be of pooling.Observer, not 5"),
@@ -83,7 +83,7 @@ def test_the_settings_of_a_pool_are_checked_when_they_are_made() -> None:
     ],
     ids=str,
 )
-def test_a_timeout_is_a_number_of_seconds(
+def test_timeout_must_be_a_number_of_seconds(
     make: Make,
     adapter: FakeAdapter,
     verb: Callable[..., object],
@@ -213,7 +213,7 @@ def test_time_does_not_run_backwards(clock: VirtualClock) -> None:
     ],
     ids=["fail", "hold", "mend"],
 )
-def test_a_fake_adapter_knows_its_steps(adapter: FakeAdapter, call: Callable[[FakeAdapter], None]) -> None:
+def test_fake_adapter_refuses_unknown_steps(adapter: FakeAdapter, call: Callable[[FakeAdapter], None]) -> None:
     """A misspelt step would never fail, and the test with it."""
     with refused(ValueError, "craete"):
         call(adapter)

@@ -14,7 +14,7 @@ import pytest
 
 from pooling import Lease, LeaseError, Pool, PoolClosed, PoolError, PoolTimeout
 from pooling.core import registry
-from pooling.core.registry import PAGE
+from pooling.core.registry import SAME_PROCESS
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, fill, run_jobs
 
@@ -28,19 +28,19 @@ class Struck(BaseException):
 @pytest.fixture
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
     """Go on as a child, with the pools of this test's clocks alone."""
-    monkeypatch.setattr(registry, "_backgrounds", [])
-    monkeypatch.setattr(registry, "_guests", {clock.background, manual.background})
+    monkeypatch.setattr(registry, "_runtimes", [])
+    monkeypatch.setattr(registry, "_guests", {clock.runtime, manual.runtime})
 
     def fork() -> None:
-        PAGE[0] = 0
+        SAME_PROCESS[0] = 0
 
     yield fork
-    PAGE[0] = 1
+    SAME_PROCESS[0] = 1
 
 
 def use_all(pool: Pool[Any]) -> None:
     """Borrow as many as there can be, and see that nothing was there before."""
-    manual = isinstance(getattr(pool._background.workers, "jobs", None), list)
+    manual = isinstance(getattr(pool.engine.runtime.workers, "jobs", None), list)
     if manual:
         fill(pool, pool.settings.max_size)
     leases = [pool.acquire(timeout=0 if manual else 1) for _ in range(pool.settings.max_size)]
@@ -51,7 +51,7 @@ def use_all(pool: Pool[Any]) -> None:
     for lease in leases:
         lease.release()
     if manual:
-        run_jobs(pool._clock)  # type: ignore[arg-type]
+        run_jobs(pool.engine.clock)  # type: ignore[arg-type]
     assert pool.stats()["idle"] == pool.stats()["size"] == len(leases)
 
 
@@ -107,7 +107,7 @@ STATES = [idle, lent, checking, resetting, closing, creating, forgotten, drained
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_child_begins_with_nothing(
+def test_pools_are_empty_in_a_child(
     make: Make, manual: VirtualClock, fork: Fork, state: Callable[[Pool[Any], VirtualClock], Any]
 ) -> None:
     """And what its parent has is neither used, nor closed, but abandoned, once."""
@@ -116,7 +116,7 @@ def test_a_child_begins_with_nothing(
     (parents,) = fill(pool, 1)
     kept = state(pool, manual)
     fork()
-    assert pool.stats() is not None and pool._enter() is None
+    assert pool.stats() is not None and pool.engine.ensure_usable() is None
     assert pool.stats()["size"] == pool.stats()["waiting"] == 0
     use_all(pool)
     manual.settle()
@@ -153,7 +153,7 @@ def test_leaving_the_block_of_ones_parent_puts_nothing_back(make: Make, fork: Fo
     assert pool.stats()["size"] == pool.stats()["idle"] == 1
 
 
-def test_who_stands_in_line_when_he_is_forked_stands_in_his_own_line_next(
+def test_waiter_that_is_forked_queues_again_in_the_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
     """A signal's handler forked: the thread that waits is the one that the child has."""
@@ -166,11 +166,11 @@ def test_who_stands_in_line_when_he_is_forked_stands_in_his_own_line_next(
     resource = mine.resource
     mine.release()
     assert waiting.result().resource is resource
-    assert not pool._waiters
+    assert not pool.engine.state.waiters
     assert lease is not None and adapter.calls["abandon"] == 1
 
 
-def test_a_creation_that_goes_on_in_a_child_is_nobodys(
+def test_creation_that_continues_in_a_child_is_closed(
     make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
     """A greenlet lives on there: what it makes was begun by the parent."""
@@ -190,12 +190,12 @@ def test_a_creation_that_goes_on_in_a_child_is_nobodys(
     assert pool.stats()["size"] == 2
 
 
-def test_a_lock_that_another_thread_held_locks_nobody_out(make: Make, fork: Fork) -> None:
+def test_lock_held_by_another_thread_at_fork_does_not_block_the_child(make: Make, fork: Fork) -> None:
     pool = make()
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with pool._lock:
+        with pool.engine.lock:
             held.set()
             assert release.wait(30)
 
@@ -208,12 +208,12 @@ def test_a_lock_that_another_thread_held_locks_nobody_out(make: Make, fork: Fork
     holder.result()
 
 
-def test_a_destructor_in_the_midst_of_the_renewal_is_refused(
+def test_destructor_that_acquires_during_the_fork_handler_is_refused(
     make: Make, fork: Fork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make()
     refused: list[BaseException] = []
-    original = registry._disown
+    original = registry._invalidate
 
     def disown(*args: Any) -> None:
         with pytest.raises(PoolError, match="destructor") as raised:
@@ -221,14 +221,14 @@ def test_a_destructor_in_the_midst_of_the_renewal_is_refused(
         refused.append(raised.value)
         original(*args)
 
-    monkeypatch.setattr(registry, "_disown", disown)
+    monkeypatch.setattr(registry, "_invalidate", disown)
     fork()
     use_all(pool)
     assert len(refused) == 1
 
 
-@pytest.mark.parametrize("step", ["_begin_anew", "_disown", "_abandon_estate", "_nobodys_key"])
-def test_struck_in_the_midst_of_the_renewal_the_next_use_begins_again(
+@pytest.mark.parametrize("step", ["_renew_in_child", "_invalidate", "_abandon_inherited", "_unowned_token"])
+def test_interrupted_fork_handler_starts_again_at_the_next_use(
     make: Make, adapter: FakeAdapter, fork: Fork, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     pool = make()
@@ -282,7 +282,7 @@ def test_an_outage_of_the_parents_is_not_the_childs(make: Make, adapter: FakeAda
     assert pool.stats()["down"] is None
 
 
-def test_an_exporter_that_holds_on_to_the_metrics_reads_the_childs(make: Make, fork: Fork) -> None:
+def test_metrics_object_kept_across_a_fork_shows_the_childs_figures(make: Make, fork: Fork) -> None:
     pool = make()
     metrics = pool.metrics
     pool.acquire().release()
@@ -298,11 +298,11 @@ def test_the_parents_reaper_does_nothing_in_a_child(
     pool = make(idle_timeout=5)
     fill(pool, 1)
     pool.acquire()  # and forgotten: a message
-    inherited = clock.background.reaper
+    inherited = clock.runtime.reaper
     fork()
-    pool._enter()
+    pool.engine.ensure_usable()
     clock.advance(60)
-    assert inherited._heir is clock.background.reaper
+    assert inherited._successor is clock.runtime.reaper
     assert adapter.closed == 0
     use_all(pool)
     clock.advance(60)

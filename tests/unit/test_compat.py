@@ -18,13 +18,14 @@ from pooling.compat.ledger import Ledger
 @pytest.mark.parametrize(
     ("failures_at", "told"), [([5], 0), ([10], 1), ([10, 15], 1), ([10, 20, 29, 30], 3), ([35], 1)]
 )
-def test_an_outage_is_told_of_once_for_each_reconnect_timeout(failures_at: list[float], told: int) -> None:
+def test_reconnect_failed_is_called_once_per_reconnect_timeout(failures_at: list[float], told: int) -> None:
     now = 100.0
     calls: list[float] = []
-    core = SimpleNamespace(_lock=threading.RLock(), _now=lambda: now)
+    engine = SimpleNamespace(lock=threading.RLock(), clock=SimpleNamespace(now=lambda: now))
     facade = SimpleNamespace(
-        core=core, closed=False, reconnect_timeout=10.0, reconnect_failed=lambda: calls.append(now)
-    )
+        core=SimpleNamespace(engine=engine), closed=False, reconnect_timeout=10.0,
+        reconnect_failed=lambda: calls.append(now),
+    )  # fmt: skip
     ledger = Ledger(lambda: facade)
     ledger.outage_began("p", OSError())
     for seconds in failures_at:

@@ -73,7 +73,7 @@ def test_other_names_of_the_same() -> None:
     assert named.settings is not None and named.settings.backoff.initial == 0.2
 
 
-def test_without_a_word_the_defaults_hold() -> None:
+def test_defaults_apply_without_settings() -> None:
     configs = from_env("", {})
     assert list(configs) == [HTTP]
     settings = configs[HTTP].settings
@@ -118,7 +118,7 @@ def test_yes_and_no_are_read_in_one_way_everywhere(text: str) -> None:
     expected = text in YES
     quoted = quote(text)
     assert from_url(f"sqlite:///x.db?validate_on_acquire={quoted}").settings.validate_on_acquire is expected
-    assert from_url(f"sqlite:///x.db?optimize={quoted}")._adapter.optimize is expected  # type: ignore[attr-defined]
+    assert from_url(f"sqlite:///x.db?optimize={quoted}").engine.adapter.optimize is expected  # type: ignore[attr-defined]
     for name in ("compression", "verify", "trust_env", "pooled"):
         given: dict[str, Any] = {}
         with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def test_what_is_wrong_is_named_by_its_variable(environ: dict[str, str], words: 
         from_env("", environ, database="app.db")
 
 
-def test_a_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_misspelled_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         from_env("", {"DB_MAX_SIZ": "3", "DATABASE_URL": "sqlite:///x", "HTTP_READ_TIMEOUT": "3"})
     assert [record.getMessage() for record in caplog.records] == ["DB_MAX_SIZ is not a setting; was DB_MAX_SIZE meant?"]
@@ -200,7 +200,7 @@ def test_a_path_is_a_url_too(database: str, url: str) -> None:
 def test_a_path_comes_back_as_it_was() -> None:
     pool = from_env("", {}, database="/no where/a?b%.db")[DATABASE].create()
     assert isinstance(pool, SQLitePool)
-    assert pool._adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
+    assert pool.engine.adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
 
 
 def test_a_mapping() -> None:
@@ -301,7 +301,7 @@ def test_the_command_refuses_what_is_bad(
     assert "error: X_HTTP_MAX_SIZE='none'" in capsys.readouterr().err
 
 
-def test_who_reads_no_further_gets_no_traceback() -> None:
+def test_closed_output_pipe_causes_no_traceback() -> None:
     """As ``| head -1`` does; here nobody reads at all."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pooling", "config", "--prefix", "NOBODY_SETS_"], cwd=ROOT,

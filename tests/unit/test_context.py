@@ -14,7 +14,7 @@ import flask
 import pytest
 
 from pooling import Pool, PoolTimeout
-from pooling.core import slots, upkeep, waiter, workers
+from pooling.core import engine, liveness, waiter, workers
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, lent_elsewhere, run_jobs
 
@@ -163,7 +163,7 @@ def test_a_release_within_the_pools_lock_keeps_its_context(make: Make, manual: V
     lease = pool.acquire()
 
     def release() -> None:
-        with pool._lock:
+        with pool.engine.lock:
             lease.release()
 
     as_tenant("a", release)
@@ -207,7 +207,7 @@ def test_a_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: F
 def test_the_way_of_an_idle_one_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
-    for module in (slots, upkeep, waiter):
+    for module in (engine, liveness, waiter):
         monkeypatch.setattr(module, "copy_context", None)
     for _ in range(3):
         with pool.acquire():

@@ -15,10 +15,10 @@ import pytest
 
 from pooling import Pool, PoolSettings
 from pooling.__main__ import main
-from pooling.doctor.facts import Client, Facts, Pooler
-from pooling.doctor.plan import Plan
-from pooling.doctor.rules import examine
-from pooling.doctor.sizing import Load, percentile, size_for
+from pooling.tools.doctor.facts import Client, Facts, Pooler
+from pooling.tools.doctor.plan import Plan
+from pooling.tools.doctor.rules import examine
+from pooling.tools.doctor.sizing import Load, percentile, size_for
 
 FACTS = Facts(
     address="db:5432/app as app", version="18.0", max_connections=100, reserved=3, superuser=False,

@@ -178,7 +178,7 @@ def test_an_error_in_a_stream(client: FlaskClient, manager: PoolManager) -> None
     response.close()
 
 
-def test_the_pool_hears_what_broke_a_resource(client: FlaskClient, manager: PoolManager) -> None:
+def test_is_broken_receives_the_error_of_the_block(client: FlaskClient, manager: PoolManager) -> None:
     client.application.config["PROPAGATE_EXCEPTIONS"] = False
     assert client.get("/dead").status_code == 500
     assert (in_use(manager), manager["a"].stats()["idle"]) == (0, 0)

@@ -200,7 +200,7 @@ def test_those_without_a_socket_among_them_are_left_alone(
 def test_resources_without_a_socket_cost_no_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
-    monkeypatch.setattr(type(pool), "_sound", None)  # the first step off the shortest way
+    monkeypatch.setattr(type(pool._liveness), "is_sound", None)  # the first step off the shortest way
     for _ in range(3):
         pool.acquire().release()
     assert closed(pool) == {}

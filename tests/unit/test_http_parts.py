@@ -21,7 +21,7 @@ from pooling.adapters.http.limits import Limits, OutOfTime
 from pooling.adapters.http.metrics import HostMetrics
 from pooling.adapters.http.sessions import SharedJar
 from pooling.adapters.http.transport import kind_of
-from pooling.adapters.http.wire import wired
+from pooling.adapters.http.wire import with_deadline
 
 
 class Now:
@@ -229,8 +229,8 @@ def test_a_wire_is_what_urllib3_makes() -> None:
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     for kind in (HTTPConnection, HTTPSConnection):
-        wire = wired(kind)("h", 1)
-        assert isinstance(wire, kind) and type(wire) is wired(kind)
+        wire = with_deadline(kind)("h", 1)
+        assert isinstance(wire, kind) and type(wire) is with_deadline(kind)
         assert wire.is_alive() and not wire.opened
         wire.interrupt()
         wire.abandon()
@@ -261,7 +261,7 @@ def test_the_time_to_write_is_for_a_piece_not_for_the_body(kind: Any, total: flo
     """A steady upload may take as long as it likes."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
-    wire: Any = wired(HTTPSConnection if secure else HTTPConnection)("h", 1)
+    wire: Any = with_deadline(HTTPSConnection if secure else HTTPConnection)("h", 1)
     wire.sock = sock = Taken()
     wire.begin(Limits(HTTPTimeout(write=2, total=total), Now()))
     body = bytes(range(250)) * 200  # fewer words than a piece has bytes

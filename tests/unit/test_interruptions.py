@@ -27,7 +27,7 @@ import pytest
 
 import pooling.core
 from pooling import Pool, PoolError, PoolSettings, PoolTimeout
-from pooling.core.registry import Background
+from pooling.core.registry import Runtime
 from pooling.testing import FakeAdapter
 from tests.unit.conftest import Task
 
@@ -72,6 +72,8 @@ class _Thread:
     def _run(self) -> None:
         try:
             self._do()
+        except SystemExit:
+            assert self._turns.over
         finally:
             self.ended = True
             self._turns.back.release()
@@ -85,8 +87,14 @@ class _Thread:
     def wait(self, box: Any, deadline: float | None) -> None:
         self.box, self.deadline = box, deadline
         self._turns.back.release()
-        assert self._go.acquire(timeout=_PATIENCE)
+        self._go.acquire()
+        if self._turns.over:
+            raise SystemExit
         self.box = self.deadline = None
+
+    def end(self) -> None:
+        """Let it end, wherever it waits."""
+        self._go.release()
 
 
 class Turns:
@@ -96,8 +104,9 @@ class Turns:
         self._time = 1000.0
         self._threads: list[_Thread] = []
         self._current: _Thread | None = None
+        self.over = False
         self.back = threading.Semaphore(0)
-        self.background = Background(self)
+        self.runtime = Runtime(self)
         turns = self
 
         class Box(_queue.SimpleQueue):  # type: ignore[type-arg]
@@ -106,7 +115,7 @@ class Turns:
             def get(self, block: bool = True, timeout: float | None = None) -> Any:
                 return turns.get(self, timeout) if block else super().get(False)
 
-        self.background._workers._world = Box
+        self.runtime._workers._queue_class = Box
 
     def now(self) -> float:
         return self._time
@@ -154,6 +163,12 @@ class Turns:
         known = [moment for moment in moments if moment is not None]
         assert known, "all wait, for ever"
         self._time = max(self._time, min(known))
+
+    def finish(self) -> None:
+        """End the threads that a test leaves waiting."""
+        self.over = True
+        for thread in self._threads:
+            thread.end()
 
     def advance(self, seconds: float) -> None:
         """Let the others run, and so much time pass."""
@@ -217,14 +232,14 @@ class Strikes:
         if not code.co_filename.startswith(_CORE):
             return None
         if event == "return" or (event == "line" and frame.f_lasti not in _safe(code)):
-            self._pass(frame, event)
+            self._visit(frame, event)
         return self._trace
 
     def _profile(self, frame: FrameType, event: str, argument: object) -> None:
         if event == "c_return" and frame.f_code.co_filename.startswith(_CORE):
-            self._pass(frame, f"{event} of {argument}")
+            self._visit(frame, f"{event} of {argument}")
 
-    def _pass(self, frame: FrameType, event: str) -> None:
+    def _visit(self, frame: FrameType, event: str) -> None:
         point: Any = event[:8]
         caller: FrameType | None = frame
         for _ in range(4):
@@ -359,7 +374,7 @@ class Bare(Again):
 
     def make_pool(self) -> Pool[Any]:
         pool = super().make_pool()
-        pool._reset, pool._careful = None, False
+        pool._checkin._reset, pool.engine.fast.slow_release = None, False
         return pool
 
 
@@ -411,7 +426,7 @@ class DiscardAtOnce(Discard):
 
     def make_adapter(self) -> FakeAdapter:
         adapter = FakeAdapter()
-        adapter.closes_at_once = True
+        adapter.close_inline = True
         return adapter
 
 
@@ -590,8 +605,8 @@ def whole(scene: Scene) -> None:
     stats = pool.stats()
     assert not (stats["creating"] or stats["checking"] or stats["closing"] or stats["waiting"]), stats  # P8
     assert stats["size"] == stats["idle"] <= stats["max_size"], stats  # P2
-    assert not pool._state.queued
-    assert not pool._watchers
+    assert not pool.engine.state.queued
+    assert not pool.engine.watchers
     if not stats["closed"]:
         lends_in_order(scene, pool)
     pool.close()
@@ -635,10 +650,10 @@ def at_work(turns: Turns) -> None:
 def threads_end(turns: Turns) -> None:
     """None is counted that does not run: a fork would wait for it, and so would the exit."""
     turns.advance(10)
-    background = turns.background
-    assert background._workers.asleep and background._workers.born
-    assert not background._reaper._has_work()
-    assert background._reaper.asleep and background._reaper.born
+    runtime = turns.runtime
+    assert runtime._workers.asleep and runtime._workers.started
+    assert not runtime._reaper._has_work()
+    assert runtime._reaper.asleep and runtime._reaper.started
     assert not turns._threads
 
 
@@ -663,11 +678,13 @@ def strike(
         whole(scene)
         at_work(turns)
         del scene
-        if turns.background._reaper._has_work():
+        if turns.runtime._reaper._has_work():
             gc.collect()
         threads_end(turns)
     except BaseException as error:
         raise AssertionError(f"struck at point {place}, {strikes.where or 'nowhere'}: {error}") from error
+    finally:
+        turns.finish()
     return strikes
 
 
@@ -731,6 +748,7 @@ def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch
         if strikes.where.startswith(("reaper", "threads", "workers")):
             at_work(turns)
         kept.clear()
+        turns.finish()
     assert place > 100
 
 

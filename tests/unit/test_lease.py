@@ -39,7 +39,7 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("end", [Lease.release, by_block])
-def test_what_is_given_back_is_lent_again(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+def test_released_resource_is_lent_again(make: Make, end: Callable[[Lease[Any]], object]) -> None:
     pool = make()
     lease = pool.acquire()
     resource = lease.resource
@@ -77,13 +77,13 @@ def test_an_ended_lease_cannot_be_used(
     lease = pool.acquire()
     end(lease)
     before = pool.stats()
-    with pytest.raises(LeaseError, match="pool 'test': this lease was given back before"):
+    with pytest.raises(LeaseError, match="pool 'test': this lease was released before"):
         use(lease)
     assert pool.stats() == before
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard, Lease.detach])
-def test_it_may_be_ended_by_hand_inside_its_block(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+def test_lease_may_be_released_inside_its_block(make: Make, end: Callable[[Lease[Any]], object]) -> None:
     pool = make()
     lease = pool.acquire()
     with lease:
@@ -104,7 +104,7 @@ def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
         assert resource.alive
 
 
-def test_another_thread_may_give_it_back(make: Make) -> None:
+def test_another_thread_may_release_it(make: Make) -> None:
     pool = make()
     lease = pool.acquire()
     Task(lease.release).result()
@@ -123,7 +123,7 @@ def test_ending_it_serves_who_waits(
     assert waiting.result().resource is not None
 
 
-def test_a_lease_that_is_dropped_comes_back(make: Make, clock: VirtualClock) -> None:
+def test_dropped_lease_is_recovered(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()
     resource = lease.resource
@@ -136,7 +136,7 @@ def test_a_lease_that_is_dropped_comes_back(make: Make, clock: VirtualClock) -> 
     assert closed(pool) == {"orphaned": 1}
 
 
-def test_a_lease_in_a_cycle_comes_back_with_the_collector(make: Make, clock: VirtualClock) -> None:
+def test_lease_in_a_cycle_is_recovered_by_the_garbage_collector(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     cycle: list[Any] = [pool.acquire()]
     cycle.append(cycle)
@@ -188,7 +188,7 @@ def test_its_repr_says_what_it_holds(make: Make) -> None:
     ],
     ids=repr,
 )
-def test_an_error_in_the_block_is_passed_on_and_judged(
+def test_error_in_the_block_is_reraised_and_shown_to_is_broken(
     make: Make, error: BaseException, reasons: dict[str, int]
 ) -> None:
     pool = make()
@@ -200,7 +200,7 @@ def test_an_error_in_the_block_is_passed_on_and_judged(
     assert closed(pool) == reasons
 
 
-def test_a_judgement_that_fails_condemns(
+def test_failing_is_broken_counts_as_broken(
     make: Make, adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make()
@@ -230,7 +230,7 @@ def test_without_a_block_the_pool_sees_no_error(make: Make, adapter: FakeAdapter
     ],
     ids=repr,
 )
-def test_where_nobody_can_judge_what_was_cut_off_is_closed(
+def test_without_is_broken_an_interrupted_resource_is_closed(
     make: Make, error: BaseException, reasons: dict[str, int]
 ) -> None:
     pool = make(factory=object, close=lambda resource: None)
@@ -241,7 +241,7 @@ def test_where_nobody_can_judge_what_was_cut_off_is_closed(
 
 @pytest.mark.parametrize(("alive", "reasons"), [(True, {}), (False, {"invalid": 1})])
 @pytest.mark.parametrize("reset", [None, lambda resource: None])
-def test_where_nobody_can_judge_a_round_trip_does(
+def test_without_is_broken_a_round_trip_decides(
     make: Make, alive: bool, reasons: dict[str, int], reset: Callable[[object], None] | None
 ) -> None:
     pool = make(factory=object, validate=lambda resource: alive, reset=reset)
@@ -253,7 +253,7 @@ def test_where_nobody_can_judge_a_round_trip_does(
 # -- as good as new -----------------------------------------------------------------------
 
 
-def test_what_comes_back_is_reset(make: Make, adapter: FakeAdapter) -> None:
+def test_released_resource_is_reset(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     with pool.acquire() as resource:
         resource.dirty = True
@@ -279,7 +279,7 @@ def test_an_interrupted_reset_discards_and_is_passed_on(make: Make, adapter: Fak
     assert closed(pool) == {"reset": 1}
 
 
-def test_a_reset_that_may_hang_holds_nobody(make: Make, manual: VirtualClock) -> None:
+def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None:
     """It is done on a worker; the resource is lent when it is clean, not before (P5)."""
     pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
     (resource,) = fill(pool, 1)
@@ -323,7 +323,7 @@ def test_no_more_than_max_idle_are_kept(make: Make, kept: int) -> None:
     assert closed(pool) == {"max_idle": 3 - kept}
 
 
-def test_max_idle_does_not_keep_from_who_waits(make: Make, clock: VirtualClock) -> None:
+def test_max_idle_does_not_withhold_resources_from_waiters(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1, max_idle=0)
     lease = pool.acquire()
     resource = lease.resource

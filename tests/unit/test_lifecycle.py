@@ -104,7 +104,7 @@ def test_open_says_how_many_came_and_why_not_the_rest(
         opening.result()
     assert str(raised.value) == (
         f"pool 'test': 1 of 2 things ready within {seconds} s (0/2 in use, 1 idle, 1 creating, 0 waiting); "
-        "making one fails: ConnectionError: connection refused"
+        "last thing error: ConnectionError: connection refused"
     )
     assert isinstance(raised.value.__cause__, ConnectionError)
 
@@ -124,7 +124,7 @@ def test_open_fails_at_once_where_there_is_no_hope(make: Make, adapter: FakeAdap
     pool = make(min_size=2)
     adapter.final = (PermissionError,)
     adapter.fail("create", PermissionError("wrong password"), times=9)
-    with pytest.raises(CreateFailed, match="cannot make a thing: PermissionError: wrong password") as raised:
+    with pytest.raises(CreateFailed, match="cannot create a thing: PermissionError: wrong password") as raised:
         pool.open()
     assert isinstance(raised.value.__cause__, PermissionError)
 
@@ -172,7 +172,7 @@ def test_closing_ends_an_open_that_waits(make: Make, manual: VirtualClock) -> No
 # -- fill ---------------------------------------------------------------------------------
 
 
-def test_fill_makes_ahead_without_waiting(make: Make, manual: VirtualClock) -> None:
+def test_fill_creates_without_waiting(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=5, clock=manual)
     pool.fill(3)
     assert counts(pool, "creating", "idle") == (3, 0)
@@ -198,7 +198,7 @@ def test_fill_does_not_storm_a_server_that_is_down(
     assert manual.jobs == 0
 
 
-def test_fill_serves_who_waits(make: Make, manual: VirtualClock) -> None:
+def test_fill_serves_waiters(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=3, clock=manual)
     waiting = Task(pool.acquire)
     manual.until_parked(1)
@@ -267,7 +267,7 @@ def test_drain_replaces_what_is_being_checked(make: Make, manual: VirtualClock) 
     assert closed(pool) == {"drained": 1}
 
 
-def test_a_drained_hot_path_lends_nothing_old(make: Make) -> None:
+def test_fast_path_lends_nothing_of_an_old_generation(make: Make) -> None:
     pool = make(factory=object)
     with pool.acquire() as old:
         pool.drain()
@@ -277,7 +277,7 @@ def test_a_drained_hot_path_lends_nothing_old(make: Make) -> None:
 # -- resize -------------------------------------------------------------------------------
 
 
-def test_growing_serves_who_waits(make: Make, clock: VirtualClock) -> None:
+def test_growing_serves_waiters(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     with pool.acquire():
         tasks = []
@@ -497,7 +497,7 @@ def test_check_keeps_the_order_in_which_they_are_lent(make: Make) -> None:
     assert [pool.acquire().resource for _ in range(3)] == resources[::-1]
 
 
-def test_check_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+def test_check_does_not_count_as_use(make: Make, clock: VirtualClock) -> None:
     """What nobody borrows ages, however often it is looked at."""
     pool = make(idle_timeout=60)
     fill(pool, 1)
@@ -508,7 +508,7 @@ def test_check_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
     assert closed(pool) == {"idle_timeout": 1}
 
 
-def test_check_serves_who_waits_meanwhile(
+def test_check_serves_waiters_that_arrive_meanwhile(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=1)
@@ -542,7 +542,7 @@ def test_closing_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
     assert adapter.closed == 2
 
 
-def test_close_sends_all_waiters_away_at_once(make: Make, clock: VirtualClock) -> None:
+def test_close_fails_all_waiters_at_once(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()
     tasks = []
@@ -583,7 +583,7 @@ def test_close_returns_when_the_last_one_is_back(
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(3, 3), (None, 7)])
-def test_close_interrupts_who_is_late_and_does_not_close_under_him(
+def test_close_interrupts_late_holders_without_closing_their_resource(
     make: Make,
     clock: VirtualClock,
     caplog: pytest.LogCaptureFixture,
@@ -654,11 +654,11 @@ def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) 
     closing.result()
 
 
-def test_an_adapter_that_closes_at_once_needs_no_worker(
+def test_inline_close_needs_no_worker(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     """The slot is free again when the one who decided to close returns."""
-    adapter.closes_at_once, adapter.blocking = True, False
+    adapter.close_inline, adapter.blocking = True, False
     pool = make(min_size=0, max_size=1, clock=manual)
     pool.acquire().discard()
     assert (manual.jobs, adapter.closed, counts(pool, "size")) == (0, 1, (0,))
@@ -668,7 +668,7 @@ def test_an_adapter_that_closes_at_once_needs_no_worker(
     assert pool.metrics.snapshot().errors == {"close": 1}
 
 
-def test_a_close_that_hangs_does_not_hold_the_pools_close(
+def test_hung_close_does_not_block_the_pools_close(
     make: Make, manual: VirtualClock
 ) -> None:
     pool = make(clock=manual)
@@ -679,7 +679,7 @@ def test_a_close_that_hangs_does_not_hold_the_pools_close(
     closing.result()
 
 
-def test_a_closed_pool_makes_nothing(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_closed_pool_creates_nothing(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(min_size=2)
     pool.open()
     pool.close()

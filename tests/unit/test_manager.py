@@ -93,7 +93,7 @@ def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
     ("call", "error", "words"),
     [
         (lambda m: m.create_pool("a", 3), TypeError, "source must be a URL, a function or an Adapter, not int"),
-        (lambda m: m.create_pool("", object), TypeError, "name must be a text"),
+        (lambda m: m.create_pool("", object), TypeError, "name must be a non-empty string"),
         (lambda m: m.create_pool("a", object, settings=3), TypeError, "settings must be"),
         (lambda m: m.create_pool("a", "mysq://h"), ValueError, "unknown scheme 'mysq'"),
         (lambda m: m.add_pool(object()), TypeError, "a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, not object"),
@@ -181,7 +181,7 @@ def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
     manager.shutdown()
 
 
-def test_one_that_hangs_holds_nobody_up(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_hung_pool_does_not_delay_the_others(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "_GRACE", 0.0)
     adapter = Quick()
     adapter.hold("create")  # in the very thread that opens it
@@ -350,7 +350,7 @@ def test_one_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pyt
         ({"status": "down", "reason": "x"}, "down"), ({"healthy": False}, "down"), (OSError("x"), "down"),
     ],
 )  # fmt: skip
-def test_a_pool_may_know_better(manager: PoolManager, answer: Any, status: str) -> None:
+def test_health_check_of_the_pool_itself_is_used(manager: PoolManager, answer: Any, status: str) -> None:
     class Knowing(Pool[object]):
         def health_check(self) -> Any:
             if isinstance(answer, Exception):

@@ -70,7 +70,7 @@ def test_a_snapshot_adds_up(make: Make, manual: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize("read", [PoolMetrics.snapshot, PoolMetrics.reset])
-def test_a_snapshot_is_one_look_under_the_lock(make: Make, read: Callable[[PoolMetrics], object]) -> None:
+def test_snapshot_takes_the_lock_once(make: Make, read: Callable[[PoolMetrics], object]) -> None:
     metrics = make().metrics
     metrics.lock = lock = MagicMock(wraps=metrics.lock)
     read(metrics)
@@ -212,7 +212,7 @@ def test_timeouts_refusals_and_exhaustion_are_counted(make: Make, clock: Virtual
     assert s.exhausted == 2  # began twice, whoever joined
 
 
-def test_an_exhaustion_is_one_event_however_many_wait(make: Make, clock: VirtualClock) -> None:
+def test_exhaustion_is_one_event_for_any_number_of_waiters(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()
     tasks = []
@@ -248,7 +248,7 @@ def test_errors_are_counted_by_kind(make: Make, adapter: FakeAdapter, clock: Vir
     assert s.errors == {"ConnectionRefusedError": 2, "OSError": 1, "reset": 1, "close": 1}
 
 
-def test_who_is_sent_away_for_an_outage_is_counted(make: Make, adapter: FakeAdapter) -> None:
+def test_acquires_that_fail_in_an_outage_are_counted(make: Make, adapter: FakeAdapter) -> None:
     """A request that failed is a request, whatever the pool called its error."""
     pool = make(max_attempts=1)
     adapter.fail("create", ConnectionError("no"))
@@ -364,7 +364,7 @@ def test_the_steps_are_timed(make: Make, clock: VirtualClock, name: str) -> None
     assert (timed.count, timed.mean, timed.max) == (1, 2.0, 2.0)
 
 
-def test_a_time_out_is_no_wait_that_was_served(make: Make, clock: VirtualClock) -> None:
+def test_timeout_is_not_counted_as_a_served_wait(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     with lent_elsewhere(pool):
         time_out(pool, clock, 9)
@@ -546,7 +546,7 @@ def test_the_summary_is_for_people(make: Make, clock: VirtualClock, adapter: Fak
     assert out.getvalue().splitlines()[:5] == [
         "pool 'orders' over 6.0 s",
         "  now       0 in use, 0 idle, 0 waiting, 0 open of 3 at most; 1 in use at the peak",
-        "  requests  2: 2 served, 0 timed out, 0 refused, 0 turned away; none idle 0 times",
+        "  requests  2: 2 served, 0 timed out, 0 refused, 0 failed otherwise; exhausted 0 times",
         "  made      1 created, 1 closed (1 reset)",
         "  errors    1 (1 reset)",
     ]
@@ -560,13 +560,13 @@ def test_the_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureF
 
 def test_a_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
     pool = make()
-    original = pool._reset
+    original = pool._checkin._reset
     assert original is not None
 
     def reset(resource: object) -> object:
         clock.advance(2e-5)
         return original(resource)
 
-    pool._reset = reset
+    pool._checkin._reset = reset
     pool.acquire().release()
     assert pool.metrics.snapshot().release.mean == pytest.approx(2e-5)

@@ -246,7 +246,7 @@ def told(entry: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_event_is_told_once(
+def test_each_event_is_reported_once(
     name: str, make: Make, adapter: FakeAdapter, clock: VirtualClock, diary: LoudDiary
 ) -> None:
     case, expected = CASES[name]
@@ -279,7 +279,7 @@ def test_an_observer_is_called_outside_the_lock(
     case, _ = CASES[name]
     observer = Observer()
     for event in EVENTS:
-        setattr(observer, event, lambda *args, e=event: inside.extend([e] * pools[0]._lock._is_owned()))
+        setattr(observer, event, lambda *args, e=event: inside.extend([e] * pools[0].engine.lock._is_owned()))
     case(remember, adapter, clock, observer)
     assert inside == []
 
@@ -363,7 +363,7 @@ def _end(end: Callable[[Lease[Any]], object]) -> Callable[[Pool[Any], VirtualClo
         ("check_timeout", _overdue_check),
     ],
 )
-def test_what_is_counted_as_closed_is_told(
+def test_every_counted_close_is_reported(
     make: Make,
     adapter: FakeAdapter,
     manual: VirtualClock,
@@ -378,7 +378,7 @@ def test_what_is_counted_as_closed_is_told(
     assert Counter(entry[2] for entry in diary.of("closed")) == {reason: 1}
 
 
-def test_a_close_that_returns_at_the_last_moment_is_told_once(
+def test_close_that_returns_at_its_time_limit_is_reported_once(
     make: Make, manual: VirtualClock, diary: LoudDiary
 ) -> None:
     """While the reaper is about to give it up."""
@@ -419,7 +419,7 @@ def test_all_observers_are_told_in_the_order_in_which_they_came(make: Make) -> N
     assert order == [1, 2, 3]
 
 
-def test_removing_who_never_came_is_fine(make: Make, diary: LoudDiary) -> None:
+def test_removing_an_unknown_observer_is_harmless(make: Make, diary: LoudDiary) -> None:
     pool = make(observers=[diary])
     pool.remove_observer(Observer())
     pool.drain()
@@ -453,14 +453,14 @@ def test_the_hot_path_does_without(make: Make, observers: list[Observer]) -> Non
     assert calls_of_a_checkout(pool) == ["acquire", "now", "__enter__", "__exit__", "now"]
 
 
-def test_the_hot_path_tells_who_wants_to_hear(make: Make, diary: LoudDiary) -> None:
+def test_observers_of_leases_are_notified_on_every_lease(make: Make, diary: LoudDiary) -> None:
     pool = make(factory=object, observers=[diary])
-    assert calls_of_a_checkout(pool).count("tell") == 2
+    assert calls_of_a_checkout(pool).count("notify") == 4
     pool.remove_observer(diary)
-    assert "tell" not in calls_of_a_checkout(pool)
+    assert "notify" not in calls_of_a_checkout(pool)
 
 
-def test_a_mock_is_told_like_any_other(make: Make) -> None:
+def test_mock_observer_receives_events(make: Make) -> None:
     """Its methods are not those of its class."""
     mock = MagicMock(spec=Observer)
     make(factory=object, observers=[mock]).acquire().release()
@@ -490,7 +490,7 @@ class Quiet(Observer):
         self.heard.append("created")
 
 
-def test_who_does_not_listen_to_leases_is_not_told_of_them(make: Make) -> None:
+def test_observer_without_lease_events_keeps_the_fast_path(make: Make) -> None:
     """Not on the slow ways either: a call of nothing for each lease costs more than it looks."""
     quiet = Quiet()
     pool = make(factory=object, max_uses=100, observers=[quiet])  # counted uses mean the slow way back
@@ -554,7 +554,7 @@ def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock:
             logging.getLogger("pooling").removeHandler(handler)
     for handler in handlers:
         (told,) = handler.told
-        assert "unless another thread gives one back" in told
+        assert "probable deadlock" in told
     pool.acquire(0).release()
 
 

@@ -58,7 +58,7 @@ def in_flight(clock: VirtualClock) -> Iterator[int]:
 # -- the prober ---------------------------------------------------------------------------
 
 
-def test_what_was_in_flight_ends_and_then_one_probes(make: Make, manual: VirtualClock) -> None:
+def test_creations_in_flight_end_before_one_probe_starts(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     pool = make(adapter=server, max_size=5, clock=manual)
     tasks = in_line(pool, manual, 5)
@@ -114,7 +114,7 @@ def test_the_delay_is_drawn_from_all_of_it(make: Make, clock: VirtualClock, serv
         ({"backoff_initial": 5}, [0, 0.25, 0.5, 0.75, 1.0, 1.25]),
     ],
 )
-def test_while_somebody_waits_the_delay_is_short(
+def test_delay_is_short_while_borrowers_wait(
     make: Make, clock: VirtualClock, server: Server, backoff: dict[str, float], attempts: list[float]
 ) -> None:
     pool = make(adapter=server, **backoff)
@@ -125,7 +125,7 @@ def test_while_somebody_waits_the_delay_is_short(
 
 
 @pytest.mark.parametrize("other", [{}, {"create_timeout": 7}, {"leak_timeout": 5}])
-def test_the_prober_is_not_forgotten_for_what_is_due_before(
+def test_probe_is_not_lost_to_an_earlier_sweep(
     make: Make, clock: VirtualClock, server: Server, other: dict[str, float]
 ) -> None:
     pool = make(adapter=server, min_size=1, backoff_initial=60, backoff_maximum=60, **other)
@@ -134,7 +134,7 @@ def test_the_prober_is_not_forgotten_for_what_is_due_before(
     assert server.attempts == [0, 60, 120, 180]
 
 
-def test_who_comes_during_a_long_delay_shortens_it(
+def test_acquire_during_a_long_delay_shortens_it(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, backoff_initial=30, backoff_probe_interval=0.25)
@@ -147,7 +147,7 @@ def test_who_comes_during_a_long_delay_shortens_it(
     assert server.attempts == [0, 10.25]
 
 
-def test_it_is_tried_no_more_often_the_more_come(
+def test_attempts_do_not_grow_with_the_number_of_borrowers(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, max_size=10)
@@ -159,7 +159,7 @@ def test_it_is_tried_no_more_often_the_more_come(
     clock.advance(60)
 
 
-def test_nobody_is_probed_for_whom_nobody_asks(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_server_is_not_probed_without_demand(make: Make, clock: VirtualClock, server: Server) -> None:
     pool = make(adapter=server)
     with pytest.raises(PoolUnavailable):
         pool.acquire(0)
@@ -170,7 +170,7 @@ def test_nobody_is_probed_for_whom_nobody_asks(make: Make, clock: VirtualClock, 
 # -- recovery -----------------------------------------------------------------------------
 
 
-def test_all_who_wait_are_served_in_order_after_recovery(
+def test_waiters_are_served_in_order_after_recovery(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, max_size=3)
@@ -241,7 +241,7 @@ def test_the_pool_never_gives_up(make: Make, clock: VirtualClock, server: Server
     assert pool.stats()["idle"] == 1
 
 
-def test_what_is_open_is_lent_while_the_server_is_down(
+def test_open_resources_are_lent_during_an_outage(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = None
@@ -252,7 +252,7 @@ def test_what_is_open_is_lent_while_the_server_is_down(
     assert pool.acquire(0).resource.number == 1
 
 
-def test_a_release_serves_who_waits_for_the_server(
+def test_release_serves_a_waiter_during_an_outage(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = None
@@ -296,7 +296,7 @@ def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manua
         task.result().release()
 
 
-def test_a_slot_that_is_free_is_no_way_around_it(make: Make, manual: VirtualClock) -> None:
+def test_free_slot_does_not_bypass_max_waiting(make: Make, manual: VirtualClock) -> None:
     """The death is known before anything is planned in its place."""
     server = Server(manual)
     server.error = None
@@ -321,7 +321,7 @@ def test_when_all_died_on_a_server_that_is_up_they_are_replaced_quickly(make: Ma
     assert list(in_flight(manual))[:5] == [1, 2, 4, 8, 12]
 
 
-def test_hundreds_found_dead_one_by_one_are_not_replaced_one_at_a_time(make: Make, manual: VirtualClock) -> None:
+def test_hundreds_of_old_deaths_do_not_serialise_replacement(make: Make, manual: VirtualClock) -> None:
     """They died with the first, long ago: it was replaced, so the server is up."""
     server = Server(manual)
     server.error = None
@@ -344,12 +344,12 @@ def test_hundreds_found_dead_one_by_one_are_not_replaced_one_at_a_time(make: Mak
 
 def run_closes(clock: VirtualClock) -> None:
     """Do the closes that wait, and leave the creations."""
-    jobs = clock.background.workers.jobs  # type: ignore[attr-defined]
-    while closes := [place for place, (job, _) in enumerate(jobs) if job.__name__ == "_close"]:
+    jobs = clock.runtime.workers.jobs  # type: ignore[attr-defined]
+    while closes := [place for place, (job, _) in enumerate(jobs) if job.__name__ == "close_entry"]:
         clock.run_job(closes[0])
 
 
-def test_one_death_costs_nobody_time(make: Make, clock: VirtualClock) -> None:
+def test_one_death_delays_no_borrower(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=8)
     resource = fill(pool, 8)[-1]
     resource.alive = False
@@ -359,7 +359,7 @@ def test_one_death_costs_nobody_time(make: Make, clock: VirtualClock) -> None:
     assert clock.now() == before
 
 
-def test_a_creation_that_hangs_does_not_hold_the_others_up(make: Make, manual: VirtualClock) -> None:
+def test_hung_creation_does_not_delay_others(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=4, clock=manual)
     fill(pool, 4)
     leases = in_use(pool, 4)
@@ -388,7 +388,7 @@ def test_what_keeps_the_pool_filled_is_not_held_up_either(make: Make, manual: Vi
     assert manual.jobs == 4
 
 
-def test_a_check_that_gets_no_answer_is_a_death(make: Make, manual: VirtualClock) -> None:
+def test_check_without_an_answer_counts_as_a_death(make: Make, manual: VirtualClock) -> None:
     adapter = FakeAdapter(bounded=False)
     pool = make(adapter=adapter, max_size=4, min_size=4, clock=manual, health_check_timeout=2)
     fill(pool, 4)
@@ -398,20 +398,20 @@ def test_a_check_that_gets_no_answer_is_a_death(make: Make, manual: VirtualClock
     assert pool.stats()["creating"] == 1
 
 
-def test_who_asks_no_server_is_in_no_doubt(make: Make, manual: VirtualClock) -> None:
+def test_resource_without_a_server_is_never_suspect(make: Make, manual: VirtualClock) -> None:
     """A creation inline does no I/O, so it costs nothing and tells nothing."""
     pool = make(adapter=FakeAdapter(blocking=False), max_size=4, clock=manual)
     fill(pool, 4)
     break_all(in_use(pool, 4))
-    assert pool._outage.allowed(manual.now()) > 100
+    assert pool.engine.outage.allowed(manual.now()) > 100
 
 
-def test_what_is_discarded_is_no_doubt(make: Make, clock: VirtualClock) -> None:
+def test_discard_does_not_limit_creations(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=4)
     fill(pool, 4)
     for lease in in_use(pool, 4):
         lease.discard()
-    assert pool._outage.allowed(clock.now()) > 100
+    assert pool.engine.outage.allowed(clock.now()) > 100
 
 
 # -- what borrowers are told --------------------------------------------------------------
@@ -438,23 +438,23 @@ def test_the_cause_keeps_no_frames_alive(make: Make, server: Server) -> None:
     pool = make(adapter=server)
     with pytest.raises(PoolUnavailable):
         pool.acquire(0)
-    error = pool._outage.error
+    error = pool.engine.outage.error
     assert error is not None
     assert error.__traceback__ is None
 
 
-def test_who_will_not_wait_is_told_at_once_and_tries_nothing(
+def test_timeout_zero_during_an_outage_raises_without_an_attempt(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server)
     for _ in range(5):
-        with pytest.raises(PoolUnavailable, match="making one fails: ConnectionRefusedError: down") as raised:
+        with pytest.raises(PoolUnavailable, match="last thing error: ConnectionRefusedError: down") as raised:
             pool.acquire(0)
         assert raised.value.__cause__ is DOWN
     assert server.attempts == [0]
 
 
-def test_who_will_not_wait_does_not_find_it_down_where_it_is_only_busy(make: Make) -> None:
+def test_timeout_zero_distinguishes_busy_from_down(make: Make) -> None:
     pool = make(max_size=1)
     with pool.acquire(), pytest.raises(PoolTimeout):
         pool.acquire(0)
@@ -474,7 +474,7 @@ def test_max_attempts_are_counted_for_each_borrower(
     late = Task(pool.acquire, 60)
     clock.until_parked(2)
     clock.advance(0.2)  # its third: enough for one of them
-    with pytest.raises(PoolUnavailable, match="3 attempts to make a thing failed: .*down") as raised:
+    with pytest.raises(PoolUnavailable, match="3 attempts to create a thing failed: .*down") as raised:
         early.result()
     assert raised.value.__cause__ is DOWN
     assert late.is_alive()
@@ -486,14 +486,14 @@ def test_max_attempts_are_counted_for_each_borrower(
 # -- final errors -------------------------------------------------------------------------
 
 
-def test_a_final_error_is_told_at_once(make: Make, server: Server) -> None:
+def test_final_error_fails_acquire_at_once(make: Make, server: Server) -> None:
     server.error = WRONG
     with pytest.raises(CreateFailed) as raised:
         make(adapter=server).acquire()
     assert raised.value.__cause__ is WRONG
 
 
-def test_a_final_error_sends_all_away_whom_nothing_can_serve(
+def test_final_error_fails_all_waiters_that_no_resource_can_serve(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server)
@@ -505,7 +505,7 @@ def test_a_final_error_sends_all_away_whom_nothing_can_serve(
             task.result()
 
 
-def test_who_can_be_served_by_what_is_open_waits_for_that(
+def test_waiter_that_an_open_resource_can_serve_waits_for_it(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = None
@@ -518,7 +518,7 @@ def test_who_can_be_served_by_what_is_open_waits_for_that(
     assert task.result().resource.number == 1
 
 
-def test_a_final_error_is_not_tried_for_each_who_asks(make: Make, server: Server) -> None:
+def test_final_error_is_not_retried_for_each_acquire(make: Make, server: Server) -> None:
     """Accounts get locked."""
     server.error = WRONG
     pool = make(adapter=server)
@@ -594,7 +594,7 @@ def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make
     task.result()
 
 
-def test_a_final_error_may_end(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_final_error_may_be_mended(make: Make, clock: VirtualClock, server: Server) -> None:
     server.error = WRONG
     pool = make(adapter=server)
     with pytest.raises(CreateFailed):
@@ -605,7 +605,7 @@ def test_a_final_error_may_end(make: Make, clock: VirtualClock, server: Server) 
     assert pool.stats()["down"] is None
 
 
-def test_a_judgement_that_fails_is_not_final(
+def test_failing_is_final_counts_as_not_final(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, server: Server,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -650,7 +650,7 @@ def test_an_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server:
     assert incidents.seen == [("began", DOWN), ("ended", 7.0)]
 
 
-def test_a_process_that_cannot_reach_its_server_wakes_up_seldom(
+def test_process_without_its_server_rarely_wakes_up(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, min_size=1)
@@ -716,7 +716,7 @@ def test_when_there_is_room_again_the_pool_grows(
     assert pool.stats()["size"] == 2
 
 
-def test_who_waits_in_vain_for_a_full_server_is_told_so(
+def test_timeout_with_a_full_server_says_so(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
 ) -> None:
     pool, server, _ = full
@@ -729,7 +729,7 @@ def test_who_waits_in_vain_for_a_full_server_is_told_so(
         assert caught.value.__cause__ is server.error
 
 
-def test_a_full_server_is_an_outage_for_a_pool_that_has_nothing(
+def test_full_server_is_an_outage_for_an_empty_pool(
     make: Make, clock: VirtualClock
 ) -> None:
     server, incidents = FullServer(clock), Incidents()
@@ -758,5 +758,5 @@ def test_a_full_server_that_lets_one_in_now_and_then_is_one_line(
         task.result().discard()  # and let in
         server.error = refusal
     assert len(server.attempts) >= 40
-    assert sum("takes no more" in record.message for record in caplog.records) == 1
+    assert sum("limit reached" in record.message for record in caplog.records) == 1
     lease.release()

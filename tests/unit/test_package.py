@@ -19,12 +19,12 @@ import pooling
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pooling"
 
-# Who may import whom: only what stands on a lower step, and their own.
+# A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_masking"},
     {"settings"},
     {"core"},
-    {"doctor"},
+    {"tools.doctor"},
     {"adapters", "testing"},
     {"compat"},
     {"_urls", "_members", "_signals"},
@@ -33,17 +33,37 @@ STEPS = [
     {"observe"},
     {"web"},
     {"__init__"},
-    {"demo"},
-    {"soak"},
+    {"tools"},
+    {"tools.demo"},
+    {"tools.soak"},
     {"__main__"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
-# The only ones that may import what is not in the standard library (`testing`: pytest).
-WITH_DRIVERS = {"adapters", "compat", "doctor", "observe", "testing", "web", "demo", "soak", "__main__"}
+# The same inside the core: each module imports from lower steps only.
+CORE = [
+    {"adapter", "clock", "hangup", "threads"},
+    {"entry", "observer"},
+    {"waiter", "fastpath"},
+    {"state", "suspicion"},
+    {"words", "poolref"},
+    {"holders", "metrics", "outage", "workers"},
+    {"events", "reaper"},
+    {"registry"},
+    {"engine"},
+    {"liveness", "stalls", "waiting"},
+    {"checkin", "checkout"},
+    {"lease", "maintenance"},
+    {"pool"},
+]
+CORE_STEP = {module: number for number, modules in enumerate(CORE) for module in modules}
 
-# For type checkers, which bring it along; nothing imports it when it runs.
-FOR_TYPES = "typing_extensions"
+# Only these may import what is not in the standard library (`testing`: pytest).
+WITH_DRIVERS = {
+    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "__main__"
+}  # fmt: skip
+
+FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
 HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
@@ -100,6 +120,8 @@ def test_no_package_is_forgotten() -> None:
 def part_of(name: str) -> str:
     """Return which part of the package a module belongs to: ``pooling.core.pool`` to ``core``."""
     parts = name.split(".")
+    if parts[1:2] == ["tools"] and len(parts) > 2 and ".".join(parts[1:3]) in STEP:
+        return ".".join(parts[1:3])
     known = len(parts) > 1 and (parts[1] in STEP or is_module(parts[1]))
     return parts[1] if known else "__init__"
 
@@ -120,6 +142,58 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
+def core_module(name: str) -> str:
+    """Return the module of the core that a full name belongs to."""
+    return name.split(".")[2]
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its full name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return each import circle, as the modules in their order, beginning with the first by name."""
+    found = []
+    for start in sorted(graph):
+        ways = [[start]]
+        seen = set()
+        while ways:
+            way = ways.pop(0)
+            for name in sorted(graph[way[-1]]):
+                if name == start and len(way) > 1 and min(way) == start:
+                    found.append(way)
+                    ways = []
+                    break
+                if name not in seen and name > start:
+                    seen.add(name)
+                    ways.append([*way, name])
+    return found
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return which module imports which, imports for typing included."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        targets = {name if name in known else name.rpartition(".")[0] for name in names}
+        graph[module] = {name for name in targets if name in known and name != module}
+    return graph
+
+
+def test_no_import_circle() -> None:
+    assert [" -> ".join([*circle, circle[0]]) for circle in cycles(import_graph())] == []
+
+
+def test_import_circle_is_seen() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """Say which imports of a module the layers forbid."""
     own = part_of(module)
@@ -130,6 +204,8 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             other = part_of(name)
             if other != own and STEP[other] >= STEP[own]:
                 found.append(f"{module} imports {name}: an arrow upwards, or to the side")
+            elif own == other == "core" and CORE_STEP[core_module(name)] >= CORE_STEP[core_module(module)]:
+                found.append(f"{module} imports {name}: an arrow upwards, or to the side, inside the core")
         elif top not in {*sys.stdlib_module_names, FOR_TYPES} and own not in WITH_DRIVERS:
             found.append(f"{module} imports {name}: not for {own} to know")
     return found
@@ -138,7 +214,9 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
 def test_every_module_has_a_step() -> None:
     names = {path.stem for path in PACKAGE.glob("*.py")}
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert names <= STEP.keys(), "say in STEPS where it stands"
+    names |= {f"tools.{path.parent.name}" for path in PACKAGE.glob("tools/*/__init__.py")}
+    assert names <= STEP.keys(), "add it to STEPS"
+    assert {path.stem for path in PACKAGE.glob("core/*.py")} - {"__init__"} == CORE_STEP.keys(), "add it to CORE"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -157,6 +235,9 @@ def test_arrows_point_down(path: Path) -> None:
         ("pooling.core.pool", "import pooling.observe.monitor"),
         ("pooling.core.pool", "from pooling import Pool"),
         ("pooling.core.pool", "def later():\n    import psycopg"),
+        ("pooling.core.state", "from .pool import Pool"),
+        ("pooling.core.checkin", "from . import checkout"),
+
         ("pooling.adapters.http", "from pooling.manager import PoolManager"),
         ("pooling.manager", "from requests import Session"),
         ("pooling.errors", "from .settings import PoolSettings"),
@@ -174,7 +255,7 @@ def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
         ("pooling.core.pool", "from ..errors import PoolTimeout\nfrom pooling import settings"),
         ("pooling.adapters.http", "import requests\nfrom pooling.core.pool import Pool"),
         ("pooling.web.flask", "from ..manager import PoolManager\nimport flask"),
-        ("pooling.__main__", "from pooling import Pool, demo"),
+        ("pooling.__main__", "from pooling import Pool\nfrom pooling.tools import demo"),
     ],
 )
 def test_allowed_arrow_is_not_seen(module: str, source: str) -> None:

@@ -18,7 +18,7 @@ class TestFigures:
     def test_each_round_begins_with_another_one(self, by: int, order: str) -> None:
         assert figures.rotated("abc", by) == list(order)
 
-    def test_nobody_can_be_rotated(self) -> None:
+    def test_rotation_of_no_contenders(self) -> None:
         assert figures.rotated([], 3) == []
 
     def test_the_ratio_is_taken_within_each_round(self) -> None:
@@ -32,7 +32,7 @@ class TestFigures:
         assert figures.ratio(ours, base) == 1.0
         assert figures.median(ours) / figures.median(base) != 1.0
 
-    def test_a_base_of_nought_gives_infinity(self) -> None:
+    def test_ratio_to_zero_is_infinite(self) -> None:
         assert figures.per_round([1.0, 1.0], [0.0, 2.0]) == [math.inf, 0.5]
 
     def test_only_the_same_rounds_can_be_compared(self) -> None:

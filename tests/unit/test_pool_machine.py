@@ -28,9 +28,9 @@ from pooling import (
     TooManyWaiting,
 )
 from pooling.core.adapter import Adapter
-from pooling.core.entry import Entry
-from pooling.core.slots import FRESH
-from pooling.core.sweep import AUDIT
+from pooling.core.checkout import AUDIT
+from pooling.core.entry import Entry, Token
+from pooling.core.liveness import ANSWER_TTL
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, fill, run_jobs
@@ -301,14 +301,14 @@ class PoolMachine(RuleBasedStateMachine):
     ) -> None:
         self.sound = False  # until the promises have been looked at
         self.clock = Turns(self.workers)
-        self.clock.background.workers._do = lambda function, args: function(*args)  # let errors out
-        self.clock.background.reaper.collect_after = math.inf  # there are no cycles here
+        self.clock.runtime.workers._do = lambda function, args: function(*args)  # let errors out
+        self.clock.runtime.reaper.collect_after = math.inf  # there are no cycles here
         self.server = kind(blocking=blocking, bounded=bounded)
         settings = PoolSettings(
             min_size=sizes[0], max_size=sizes[1], lifetime_jitter=0, health_check_interval=None
         ).replace(backoff_jitter=False, **limits, **ages)
         self.pool: Pool[FakeResource] = Pool(adapter=self.server, settings=settings, clock=self.clock)
-        self.state = self.pool._state
+        self.state = self.pool.engine.state
         self.server.slots = lambda: len(self.state.entries)
         self.server.time = lambda: self.clock._time
         self.visitors: list[Visitor] = []  # in order of arrival
@@ -343,7 +343,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Let who was woken act, and the reaper do what is due."""
         acted = True
         while acted:
-            acted = self.clock.background.reaper.step(False)
+            acted = self.clock.runtime.reaper.step(False)
             while self.clock.due and not self.dawdling:
                 self.call(self.clock.let_go, self.clock.due[0])
                 acted = True
@@ -531,16 +531,17 @@ class PoolMachine(RuleBasedStateMachine):
             self.fuse = readings
 
     def drop_job(self, which: int) -> None:
-        """A worker dies. An orphan's close carries no key: its loss shows by `close_timeout`."""
+        """A worker dies. An orphan's close carries no token: its loss shows by `close_timeout`."""
         if not self.jobs:
             return
         number = which % self.jobs
-        carried = self.clock.background.workers.jobs[number][1][0]
-        if isinstance(carried, Entry):
-            self.unattended.append(carried)
+        arguments = self.clock.runtime.workers.jobs[number][1]
+        tokens = [argument for argument in arguments if isinstance(argument, Token)]
+        if tokens:
+            self.orphans += self.state.owns(tokens[0].entry)
         else:
-            self.orphans += self.state.owns(carried.entry)
-        del carried
+            self.unattended += [argument for argument in arguments if isinstance(argument, Entry)]
+        del arguments, tokens
         self.clock.drop_job(number)
 
     # -- the operator
@@ -626,7 +627,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def borrowed(self, lease: Lease[FakeResource], visitor: Visitor) -> None:
         """P5, P6: what is lent is clean and alive, and nothing is in a pause, or while there are too many."""
-        assert not self.state.barred
+        assert not self.state.fast_path_closed
         resource = lease.resource
         assert resource not in self.condemned
         if not self.server.plain:
@@ -642,10 +643,10 @@ class PoolMachine(RuleBasedStateMachine):
 
         Or at all, just after it had answered.
         """
-        assert lease._key is not None
-        entry = lease._key.entry
+        assert lease._token is not None
+        entry = lease._token.entry
         answer = self.server.answers.get(lease.resource, -math.inf)
-        recent = answer > visitor.arrived or entry.since - answer < FRESH
+        recent = answer > visitor.arrived or entry.since - answer < ANSWER_TTL
         if self.server.bounded and recent and answer > self.server.last_death:
             return True
         seen = max(entry.idle_since, entry.checked)
@@ -659,7 +660,7 @@ class PoolMachine(RuleBasedStateMachine):
         entries = [entry.resource for entry in self.state.entries if entry.resource]
         assert len(set(entries)) == len(entries)
         lent = [lease.resource for lease in self.leases]
-        idle = [key.entry.resource for key in self.state.idle]
+        idle = [token.entry.resource for token in self.state.idle]
         assert len({*lent, *idle}) == len(lent) + len(idle)
         assert self.struck or not self.condemned.intersection(idle)
         assert not any(resource.closed for resource in [*lent, *idle, *self.detached])
@@ -686,7 +687,7 @@ class PoolMachine(RuleBasedStateMachine):
     def calm(self) -> None:
         """P7: nothing is begun beyond what the server's state allows."""
         attempts = len(self.state.creating)
-        assert attempts <= max(self.attempts, self.pool._outage.allowed(self.clock.now()))
+        assert attempts <= max(self.attempts, self.pool.engine.outage.allowed(self.clock.now()))
         self.attempts = attempts
 
     def nobody_waits_in_vain(self) -> None:
@@ -698,7 +699,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         # Beside an idle one waits at most who has another one checked on a worker.
         assert not state.idle or state.paused or len(state.waiters) <= len(state.checking)
-        allowed = self.pool._outage.allowed(self.clock.now()) - len(state.creating)
+        allowed = self.pool.engine.outage.allowed(self.clock.now()) - len(state.creating)
         if allowed > 0 and len(state.entries) < state.max_size and state.started:
             assert state.paused or len(state.waiters) <= len(state.creating) + len(state.checking)
             assert len(state.entries) - len(state.closing) >= state.min_size
@@ -711,7 +712,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert shot.size == shot.idle + shot.in_use + shot.creating + shot.checking + shot.closing
         assert shot.acquired >= shot.released
         if self.clock.due:
-            return  # keys are on their way
+            return  # tokens are on their way
         assert shot.in_use == len(self.leases) == len(self.pool.holders())
         if self.exact:
             assert shot.created == sum(shot.closed.values()) + shot.size - shot.creating
@@ -761,7 +762,7 @@ TestInlineWorkers = InlineMachine.TestCase
 
 
 @pytest.mark.parametrize("end", [Lease.detach, lambda lease: None], ids=["detached", "dropped"])
-def test_a_lease_that_is_never_given_back_was_acquired(
+def test_lease_that_is_never_released_counts_as_acquired(
     make: Make, clock: VirtualClock, end: Callable[[Lease[Any]], object]
 ) -> None:
     """Counters only grow (P12)."""
@@ -771,7 +772,7 @@ def test_a_lease_that_is_never_given_back_was_acquired(
     assert pool.metrics.snapshot().acquired == 1
 
 
-def test_who_waits_for_a_check_is_not_kept_waiting_by_the_close(make: Make) -> None:
+def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
     """The one that is checked proves dead: another is made at once, in the free slot (P8)."""
     clock = Turns("manual")
     pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
@@ -801,7 +802,7 @@ def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
     assert server.calls["validate"] == 1
 
 
-def test_what_is_handed_over_as_the_pool_closes_is_closed(make: Make) -> None:
+def test_resource_released_during_close_is_closed(make: Make) -> None:
     """By who was given it, and not by the collector when nobody keeps the error any more (P8)."""
     clock = Turns("inline")
     pool = make(clock=clock, max_size=1)
@@ -848,7 +849,7 @@ def test_the_error_of_an_outage_keeps_no_borrower_s_frame_alive(make: Make) -> N
     server.down = OSError
     with pytest.raises(PoolUnavailable):
         pool.acquire(timeout=0)
-    error = pool._outage.error
+    error = pool.engine.outage.error
     while error is not None:
         assert error.__traceback__ is None
         error = error.__context__

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.pg.address import Address, program
-from pooling.adapters.pg.limits import LEAST, Limit, pace
-from pooling.adapters.pg.statistics import text_of
+from pooling.adapters.postgres.address import Address, program
+from pooling.adapters.postgres.limits import LEAST, Limit, pace
+from pooling.adapters.postgres.statistics import text_of
 
 TEXTS = {
     "SELECT 'a''s3cret', b": "SELECT '?', b",
@@ -73,11 +73,11 @@ def test_hosts_in_the_environment_count_too(monkeypatch: pytest.MonkeyPatch) -> 
 def test_new_settings_reach_the_connections() -> None:
     pool = PostgresPool("host=a", PoolSettings())
     pool.reconfigure(validation_query="SELECT 2", create_timeout=8, reset_timeout=1.5)
-    assert pool._adapter._query == b"SELECT 2"  # type: ignore[attr-defined]
+    assert pool.engine.adapter._query == b"SELECT 2"  # type: ignore[attr-defined]
     assert (pool._session.create_timeout, pool._session.reset_timeout) == (8.0, 1.5)
     assert pool._address.ask().arguments["connect_timeout"] == 4
     pool.reconfigure(validation_query=None)
-    assert pool._adapter._query == b"SELECT 1"  # type: ignore[attr-defined]
+    assert pool.engine.adapter._query == b"SELECT 1"  # type: ignore[attr-defined]
     pool.close()
 
 

@@ -17,8 +17,7 @@ import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
 from pooling.core.entry import Entry
-from pooling.core.state import Errand
-from pooling.core.sweep import _overdue_work, sweep
+from pooling.core.state import WorkerTask
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
 
 
@@ -58,7 +57,7 @@ def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
     pool.close()
     clock.settle()
     assert pool.stats()["size"] == 0
-    adapter = pool._adapter
+    adapter = pool.engine.adapter
     assert isinstance(adapter, FakeAdapter)
     assert adapter.made == adapter.closed
     assert not adapter.open
@@ -68,7 +67,7 @@ def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
 
 
 def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """A key given at the instant of the time-out is used: neither lost nor refused."""
+    """A token given at the instant of the time-out is used: neither lost nor refused."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     got: list[object] = []
@@ -84,10 +83,10 @@ def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock
         try:
             return original(box, timeout)  # type: ignore[arg-type]
         finally:
-            if threading.current_thread() is waiter and lease._key is not None:
+            if threading.current_thread() is waiter and lease._token is not None:
                 lease.release()  # after its time was up, before it has left the line
 
-    pool._get = get
+    pool.engine.clock.get = get
     waiter = threading.Thread(target=wait)
     resource = lease.resource
     waiter.start()
@@ -131,16 +130,16 @@ def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, cl
     """P8: a waiter registers, then looks again: what came back in between is seen."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    pool._careful = False  # the hot path: no lock, which the borrower holds meanwhile
+    pool.engine.fast.slow_release = False  # the hot path: no lock, which the borrower holds meanwhile
     script = Script("finds nothing", "comes back", "is served")
-    original = pool._state.join
+    original = pool.engine.state.join
 
     def join(waiter: object) -> None:
         script.pass_by("finds nothing")
         with script("is served"):
             original(waiter)  # type: ignore[arg-type]
 
-    pool._state.join = join  # type: ignore[method-assign]
+    pool.engine.state.join = join  # type: ignore[method-assign]
 
     def borrow() -> None:
         pool.acquire(timeout=5).release()
@@ -151,7 +150,7 @@ def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, cl
             lease.release()
 
     script.run(borrow, give_back)
-    pool._state.join = original  # type: ignore[method-assign]
+    pool.engine.state.join = original  # type: ignore[method-assign]
     nothing_lost(pool, clock)
 
 
@@ -189,15 +188,15 @@ def test_close_against_release(adapter: FakeAdapter, clock: VirtualClock) -> Non
     """A lease that passed every check before the close still does not leave an idle one behind."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    push = pool._push
+    push = pool.engine.fast.push
 
-    def late_push(key: object) -> None:
+    def late_push(token: object) -> None:
         pool.close(timeout=0)  # between the last look and the append
-        push(key)  # type: ignore[arg-type]
+        push(token)  # type: ignore[arg-type]
 
     adapter.reset = None  # type: ignore[assignment, method-assign]
-    pool._careful = False  # the hot path, as without a reset
-    pool._push = late_push  # type: ignore[assignment]
+    pool.engine.fast.slow_release = False  # the hot path, as without a reset
+    pool.engine.fast.push = late_push  # type: ignore[assignment]
     lease.release()
     assert pool.stats()["size"] == 0
     assert adapter.made == adapter.closed == 1
@@ -254,16 +253,16 @@ def test_drain_against_release(adapter: FakeAdapter, clock: VirtualClock) -> Non
     """One that is put back while a drain empties the stack does not survive it."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    push = pool._push
+    push = pool.engine.fast.push
 
-    def late_push(key: object) -> None:
+    def late_push(token: object) -> None:
         pool.drain()
-        push(key)  # type: ignore[arg-type]
+        push(token)  # type: ignore[arg-type]
 
-    pool._careful = False
-    pool._push = late_push  # type: ignore[assignment]
+    pool.engine.fast.slow_release = False
+    pool.engine.fast.push = late_push  # type: ignore[assignment]
     lease.release()
-    pool._push = push
+    pool.engine.fast.push = push
     assert adapter.closed == 1
     with pool.acquire() as resource:
         assert resource.number == 2
@@ -274,15 +273,15 @@ def test_resize_against_release(adapter: FakeAdapter, clock: VirtualClock) -> No
     """P2: the surplus of a shrink goes when it comes back, even through the hot path."""
     pool = make(adapter, clock, size=2)
     first, second = pool.acquire(), pool.acquire()
-    push = pool._push
+    push = pool.engine.fast.push
 
-    def late_push(key: object) -> None:
-        pool._push = push
+    def late_push(token: object) -> None:
+        pool.engine.fast.push = push
         pool.resize(1)
-        push(key)  # type: ignore[arg-type]
+        push(token)  # type: ignore[arg-type]
 
-    pool._careful = False
-    pool._push = late_push  # type: ignore[assignment]
+    pool.engine.fast.slow_release = False
+    pool.engine.fast.push = late_push  # type: ignore[assignment]
     first.release()
     assert pool.stats()["size"] == 1
     second.release()
@@ -292,7 +291,7 @@ def test_resize_against_release(adapter: FakeAdapter, clock: VirtualClock) -> No
 # -- BaseException anywhere --------------------------------------------------------------
 
 
-def test_struck_inside_the_wait(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_interrupted_inside_the_wait(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """LESSONS of psycopg_pool: a dead waiter that stays queued accepts, and a slot is gone."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -315,7 +314,7 @@ def test_struck_inside_the_wait(adapter: FakeAdapter, clock: VirtualClock) -> No
     nothing_lost(pool, clock)
 
 
-def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_interrupted_after_being_served(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """What a struck waiter was given goes to the next one in line."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -325,7 +324,7 @@ def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -
 
     def get(box: object, timeout: float | None) -> object:
         if threading.current_thread() is victim:
-            pool._get = original
+            pool.engine.clock.get = original
             lease.release()  # the victim is served ...
             raise Struck  # ... and struck before it takes what it was given
         return original(box, timeout)  # type: ignore[arg-type]
@@ -339,7 +338,7 @@ def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -
             got.append(lent)
 
     victim = threading.Thread(target=be_struck)
-    pool._get = get
+    pool.engine.clock.get = get
     victim.start()
     victim.join(30)
     borrow()
@@ -348,7 +347,7 @@ def test_struck_after_it_was_served(adapter: FakeAdapter, clock: VirtualClock) -
 
 
 @pytest.mark.parametrize("reading", range(6))
-def test_struck_between_take_and_return(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
+def test_interrupted_between_acquire_and_return(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
     """Whichever reading of the clock is struck on the way out, nothing is lost."""
     pool = make(adapter, clock)
     pool.acquire().release()
@@ -365,7 +364,7 @@ def test_struck_between_take_and_return(adapter: FakeAdapter, clock: VirtualCloc
 
 
 @pytest.mark.parametrize("reading", range(6))
-def test_struck_on_the_way_back(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
+def test_interrupted_during_release(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
     """Whichever reading of the clock is struck on the way back, nothing is lost."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -399,7 +398,7 @@ def _strike_at(clock: VirtualClock, reading: int) -> None:
     clock._strikes = Strikes()  # type: ignore[assignment]
 
 
-def test_struck_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_interrupted_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """The resource is closed, the slot goes on, and the borrower sees what struck."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -410,7 +409,7 @@ def test_struck_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
     nothing_lost(pool, clock)
 
 
-def test_struck_inside_validate(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_interrupted_inside_validate(adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(adapter, clock)
     pool.acquire().release()
     clock.advance(10)
@@ -420,7 +419,7 @@ def test_struck_inside_validate(adapter: FakeAdapter, clock: VirtualClock) -> No
     nothing_lost(pool, clock)
 
 
-def test_struck_inside_an_inline_create(clock: VirtualClock) -> None:
+def test_interrupted_inside_an_inline_create(clock: VirtualClock) -> None:
     """A creation in the borrower's thread: what strikes there is the borrower's."""
     adapter = FakeAdapter(blocking=False)
     pool = make(adapter, clock)
@@ -431,7 +430,7 @@ def test_struck_inside_an_inline_create(clock: VirtualClock) -> None:
     nothing_lost(pool, clock)
 
 
-def test_struck_in_the_block(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_interrupted_in_the_block(adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(adapter, clock)
     with pytest.raises(Struck), pool.acquire():
         raise Struck
@@ -439,7 +438,7 @@ def test_struck_in_the_block(adapter: FakeAdapter, clock: VirtualClock) -> None:
 
 
 def test_worker_dies_with_its_job() -> None:
-    """A job that is lost drops its key: the slot comes back, and another try is made."""
+    """A job that is lost drops its token: the slot comes back, and another try is made."""
     clock = VirtualClock(workers="manual")
     adapter = FakeAdapter()
     pool = make(adapter, clock)
@@ -465,16 +464,16 @@ def test_worker_dies_with_its_job() -> None:
 
 def when_the_reaper_has_decided(pool: Pool[FakeResource], happens: Callable[[], object]) -> None:
     """Have something happen between the reaper's look at an overdue piece of work and its deed."""
-    original = pool._abandon
+    original = pool._maintenance.reclaim_hung
 
     def abandon(*args: Any) -> None:
         happens()
         original(*args)
 
-    pool._abandon = abandon  # type: ignore[method-assign]
+    pool._maintenance.reclaim_hung = abandon  # type: ignore[method-assign]
 
 
-def test_a_creation_that_comes_at_its_very_time_limit(adapter: FakeAdapter) -> None:
+def test_creation_that_ends_exactly_at_its_time_limit(adapter: FakeAdapter) -> None:
     """It was delivered: neither is its slot taken away, nor the server called down."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, create_timeout=5)
@@ -496,7 +495,7 @@ def test_a_creation_that_comes_at_its_very_time_limit(adapter: FakeAdapter) -> N
     assert pool.stats()["idle"] == pool.stats()["size"] == 1
 
 
-def test_a_creation_that_comes_just_after_its_time_limit(adapter: FakeAdapter) -> None:
+def test_creation_that_ends_just_after_its_time_limit(adapter: FakeAdapter) -> None:
     """Its slot is another's by then: it is closed."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, create_timeout=5)
@@ -516,7 +515,7 @@ def test_a_creation_that_comes_just_after_its_time_limit(adapter: FakeAdapter) -
 
 
 @pytest.mark.parametrize("step", ["validate", "reset"])
-def test_a_check_that_ends_at_its_very_time_limit(step: str) -> None:
+def test_check_that_ends_exactly_at_its_time_limit(step: str) -> None:
     """The resource may be somebody's by then, and must not be interrupted under his hands."""
     clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
@@ -539,7 +538,7 @@ def test_a_check_that_ends_at_its_very_time_limit(step: str) -> None:
     assert pool.stats()["in_use"] == 1
 
 
-def test_a_check_that_ends_while_it_is_cut_off() -> None:
+def test_check_that_ends_while_it_is_interrupted() -> None:
     """It is not lent any more, and closed once."""
     clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
@@ -570,13 +569,13 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: Fa
     with pool.acquire(), pool.acquire():
         pass
     clock.advance(60)
-    original = pool._dispose
+    original = pool.engine.close
 
     def dispose(*args: Any) -> None:
-        sweep(pool, clock.now())
+        pool._maintenance.sweep(pool.engine.sweep_due, clock.now())
         original(*args)
 
-    pool._dispose = dispose  # type: ignore[method-assign]
+    pool.engine.close = dispose  # type: ignore[method-assign]
     pool.drain()
     assert pool.stats()["closing"] == 2
     assert adapter.calls["abandon"] == 0
@@ -589,13 +588,13 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
     clock.run_job()
     lease = pool.acquire()
     clock.advance(60)
-    original = pool._state.check
+    original = pool.engine.state.check
 
-    def check(entry: Entry, errand: Errand) -> None:
-        original(entry, errand)
-        _overdue_work(pool, clock.now())
+    def check(entry: Entry, task: WorkerTask) -> None:
+        original(entry, task)
+        pool._maintenance._hung_work(clock.now())
 
-    pool._state.check = check  # type: ignore[method-assign]
+    pool.engine.state.check = check  # type: ignore[method-assign]
     lease.release()  # and a reset begins
     assert pool.stats()["checking"] == 1
     assert adapter.calls["interrupt"] == 0
@@ -621,14 +620,14 @@ def test_destructor_releases_inside_the_critical_section(adapter: FakeAdapter, c
     """redis-py#1583, celery#6969: with a plain lock this is a deadlock."""
     pool = make(adapter, clock, size=2)
     dying = [Releaser(pool.acquire())]
-    original = pool._state.serve
+    original = pool.engine.state.serve
 
     def serve(allowed: int, now: float) -> object:
-        assert pool._lock._is_owned()
+        assert pool.engine.lock._is_owned()
         dying.clear()  # the collector strikes here, in our own critical section
         return original(allowed, now)
 
-    pool._state.serve = serve  # type: ignore[method-assign]
+    pool.engine.state.serve = serve  # type: ignore[method-assign]
     pool.acquire().release()
     clock.settle()
     assert pool.stats()["idle"] == 2
@@ -638,7 +637,7 @@ def test_destructor_releases_inside_the_critical_section(adapter: FakeAdapter, c
 def test_destructor_acquires_inside_the_critical_section(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """Refused, not deadlocked."""
     pool = make(adapter, clock)
-    with pool._lock, pytest.raises(PoolError, match="destructor or signal handler"):
+    with pool.engine.lock, pytest.raises(PoolError, match="destructor or signal handler"):
         pool.acquire()
     nothing_lost(pool, clock)
 
@@ -647,11 +646,11 @@ def test_destructor_acquires_inside_the_critical_section(adapter: FakeAdapter, c
 def test_signal_handler_releases_inside_the_critical_section(adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(adapter, clock, size=2)
     lease = pool.acquire()
-    original = pool._state.serve
+    original = pool.engine.state.serve
     handled = []
 
     def handler(number: int, frame: object) -> None:
-        handled.append(pool._lock._is_owned())
+        handled.append(pool.engine.lock._is_owned())
         lease.release()
 
     def serve(allowed: int, now: float) -> object:
@@ -661,7 +660,7 @@ def test_signal_handler_releases_inside_the_critical_section(adapter: FakeAdapte
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        pool._state.serve = serve  # type: ignore[method-assign]
+        pool.engine.state.serve = serve  # type: ignore[method-assign]
         pool.acquire().release()
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -733,8 +732,8 @@ def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> No
     pool.fill(1)
     clock.run_job()
     next(iter(adapter.open)).alive = False
-    pool._is_alive = is_alive
-    pool._adapter.is_alive = is_alive  # type: ignore[method-assign]
+    pool._liveness._is_alive = is_alive
+    pool.engine.adapter.is_alive = is_alive  # type: ignore[method-assign]
     first.start()
     clock.until_parked(2)
     while first.is_alive() or second.is_alive():
@@ -745,7 +744,7 @@ def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> No
     assert order == ["first", "second"]
 
 
-def test_final_error_fails_only_those_without_hope(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_final_error_fails_only_waiters_that_no_resource_can_serve(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """Somebody holds a live one: who waits for it goes on waiting."""
     pool = make(adapter, clock, size=2)
     lease = pool.acquire()

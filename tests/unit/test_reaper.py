@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pooling import Pool, PoolSettings, PoolTimeout
+from pooling.core.checkout import AUDIT
 from pooling.core.clock import SYSTEM, SystemClock
 from pooling.core.reaper import Reaper
-from pooling.core.registry import Background
-from pooling.core.sweep import AUDIT
+from pooling.core.registry import Runtime
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -28,7 +28,7 @@ def size(pool: Pool[Any]) -> int:
 # -- idle_timeout -------------------------------------------------------------------------
 
 
-def test_what_nobody_uses_is_closed(make: Make, clock: VirtualClock) -> None:
+def test_unused_resources_are_closed(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, idle_timeout=60)
     fill(pool, 3)
     clock.advance(59.9)
@@ -45,7 +45,7 @@ def test_min_size_is_kept_however_old(make: Make, adapter: FakeAdapter, clock: V
     assert (size(pool), adapter.made) == (2, 5)  # and not closed and made again
 
 
-def test_a_surplus_ages_out_under_steady_use(make: Make, clock: VirtualClock) -> None:
+def test_surplus_reaches_its_idle_timeout_under_steady_use(make: Make, clock: VirtualClock) -> None:
     """The stack lends the same few, and the reaper does not turn it over."""
     pool = make(max_size=10, idle_timeout=60, max_lifetime=None)
     resources = fill(pool, 10)
@@ -60,7 +60,7 @@ def test_a_surplus_ages_out_under_steady_use(make: Make, clock: VirtualClock) ->
     assert closed(pool) == {"idle_timeout": 8}
 
 
-def test_a_use_begins_the_idle_time_anew(make: Make, clock: VirtualClock) -> None:
+def test_use_restarts_the_idle_time(make: Make, clock: VirtualClock) -> None:
     pool = make(idle_timeout=60)
     for _ in range(5):
         pool.acquire().release()
@@ -117,7 +117,7 @@ def test_what_reached_the_end_of_its_life_is_replaced_below_min_size(
     assert {pool.acquire().resource.number, pool.acquire().resource.number} == {3, 4}
 
 
-def test_what_min_size_will_miss_is_replaced_ahead(make: Make, manual: VirtualClock) -> None:
+def test_resources_needed_for_min_size_are_replaced_before_they_expire(make: Make, manual: VirtualClock) -> None:
     """So that nobody waits for a creation because a resource has come of age."""
     pool = make(min_size=2, max_size=4, max_lifetime=100, clock=manual)
     fill(pool, 2)
@@ -131,7 +131,7 @@ def test_what_min_size_will_miss_is_replaced_ahead(make: Make, manual: VirtualCl
 
 
 @pytest.mark.parametrize("lifetime", [0.5, 1, 3])
-def test_a_short_life_is_not_replaced_over_and_over(
+def test_short_lifetime_does_not_cause_endless_replacement(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, lifetime: float
 ) -> None:
     pool = make(min_size=1, max_size=10, max_lifetime=lifetime)
@@ -212,7 +212,7 @@ def test_a_leak_stays_with_its_holder(make: Make, clock: VirtualClock) -> None:
     assert pool.stats()["idle"] == 1
 
 
-def test_a_leak_timeout_that_comes_later_holds_for_who_is_out(make: Make, clock: VirtualClock) -> None:
+def test_new_leak_timeout_applies_to_current_leases(make: Make, clock: VirtualClock) -> None:
     pool = make()
     with pool.acquire():
         clock.advance(100)
@@ -224,7 +224,7 @@ def test_a_leak_timeout_that_comes_later_holds_for_who_is_out(make: Make, clock:
 # -- what hangs ---------------------------------------------------------------------------
 
 
-def test_a_creation_that_hangs_loses_its_slot(
+def test_hung_creation_frees_its_slot(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     pool = make(max_size=1, create_timeout=30, clock=manual)
@@ -233,7 +233,7 @@ def test_a_creation_that_hangs_loses_its_slot(
     manual.advance(29.9)
     assert pool.stats()["creating"] == 1
     manual.advance(0.1)
-    assert pool.stats()["down"] == "TimeoutError: making a thing took over 30 s"
+    assert pool.stats()["down"] == "TimeoutError: creating a thing took over 30 s"
     manual.advance(1)
     manual.run_job(1)  # the next attempt, while the first still hangs
     assert waiting.result().resource.number == 1
@@ -258,7 +258,7 @@ def test_what_was_made_too_late_is_closed(make: Make, adapter: FakeAdapter) -> N
     assert pool.metrics.snapshot().created == 0
 
 
-def test_a_close_that_hangs_loses_its_slot(make: Make, adapter: FakeAdapter) -> None:
+def test_hung_close_frees_its_slot(make: Make, adapter: FakeAdapter) -> None:
     """It is cut off (abandoned); when it returns after all, that changes nothing."""
     clock = VirtualClock(workers="threads")
     pool = make(adapter=adapter, max_size=1, close_timeout=5, clock=clock)
@@ -296,7 +296,7 @@ def _fail(pool: Pool[Any], clock: VirtualClock) -> None:
     [(_reset, 5, 3, 0), (_validate, 9, 5, 1), (_fail, 2, 3, 1)],
     ids=["reset", "health check", "both"],
 )
-def test_a_check_that_hangs_loses_its_slot(
+def test_hung_check_frees_its_slot(
     make: Make,
     manual: VirtualClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -330,7 +330,7 @@ def test_a_check_that_hangs_loses_its_slot(
 
 
 @pytest.mark.parametrize("hanging", ["create", "reset", "close"])
-def test_the_slot_of_what_hangs_goes_to_who_waits(make: Make, manual: VirtualClock, hanging: str) -> None:
+def test_slot_of_a_hung_resource_goes_to_the_next_waiter(make: Make, manual: VirtualClock, hanging: str) -> None:
     adapter = FakeAdapter(bounded=False)
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
@@ -364,7 +364,7 @@ def test_an_abandon_that_fails_frees_the_slot_all_the_same(
 # -- keepalive ----------------------------------------------------------------------------
 
 
-def test_keepalive_makes_a_round_trip_with_what_rests(
+def test_keepalive_validates_idle_resources(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(keepalive_interval=30, idle_timeout=None, max_lifetime=None)
@@ -385,7 +385,7 @@ def test_keepalive_replaces_the_dead(make: Make, adapter: FakeAdapter, clock: Vi
     assert pool.acquire(0).resource.number == 2
 
 
-def test_keepalive_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+def test_keepalive_does_not_count_as_use(make: Make, clock: VirtualClock) -> None:
     pool = make(keepalive_interval=30, idle_timeout=100, max_lifetime=None)
     fill(pool, 2)
     clock.advance(100)
@@ -395,7 +395,7 @@ def test_keepalive_makes_nobody_look_used(make: Make, clock: VirtualClock) -> No
 # -- the health check ---------------------------------------------------------------------
 
 
-def test_the_server_is_asked_how_it_is_over_one_resource(
+def test_health_check_uses_one_resource(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=3, health_check_interval=10, idle_timeout=None, max_lifetime=None)
@@ -436,7 +436,7 @@ def test_nothing_is_asked_where_there_is_nothing_to_ask(
     assert len(leases) == lent
 
 
-def test_a_health_check_that_hangs_is_cut_off(
+def test_hung_health_check_is_interrupted(
     make: Make, manual: VirtualClock, adapter: FakeAdapter
 ) -> None:
     pool = make(
@@ -483,7 +483,7 @@ def test_what_hangs_in_a_check_makes_the_others_suspect(make: Make, manual: Virt
     assert adapter.calls["validate"] > asked
 
 
-def test_being_asked_makes_nobody_look_used(make: Make, clock: VirtualClock) -> None:
+def test_validation_does_not_count_as_use(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, health_check_interval=10, idle_timeout=100)
     for lease in [pool.acquire() for _ in range(3)]:
         lease.release()
@@ -492,7 +492,7 @@ def test_being_asked_makes_nobody_look_used(make: Make, clock: VirtualClock) -> 
     assert [pool.acquire().resource.number for _ in range(3)] == [3, 2, 1]
 
 
-def test_what_is_asked_still_ages_out(make: Make, clock: VirtualClock) -> None:
+def test_validated_idle_resource_still_reaches_its_idle_timeout(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, health_check_interval=10, idle_timeout=100)
     fill(pool, 3)
     clock.advance(100)
@@ -502,7 +502,7 @@ def test_what_is_asked_still_ages_out(make: Make, clock: VirtualClock) -> None:
 # -- the audit ----------------------------------------------------------------------------
 
 
-def test_the_audit_finds_whom_an_interruption_left_waiting(make: Make, clock: VirtualClock) -> None:
+def test_audit_serves_a_waiter_left_by_an_interruption(make: Make, clock: VirtualClock) -> None:
     """An idle resource beside a waiter: that should not be, and is mended and counted (P8)."""
     pool = make()
     fill(pool, 1)
@@ -530,7 +530,7 @@ def test_the_audit_finds_nothing_when_all_is_well(make: Make, clock: VirtualCloc
     assert pool.metrics.snapshot().audit_repairs == 0
 
 
-def test_a_pause_is_nothing_to_repair(make: Make, clock: VirtualClock) -> None:
+def test_pause_is_not_counted_as_an_audit_repair(make: Make, clock: VirtualClock) -> None:
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -542,7 +542,7 @@ def test_a_pause_is_nothing_to_repair(make: Make, clock: VirtualClock) -> None:
     assert pool.metrics.snapshot().audit_repairs == 0
 
 
-def test_nothing_is_due_where_nothing_is_open_and_nobody_waits(make: Make, clock: VirtualClock) -> None:
+def test_nothing_is_due_in_an_unused_pool(make: Make, clock: VirtualClock) -> None:
     """So that the reaper of an idle process sleeps on (P11)."""
     pool = make(idle_timeout=None, max_lifetime=None, keepalive_interval=None)
     pool.acquire().release()
@@ -550,7 +550,7 @@ def test_nothing_is_due_where_nothing_is_open_and_nobody_waits(make: Make, clock
     assert clock._moments() == []
 
 
-def test_who_waits_long_has_the_collector_look_for_forgotten_leases(
+def test_long_wait_triggers_garbage_collection(
     make: Make, clock: VirtualClock
 ) -> None:
     """Where every thread waits nobody allocates, so the collector does not come by itself."""
@@ -568,7 +568,7 @@ def test_who_waits_long_has_the_collector_look_for_forgotten_leases(
 # -- who forgot to give back --------------------------------------------------------------
 
 
-def test_a_key_that_nobody_holds_any_more_frees_its_slot(
+def test_unreferenced_key_frees_its_slot(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     """Whichever job was lost: a creation, a check, a close."""
@@ -593,7 +593,7 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
     monkeypatch.setattr("_thread.start_new_thread", lambda run, args: started.append((run, args)))
     monkeypatch.setattr("pooling.core.workers._LINGER", 0)
     clock = SystemClock()
-    clock.background = Background(clock)  # type: ignore[attr-defined]
+    clock.runtime = Runtime(clock)  # type: ignore[attr-defined]
     adapter = FakeAdapter(blocking=False)
     pool = Pool(adapter=adapter, settings=PoolSettings(min_size=0), clock=clock)
     assert started == []
@@ -610,7 +610,7 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
 # -- its thread -----------------------------------------------------------------------------
 
 
-def test_a_reaper_that_was_killed_at_its_birth_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception aimed at a borrower can strike the thread that it starts, before any code of ours (P8)."""
     kept: list[Any] = []
     monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: kept.append(arguments))
@@ -622,23 +622,23 @@ def test_a_reaper_that_was_killed_at_its_birth_is_replaced(monkeypatch: pytest.M
     assert reaper.asleep
     reaper.ensure()
     assert len(kept) == 1 and not reaper.asleep
-    assert not reaper.born
+    assert not reaper.started
 
 
-def test_a_reaper_that_ends_gives_its_place_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ending_reaper_allows_one_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or there would be two of them."""
     monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: function(*arguments))
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):
         reaper.ensure()
-        assert reaper.asleep and reaper.born
+        assert reaper.asleep and reaper.started
 
 
-def test_who_waited_in_vain_misses_a_reaper_that_was_killed(
+def test_timed_out_waiter_restarts_a_killed_reaper(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    monkeypatch.setattr(clock.background.reaper, "ensure", lambda: called.append(None))
+    monkeypatch.setattr(clock.runtime.reaper, "ensure", lambda: called.append(None))
     pool = make(max_size=1)
     with pool.acquire():
         called.clear()

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pooling import Pool, PoolManager, PoolSettings, PoolTimeout, PostgresPool, SQLitePool, from_url
 from pooling.__main__ import main
 from pooling._masking import masked, without_secrets
-from pooling.adapters.pg.address import Address, Answer
+from pooling.adapters.postgres.address import Address, Answer
 from pooling.compat.psycopg_pool import ConnectionPool
 from pooling.config import from_env, from_mapping, url_of
-from pooling.demo.place import PostgresDatabase
+from pooling.tools.demo.place import PostgresDatabase
 from pooling.web.wsgi import PoolingMiddleware
 
 SECRET = "s3cret"
@@ -302,3 +302,15 @@ def test_what_libpq_reads_rightly_is_not_refused() -> None:
 )
 def test_what_is_no_address_is_shown(text: str) -> None:
     assert masked(text) == text
+
+
+def test_json_is_neither_shown_nor_taken_for_a_file(tmp_path: Any) -> None:
+    said = '{"username": "app", "password": "S3cret"}'  # as secrets managers give it
+    for wrong in (
+        lambda: PoolSettings.from_mapping({"max_size": said}),
+        lambda: PostgresPool("host=db", configure=said),  # type: ignore[arg-type]
+        lambda: from_env("", {"DATABASE_URL": said}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            wrong()  # type: ignore[no-untyped-call]
+        assert "S3cret" not in str(caught.value)

@@ -421,7 +421,7 @@ def test_every_name_sets_its_field_from_text_and_from_a_value(name: str) -> None
     assert made == PoolSettings.from_mapping({name: value})
 
 
-def test_a_backoff_as_a_whole() -> None:
+def test_backoff_can_be_given_as_one_object() -> None:
     backoff = Backoff(initial=1)
     assert PoolSettings.from_mapping({"backoff": backoff}).backoff is backoff
 
@@ -491,7 +491,7 @@ def test_an_unknown_key_is_refused_without_its_value(name: Any, closest: str | N
 
 
 @pytest.mark.parametrize("again", [7, 8])
-def test_a_field_given_under_two_names_is_refused_even_if_they_agree(again: int) -> None:
+def test_field_given_under_two_names_is_refused_even_with_equal_values(again: int) -> None:
     with pytest.raises(ValueError) as raised:
         PoolSettings.from_mapping({"max_connections": 7, "max_size": again})
     assert str(raised.value) == "max_connections and max_size both set max_size"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pooling.adapters.lite.traces import pragma_left, pragmas_in
+from pooling.adapters.sqlite.traces import pragma_left, pragmas_in
 
 RESTORED = frozenset({"foreign_keys", "cache_size"})
 

@@ -123,7 +123,10 @@ def test_what_was_found_is_told_once(
         asked.commands = {one: "SELECT"}
         clock.advance(2 * LIMIT)
     told = [record.getMessage() for record in caplog.records if "in one command" in record.getMessage()]
-    unknown = "pool 'test': 1 holder(s) in one command for 60 s, and not known whether in vain: another role"
+    unknown = (
+        "pool 'test': 1 holder(s) in one command for 60 s, and it could not be found out whether "
+        "the server is working on it: another role"
+    )
     assert told.count(unknown) == 1
     assert "pool 'test': 2 holder(s) interrupted after 60 s or more in one command: idle" in told
 
@@ -151,4 +154,4 @@ def test_without_a_limit_nothing_looks(make: Make, clock: VirtualClock) -> None:
         asked.commands = {one: "SELECT"}
         clock.advance(10 * LIMIT)
     assert asked.questions == []
-    assert pool._due == float("inf")
+    assert pool.engine.sweep_due == float("inf")

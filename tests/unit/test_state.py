@@ -21,15 +21,15 @@ from hypothesis.stateful import (
     rule,
 )
 
-from pooling.core.entry import Entry, Key
+from pooling.core.entry import Entry, Token
 from pooling.core.outage import PATIENCE, REMEMBERED, Outage
-from pooling.core.state import UNLIMITED, Errand, PoolState
+from pooling.core.state import UNLIMITED, PoolState, WorkerTask
 from pooling.core.waiter import Waiter
 from pooling.errors import CreateFailed, PoolClosed
 from pooling.settings import Backoff
 
 NOW = 100.0
-ERRAND = Errand(5.0, asks=False)
+ERRAND = WorkerTask(5.0, round_trip=False)
 _threads = count(1)
 STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while somebody waits
 
@@ -65,29 +65,29 @@ def box_of(waiter: Waiter) -> list[Any]:
     return list(waiter.box.items)
 
 
-def reserved(state: PoolState, expires: float = math.inf) -> Key:
+def reserved(state: PoolState, expires: float = math.inf) -> Token:
     """A slot taken, its resource yet to be made."""
-    key = Key()
-    key.entry = entry = Entry(key)
+    token = Token()
+    token.entry = entry = Entry(token)
     entry.generation, entry.expires = state.generation, expires
     entry.since = entry.idle_since = entry.checked = NOW
     entry.resource = None
     state.reserve(entry)
-    return key
+    return token
 
 
-def lent(state: PoolState, expires: float = math.inf) -> Key:
+def lent(state: PoolState, expires: float = math.inf) -> Token:
     """A resource that a borrower holds."""
-    key = reserved(state, expires)
-    state.settle(key.entry)
-    return key
+    token = reserved(state, expires)
+    state.settle(token.entry)
+    return token
 
 
-def idle(state: PoolState, expires: float = math.inf) -> Key:
+def idle(state: PoolState, expires: float = math.inf) -> Token:
     """A resource on top of the idle stack."""
-    key = lent(state, expires)
-    state.idle.append(key)
-    return key
+    token = lent(state, expires)
+    state.idle.append(token)
+    return token
 
 
 def checked_by(state: PoolState) -> Callable[[Entry], None]:
@@ -105,19 +105,19 @@ def a_pool(
     creating: int = 0,
     checking: int = 0,
     closing: int = 0,
-) -> tuple[PoolState, list[Key]]:
-    """A state with so many of each, and the keys, which must stay alive."""
+) -> tuple[PoolState, list[Token]]:
+    """A state with so many of each, and the tokens, which must stay alive."""
     state = PoolState(min_size, UNLIMITED, max_idle)
     state.started = True
-    keys = [lent(state) for _ in range(in_use)] + [reserved(state) for _ in range(creating)]
+    tokens = [lent(state) for _ in range(in_use)] + [reserved(state) for _ in range(creating)]
     for number, verb in ((checking, checked_by(state)), (closing, state.close)):
         for _ in range(number):
-            keys.append(lent(state))
-            verb(keys[-1].entry)
-    keys += [idle(state) for _ in range(resting)]
+            tokens.append(lent(state))
+            verb(tokens[-1].entry)
+    tokens += [idle(state) for _ in range(resting)]
     state.waiters.extend(a_waiter(NOW + number) for number in range(waiting))
     state.max_size = max_size
-    return state, keys
+    return state, tokens
 
 
 # -- the line ----------------------------------------------------------------------
@@ -133,7 +133,7 @@ def a_pool(
         ([2.0, 2.0, 1.0, 2.0], [2, 0, 1, 3]),
     ],
 )
-def test_line_is_in_order_of_arrival(arrivals: list[float], order: list[int]) -> None:
+def test_wait_queue_is_in_order_of_arrival(arrivals: list[float], order: list[int]) -> None:
     """However late the lock was reached; at the same instant, in order of joining (P3)."""
     state = PoolState(0, 1, 1)
     waiters = [a_waiter(arrived) for arrived in arrivals]
@@ -144,16 +144,16 @@ def test_line_is_in_order_of_arrival(arrivals: list[float], order: list[int]) ->
 
 def test_an_entry_whose_key_went_before_anything_asked_for_it_can_be_asked_for() -> None:
     """An exception between the two: the reaper gets an entry that no pool has."""
-    key = Key()
-    entry = Entry(key)
-    del key
+    token = Token()
+    entry = Entry(token)
+    del token
     state = PoolState(0, 1)
     assert entry() is None
     assert not state.owns(entry)
     assert not state.retire(entry)
 
 
-def test_who_was_given_a_dead_one_keeps_its_place() -> None:
+def test_waiter_that_was_given_a_dead_resource_keeps_its_position() -> None:
     """It comes before who arrived at the same instant, behind who arrived before it (P3)."""
     state = PoolState(0, 1, 1)
     older, same, younger = a_waiter(1.0), a_waiter(2.0), a_waiter(3.0)
@@ -165,22 +165,22 @@ def test_who_was_given_a_dead_one_keeps_its_place() -> None:
     assert list(state.waiters) == [older, first, second, same, younger]
 
 
-def test_leaving_empty_handed() -> None:
+def test_leaving_without_an_item() -> None:
     """It is out of the line, accepts nothing any more, and may leave twice."""
     state, _ = a_pool(waiting=2)
     waiter, other = state.waiters
     assert state.leave(waiter) is None
     assert list(state.waiters) == [other]
-    assert waiter.give(Key()) is False
+    assert waiter.give(Token()) is False
     assert state.leave(waiter) is None
 
 
-def test_leaving_with_something_given() -> None:
+def test_leaving_with_a_given_key() -> None:
     """What came at the last moment is handed out, once, for the next in line (P8)."""
-    state, (key,) = a_pool(in_use=1, waiting=1)
+    state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
-    assert state.accept(key, NOW) is None
-    assert state.leave(waiter) is key
+    assert state.accept(token, NOW) is None
+    assert state.leave(waiter) is token
     assert state.leave(waiter) is None
 
 
@@ -191,7 +191,7 @@ def test_leaving_with_an_error_given() -> None:
     assert isinstance(state.leave(waiter), PoolClosed)
 
 
-def test_a_waiter_whose_gift_was_never_put_leaves_empty_handed() -> None:
+def test_interrupted_hand_over_leaves_the_waiter_without_a_key() -> None:
     """An exception between the mark and the put leaves a mark alone."""
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
@@ -224,87 +224,87 @@ def test_fail_waiters_gives_each_an_error_of_its_own() -> None:
     assert box_of(first)[0] is not box_of(second)[0]
 
 
-def test_fail_waiters_leaves_a_gift_alone() -> None:
+def test_fail_waiters_skips_a_waiter_that_was_given_a_key() -> None:
     """Who was served, and not yet taken out of the line, keeps what it has."""
-    state, (key,) = a_pool(in_use=1, waiting=1)
+    state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
-    waiter.give(key)
+    waiter.give(token)
     state.fail_waiters(PoolClosed, "closed")
-    assert box_of(waiter) == [key]
+    assert box_of(waiter) == [token]
 
 
 # -- who is served -------------------------------------------------------------------
 
 
-def test_pair_gives_the_last_used_to_the_first_waiter() -> None:
+def test_match_gives_the_last_used_to_the_first_waiter() -> None:
     """Waiters first-in first-out, idle ones last-in first-out (P3)."""
-    state, keys = a_pool(resting=3, waiting=2)
+    state, tokens = a_pool(resting=3, waiting=2)
     first, second = state.waiters
-    assert state.pair(NOW) == []
-    assert box_of(first) == [keys[2]]
-    assert box_of(second) == [keys[1]]
-    assert list(state.idle) == [keys[0]]
+    assert state.match_waiters(NOW) == []
+    assert box_of(first) == [tokens[2]]
+    assert box_of(second) == [tokens[1]]
+    assert list(state.idle) == [tokens[0]]
     assert not state.waiters
 
 
-def test_pair_leaves_the_rest_of_the_line_in_order() -> None:
+def test_match_keeps_the_wait_queue_in_order() -> None:
     state, _ = a_pool(resting=1, waiting=3)
     _, second, third = state.waiters
-    assert state.pair(NOW) == []
+    assert state.match_waiters(NOW) == []
     assert list(state.waiters) == [second, third]
 
 
-def test_pair_skips_who_was_given_something() -> None:
+def test_match_skips_waiters_that_were_given_a_key() -> None:
     """An interruption between giving and removing leaves a stale head (P8)."""
-    state, (key,) = a_pool(resting=1, waiting=2)
+    state, (token,) = a_pool(resting=1, waiting=2)
     stale, waiter = state.waiters
-    stale.give(Key())
-    assert state.pair(NOW) == []
-    assert box_of(waiter) == [key]
+    stale.give(Token())
+    assert state.match_waiters(NOW) == []
+    assert box_of(waiter) == [token]
     assert len(box_of(stale)) == 1
 
 
-def test_pair_lends_nothing_during_a_pause() -> None:
+def test_match_lends_nothing_during_a_pause() -> None:
     state, _ = a_pool(resting=1, waiting=1)
     state.paused = True
-    assert state.pair(NOW) == []
+    assert state.match_waiters(NOW) == []
     assert len(state.idle) == len(state.waiters) == 1
 
 
 def test_accept_serves_the_oldest_waiter() -> None:
-    state, (key,) = a_pool(in_use=1, waiting=2)
+    state, (token,) = a_pool(in_use=1, waiting=2)
     oldest = state.waiters[0]
-    assert state.accept(key, NOW) is None
-    assert box_of(oldest) == [key]
+    assert state.accept(token, NOW) is None
+    assert box_of(oldest) == [token]
     assert not state.idle
 
 
-def test_accept_puts_it_on_top_where_nobody_waits() -> None:
-    state, (key, other) = a_pool(in_use=1, resting=1)
-    assert state.accept(key, NOW) is None
-    assert list(state.idle) == [other, key]
+def test_accept_pushes_onto_the_idle_stack_without_waiters() -> None:
+    state, (token, other) = a_pool(in_use=1, resting=1)
+    assert state.accept(token, NOW) is None
+    assert list(state.idle) == [other, token]
 
 
 @pytest.mark.parametrize("place", ["creating", "checking"])
 def test_accept_ends_the_time_on_a_worker(place: str) -> None:
-    state, (key,) = a_pool(**{place: 1})
-    assert state.accept(key, NOW) is None
+    state, (token,) = a_pool(**{place: 1})
+    assert state.accept(token, NOW) is None
     assert not getattr(state, place)
-    assert list(state.idle) == [key]
+    assert list(state.idle) == [token]
 
 
 def test_accept_refuses_after_close() -> None:
-    state, (key,) = a_pool(in_use=1)
+    state, (token,) = a_pool(in_use=1)
     state.closed = True
-    assert state.accept(key, NOW) == "closed"
+    assert state.accept(token, NOW) == "closed"
 
 
 @pytest.mark.parametrize(("expires", "reason"), [(NOW + 1, None), (NOW, "lifetime"), (NOW - 1, "lifetime")])
 def test_accept_looks_at_the_age(expires: float, reason: str | None) -> None:
     """Also where somebody waits for it: not every return is to the stack (P6)."""
     state, _ = a_pool(waiting=1)
-    key = lent(state, expires)
-    assert state.accept(key, NOW) == reason
+    token = lent(state, expires)
+    assert state.accept(token, NOW) == reason
 
 
 def test_accept_refuses_the_old_generation() -> None:
@@ -320,8 +320,8 @@ def test_accept_refuses_the_old_generation() -> None:
 @pytest.mark.parametrize(("max_size", "reason"), [(1, "surplus"), (2, None)])
 def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
     """A surplus is closed although somebody waits: the bound comes first (P2)."""
-    state, (key, _) = a_pool(max_size=max_size, in_use=2, waiting=waiting)
-    assert state.accept(key, NOW) == reason
+    state, (token, _) = a_pool(max_size=max_size, in_use=2, waiting=waiting)
+    assert state.accept(token, NOW) == reason
 
 
 @pytest.mark.parametrize(
@@ -329,31 +329,31 @@ def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) 
 )
 def test_accept_bounds_the_stack(resting: int, waiting: int, reason: str | None) -> None:
     """By ``max_idle``, unless somebody waits for it."""
-    state, (key, *_) = a_pool(max_idle=2, in_use=1, resting=resting, waiting=waiting)
+    state, (token, *_) = a_pool(max_idle=2, in_use=1, resting=resting, waiting=waiting)
     state.paused = True  # else the stack would serve the waiter first
-    assert state.accept(key, NOW) == reason
+    assert state.accept(token, NOW) == reason
 
 
 @pytest.mark.parametrize(
     ("idle_since", "checked", "place"),
     [(40, 0, 3), (30, 0, 3), (40, 50, 3), (30, 50, 2), (25, 50, 2), (20, 50, 1), (5, 50, 0)],
 )
-def test_accept_puts_what_was_only_checked_back_by_its_rest(idle_since: float, checked: float, place: int) -> None:
+def test_accept_returns_a_checked_resource_to_its_idle_position(idle_since: float, checked: float, place: int) -> None:
     """On top it would pass for the one used last, and nothing would ever age out (P3)."""
-    state, (key, *resting) = a_pool(in_use=1, resting=3)
+    state, (token, *resting) = a_pool(in_use=1, resting=3)
     for number, other in enumerate(resting, 1):
         other.entry.idle_since = number * 10.0
-    key.entry.idle_since, key.entry.checked = idle_since, checked
-    assert state.accept(key, NOW) is None
-    assert list(state.idle) == [*resting[:place], key, *resting[place:]]
+    token.entry.idle_since, token.entry.checked = idle_since, checked
+    assert state.accept(token, NOW) is None
+    assert list(state.idle) == [*resting[:place], token, *resting[place:]]
 
 
 def test_refusing_changes_nothing() -> None:
     """The caller closes it; until then it is where it was (P1)."""
-    state, (key,) = a_pool(checking=1, waiting=1)
+    state, (token,) = a_pool(checking=1, waiting=1)
     state.closed = True
-    state.accept(key, NOW)
-    assert set(state.checking) == {key.entry}
+    state.accept(token, NOW)
+    assert set(state.checking) == {token.entry}
     assert not state.idle and len(state.waiters) == 1
 
 
@@ -390,9 +390,9 @@ FREE = UNLIMITED  # the server is up
     ],
 )
 def test_serve_plans_creations(pool: dict[str, int], allowed: int, creations: int) -> None:
-    state, keys = a_pool(**pool)
+    state, tokens = a_pool(**pool)
     assert state.serve(allowed, NOW) == (creations, [])
-    assert len(keys) == len(state.entries)  # it plans; reserving is the caller's
+    assert len(tokens) == len(state.entries)  # it plans; reserving is the caller's
 
 
 @pytest.mark.parametrize(("paused", "creations"), [(False, 3), (True, 1)])
@@ -403,7 +403,7 @@ def test_serve_during_a_pause_fills_up_to_min_size_only(paused: bool, creations:
 
 
 @pytest.mark.parametrize("what", ["closed", "not started"])
-def test_serve_makes_nothing(what: str) -> None:
+def test_serve_plans_no_creation(what: str) -> None:
     """After a close, and before anybody asked (P11)."""
     state, _ = a_pool(min_size=2)
     state.closed, state.started = what == "closed", what != "not started"
@@ -411,18 +411,18 @@ def test_serve_makes_nothing(what: str) -> None:
 
 
 def test_serve_pairs_first() -> None:
-    state, keys = a_pool(resting=2, waiting=1)
+    state, tokens = a_pool(resting=2, waiting=1)
     waiter = state.waiters[0]
     assert state.serve(FREE, NOW) == (0, [])
-    assert box_of(waiter) == [keys[1]]
+    assert box_of(waiter) == [tokens[1]]
 
 
 def test_serve_twice_changes_nothing() -> None:
     """It is level-triggered: right from whatever state, and harmless when called again."""
-    state, keys = a_pool(max_size=3, in_use=2, resting=2, closing=1, waiting=1)
+    state, tokens = a_pool(max_size=3, in_use=2, resting=2, closing=1, waiting=1)
     first = state.serve(FREE, NOW)
     places = [len(place) for place in (state.idle, state.waiters, state.closing)]
-    assert first == (0, [(keys[3], "surplus")])
+    assert first == (0, [(tokens[3], "surplus")])
     assert state.serve(FREE, NOW) == (0, [])
     assert [len(place) for place in (state.idle, state.waiters, state.closing)] == places
 
@@ -432,59 +432,59 @@ def test_serve_twice_changes_nothing() -> None:
 )
 def test_serve_closes_the_surplus(max_size: int, closing: int, closed: list[int]) -> None:
     """The longest unused first; what is being closed already is not counted twice (P2)."""
-    state, keys = a_pool(max_size=max_size, in_use=2, closing=closing, resting=3)
-    resting = keys[-3:]
+    state, tokens = a_pool(max_size=max_size, in_use=2, closing=closing, resting=3)
+    resting = tokens[-3:]
     plan = state.serve(FREE, NOW)
     assert plan == (0, [(resting[number], "surplus") for number in closed])
-    assert list(state.idle) == [key for number, key in enumerate(resting) if number not in closed]
+    assert list(state.idle) == [token for number, token in enumerate(resting) if number not in closed]
     assert len(state.closing) == closing + len(closed)
-    assert len(state.entries) == len(keys)  # a slot counts until the close has returned
+    assert len(state.entries) == len(tokens)  # a slot counts until the close has returned
 
 
 def test_serve_closes_what_is_beyond_max_idle() -> None:
     """The longest unused first, and only what nobody waits for."""
-    state, keys = a_pool(max_idle=1, resting=4, waiting=1)
-    assert state.serve(FREE, NOW) == (0, [(keys[0], "max_idle"), (keys[1], "max_idle")])
-    assert list(state.idle) == [keys[2]]
+    state, tokens = a_pool(max_idle=1, resting=4, waiting=1)
+    assert state.serve(FREE, NOW) == (0, [(tokens[0], "max_idle"), (tokens[1], "max_idle")])
+    assert list(state.idle) == [tokens[2]]
 
 
 def test_serve_takes_the_surplus_before_it_lends() -> None:
     """A shrink is not put off by those who wait (P2)."""
-    state, (_, key) = a_pool(max_size=1, in_use=1, resting=1, waiting=1)
-    assert state.serve(FREE, NOW) == (0, [(key, "surplus")])
+    state, (_, token) = a_pool(max_size=1, in_use=1, resting=1, waiting=1)
+    assert state.serve(FREE, NOW) == (0, [(token, "surplus")])
     assert len(state.waiters) == 1
 
 
 def test_serve_closes_all_that_is_idle_after_a_close() -> None:
-    state, keys = a_pool(in_use=1, resting=2)
+    state, tokens = a_pool(in_use=1, resting=2)
     state.closed = True
     _, closes = state.serve(FREE, NOW)
-    assert dict(closes) == {keys[1]: "closed", keys[2]: "closed"}
-    assert state.closing == {key.entry for key in keys[1:]}
+    assert dict(closes) == {tokens[1]: "closed", tokens[2]: "closed"}
+    assert state.closing == {token.entry for token in tokens[1:]}
 
 
 def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
     """The hot path puts back without the lock, and the drain may come in between."""
-    state, keys = a_pool(in_use=3)
+    state, tokens = a_pool(in_use=3)
     state.drain()
-    state.idle.extend(keys[:2])
+    state.idle.extend(tokens[:2])
     _, closes = state.serve(FREE, NOW)
-    assert dict(closes) == {keys[0]: "drained", keys[1]: "drained"}
+    assert dict(closes) == {tokens[0]: "drained", tokens[1]: "drained"}
     assert not state.idle
 
 
 @pytest.mark.parametrize(("expires", "closed"), [(NOW + 1, False), (NOW, True)])
 def test_serve_lends_nothing_too_old(expires: float, closed: bool) -> None:
     state, _ = a_pool(waiting=1)
-    key = idle(state, expires)
+    token = idle(state, expires)
     plan = state.serve(FREE, NOW)
-    assert plan == ((1, [(key, "lifetime")]) if closed else (0, []))
+    assert plan == ((1, [(token, "lifetime")]) if closed else (0, []))
 
 
 def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
-    state, keys = a_pool(in_use=1, resting=2, creating=1)
+    state, tokens = a_pool(in_use=1, resting=2, creating=1)
     generation = state.generation
-    assert state.drain() == [(keys[2], "drained"), (keys[3], "drained")]
+    assert state.drain() == [(tokens[2], "drained"), (tokens[3], "drained")]
     assert state.generation is not generation
     assert not state.idle
     assert len(state.closing) == 2 and len(state.creating) == 1 and state.in_use == 1
@@ -495,16 +495,16 @@ def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
 
 
 def test_retire_frees_the_slot_once() -> None:
-    state, (key, _) = a_pool(closing=2)
-    assert state.retire(key.entry) is True
-    assert state.retire(key.entry) is False
+    state, (token, _) = a_pool(closing=2)
+    assert state.retire(token.entry) is True
+    assert state.retire(token.entry) is False
     assert len(state.entries) == len(state.closing) == 1
 
 
 @pytest.mark.parametrize("place", ["in_use", "creating", "checking", "closing"])
 def test_retire_from_anywhere(place: str) -> None:
-    state, (key,) = a_pool(**{place: 1})
-    assert state.retire(key.entry) is True
+    state, (token,) = a_pool(**{place: 1})
+    assert state.retire(token.entry) is True
     assert not state.entries and not getattr(state, place)
 
 
@@ -526,34 +526,34 @@ def test_counts() -> None:
 
 
 def test_in_use_is_never_negative() -> None:
-    """The hot path moves keys while others count."""
-    state, keys = a_pool(resting=1)
-    state.idle.extend(keys)
+    """The hot path moves tokens while others count."""
+    state, tokens = a_pool(resting=1)
+    state.idle.extend(tokens)
     assert state.in_use == 0
 
 
 @pytest.mark.parametrize("place", ["resting", "creating", "checking", "closing"])
 def test_lent_are_those_with_borrowers(place: str) -> None:
-    state, keys = a_pool(in_use=2, **{place: 1})
-    assert set(state.lent()) == {key.entry for key in keys[:2]}
+    state, tokens = a_pool(in_use=2, **{place: 1})
+    assert set(state.lent()) == {token.entry for token in tokens[:2]}
 
 
-def test_a_key_on_its_way_back_is_nobody_s() -> None:
+def test_key_being_released_has_no_holder() -> None:
     """A resource that was released and not yet put back is in use, but not held."""
-    state, (key,) = a_pool(in_use=1)
-    key.entry.idle_since = NOW + 1
+    state, (token,) = a_pool(in_use=1)
+    token.entry.idle_since = NOW + 1
     assert state.lent() == []
     assert state.in_use == 1
 
 
 @pytest.mark.parametrize(
-    ("pool", "spent"),
+    ("pool", "exhausted"),
     [({"in_use": 5}, True), ({"in_use": 4, "closing": 1}, True), ({"in_use": 4}, False), ({"resting": 5}, False)],
 )
-def test_spent(pool: dict[str, int], spent: bool) -> None:
+def test_exhausted(pool: dict[str, int], exhausted: bool) -> None:
     """Whether there is nothing at all to serve with."""
     state, _keys = a_pool(**pool)
-    assert state.spent is spent
+    assert state.exhausted is exhausted
 
 
 @pytest.mark.parametrize("why", ["", "closed", "paused", "surplus"])
@@ -561,7 +561,7 @@ def test_barred(why: str) -> None:
     """Whether the hot path must look at the state."""
     state, _ = a_pool(max_size=1 if why == "surplus" else 2, in_use=2)
     state.closed, state.paused = why == "closed", why == "paused"
-    assert state.barred is bool(why)
+    assert state.fast_path_closed is bool(why)
 
 
 # -- the outage ------------------------------------------------------------------------
@@ -596,7 +596,7 @@ def test_only_the_first_failure_begins_an_outage() -> None:
         (False, [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]),
     ],
 )
-def test_delays_grow_and_are_capped_while_somebody_waits(waiting: bool, delays: list[float]) -> None:
+def test_delays_grow_and_are_capped_while_borrowers_wait(waiting: bool, delays: list[float]) -> None:
     outage = Outage()
     found = []
     for _ in delays:
@@ -635,7 +635,7 @@ def test_the_last_error_is_kept_without_its_frames() -> None:
 @pytest.mark.parametrize(
     ("failures", "final", "sooner"), [(0, False, False), (1, False, False), (10, False, True), (10, True, True)]
 )
-def test_hurry_when_somebody_begins_to_wait(failures: int, final: bool, sooner: bool) -> None:
+def test_new_waiter_shortens_the_delay(failures: int, final: bool, sooner: bool) -> None:
     """A final error is not tried again for each newcomer: accounts get locked (P7)."""
     outage, now = Outage(), NOW
     for _ in range(failures):
@@ -692,7 +692,7 @@ def test_jitter_does_not_make_it_a_storm(luck: float) -> None:
     assert attempts > 8 * 60  # and no fewer, since the delays are short
 
 
-def test_whoever_wants_it_faster_gets_it() -> None:
+def test_shorter_backoff_settings_are_respected() -> None:
     outage, now = Outage(), NOW
     for _ in range(100):
         outage.failed(OSError(), False, now, Backoff(probe_interval=0.02), True, uniform=lambda: 0.0)
@@ -705,7 +705,7 @@ def test_whoever_wants_it_faster_gets_it() -> None:
 OLD = NOW - 30  # when a resource was proved alive, long before it died
 
 
-def test_after_a_death_one_goes_first() -> None:
+def test_after_a_death_creations_start_with_one() -> None:
     """A server that has gone sees one attempt, not one for each that broke; one that is there is not stormed (P7)."""
     outage = Outage()
     assert outage.died(OLD, NOW) is True
@@ -717,7 +717,7 @@ def test_after_a_death_one_goes_first() -> None:
 
 
 @pytest.mark.parametrize("later", [0.001, 0.5, 3, 3600])
-def test_the_deaths_of_one_moment_are_one_doubt_whenever_they_are_found(later: float) -> None:
+def test_deaths_of_one_moment_limit_creations_once(later: float) -> None:
     """Else hundreds that died together would be replaced one at a time."""
     outage = Outage()
     outage.died(OLD, NOW)
@@ -728,7 +728,7 @@ def test_the_deaths_of_one_moment_are_one_doubt_whenever_they_are_found(later: f
     assert outage.allowed(NOW + later) >= 2
 
 
-def test_what_was_alive_since_the_last_doubt_is_news() -> None:
+def test_death_of_a_resource_proved_alive_since_the_last_limit_counts() -> None:
     outage = Outage()
     outage.died(OLD, NOW)
     outage.succeeded(10, NOW + 0.01)
@@ -747,7 +747,7 @@ def test_what_was_alive_since_the_last_outage_is_news() -> None:
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_where_they_die_all_the_time_there_is_one_doubt_a_second(works: bool) -> None:
+def test_constant_deaths_limit_creations_once_a_second(works: bool) -> None:
     """They are to be replaced, if it can be done, by as many as are missed."""
     outage, now, doubts = Outage(), NOW, 0
     while now < NOW + 10:
@@ -758,7 +758,7 @@ def test_where_they_die_all_the_time_there_is_one_doubt_a_second(works: bool) ->
     assert doubts in (10, 11)
 
 
-def test_a_doubt_lapses() -> None:
+def test_limit_after_a_death_expires() -> None:
     """A creation that hangs says nothing, and there may be none at all."""
     outage = Outage()
     outage.died(OLD, NOW)
@@ -770,7 +770,7 @@ def test_a_doubt_lapses() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_death_in_an_outage_is_no_doubt(full: bool) -> None:
+def test_death_during_an_outage_does_not_limit_creations_again(full: bool) -> None:
     outage = Outage()
     if full:
         outage.refused(OSError("too many"), NOW, lambda: 0.5)
@@ -781,7 +781,7 @@ def test_a_death_in_an_outage_is_no_doubt(full: bool) -> None:
     assert outage.allowed(outage.retry_at) == 1
 
 
-def test_a_doubt_that_proves_right_does_not_lapse() -> None:
+def test_limit_after_a_death_stays_during_the_outage() -> None:
     outage = Outage()
     outage.died(OLD, NOW)
     failed(outage, NOW + 0.1)
@@ -868,7 +868,7 @@ class StateMachine(RuleBasedStateMachine):
     """The model plays everybody: borrowers, workers, the reaper, who steers.
 
     Each rule does what `Slots` does under its lock, and ends in `serve`. The
-    model holds the keys that are not in the state, as leases and jobs do.
+    model holds the tokens that are not in the state, as leases and jobs do.
     """
 
     def __init__(self) -> None:
@@ -878,10 +878,10 @@ class StateMachine(RuleBasedStateMachine):
         self.numbers = count()
         self.line: list[Waiter] = []  # who waits, in order of arrival
         self.awaking: list[Waiter] = []  # who was given something and has not taken it yet
-        self.making: list[Key] = []
-        self.checking: list[Key] = []
-        self.closing: list[Key] = []
-        self.held: list[Key] = []
+        self.making: list[Token] = []
+        self.checking: list[Token] = []
+        self.closing: list[Token] = []
+        self.held: list[Token] = []
         self.size = self.attempts = 0  # after the last step
 
     @initialize(min_size=st.integers(0, 2), more=st.integers(0, 3), max_idle=st.sampled_from([2, None]))
@@ -893,21 +893,21 @@ class StateMachine(RuleBasedStateMachine):
     def serve(self) -> None:
         creations, closes = self.state.serve(self.outage.allowed(self.now), self.now)
         self.making += [reserved(self.state, self.now + 60) for _ in range(creations)]
-        self.closing += [key for key, _ in closes]
+        self.closing += [token for token, _ in closes]
 
-    def deliver(self, key: Key) -> None:
-        if self.state.accept(key, self.now):
-            self.evict(key)
+    def deliver(self, token: Token) -> None:
+        if self.state.accept(token, self.now):
+            self.evict(token)
         self.serve()
 
-    def evict(self, key: Key, dead: bool = False) -> None:
-        self.state.close(key.entry)
+    def evict(self, token: Token, dead: bool = False) -> None:
+        self.state.close(token.entry)
         if dead:
-            self.outage.died(key.entry.checked, self.now)
-        self.closing.append(key)
+            self.outage.died(token.entry.checked, self.now)
+        self.closing.append(token)
 
-    def retire(self, key: Key) -> None:
-        assert self.state.retire(key.entry)
+    def retire(self, token: Token) -> None:
+        assert self.state.retire(token.entry)
         self.serve()
 
     def queue_up(self, arrived: float, again: bool) -> None:
@@ -918,15 +918,15 @@ class StateMachine(RuleBasedStateMachine):
         self.state.join(waiter)
         self.serve()
 
-    def vet(self, key: Key, arrived: float, alive: bool = True) -> None:
+    def vet(self, token: Token, arrived: float, alive: bool = True) -> None:
         """Borrow it, or go back to one's place in the line (P3)."""
-        if alive and not self.state.barred and not self.state.unfit(key.entry, self.now):
-            self.held.append(key)
+        if alive and not self.state.fast_path_closed and not self.state.unfit(token.entry, self.now):
+            self.held.append(token)
             return
         if alive:
-            self.deliver(key)
+            self.deliver(token)
         else:
-            self.evict(key, dead=True)
+            self.evict(token, dead=True)
         if not self.state.closed:
             self.queue_up(arrived, again=True)
 
@@ -948,7 +948,7 @@ class StateMachine(RuleBasedStateMachine):
         """Wake up, and look at what was given."""
         waiter = self.awaking.pop(which % len(self.awaking))
         item = waiter.box.get(False)
-        if isinstance(item, Key):
+        if isinstance(item, Token):
             self.vet(item, waiter.arrived, alive)
 
     @precondition(lambda self: self.line)
@@ -966,21 +966,21 @@ class StateMachine(RuleBasedStateMachine):
         waiter = self.awaking.pop(which % len(self.awaking))
         (item,) = box_of(waiter)
         assert self.state.leave(waiter) is item
-        if isinstance(item, Key) and interrupted:
+        if isinstance(item, Token) and interrupted:
             self.deliver(item)
-        elif isinstance(item, Key):
+        elif isinstance(item, Token):
             self.vet(item, waiter.arrived)
 
     @precondition(lambda self: self.held)
     @rule(which=WHICH, hot=st.booleans())
     def release(self, which: int, hot: bool) -> None:
         """Through the door, or straight onto the stack, as the hot path does."""
-        key = self.held.pop(which % len(self.held))
+        token = self.held.pop(which % len(self.held))
         if hot:
-            self.state.idle.append(key)
+            self.state.idle.append(token)
             self.serve()
         else:
-            self.deliver(key)
+            self.deliver(token)
 
     @precondition(lambda self: self.held)
     @rule(which=WHICH, dead=st.booleans())
@@ -996,36 +996,36 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(which=WHICH)
     def reset_on_a_worker(self, which: int) -> None:
-        key = self.held.pop(which % len(self.held))
-        self.state.check(key.entry, ERRAND)
-        self.checking.append(key)
+        token = self.held.pop(which % len(self.held))
+        self.state.check(token.entry, ERRAND)
+        self.checking.append(token)
 
     # -- workers
 
     @precondition(lambda self: self.making)
     @rule(which=WHICH)
     def creation_succeeds(self, which: int) -> None:
-        key = self.making.pop(which % len(self.making))
-        key.entry.checked = self.now
+        token = self.making.pop(which % len(self.making))
+        token.entry.checked = self.now
         self.outage.succeeded(self.state.max_size, self.now)
-        self.deliver(key)
+        self.deliver(token)
 
     @precondition(lambda self: self.making)
     @rule(which=WHICH)
     def creation_fails(self, which: int) -> None:
-        key = self.making.pop(which % len(self.making))
+        token = self.making.pop(which % len(self.making))
         failed(self.outage, self.now, waiting=bool(self.line))
-        self.retire(key)
+        self.retire(token)
 
     @precondition(lambda self: self.checking)
     @rule(which=WHICH, alive=st.booleans())
     def check_ends(self, which: int, alive: bool) -> None:
-        key = self.checking.pop(which % len(self.checking))
+        token = self.checking.pop(which % len(self.checking))
         if alive:
-            key.entry.checked = self.now
-            self.deliver(key)
+            token.entry.checked = self.now
+            self.deliver(token)
         else:
-            self.evict(key, dead=True)
+            self.evict(token, dead=True)
             self.serve()
 
     @precondition(lambda self: self.closing)
@@ -1048,7 +1048,7 @@ class StateMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        self.closing += [key for key, _ in self.state.drain()]
+        self.closing += [token for token, _ in self.state.drain()]
         self.serve()
 
     @rule()
@@ -1091,19 +1091,19 @@ class StateMachine(RuleBasedStateMachine):
         assert self.state.queued == {waiter.thread for waiter in self.line}
 
     def one_place_each(self) -> None:
-        """P1: each key is in one place, and the state knows which; no slot is lost (P8)."""
+        """P1: each token is in one place, and the state knows which; no slot is lost (P8)."""
         state = self.state
-        boxes = [item for waiter in self.awaking for item in box_of(waiter) if isinstance(item, Key)]
+        boxes = [item for waiter in self.awaking for item in box_of(waiter) if isinstance(item, Token)]
         outside = boxes + self.held + self.making + self.checking + self.closing
         assert state.in_use == len(boxes) + len(self.held)
-        for keys, entries in (
+        for tokens, entries in (
             (self.making, state.creating),
             (self.checking, state.checking),
             (self.closing, state.closing),
             ([*outside, *state.idle], state.entries),
         ):
-            assert len(keys) == len(entries)
-            assert {key.entry for key in keys} == set(entries)
+            assert len(tokens) == len(entries)
+            assert {token.entry for token in tokens} == set(entries)
 
     def bounded(self) -> None:
         """P2: what a shrink left above ``max_size`` never grows."""
@@ -1132,21 +1132,21 @@ class StateMachine(RuleBasedStateMachine):
     def nothing_unwanted_rests(self) -> None:
         """No surplus and nothing of an old generation lies on the stack."""
         assert self.state.surplus <= 0 or not self.state.idle
-        assert all(key.entry.generation is self.state.generation for key in self.state.idle)
+        assert all(token.entry.generation is self.state.generation for token in self.state.idle)
 
     def teardown(self) -> None:
         """After a close everything comes to its end (P8)."""
         if not hasattr(self, "state"):
             return
         self.close(4)
-        for key in self.making + self.checking + self.held:
-            self.deliver(key)
+        for token in self.making + self.checking + self.held:
+            self.deliver(token)
         for waiter in self.line + self.awaking:
             item = self.state.leave(waiter)
-            if isinstance(item, Key):
+            if isinstance(item, Token):
                 self.deliver(item)
-        for key in self.closing:
-            self.retire(key)
+        for token in self.closing:
+            self.retire(token)
         assert not self.state.entries and not self.state.waiters
 
 

@@ -83,7 +83,7 @@ def test_waiting_for_more_or_fewer_threads_than_come_fails(
     waiting.result()
 
 
-def test_a_clock_that_nobody_advances_is_no_time_out(
+def test_waiting_on_a_clock_that_is_not_advanced_fails(
     clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A test that is stuck must not pass for one whose wait has ended."""
@@ -120,7 +120,7 @@ def test_an_exception_strikes_a_parked_thread(clock: VirtualClock) -> None:
         first.result()
 
 
-def test_an_exception_strikes_whoever_reads_the_clock(clock: VirtualClock) -> None:
+def test_exception_is_raised_in_a_thread_that_reads_the_clock(clock: VirtualClock) -> None:
     clock.strike(KeyboardInterrupt("one"))
     clock.strike(KeyboardInterrupt("two"))
     for words in ("one", "two"):
@@ -291,7 +291,7 @@ def test_a_script_raises_what_an_actor_raised() -> None:
         script.run(actor)
 
 
-def test_a_script_wants_every_step_taken() -> None:
+def test_script_fails_if_a_step_is_left() -> None:
     script = Script("one", "two", "three")
     with pytest.raises(AssertionError, match=r"not taken: \['two', 'three'\]"):
         script.run(lambda: script.pass_by("one"))
@@ -351,14 +351,14 @@ def on_system_clock() -> Pool[FakeResource]:
     return Pool(adapter=FakeAdapter(blocking=False), name="real")
 
 
-def test_a_lease_that_is_left_out_is_found_with_its_place() -> None:
+def test_unreleased_lease_is_found_with_where_it_was_acquired() -> None:
     pool = on_system_clock()
     with leaked_leases() as found:
         lease = pool.acquire()
         pool.acquire().release()
     (text,) = found
     assert text.startswith("pool 'real': still held by test_testing.py:")
-    assert "test_a_lease_that_is_left_out_is_found_with_its_place() in MainThread" in text
+    assert "test_unreleased_lease_is_found_with_where_it_was_acquired() in MainThread" in text
     lease.release()
 
 

@@ -82,7 +82,7 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
 def test_other_names_of_sqlite(url: str, path: str) -> None:
     pool = from_url(url)
     assert isinstance(pool, SQLitePool)
-    assert pool._adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
+    assert pool.engine.adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
     assert (pool.readers is not None) == ("readers" in url)
 
 
@@ -105,7 +105,7 @@ def test_other_names_of_settings(query: str, expected: dict[str, Any]) -> None:
 
 def test_a_time_that_is_the_kinds_own_stays_its_own() -> None:
     pool = from_url("sqlite:///x.db?timeout=3")
-    assert pool._adapter.timeout == 3.0  # type: ignore[attr-defined]
+    assert pool.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
     assert pool.settings == PoolSettings()
     api = from_url("https://h?timeout=3&pool_timeout=4")
     assert api.settings.acquire_timeout == PoolSettings().acquire_timeout
@@ -135,7 +135,7 @@ def test_settings_are_taken_out_of_the_query() -> None:
     base = PoolSettings(max_uses=7)
     pool = from_url("sqlite:///app.db?max_connections=3&timeout=2&idle_timeout=never", settings=base)
     assert (pool.settings.max_size, pool.settings.idle_timeout, pool.settings.max_uses) == (3, None, 7)
-    assert pool._adapter.timeout == 2.0  # type: ignore[attr-defined]
+    assert pool.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
 
 
 def test_the_drivers_parameters_stay(others: list[Any]) -> None:
@@ -218,7 +218,7 @@ def test_libpqs_words_but_no_piece_of_a_password(conninfo: str, words: str) -> N
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_parameter_that_cannot_be_read_is_told_at_once() -> None:
+def test_unreadable_url_parameter_fails_at_once() -> None:
     """By psycopg, before it connects: nobody waits for the deadline."""
     pool = from_url("postgresql://127.0.0.1:1/x?connect_timeout=abc&min_size=0&acquire_timeout=30")
     with pytest.raises(CreateFailed, match="bad value for connect_timeout: 'abc'"):

@@ -135,7 +135,7 @@ def test_stats_are_the_counts_and_the_bounds(make: Make, adapter: FakeAdapter) -
 # -- exhausted ----------------------------------------------------------------------------
 
 
-def test_who_finds_none_is_told_who_has_them(make: Make, clock: VirtualClock) -> None:
+def test_timeout_names_the_holders(make: Make, clock: VirtualClock) -> None:
     """The text of the design, word for word."""
     pool = make(name="orders", max_size=10)
     here = line() + 1
@@ -152,7 +152,7 @@ def test_who_finds_none_is_told_who_has_them(make: Make, clock: VirtualClock) ->
     )
 
 
-def test_it_counts_who_else_waits(make: Make, clock: VirtualClock) -> None:
+def test_message_counts_the_other_waiters(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()
     patient = [Task(pool.acquire, 60), Task(pool.acquire, 60)]
@@ -186,7 +186,7 @@ def test_not_waiting_is_said_in_other_words(make: Make) -> None:
         )
 
 
-def test_who_holds_one_himself_is_told_so(make: Make, clock: VirtualClock) -> None:
+def test_timeout_mentions_the_leases_of_the_same_thread_first(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=2)
 
     def nest() -> None:
@@ -202,7 +202,7 @@ def test_who_holds_one_himself_is_told_so(make: Make, clock: VirtualClock) -> No
     assert "hold()" in all_held
 
 
-def test_without_tracking_nobody_is_named(make: Make, clock: VirtualClock) -> None:
+def test_without_tracking_no_holder_is_named(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1, track_holders=False)
     with pool.acquire():
         assert timed_out(pool, clock, 5) == (
@@ -221,7 +221,7 @@ def test_a_paused_pool_says_so(make: Make, clock: VirtualClock) -> None:
 # -- down, refused, closed, ended ---------------------------------------------------------
 
 
-def test_who_finds_it_down_is_told_why(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_timeout_during_an_outage_names_the_cause(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make()
     adapter.fail("create", ConnectionError("could not connect\n\tto server:  refused"), times=99)
     waiting = Task(pool.acquire, 5)
@@ -231,23 +231,23 @@ def test_who_finds_it_down_is_told_why(make: Make, adapter: FakeAdapter, clock: 
         waiting.result()
     assert str(raised.value) == (
         "pool 'test': no thing within 5.0 s (0/2 in use, 0 idle, 0 waiting); "
-        "making one fails: ConnectionError: could not connect to server: refused"
+        "last thing error: ConnectionError: could not connect to server: refused"
     )
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
 def test_an_error_without_words_is_named(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionResetError())
-    assert fails(make().acquire, 0).endswith("; making one fails: ConnectionResetError")
+    assert fails(make().acquire, 0).endswith("; last thing error: ConnectionResetError")
 
 
-def test_who_is_refused_is_told_the_rule(make: Make, clock: VirtualClock) -> None:
+def test_refusal_states_the_rule(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1, max_waiting=1)
     lease = pool.acquire()
     waiting = Task(pool.acquire)
     clock.until_parked(1)
     assert fails(pool.acquire) == (
-        "pool 'test': no place in the line (max_waiting=1; 1/1 in use, 0 idle, 1 waiting)"
+        "pool 'test': the wait queue is full (max_waiting=1; 1/1 in use, 0 idle, 1 waiting)"
     )
     lease.release()
     waiting.result()
@@ -257,21 +257,21 @@ def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
     adapter.final = (PermissionError,)
     adapter.fail("create", PermissionError("wrong password"))
     assert fails(make().acquire) == (
-        "pool 'test': cannot make a thing: PermissionError: wrong password"
+        "pool 'test': cannot create a thing: PermissionError: wrong password"
     )
 
 
 def test_after_so_many_attempts_it_says_how_many(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionError("refused"))
     assert fails(make(max_attempts=1).acquire) == (
-        "pool 'test': 1 attempts to make a thing failed: ConnectionError: refused"
+        "pool 'test': 1 attempts to create a thing failed: ConnectionError: refused"
     )
 
 
 # -- holders ------------------------------------------------------------------------------
 
 
-def test_holders_are_who_where_and_since_when(make: Make, clock: VirtualClock) -> None:
+def test_holders_state_thread_place_and_duration(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3)
     assert pool.holders() == []
     place, lease = line(), pool.acquire()
@@ -280,12 +280,12 @@ def test_holders_are_who_where_and_since_when(make: Make, clock: VirtualClock) -
         clock.advance(1)
         mine, other = pool.holders()  # who has it longest comes first
     assert (mine.file, mine.line) == (__file__, place)
-    assert (mine.function, mine.thread) == ("test_holders_are_who_where_and_since_when", "MainThread")
+    assert (mine.function, mine.thread) == ("test_holders_state_thread_place_and_duration", "MainThread")
     assert (mine.seconds, repr(mine)) == (3.0, f"<Holder {mine}>")
     assert (other.function, other.seconds) == ("hold", 1.0)
     assert other.thread.startswith("Thread-")
     assert str(mine) == (
-        f"test_words.py:{place} test_holders_are_who_where_and_since_when() in MainThread for 3.0 s"
+        f"test_words.py:{place} test_holders_state_thread_place_and_duration() in MainThread for 3.0 s"
     )
     lease.release()
     assert len(pool.holders()) == 1
@@ -302,7 +302,7 @@ def test_what_is_idle_has_no_holder_however_it_got_there(make: Make, clock: Virt
     assert pool.holders() == []
 
 
-def test_what_is_being_made_reset_or_closed_has_no_holder(make: Make, manual: VirtualClock) -> None:
+def test_creating_checking_and_closing_entries_have_no_holder(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=3, clock=manual, adapter=FakeAdapter(bounded=False))
     fill(pool, 2)
     pool.acquire().release()
@@ -345,7 +345,7 @@ def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
     lease = first.result()
 
     def acquire() -> None:
-        lease._key.entry.thread = threading.get_ident()  # as if this were its identifier
+        lease._token.entry.thread = threading.get_ident()  # as if this were its identifier
         pool.acquire(5)
 
     second = Task(acquire)
@@ -374,11 +374,11 @@ def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None
     assert str(holder) == "?:0 ?() in an untracked thread for 2.0 s"
 
 
-def test_to_know_the_holder_costs_no_frame(make: Make) -> None:
+def test_holders_are_known_without_keeping_frames(make: Make) -> None:
     """A frame would keep the lease alive, which then would never be missed."""
     pool = make()
     lease = pool.acquire()
-    entry = lease._key.entry  # type: ignore[union-attr]
+    entry = lease._token.entry  # type: ignore[union-attr]
     kept = [getattr(entry, name) for name in type(entry).__slots__]
     assert not any(hasattr(value, "f_code") for value in kept)
 
@@ -386,20 +386,20 @@ def test_to_know_the_holder_costs_no_frame(make: Make) -> None:
 # -- leaks --------------------------------------------------------------------------------
 
 
-def test_a_leak_is_reported_once_and_when_it_comes_back(
+def test_leak_is_reported_once_and_again_on_release(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make(leak_timeout=30)
     place, lease = line(), pool.acquire()
-    where = f"{__file__}:{place} test_a_leak_is_reported_once_and_when_it_comes_back()"
+    where = f"{__file__}:{place} test_leak_is_reported_once_and_again_on_release()"
     clock.advance(29.9)
     assert warnings() == []
     clock.advance(300)
     assert warnings() == [
-        f"pool 'test': a thing is out for 30.0 s (leak_timeout=30), acquired at {where}"
+        f"pool 'test': a thing has been in use for 30.0 s (leak_timeout=30), acquired at {where}"
     ]
     lease.release()
-    assert warnings()[1:] == [f"pool 'test': the leaked thing of {where} came back after 329.9 s"]
+    assert warnings()[1:] == [f"pool 'test': the leaked thing acquired at {where} was released after 329.9 s"]
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
@@ -416,7 +416,7 @@ def test_each_lease_is_reported_for_itself(
         lease = pool.acquire()
         clock.advance(30)
         end(lease)
-    assert [("is out" in text, "came back" in text) for text in warnings()] == [(1, 0), (0, 1)] * 2
+    assert [("has been in use" in text, "was released" in text) for text in warnings()] == [(1, 0), (0, 1)] * 2
 
 
 def test_a_leak_is_seen_however_late_the_lease_began(
@@ -438,13 +438,13 @@ def test_a_leak_is_seen_after_close(make: Make, clock: VirtualClock, warnings: W
     with pool.acquire():
         pool.close(0)
         clock.advance(30)
-    assert [("is out" in text, "came back" in text) for text in warnings()] == [(1, 0), (0, 1)]
+    assert [("has been in use" in text, "was released" in text) for text in warnings()] == [(1, 0), (0, 1)]
 
 
 # -- orphans ------------------------------------------------------------------------------
 
 
-def test_a_dropped_lease_is_reported_with_its_place(
+def test_dropped_lease_is_reported_with_where_it_was_acquired(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -453,7 +453,7 @@ def test_a_dropped_lease_is_reported_with_its_place(
     collect(clock)
     assert warnings() == [
         "pool 'test': a lease was dropped without release, acquired at "
-        f"{__file__}:{place} test_a_dropped_lease_is_reported_with_its_place(); closing its thing"
+        f"{__file__}:{place} test_dropped_lease_is_reported_with_where_it_was_acquired(); closing its thing"
     ]
 
 
@@ -505,7 +505,7 @@ def test_a_dropped_pool_whose_close_fails_is_no_bug_in_pooling(
 # -- a wait that can never end ------------------------------------------------------------
 
 
-def test_a_thread_that_waits_for_itself_is_warned_at_once(
+def test_self_deadlock_is_logged_at_once(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make(max_size=1)
@@ -518,8 +518,7 @@ def test_a_thread_that_waits_for_itself_is_warned_at_once(
     clock.until_parked(1)
     (text,) = warnings()
     assert re.fullmatch(
-        r"pool 'test': unless another thread gives one back, this wait ends by its timeout: every thing was "
-        r"acquired by a thread that waits for another one here; "
+        r"pool 'test': probable deadlock: every thing is held by a thread that is itself waiting; "
         r"held by: test_words.py:\d+ nest\(\) in Thread-\d+ for 0.0 s",
         text,
     )
@@ -563,7 +562,7 @@ def _at_once(pool: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("nest", [_with_another, _at_once])
-def test_a_wait_that_others_or_nobody_can_end_is_no_deadlock(
+def test_wait_that_another_thread_can_end_is_no_deadlock(
     make: Make, clock: VirtualClock, warnings: Warnings, nest: Callable[[Pool[Any]], None]
 ) -> None:
     nested = Task(nest, make(max_size=2))
@@ -575,7 +574,7 @@ def test_a_wait_that_others_or_nobody_can_end_is_no_deadlock(
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_who_gave_his_back_waits_for_a_worker_and_not_for_himself(
+def test_wait_for_a_reset_on_a_worker_is_no_deadlock(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
     """The reset, or the close, of what he had is under way."""
@@ -614,7 +613,7 @@ def test_what_is_looked_at_on_ones_behalf_is_not_yet_ones_own(
     task.result()
 
 
-def test_what_is_on_its_way_to_somebody_is_not_held_by_whoever_had_it_last(
+def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
     """A check began after its last lease, and it is in a waiter's box when its last holder comes again."""
@@ -628,14 +627,14 @@ def test_what_is_on_its_way_to_somebody_is_not_held_by_whoever_had_it_last(
         pool.acquire(5).release()
 
     def second() -> None:
-        pool._get = hold_up
+        pool.engine.clock.get = hold_up
         pool.acquire(5).release()
 
-    original = pool._get
+    original = pool.engine.clock.get
 
     def hold_up(box: Any, timeout: float | None) -> Any:
         item = original(box, timeout)
-        pool._get = original
+        pool.engine.clock.get = original
         again.set()  # it is out of the line, and not yet stamped
         assert seen.wait(30)
         return item
@@ -665,7 +664,7 @@ def test_what_is_on_its_way_to_somebody_is_not_held_by_whoever_had_it_last(
 # -- outages ------------------------------------------------------------------------------
 
 
-def test_an_outage_is_two_lines_however_long(
+def test_outage_logs_two_lines(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -674,7 +673,7 @@ def test_an_outage_is_two_lines_however_long(
     clock.until_parked(2)
     clock.advance(60)
     assert adapter.calls["create"] > 100
-    assert warnings() == ["pool 'test': making a thing fails: ConnectionError: refused"]
+    assert warnings() == ["pool 'test': cannot create a thing: ConnectionError: refused"]
     adapter.mend("create")
     clock.advance(1)
     for task in waiting:
@@ -701,7 +700,7 @@ def test_an_outage_that_comes_and_goes_is_two_lines(
     """A link that cuts some of its packets."""
     pool = make()
     flap(pool, adapter, clock, 100)
-    assert warnings() == ["pool 'test': making a thing fails: ConnectionError: cut"]
+    assert warnings() == ["pool 'test': cannot create a thing: ConnectionError: cut"]
     clock.advance(4)
     flap(pool, adapter, clock, 1)
     clock.advance(4.4)
@@ -709,7 +708,7 @@ def test_an_outage_that_comes_and_goes_is_two_lines(
     clock.advance(1)
     ended = warnings()[1]
     assert re.fullmatch(
-        r"pool 'test': recovered after 54\.\d s; it had worked and failed again 100 times meanwhile", ended
+        r"pool 'test': recovered after 54\.\d s; creations succeeded and failed again 100 times meanwhile", ended
     )
 
 
@@ -724,8 +723,8 @@ def test_outages_that_lie_apart_are_two_lines_each(
     flap(pool, adapter, clock, 1)
     pool.close()
     assert [line.split(": ")[1] for line in warnings()] == [
-        "making a thing fails", "recovered after 0.0 s", "making a thing fails", "recovered after 0.0 s",
-        "making a thing fails", "recovered after 0.0 s",
+        "cannot create a thing", "recovered after 0.0 s", "cannot create a thing", "recovered after 0.0 s",
+        "cannot create a thing", "recovered after 0.0 s",
     ]  # fmt: skip
 
 
@@ -739,7 +738,7 @@ def test_a_pool_that_is_closed_amid_an_outage_has_not_recovered(
     assert len(warnings()) == 1
 
 
-def test_a_final_error_is_one_line_for_all_who_ask(
+def test_final_error_is_logged_once_for_all_borrowers(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -748,7 +747,7 @@ def test_a_final_error_is_one_line_for_all_who_ask(
     for _ in range(50):
         fails(pool.acquire)
         clock.advance(1)
-    assert warnings() == ["pool 'test': making a thing fails: PermissionError: wrong password"]
+    assert warnings() == ["pool 'test': cannot create a thing: PermissionError: wrong password"]
 
 
 @pytest.mark.parametrize(
@@ -771,7 +770,7 @@ def test_what_hangs_is_one_line(
     [("validate", Pool.check), ("reset", by_release), ("close", Pool.drain)],
     ids=["validate", "reset", "close"],
 )
-def test_an_adapter_that_gives_up_on_a_worker_is_no_bug_in_pooling(
+def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     make: Make, warnings: Warnings, step: str, use: Callable[[Pool[Any]], None]
 ) -> None:
     """Whatever it raises: ``SystemExit`` of a driver, ``gevent.Timeout``."""
@@ -811,7 +810,7 @@ def test_nothing_is_logged_when_all_is_well(
 
 
 @pytest.mark.parametrize("way", ["drain", "idle", "lifetime", "dead"])
-def test_a_dead_or_old_resource_is_nothing_to_warn_of(
+def test_dead_or_expired_resource_causes_no_warning(
     make: Make, clock: VirtualClock, warnings: Warnings, way: str
 ) -> None:
     pool = make(max_lifetime=100, idle_timeout=50)

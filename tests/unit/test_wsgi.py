@@ -93,7 +93,7 @@ def test_every_request_sees_the_manager(manager: PoolManager) -> None:
     assert Call(PoolingMiddleware(app, manager)).read() == b"x"
 
 
-def test_a_list_gives_back_before_it_is_sent(manager: PoolManager) -> None:
+def test_list_response_releases_before_it_is_sent(manager: PoolManager) -> None:
     call = Call(PoolingMiddleware(listed, manager))
     assert in_use(manager) == 0
     assert type(call.body) is list  # so that the server knows its length
@@ -101,7 +101,7 @@ def test_a_list_gives_back_before_it_is_sent(manager: PoolManager) -> None:
     assert manager["a"].metrics.snapshot().acquired == 1
 
 
-def test_a_stream_holds_its_lease_until_it_is_closed(manager: PoolManager) -> None:
+def test_streamed_response_keeps_its_lease_until_closed(manager: PoolManager) -> None:
     call = Call(PoolingMiddleware(streamed, manager))
     assert next(call.body) == b"first" and in_use(manager) == 0
     next(call.body)
@@ -183,7 +183,7 @@ def others() -> PoolManager:
     return manager
 
 
-def test_a_middleware_around_gets_its_leases_back(manager: PoolManager) -> None:
+def test_outer_middleware_gets_its_leases_back(manager: PoolManager) -> None:
     inner = PoolingMiddleware(listed, others())
 
     def shell(environ: Any, start_response: Any) -> list[bytes]:
@@ -266,7 +266,7 @@ def test_an_error_before_the_response(manager: PoolManager, adapter: FakeAdapter
     assert adapter.closed == 0
 
 
-def test_the_pool_hears_what_broke_a_resource(manager: PoolManager, adapter: FakeAdapter) -> None:
+def test_is_broken_receives_the_error_of_the_block(manager: PoolManager, adapter: FakeAdapter) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         lease(environ, "a")
         raise ConnectionError("gone")
@@ -314,7 +314,7 @@ def test_an_error_of_the_apps_close(manager: PoolManager) -> None:
     assert in_use(manager) == 0
 
 
-def test_a_lease_that_cannot_be_given_back_keeps_no_other(
+def test_failing_release_does_not_prevent_the_other_releases(
     manager: PoolManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stubborn:
@@ -478,7 +478,7 @@ def test_health_is_off_by_default(manager: PoolManager) -> None:
     assert call.read().startswith(b"<FakeResource")
 
 
-def test_strangers_learn_up_or_down(manager: PoolManager, adapter: FakeAdapter) -> None:
+def test_unauthenticated_callers_see_only_up_or_down(manager: PoolManager, adapter: FakeAdapter) -> None:
     middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="s3cret")
     call = Call(middleware, "/health", HTTP_AUTHORIZATION="Bearer wr0ng")
     assert (call.status, call.read(), call.headers["Content-Length"]) == ("200 OK", b"up", "2")
@@ -491,7 +491,7 @@ def test_strangers_learn_up_or_down(manager: PoolManager, adapter: FakeAdapter) 
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_who_is_admitted_sees_details(manager: PoolManager, method: str) -> None:
+def test_admitted_callers_see_details(manager: PoolManager, method: str) -> None:
     middleware = PoolingMiddleware(
         listed, manager, health_path="/health", health_token="s3cret",
         health_admit=lambda environ: environ["REMOTE_ADDR"] == "10.0.0.1",
@@ -519,7 +519,7 @@ def test_other_methods_are_refused(manager: PoolManager) -> None:
     assert (call.status, call.headers["Allow"]) == ("405 Method Not Allowed", "GET, HEAD")
 
 
-def test_asking_again_at_once_asks_no_server(
+def test_repeated_health_request_uses_the_last_result(
     manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_health, "MAX_AGE", 1000.0)
@@ -531,7 +531,7 @@ def test_asking_again_at_once_asks_no_server(
     assert Call(middleware, "/health").read() == b"down"
 
 
-def test_while_one_asks_the_others_are_told_what_is_known(
+def test_concurrent_health_requests_use_the_last_result(
     manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_health, "MAX_AGE", 0.0)
@@ -591,7 +591,7 @@ def ask_at_once(endpoint: HealthEndpoint, count: int) -> list[str]:
     return found
 
 
-def test_many_strangers_at_once_cost_one_check(waits: list[Callable[[], object]]) -> None:
+def test_many_unauthenticated_requests_cost_one_check(waits: list[Callable[[], object]]) -> None:
     """Also where nothing is known yet: those who come meanwhile wait for the first one's answer."""
     manager = Asked(19)
     manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
@@ -601,7 +601,7 @@ def test_many_strangers_at_once_cost_one_check(waits: list[Callable[[], object]]
     assert (manager.checks, endpoint._checks) == (1, {})
 
 
-def test_who_waits_for_a_check_that_fails_asks_himself(waits: list[Callable[[], object]]) -> None:
+def test_waiter_for_a_failed_health_check_runs_its_own(waits: list[Callable[[], object]]) -> None:
     class Failing(Asked):
         def health_check(self, timeout: float = 5.0) -> Health:
             found = super().health_check(timeout)
@@ -628,7 +628,7 @@ def test_who_waits_for_a_check_that_fails_asks_himself(waits: list[Callable[[], 
     assert (failed, manager.checks, endpoint._checks) == (["yes"], 2, {})
 
 
-def test_a_check_that_never_ends_is_down_and_forgotten(
+def test_health_check_that_never_ends_reports_down(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_health, "_GRACE", 0.0)

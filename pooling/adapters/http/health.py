@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 
@@ -24,10 +24,8 @@ from ...core.pool import Pool
 from ...errors import PoolClosed, PoolTimeout, TooManyWaiting
 from ...settings import PoolSettings
 from .arguments import public, without_secrets
+from .interfaces import Client
 from .limits import HTTPTimeout
-
-if TYPE_CHECKING:
-    from .pool import HTTPPool
 
 __all__ = ["Health"]
 
@@ -41,7 +39,7 @@ _OURS = ("health_check_interval", "health_check_timeout", "max_validation_failur
 class Health(Observer):
     """Asks, remembers, and replaces the sockets after so many failures in a row."""
 
-    def __init__(self, http: HTTPPool, url: str, settings: PoolSettings) -> None:
+    def __init__(self, http: Client, url: str, settings: PoolSettings) -> None:
         self.url, self.public_url = url, public(url)
         self.status = "unknown"
         self.failures = self.generations = 0
@@ -56,15 +54,15 @@ class Health(Observer):
 
     def ensure(self) -> None:
         """Begin, if this process has not: ask now, and then at the interval."""
-        if self._process is not self.pool._state:
-            self._process = self.pool._state
+        if self._process is not self.pool.engine.state:
+            self._process = self.pool.engine.state
             self.pool.fill()
             if self.pool.settings.health_check_interval is not None:
                 self.pool.check()
 
     def configure(self, settings: PoolSettings) -> None:
         """Take over settings, at once."""
-        self.pool._health.check_at = float("-inf")  # else the old interval has to pass first
+        self.pool.check_health_now()  # else the old interval has to pass first
         self.pool.reconfigure(**_ours(settings))
 
     def ask(self) -> None:
@@ -91,7 +89,7 @@ class Health(Observer):
         else:
             self._note(http, None)
 
-    def _note(self, http: HTTPPool, error: Exception | None) -> None:
+    def _note(self, http: Client, error: Exception | None) -> None:
         if error is None:
             if self.status == "unhealthy":
                 logger.warning("pool %r: %s answers again", http.name, self.public_url)
@@ -136,7 +134,7 @@ class _Probe(Adapter[object]):
     noun = "health probe"
     blocking = False
 
-    def __init__(self, http: weakref.ref[HTTPPool]) -> None:
+    def __init__(self, http: weakref.ref[Client]) -> None:
         self._http = http
 
     def create(self) -> object:

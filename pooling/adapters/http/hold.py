@@ -19,13 +19,13 @@ from .logins import begins_login, is_challenge, is_remembered
 from .metrics import NOT_OPENED
 from .wire import Wire
 
-__all__ = ["Hold", "Place"]
+__all__ = ["Hold", "RequestSlot"]
 
 _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
 _DEATHS = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
-class Place:
+class RequestSlot:
     """One of the requests that may be under way at once, over all hosts.
 
     It is what the `HTTPPool` itself lends, to each request. When the lease is
@@ -45,9 +45,9 @@ class Place:
 
 
 def _give_up(line: Lease[Wire], reason: str) -> None:
-    key, line._key = line._key, None
+    key, line._token = line._token, None
     if key is not None:
-        line._pool._give_up(key, reason)
+        line._pool._checkin.run(key, None, reason)
 
 
 class Hold:
@@ -60,9 +60,9 @@ class Hold:
 
     __slots__ = ("_host", "wire", "response", "_place", "_line", "_done", "_log_in", "_goes_on", "_body_read")
 
-    def __init__(self, host: Host, place: Lease[Place], done: Callable[[], object]) -> None:
+    def __init__(self, host: Host, place: Lease[RequestSlot], done: Callable[[], object]) -> None:
         self._host = host
-        self._place: Lease[Place] | None = place
+        self._place: Lease[RequestSlot] | None = place
         self._done = done
         line = place.resource.line
         assert line is not None
@@ -142,7 +142,7 @@ class Hold:
     def hang_up(self) -> None:
         """Close a kept connection that has died; the next attempt connects anew, in the same place."""
         self.wire.close()
-        self._host.metrics.hangs_up()
+        self._host.metrics.count_dead_socket()
 
     def _failed(self) -> str:
         return "failed" if self.wire.opened else NOT_OPENED
@@ -212,14 +212,14 @@ class Hold:
             _give_up(self._line, reason)
             place.__exit__(None, None, None)
 
-    def _leave(self, place: Lease[Place]) -> bool:
+    def _leave(self, place: Lease[RequestSlot]) -> bool:
         """Take leave of the place; ``False`` if another thread did, or if it is the parent process's."""
         self._place = None
         wire = self.wire
         wire.limits = None
         self._host.metrics.moved(wire.sent, wire.received)
-        key = place._key
-        held: Place | None = None if key is None else key.entry.resource
+        key = place._token
+        held: RequestSlot | None = None if key is None else key.entry.resource
         if held is None:
             return False
         if held.line is self._line:

@@ -25,13 +25,13 @@ from urllib3.poolmanager import PoolManager
 from urllib3.util import parse_url
 
 from ...core.adapter import Adapter
-from ...core.entry import Key
+from ...core.entry import Token
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import PoolClosed
 from ...settings import PoolSettings
 from .metrics import MOST_LABELS, OF_LINES, OTHERS, HostMetrics
-from .template import Template, templated
+from .template import Template, per_request
 from .tls import TLSContexts, is_context
 from .wire import Wire
 
@@ -73,7 +73,7 @@ class Wires(Adapter[Wire]):
     noun = "connection"
     blocking = False
     bounded = True
-    closes_at_once = True
+    close_inline = True
 
     def __init__(self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]]) -> None:
         self._template, self._metrics, self._refresh = template, metrics, refresh
@@ -108,33 +108,33 @@ class Host:
     @property
     def idle(self) -> int:
         """How many kept sockets lie idle."""
-        return len(self.pool._state.idle)
+        return len(self.pool.engine.state.idle)
 
     @property
     def rests_since(self) -> float:
         """When the socket that lies idle longest was used last; infinity if there is none."""
         try:
-            return self.pool._state.idle[0].entry.idle_since
+            return self.pool.engine.state.idle[0].entry.idle_since
         except IndexError:
             return float("inf")
 
     def evict_oldest(self, reason: str) -> None:
         """Close the socket that lies idle longest."""
         try:
-            key: Key = self.pool._state.idle.popleft()
+            key: Token = self.pool.engine.state.idle.popleft()
         except IndexError:
             return
-        self.pool._evict(key, reason)
+        self.pool.engine.evict(key, reason)
 
     def turn_away(self, text: str) -> None:
         """Send those away who wait for a connection, because the pool is closed."""
-        with self.pool._lock:
-            self.pool._state.fail_waiters(PoolClosed, text)
+        with self.pool.engine.lock:
+            self.pool.engine.state.fail_waiters(PoolClosed, text)
 
     @property
     def empty(self) -> bool:
         """Whether it has no socket, and nobody waits for one."""
-        return not (self.pool._state.entries or self.pool._state.waiters)
+        return not (self.pool.engine.state.entries or self.pool.engine.state.waiters)
 
 
 class Gone:
@@ -263,7 +263,7 @@ class Hosts:
         """Have these told what happens to sockets."""
         self._observers = observers
         for host in self.all():
-            host.pool._set_observers(observers)
+            host.pool.engine.observe(observers)
 
     def drain(self) -> None:
         """Begin a new generation of sockets; files of certificates are read anew."""
@@ -323,7 +323,7 @@ def _template(key: HostKey, transport: Any, request: Any, contexts: TLSContexts)
             )
         manager = _proxy_manager(transport, proxy, contexts, key.verify)
     manager.pool_classes_by_scheme = {
-        scheme: templated(found) for scheme, found in manager.pool_classes_by_scheme.items()
+        scheme: per_request(found) for scheme, found in manager.pool_classes_by_scheme.items()
     }
     return manager.connection_from_host(key.host, key.port, key.scheme, pool_kwargs=tls)  # type: ignore[return-value]
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import _thread
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ...core.metrics import SHORT, Histogram, HistogramSnapshot, PoolMetrics, PoolSnapshot
-
-if TYPE_CHECKING:
-    from .hosts import Hosts
+from ...core.state import PoolState
 
 __all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]
 
@@ -114,7 +112,7 @@ class HostMetrics:
         with self._lock:
             self._count[what] += 1
 
-    def hangs_up(self) -> None:
+    def count_dead_socket(self) -> None:
         """Count a socket that proved dead in the hands of a request, and is replaced there."""
         with self._lock:
             self._count["hung_up"] += 1
@@ -145,6 +143,16 @@ class HostMetrics:
             )
 
 
+class Sockets(Protocol):
+    """The hosts of a pool, as its metrics read them."""
+
+    metrics: dict[str, HostMetrics]
+    gone: Any
+
+    def all(self) -> list[Any]:
+        """Return the hosts known now."""
+
+
 class HTTPMetrics(PoolMetrics):
     """The metrics of an HTTP pool.
 
@@ -155,11 +163,11 @@ class HTTPMetrics(PoolMetrics):
     lines. See :meth:`hosts` for each host's own figures.
     """
 
-    of: Hosts
+    of: Sockets
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._waited = Histogram(self.lock)  # `wait` knows of the second line only
+    def renew(self, lock: Any, state: PoolState) -> None:
+        super().renew(lock, state)
+        self._waited = Histogram(lock)  # `wait` has the second wait queue only
 
     def waited(self, seconds: float) -> None:
         """Count what a request has waited, in both lines together."""

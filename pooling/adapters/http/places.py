@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from ...core.adapter import Adapter
 from ...core.lease import Lease
 from ...settings import PoolSettings
-from .hold import Place
+from .hold import RequestSlot
 
-__all__ = ["Places", "of_places", "sign"]
+__all__ = ["Places", "of_places", "record_holder"]
 
 
 class Places(Adapter[Any]):
@@ -20,18 +21,31 @@ class Places(Adapter[Any]):
     noun = "connection"
     blocking = False
     bounded = True
-    closes_at_once = True
+    close_inline = True
 
-    def create(self) -> Place:
-        return Place()
+    renew: Callable[[], Callable[[], object] | None] = staticmethod(lambda: None)  # a weak method of the pool
 
-    def close(self, resource: Place) -> None:
+    describe: Callable[[], Callable[[], str] | None] = staticmethod(lambda: None)  # likewise
+
+    def counts(self) -> str | None:
+        describe = self.describe()
+        return None if describe is None else describe()
+
+    def after_fork(self) -> None:
+        renew = self.renew()
+        if renew is not None:
+            renew()
+
+    def create(self) -> RequestSlot:
+        return RequestSlot()
+
+    def close(self, resource: RequestSlot) -> None:
         resource.give_up("orphaned")
 
-    def interrupt(self, resource: Place) -> None:
+    def interrupt(self, resource: RequestSlot) -> None:
         line = resource.line
-        if line is not None and line._key is not None:
-            line._key.entry.resource.interrupt()
+        if line is not None and line._token is not None:
+            line._token.entry.resource.interrupt()
 
 
 def of_places(settings: PoolSettings) -> PoolSettings:
@@ -45,7 +59,7 @@ def of_places(settings: PoolSettings) -> PoolSettings:
 _INNER = ("requests.", "urllib3.", "pooling.adapters.http.", "contextlib")
 
 
-def sign(*leases: Lease[Any]) -> None:
+def record_holder(*leases: Lease[Any]) -> None:
     """Note who holds these: whoever called requests, or the pool."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_INNER):
@@ -53,5 +67,5 @@ def sign(*leases: Lease[Any]) -> None:
     if frame is None:
         return
     for lease in leases:
-        entry = lease._key.entry  # type: ignore[union-attr]
+        entry = lease._token.entry  # type: ignore[union-attr]
         entry.code, entry.lasti = frame.f_code, frame.f_lasti

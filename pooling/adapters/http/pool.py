@@ -16,9 +16,9 @@ from urllib3.util import Retry
 from ...core import registry
 from ...core.clock import seconds
 from ...core.lease import Lease
-from ...core.observer import Observer, tell
+from ...core.observer import Observer, notify
 from ...core.pool import Pool
-from ...core.registry import PAGE
+from ...core.registry import SAME_PROCESS
 from ...errors import PoolClosed
 from ...settings import PoolOptions, PoolSettings, with_options
 from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
@@ -29,7 +29,7 @@ from .hosts import Host, Hosts
 from .limits import HTTPTimeout, Limits
 from .listeners import OF_REQUESTS, OF_SOCKETS, hears_of_leases, part_of
 from .metrics import HostMetrics, HTTPMetrics
-from .places import Places, of_places, sign
+from .places import Places, of_places, record_holder
 from .sessions import SessionLease, Sessions, View
 from .tls import Cert, Verify
 from .transport import Transport
@@ -173,8 +173,12 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         self._listeners: tuple[Observer, ...] = ()
-        self._ears: tuple[Observer, ...] = ()  # those who want to hear of each request
-        super().__init__(adapter=Places(), settings=of_places(self._asked), name=name)
+        self._lease_observers: tuple[Observer, ...] = ()  # those who want to hear of each request
+        places = Places()
+        super().__init__(adapter=places, settings=of_places(self._asked), name=name)
+        self.engine.use_metrics(HTTPMetrics(self.name, self.engine.clock))
+        self._renew()
+        places.renew, places.describe = weakref.WeakMethod(self._renew), weakref.WeakMethod(self._counts)
         self.adapter: Transport = Transport(self, HTTPTimeout.of(timeout, HTTPTimeout()), retries(retry))
         self._unpooled = Unpooled(self.adapter)
         self._mounted: Transport | Unpooled = self.adapter if pooled else self._unpooled
@@ -184,18 +188,22 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         for observer in observers:
             self.add_observer(observer)
 
-    def _renew_state(self) -> None:
-        # What a lock of the parent may guard is made anew in a child, like the core's own.
-        super()._renew_state()
+    def _renew(self) -> None:
+        """Begin with no host and no counts; a child must not use what a lock of the parent may guard."""
         # By thread: the request that it makes now by a session of ours, and its last answer by another one.
         self._calls: dict[int, Limits] = {}
         self._answers: dict[int, weakref.ref[requests.Response]] = {}
         self._hosts = Hosts(self.name, self._asked, min(self._max_per_host, self._asked.max_size))
-        metrics = HTTPMetrics(self.name, self._lock, self._state, self._clock)
-        metrics.of = self._hosts
-        self.metrics: HTTPMetrics = metrics
+        self.metrics.of = self._hosts
         self._hosts.observe(self._of_sockets())
         self._sessions.renew()
+
+    @property
+    def metrics(self) -> HTTPMetrics:
+        """Counters and durations, see `HTTPMetrics`."""
+        metrics = self.engine.metrics
+        assert isinstance(metrics, HTTPMetrics)
+        return metrics
 
     # -- sessions -------------------------------------------------------------------
 
@@ -214,7 +222,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         """
         if timeout is not None:
             seconds(timeout)
-        self._enter()
+        self.engine.ensure_usable()
         self._check_open()
         view = View(self, self._mounted)
         return SessionLease(self, self._sessions.make(self.adapter, view), view)
@@ -225,12 +233,12 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         It is as safe across threads as sessions of requests are: headers and
         the like are best set before.
         """
-        if not PAGE[0]:
-            registry.renew()  # a shared jar of the parent may be locked
+        if not SAME_PROCESS[0]:
+            registry.ensure_process()  # a shared jar of the parent may be locked
         return self._sessions.make(self.adapter, self._mounted)
 
     def _check_open(self) -> None:
-        if self._state.closed:
+        if self.engine.state.closed:
             raise PoolClosed(f"pool {self.name!r} is closed")
 
     def open(self, timeout: float | None = None) -> None:
@@ -253,8 +261,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         return self._hosts.find(self.adapter, request, verify, proxies, cert)
 
     def _arrive(self) -> None:
-        if not PAGE[0]:
-            registry.renew()
+        if not SAME_PROCESS[0]:
+            registry.ensure_process()
         if self._probes is not None:
             self._probes.ensure()
 
@@ -294,22 +302,22 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         line = host.pool.acquire(wait)
         try:
             place: Any = Pool.acquire(self, max(0.0, arrived + wait - monotonic()))
-            if self._track:
-                sign(line, place)
+            if self.engine.fast.track_holders:
+                record_holder(line, place)
             place.resource.line = line
         except BaseException:
             line.release()
             raise
         hold = Hold(host, place, self._hosts.trim)
         wire, waited = hold.wire, monotonic() - arrived
-        if self._settings.enable_metrics:
+        if self.engine.settings.enable_metrics:
             self.metrics.waited(waited)
-        if self._ears:
-            tell(self._ears, "acquired", self.name, waited)
+        if self._lease_observers:
+            notify(self._lease_observers, "acquired", self.name, waited)
         if wire.sock is not None and waited > _WAITED and not wire.is_alive():
             hold.hang_up()
         if wire.sock is None:
-            self._hosts.make_room(self._state.max_size - self._state.in_use)
+            self._hosts.make_room(self.engine.state.max_size - self.engine.state.in_use)
         return hold
 
     # -- steering ---------------------------------------------------------------------
@@ -349,13 +357,13 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         of certificates are read anew.
         """
         self._hosts.drain()
-        tell(self._observers, "drained", self.name)
+        self.engine.events.drained()
 
     def check(self) -> None:
         """Look at the idle sockets now; those that their servers have closed are closed."""
         self._hosts.check()
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None, *, interrupt: bool = True) -> None:
         """Close the pool for good.
 
         Requests in line fail at once; those under way may end within
@@ -364,13 +372,14 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         Args:
             timeout: Seconds to wait for requests under way; ``None`` means
                 ``close_timeout``.
+            interrupt: Whether to interrupt those that are still under way then.
         """
-        self._state.closed = True
+        self.engine.state.closed = True
         for host in self._hosts.all():
             host.turn_away(f"pool {self.name!r} was closed during the wait")
         if self._probes is not None:
             self._probes.pool.close(0.0)
-        super().close(timeout)
+        super().close(timeout, interrupt=interrupt)
         self._hosts.close(0.0)
 
     # -- looking ----------------------------------------------------------------------
@@ -387,8 +396,8 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
 
     def _listen(self, observers: tuple[Observer, ...]) -> None:
         self._listeners = observers
-        self._ears = tuple(one for one in observers if hears_of_leases(one))
-        self._set_observers(tuple(part_of(one, OF_REQUESTS) for one in observers))
+        self._lease_observers = tuple(one for one in observers if hears_of_leases(one))
+        self.engine.observe(tuple(part_of(one, OF_REQUESTS) for one in observers))
         self._hosts.observe(self._of_sockets())
 
     def _of_sockets(self) -> tuple[Observer, ...]:
@@ -436,14 +445,14 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         return found if probes is None else found | probes.as_dict()
 
     def _health_checked(self, error: BaseException | None) -> None:
-        with self._lock:
-            self.metrics.last_health_check = self._clock.wall()
+        with self.engine.lock:
+            self.metrics.last_health_check = self.engine.clock.wall()
             self.metrics.count["health_failures"] += error is not None
-        tell(self._listeners, "health_checked", self.name, error)
+        notify(self._listeners, "health_checked", self.name, error)
 
     def _counts(self) -> str:
-        state, hosts = self._state, self._hosts.all()
-        waiting = len(state.waiters) + sum(len(host.pool._state.waiters) for host in hosts)
+        state, hosts = self.engine.state, self._hosts.all()
+        waiting = len(state.waiters) + sum(len(host.pool.engine.state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
 

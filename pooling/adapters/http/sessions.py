@@ -30,17 +30,16 @@ from requests.utils import get_auth_from_url
 
 from ...core import registry
 from ...core.lease import Lease
-from ...core.registry import PAGE
+from ...core.registry import SAME_PROCESS
 from ...errors import LeaseError
 from .arguments import shown
 from .bodies import cut_off, is_unread
+from .interfaces import Client
 from .limits import Limits
-from .transport import SameConnection, Transport, told
+from .transport import SameConnection, Transport, translate_error
 from .unpooled import Unpooled
 
 if TYPE_CHECKING:
-    from .pool import HTTPPool
-
     _Session = requests.Session
 else:
     _Session = object
@@ -82,7 +81,7 @@ class Pooled(_Session):
                 self._pooling.let_go(answer(), streamed, error)
             if not limits.over or not isinstance(error, exceptions.ConnectionError):
                 raise
-            told_of = told(error, limits)  # amid the body
+            told_of = translate_error(error, limits)  # amid the body
             if told_of is error:
                 raise
             raise told_of from error
@@ -275,10 +274,10 @@ class View(requests.adapters.BaseAdapter):
     Assumes: to append to a deque, and to pop from it, is atomic.
     """
 
-    def __init__(self, pool: HTTPPool, below: requests.adapters.BaseAdapter) -> None:
+    def __init__(self, pool: Client, below: requests.adapters.BaseAdapter) -> None:
         super().__init__()
         self._pool, self._below = pool, below
-        self._process: object = pool._state
+        self._process: object = pool.engine.state
         self._ended = False
         self._answers: deque[weakref.ref[requests.Response]] = deque()
 
@@ -305,10 +304,10 @@ class View(requests.adapters.BaseAdapter):
     def check(self) -> None:
         """Raise `LeaseError` if the lease has ended, or was made by another process."""
         if self._ended:
-            raise LeaseError(f"pool {self._pool.name!r}: this session was given back before")
-        if not PAGE[0]:
-            registry.renew()
-        if self._process is not self._pool._state:
+            raise LeaseError(f"pool {self._pool.name!r}: this session was released before")
+        if not SAME_PROCESS[0]:
+            registry.ensure_process()
+        if self._process is not self._pool.engine.state:
             raise LeaseError(
                 f"pool {self._pool.name!r}: this session belongs to the process that forked "
                 "this one; acquire a new one here"
@@ -341,8 +340,8 @@ class SessionLease(Lease[requests.Session]):
 
     __slots__ = ("_session", "_view")
 
-    def __init__(self, pool: HTTPPool, session: requests.Session, view: View) -> None:
-        self._pool, self._key = pool, None
+    def __init__(self, pool: Client, session: requests.Session, view: View) -> None:
+        self._pool, self._token = pool, None
         self._session: requests.Session | None = session
         self._view = view
 
@@ -354,7 +353,7 @@ class SessionLease(Lease[requests.Session]):
             LeaseError: The lease has ended, or was inherited over a fork.
         """
         if self._session is None:
-            raise LeaseError(f"pool {self._pool.name!r}: this lease was given back before")
+            raise LeaseError(f"pool {self._pool.name!r}: this lease was released before")
         self._view.check()
         return self._session
 
@@ -373,7 +372,7 @@ class SessionLease(Lease[requests.Session]):
         """Give the session back.
 
         Raises:
-            LeaseError: It was given back before, or inherited over a fork.
+            LeaseError: It was released before, or inherited over a fork.
         """
         self.resource  # noqa: B018
         self.__exit__()
@@ -384,7 +383,7 @@ class SessionLease(Lease[requests.Session]):
         """Keep the session for good, on the pool's sockets; see `HTTPPool.session`.
 
         Raises:
-            LeaseError: It was given back before, or inherited over a fork.
+            LeaseError: It was released before, or inherited over a fork.
         """
         session, self._session = self.resource, None
         for prefix, adapter in session.adapters.items():

@@ -10,31 +10,39 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util import Retry
 
-from .wire import wired
+from .wire import Wire, with_deadline
 
 if TYPE_CHECKING:
-    from .hold import Hold
-
     _ConnectionPool = HTTPConnectionPool
 else:
     _ConnectionPool = object
 
-__all__ = ["Template", "templated"]
+__all__ = ["Template", "per_request"]
 
 _ONCE = Retry(False)
+
+
+class Held(Protocol):
+    """A `Hold`, as a template uses it."""
+
+    response: Any
+
+    @property
+    def wire(self) -> Wire:
+        """The connection."""
 
 
 class Template(_ConnectionPool):
     """What is put in front of urllib3's pool; each request works on a copy with its own hold."""
 
-    hold: Hold
+    hold: Held
 
-    def for_hold(self, hold: Hold) -> Template:
+    def for_hold(self, hold: Held) -> Template:
         """Return a copy that uses this connection."""
         own = self.__class__.__new__(self.__class__)
         own.__dict__.update(self.__dict__)
@@ -64,7 +72,7 @@ class Template(_ConnectionPool):
 
 
 @functools.cache
-def templated(pool_class: type[Any]) -> type[Any]:
+def per_request(pool_class: type[Any]) -> type[Any]:
     """Return a class of urllib3 pools that are templates as well."""
-    added = {"ConnectionCls": wired(pool_class.ConnectionCls)}
+    added = {"ConnectionCls": with_deadline(pool_class.ConnectionCls)}
     return type(pool_class.__name__, (Template, pool_class), added)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import requests
 import requests.adapters
@@ -30,12 +30,10 @@ from .bodies import cut_off, is_unread, read_ahead
 from .errors import DeadlineExceeded, WriteTimeout, refusal
 from .hold import Hold
 from .hosts import Host
+from .interfaces import Client
 from .limits import HTTPTimeout, Limits
 
-if TYPE_CHECKING:
-    from .pool import HTTPPool
-
-__all__ = ["SameConnection", "Transport", "told"]
+__all__ = ["SameConnection", "Transport", "translate_error"]
 
 logger = logging.getLogger("pooling")
 
@@ -50,7 +48,7 @@ class Transport(requests.adapters.HTTPAdapter):
     have one for all.
     """
 
-    def __init__(self, pool: HTTPPool, timeout: HTTPTimeout, retry: Retry) -> None:
+    def __init__(self, pool: Client, timeout: HTTPTimeout, retry: Retry) -> None:
         super().__init__()
         self.max_retries = retry
         self._pool = pool
@@ -69,7 +67,9 @@ class Transport(requests.adapters.HTTPAdapter):
         limits = self.limits(timeout)
         if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
             # vcrpy records or replays: it knows connections that urllib3 makes itself, and only them.
-            return self._pool._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
+            send = self._pool._unpooled.send
+            unpooled: requests.Response = send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
+            return unpooled
         try:
             response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
             limits.answers.append((weakref.ref(response), stream))
@@ -81,7 +81,7 @@ class Transport(requests.adapters.HTTPAdapter):
                     self._pool._remember(response)
             return response
         except exceptions.RequestException as error:
-            better = told(error, limits)
+            better = translate_error(error, limits)
             if better is error:
                 raise
             raise better from better.__cause__ or error
@@ -117,7 +117,7 @@ class Transport(requests.adapters.HTTPAdapter):
         """Do nothing: the sockets are the pool's."""
 
 
-def told(error: exceptions.RequestException, limits: Limits) -> exceptions.RequestException:
+def translate_error(error: exceptions.RequestException, limits: Limits) -> exceptions.RequestException:
     """Return the error to raise: what the pool or the deadline had to do with it is said."""
     if isinstance(error, PoolError):
         return error
@@ -158,7 +158,7 @@ class _Call:
 
     __slots__ = ("_pool", "_host")
 
-    def __init__(self, pool: HTTPPool, host: Host) -> None:
+    def __init__(self, pool: Client, host: Host) -> None:
         self._pool, self._host = pool, host
 
     def urlopen(

@@ -33,7 +33,7 @@ class Warming:
     _base_url: str
     _max_per_host: int
     _asked: PoolSettings
-    _background: Any
+    engine: Any
     adapter: Transport
     name: str
 
@@ -72,7 +72,7 @@ class Warming:
         limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
         done: Any = queue.SimpleQueue()
         for host in wanted:
-            self._background.workers.submit(self._open_one, host, limits, done)
+            self.engine.runtime.workers.submit(self._open_one, host, limits, done)
         results = [done.get() for _ in wanted]
         for result in results:
             if isinstance(result, Hold):
@@ -117,7 +117,7 @@ class Warming:
             raise ValueError("fill() needs a base_url; see warm_up()")
         if number:
             self._check_room(checked_number("size", number), number)
-            self._background.workers.submit(self._warm_up_quietly, number)
+            self.engine.runtime.workers.submit(self._warm_up_quietly, number)
 
     def _warm_up_quietly(self, each: int) -> None:
         try:

@@ -16,27 +16,32 @@ import os
 import select
 import socket
 import ssl
-import sys
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from ...core.hangup import native_poll
 from .limits import Limits, OutOfTime
 
 if TYPE_CHECKING:
-    from .metrics import HostMetrics
-
     _Connection = urllib3.connection.HTTPConnection
 else:
     _Connection = object
 
-__all__ = ["Wire", "wired"]
+__all__ = ["Wire", "with_deadline"]
 
 _MOST_INTERIM = 100  # answers of status 1xx before the real one
 _PIECE = 16384  # bytes that the time to write is for, and sent between two looks at the deadline; one TLS record
+
+
+class ConnectTimes(Protocol):
+    """Where connect times are counted."""
+
+    def connected(self, seconds: float) -> None:
+        """Count a connection that was opened."""
 
 
 class Wire(_Connection):
@@ -57,7 +62,7 @@ class Wire(_Connection):
         interrupted: Whether the pool has cut it off; what ends then did not end by itself.
     """
 
-    metrics: HostMetrics
+    metrics: ConnectTimes
     limits: Limits | None = None
     reused = tried = opened = personal = interrupted = False
     sent = received = 0
@@ -301,21 +306,13 @@ def _only_tickets(sock: ssl.SSLSocket) -> bool:
 
 
 @functools.cache
-def wired(connection_class: type[Any]) -> type[Wire]:
+def with_deadline(connection_class: type[Any]) -> type[Wire]:
     """Return a class of connections that are `Wire` as well."""
     added = {"_new_conn_below": connection_class._new_conn}
     return type(connection_class.__name__, (Wire, connection_class), added)
 
 
-def _find_poll() -> Any:
-    # gevent's takes 10 µs and switches greenlets; this one never waits, so the system's will do.
-    gevent = sys.modules.get("gevent.monkey")
-    if gevent is not None and gevent.is_module_patched("select"):
-        return gevent.get_original("select", "poll") if hasattr(select, "poll") else None
-    return getattr(select, "poll", None)
-
-
-_poll = _find_poll()
+_poll = native_poll()
 
 
 def _readable_by_select(fd: int) -> bool:

@@ -17,7 +17,7 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from ..._masking import shown
 from ...core.lease import Lease
 from ...core.pool import Pool
-from ...core.registry import PAGE
+from ...core.registry import SAME_PROCESS
 from ...errors import PoolError
 from ._errors import as_django
 
@@ -126,14 +126,14 @@ class PooledWrapper:
         """Close the pool; the next connection makes another."""
         self.pools.close(self.alias)
 
-    def _pool_of_late(self) -> Pool[Any] | None:
+    def _cached_pool(self) -> Pool[Any] | None:
         """Return the pool that suited the last time, if it is known that it does now."""
         return None
 
     # -- a connection's life ---------------------------------------------------------
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        pool = self._pool_of_late()
+        pool = self._cached_pool()
         if pool is None:
             if not self._is_pooled():
                 return super().get_new_connection(conn_params)  # type: ignore[misc]
@@ -198,10 +198,10 @@ def bad_age(age: object) -> str:
 
 def _is_ours(lease: Lease[Any]) -> bool:
     """Whether a lease is this process's: not given back, not inherited over a fork."""
-    key = lease._key
+    key = lease._token
     if key is None or key.entry.resource is None:
         return False
-    return PAGE[0] != 0 or lease._pool._knows(key.entry)
+    return SAME_PROCESS[0] != 0 or lease._pool._checkin.engine.owns(key.entry)
 
 
 def _depth_of_the_user() -> int:

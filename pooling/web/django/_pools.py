@@ -13,7 +13,7 @@ from ...core.pool import Pool
 from ...manager import PoolManager
 from ._engine import PooledWrapper
 
-__all__ = ["database_pools", "everything", "pools"]
+__all__ = ["database_pools", "all_pools", "pools"]
 
 
 def _make() -> PoolManager:
@@ -38,7 +38,7 @@ def database_pools() -> dict[str, Pool[Any]]:
     return {alias: pool for alias, pool in found.items() if pool is not None}
 
 
-def everything() -> PoolManager:
+def all_pools() -> PoolManager:
     """Return `pools` with those of the databases among them, as ``database:default`` and so on."""
     for alias, pool in database_pools().items():
         name = f"database:{alias}"

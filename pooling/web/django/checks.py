@@ -17,17 +17,17 @@ from ...core.pool import Pool
 from ...manager import PoolManager
 from ._engine import PooledWrapper, bad_age
 
-__all__ = ["Crowd", "check_server", "check_settings", "clients_allowed", "crowd"]
+__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "crowd"]
 
 
-class Crowd(NamedTuple):
+class WorkerLayout(NamedTuple):
     """How many processes serve, and how many threads in each; ``None``: nobody says."""
 
     workers: int | None
     threads: int | None
 
 
-def crowd() -> Crowd:
+def crowd() -> WorkerLayout:
     """Return what is known of the server that runs the project.
 
     ``POOLING_WORKERS`` and ``POOLING_THREADS`` of the settings come first,
@@ -42,7 +42,7 @@ def crowd() -> Crowd:
     except (argparse.ArgumentError, ValueError):
         pass  # gunicorn says so itself
     workers = os.environ.get("WEB_CONCURRENCY", "")
-    return Crowd(
+    return WorkerLayout(
         getattr(settings, "POOLING_WORKERS", said.workers or (int(workers) if workers.isdigit() else None)),
         getattr(settings, "POOLING_THREADS", said.threads),
     )

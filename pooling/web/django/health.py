@@ -14,14 +14,14 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
 from .._health import HealthEndpoint
-from ._pools import everything
+from ._pools import all_pools
 
 __all__ = ["health"]
 
 
 @functools.lru_cache(maxsize=4)
 def _endpoint(token: str | None) -> HealthEndpoint:
-    return HealthEndpoint(everything, token=token)
+    return HealthEndpoint(all_pools, token=token)
 
 
 @transaction.non_atomic_requests  # type: ignore[untyped-decorator]

@@ -13,8 +13,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
 from .... import errors
-from ....adapters.pg.session import IDLE
 from ....adapters.postgres import PostgresPool
+from ....adapters.postgres.session import IDLE
 from ....core.pool import Pool
 from .._engine import AliasPools, Known, PooledWrapper
 from .._options import PoolOptions
@@ -98,7 +98,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
             self._suits = known
         return known
 
-    def _pool_of_late(self) -> Pool[Any] | None:
+    def _cached_pool(self) -> Pool[Any] | None:
         known = self._suits
         return known.pool if known is not None and self.pools.current(self.alias) is known else None
 

@@ -9,8 +9,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.sqlite3 import base
 
-from ....adapters.lite.adapter import SQLiteAdapter, file_of
-from ....adapters.lite.connection import Connection, Cursor
+from ....adapters.sqlite.adapter import SQLiteAdapter, file_of
+from ....adapters.sqlite.connection import Connection, Cursor
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
 from .._options import PoolOptions

@@ -10,8 +10,8 @@ from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, connections
 
-from .....core.words import printable, say
-from ..._pools import database_pools, everything
+from .....core.words import format_error, printable
+from ..._pools import all_pools, database_pools
 from ...checks import check_server, check_settings, clients_allowed, crowd
 
 __all__ = ["Command"]
@@ -49,7 +49,7 @@ class Command(BaseCommand):  # noqa: D101
                 self._activity(alias)
         self.stdout.write("")
         table = io.StringIO()  # Django's stdout ends a line of its own after each write
-        everything().print_summary(table)
+        all_pools().print_summary(table)
         self.stdout.write(table.getvalue())
 
     def _activity(self, alias: str) -> None:
@@ -59,7 +59,7 @@ class Command(BaseCommand):  # noqa: D101
                 cursor.execute(_ACTIVITY)
                 rows = cursor.fetchall()
         except Error as error:
-            self.stdout.write(f"  the server cannot be asked: {say(error)}")
+            self.stdout.write(f"  the server cannot be asked: {format_error(error)}")
             return
         self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
         for name, state, count in rows:
@@ -70,7 +70,7 @@ class Command(BaseCommand):  # noqa: D101
         if any(message.is_serious() for message in said):
             self._say(said)
             raise CommandError("the settings are bad")
-        manager = everything()
+        manager = all_pools()
         if not len(manager):
             raise CommandError("no pools: no database has an engine of pooling.web.django, and POOLING is empty")
         health = manager.health_check(timeout)

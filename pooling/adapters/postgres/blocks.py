@@ -1,0 +1,184 @@
+"""The blocks in which a connection is lent for a transaction, and how they end."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+
+import psycopg
+
+from ...core import registry
+from ...core.engine import Engine
+from ...core.lease import Lease
+from ...core.registry import SAME_PROCESS
+from ...errors import LeaseError, PoolError
+from . import failures
+from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, Session, cut_off, notes_of, rolled_back
+
+__all__ = ["Block", "CommitUnknown", "Transaction", "commit"]
+
+BRIEF = 0.1
+"""Seconds: a shorter block commits without a look whether its connection was lost meanwhile. If it was, and the
+server had not said so, the error is `CommitUnknown` where a look could have told more."""
+
+
+_LOST = "the connection was lost before the commit was done"
+
+
+class CommittingPool(Protocol):
+    """What a block needs of a `PostgresPool`."""
+
+    engine: Engine[Connection]
+    _session: Session
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Connection]:
+        """Lend a connection."""
+
+
+class CommitUnknown(PoolError, psycopg.OperationalError):
+    """The connection was lost while a commit was under way: it may hold or not.
+
+    The driver's error is the ``__cause__``. Only the data can tell; running
+    the work again could do it twice.
+    """
+
+
+class Block:
+    """``with db.connection()``: by hand, because a generator would cost more than the lease."""
+
+    __slots__ = ("_pool", "_timeout", "_lease")
+
+    def __init__(self, pool: CommittingPool, timeout: float | None) -> None:
+        self._pool, self._timeout = pool, timeout
+
+    def __enter__(self) -> Connection:
+        self._lease = lease = self._pool.acquire(self._timeout, 2)
+        return lease.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not SAME_PROCESS[0]:
+            registry.ensure_process()  # in a child of a fork in C: no word to the parent's server
+        lease = self._lease
+        if error is None:
+            try:
+                conn = lease.__enter__()  # once more: it may have been inherited over a fork since
+                since = lease._token.entry.since  # type: ignore[union-attr]  # it is lent
+                commit(self._pool, conn, self._pool.engine.clock.now() - since < BRIEF)
+            except BaseException as problem:
+                lease.__exit__(type(problem), problem, None)
+                raise
+        lease.__exit__(kind, error, traceback)
+
+
+class Transaction:
+    """A psycopg transaction whose end is told exactly."""
+
+    def __init__(
+        self,
+        pool: CommittingPool,
+        conn: Connection,
+        isolation_level: psycopg.IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> None:
+        self._pool, self._conn, self._state = pool, conn, pool.engine.state
+        if isolation_level is not None:
+            conn.isolation_level = isolation_level
+        if read_only is not None:
+            conn.read_only = read_only
+        if deferrable is not None:
+            conn.deferrable = deferrable
+        self._block = conn.transaction()
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        # Not usable: a destructor calls this while a child process is being set up.
+        inherited = not SAME_PROCESS[0] and not registry.ensure_process()
+        if inherited or self._pool.engine.state is not self._state:
+            self._leave_to_parent(error)
+            return None
+        try:
+            self._pool._session.refuse_open(self._conn)
+        except psycopg.ProgrammingError as problem:
+            cut_off(self._conn)  # or psycopg would wait for ever, with an error as well
+            ending = problem if error is None else error
+            with suppress(psycopg.Error):
+                self._block.__exit__(type(ending), ending, traceback)
+            if error is None:
+                raise
+            return None
+        if error is None:
+            try:
+                _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
+                _refuse_aborted(self._pool, self._conn)  # nor here
+            except psycopg.Error as problem:
+                self._block.__exit__(type(problem), problem, None)
+                raise
+        try:
+            return self._block.__exit__(kind, error, traceback)
+        except psycopg.Error as problem:
+            if error is None:
+                _refuse_unknown(self._pool, self._conn, problem)
+            raise
+
+    def _leave_to_parent(self, error: BaseException | None) -> None:
+        registry._keep_forever(self._block)  # or its generator rolls back when it is destroyed
+        if error is None:
+            raise LeaseError(
+                f"pool {self._pool.name!r}: this transaction belongs to the process that forked this one"
+            )
+
+
+def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
+    """Commit at the end of a block, and say what is known if that fails."""
+    if notes_of(conn).foreign:
+        conn.commit()
+        return
+    status = conn.pgconn.transaction_status
+    if status == IN_TRANSACTION:
+        if not brief:
+            _refuse_lost(pool, conn)
+    elif status != IDLE:
+        if conn.closed and (conn.autocommit or not conn.broken):
+            return  # nothing was lost; or closed by its borrower: as psycopg does
+        _refuse_lost(pool, conn)
+        _refuse_aborted(pool, conn)
+    try:
+        pool._session.commit(conn)
+    except (psycopg.Error, TimeoutError) as error:
+        _refuse_unknown(pool, conn, error)
+        raise
+
+
+def _refuse_lost(pool: CommittingPool, conn: Connection) -> None:
+    if not pool.engine.adapter.is_alive(conn):
+        raise psycopg.OperationalError(_LOST)
+
+
+def _refuse_aborted(pool: CommittingPool, conn: Connection) -> None:
+    """The server answers a COMMIT of an aborted transaction with ROLLBACK, and without an error."""
+    if not notes_of(conn).foreign and conn.pgconn.transaction_status == IN_ERROR:
+        raise rolled_back(conn, f"pool {pool.name!r}: the transaction of this block")
+
+
+def _refuse_unknown(pool: CommittingPool, conn: Connection, error: Exception) -> None:
+    if isinstance(error, TimeoutError) or conn.closed or failures.ended_by(error) is not None:
+        if isinstance(error, psycopg.Error) and not failures.in_doubt(error):
+            raise psycopg.OperationalError(_LOST) from error
+        raise CommitUnknown(
+            f"pool {pool.name!r}: the connection was lost during the commit, which may hold or not"
+        ) from error
+
+
+CommitUnknown.__module__ = "pooling"  # where users import it from

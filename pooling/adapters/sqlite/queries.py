@@ -1,0 +1,107 @@
+"""How long a pool's statements take, and which took longest."""
+
+from __future__ import annotations
+
+import _thread
+import re
+from typing import Any, NamedTuple, Protocol
+
+from ...core.metrics import Histogram
+
+__all__ = ["QuerySnapshot", "QueryStats", "SlowQuery"]
+
+KEEP = 5
+"""So many of the slowest statements are kept, with their text."""
+
+_LITERALS = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
+_LONGEST_TEXT = 200
+
+
+class SlowQuery(NamedTuple):
+    """One of the slowest statements: seconds, and its text without any value in it."""
+
+    seconds: float
+    sql: str
+
+
+class QuerySnapshot(NamedTuple):
+    """A pool's statements until now; all times are seconds."""
+
+    count: int  # type: ignore[assignment]  # not the method of a tuple
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+    slowest: list[SlowQuery]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        return {**self._asdict(), "slowest": [slow._asdict() for slow in self.slowest]}
+
+
+class Counting(Protocol):
+    """A connection that counts its short statements itself: it needs no lock for that."""
+
+    short: int
+    short_seconds: float
+
+
+class QueryStats:
+    """The statements of one pool's connections: their times, and the slowest of them."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with zeros and a new lock; also in a forked child."""
+        self._lock: Any = _thread.RLock()
+        self._times = Histogram(self._lock)
+        self._slowest: list[SlowQuery] = []  # the slowest first; guarded by the lock
+        self._floor = 0.0  # what a statement must exceed to be among them
+        self._open: set[Counting] = set()  # guarded by the lock
+        self._short, self._short_seconds = 0, 0.0  # of those that left
+
+    def join(self, conn: Counting) -> None:
+        """Add up what this connection counts, from now on."""
+        with self._lock:
+            self._open.add(conn)
+
+    def leave(self, conn: Counting) -> None:
+        """Keep what a connection has counted; it is about to be closed."""
+        with self._lock:
+            if conn in self._open:
+                self._open.remove(conn)
+                self._short += conn.short
+                self._short_seconds += conn.short_seconds
+
+    def record(self, sql: str, seconds: float) -> None:
+        """Count one statement that is not short."""
+        self._times.record(seconds)
+        if seconds > self._floor:
+            with self._lock:
+                self._note(SlowQuery(seconds, without_values(sql)))
+
+    def _note(self, slow: SlowQuery) -> None:
+        kept = {old.sql: old for old in self._slowest}  # each text once, with its longest time
+        if slow.sql not in kept or kept[slow.sql].seconds < slow.seconds:
+            kept[slow.sql] = slow
+        self._slowest = sorted(kept.values(), reverse=True)[:KEEP]
+        if len(self._slowest) == KEEP:
+            self._floor = self._slowest[-1].seconds
+
+    def snapshot(self) -> QuerySnapshot:
+        """Return the figures now."""
+        with self._lock:
+            short = self._short + sum(conn.short for conn in self._open)
+            seconds = self._short_seconds + sum(conn.short_seconds for conn in self._open)
+            times, slowest = self._times.snapshot(short, seconds), list(self._slowest)
+        return QuerySnapshot(
+            times.count, times.mean, times.p50, times.p95, times.p99, times.max, slowest
+        )
+
+
+def without_values(sql: str) -> str:
+    """Return a statement on one line, cut to size, its literals replaced: they may be secrets (P12)."""
+    text = " ".join(_LITERALS.sub("?", sql).split())
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."

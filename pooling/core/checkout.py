@@ -1,0 +1,242 @@
+"""Checkout: one acquire that could not take an idle resource at once (P3, P4, P8).
+
+A borrower enters the wait queue, ordered by the time its acquire began, and
+blocks on a box of its own. It leaves the queue with a resource, or through
+`_cancel_wait`, which passes on what it was given meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar
+
+from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
+from .engine import EMPTY_PLAN, Engine
+from .entry import DEAD, Token
+from .holders import borrower, describe, has_ended, holders_of
+from .liveness import Liveness
+from .waiter import Waiter
+from .words import format_error
+
+__all__ = ["AUDIT", "Checkout"]
+
+R = TypeVar("R")
+logger = logging.getLogger("pooling")
+
+AUDIT = 0.25
+"""Seconds between audits while borrowers wait (P8); an audit should never find anything."""
+
+
+class Checkout(Generic[R]):
+    """One slow acquire, with one deadline for everything.
+
+    A resource that proves unfit is rejected: the borrower queues again first,
+    and only then the resource is closed, so that its slot cannot go to a
+    borrower that came later (P3).
+    """
+
+    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "_reject")
+
+    def __init__(self, engine: Engine[R], liveness: Liveness[R], timeout: float | None, arrived: float) -> None:
+        self.engine = engine
+        self.liveness = liveness
+        self.timeout = engine.settings.acquire_timeout if timeout is None else timeout
+        self.arrived = arrived
+        self.waited = False
+        self._reject: Callable[[], object] | None = None  # disposes of the rejected resource
+
+    def run(self, doubtful: list[Token] | None = None) -> tuple[Token, float]:
+        """Check a doubtful resource, or wait for one.
+
+        Args:
+            doubtful: The resource that the fast path did not lend, in a list
+                that gives up its reference: a waiter must hold none.
+
+        Returns:
+            The token, and the time at which it is lent.
+        """
+        engine = self.engine
+        engine.ensure_usable()
+        token = doubtful.pop() if doubtful else self._wait()
+        now = engine.fast.now()
+        while not self._is_lendable(token, now):
+            del token
+            token = self._wait()
+            now = engine.fast.now()
+        if self.waited and engine.settings.enable_metrics:
+            engine.metrics.wait.record(now - self.arrived)
+        if engine.events.leases_observed:
+            engine.events.notify("acquired", now - self.arrived)
+        if engine.fast.track_holders:
+            token.entry.borrower = (borrower(), now)
+        return token, now
+
+    def _is_lendable(self, token: Token, now: float) -> bool:
+        """Check a resource; reject it if it may not be lent."""
+        engine, liveness, entry = self.engine, self.liveness, token.entry
+        state, adapter = engine.state, engine.adapter
+        if (
+            entry.generation is engine.fast.lendable_generation
+            and now < entry.expires
+            # Its peer may have answered during a release while this borrower waited.
+            and (
+                not engine.fast.checks_on_acquire
+                or (entry.answered and entry.checked > self.arrived)
+                or liveness.is_sound(entry, now)
+            )
+        ):
+            return True
+        if entry.generation is DEAD:
+            self._reject = lambda: liveness.found_dead(token, "dead", None)
+        elif state.fast_path_closed or state.unfit(entry, now):
+            self._reject = lambda: engine.make_available(token)  # it decides: idle stack, or close
+        elif not liveness.is_alive(entry):
+            self._reject = lambda: liveness.found_dead(token, "dead", None)
+        elif self.timeout == 0 or liveness.validate_hook is None or entry.checked >= self.arrived:
+            return True  # no time for a round trip, no need, or one was made for this borrower
+        elif liveness.suspicion.trusts(entry, now, engine.clock.wall(), liveness.validation_interval):
+            return True
+        elif not adapter.bounded:
+            self._reject = lambda: liveness.validate_on_worker(token)  # it comes back through `make_available`
+        else:
+            limit = min(engine.settings.health_check_timeout, max(0.0, self.arrived + self.timeout - now))
+            error = liveness.validate(token, limit)
+            if error is None:
+                return True
+            self._reject = lambda: liveness.found_dead(token, "invalid", error)
+        return False
+
+    # -- wait -----------------------------------------------------------------
+
+    def _wait(self) -> Token:
+        """Wait in the queue for a resource, or for the error that another thread puts into the box."""
+        engine = self.engine
+        self.waited = True
+        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None)
+        item: Token | BaseException | None
+        try:
+            creations, closes = EMPTY_PLAN
+            deadlocked = False
+            with engine.lock:
+                exhausted = self._admit_locked(waiter)
+                if not engine.state.exhausted:
+                    if self._reject is None:  # else there is more to plan with when it is disposed of
+                        creations, closes = engine.plan_locked()
+                        engine.metrics.note_in_use()
+                elif engine.fast.track_holders:
+                    deadlocked = self._is_deadlocked_locked(waiter)
+            if self._reject is not None:
+                self._dispose_rejected()
+            elif creations or closes:
+                engine.carry_out(creations, closes)
+            if exhausted:
+                engine.events.exhausted(len(engine.state.waiters))
+            if deadlocked and self.timeout:
+                engine.events.deadlocked(describe(holders_of(engine.state.lent(), engine.fast.now())))
+            item = engine.clock.get(waiter.box, self.arrived + self.timeout - engine.fast.now())
+        except queue.Empty:
+            with engine.lock:
+                item = engine.state.leave(waiter)
+            if item is None:
+                engine.serve()  # a free slot may have been meant for this waiter
+                self._raise_timeout(waiter)
+        except BaseException as error:
+            self._dispose_rejected()
+            self._cancel_wait(waiter)
+            if isinstance(error, TooManyWaiting):
+                engine.events.refused()
+            elif isinstance(error, PoolError) and not isinstance(error, PoolTimeout):
+                engine.events.count("turned_away")
+            raise
+        if not waiter.given:
+            with engine.lock:  # the thread that gave the item may have been interrupted
+                engine.state.leave(waiter)
+        if isinstance(item, Token):
+            return item
+        engine.events.count("turned_away")
+        raise item
+
+    def _dispose_rejected(self) -> None:
+        reject, self._reject = self._reject, None
+        if reject is not None:
+            reject()
+
+    def _admit_locked(self, waiter: Waiter) -> bool:
+        """Put a waiter into the queue; return whether the pool becomes exhausted with it."""
+        engine = self.engine
+        state, limit, outage = engine.state, engine.settings.max_waiting, engine.outage
+        now = engine.fast.now()
+        if state.closed:
+            raise PoolClosed(f"pool {engine.name!r} is closed")
+        if outage.error is not None and outage.hurry(now, engine.settings.backoff):
+            engine.schedule_sweep(outage.retry_at)
+        if outage.final and not state.live and now < outage.retry_at:
+            raise engine.cannot_create() from outage.error
+        if limit is not None and state.waiting_for_release >= limit and not waiter.again:
+            raise TooManyWaiting(
+                f"pool {engine.name!r}: the wait queue is full (max_waiting={limit}; {engine.counts()})"
+            )
+        state.started = True
+        if not state.waiters:
+            state.exhaustion_reported = False  # the wait queue begins anew
+        exhausted = not state.exhaustion_reported and state.exhausted
+        if exhausted:
+            state.exhaustion_reported = True
+            engine.metrics.count["exhausted"] += 1
+            engine.metrics.note_in_use()
+        state.join(waiter)
+        engine.schedule_sweep(now + AUDIT)
+        return exhausted
+
+    def _cancel_wait(self, waiter: Waiter) -> None:
+        """Leave the queue because of an exception; what the waiter was given goes to the next one."""
+        with self.engine.lock:
+            item = self.engine.state.leave(waiter)
+        if isinstance(item, Token):
+            self.engine.make_available(item)
+        else:
+            self.engine.serve()
+
+    # -- timeout --------------------------------------------------------------
+
+    def _raise_timeout(self, waiter: Waiter) -> NoReturn:
+        engine, timeout = self.engine, self.timeout
+        with engine.lock:
+            counts, down = engine.counts(), engine.outage.error
+            cause = down or engine.outage.full
+            lent = engine.state.lent()
+            now = engine.fast.now()
+        when = f"within {timeout:.1f} s" if timeout else "at once"
+        text = f"pool {engine.name!r}: no {engine.adapter.noun} {when} ({counts})"
+        if lent and engine.fast.track_holders:
+            mine = [entry for entry in lent if entry.thread == waiter.thread and not has_ended(entry)]
+            if mine:
+                text += f"; this thread holds {len(mine)} itself: {describe(holders_of(mine, now))}"
+            text += f"; held by: {describe(holders_of(lent, now))}"
+        if cause is not None:
+            text += f"; last {engine.adapter.noun} error: {format_error(cause)}"
+        engine.runtime.reaper.ensure()  # the reaper audits for waiters; if it was killed, this starts it again
+        engine.events.timed_out(now - waiter.arrived)
+        if down is not None and timeout == 0:
+            raise PoolUnavailable(text) from cause
+        raise PoolTimeout(text) from cause
+
+    def _is_deadlocked_locked(self, waiter: Waiter) -> bool:
+        """Whether this thread holds a resource, and every resource is held by a thread that waits here.
+
+        Only called when nothing is idle and no slot is free.
+        """
+        state, me = self.engine.state, waiter.thread
+        first: Any = next(iter(state.entries), None)
+        if first is None or not first.held or first.thread not in state.queued:
+            return False  # the usual case: the holder is working
+        if any(has_ended(entry) for entry in state.entries):
+            return False  # its identifier is another thread's now
+        if not any(entry.thread == me and entry.held for entry in state.entries):
+            return False  # reported in the thread that closes the circle
+        if state.creating or state.checking or state.closing or waiter.given:
+            return False
+        return all(entry.held and entry.thread in state.queued for entry in state.entries)

@@ -1,0 +1,528 @@
+"""Engine: the mechanism of a pool. It fills slots and empties them.
+
+The life of a resource, each step one method: `reserve_locked` → `create` →
+`make_available` → (lent, released) → `evict` → `close_entry` → `retire`.
+
+What keeps it correct, whatever exception is raised between two bytecodes:
+
+- One lock guards `PoolState` and the counters. Code that holds it decides and
+  counts; it calls no adapter, observer or logger, and does no I/O. It returns a
+  plan, which is carried out after the lock is released.
+- While no borrower waits, a lease takes no lock at all (see `Pool.acquire` and
+  `Lease.__exit__`): one identity test covers close, drain, pause, shrink and
+  expiry (see `refresh_fast_path_locked`).
+- Every slow step ends in the idempotent, level-triggered `serve`.
+- The lock is re-entrant so that re-entry can be *refused*: the garbage
+  collector may run a destructor, or a signal its handler, inside our critical
+  section, and these may release a lease. Such calls are deferred to the reaper.
+
+Assumes: ``deque.append/pop`` are atomic; consecutive attribute stores are not
+split by an asynchronous exception (CPython checks at function entry, backward
+jumps and after calls).
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import math
+import queue
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from ..errors import CreateFailed, PoolError, PoolUnavailable
+from ..settings import PoolSettings
+from . import registry
+from .adapter import Adapter, overridden
+from .clock import Clock
+from .entry import Entry, Token
+from .events import Events, Resets
+from .fastpath import FastPath
+from .hangup import watchable
+from .metrics import PoolMetrics
+from .observer import Observer
+from .outage import SETTLE, Incident, Outage
+from .poolref import PoolRef
+from .reaper import SweepRequest
+from .registry import SAME_PROCESS
+from .state import PoolState
+from .threads import Weak, hand
+from .words import format_counts, format_error
+
+__all__ = ["EMPTY_PLAN", "NEVER", "Engine", "replace_ahead"]
+
+R = TypeVar("R")
+logger = logging.getLogger("pooling")
+
+Creation = tuple[Token, Context]
+"""A reserved slot, and the context in which its resource is created: a copy of the context of the acquire that needs
+it, or of the caller where it is created ahead of need. Dropped with the job: it may refer to a request or a user."""
+
+Plan = tuple[list[Creation], list[tuple[Token, str]]]
+EMPTY_PLAN: Plan = ([], [])
+NEVER = float("inf")
+
+REPLACE_AHEAD = 2.0
+"""At most so many seconds before it expires, a resource that ``min_size`` needs is replaced."""
+
+DEATHS = {"broken", "dead", "invalid"}  # close reasons of resources that proved dead
+_NO_GENERATION = object()  # equals the generation of no entry
+
+
+class Engine(Generic[R]):
+    """Creates, hands over and closes the resources of one pool.
+
+    Policies stand beside it and use its methods: `Checkout`, `Checkin`,
+    `Liveness`, `Maintenance`. It refers to none of them.
+    """
+
+    def __init__(self, adapter: Adapter[R], settings: PoolSettings, name: str, clock: Clock) -> None:
+        self.name = name
+        self.adapter = adapter
+        self.clock = clock
+        self.runtime = registry.runtime_of(clock)
+        self.fast = FastPath()
+        self.fast.now = clock.now
+        resets = overridden(adapter, "reset") is not None
+        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.bounded)
+        self.events = Events(name, adapter.noun, self.metrics)
+        self.resets = Resets(self.events)
+        self.last_created = -NEVER
+        # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
+        self._may_watch = adapter.blocking and overridden(adapter, "is_alive") is None
+        self.settings = settings
+        self.renew()
+
+    def use_metrics(self, metrics: PoolMetrics) -> None:
+        """Count into these metrics; before the pool is used."""
+        self.metrics = self.events.metrics = metrics
+        metrics.renew(self.lock, self.state)
+
+    def renew(self) -> None:
+        """Begin with no entry, no waiter, and a new lock; also in a forked child."""
+        from random import random  # here, because it would double the time of the import
+
+        self.random = random
+        self.lock: Any = _thread.RLock()  # native, under gevent too: see `threads`
+        self.state = PoolState(self.settings.min_size, self.settings.max_size, self.settings.max_idle)
+        self.outage = Outage()
+        self.incident = Incident()  # guarded by the lock
+        self.metrics.renew(self.lock, self.state)
+        self.sweep_due = NEVER  # guarded by the lock
+        self.watchers: set[Weak] = set()  # each removes itself when its thread is gone
+        idle = self.state.idle
+        self.fast.waiters = self.state.waiters
+        self.fast.push = idle.append
+        self.fast.pop = idle.pop if self.adapter.lifo else idle.popleft
+        self.configure(self.settings)
+
+    def configure(self, settings: PoolSettings) -> None:
+        """Apply settings. Needs the lock, except in the constructor."""
+        self.settings = settings
+        self.state.min_size, self.state.max_size = settings.min_size, settings.max_size
+        self.state.max_idle = settings.max_idle
+        adapter, fast = self.adapter, self.fast
+        fast.track_holders = settings.track_holders
+        checks = [overridden(adapter, name) for name in ("is_alive", "validate")]
+        fast.checks_on_acquire = checks != [None, None] or any(entry.watched for entry in self.state.entries)
+        self.refresh_fast_path_locked()
+
+    def refresh_fast_path_locked(self) -> None:
+        """Update what the fast path compares a resource's generation with."""
+        state, fast, max_idle = self.state, self.fast, self.settings.max_idle
+        current = _NO_GENERATION if state.fast_path_closed else state.generation
+        observed = self.events.leases_observed
+        max_idle_binds = max_idle is not None and max_idle < state.max_size
+        fast.slow_release = (
+            observed or self.settings.max_uses is not None
+            or any(overridden(self.adapter, name) is not None for name in ("reset", "refuse"))
+        )
+        fast.lendable_generation = _NO_GENERATION if observed else current
+        fast.returnable_generation = _NO_GENERATION if max_idle_binds else current
+
+    def observe(self, observers: tuple[Observer, ...]) -> None:
+        """Notify these observers from now on."""
+        with self.lock:
+            self.events.observe(observers)
+            self.refresh_fast_path_locked()
+        self.serve()
+
+    def enlist(self, owner: Any) -> None:
+        """Register the pool's `Maintenance` with the reaper, weakly."""
+        self.ref = PoolRef(owner, self.runtime.reaper.drop)
+        self.ref.state, self.ref.adapter, self.ref.runtime = self.state, self.adapter, self.runtime
+        self.runtime.pools[id(self.ref)] = self.ref
+        for entry in self.state.entries:
+            entry.pool = self.ref
+
+    def ensure_usable(self) -> None:
+        """Guard of every slow path: handle a fork and gevent, refuse re-entry."""
+        usable = SAME_PROCESS[0] or registry.ensure_process()
+        if queue.SimpleQueue is not self.runtime.queue_class:
+            self.runtime.settle()
+        if not usable or self.lock._is_owned():
+            raise PoolError(
+                f"pool {self.name!r}: called by a destructor or signal handler that "
+                "interrupted the pool itself in this thread; only a release works there"
+            )
+
+    # -- make available, serve ------------------------------------------------
+
+    def make_available(self, token: Token) -> None:
+        """Take in a resource that was created, released or checked.
+
+        It goes to the oldest waiter, else onto the idle stack; if it must not
+        be lent any more it is closed.
+        """
+        if self.lock._is_owned():
+            self.defer(self.make_available, token)
+            return
+        with self.lock:
+            reason: str | None = None
+            more: object = True
+            if self.state.owns(token.entry):  # else it is the parent's; a waiter of this pool may have brought it
+                reason = self.state.accept(token, self.fast.now())
+                self.metrics.note_in_use()
+                more = self.watchers or (self.state.waiters and not self.state.exhausted)
+        if reason is not None:
+            self.evict(token, reason)
+        if more:
+            self.serve()
+
+    def serve(self, audit: bool = False) -> None:
+        """Match waiters with idle resources, free slots and creations, from any state."""
+        if self.lock._is_owned():
+            self.defer(self.serve)
+            return
+        with self.lock:
+            state = self.state
+            # A waiter whose resource is being checked on a worker has not been forgotten.
+            if audit and state.idle and len(state.waiters) > len(state.checking) and not state.paused:
+                self.metrics.count["audit_repairs"] += 1
+            if state.hand_over_one() and not self.watchers:
+                return
+            creations, closes = self.plan_locked()
+        if creations or closes:
+            self.carry_out(creations, closes)
+
+    def plan_locked(self) -> Plan:
+        """Decide which slots are reserved for creations, and what is to be closed."""
+        now = self.fast.now()
+        number, closes = self.state.serve(self._allowed(now), now)
+        creations = self.reserve_locked(number) if number else []
+        if self.watchers:
+            for reference in self.watchers.copy():
+                watch = reference()
+                if watch is not None and watch.reached():
+                    hand(watch.box, None)
+        return creations, closes
+
+    def carry_out(self, creations: list[Creation], closes: list[tuple[Token, str]]) -> None:
+        """Carry out a plan, without the lock."""
+        for token, reason in closes:
+            self.close(token, reason)
+        while creations:
+            if self.adapter.blocking:
+                self.runtime.workers.submit(self.create, *creations.pop(0), self.ref())
+            else:
+                self.create(*creations.pop(0))
+
+    def _allowed(self, now: float) -> int:
+        """How many creations may be in progress at once."""
+        allowed, most = self.outage.allowed(now), self.adapter.max_creating
+        return allowed if most is None else min(allowed, most)
+
+    def fill_locked(self, missing: int) -> list[Creation]:
+        """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
+        room = min(
+            self.state.max_size - len(self.state.entries),
+            self._allowed(self.fast.now()) - len(self.state.creating),
+        )
+        return self.reserve_locked(0 if self.state.closed else min(missing, room))
+
+    # -- create ---------------------------------------------------------------
+
+    def reserve_locked(self, number: int) -> list[Creation]:
+        """Take slots: for the first waiters that no creation or check will serve, or ahead of need."""
+        coming, number = len(self.state.creating) + len(self.state.checking), max(0, number)
+        contexts = [waiter.context for waiter in islice(self.state.waiters, coming, coming + number)]
+        contexts += [None] * (number - len(contexts))
+        return [(self._reserve_one_locked(), copy_context() if one is None else one.copy()) for one in contexts]
+
+    def _reserve_one_locked(self) -> Token:
+        """Take a slot: it counts from here on (P2)."""
+        settings, now = self.settings, self.fast.now()
+        self.schedule_sweep(now + settings.create_timeout)  # first: the sweep reclaims what an exception leaves
+        token = Token()
+        token.entry = entry = Entry(token, self.runtime.reaper.drop)
+        entry.pool = self.ref
+        lifetime = math.inf if settings.max_lifetime is None else settings.max_lifetime
+        entry.begin(self.state.generation, now + lifetime * (1 - settings.lifetime_jitter * self.random()), now)
+        self.state.reserve(entry)
+        self.metrics.note_in_use()
+        return token
+
+    def create(self, token: Token, context: Context, owner: object = None) -> None:
+        """Create the resource of a reserved slot in a context, and make it available.
+
+        Args:
+            token: The slot.
+            context: A copy of the borrower's.
+            owner: As for `close_entry`.
+        """
+        entry, started = token.entry, self.fast.now()
+        if not self.state.owns(entry):
+            return
+        try:
+            context.run(_store_new, self.adapter, entry)
+        except BaseException as error:
+            if entry.resource is not None:  # interrupted just after it was created
+                self.close_entry(entry, None)
+                entry.resource = None
+            if not (self.adapter.blocking or isinstance(error, Exception)):
+                # Interrupted in the borrower's thread: the server did not fail, and the
+                # thread must not create resources for others. The reaper serves them.
+                with self.lock:
+                    self.state.retire(entry)
+                self.schedule_sweep(self.fast.now())
+                raise
+            self.create_failed(entry, error)
+            return
+        watched = self._may_watch and watchable(entry.resource)
+        now = self.fast.now()
+        entry.idle_since = entry.checked = now
+        with self.lock:
+            if watched:  # under the lock, because `configure` looks at all entries
+                entry.watched = self.fast.checks_on_acquire = True
+            wanted = self.state.owns(entry)
+            if wanted:
+                self.metrics.count["created"] += 1
+                self.last_created = now
+                down_since = self.outage.since
+                recovered = self.outage.succeeded(self.state.max_size, now)
+                if recovered:
+                    self.incident.ends(now)
+                    self.schedule_sweep(self.incident.due)
+        if not wanted:  # it came after `create_timeout`, or a greenlet went on in a child
+            self.close_entry(entry, None)
+            return
+        if self.settings.enable_metrics:
+            self.metrics.create.record(now - started)
+        self.make_available(token)
+        self.schedule_sweep(_first_sweep(self, entry))
+        if recovered:
+            self.events.outage_ended(now - down_since)
+        self.events.created(now - started)
+        self.call_hook("created")
+        self.serve()
+
+    def create_failed(self, entry: Entry, error: BaseException) -> None:
+        """Free the slot, record the outage, fail the waiters that nothing can serve."""
+        final, full = _ask(self, "is_final", error), _ask(self, "is_full", error)
+        now = self.fast.now()
+        began = refused = news = False
+        self.report_recovery(now)  # if it is due, and the reaper has not done it yet
+        with self.lock:
+            state, outage = self.state, self.outage
+            if entry not in state.creating:
+                return  # given up and counted before; or it succeeded just in time
+            state.retire(entry)
+            self.metrics.errors[type(error).__name__] += 1
+            if full and state.live and outage.error is None:
+                refused = outage.refused(error, now, self.random)
+            else:
+                # A borrower does not wait for the end of a final error.
+                waiting = bool(state.waiters or self.watchers) and not final
+                took = now - entry.since
+                began = outage.failed(error, final, now, self.settings.backoff, waiting, self.random, took)
+                self._fail_waiters_locked(error)
+                if final and (state.waiters or self.watchers):  # they wait for a resource in use
+                    outage.hurry(now, self.settings.backoff)
+                news = began and self.incident.begins(now)
+            self.schedule_sweep(outage.retry_at)
+        if refused:
+            self.events.server_full(error)
+        if began:
+            # Not logged for an attempt that was in progress when the pool was closed.
+            self.events.outage_began(error, log=news and not self.state.closed)
+        self.events.create_failed(error)
+        self.serve()
+
+    def report_recovery(self, now: float, settle: float = SETTLE) -> float:
+        """Log the end of an outage once creations have succeeded for ``settle`` seconds; return when to call again."""
+        with self.lock:
+            over, due = self.incident.over(now, settle), self.incident.due
+        if over is not None:
+            self.events.recovered(*over)
+        return due
+
+    def _fail_waiters_locked(self, error: BaseException) -> None:
+        """Fail waiters after a final error, or after ``max_attempts``."""
+        state, most = self.state, self.settings.max_attempts
+        if self.outage.final and not state.live:
+            state.fail_waiters(CreateFailed, str(self.cannot_create()), error)
+        if most is not None:
+            for waiter in state.waiters:
+                waiter.attempts += 1
+            text = f"pool {self.name!r}: {most} attempts to create a {self.adapter.noun} failed"
+            state.fail_waiters(PoolUnavailable, f"{text}: {format_error(error)}", error, most)
+
+    def counts(self) -> str:
+        """Return the current counts, for messages."""
+        return self.adapter.counts() or format_counts(self.state)
+
+    def cannot_create(self) -> CreateFailed:
+        """Return the error for a creation that can never succeed."""
+        cause = format_error(self.outage.error)
+        return CreateFailed(f"pool {self.name!r}: cannot create a {self.adapter.noun}: {cause}")
+
+    # -- close ----------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Begin a new generation; close the idle resources of the old one."""
+        with self.lock:
+            self.metrics.estimate_peak()
+            closes = self.state.drain()
+            self.refresh_fast_path_locked()
+        self.carry_out([], closes)
+
+    def evict(self, token: Token, reason: str) -> None:
+        """Close a resource and serve the waiters that may miss it."""
+        if self.lock._is_owned():
+            self.defer(self.evict, token, reason)
+            return
+        with self.lock:
+            if not self.state.owns(token.entry) or token.entry in self.state.closing:
+                return  # closed, or being closed, already
+            self.metrics.note_in_use()
+            resource = token.entry.resource
+            self.state.close(token.entry)
+            if reason in DEATHS:
+                self.note_death_locked(token.entry)  # before its replacement is planned
+            self.refresh_fast_path_locked()
+        self.call_hook("evicted", resource, reason)
+        del resource  # it is to be destroyed before its slot is free (P2)
+        self.close(token, reason)
+        self.serve()
+
+    def note_death_locked(self, entry: Entry) -> None:
+        """Record a proven death: the server may be down too (P7). Inline creations contact no server."""
+        if self.adapter.blocking and self.outage.died(entry.checked, self.fast.now()):
+            self.schedule_sweep(self.outage.lapses_at)
+
+    def close(self, token: Token, reason: str) -> None:
+        """Close the resource of an entry in `closing`: on a worker, unless its close cannot block."""
+        entry = token.entry
+        entry.since = self.fast.now()
+        if overridden(self.adapter, "close") is not None and not self.adapter.close_inline:
+            self.schedule_sweep(entry.since + self.settings.close_timeout)
+            self.runtime.workers.submit(self.close_entry, entry, reason, token, self.ref())
+        else:
+            self.close_entry(entry, reason)
+
+    def close_entry(
+        self, entry: Entry, reason: str | None, token: Token | None = None, owner: object = None
+    ) -> None:
+        """End the resource of an entry, then free its slot even if the close failed.
+
+        Args:
+            entry: The entry; for a resource of the parent process the adapter's ``abandon`` is called.
+            reason: Why it is closed; ``None`` for an entry that has no slot any more.
+            token: Kept alive until the job has ended: if a job is lost, its slot is reclaimed.
+            owner: The pool's `Maintenance`. Kept alive too: a pool that is dropped meanwhile keeps the job's
+                time limit, and its resource is not closed by the reaper as well.
+        """
+        if reason is not None and not self.state.owns(entry):
+            return
+        resource = entry.resource
+        try:
+            if resource is not None:
+                (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
+        except BaseException as error:
+            if self.adapter.close_inline and not isinstance(error, Exception):
+                raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
+            self.events.close_failed(error)
+        del resource
+        if reason is not None:
+            entry.resource = None  # it must not be closed twice; and is destroyed before its slot is free (P2)
+            if self.retire(entry, reason):
+                self.serve()
+
+    def retire(self, entry: Entry, reason: str) -> bool:
+        """Free the slot; return ``False`` if it was free already."""
+        with self.lock:
+            retired = self.state.retire(entry)
+            if retired:
+                self.metrics.count_closed(entry, reason)
+                self.refresh_fast_path_locked()
+        if retired:
+            self.events.closed(reason)
+        return retired
+
+    def call_hook(self, name: str, *args: Any) -> Any:
+        """Call a hook of the adapter. What it raises is logged: it must not cost a slot, or stop a sweep or a fork."""
+        try:
+            return getattr(self.adapter, name)(*args)
+        except Exception:
+            logger.exception("pool %r: %s() failed", self.name, name)
+            return None
+
+    # -- reaper, process ------------------------------------------------------
+
+    def schedule_sweep(self, due: float) -> None:
+        """Ask the reaper for a sweep at that time, unless one is due before."""
+        with self.lock:
+            if due < self.sweep_due:
+                self.runtime.reaper.post(SweepRequest(self.ref, due))
+                self.sweep_due = due  # after it: an exception between the two loses no sweep
+            else:
+                self.runtime.reaper.ensure()
+
+    def defer(self, function: Callable[..., object], *args: Any) -> None:
+        """Have the reaper call a function that cannot run inside our own critical section, in this context."""
+        self.runtime.reaper.inbox.put((copy_context().run, (_run_unless_dropped, self.ref, function, *args)))
+
+    def owns(self, entry: Entry) -> bool:
+        """Whether an entry belongs to this process and has not been retired."""
+        return (SAME_PROCESS[0] or registry.ensure_process()) and self.state.owns(entry)
+
+
+def _run_unless_dropped(ref: PoolRef, function: Callable[..., object], *args: Any) -> None:
+    owner = ref()
+    if owner is not None:
+        function(*args)
+
+
+def replace_ahead(settings: PoolSettings) -> float:
+    """Seconds before it expires that a resource which ``min_size`` needs is replaced."""
+    return REPLACE_AHEAD if settings.max_lifetime is None else min(REPLACE_AHEAD, settings.max_lifetime / 10)
+
+
+def _first_sweep(engine: Engine[Any], entry: Entry) -> float:
+    """When a new entry may need a sweep for the first time."""
+    settings = engine.settings
+    limits = [settings.idle_timeout, settings.leak_timeout]
+    if engine.adapter.stall_timeout is not None:
+        limits.append(engine.adapter.stall_timeout / 4)
+    if overridden(engine.adapter, "validate") is not None:
+        limits += [settings.keepalive_interval, settings.health_check_interval]
+    due = [entry.idle_since + limit for limit in limits if limit is not None]
+    return min([entry.expires - replace_ahead(settings), *due])
+
+
+def _store_new(adapter: Adapter[R], entry: Entry) -> None:
+    """Create a resource. Stored here: an exception raised when `Context.run` returns would lose its result."""
+    entry.resource = adapter.create()
+    if entry.resource is None:
+        raise TypeError("the factory returned None instead of a resource")
+
+
+def _ask(engine: Engine[Any], question: str, error: BaseException) -> bool:
+    """Ask the adapter what the error of a creation means."""
+    try:
+        return bool(getattr(engine.adapter, question)(error))
+    except Exception:
+        logger.exception("pool %r: %s() failed", engine.name, question)
+        return False

@@ -1,0 +1,192 @@
+"""Liveness: is a resource alive, and which resources are suspect (P6)?
+
+A check that the adapter bounds itself runs in the thread that needs it.
+Otherwise it runs on a worker with a time limit that the reaper enforces, so a
+check that hangs blocks no borrower, and beyond its limit no slot (P4).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+from ..settings import PoolSettings
+from .adapter import overridden
+from .engine import Engine
+from .entry import DEAD, Entry, Token
+from .hangup import connected
+from .state import WorkerTask
+from .suspicion import Suspicion
+from .words import format_error
+
+__all__ = ["ANSWER_TTL", "Liveness"]
+
+R = TypeVar("R")
+logger = logging.getLogger("pooling")
+
+ANSWER_TTL = 1e-4
+"""Seconds for which a peer that answered during a release counts as alive: a check's result is as old when it is
+used. Not more: a server that is told to end a session needs half a millisecond to do so (P6)."""
+
+ABANDONED = object()
+"""The generation of an entry whose check or close exceeded its time limit."""
+
+
+class Liveness(Generic[R]):
+    """Checks the resources of one engine."""
+
+    def __init__(self, engine: Engine[R]) -> None:
+        self.engine = engine
+        self._is_alive = overridden(engine.adapter, "is_alive")
+        self.validate_hook: Callable[[R, float], Any] | None = overridden(engine.adapter, "validate")
+        self.configure(engine.settings)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with no suspicion; also in a forked child."""
+        self.suspicion = Suspicion(self.engine.fast.now(), self.engine.clock.wall())
+
+    def configure(self, settings: PoolSettings) -> None:
+        """Apply settings."""
+        self.validation_interval = settings.validation_interval if settings.validate_on_acquire else math.inf
+        self._answer_ttl = min(ANSWER_TTL, self.validation_interval)
+
+    # -- without a round trip -------------------------------------------------
+
+    def is_sound(self, entry: Entry, now: float) -> bool:
+        """Whether a resource is alive and needs no round trip. Marks a dead one."""
+        if entry.answered and entry.checked > now - self._answer_ttl and entry.checked > self.suspicion.since:
+            return True
+        is_alive = connected if entry.watched else self._is_alive
+        if is_alive is not None:
+            try:
+                if not is_alive(entry.resource):
+                    entry.generation = DEAD
+                    return False
+            except Exception:
+                logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+                entry.generation = DEAD
+                return False
+        return self.validate_hook is None or self.suspicion.trusts(
+            entry, now, self.engine.clock.wall(), self.validation_interval
+        )
+
+    def is_alive(self, entry: Entry) -> bool:
+        """Check a resource without a round trip."""
+        is_alive = connected if entry.watched else self._is_alive
+        try:
+            return is_alive is None or is_alive(entry.resource)
+        except Exception:
+            logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+            return False
+
+    # -- with a round trip ----------------------------------------------------
+
+    def validate(self, token: Token, limit: float) -> Exception | None:
+        """Make a round trip; return the error if the resource is dead."""
+        engine, entry = self.engine, token.entry
+        started = engine.fast.now()
+        try:
+            engine.adapter.validate(entry.resource, limit)
+        except Exception as error:
+            return error.with_traceback(None)  # its frames refer to the token
+        except BaseException:
+            engine.evict(token, "interrupted")
+            raise
+        entry.checked = now = engine.fast.now()
+        self.suspicion.survived()
+        if engine.settings.enable_metrics:
+            engine.metrics.validate.record(now - started)
+        return None
+
+    def check(self, token: Token, then: Callable[[Token], object] | None = None, health: bool = False) -> None:
+        """Validate a resource, then make it available or evict it.
+
+        Args:
+            token: The resource.
+            then: Called with a resource that is alive instead of `Engine.make_available`.
+            health: Count and report it as a health check.
+        """
+        error = self.validate(token, self.engine.settings.health_check_timeout)
+        if token.entry.generation is ABANDONED:
+            return  # it exceeded its time limit, and was reported then
+        if health:
+            self.engine.events.health_checked(error, self.engine.clock.wall())
+        if error is not None:
+            self.found_dead(token, "invalid", error)
+        else:
+            (then or self.engine.make_available)(token)
+
+    def check_idle(self, token: Token) -> None:
+        """Check a resource that was removed from the idle stack, and put it back or evict it."""
+        if not self.is_alive(token.entry):
+            self.found_dead(token, "dead", None)
+        elif self.validate_hook is None:
+            self.engine.make_available(token)
+        elif not self.engine.adapter.bounded:
+            self.validate_on_worker(token)
+        else:
+            self.check(token)
+
+    def validate_on_worker(self, token: Token, health: bool = False) -> None:
+        """Validate a resource on a worker, then make it available or evict it."""
+        task = WorkerTask(self.engine.settings.health_check_timeout, round_trip=True, health=health)
+        self.run_on_worker(token, lambda token: self.check(token, health=health), task)
+
+    # -- deaths ---------------------------------------------------------------
+
+    def found_dead(self, token: Token, reason: str, error: Exception | None) -> None:
+        """Evict a dead resource. Those last seen alive before become suspect, or are replaced."""
+        self.engine.evict(token, reason)
+        self.suspect_older(by_round_trip=error is not None)
+        self.engine.serve()
+        self.engine.events.validation_failed(error, reason)
+
+    def suspect_older(self, by_round_trip: bool) -> None:
+        """After a proven death, suspect all resources last seen alive before it (P6)."""
+        engine = self.engine
+        most = engine.settings.max_validation_failures
+        with engine.lock:
+            replace_all = self.suspicion.died(engine.fast.now(), by_round_trip, most)
+        if replace_all:
+            engine.drain()
+            engine.events.all_suspect_replaced(most)
+            engine.serve()
+
+    def no_answer(self, task: WorkerTask) -> None:
+        """Record a round trip that exceeded its time limit as a failed one."""
+        error = TimeoutError(f"no answer within {task.limit:g} s")
+        if task.health:
+            self.engine.events.health_checked(error, self.engine.clock.wall())
+        self.suspect_older(by_round_trip=True)
+        self.engine.events.validation_failed(error, "invalid")
+
+    # -- on a worker, with a time limit ---------------------------------------
+
+    def run_on_worker(self, token: Token, job: Callable[[Token], object], task: WorkerTask) -> None:
+        """Check or reset a resource on a worker, in a copy of this context.
+
+        If that hangs, its slot is freed at the time limit.
+        """
+        engine = self.engine
+        if engine.lock._is_owned():
+            engine.defer(self.run_on_worker, token, job, task)
+            return
+        entry, now = token.entry, engine.fast.now()
+        with engine.lock:
+            entry.since = now  # set first: it must not look overdue in `checking`
+            engine.state.check(entry, task)
+            engine.schedule_sweep(now + task.limit)
+        engine.runtime.workers.submit(self._work, token, job, copy_context(), engine.ref())
+
+    def _work(self, token: Token, job: Callable[[Token], object], context: Context, owner: object) -> None:
+        engine = self.engine
+        try:
+            context.run(job, token)
+        except BaseException as error:  # there is no caller to raise it to
+            logger.warning("pool %r: a check or reset failed: %s", engine.name, format_error(error))
+        if token.entry.generation is ABANDONED:
+            engine.close_entry(token.entry, None)  # it returned after its time limit

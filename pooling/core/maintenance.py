@@ -1,0 +1,343 @@
+"""Maintenance: what the reaper does for one pool.
+
+A sweep does all work that is due: it frees the slots of hung work, evicts by
+idle time and lifetime, sends keepalives and health checks, reports leaks, and
+audits the wait queue. The reaper also reclaims orphans here, and fork and exit
+end here. A `Maintenance` lives as long as its pool; the reaper refers to it
+weakly.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import logging
+import threading
+from typing import Generic, TypeVar
+
+from . import registry
+from .checkout import AUDIT
+from .engine import NEVER, Engine, replace_ahead
+from .entry import Entry
+from .holders import describe, holders_of
+from .liveness import ABANDONED, Liveness
+from .stalls import Stalls
+
+__all__ = ["Maintenance"]
+
+R = TypeVar("R")
+logger = logging.getLogger("pooling")
+
+_OVERDUE = 1.0  # seconds of waiting after which forgotten leases in reference cycles are collected
+_COLLECT_EVERY = 10.0  # minimum seconds between two such collections
+
+
+class Maintenance(Generic[R]):
+    """Maintains the resources of one engine."""
+
+    def __init__(self, engine: Engine[R], liveness: Liveness[R]) -> None:
+        self.engine = engine
+        self.liveness = liveness
+        self.stalls = Stalls(engine)
+        self.health_check_at = -NEVER
+        engine.enlist(self)
+
+    # -- called by the reaper --------------------------------------------------
+
+    def sweep(self, due: float, now: float) -> bool:
+        """Do all work that is due, and schedule the next sweep.
+
+        Returns:
+            ``False`` if an earlier sweep has superseded this one.
+        """
+        engine = self.engine
+        with engine.lock:  # whoever requested this sweep has stored its time when the lock is free
+            if engine.sweep_due != due:
+                return False
+            engine.sweep_due = NEVER
+        try:
+            upcoming = self._sweep(now)
+        except BaseException:
+            engine.schedule_sweep(now + AUDIT)
+            raise
+        engine.schedule_sweep(upcoming)
+        return True
+
+    def _sweep(self, now: float) -> float:
+        engine = self.engine
+        engine.runtime.workers.nudge()
+        if self.liveness.suspicion.jumped(now, engine.clock.wall()):
+            logger.info("pool %r: the process was frozen; idle resources are suspect", engine.name)
+        return min(
+            self._hung_work(now),
+            self._idle_too_long(now),
+            self._expired(now),
+            self._keepalive(now),
+            self._health_check(now),
+            self._leaks(now),
+            self.stalls.sweep(now),
+            self.engine.report_recovery(now),
+            self._audit(now),
+        )
+
+    def reclaim(self, entry: Entry) -> None:
+        """Close the resource of an entry whose token is gone, and report the dropped lease."""
+        engine = self.engine
+        with engine.lock:
+            state = engine.state
+            if not state.owns(entry):
+                return
+            dropped = entry.resource is not None and entry.held and not (
+                entry in state.closing or entry in state.checking
+            )
+            engine.metrics.count["orphans"] += 1
+            if dropped:
+                engine.metrics.count["forgotten"] += 1
+                entry.uses += 1
+                entry.busy += engine.fast.now() - entry.since
+            unmade = entry.resource is None and entry not in state.closing
+            if unmade:
+                state.retire(entry)
+            else:
+                state.close(entry)
+                entry.since = engine.fast.now()
+            engine.refresh_fast_path_locked()
+        if not unmade:
+            if dropped:
+                engine.events.lease_dropped(entry)
+            engine.schedule_sweep(engine.fast.now() + engine.settings.close_timeout)
+            engine.runtime.workers.submit(engine.close_entry, entry, "orphaned", None, self)
+        engine.serve()
+
+    # -- parts of a sweep ------------------------------------------------------
+    # Each does what is due and returns when it is due next.
+
+    def _hung_work(self, now: float) -> float:
+        """Free the slots of creations, checks and closes that hang (P4)."""
+        state, settings = self.engine.state, self.engine.settings
+        limits = [(entry, settings.create_timeout) for entry in list(state.creating)]
+        limits += [(entry, settings.close_timeout) for entry in list(state.closing)]
+        limits += [(entry, task.limit) for entry, task in list(state.checking.items())]
+        due = NEVER
+        for entry, limit in limits:
+            if entry.since + limit > now:
+                due = min(due, entry.since + limit)
+            else:
+                self.reclaim_hung(entry, now, limit)
+        return due
+
+    def reclaim_hung(self, entry: Entry, now: float, limit: float) -> None:
+        """Free the slot of work that has exceeded its limit, unless it has just ended.
+
+        The lock decides whether it has ended, and who owns the resource then.
+        """
+        engine = self.engine
+        state, noun, took = engine.state, engine.adapter.noun, now - entry.since
+        with engine.lock:
+            creating, closing, task = entry in state.creating, entry in state.closing, state.checking.get(entry)
+            if not (creating or closing or task) or entry.since + limit > now:
+                return
+            if not creating:
+                entry.generation = ABANDONED
+                state.close(entry)
+        if creating:
+            engine.create_failed(entry, TimeoutError(f"creating a {noun} took over {limit:g} s"))
+            return
+        engine.events.hung("closing" if closing else "checking", took)
+        resource = entry.resource
+        try:
+            if resource is not None:  # else its close has just returned
+                (engine.adapter.abandon if closing else engine.adapter.interrupt)(resource)
+        except Exception:
+            logger.exception("pool %r: abandoning a %s failed", engine.name, noun)
+        if task is not None and task.round_trip:
+            with engine.lock:
+                engine.note_death_locked(entry)
+        engine.retire(entry, "close_timeout" if closing else "check_timeout")
+        if task is not None and task.round_trip:
+            self.liveness.no_answer(task)
+        elif task is not None:
+            engine.resets.failed(TimeoutError(f"a reset took over {limit:g} s"), now)
+        engine.serve()
+
+    def _idle_too_long(self, now: float) -> float:
+        """Evict resources idle for longer than ``idle_timeout``, oldest first, down to ``min_size``.
+
+        A resource that is not due returns to the left end. `make_available`
+        would put it on top, the stack would rotate, and no resource would ever
+        be due.
+        """
+        state, limit = self.engine.state, self.engine.settings.idle_timeout
+        if limit is None:
+            return NEVER
+        idle = state.idle
+        while idle and len(state.entries) - len(state.closing) > state.min_size:
+            try:
+                token = idle.popleft()
+            except IndexError:
+                break
+            due = token.entry.idle_since + limit
+            if due > now:
+                idle.appendleft(token)
+                return due
+            self.engine.evict(token, "idle_timeout")
+        if len(state.entries) <= state.min_size:
+            return NEVER  # the next creation schedules a sweep
+        return now + limit
+
+    def _expired(self, now: float) -> float:
+        """Evict idle resources past their lifetime, and mark lent ones to be closed at release.
+
+        Resources that ``min_size`` needs are replaced shortly before they expire.
+        """
+        engine, due, expiring = self.engine, NEVER, 0
+        for token in engine.state.idle_tokens():
+            if token.entry.expires <= now and engine.state.take(token):
+                engine.evict(token, "lifetime")
+        ahead = replace_ahead(engine.settings)
+        for entry in list(engine.state.entries):
+            if entry.expires <= now:
+                entry.generation = None
+            elif entry.expires - ahead <= now:
+                expiring += 1
+                due = min(due, entry.expires)
+            else:
+                due = min(due, entry.expires - ahead)
+        if expiring:
+            with engine.lock:
+                state = engine.state
+                staying = len(state.entries) - len(state.closing) - expiring
+                creations = engine.fill_locked(state.min_size - staying)
+            engine.carry_out(creations, [])
+        return due
+
+    def _keepalive(self, now: float) -> float:
+        """Validate idle resources that were neither used nor checked for ``keepalive_interval``."""
+        state, interval = self.engine.state, self.engine.settings.keepalive_interval
+        if interval is None or self.liveness.validate_hook is None or not state.entries:
+            return NEVER
+        due = now + interval
+        for token in state.idle_tokens():
+            seen = max(token.entry.idle_since, token.entry.checked)
+            if seen + interval > now:
+                due = min(due, seen + interval)
+            elif state.take(token):
+                self.liveness.validate_on_worker(token)  # it returns to its former position
+        return due
+
+    def _health_check(self, now: float) -> float:
+        """Make a round trip at ``health_check_interval``, on the resource that has been idle longest."""
+        engine, interval = self.engine, self.engine.settings.health_check_interval
+        if interval is None or self.liveness.validate_hook is None or not engine.state.entries:
+            return NEVER
+        # A creation proves the server well; and the interval may have been shortened.
+        self.health_check_at = min(self.health_check_at, now + interval)
+        due = min(max(self.health_check_at, engine.last_created + interval), now + interval)
+        if now < due:
+            return due
+        self.health_check_at = now + interval
+        for token in engine.state.idle_tokens():
+            if engine.state.take(token):
+                self.liveness.validate_on_worker(token, health=True)
+                break
+        return self.health_check_at
+
+    def _leaks(self, now: float) -> float:
+        """Report each lease held for longer than ``leak_timeout``, once."""
+        engine, limit = self.engine, self.engine.settings.leak_timeout
+        if limit is None or not engine.state.entries:
+            return NEVER
+        due = now + limit  # an acquire on the fast path does not schedule a sweep
+        for entry in engine.state.lent():
+            if entry.leaked:
+                continue
+            if entry.since + limit <= now:
+                entry.leaked = True
+                engine.events.leaked(entry, now - entry.since, limit)
+            else:
+                due = min(due, entry.since + limit)
+        return due
+
+    def _audit(self, now: float) -> float:
+        """Serve waiters again; due soon while borrowers wait, and when a probe of the server is due."""
+        engine = self.engine
+        engine.serve(audit=True)
+        outage = engine.outage
+        holding = outage.error is not None or outage.full is not None
+        due = outage.retry_at if holding and outage.retry_at > now else NEVER
+        try:
+            oldest = engine.state.waiters[0].arrived
+        except IndexError:
+            return due
+        if now - oldest >= _OVERDUE:
+            self._collect(now, now - oldest)
+        return min(due, now + AUDIT)
+
+    def _collect(self, now: float, waited: float) -> None:
+        """Run the garbage collector for leases forgotten in cycles: a process that waits allocates nothing."""
+        reaper = self.engine.runtime.reaper
+        if now < reaper.collect_after or not self.engine.state.in_use or not gc.isenabled():
+            return
+        reaper.collect_after = now + _COLLECT_EVERY
+        logger.info("pool %r: a borrower has waited for %.1f s; collecting garbage", self.engine.name, waited)
+        gc.collect()
+
+    # -- close, fork, gevent, exit ----------------------------------------------
+
+    def interrupt_holders(self) -> None:
+        """Interrupt the resources that other threads hold when the pool closes."""
+        engine, me = self.engine, threading.get_ident()
+        lent = [entry for entry in engine.state.lent() if entry.thread != me]
+        if not lent:
+            return
+        logger.warning(
+            "pool %r: closed with %d still in use; held by: %s",
+            engine.name, len(lent), describe(holders_of(lent, engine.fast.now())),
+        )
+        for entry in lent:
+            try:
+                engine.adapter.interrupt(entry.resource)
+            except Exception:
+                logger.exception("pool %r: interrupt() failed", engine.name)
+
+    def after_fork(self) -> None:
+        """In a child: begin empty. Inherited resources have been invalidated and kept before."""
+        engine, closed = self.engine, self.engine.state.closed
+        engine.runtime.pools.pop(id(engine.ref), None)
+        engine.renew()
+        engine.enlist(self)
+        self.liveness.renew()
+        self.stalls.renew()
+        engine.state.closed = closed
+        engine.refresh_fast_path_locked()
+        engine.call_hook("after_fork")
+
+    def threads_patched(self) -> None:
+        """Follow gevent, which has replaced the threading primitives; keep all resources."""
+        engine = self.engine
+        engine.call_hook("threads_patched")
+        with engine.lock:
+            before = engine.ref
+            engine.enlist(self)
+        engine.runtime.pools.pop(id(before), None)
+
+    def close_idle(self) -> None:
+        """At exit: close idle resources, in the reaper where it runs."""
+        engine = self.engine
+        state = engine.state
+        state.min_size = 0  # nothing is created ahead any more
+        for _ in range(len(state.idle)):
+            try:
+                token = engine.fast.pop()
+            except IndexError:
+                return
+            with engine.lock:
+                state.close(token.entry)
+            engine.close_entry(token.entry, "exit")
+
+    def go_on_as_last_thread(self) -> None:
+        """During finalization: a thread that is gone may hold the lock, and none answers a wait."""
+        engine = self.engine
+        engine.lock = _thread.RLock()
+        engine.metrics.renew(engine.lock, engine.state)
+        engine.clock = registry.ALONE

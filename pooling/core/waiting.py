@@ -1,0 +1,51 @@
+"""Waiting for a state of the pool: warm-up, close, rotation."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any
+
+from .engine import Engine
+from .threads import Weak
+
+__all__ = ["Watch", "wait_until"]
+
+
+class Watch:
+    """A thread that waits for a state of the pool. Only that thread holds it."""
+
+    __slots__ = ("reached", "box", "__weakref__")
+
+    def __init__(self, reached: Callable[[], bool], box: Any) -> None:
+        self.reached = reached
+        self.box = box
+
+
+def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float) -> bool:
+    """Wait until a condition on the state holds; return whether it does.
+
+    On a box of its own, as a waiter: the lock of a condition variable would
+    stay locked if an exception was raised inside it.
+    """
+    box: Any = queue.SimpleQueue()
+    watch = Watch(reached, box)
+    reference = Weak(watch, engine.watchers.discard)
+    deadline = engine.fast.now() + timeout
+    try:
+        with engine.lock:
+            engine.watchers.add(reference)
+            if engine.outage.hurry(engine.fast.now(), engine.settings.backoff):
+                engine.schedule_sweep(engine.outage.retry_at)
+        while True:
+            engine.serve()
+            with engine.lock:
+                if reached():
+                    return True
+            try:
+                engine.clock.get(box, deadline - engine.fast.now())
+            except queue.Empty:
+                with engine.lock:
+                    return reached()
+    finally:
+        engine.watchers.discard(reference)

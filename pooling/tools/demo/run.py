@@ -1,0 +1,267 @@
+"""The demo's parent process: it starts the others, shows what they do, and judges.
+
+The work is done on a thread; the main thread waits for its end or for a
+signal. A signal is a message here like any other: no exception strikes
+between two lines, so nothing is ever half made when the clearing up begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ... import __version__
+from .child import Child, DemoError, Message
+from .place import Database, PostgresDatabase, SQLiteDatabase
+from .quotes import SYMBOLS, Quote, compare
+from .screen import Screen
+from .stage import Stage
+from .table import table
+
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "number", "run"]
+
+HELP = "fetch and store market data with and without pools, check every row, compare"
+DESCRIPTION = """
+Starts a local HTTP service of market data. Threads fetch quotes from it and store them in a
+database: without pools first, each time with a new session and a new connection, then through
+an HTTPPool and a database pool. Then it compares the figures, and every row in the database
+with what the service served. The exit code is 0 if all rows are right, 1 if not, 2 for a bad
+option, 130 after Ctrl-C.
+"""
+
+PHASES = ("unpooled", "pooled")
+_SECONDS, _QUICK_SECONDS = 5.0, 1.5
+
+# What ends the demo: Ctrl-C, Ctrl-Break, kill, and the terminal's end.
+_SIGNALS = ("SIGINT", "SIGBREAK", "SIGTERM", "SIGHUP")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the demo's options."""
+    parser.add_argument(
+        "--dsn",
+        metavar="postgresql://...",
+        help="store in this PostgreSQL database, in a temporary schema (default: SQLite in a "
+        "temporary file)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="at most 10 seconds in all")
+    length.add_argument(
+        "--seconds",
+        type=number(float, 0.1, 3600),
+        default=_SECONDS,
+        metavar="N",
+        help="length of each of the two phases (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 512),
+        default=32,
+        metavar="N",
+        help="how many work at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--delay-ms",
+        type=number(float, 0, 10_000),
+        default=5.0,
+        metavar="N",
+        help="what the service takes for an answer, on average (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=number(int, 0, 10**9),
+        default=1,
+        metavar="N",
+        help="decides symbols and prices (default: %(default)s)",
+    )
+
+
+def number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    """Return a type for an option that is a number within bounds."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {noun} from {low} to {high}, not {text!r}")
+        return value
+
+    return parse
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the demo and return the exit code: 0 if every row was right.
+
+    It takes over the process's signals, so it is for the command line alone.
+
+    Args:
+        options: As parsed.
+        parser: Complains about a bad one, with exit code 2.
+    """
+    outcome: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+    _on_signals(outcome)
+    logging.getLogger("pooling").setLevel(logging.ERROR)  # what fails here, we report ourselves
+    screen, stage = Screen(sys.stdout), Stage()
+    try:
+        demo = _Demo(options, screen, stage)
+    except ValueError as error:
+        parser.error(f"argument --dsn: {error}")
+    except DemoError as error:
+        return _complain(error)
+    thread = threading.Thread(target=demo.report_to, args=(outcome,), daemon=True)
+    thread.start()
+    result = _first(outcome)
+    if isinstance(result, int) and result > 128:
+        screen.close("interrupted, clearing up")
+    stage.stop()
+    thread.join(1.0)  # it has nobody to wait for any more, but a database that is out of reach
+    try:
+        stage.clear()
+    except DemoError as error:
+        code = _complain(error)
+        result = code if result == 0 else result
+    _on_signals(None)
+    return _exit_code(result)
+
+
+def _on_signals(outcome: queue.SimpleQueue[int | Exception] | None) -> None:
+    """Turn signals into outcomes, or from now on into nothing: the end is near anyway."""
+
+    def note(number: int, frame: object) -> None:
+        if outcome is not None:
+            outcome.put(128 + number)  # as shells number them; put() may interrupt get()
+
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        # nohup ignores SIGHUP. SIGINT counts even where a shell's `&` had it ignored.
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            continue
+        signal.signal(number, note if outcome is not None else signal.SIG_IGN)
+
+
+def _first(outcome: queue.SimpleQueue[int | Exception]) -> int | Exception:
+    while True:
+        try:
+            return outcome.get(timeout=0.1)  # on Windows no signal interrupts a longer wait
+        except queue.Empty:
+            pass
+
+
+def _exit_code(result: int | Exception) -> int:
+    if isinstance(result, int):
+        return result
+    if isinstance(result, DemoError):
+        return _complain(result)
+    if isinstance(result, BrokenPipeError):  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    raise result
+
+
+def _complain(error: DemoError) -> int:
+    print(f"python -m pooling demo: error: {error}", file=sys.stderr)
+    return 1
+
+
+class _Demo:
+    """One run, on a thread of its own."""
+
+    def __init__(self, options: argparse.Namespace, screen: Screen, stage: Stage) -> None:
+        self._options, self._screen, self._stage = options, screen, stage
+        self._seconds = _QUICK_SECONDS if options.quick else options.seconds
+        self._postgres = None if options.dsn is None else PostgresDatabase(options.dsn)
+
+    def report_to(self, outcome: queue.SimpleQueue[int | Exception]) -> None:
+        """Run, and put the exit code or the error that came instead."""
+        try:
+            outcome.put(self.run())
+        except Exception as error:
+            outcome.put(error)
+
+    def run(self) -> int:
+        """Do everything in order; return the exit code."""
+        began = time.perf_counter()
+        options, say = self._options, self._screen.say
+        say(
+            f"pooling {__version__}: {options.threads} threads, {self._seconds:g} s each phase, "
+            f"{options.delay_ms:g} ms delay, seed {options.seed}"
+        )
+        service = self._stage.start("pooling.tools.demo.service")
+        workers = {phase: self._stage.start("pooling.tools.demo.work") for phase in PHASES}
+        folder = self._stage.folder()
+        database = self._postgres or SQLiteDatabase(folder)
+        self._stage.at_end(database.drop)
+        say(f"{'database':9} {database.make()}")
+        market = service.ask(folder=str(folder), delay=options.delay_ms / 1000, seed=options.seed)
+        say(f"{'service':9} {_describe(market)}")
+        results = {
+            phase: self._phase(phase, worker, service, market, database)
+            for phase, worker in workers.items()
+        }
+        self._show(results, time.perf_counter() - began)
+        return 0 if all(result["right"] for result in results.values()) else 1
+
+    def _phase(
+        self, phase: str, worker: Child, service: Child, market: Message, database: Database
+    ) -> Message:
+        """Have one phase done and checked, and return its figures."""
+        place = database.place(phase)
+        worker.tell(
+            pooled=phase == "pooled",
+            url=market["url"],
+            trusted=market["trusted"],
+            place=place,
+            threads=self._options.threads,
+            seconds=self._seconds,
+            seed=self._options.seed,
+        )
+        result = self._follow(phase, worker)
+        book = service.ask()
+        verdict = compare(place.rows(), map(Quote._make, book["served"]), self._options.seed)
+        self._screen.say(f"{'':9} {verdict}")
+        if result["failure"]:
+            self._screen.say(f"{'':9} it failed: {result['failure']}")
+        right = verdict.perfect and not result["failure"]
+        return {**result, "accepted": book["accepted"], "right": right}
+
+    def _follow(self, phase: str, worker: Child) -> Message:
+        """Show the progress of a phase until its result comes, and return that."""
+        while True:
+            message = worker.hear()
+            result: Message = message.get("result", message)
+            done, seconds = result["done"], result["seconds"]
+            text = f"{phase:9} {seconds:4.1f} s  {done:7,} quotes  {done / seconds:8,.1f}/s"
+            if "result" in message:
+                self._screen.say(text)
+                return result
+            self._screen.progress(text)
+
+    def _show(self, results: Mapping[str, Message], seconds: float) -> None:
+        say = self._screen.say
+        if all(result["done"] for result in results.values()):
+            say("\n" + table(results["unpooled"], results["pooled"]))
+        say("\n" + results["pooled"]["summary"])
+        right = "" if all(result["right"] for result in results.values()) else "NOT "
+        say(f"{right}every row is right; {seconds:.1f} s in all")
+
+
+def _describe(market: Message) -> str:
+    text = f"{market['url']}, {len(SYMBOLS)} symbols, "
+    if market["maker"] is None:
+        return text + "plain HTTP: neither cryptography nor openssl is here to make a certificate"
+    return (
+        f"{text}TLS by a certificate that {market['maker']} made\n{'':9} "
+        "clients trust its authority and those of certifi's list, as long as in real life"
+    )

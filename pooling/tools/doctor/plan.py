@@ -1,0 +1,57 @@
+"""What an application is about to ask of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...settings import PoolSettings
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Pools, as many as there are workers.
+
+    Attributes:
+        settings: Those of each pool.
+        workers: Processes with a pool of their own; ``None`` if that is not known.
+        cleans: Whether sessions are cleaned on the server (``session="clean"``).
+        prepares: Whether statements are prepared; ``None`` if that is not known.
+        options: Whether server settings are sent while connecting (``options``,
+            ``command_timeout``, ``idle_in_transaction_timeout``).
+        resets_fail: Why resets keep failing, if they do.
+        command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
+        unlimited: Whether it is known that there is no ``command_timeout``.
+
+    Raises:
+        TypeError, ValueError: ``workers`` is no whole number above 0.
+    """
+
+    settings: PoolSettings = field(default_factory=PoolSettings)
+    workers: int | None = None
+    cleans: bool = True
+    prepares: bool | None = None
+    options: bool = False
+    resets_fail: str | None = None
+    command_timeout: float | None = None
+    idle_in_transaction_timeout: float | None = None
+    unlimited: bool = False
+
+    def __post_init__(self) -> None:
+        workers = self.workers
+        if workers is None:
+            return
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be a whole number or None, not {workers!r}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1 or None, not {workers!r}")
+
+    @property
+    def connections(self) -> int:
+        """The most connections of all workers together."""
+        return (self.workers or 1) * self.settings.max_size
+
+    def __str__(self) -> str:
+        workers = self.workers or 1
+        return f"{workers} worker{'s'[:workers != 1]} x max_size {self.settings.max_size}"

@@ -1,0 +1,148 @@
+"""The doctor's command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..._masking import slip, without_secrets
+from ...settings import PoolSettings
+from .plan import Plan
+from .report import Report
+from .rules import examine
+from .sizing import Load, size_for
+
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+
+HELP = "look at a PostgreSQL server, or at recorded metrics, and say what to set"
+DESCRIPTION = """
+Connects to the server a few times, reads its limits and settings, who is connected and what
+stands in between, and says what is wrong for so many workers with a pool of that size each. With
+--metrics, says what size would have kept the recorded waits short. The exit code is 1 if something
+will break whoever else is connected ("BREAKS") or the server cannot be reached, 2 for a bad option,
+else 0. A "warning" is of what costs, or breaks at times: such as too little room beside those who
+are connected now, who may be this application's own old workers. With --strict it counts as well.
+"""
+
+_PATIENCE = 10  # seconds to connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the doctor's options."""
+    parser.add_argument("--dsn", metavar="postgresql://...", help="the server to look at")
+    parser.add_argument("--workers", type=_count, metavar="N", help="processes that have a pool each")
+    parser.add_argument("--max-size", type=_count, metavar="N", help="of each pool (default: 10)")
+    parser.add_argument(
+        "--session", choices=("clean", "trust"), default="clean", help="of each pool (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--leak-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
+    parser.add_argument(
+        "--keepalive-interval", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
+    parser.add_argument(
+        "--command-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="what PoolMetrics.save() wrote")
+    parser.add_argument(
+        "--wait-target", type=_milliseconds, default=0.01, metavar="MS",
+        help="milliseconds that 99 of 100 may wait at most, for --metrics (default: 10)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Look, tell, and return the exit code.
+
+    Args:
+        options: As parsed.
+        parser: Complains about a bad one, with exit code 2.
+    """
+    if options.dsn is None and options.metrics is None:
+        parser.error("one of --dsn and --metrics is needed")
+    advised = _advise_size(options, parser) if options.metrics is not None else None
+    if options.dsn is None:
+        return 0
+    size = options.max_size or advised or PoolSettings().max_size
+    settings = PoolSettings(
+        min_size=min(1, size), max_size=size,
+        leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
+    )  # fmt: skip
+    plan = Plan(
+        settings=settings, workers=options.workers, cleans=options.session == "clean",
+        command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
+    )  # fmt: skip
+    report = _look(options.dsn, plan, parser)
+    if report is None:
+        return 1
+    print(report)
+    return int(report.breaks or (options.strict and report.warns))
+
+
+def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        load = Load.from_record(json.loads(options.metrics.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        parser.error(f"--metrics {options.metrics}: {error}")
+    sizing = size_for(load, options.wait_target)
+    print(sizing)
+    return sizing.size
+
+
+def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
+    try:
+        import psycopg  # here: the other commands do without a libpq
+    except ImportError as error:
+        parser.error(f"psycopg does not work here, perhaps for want of libpq (pip install 'pooling[binary]'): {error}")
+    from .facts import read
+
+    try:
+        parameters = psycopg.conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        parser.error("--dsn is neither a postgresql:// URL nor key=value pairs")  # it may hold a password
+    wrong = slip(parameters, url="://" in dsn)
+    if wrong is not None:
+        parser.error(f"--dsn: {wrong}")
+
+    def connect(**options: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(**{"connect_timeout": _PATIENCE, **parameters, **options})
+
+    try:
+        return examine(read(connect), plan)
+    except psycopg.Error as error:
+        print(f"the server does not answer: {_without_secret(str(error), parameters)}", file=sys.stderr)
+        return None
+
+
+def _without_secret(text: str, parameters: dict[str, Any]) -> str:
+    secret = str(parameters.get("password") or "")
+    return without_secrets(text.replace(secret, "***") if secret else text)
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= 100_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 100000, not {text!r}")
+    return number
+
+
+def _milliseconds(text: str) -> float:
+    return _time(text, "milliseconds") / 1000
+
+
+def _seconds(text: str) -> float:
+    return _time(text, "seconds")
+
+
+def _time(text: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3_600_000:
+        raise argparse.ArgumentTypeError(f"must be a number of {unit} above 0, not {text!r}")
+    return value

@@ -1,0 +1,139 @@
+"""How many of the core's own functions a resource passes through: deterministic, where a timing is not.
+
+Counted are calls of functions of ``pooling.core``. The queue between a borrower
+and a worker (``workers.py``) is not: its jobs run inline here.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from pooling import Adapter, Pool
+from pooling.testing import VirtualClock
+
+from .conftest import Make, Task, fill
+
+
+class Calls:
+    """Records calls of the core's functions, and the stack at the calls that matter."""
+
+    def __init__(self, *marks: str) -> None:
+        self.names: list[str] = []
+        self.stacks: dict[str, list[list[str]]] = {}
+        self._marks = marks
+
+    def __enter__(self) -> Calls:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        name = frame.f_code.co_name if event == "call" else getattr(argument, "__name__", "")
+        if event == "call" and own(frame):
+            self.names.append(name)
+        if event in ("call", "c_call") and name in self._marks:
+            self.stacks.setdefault(name, []).append(stack(frame))
+
+
+def own(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename.replace("\\", "/")
+    return "/pooling/core/" in file and not file.endswith(("/workers.py", "/clock.py", "/adapter.py"))
+
+
+def stack(frame: FrameType | None) -> list[str]:
+    """The core's functions that are being called, outermost first."""
+    found: list[str] = []
+    while frame is not None:
+        if own(frame):
+            found.insert(0, frame.f_code.co_name)
+        frame = frame.f_back
+    return found
+
+
+def creating_now() -> None:
+    """A resource is being created."""
+
+
+def closing_now() -> None:
+    """A resource is being closed."""
+
+
+class Plain(Adapter[object]):
+    def create(self) -> object:
+        creating_now()
+        return object()
+
+
+class Checked(Plain):
+    """Checks and resets within the borrower's thread."""
+
+    bounded = True
+
+    def is_alive(self, resource: object) -> bool:
+        return True
+
+    def validate(self, resource: object, timeout: float) -> None:
+        """Alive."""
+
+    def reset(self, resource: object) -> bool | None:
+        return None
+
+
+class Closed(Plain):
+    def close(self, resource: object) -> None:
+        closing_now()
+
+
+def test_bare_checkout_and_checkin_are_one_call_each(make: Make) -> None:
+    pool = make(adapter=Plain())
+    fill(pool, 1)
+    with Calls() as taking:
+        lease = pool.acquire()
+    with Calls() as giving:
+        lease.__exit__(None, None, None)
+    assert (taking.names, giving.names) == (["acquire"], ["__exit__"])
+
+
+def test_checkout_and_checkin_with_checks_are_three_calls_each(make: Make) -> None:
+    pool = make(adapter=Checked())
+    fill(pool, 1)
+    pool.acquire().release()
+    with Calls() as taking:
+        lease = pool.acquire()
+    with Calls() as giving:
+        lease.__exit__(None, None, None)
+    assert taking.names == ["acquire", "is_sound", "trusts"]
+    assert [name for name in giving.names if name not in ("owns", "record")] == ["__exit__", "run", "reset"]
+
+
+def test_release_reaches_a_waiter_within_four_calls(make: Make, clock: VirtualClock) -> None:
+    pool = make(adapter=Plain(), max_size=1)
+    lease = pool.acquire()
+    waiter = Task(pool.acquire)
+    clock.until_parked(1)
+    with Calls("put") as calls:
+        lease.__exit__(None, None, None)
+    waiter.result().release()
+    assert calls.stacks["put"] == [["__exit__", "serve", "hand_over_one", "_hand_over"]]
+
+
+def test_creation_takes_nine_functions(make: Make) -> None:
+    """Four from acquire to the worker, two to the adapter, three from there into the waiter's box."""
+    pool: Pool[Any] = make(adapter=Plain())
+    with Calls("creating_now", "put") as calls:
+        pool.acquire()
+    asks, ends = ["acquire", "run", "_wait", "carry_out"], ["make_available", "accept", "_hand_over"]
+    assert calls.stacks["creating_now"] == [[*asks, "create", "_store_new"]]
+    assert [*asks, "create", *ends] in calls.stacks["put"]  # the job runs inline, so all stands on one stack
+
+
+def test_discard_closes_within_five_functions(make: Make) -> None:
+    pool: Pool[Any] = make(adapter=Closed())
+    lease = pool.acquire()
+    with Calls("closing_now") as calls:
+        lease.discard()
+    assert calls.stacks["closing_now"] == [["discard", "run", "evict", "close", "close_entry"]]
