@@ -461,13 +461,12 @@ class Engine(Generic[R]):
             self.events.closed(reason)
         return retired
 
-    def call_hook(self, name: str, *args: Any) -> Any:
-        """Call a hook of the adapter. What it raises is logged: it must not cost a slot, or stop a sweep or a fork."""
+    def call_hook(self, name: str, *args: Any) -> None:
+        """Call a hook of the adapter. Its errors are logged: they must not cost a slot, or stop a sweep or a fork."""
         try:
-            return getattr(self.adapter, name)(*args)
+            getattr(self.adapter, name)(*args)
         except Exception:
             logger.exception("pool %r: %s() failed", self.name, name)
-            return None
 
     # -- reaper, process ------------------------------------------------------
 
