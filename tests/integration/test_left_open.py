@@ -281,13 +281,17 @@ def test_the_drop_in(
 
 
 def test_the_drop_in_commits_what_went_through_a_pipeline(postgres: PostgresServer) -> None:
-    """As psycopg does."""
+    """As psycopg does. The connection is closed, and the pipeline that is ended after the block says so."""
     with ConnectionPool(postgres.dsn, min_size=1, max_size=1, open=True) as pool:
         with pool.connection() as conn:
             conn.execute("DROP TABLE IF EXISTS left_open; CREATE TABLE left_open (n integer)")
-        with contextlib.ExitStack() as stack, pool.connection() as conn:
-            stack.enter_context(conn.pipeline())
-            conn.execute("INSERT INTO left_open VALUES (1)")
+        with contextlib.ExitStack() as stack:
+            with pool.connection() as conn:
+                stack.enter_context(conn.pipeline())
+                conn.execute("INSERT INTO left_open VALUES (1)")
+            assert conn.closed  # in this thread: a worker's close could come in the middle of the pipeline's end
+            with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                stack.close()
         with pool.connection() as conn:
             assert conn.execute("SELECT n FROM left_open").fetchall() == [(1,)]
 

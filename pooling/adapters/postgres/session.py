@@ -435,6 +435,8 @@ class Session:
                 self.refuse_open(conn, pipelines)
             if status != IDLE or odd:
                 conn.commit()
+            if odd and pipelines and conn.pgconn.pipeline_status != NO_PIPELINE:
+                cut_off(conn)  # in this thread: another one's close would interrupt the pipeline's own end
             return
         try:
             if notes.limit is None and not self._clean and may_block(conn.pgconn):
