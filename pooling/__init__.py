@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .core.adapter import Adapter
-from .core.holders import Holder
 from .core.lease import Lease
-from .core.metrics import HistogramSnapshot, PoolMetrics, PoolSnapshot
 from .core.observer import Observer
 from .core.pool import Pool
+from .core.report.histogram import HistogramSnapshot
+from .core.report.holders import Holder
+from .core.report.metrics import PoolMetrics
+from .core.report.snapshot import PoolSnapshot
 from .errors import (
     CreateFailed,
     LeaseError,

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from .core.pool import Pool
-from .core.words import format_error
+from .core.report.messages import format_error
 from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of", "reason_of"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._members import Member, reason_of
-from .core.words import printable
+from .core.report.messages import printable
 
 __all__ = ["DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "table"]
 

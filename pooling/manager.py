@@ -20,7 +20,7 @@ from ._urls import from_url
 from .core.adapter import Adapter
 from .core.clock import seconds
 from .core.pool import Pool
-from .core.words import no_copy, printable
+from .core.report.messages import no_copy, printable
 from .errors import PoolClosed, PoolError
 
 __all__ = [

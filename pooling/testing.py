@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .core import registry
 from .core.adapter import Adapter
 from .core.clock import Box
 from .core.engine import Engine
-from .core.holders import holders_of
 from .core.pool import Pool
-from .core.reaper import Reaper
-from .core.workers import Workers
+from .core.report.holders import holders_of
+from .core.runtime import registry
+from .core.runtime.reaper import Reaper
+from .core.runtime.workers import Workers
 from .settings import PoolSettings
 
 __all__ = [

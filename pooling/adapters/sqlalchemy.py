@@ -26,13 +26,13 @@ from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
 
 from .._masking import shown
-from ..core import registry
 from ..core.adapter import Adapter, Verdicts
-from ..core.holders import Holder, borrower
 from ..core.lease import Lease
-from ..core.metrics import PoolMetrics
 from ..core.pool import Pool as Core
-from ..core.registry import SAME_PROCESS
+from ..core.report.holders import Holder, borrower
+from ..core.report.metrics import PoolMetrics
+from ..core.runtime import fork
+from ..core.runtime.fork import SAME_PROCESS
 from ..errors import LeaseError, PoolTimeout
 from ..settings import PoolSettings
 from .dbapi import DBAPIAdapter, leave_to_parent
@@ -330,7 +330,7 @@ class _Record(_ConnectionRecord):
 
     @property
     def dbapi_connection(self) -> Any:
-        return self._connected if SAME_PROCESS[0] or registry.ensure_process() else None
+        return self._connected if SAME_PROCESS[0] or fork.ensure_process() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
@@ -348,7 +348,7 @@ class _Fairy(_ConnectionFairy):
 
     @property
     def dbapi_connection(self) -> Any:
-        return _carried(self) if SAME_PROCESS[0] or registry.ensure_process() else None
+        return _carried(self) if SAME_PROCESS[0] or fork.ensure_process() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:

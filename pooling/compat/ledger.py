@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from typing import Any
 
-from ..core.metrics import PoolSnapshot
 from ..core.observer import Observer
-from ..core.words import format_error
+from ..core.report.messages import format_error
+from ..core.report.snapshot import PoolSnapshot
 
 __all__ = ["BAD", "Ledger", "logger"]
 

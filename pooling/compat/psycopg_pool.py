@@ -108,12 +108,12 @@ from psycopg_pool.abc import CT
 from .. import errors
 from ..adapters.postgres import PostgresAdapter, PostgresPool
 from ..adapters.postgres.session import left_open, notes_of
-from ..core import registry
 from ..core.entry import Entry
-from ..core.holders import borrower
 from ..core.lease import Lease
-from ..core.metrics import PoolSnapshot
-from ..core.registry import SAME_PROCESS
+from ..core.report.holders import borrower
+from ..core.report.snapshot import PoolSnapshot
+from ..core.runtime import fork
+from ..core.runtime.fork import SAME_PROCESS
 from ..core.state import UNLIMITED
 from ..core.waiting import wait_until
 from .arguments import (
@@ -458,7 +458,7 @@ class ConnectionPool(Generic[CT]):
         if lease is None or lease._token is None or getattr(conn, "_pool", None) is not self:
             raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
         # Without a resource it is the parent process's.
-        if (SAME_PROCESS[0] or registry.ensure_process()) and lease._token.entry.resource is not None:
+        if (SAME_PROCESS[0] or fork.ensure_process()) and lease._token.entry.resource is not None:
             self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
@@ -749,7 +749,7 @@ class Block(Generic[CT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not SAME_PROCESS[0] and not registry.ensure_process():
+        if not SAME_PROCESS[0] and not fork.ensure_process():
             return  # destroyed amid a child's renewal: the parent's, like all there is
         lease, self._lease = self._lease, None
         if lease is None or lease._token is None:

@@ -18,6 +18,7 @@ The life of one resource, with the names to look for:
 10. `Engine.retire` frees the slot, and `Engine.serve` uses it for a waiter.
 
 `PoolState` and `Outage` decide and are pure; `Events` counts, logs and
-notifies; `registry` handles fork and exit, `threads` gevent. No module here
-imports one above it: ``tests/unit/test_package.py`` lists the order.
+notifies. `report` has metrics, holders and messages; `runtime` the background
+threads, fork, exit and gevent. No module here imports one above it:
+``tests/unit/test_package.py`` lists the order.
 """

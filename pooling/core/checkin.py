@@ -13,7 +13,7 @@ from .adapter import overridden
 from .engine import Engine
 from .entry import Entry, Token
 from .liveness import Liveness
-from .metrics import SHORT
+from .report.histogram import SHORT
 from .state import WorkerTask
 
 __all__ = ["Checkin"]

@@ -16,10 +16,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 from .engine import EMPTY_PLAN, Engine
 from .entry import DEAD, Token
-from .holders import borrower, describe, has_ended, holders_of
 from .liveness import Liveness
+from .report.holders import borrower, describe, has_ended, holders_of
+from .report.messages import format_error
 from .waiter import Waiter
-from .words import format_error
 
 __all__ = ["AUDIT", "Checkout"]
 

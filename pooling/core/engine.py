@@ -34,22 +34,22 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import CreateFailed, PoolError, PoolUnavailable
 from ..settings import PoolSettings
-from . import registry
 from .adapter import Adapter, overridden
 from .clock import Clock
 from .entry import Entry, Token
 from .events import Events, Resets
 from .fastpath import FastPath
 from .hangup import watchable
-from .metrics import PoolMetrics
 from .observer import Observer
 from .outage import SETTLE, Incident, Outage
-from .poolref import PoolRef
-from .reaper import SweepRequest
-from .registry import SAME_PROCESS
+from .report.messages import format_counts, format_error
+from .report.metrics import PoolMetrics
+from .runtime import fork, registry
+from .runtime.fork import SAME_PROCESS
+from .runtime.gevent import Weak, hand
+from .runtime.poolref import PoolRef
+from .runtime.reaper import SweepRequest
 from .state import PoolState
-from .threads import Weak, hand
-from .words import format_counts, format_error
 
 __all__ = ["EMPTY_PLAN", "NEVER", "Engine", "replace_ahead"]
 
@@ -105,7 +105,7 @@ class Engine(Generic[R]):
         from random import random  # here, because it would double the time of the import
 
         self.random = random
-        self.lock: Any = _thread.RLock()  # native, under gevent too: see `threads`
+        self.lock: Any = _thread.RLock()  # native, under gevent too: see `runtime.gevent`
         self.state = PoolState(self.settings.min_size, self.settings.max_size, self.settings.max_idle)
         self.outage = Outage()
         self.incident = Incident()  # guarded by the lock
@@ -159,7 +159,7 @@ class Engine(Generic[R]):
 
     def ensure_usable(self) -> None:
         """Guard of every slow path: handle a fork and gevent, refuse re-entry."""
-        usable = SAME_PROCESS[0] or registry.ensure_process()
+        usable = SAME_PROCESS[0] or fork.ensure_process()
         if queue.SimpleQueue is not self.runtime.queue_class:
             self.runtime.settle()
         if not usable or self.lock._is_owned():
@@ -485,7 +485,7 @@ class Engine(Generic[R]):
 
     def owns(self, entry: Entry) -> bool:
         """Whether an entry belongs to this process and has not been retired."""
-        return (SAME_PROCESS[0] or registry.ensure_process()) and self.state.owns(entry)
+        return (SAME_PROCESS[0] or fork.ensure_process()) and self.state.owns(entry)
 
 
 def _run_unless_dropped(ref: PoolRef, function: Callable[..., object], *args: Any) -> None:

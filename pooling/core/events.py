@@ -12,10 +12,10 @@ from typing import Any
 
 from ..errors import PoolError
 from .entry import Entry
-from .holders import place_of
-from .metrics import PoolMetrics
 from .observer import Observer, notify
-from .words import format_error
+from .report.holders import place_of
+from .report.messages import format_error
+from .report.metrics import PoolMetrics
 
 __all__ = ["Events", "Resets"]
 

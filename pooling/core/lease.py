@@ -12,9 +12,9 @@ from ..errors import LeaseError
 from .checkin import Checkin
 from .entry import Token
 from .fastpath import FastPath
-from .metrics import SHORT
-from .registry import SAME_PROCESS
-from .words import no_copy
+from .report.histogram import SHORT
+from .report.messages import no_copy
+from .runtime.fork import SAME_PROCESS
 
 __all__ = ["Lease"]
 

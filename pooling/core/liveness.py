@@ -18,9 +18,9 @@ from .adapter import overridden
 from .engine import Engine
 from .entry import DEAD, Entry, Token
 from .hangup import connected
+from .report.messages import format_error
 from .state import WorkerTask
 from .suspicion import Suspicion
-from .words import format_error
 
 __all__ = ["ANSWER_TTL", "Liveness"]
 

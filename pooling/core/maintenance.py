@@ -15,12 +15,12 @@ import logging
 import threading
 from typing import Generic, TypeVar
 
-from . import registry
 from .checkout import AUDIT
 from .engine import NEVER, Engine, replace_ahead
 from .entry import Entry
-from .holders import describe, holders_of
 from .liveness import ABANDONED, Liveness
+from .report.holders import describe, holders_of
+from .runtime import shutdown
 from .stalls import Stalls
 
 __all__ = ["Maintenance"]
@@ -340,4 +340,4 @@ class Maintenance(Generic[R]):
         engine = self.engine
         engine.lock = _thread.RLock()
         engine.metrics.renew(engine.lock, engine.state)
-        engine.clock = registry.ALONE
+        engine.clock = shutdown.ALONE

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .threads import Life
+from .runtime.gevent import Life
 
 __all__ = ["Observer", "notify"]
 

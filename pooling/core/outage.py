@@ -36,8 +36,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..settings import Backoff
+from .report.messages import format_error
 from .state import UNLIMITED
-from .words import format_error
 
 __all__ = ["Incident", "Outage"]
 

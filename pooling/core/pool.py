@@ -18,15 +18,15 @@ from .checkout import Checkout
 from .clock import SYSTEM, Clock, seconds
 from .engine import Engine
 from .entry import Token
-from .holders import Holder, holders_of
 from .lease import Lease
 from .liveness import Liveness
 from .maintenance import Maintenance
-from .metrics import PoolMetrics
 from .observer import Observer
-from .registry import SAME_PROCESS
+from .report.holders import Holder, holders_of
+from .report.messages import format_error, no_copy
+from .report.metrics import PoolMetrics
+from .runtime.fork import SAME_PROCESS
 from .waiting import wait_until
-from .words import format_error, no_copy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -26,7 +26,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from .entry import Entry, Token
-from .threads import NATIVE, wake
+from .runtime.gevent import NATIVE, wake
 from .waiter import Waiter
 
 __all__ = ["WorkerTask", "PoolState", "UNLIMITED"]

@@ -7,7 +7,7 @@ from contextvars import Context, copy_context
 
 from .clock import Box
 from .entry import Token
-from .threads import NATIVE, hand
+from .runtime.gevent import NATIVE, hand
 
 __all__ = ["Waiter"]
 

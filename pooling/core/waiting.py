@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .engine import Engine
-from .threads import Weak
+from .runtime.gevent import Weak
 
 __all__ = ["Watch", "wait_until"]
 

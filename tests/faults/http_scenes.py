@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolSettings, make_http_request
-from pooling.core import registry
+from pooling.core.runtime import registry
 from tests.faults.rest import let_others_come_to_rest
 
 TRUST = os.environ.get("TRUST") or True

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 
-from pooling.core.registry import pools
+from pooling.core.runtime.registry import pools
 
 
 def let_others_come_to_rest() -> None:

@@ -25,7 +25,7 @@ import pytest
 
 import pooling
 from pooling import CreateFailed, PoolSettings, PoolTimeout, PostgresPool
-from pooling.core import registry
+from pooling.core.runtime import registry
 from tests.faults.conftest import Note
 from tests.faults.load import Load, bare_query_time, leaked_transactions, wait_until
 from tests.proxy import Proxy
@@ -52,7 +52,7 @@ def server() -> Iterator[PostgresServer]:
 def threads(at_most: int = 0) -> int:
     """Return how many threads there are beside those of ours that are idle; wait a while for so few."""
     gc.collect()
-    ours = [kind for each in registry._runtimes for kind in (each._workers, each._reaper)]
+    ours = [kind for each in registry.runtimes for kind in (each._workers, each._reaper)]
     for each in ours:
         each.suspend()
     with contextlib.suppress(AssertionError):

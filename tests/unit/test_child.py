@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pooling import Lease, LeaseError, Pool, PoolClosed, PoolError, PoolTimeout
-from pooling.core import registry
-from pooling.core.registry import SAME_PROCESS
+from pooling.core.runtime import fork as fork_module
+from pooling.core.runtime import registry
+from pooling.core.runtime.fork import SAME_PROCESS
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, fill, run_jobs
 
@@ -28,7 +29,7 @@ class Struck(BaseException):
 @pytest.fixture
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
     """Go on as a child, with the pools of this test's clocks alone."""
-    monkeypatch.setattr(registry, "_runtimes", [])
+    monkeypatch.setattr(registry, "runtimes", [])
     monkeypatch.setattr(registry, "_guests", {clock.runtime, manual.runtime})
 
     def fork() -> None:
@@ -213,7 +214,7 @@ def test_destructor_that_acquires_during_the_fork_handler_is_refused(
 ) -> None:
     pool = make()
     refused: list[BaseException] = []
-    original = registry._invalidate
+    original = fork_module._invalidate
 
     def disown(*args: Any) -> None:
         with pytest.raises(PoolError, match="destructor") as raised:
@@ -221,7 +222,7 @@ def test_destructor_that_acquires_during_the_fork_handler_is_refused(
         refused.append(raised.value)
         original(*args)
 
-    monkeypatch.setattr(registry, "_invalidate", disown)
+    monkeypatch.setattr(fork_module, "_invalidate", disown)
     fork()
     use_all(pool)
     assert len(refused) == 1
@@ -235,13 +236,13 @@ def test_interrupted_fork_handler_starts_again_at_the_next_use(
     fill(pool, 1)
     lease, before = pool.acquire(), pool.acquire()
     before.release()
-    original = getattr(registry, step)
+    original = getattr(fork_module, step)
 
     def strike(*args: Any) -> None:
-        monkeypatch.setattr(registry, step, original)
+        monkeypatch.setattr(fork_module, step, original)
         raise Struck
 
-    monkeypatch.setattr(registry, step, strike)
+    monkeypatch.setattr(fork_module, step, strike)
     fork()
     with pytest.raises(Struck):
         pool.acquire(timeout=1)

@@ -14,7 +14,8 @@ import flask
 import pytest
 
 from pooling import Pool, PoolTimeout
-from pooling.core import engine, liveness, waiter, workers
+from pooling.core import engine, liveness, waiter
+from pooling.core.runtime import workers
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, lent_elsewhere, run_jobs
 

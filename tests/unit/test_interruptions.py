@@ -27,7 +27,7 @@ import pytest
 
 import pooling.core
 from pooling import Pool, PoolError, PoolSettings, PoolTimeout
-from pooling.core.registry import Runtime
+from pooling.core.runtime.registry import Runtime
 from pooling.testing import FakeAdapter
 from tests.unit.conftest import Task
 

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
-from pooling.core.metrics import SHORT, Histogram
+from pooling.core.report.histogram import SHORT, Histogram
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -505,7 +505,7 @@ def test_save_writes_a_file(make: Make, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["metrics.json", "other.json"]
 
 
-@pytest.mark.parametrize("failing", ["pooling.core.metrics.os.replace", "json.dumps"])
+@pytest.mark.parametrize("failing", ["pooling.core.report.metrics.os.replace", "json.dumps"])
 def test_save_leaves_the_old_file_whole_when_it_fails(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -527,11 +527,11 @@ def test_two_threads_may_save_at_the_same_time(
     pool, path, replace = make(), tmp_path / "metrics.json", os.replace
 
     def interleaved(source: str, target: str) -> None:
-        monkeypatch.setattr("pooling.core.metrics.os.replace", replace)
+        monkeypatch.setattr("pooling.core.report.metrics.os.replace", replace)
         Task(pool.metrics.save, path).result()  # 2: all of the other's save
         replace(source, target)  # 3: the end of ours
 
-    monkeypatch.setattr("pooling.core.metrics.os.replace", interleaved)
+    monkeypatch.setattr("pooling.core.report.metrics.os.replace", interleaved)
     pool.metrics.save(path)  # 1: all but the last step
     assert json.loads(path.read_text()) == pool.metrics.to_dict()
 

@@ -11,8 +11,8 @@ import pytest
 from pooling import Pool, PoolSettings, PoolTimeout
 from pooling.core.checkout import AUDIT
 from pooling.core.clock import SYSTEM, SystemClock
-from pooling.core.reaper import Reaper
-from pooling.core.registry import Runtime
+from pooling.core.runtime.reaper import Reaper
+from pooling.core.runtime.registry import Runtime
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -591,7 +591,7 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
 ) -> None:
     started: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     monkeypatch.setattr("_thread.start_new_thread", lambda run, args: started.append((run, args)))
-    monkeypatch.setattr("pooling.core.workers._LINGER", 0)
+    monkeypatch.setattr("pooling.core.runtime.workers._LINGER", 0)
     clock = SystemClock()
     clock.runtime = Runtime(clock)  # type: ignore[attr-defined]
     adapter = FakeAdapter(blocking=False)
@@ -613,7 +613,7 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
 def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception aimed at a borrower can strike the thread that it starts, before any code of ours (P8)."""
     kept: list[Any] = []
-    monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: kept.append(arguments))
+    monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: kept.append(arguments))
     reaper = Reaper(SYSTEM, {})
     reaper.ensure()
     reaper.ensure()
@@ -627,7 +627,7 @@ def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatc
 
 def test_ending_reaper_allows_one_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or there would be two of them."""
-    monkeypatch.setattr("pooling.core.reaper.start", lambda world, function, arguments: function(*arguments))
+    monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: function(*arguments))
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):
         reaper.ensure()

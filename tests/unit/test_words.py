@@ -318,7 +318,7 @@ def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
     task = Task(pool.acquire)
     lease = task.result()
     ended = time.monotonic()
-    monkeypatch.setattr("pooling.core.holders.time", SimpleNamespace(monotonic=lambda: ended + 41))
+    monkeypatch.setattr("pooling.core.report.holders.time", SimpleNamespace(monotonic=lambda: ended + 41))
     clock.advance(60)
     (holder,) = pool.holders()
     assert holder.thread == task.name and holder.ended == pytest.approx(41, abs=10)

@@ -6,7 +6,9 @@ import _thread
 from collections import Counter
 from typing import Any, NamedTuple, Protocol
 
-from ...core.metrics import SHORT, Histogram, HistogramSnapshot, PoolMetrics, PoolSnapshot
+from ...core.report.histogram import SHORT, Histogram, HistogramSnapshot
+from ...core.report.metrics import PoolMetrics
+from ...core.report.snapshot import PoolSnapshot
 from ...core.state import PoolState
 
 __all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import requests
 from urllib3.util import Retry
 
-from ...core import registry
 from ...core.clock import seconds
 from ...core.lease import Lease
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
-from ...core.registry import SAME_PROCESS
+from ...core.runtime import fork
+from ...core.runtime.fork import SAME_PROCESS
 from ...errors import PoolClosed
 from ...settings import PoolOptions, PoolSettings, with_options
 from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
@@ -234,7 +234,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         the like are best set before.
         """
         if not SAME_PROCESS[0]:
-            registry.ensure_process()  # a shared jar of the parent may be locked
+            fork.ensure_process()  # a shared jar of the parent may be locked
         return self._sessions.make(self.adapter, self._mounted)
 
     def _check_open(self) -> None:
@@ -262,7 +262,7 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
 
     def _arrive(self) -> None:
         if not SAME_PROCESS[0]:
-            registry.ensure_process()
+            fork.ensure_process()
         if self._probes is not None:
             self._probes.ensure()
 

@@ -28,9 +28,9 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_auth_from_url
 
-from ...core import registry
 from ...core.lease import Lease
-from ...core.registry import SAME_PROCESS
+from ...core.runtime import fork
+from ...core.runtime.fork import SAME_PROCESS
 from ...errors import LeaseError
 from .arguments import shown
 from .bodies import cut_off, is_unread
@@ -306,7 +306,7 @@ class View(requests.adapters.BaseAdapter):
         if self._ended:
             raise LeaseError(f"pool {self._pool.name!r}: this session was released before")
         if not SAME_PROCESS[0]:
-            registry.ensure_process()
+            fork.ensure_process()
         if self._process is not self._pool.engine.state:
             raise LeaseError(
                 f"pool {self._pool.name!r}: this session belongs to the process that forked "

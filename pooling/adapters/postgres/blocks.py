@@ -8,10 +8,10 @@ from typing import Protocol
 
 import psycopg
 
-from ...core import registry
 from ...core.engine import Engine
 from ...core.lease import Lease
-from ...core.registry import SAME_PROCESS
+from ...core.runtime import fork, immortal
+from ...core.runtime.fork import SAME_PROCESS
 from ...errors import LeaseError, PoolError
 from . import failures
 from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, Session, cut_off, notes_of, rolled_back
@@ -64,7 +64,7 @@ class Block:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not SAME_PROCESS[0]:
-            registry.ensure_process()  # in a child of a fork in C: no word to the parent's server
+            fork.ensure_process()  # in a child of a fork in C: no word to the parent's server
         lease = self._lease
         if error is None:
             try:
@@ -104,7 +104,7 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         # Not usable: a destructor calls this while a child process is being set up.
-        inherited = not SAME_PROCESS[0] and not registry.ensure_process()
+        inherited = not SAME_PROCESS[0] and not fork.ensure_process()
         if inherited or self._pool.engine.state is not self._state:
             self._leave_to_parent(error)
             return None
@@ -133,7 +133,7 @@ class Transaction:
             raise
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
-        registry._keep_forever(self._block)  # or its generator rolls back when it is destroyed
+        immortal.keep_forever(self._block)  # or its generator rolls back when it is destroyed
         if error is None:
             raise LeaseError(
                 f"pool {self._pool.name!r}: this transaction belongs to the process that forked this one"

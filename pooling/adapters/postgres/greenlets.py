@@ -11,7 +11,7 @@ import importlib
 
 from psycopg import waiting
 
-from ...core.threads import patched
+from ...core.runtime.gevent import patched
 
 __all__ = ["adopt"]
 

@@ -16,8 +16,8 @@ from ..._masking import shown
 from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
+from ...core.report.messages import format_error
 from ...core.waiting import wait_until
-from ...core.words import format_error
 from ...errors import PoolClosed, PoolTimeout, TransactionRolledBack
 from ...settings import Backoff, PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS

@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg.sql import Composable
 
-from ...core.metrics import Histogram
+from ...core.report.histogram import Histogram
 
 __all__ = ["QueryStatistics", "text_of"]
 

@@ -19,7 +19,7 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
-from ...core.threads import patched
+from ...core.runtime.gevent import patched
 
 __all__ = [
     "Cancel", "answers", "copying", "exchange", "execute", "failed_at", "hang_up", "may_block", "notify",

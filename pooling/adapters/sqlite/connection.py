@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import errors
-from ...core.metrics import SHORT
+from ...core.report.histogram import SHORT
 from .queries import QueryStats, without_values
 from .traces import pragma_left
 

@@ -22,9 +22,9 @@ from urllib.parse import unquote_to_bytes
 
 from ..._masking import shown, suspicious
 from ...core.clock import seconds
-from ...core.holders import Holder
 from ...core.observer import Observer
 from ...core.pool import Pool
+from ...core.report.holders import Holder
 from ...settings import OTHER_SCHEMES, PoolOptions, PoolSettings, with_options
 from .adapter import SQLiteAdapter, path_of, readable
 from .arguments import check_connect, check_number, parse, split_uri

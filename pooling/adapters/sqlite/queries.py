@@ -6,7 +6,7 @@ import _thread
 import re
 from typing import Any, NamedTuple, Protocol
 
-from ...core.metrics import Histogram
+from ...core.report.histogram import Histogram
 
 __all__ = ["QuerySnapshot", "QueryStats", "SlowQuery"]
 

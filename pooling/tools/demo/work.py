@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from ...core.words import format_error
+from ...core.report.messages import format_error
 from .child import answer, die_with_parent, requests_of_parent
 from .job import Job
 from .naive import Naive

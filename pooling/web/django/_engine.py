@@ -17,7 +17,7 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from ..._masking import shown
 from ...core.lease import Lease
 from ...core.pool import Pool
-from ...core.registry import SAME_PROCESS
+from ...core.runtime.fork import SAME_PROCESS
 from ...errors import PoolError
 from ._errors import as_django
 

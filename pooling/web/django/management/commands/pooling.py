@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, connections
 
-from .....core.words import format_error, printable
+from .....core.report.messages import format_error, printable
 from ..._pools import all_pools, database_pools
 from ...checks import check_server, check_settings, clients_allowed, crowd
 

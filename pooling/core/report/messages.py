@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from .._masking import without_secrets
-from .state import PoolState
+from ..._masking import without_secrets
+from ..state import PoolState
 
 __all__ = ["format_counts", "no_copy", "printable", "format_error"]
 

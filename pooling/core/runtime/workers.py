@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .threads import Life, Weak, call_home, mark_native, start
+from .gevent import Life, Weak, call_home, mark_native, start
 
 __all__ = ["Job", "Workers"]
 

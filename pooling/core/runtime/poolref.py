@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
-from .adapter import Adapter
-from .entry import Entry
-from .state import PoolState
+from ..adapter import Adapter
+from ..entry import Entry
+from ..state import PoolState
 
 __all__ = ["PoolRef", "Sweepable"]
 

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from types import CodeType
 from typing import Any
 
-from .entry import Entry
-from .threads import patched
-from .words import printable
+from ..entry import Entry
+from ..runtime.gevent import patched
+from .messages import printable
 
 __all__ = ["Borrower", "Holder", "borrower", "describe", "has_ended", "holders_of", "place_of"]
 

@@ -21,11 +21,11 @@ import queue
 import weakref
 from typing import Any
 
-from .adapter import Adapter
-from .clock import Clock
-from .entry import Entry
+from ..adapter import Adapter
+from ..clock import Clock
+from ..entry import Entry
+from .gevent import Life, call_home, hand, mark_native, start
 from .poolref import PoolRef
-from .threads import Life, call_home, hand, mark_native, start
 from .workers import Job, Workers
 
 __all__ = ["Reaper", "SweepRequest"]

@@ -1,0 +1,194 @@
+"""Metrics of a pool: counters, histograms, and consistent snapshots of both.
+
+How the figures are collected (P12):
+
+- Each lease is counted in its entry, by its holder only, without a lock. A
+  snapshot adds the counters of the entries to the totals of the closed ones.
+  These counters only grow; they may lag by the operations in flight and never
+  lose one.
+- Events on slow paths are counted under the pool's lock, which is held there
+  anyway. A snapshot takes the same lock once, so its gauges add up.
+- Durations are appended to a deque, which is atomic and safe in a destructor
+  and a signal handler. From time to time they are sorted into buckets under
+  the lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections import Counter
+from typing import IO, Any, NoReturn
+
+from ..clock import Clock
+from ..entry import Entry
+from ..state import PoolState
+from .histogram import Histogram
+from .messages import no_copy
+from .snapshot import PoolSnapshot, summary
+
+__all__ = ["PoolMetrics"]
+
+_numbers = itertools.count()
+
+
+class PoolMetrics:
+    """The metrics of one pool, guarded by the pool's lock.
+
+    The pool counts into it; users read :meth:`snapshot` and its other forms.
+    """
+
+    def __init__(self, name: str, clock: Clock, stacked: bool = True) -> None:
+        self.name = name
+        self._clock = clock
+        self._stacked = stacked  # a released resource is on top of the idle stack at once
+
+    def renew(self, lock: Any, state: PoolState) -> None:
+        """Begin with zeros, for a state and its lock; also in a forked child, where exporters may keep this object."""
+        self.lock = lock
+        self._state = state
+        # All below: guarded by the lock.
+        self.count: Counter[str] = Counter()  # created, timeouts, refusals, ...
+        self.closed: Counter[str] = Counter()  # by reason
+        self.errors: Counter[str] = Counter()  # by kind
+        self.last_health_check: float | None = None
+        self._done_uses = 0  # of the entries that are closed
+        self._done_busy = 0.0
+        self._peak = 0
+        self._before: dict[Entry, int] = {}  # uses of the entries at the last reset
+        self.wait = Histogram(lock)
+        self.use = Histogram(lock)
+        self.create = Histogram(lock)
+        self.validate = Histogram(lock)
+        self.release = Histogram(lock)
+        self._base_uses = 0
+        self._base_busy = 0.0
+        self._base_lent = 0
+        self._since = self._clock.now()
+
+    # -- counting, by the pool, under the lock -------------------------------
+
+    def count_closed(self, entry: Entry, reason: str) -> None:
+        """Count a closed entry and keep its counters. Needs the lock."""
+        self.closed[reason] += 1
+        self._done_uses += entry.uses
+        self._done_busy += entry.busy
+
+    def note_in_use(self) -> None:
+        """Record how many are in use now; called on slow paths. Needs the lock."""
+        in_use = self._state.in_use
+        if in_use > self._peak:
+            self._peak = in_use
+
+    def estimate_peak(self) -> None:
+        """Estimate the peak from the number of resources ever lent. Needs the lock.
+
+        The stack lends the resource used last first, so all resources that
+        were ever lent were in use at the same time at least once. This covers
+        leases on the fast path, which takes no lock.
+        """
+        self.note_in_use()
+        if self._stacked:
+            known = self._before
+            lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
+            self._peak = max(self._peak, lent)
+
+    def _uses(self) -> tuple[int, float]:
+        entries = list(self._state.entries)
+        uses = self._done_uses + sum(entry.uses for entry in entries)
+        return uses, self._done_busy + sum(entry.busy for entry in entries)
+
+    def _uses_by_entry(self) -> dict[Entry, int]:
+        return {entry: entry.uses for entry in self._state.entries}
+
+    # -- reading -------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset all counters and durations; gauges are unaffected."""
+        with self.lock:
+            self._base_uses, self._base_busy = self._uses()
+            self._base_lent = self._state.in_use
+            self._peak = self._state.in_use
+            self._before = self._uses_by_entry()
+            self._since = self._clock.now()
+            for counter in (self.count, self.closed, self.errors):
+                counter.clear()
+            for histogram in (self.wait, self.use, self.create, self.validate, self.release):
+                histogram.clear()
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return an immutable, consistent snapshot of the pool."""
+        with self.lock:
+            state, count = self._state, self.count
+            in_use, idle = state.in_use, len(state.idle)
+            idle = min(idle, len(state.entries) - in_use)
+            uses, busy = self._uses()
+            uses, busy = uses - self._base_uses, busy - self._base_busy
+            acquired = max(uses + in_use - self._base_lent, 0)
+            self.estimate_peak()
+            timed_use, timed_use_total = self.use.timed
+            return PoolSnapshot(
+                name=self.name,
+                timestamp=self._clock.wall(),
+                duration=self._clock.now() - self._since,
+                size=len(state.entries),
+                idle=idle,
+                in_use=in_use,
+                creating=len(state.creating),
+                checking=len(state.checking),
+                closing=len(state.closing),
+                waiting=len(state.waiters),
+                min_size=state.min_size,
+                max_size=state.max_size,
+                peak_in_use=self._peak,
+                acquired=acquired,
+                released=uses - self.closed["detached"] - count["forgotten"],
+                created=count["created"],
+                closed=dict(self.closed),
+                timeouts=count["timeouts"],
+                refusals=count["refusals"],
+                turned_away=count["turned_away"],
+                errors=dict(self.errors),
+                exhausted=count["exhausted"],
+                validation_failures=count["validation_failures"],
+                health_failures=count["health_failures"],
+                last_health_check=self.last_health_check,
+                orphans=count["orphans"],
+                leaks=count["leaks"],
+                audit_repairs=count["audit_repairs"],
+                wait=self.wait.snapshot(acquired - self.wait.timed[0]),
+                use=self.use.snapshot(uses - timed_use, busy - timed_use_total),
+                create=self.create.snapshot(),
+                validate=self.validate.snapshot(),
+                release=self.release.snapshot(uses - self.release.timed[0]),
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `PoolSnapshot.to_dict` of a new snapshot."""
+        return self.snapshot().to_dict()
+
+    def to_json(self, pretty: bool = False) -> str:
+        """Return `to_dict` as JSON, indented if ``pretty``."""
+        import json  # here, to keep the package's import light
+
+        return json.dumps(self.to_dict(), indent=2 if pretty else None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_json` to a file atomically: a reader never sees half of it."""
+        beside = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(self.to_json(pretty=True) + "\n")
+            os.replace(beside, path)
+        except BaseException:
+            if os.path.exists(beside):
+                os.unlink(beside)
+            raise
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
+
+    def print_summary(self, file: IO[str] | None = None) -> None:
+        """Print a summary, to standard output by default."""
+        print(summary(self.snapshot()), file=file or sys.stdout)

@@ -1,0 +1,103 @@
+"""The live pools of this process, and their background threads."""
+
+from __future__ import annotations
+
+import queue
+import weakref
+from collections.abc import Callable
+
+from ..clock import Clock
+from .gevent import may_move
+from .immortal import prepare
+from .poolref import PoolRef, Sweepable
+from .reaper import Reaper
+from .workers import Workers
+
+__all__ = ["Runtime", "all_runtimes", "pools", "runtime_of", "runtimes"]
+
+
+class Runtime:
+    """The background threads of all pools that share a clock; outside of tests, of all pools."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        workers: Callable[[], Workers] = Workers,
+        reaper: Callable[[Clock, dict[int, PoolRef]], Reaper] = Reaper,
+    ) -> None:
+        self.clock = clock
+        self.pools: dict[int, PoolRef] = {}
+        self._make_workers = workers
+        self._make_reaper = reaper
+        self.renew()
+        prepare()
+
+    def renew(self) -> None:
+        """Begin with no thread, no job and no scheduled sweep."""
+        self.queue_class = queue.SimpleQueue
+        self._workers = self._make_workers()
+        self._reaper = self._make_reaper(self.clock, self.pools)
+        self._workers.run_at_exit = self._reaper.do
+
+    @property
+    def workers(self) -> Workers:
+        """The threads for slow work: creating, validating, resetting, closing."""
+        self.settle()
+        return self._workers
+
+    @property
+    def reaper(self) -> Reaper:
+        """The thread for work that is due at a certain time."""
+        self.settle()
+        return self._reaper
+
+    def settle(self) -> None:
+        """Follow gevent if it has replaced the threading primitives; every slow path calls this.
+
+        Pools keep their resources. Native threads that are still at work go on
+        with the old primitives until a greenlet has called this.
+        """
+        if queue.SimpleQueue is self.queue_class or not may_move():
+            return
+        reaper = self._reaper
+        self.renew()
+        reaper.hand_off_to(self._reaper)
+        for reference in list(self.pools.values()):
+            pool = reference()
+            if pool is not None:
+                pool.threads_patched()
+
+
+runtimes: list[Runtime] = []
+"""Those of the clocks in use, which live as long as the process."""
+
+_guests: weakref.WeakSet[Runtime] = weakref.WeakSet()  # brought by the clocks of tests
+
+
+def all_runtimes() -> list[Runtime]:
+    """Return the runtimes of this process, those of test clocks included."""
+    return [*runtimes, *_guests]
+
+
+def runtime_of(clock: Clock) -> Runtime:
+    """Return the background threads of the pools that use this clock."""
+    own = getattr(clock, "runtime", None)  # the clock of a test brings its own
+    if own is not None:
+        _guests.add(own)
+        return own  # type: ignore[no-any-return]
+    for runtime in runtimes:
+        if runtime.clock is clock:
+            return runtime
+    runtimes.append(Runtime(clock))
+    return runtimes[-1]
+
+
+def pools() -> list[Sweepable]:
+    """Return the live pools of this process, as the reaper knows them."""
+    found = []
+    for runtime in all_runtimes():
+        for reference in list(runtime.pools.values()):
+            pool = reference()
+            if pool is not None:
+                found.append(pool)
+    return found
