@@ -6,7 +6,6 @@ driver is imported to find out.
 
 from __future__ import annotations
 
-import inspect
 import queue
 import sys
 import threading
@@ -15,15 +14,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from .core.pool import Pool
+from .core.managed import ManagedPool
 from .core.report.messages import format_error
 from .errors import PoolTimeout
 
 __all__ = ["Member", "in_parallel", "member_of", "reason_of"]
 
 T = TypeVar("T")
-
-_STALE_TRIES = 2  # a dead connection that lay idle says nothing about the server
 
 
 class Member:
@@ -91,9 +88,9 @@ def _depth_of_the_user() -> int:
 
 
 class Ours(Member):
-    """A `Pool`."""
+    """One of ours."""
 
-    pool: Pool[Any]
+    pool: ManagedPool[Any]
 
     def open(self, timeout: float) -> None:
         self.pool.open(timeout)
@@ -105,33 +102,7 @@ class Ours(Member):
         return self.pool.acquire(timeout, _depth_of_the_user())
 
     def probe(self, timeout: float) -> str | None:
-        check = getattr(self.pool, "health_check", None)
-        if callable(check):  # the kind knows better what is worth a look
-            known = inspect.signature(check).parameters
-            return _verdict(check(**{name: value for name, value in
-                                     (("ask", True), ("timeout", timeout)) if name in known}))  # fmt: skip
-        deadline = time.monotonic() + timeout
-        for last in range(_STALE_TRIES):
-            error = self._round_trip(max(0.0, deadline - time.monotonic()))
-            if error is None:
-                return None
-            if last == _STALE_TRIES - 1:
-                raise error
-            self.pool.check()
-        return None
-
-    def _round_trip(self, timeout: float) -> Exception | None:
-        lease = self.pool.acquire(timeout)
-        try:
-            self.pool.engine.adapter.validate(lease.resource, timeout)
-        except Exception as error:
-            lease.discard()
-            return error
-        except BaseException:
-            lease.discard()
-            raise
-        lease.release()
-        return None
+        return self.pool.probe(timeout)
 
     def trouble(self) -> str | None:
         stats = self.pool.stats()
@@ -139,8 +110,8 @@ class Ours(Member):
             return "paused"
         if stats["down"]:
             return f"last connection error: {stats['down']}"
-        if self.pool.engine.resets.error is not None:
-            return f"resets keep failing: {format_error(self.pool.engine.resets.error)}"
+        if stats["resets_failing"]:
+            return f"resets keep failing: {stats['resets_failing']}"
         if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
             return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
         return None
@@ -152,7 +123,7 @@ class Ours(Member):
         statistics = queries() if callable(queries) else getattr(self.pool, "query_statistics", None)
         if statistics is not None:
             found["queries"] = statistics.to_dict()
-        if isinstance(readers, Pool):
+        if isinstance(readers, ManagedPool):
             found["readers"] = readers.metrics.to_dict()
         return found
 
@@ -261,17 +232,6 @@ def _figures(size: int, idle: int, limit: int, **more: float) -> dict[str, Any]:
     return {**found, "success_rate": 1.0 - found["error_rate"]}
 
 
-def _verdict(answer: object) -> str | None:
-    """What a pool's own health check says; one that merely returns is content."""
-    if not isinstance(answer, Mapping):
-        return None
-    status = str(answer.get("status", "")).lower()
-    reason = str(answer.get("reason") or answer.get("error") or status)
-    if status in ("down", "unhealthy", "closed") or answer.get("healthy") is False:
-        raise ConnectionError(reason)
-    return reason if status == "degraded" else None
-
-
 _FOREIGN: dict[tuple[str, str], type[Member]] = {
     ("psycopg_pool", "ConnectionPool"): Psycopg,
     ("sqlalchemy", "Engine"): SQLAlchemy,
@@ -286,7 +246,7 @@ def member_of(
     Raises:
         TypeError: It is none that can be managed.
     """
-    if isinstance(pool, Pool):
+    if isinstance(pool, ManagedPool):
         return Ours(pool, critical, owned, recipe)
     for base in type(pool).__mro__:
         kind = _FOREIGN.get((base.__module__.partition(".")[0], base.__name__))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._masking import masked, shown
 from ..errors import PoolClosed, PoolTimeout
@@ -21,9 +21,10 @@ from .entry import Token
 from .lease import Lease
 from .liveness import Liveness
 from .maintenance import Maintenance
+from .managed import ManagedPool
 from .observer import Observer
 from .report.holders import Holder, holders_of
-from .report.messages import format_error, no_copy
+from .report.messages import format_error
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
 from .waiting import wait_until
@@ -38,7 +39,7 @@ _numbers = itertools.count(1)
 _getframe = sys._getframe
 
 
-class Pool(Generic[R]):
+class Pool(ManagedPool[R]):
     """Lends resources that are costly to make to one thread at a time.
 
     ::
@@ -258,18 +259,6 @@ class Pool(Generic[R]):
             self._maintenance.interrupt_holders()
         engine.report_recovery(engine.fast.now(), 0.0)
 
-    def __enter__(self) -> Pool[R]:
-        self.open()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -324,20 +313,6 @@ class Pool(Generic[R]):
         engine.events.drained()
         engine.serve()
 
-    def resize(self, max_size: int, min_size: int | None = None) -> None:
-        """Change the bounds of a running pool.
-
-        Growing serves waiters at once. After shrinking, idle ones are closed
-        now and the rest of the surplus when it is released.
-
-        Raises:
-            ValueError, TypeError: As for `PoolSettings`.
-        """
-        changes = {"max_size": max_size}
-        if min_size is not None:
-            changes["min_size"] = min_size
-        self.reconfigure(**changes)
-
     def reconfigure(self, **changes: Any) -> None:
         """Change settings of a running pool.
 
@@ -387,6 +362,44 @@ class Pool(Generic[R]):
                 self._liveness.check_idle(token)
         engine.serve()
 
+    def probe(self, timeout: float | None = None) -> str | None:
+        """Make a round trip with a resource, or raise what is wrong with the server.
+
+        A resource that died while it was idle says nothing about the server:
+        then the other idle ones are checked, and one is tried again.
+
+        Args:
+            timeout: Seconds for all of it; ``None`` means ``health_check_timeout``.
+
+        Returns:
+            ``None``; subclasses may return a warning.
+
+        Raises:
+            PoolTimeout: No resource was free in time.
+            Exception: What the adapter's ``validate`` raised, the second time.
+        """
+        limit = self.settings.health_check_timeout if timeout is None else seconds(timeout)
+        deadline = time.monotonic() + limit
+        if self._round_trip(limit) is not None:
+            self.check()
+            error = self._round_trip(max(0.0, deadline - time.monotonic()))
+            if error is not None:
+                raise error
+        return None
+
+    def _round_trip(self, timeout: float) -> Exception | None:
+        lease = self.acquire(timeout)
+        try:
+            self.engine.adapter.validate(lease.resource, timeout)
+        except Exception as error:
+            lease.discard()
+            return error
+        except BaseException:
+            lease.discard()
+            raise
+        lease.release()
+        return None
+
     def check_health_now(self) -> None:
         """Make the next health check due at once."""
         self._maintenance.health_check_at = self.engine.last_created = float("-inf")
@@ -413,16 +426,17 @@ class Pool(Generic[R]):
         """Return the current counts and the settings that bound them."""
         engine = self.engine
         with engine.lock:
-            return {"name": self.name, **engine.state.stats(), "down": engine.outage.text}
+            failing = engine.resets.error
+            return {
+                "name": self.name, **engine.state.stats(), "down": engine.outage.text,
+                "resets_failing": None if failing is None else format_error(failing),
+            }  # fmt: skip
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""
         engine = self.engine
         with engine.lock:
             return holders_of(engine.state.lent(), engine.fast.now())
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def __repr__(self) -> str:
         with self.engine.lock:

@@ -56,6 +56,7 @@ CORE = [
     {"liveness", "stalls", "waiting"},
     {"checkin", "checkout"},
     {"lease", "maintenance"},
+    {"managed"},
     {"pool"},
 ]
 CORE_STEP = {module: number for number, modules in enumerate(CORE) for module in modules}

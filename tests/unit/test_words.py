@@ -128,7 +128,7 @@ def test_stats_are_the_counts_and_the_bounds(make: Make, adapter: FakeAdapter) -
         assert pool.stats() == {
             "name": "orders", "size": 2, "idle": 1, "in_use": 1, "creating": 0, "checking": 0,
             "closing": 0, "waiting": 0, "min_size": 0, "max_size": 4, "paused": False,
-            "closed": False, "down": "ConnectionError: no route",
+            "closed": False, "down": "ConnectionError: no route", "resets_failing": None,
         }  # fmt: skip
 
 

@@ -444,6 +444,20 @@ class HTTPPool(Verbs, Warming, Pool[requests.Session]):
         }
         return found if probes is None else found | probes.as_dict()
 
+    def probe(self, timeout: float | None = None) -> str | None:
+        """Ask the ``health_url`` now, if there is one.
+
+        Args:
+            timeout: For the sake of other pools; ``health_check_timeout`` applies.
+
+        Raises:
+            ConnectionError: The service is unhealthy, or the pool was closed.
+        """
+        found = self.health_check(ask=True)
+        if found["status"] in ("unhealthy", "closed"):
+            raise ConnectionError(str(found.get("last_error") or found["status"]))
+        return None
+
     def _health_checked(self, error: BaseException | None) -> None:
         with self.engine.lock:
             self.metrics.last_health_check = self.engine.clock.wall()

@@ -411,6 +411,11 @@ class SQLitePool(Pool[sqlite3.Connection]):
             raise sqlite3.DatabaseError(f"the file is damaged: {damage[0]}")
         self._look_after = now + INTEGRITY_EVERY
 
+    def probe(self, timeout: float | None = None) -> str | None:
+        """As `health_check`."""
+        self.health_check(timeout)
+        return None
+
     def stats(self) -> dict[str, Any]:
         """Return how many are where, and the settings that bound them; of the readers, too."""
         found = super().stats()
