@@ -265,6 +265,8 @@ class Maintenance(Generic[R]):
         outage = engine.outage
         holding = outage.error is not None or outage.full is not None
         due = outage.retry_at if holding and outage.retry_at > now else NEVER
+        if outage.lapses_at > now:  # more may be created then, though nothing has happened
+            due = min(due, outage.lapses_at)
         try:
             oldest = engine.state.waiters[0].arrived
         except IndexError:
