@@ -7,6 +7,7 @@ a broken one. Drivers are imported on first use of the class that needs them.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,10 @@ for _class in (
     Adapter, Holder, HistogramSnapshot, Lease, Observer, Pool, PoolMetrics, PoolSnapshot
 ):
     _class.__module__ = __name__  # users import from here; say so in tracebacks
+
+
+if os.environ.get("POOLING_METRICS_DIR"):  # else nothing of `pooling.observe` is imported
+    import_module(".observe.shared", __name__).share_from_env()
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from werkzeug.local import LocalProxy
 
 from ..manager import PoolManager
 from ._health import HealthEndpoint
+from ._metrics import MetricsEndpoint
 from ._scope import Scope
 
 __all__ = ["Pooling"]
@@ -150,6 +151,37 @@ class Pooling:
 
         @blueprint.get(path)
         def health() -> Response:
+            status, headers, body = endpoint.answer(request.environ)
+            return Response(body, status, headers)
+
+        return blueprint
+
+
+    @staticmethod
+    def metrics_blueprint(
+        path: str = "/metrics",
+        *,
+        token: str | None = None,
+        admit: Callable[[Mapping[str, Any]], object] | None = None,
+        names: str = "otel",
+        labels: Mapping[str, str] | None = None,
+        name: str = "pooling_metrics",
+    ) -> Blueprint:
+        """Return a blueprint with the metrics of all pools, for Prometheus.
+
+        Args:
+            path: Where.
+            token, admit, names, labels: As for `pooling.web.wsgi.metrics_app`.
+            name: The blueprint's.
+
+        Raises:
+            As `pooling.web.wsgi.metrics_app`.
+        """
+        endpoint = MetricsEndpoint(token=token, admit=admit, names=names, labels=labels)
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.get(path)
+        def metrics() -> Response:
             status, headers, body = endpoint.answer(request.environ)
             return Response(body, status, headers)
 

@@ -23,9 +23,10 @@ from .._urls import settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
 from ._health import HealthEndpoint
+from ._metrics import MetricsEndpoint
 from ._scope import Scope
 
-__all__ = ["PoolingMiddleware", "lease"]
+__all__ = ["PoolingMiddleware", "lease", "metrics_app"]
 
 MANAGER, SCOPE = "pooling.manager", "pooling.scope"
 
@@ -147,6 +148,39 @@ class PoolingMiddleware:
             scope.end()
             return body_of_app
         return _Body(body_of_app, scope) if around is None else _InnerBody(body_of_app, scope, environ, around)
+
+
+def metrics_app(
+    *,
+    token: str | None = None,
+    admit: Callable[[Mapping[str, Any]], object] | None = None,
+    names: str = "otel",
+    labels: Mapping[str, str] | None = None,
+) -> WSGIApp:
+    """Return a WSGI application with the metrics of all pools, for Prometheus.
+
+    They are those of this process, or of all that share ``POOLING_METRICS_DIR``;
+    see `pooling.observe.prometheus`. Mount it at ``/metrics``, say. It answers
+    503 while they cannot be read; the log says why.
+
+    Args:
+        token: Who sends it as ``Authorization: Bearer ...`` sees the metrics.
+        admit: Called with the WSGI environment; who is let in sees the metrics.
+        names: ``"otel"``, or ``"hikari"`` for boards made for HikariCP.
+        labels: Further labels of every metric, with their values.
+
+    Raises:
+        ValueError, TypeError: An argument is bad, or neither ``token`` nor ``admit`` is given.
+        ImportError: prometheus_client is missing.
+    """
+    endpoint = MetricsEndpoint(token=token, admit=admit, names=names, labels=labels)
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        status, headers, body = endpoint.answer(environ)
+        start_response(status, headers)
+        return [body]
+
+    return app
 
 
 def _enter(environ: Environ, scope: Scope) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import fnmatch
 import importlib.metadata
 import importlib.resources
 import json
@@ -68,6 +69,8 @@ WITH_DRIVERS = {
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
+IMPORTED_AS = {"prometheus": "prometheus_client"}  # the module of an extra's package, where the name differs
+
 HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
 
@@ -103,6 +106,15 @@ def test_types_are_packed() -> None:
     assert "py.typed" in config["options.package_data"]["pooling"].split()
 
 
+@pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])
+def test_board_and_alerts_are_packed(name: str) -> None:
+    assert importlib.resources.files("pooling.observe").joinpath(name).is_file()
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["pooling.observe"].split(", ")
+    assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 def test_every_extra_has_code() -> None:
     """Who installs one gets something for it."""
     config = configparser.ConfigParser()
@@ -112,7 +124,7 @@ def test_every_extra_has_code() -> None:
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         used |= {name.partition(".")[0] for name in imports(path.read_text(encoding="utf-8"), module, False)}
-    assert extras <= used
+    assert {IMPORTED_AS.get(extra, extra) for extra in extras} <= used
 
 
 def test_no_package_is_forgotten() -> None:

@@ -124,6 +124,11 @@ class HostMetrics:
         """How many sockets proved dead in the hands of a request, and were replaced there."""
         return self._count["hung_up"]
 
+    def buckets(self) -> dict[str, dict[int, int]]:
+        """Return ``latency`` and ``connect`` in buckets, see `Histogram.buckets`."""
+        with self._lock:
+            return {"latency": self._latency.buckets(), "connect": self._connect.buckets()}
+
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent picture."""
         with self._lock:
@@ -227,6 +232,20 @@ class HTTPMetrics(PoolMetrics):
         """Return each host's own figures, the most used first; at most 101 of them."""
         found = [metrics.snapshot() for metrics in list(self.of.metrics.values())]
         return sorted(found, key=lambda host: -host.requests)
+
+    def buckets(self) -> dict[str, dict[int, int]]:
+        """Return the durations as `PoolMetrics.buckets` does; ``create`` are connect times over all hosts."""
+        found = super().buckets()
+        with self.lock:
+            found["wait"] = self._waited.buckets()
+        connects: Counter[int] = Counter()
+        for buckets in self.host_buckets().values():
+            connects.update(buckets["connect"])
+        return found | {"create": dict(connects)}
+
+    def host_buckets(self) -> dict[str, dict[str, dict[int, int]]]:
+        """Return ``latency`` and ``connect`` of each host in buckets, see `Histogram.buckets`."""
+        return {label: metrics.buckets() for label, metrics in list(self.of.metrics.items())}
 
     def reset(self) -> None:
         """Start counting anew; gauges stay what they are."""

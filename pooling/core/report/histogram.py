@@ -7,7 +7,7 @@ from collections import Counter, deque
 from functools import partial
 from typing import Any, NamedTuple
 
-__all__ = ["SHORT", "Histogram", "HistogramSnapshot"]
+__all__ = ["BOUNDS", "SHORT", "Histogram", "HistogramSnapshot"]
 
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
@@ -15,6 +15,8 @@ SHORT = 1e-4
 # 1 µs to about 18 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.
 _BOUNDS = [1e-6 * 2 ** (step / 2) for step in range(61)]
+BOUNDS = tuple(_BOUNDS)
+"""Seconds: the bucket at place ``p`` has durations from ``BOUNDS[p - 1]`` up to, but without, ``BOUNDS[p]``."""
 _bucket = partial(bisect, _BOUNDS)  # the place of a duration's bucket
 _FOLD_AT = 256
 
@@ -102,6 +104,11 @@ class Histogram:
                 return min(low + (high - low) * (rank - seen) / number, self._max)
             seen += number
         return self._max
+
+    def buckets(self) -> dict[int, int]:
+        """Return the number of recorded durations by the place of their bucket, see `BOUNDS`. Needs the lock."""
+        self._fold()
+        return dict(self._counts)
 
     @property
     def timed(self) -> tuple[int, float]:

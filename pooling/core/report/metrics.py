@@ -69,6 +69,9 @@ class PoolMetrics:
     The pool counts into it; users read :meth:`snapshot` and its other forms.
     """
 
+    inner = False
+    """Whether the metrics of another pool include these, so that exporters leave them out."""
+
     def __init__(self, name: str, clock: Clock, stacked: bool = True) -> None:
         self.name = name
         self._clock = clock
@@ -122,6 +125,28 @@ class PoolMetrics:
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
     # -- reading -------------------------------------------------------------
+
+    @property
+    def since(self) -> float:
+        """When counting began, by the pool's clock: the first use in this process, or the last `reset`."""
+        return self._baseline.since
+
+    def buckets(self) -> dict[str, dict[int, int]]:
+        """Return the recorded durations of ``wait``, ``use`` and ``create`` in buckets, see `Histogram.buckets`.
+
+        Those that are only counted, because they are shorter than `SHORT`, are not among them.
+        """
+        with self.lock:
+            return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
+
+    def uses(self) -> dict[Entry, int] | None:
+        """Return how often each open resource was lent, the current lease included.
+
+        Of a stack: those whose number has grown since an earlier call were in
+        use at the same time. ``None``: the resources are not kept in a stack.
+        """
+        with self.lock:
+            return {entry: entry.uses + entry.held for entry in self._state.entries} if self._stacked else None
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""

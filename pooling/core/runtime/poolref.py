@@ -44,8 +44,9 @@ class PoolRef(weakref.ref):  # type: ignore[type-arg]
     Its callback puts it into the reaper's mailbox when the pool is garbage collected.
     """
 
-    __slots__ = ("state", "adapter", "runtime")
+    __slots__ = ("state", "adapter", "runtime", "metrics")
 
     state: PoolState
     adapter: Adapter[Any]
     runtime: Any
+    metrics: Any  # the pool's `PoolMetrics`

@@ -19,6 +19,7 @@ import heapq
 import logging
 import queue
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from ..adapter import Adapter
@@ -28,9 +29,14 @@ from .gevent import Life, call_home, hand, mark_native, start
 from .poolref import PoolRef
 from .workers import Job, Workers
 
-__all__ = ["Reaper", "SweepRequest"]
+__all__ = ["LISTENERS", "Reaper", "SweepRequest"]
 
 logger = logging.getLogger("pooling")
+
+
+LISTENERS: list[Callable[[Reaper, PoolRef | None], None]] = []
+"""Each is called in a reaper's thread: with ``None`` when the thread begins, which is at the first use of a pool in a
+process, and with the reference of a pool that was garbage collected, before its resources are forgotten."""
 
 
 class SweepRequest:
@@ -142,6 +148,7 @@ class Reaper:
         life.started = True
         mark_native(self._queue_class)
         while self._take_over(life):
+            self._notify(None)
             while self._successor is None and self._has_work():
                 try:
                     self.step(True)
@@ -154,6 +161,13 @@ class Reaper:
             self._life = None
             if not self._has_work():
                 return
+
+    def _notify(self, dropped: PoolRef | None) -> None:
+        for listener in LISTENERS:
+            try:
+                listener(self, dropped)
+            except Exception:
+                logger.exception("a listener of the reaper failed")
 
     def _take_over(self, life: Life) -> bool:
         """Become the running thread, unless another one is."""
@@ -232,6 +246,7 @@ class Reaper:
     def _close_dropped_pool(self, reference: PoolRef) -> None:
         """Close the resources of a pool that was garbage collected without `close`."""
         self._pools.pop(id(reference), None)
+        self._notify(reference)
         # None is lent: a lease would have kept the pool alive.
         for entry in list(reference.state.entries):
             if entry.resource is not None:

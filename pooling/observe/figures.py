@@ -1,0 +1,250 @@
+"""The figures of this process's pools by name, with counters that never decrease.
+
+A pool's own counters start again after `PoolMetrics.reset`, and end with the
+pool. A `Recorder` adds up what was counted before, so that an exporter may call
+its counters counters.
+
+Counters are one flat mapping, which is easy to add and to store. Its keys:
+``created``; ``closed/expired`` by reason; ``errors/OSError`` by kind;
+``wait.sum``, ``wait/17`` by the place of the bucket (see `histogram.BOUNDS`) and
+``wait.short`` for those that are shorter than `histogram.SHORT`. What was
+counted for one host has the host and a tab before its key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..core.report.histogram import BOUNDS, HistogramSnapshot
+from ..core.report.holders import holders_of
+from ..core.report.metrics import PoolMetrics
+from ..core.report.snapshot import PoolSnapshot
+from ..core.runtime import registry
+from ..core.runtime.poolref import PoolRef
+
+__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "used_pools"]
+
+Figures = dict[str, Any]
+"""Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key) and ``holders``."""
+
+HOST = "\t"
+"""Between a host and the key of one of its counters."""
+
+MOST_POOLS = 100
+"""Pool names that are counted one by one; all further ones are counted together (cardinality)."""
+
+OTHERS = "others"
+
+_COUNTERS = (
+    "acquired", "released", "created", "timeouts", "refusals", "turned_away", "exhausted", "validation_failures",
+    "health_failures", "orphans", "leaks",
+)  # fmt: skip
+_TIMES = ("wait", "use", "create")
+_HOLDERS = 10
+_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
+
+
+def used_pools() -> list[PoolRef]:
+    """Return the pools of this process, those inside of others left out."""
+    return [ref for runtime in registry.runtimes for ref in list(runtime.pools.values()) if not ref.metrics.inner]
+
+
+class Recorder:
+    """Records the pools of one process. Not thread-safe: its user holds a lock."""
+
+    def __init__(self) -> None:
+        self._sources: dict[PoolMetrics, _Source] = {}
+        self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
+        self._names: set[str] = set()
+
+    def sample(self, epoch: int = 0) -> dict[str, Figures]:
+        """Return the figures of each pool name.
+
+        Args:
+            epoch: Peaks are those since this number changed.
+        """
+        for ref in used_pools():
+            if ref.metrics not in self._sources:
+                self._sources[ref.metrics] = _Source(ref)
+            else:
+                self._sources[ref.metrics].ref = ref  # another one after gevent has patched the process
+        found: dict[str, list[Figures]] = {}
+        for metrics, source in list(self._sources.items()):
+            owner = source.ref()
+            if owner is None:  # the reaper will call `end`
+                source.count(metrics)
+                figures: Figures = {"counters": source.counters}
+            else:
+                figures = source.sample(owner.engine, epoch)
+            found.setdefault(self._name_of(metrics), []).append(figures)
+        for name, counters in self._ended.items():
+            found.setdefault(name, []).append({"counters": counters})
+        return {name: add_up(figures) for name, figures in found.items()}
+
+    def end(self, metrics: PoolMetrics) -> None:
+        """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
+        source = self._sources.pop(metrics, None) or _Source(None)
+        source.count(metrics)
+        _add(self._ended.setdefault(self._name_of(metrics), {}), source.counters)
+
+    def _name_of(self, metrics: PoolMetrics) -> str:
+        name = metrics.name
+        if name not in self._names:
+            if len(self._names) >= MOST_POOLS:
+                return OTHERS
+            self._names.add(name)
+        return name
+
+
+class _Source:
+    """One pool, as it was at the last sample."""
+
+    def __init__(self, ref: Any) -> None:
+        self.ref = ref
+        self._since = float("-inf")
+        self._base: dict[str, float] = {}  # counted before the last reset
+        self._last: dict[str, float] = {}
+        self._uses: Mapping[Any, int] = {}
+        self._peak_ever = 0
+        self._epoch: int | None = None
+        self._peaks: dict[str, float] = {}
+        self._mark: dict[str, float] = {}  # the counters when the epoch began
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """All that was counted."""
+        found = dict(self._base)
+        _add(found, self._last)
+        return found
+
+    def count(self, metrics: PoolMetrics) -> PoolSnapshot:
+        """Update the counters."""
+        since, snapshot = metrics.since, metrics.snapshot()
+        if since > self._since:
+            _add(self._base, self._last)
+            self._last, self._since = {}, since
+        last = self._last
+        for key, value in _counters(metrics, snapshot).items():
+            # A snapshot over several pools, of HTTP hosts for example, is not taken at one instant.
+            if value > last.get(key, 0):
+                last[key] = value
+        return snapshot
+
+    def sample(self, engine: Any, epoch: int) -> Figures:
+        """Return the pool's figures."""
+        before, metrics = self.counters, engine.metrics
+        if epoch != self._epoch:
+            self._epoch, self._mark, self._peaks = epoch, before, {}
+        snapshot = self.count(metrics)
+        counters = self.counters
+        with engine.lock:
+            waiters, now = engine.state.waiters, engine.clock.now()
+            oldest = now - waiters[0].arrived if waiters else 0.0
+            holders = holders_of(engine.state.lent(), now)
+            open_or_wanted = bool(engine.state.entries) or not engine.state.closed
+            down = engine.outage.error is not None
+        settings = engine.settings
+        limits = {
+            "max": settings.max_size, "idle_min": settings.min_size,
+            "idle_max": settings.max_size if settings.max_idle is None else settings.max_idle,
+            "acquire_timeout": settings.acquire_timeout,
+        }  # fmt: skip
+        self._note_peaks(snapshot, metrics, counters, oldest)
+        return {
+            "counters": counters,
+            "gauges": {
+                "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
+                "oldest_wait": oldest, "down": int(down), **(limits if open_or_wanted else {}),
+            },
+            "peaks": dict(self._peaks),
+            "holders": [
+                {
+                    "where": f"{one.file}:{one.line} {one.function}()", "thread": one.thread,
+                    "since": round(time.time() - one.seconds, 1),
+                }
+                for one in holders[:_HOLDERS]
+            ],
+        }  # fmt: skip
+
+    def _note_peaks(
+        self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float], oldest: float
+    ) -> None:
+        in_use, uses, known = snapshot.in_use, metrics.uses(), self._uses
+        if uses is not None:
+            in_use = max(in_use, sum(1 for entry, number in uses.items() if number > known.get(entry, 0)))
+            self._uses = uses
+        if snapshot.peak_in_use > self._peak_ever:  # it was reached since the last sample
+            in_use = max(in_use, snapshot.peak_in_use)
+        self._peak_ever = snapshot.peak_in_use
+        waited = counters.get("exhausted", 0) > self._mark.get("exhausted", 0)
+        times = {name: _longest(name, counters, self._mark, getattr(snapshot, name)) for name in _TIMES}
+        times["wait"] = max(times["wait"], oldest)
+        for key, value in {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited)), **times}.items():
+            self._peaks[key] = max(self._peaks.get(key, 0), value)
+
+
+def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, float], all_of_them: Any) -> float:
+    """Return the longest duration since ``before``, as exactly as the buckets say."""
+    prefix = f"{name}/"
+    grown = [
+        int(key[len(prefix) :]) for key, number in counters.items()
+        if key.startswith(prefix) and number > before.get(key, 0)
+    ]  # fmt: skip
+    place = max(grown, default=0)
+    longest: float = all_of_them.max
+    return min(longest, BOUNDS[place]) if place < len(BOUNDS) and grown else longest if grown else 0.0
+
+
+def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
+    """Return what a pool has counted since its last reset, without zeros."""
+    found: dict[str, float] = {name: getattr(snapshot, name) for name in _COUNTERS}
+    _by_kind(found, "closed", snapshot.closed)
+    _by_kind(found, "errors", snapshot.errors)
+    buckets = metrics.buckets()
+    for name in _TIMES:
+        _durations(found, name, getattr(snapshot, name), buckets[name])
+    hosts, host_buckets = getattr(metrics, "hosts", None), getattr(metrics, "host_buckets", None)
+    if hosts is not None and host_buckets is not None:
+        by_host = host_buckets()
+        for host in hosts():
+            own: dict[str, float] = {
+                "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
+                "bytes_received": host.bytes_received, "opened": host.opened, "reused": host.reused,
+            }  # fmt: skip
+            _by_kind(own, "statuses", host.statuses)
+            _by_kind(own, "failures", host.failures)
+            _durations(own, "latency", host.latency, by_host.get(host.host, {}).get("latency", {}))
+            found.update({f"{host.host}{HOST}{key}": value for key, value in own.items()})
+    return {key: value for key, value in found.items() if value > 0}
+
+
+def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> None:
+    into.update({f"{name}/{kind}": number for kind, number in numbers.items()})
+
+
+def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, buckets: Mapping[int, int]) -> None:
+    # A use is counted a moment before it is timed. If a sample falls in between, it counts as a short one, too.
+    into[f"{name}.short"] = snapshot.count - sum(buckets.values())
+    into[f"{name}.sum"] = snapshot.count * snapshot.mean
+    _by_kind(into, name, buckets)
+
+
+def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
+    for key, value in numbers.items():
+        into[key] = into.get(key, 0) + value
+
+
+def add_up(figures: Iterable[Figures]) -> Figures:
+    """Return the figures of several pools as those of one: sums, and of times the longest."""
+    found: Figures = {"counters": {}, "gauges": {}, "peaks": {}, "holders": []}
+    for one in figures:
+        _add(found["counters"], one.get("counters", {}))
+        for part in ("gauges", "peaks"):
+            for key, value in one.get(part, {}).items():
+                known = found[part].get(key, 0)
+                found[part][key] = max(known, value) if key in _HIGHEST else known + value
+        found["holders"] += one.get("holders", [])
+    found["holders"] = sorted(found["holders"], key=lambda holder: holder["since"])[:_HOLDERS]
+    return found

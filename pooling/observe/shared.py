@@ -1,0 +1,482 @@
+"""The figures of all processes of one application, through files in one directory.
+
+::
+
+    POOLING_METRICS_DIR=/run/shop/pooling gunicorn -w 4 shop:app
+
+That is all: each process begins to write at its first use of a pool, however it
+was forked, about once a second and only if something has changed. Any of them
+can read the figures of all (`SharedDirectory.read`), as the collector of
+`pooling.observe.prometheus` does.
+
+- A process has one file, see `slotfile`. It is locked while the process lives.
+- A reader that finds the file of a dead process adds its counters to the file
+  ``retired``, and deletes it. So there are at most as many files as processes,
+  and two.
+- Readers take turns, by the lock of ``retired``. Each writes the figures of its
+  own process first. So a counter never decreases, whichever process is asked.
+- The record of ``retired`` names the files whose counters it includes. So
+  nothing is counted twice if a reader is killed before it has deleted them.
+
+A process that is killed takes along what it has counted since its last write:
+at most that of the last `INTERVAL`. One that exits writes before it does.
+
+The directory is created with mode 0700. It must belong to the user of the
+process, and others must not be able to write to it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import json
+import logging
+import os
+import re
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from .._masking import shown
+from ..core.clock import SYSTEM
+from ..core.runtime import registry
+from ..core.runtime.immortal import keep_forever
+from ..core.runtime.poolref import PoolRef
+from ..core.runtime.reaper import LISTENERS, Reaper, SweepRequest
+from .figures import Figures, Recorder, add_up
+from .slotfile import SlotFile
+
+__all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
+
+logger = logging.getLogger("pooling")
+
+VARIABLE = "POOLING_METRICS_DIR"
+"""The environment variable that names the directory."""
+
+INTERVAL = 1.0
+"""Seconds between two writes of a process."""
+
+_PATIENCE = 5.0  # seconds that a reader waits for its turn
+_EXIT_PATIENCE = 0.5  # the same, for a process that exits
+_RETIRED = "retired.v1"
+_NAME = re.compile(r"\d+-[0-9a-f]{16}\.v1")
+
+
+class Totals(NamedTuple):
+    """The figures of one process or of all.
+
+    Attributes:
+        pools: By pool name, see `figures`.
+        processes: How many processes they are from; those that have ended do not count.
+    """
+
+    pools: dict[str, Figures]
+    processes: int
+
+
+class _Process:
+    """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
+
+    def __init__(self) -> None:
+        self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
+        self.recorder = Recorder()
+        self.active = False  # a pool has been used
+        self.due = 0.0
+        self.writing = False
+        self.directory = -1
+        self.retired: SlotFile | None = None
+        self.file: SlotFile | None = None
+        self.name = ""
+        self.written: dict[str, Any] = {}
+        self.epoch = 0
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in (self.file, self.retired):
+            if file is not None:
+                file.close()
+        if self.directory >= 0:
+            os.close(self.directory)
+        self.directory, self.file, self.retired = -1, None, None
+
+
+class _Source:
+    """Where totals come from. One object serves a process and all its forked children."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, _Process] = {}  # by process id: this one's, and those of its ancestors
+
+    def _process(self) -> _Process:
+        pid = os.getpid()
+        found = self._processes.get(pid)
+        if found is None:
+            found = self._processes.setdefault(pid, _Process())
+            for other in list(self._processes):
+                if other != pid:
+                    inherited = self._processes.pop(other, None)
+                    if inherited is not None:
+                        inherited.close()  # the parent keeps its locks: they are not the child's
+                        keep_forever(inherited)  # it refers to resources of the parent
+        return found
+
+    @contextmanager
+    def _exclusive(self, process: _Process, patience: float = _PATIENCE) -> Iterator[None]:
+        """Let the threads of this process take turns. Never blocks the hub of gevent."""
+        deadline = time.monotonic() + patience
+        while not process.lock.acquire(False):
+            _pause(deadline, "another thread of this process reads or writes them")
+        try:
+            yield
+        finally:
+            process.lock.release()
+
+    def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
+        """Count a pool that was dropped. Called by the reaper."""
+        process = self._process()
+        if dropped is not None and not dropped.metrics.inner and dropped.runtime in registry.runtimes:
+            with self._exclusive(process):
+                process.recorder.end(dropped.metrics)
+
+
+class Local(_Source):
+    """The figures of this process alone."""
+
+    def read(self) -> Totals:
+        """Return the figures of all pools of this process; peaks since the last call."""
+        if self.listen not in LISTENERS:
+            LISTENERS.append(self.listen)
+        process = self._process()
+        with self._exclusive(process):
+            process.epoch += 1
+            return Totals(process.recorder.sample(process.epoch - 1), 1)
+
+
+class SharedDirectory(_Source):
+    """A directory with the figures of all processes that share it.
+
+    Args:
+        path: The directory; it is created at the first use.
+
+    Raises:
+        TypeError, ValueError: ``path`` is not a path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the path of a directory, not {shown(path)}")
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            raise TypeError(f"path must be the path of a directory as str, not {shown(text)}")
+        if not text or "\0" in text:
+            raise ValueError(f"path must be a non-empty path without null characters, not {shown(text)}")
+        self.path = os.path.abspath(text)
+        self._complained: set[tuple[int, str]] = set()
+
+    def __repr__(self) -> str:
+        return f"<SharedDirectory {self.path!r}>"
+
+    # -- write ----------------------------------------------------------------
+
+    def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
+        """Begin to write, or count a pool that was dropped. Called by the reaper, at the first use of a pool."""
+        super().listen(reaper, dropped)
+        if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
+            process = self._process()
+            if not process.active:
+                process.active = True
+                _write_before_quick_exits(self)
+            process.due = SYSTEM.now()
+            reaper.inbox.put(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]  # like a pool's
+
+    def _itself(self) -> SharedDirectory:
+        return self
+
+    def sweep(self, due: float, now: float) -> bool:
+        """Write on a worker thread, and schedule the next time. Called by the reaper."""
+        process = self._process()
+        if due != process.due:
+            return False  # requested by a reaper that ended since
+        runtime = registry.runtime_of(SYSTEM)
+        process.due = now + INTERVAL
+        runtime.reaper.post(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]
+        if not process.writing:  # else the disk hangs
+            process.writing = True
+            runtime.workers.submit(self._write_on_worker, process)
+        return True
+
+    def _write_on_worker(self, process: _Process) -> None:
+        try:
+            self.write()
+        finally:
+            process.writing = False
+
+    def write_at_exit(self) -> None:
+        """Write for the last time, unless a disk hangs."""
+        self.write(_EXIT_PATIENCE)
+
+    def write(self, patience: float = _PATIENCE) -> bool:
+        """Write the figures of this process now, if a pool was used in it; log a failure, but each kind only once.
+
+        Args:
+            patience: Seconds to wait for another thread that writes or reads.
+
+        Returns:
+            Whether they are stored.
+        """
+        process = self._process()
+        if not process.active:
+            return True
+        try:
+            with self._exclusive(process, patience):
+                self._open(process)
+                if process.file is None or not process.file.linked:
+                    with self._turn(process) as retired:
+                        self._join(process)
+                        self._fold(process, retired, scrape=False)
+                self._write(process)
+            return True
+        except (OSError, ValueError) as error:
+            self._complain(error)
+            return False
+
+    def _write(self, process: _Process) -> None:
+        assert process.file is not None and process.retired is not None
+        record = process.retired.read()
+        pools = process.recorder.sample(0 if record is None else record.tag)
+        if pools != process.written.get("pools"):
+            wanted = {"pid": os.getpid(), "time": time.time(), "pools": pools}
+            process.file.write(json.dumps(wanted, separators=(",", ":")).encode())
+            process.written = wanted  # after it: readers count what is stored
+
+    def _join(self, process: _Process) -> None:
+        """Create this process's file. Needs the turn: nothing may find it before it is locked."""
+        if process.file is not None:
+            process.file.close()
+        process.name = f"{os.getpid()}-{secrets.token_hex(8)}.v1"
+        process.file = SlotFile.open(process.name, process.directory, fresh=True)
+        process.written = {}
+        process.file.lock()
+
+    def _complain(self, error: Exception) -> None:
+        key = (os.getpid(), f"{type(error).__name__} {getattr(error, 'errno', '')}")
+        if key not in self._complained:
+            self._complained.add(key)
+            logger.warning("%s=%s: metrics of this process are not shared: %s", VARIABLE, self.path, error)
+
+    # -- read -----------------------------------------------------------------
+
+    def read(self) -> Totals:
+        """Return the figures of all processes; peaks since the last call by any of them.
+
+        Raises:
+            OSError: The directory cannot be used.
+            TimeoutError: Another process has been reading for seconds.
+        """
+        process = self._process()
+        with self._exclusive(process):
+            self._open(process)
+            with self._turn(process) as retired:
+                if process.active:
+                    try:
+                        if process.file is None or not process.file.linked:
+                            self._join(process)
+                        self._write(process)
+                    except (OSError, ValueError) as error:
+                        self._complain(error)  # the last figures that are stored count
+                return self._fold(process, retired, scrape=True)
+
+    def _open(self, process: _Process) -> None:
+        """Open the directory and ``retired``, again if they were deleted."""
+        if process.directory >= 0 and process.retired is not None and process.retired.linked:
+            return
+        process.close()
+        process.directory = _open_private(self.path)
+        process.retired = SlotFile.open(_RETIRED, process.directory, create=True)
+
+    @contextmanager
+    def _turn(self, process: _Process) -> Iterator[SlotFile]:
+        """Have the directory for this process alone."""
+        retired = process.retired
+        assert retired is not None
+        deadline = time.monotonic() + _PATIENCE
+        while not retired.lock():
+            _pause(deadline, f"another process has locked {self.path}")
+        try:
+            yield retired
+        finally:
+            retired.unlock()
+
+    def _fold(self, process: _Process, retired: SlotFile, *, scrape: bool) -> Totals:
+        """Add up all files, and move those of dead processes into ``retired``. Needs the turn.
+
+        Args:
+            process: This one.
+            retired: The open file.
+            scrape: Whether peaks begin again.
+        """
+        record = retired.read()
+        past = {"pools": {}, "folded": []} if record is None else json.loads(record.data)
+        names = set(filter(_NAME.fullmatch, os.listdir(process.directory)))
+        folded = {name for name in past["folded"] if name in names}
+        live: list[dict[str, Any]] = []
+        dead: dict[str, dict[str, Any]] = {}
+        for name in names - folded:
+            if name == process.name:
+                live.append(process.written)
+            else:
+                found, is_dead = _look(name, process.directory)
+                if is_dead:
+                    dead[name] = found
+                else:
+                    live.append(found)
+        counted = [past, *({"pools": _counters_only(one)} for one in dead.values())]
+        if dead or scrape:
+            pools = {name: {"counters": one["counters"]} for name, one in _merge(counted).items()}
+            commit = {"pools": pools, "folded": sorted({*folded, *dead})}
+            epoch = (0 if record is None else record.tag) + scrape
+            try:
+                retired.write(json.dumps(commit, separators=(",", ":")).encode(), epoch)
+            except (OSError, ValueError) as error:
+                self._complain(error)  # nothing is lost: the files of the dead stay
+            else:
+                folded |= dead.keys()
+        for name in folded:
+            _unlink(name, process.directory)
+        return Totals(_merge([*counted, *live]), sum(1 for one in live if one))
+
+    # -- exit -----------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop to share in this process: write for the last time, and close the files."""
+        self.write()
+        process = self._process()
+        if self.listen in LISTENERS:
+            LISTENERS.remove(self.listen)
+        with self._exclusive(process):
+            process.active, process.due = False, 0.0
+            process.close()
+            process.name, process.written = "", {}
+
+
+def _look(name: str, directory: int) -> tuple[dict[str, Any], bool]:
+    """Return what another process has written, and whether that process is dead."""
+    try:
+        file = SlotFile.open(name, directory)
+    except FileNotFoundError:
+        return {}, False
+    try:
+        is_dead = file.lock()  # first: a dead process writes no more
+        record = file.read()
+        return ({} if record is None else json.loads(record.data)), is_dead
+    finally:
+        file.close()
+
+
+def _counters_only(snapshot: dict[str, Any]) -> dict[str, Figures]:
+    return {name: {"counters": one["counters"]} for name, one in snapshot.get("pools", {}).items()}
+
+
+def _merge(snapshots: list[dict[str, Any]]) -> dict[str, Figures]:
+    by_name: dict[str, list[Figures]] = {}
+    for snapshot in snapshots:
+        for name, figures in snapshot.get("pools", {}).items():
+            by_name.setdefault(name, []).append(figures)
+    return {name: add_up(figures) for name, figures in by_name.items()}
+
+
+def _unlink(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        pass  # `retired` names it, so it is not counted again
+
+
+def _open_private(path: str) -> int:
+    """Open a directory, and create it if need be.
+
+    Raises:
+        PermissionError: It belongs to another user, or others can write to it.
+        OSError: It cannot be opened or created.
+    """
+    try:
+        os.makedirs(path, 0o700)
+    except FileExistsError:
+        pass
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():
+            raise PermissionError(
+                f"{path!r} must belong to the user of the process ({os.geteuid()}), not to user {found.st_uid}"
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(found.st_mode)
+            raise PermissionError(f"{path!r} must not be writable for others, but has mode {mode:o}: use chmod 700")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _pause(deadline: float, why: str) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"no turn to read or write the metrics: {why}")
+    time.sleep(0.001)
+
+
+# -- of the process ------------------------------------------------------------
+
+_shared: SharedDirectory | None = None
+_local = Local()
+
+
+def share(path: str | os.PathLike[str]) -> SharedDirectory:
+    """Share the figures of this process and of its future children in a directory.
+
+    Nothing is written before the first use of a pool. The environment variable
+    `VARIABLE` does the same without a change in the code.
+
+    Args:
+        path: The directory; all processes of the application, and no others, use it.
+
+    Raises:
+        TypeError, ValueError: ``path`` is not a path, or another directory is in use already.
+    """
+    global _shared
+    directory = SharedDirectory(path)
+    if _shared is not None:
+        if _shared.path != directory.path:
+            raise ValueError(f"path must be {_shared.path!r}, which this process uses already, not {directory.path!r}")
+        return _shared
+    _shared = directory
+    LISTENERS.append(directory.listen)
+    atexit.register(directory.write_at_exit)
+    for runtime in registry.runtimes:
+        if not runtime._reaper.asleep:  # a pool was used before
+            directory.listen(runtime._reaper, None)
+    return directory
+
+
+def share_from_env() -> None:
+    """Share in the directory that `VARIABLE` names, if it does. Called at import."""
+    path = os.environ.get(VARIABLE)
+    if path:
+        share(path)
+
+
+def current() -> SharedDirectory | Local:
+    """Return where the figures of this application are: the shared directory, or this process alone."""
+    return _local if _shared is None else _shared
+
+
+def _write_before_quick_exits(directory: SharedDirectory) -> None:
+    """Let children of ``multiprocessing`` and ``billiard`` write at their end, which runs no exit handlers."""
+    for name in ("multiprocessing", "billiard"):
+        finalize: Callable[..., object] | None = getattr(sys.modules.get(f"{name}.util"), "Finalize", None)
+        if finalize is not None:
+            finalize(None, directory.write_at_exit, exitpriority=0)
