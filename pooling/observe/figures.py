@@ -24,7 +24,7 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 
-__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "used_pools"]
+__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "all_pools"]
 
 Figures = dict[str, Any]
 """Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key) and ``holders``."""
@@ -46,7 +46,7 @@ _HOLDERS = 10
 _HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
 
 
-def used_pools() -> list[PoolRef]:
+def all_pools() -> list[PoolRef]:
     """Return the pools of this process, those inside of others left out."""
     return [ref for runtime in registry.runtimes for ref in list(runtime.pools.values()) if not ref.metrics.inner]
 
@@ -65,7 +65,7 @@ class Recorder:
         Args:
             epoch: Peaks are those since this number changed.
         """
-        for ref in used_pools():
+        for ref in all_pools():
             if ref.metrics not in self._sources:
                 self._sources[ref.metrics] = _Source(ref)
             else:

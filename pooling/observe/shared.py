@@ -44,10 +44,11 @@ from typing import Any, NamedTuple
 from .._masking import shown
 from ..core.clock import SYSTEM
 from ..core.runtime import registry
+from ..core.runtime.fork import SAME_PROCESS, ensure_process
 from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper, SweepRequest
-from .figures import Figures, Recorder, add_up
+from .figures import Figures, Recorder, add_up, all_pools
 from .slotfile import SlotFile
 
 __all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
@@ -84,7 +85,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
         self.recorder = Recorder()
-        self.active = False  # a pool has been used
+        self.active = False
         self.due = 0.0
         self.writing = False
         self.directory = -1
@@ -93,6 +94,13 @@ class _Process:
         self.name = ""
         self.written: dict[str, Any] = {}
         self.epoch = 0
+
+    @property
+    def used(self) -> bool:
+        """Whether a pool was used in this process."""
+        if not self.active:
+            self.active = any(ref.state.started or ref.state.entries for ref in all_pools())
+        return self.active
 
     def close(self) -> None:
         """Close all files."""
@@ -111,6 +119,8 @@ class _Source:
         self._processes: dict[int, _Process] = {}  # by process id: this one's, and those of its ancestors
 
     def _process(self) -> _Process:
+        if not SAME_PROCESS[0]:
+            ensure_process()  # forked in C, and no pool was used since
         pid = os.getpid()
         found = self._processes.get(pid)
         if found is None:
@@ -187,7 +197,7 @@ class SharedDirectory(_Source):
         super().listen(reaper, dropped)
         if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
             process = self._process()
-            if not process.active:
+            if not process.due:
                 process.active = True
                 _write_before_quick_exits(self)
             process.due = SYSTEM.now()
@@ -229,7 +239,7 @@ class SharedDirectory(_Source):
             Whether they are stored.
         """
         process = self._process()
-        if not process.active:
+        if not process.used:
             return True
         try:
             with self._exclusive(process, patience):
@@ -281,7 +291,7 @@ class SharedDirectory(_Source):
         with self._exclusive(process):
             self._open(process)
             with self._turn(process) as retired:
-                if process.active:
+                if process.used:
                     try:
                         if process.file is None or not process.file.linked:
                             self._join(process)

@@ -1,0 +1,312 @@
+"""One view over many processes: real servers with four workers, kills in the middle of load, many restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pooling.observe.shared import INTERVAL, SharedDirectory
+from tests.integration.tools import ROOT, environment, wait_until
+
+WORKERS, CLIENTS = 4, 6
+PARENT_LEASES, TOKEN = 3, "token-of-the-test"
+LOAD = 4.0  # seconds; a worker is killed in the middle of them
+REST = 2 * INTERVAL + 0.5  # seconds after which every process has written
+
+COMMANDS = {
+    "gunicorn": ["-m", "gunicorn", "-k", "gthread", "--threads", "3", "-w", str(WORKERS), "--preload"],
+    "gunicorn gevent": ["-m", "gunicorn", "-k", "gevent", "-w", str(WORKERS), "--preload"],
+    "uWSGI": ["--processes", str(WORKERS), "--threads", "2", "--enable-threads"],
+}
+"""All of them load the application in the parent; uWSGI forks in C."""
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def find_uwsgi() -> str | None:
+    return shutil.which("uwsgi", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+
+
+class Server:
+    """A server with four workers that share their metrics."""
+
+    def __init__(self, kind: str, home: Path) -> None:
+        self.metrics = home / "metrics"
+        self.log = home / "log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        env = environment(
+            POOLING_METRICS_DIR=str(self.metrics), METRICS_SQLITE=str(home / "test.db"), METRICS_TOKEN=TOKEN,
+            METRICS_PARENT_LEASES=str(PARENT_LEASES),
+        )  # fmt: skip
+        app, address = "tests.integration.metrics_site:application", f"127.0.0.1:{self.port}"
+        if kind == "uWSGI":
+            env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *map(sysconfig.get_path, ("purelib", "platlib"))])
+            env["VIRTUAL_ENV"] = sys.prefix
+            command = [
+                find_uwsgi() or "uwsgi", *COMMANDS[kind], "--http-socket", address, "--module", app, "--master",
+                "--need-app", "--die-on-term", "--disable-logging", "--listen", "100",
+            ]  # fmt: skip
+        else:
+            command = [sys.executable, *COMMANDS[kind], "-b", address, "--no-control-socket", app]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=env, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def get(self, path: str) -> tuple[int, int, str]:
+        """Return status, the process that answered, and the body."""
+        conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            conn.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}", "Connection": "close"})
+            answer = conn.getresponse()
+            return answer.status, int(answer.headers["X-Pid"]), answer.read().decode()
+        finally:
+            conn.close()
+
+    def wait(self) -> None:
+        def answers() -> bool:
+            assert self.process.poll() is None, self.log.read_text(errors="replace")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.get("/use")[0] == 200
+            return False
+
+        wait_until(answers, patience=60)
+
+    def scrape(self) -> tuple[int, Series]:
+        """Return which process answered, and the series."""
+        status, pid, page = self.get("/metrics")
+        assert status == 200, page
+        return pid, {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for metric in text_string_to_metric_families(page) for sample in metric.samples
+        }  # fmt: skip
+
+    def scrapes_of_all(self) -> dict[int, Series]:
+        """Return what each of the workers says."""
+        found: dict[int, Series] = {}
+
+        def complete() -> bool:
+            self.get("/use")  # keeps the servers' choice of a worker moving
+            pid, series = self.scrape()
+            found[pid] = series
+            return len(found) == WORKERS
+
+        wait_until(complete, patience=60)
+        return found
+
+    def files(self) -> int:
+        return len(os.listdir(self.metrics))
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(params=COMMANDS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    if request.param == "uWSGI" and find_uwsgi() is None:
+        pytest.skip("uWSGI is not installed")
+    made = Server(request.param, tmp_path)
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.close()
+
+
+class Load:
+    """Uses the pools through the server, and counts what it was answered."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.ends = time.monotonic() + LOAD
+        self.answers: list[tuple[int, float, int]] = []  # process, when, leases
+        self.unanswered = 0  # leases of requests without an answer: done, or not
+        self.wrong: list[str] = []
+        self.fallen: list[str] = []
+        self.lock = threading.Lock()
+
+    def run(self) -> None:
+        jobs = [self.client] * CLIENTS + [self.scraper] * 2
+        threads = [threading.Thread(target=self.guarded, args=(job,)) for job in jobs]
+        for thread in threads:
+            thread.start()
+        self.threads = threads
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+    def guarded(self, job: Any) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self.wrong.append(repr(error))
+
+    def client(self) -> None:
+        while time.monotonic() < self.ends:
+            times = random.randint(1, 5)
+            try:
+                status, pid, _ = self.server.get(f"/use?n={times}")
+            except (OSError, http.client.HTTPException, TypeError):  # its worker was killed
+                with self.lock:
+                    self.unanswered += times
+                continue
+            with self.lock:
+                if status == 200:
+                    self.answers.append((pid, time.monotonic(), times))
+                else:
+                    self.wrong.append(f"status {status}")
+
+    def scraper(self) -> None:
+        """Scrape all the time, whichever worker answers; counters never decrease."""
+        last: dict[Any, float] = defaultdict(float)
+        while time.monotonic() < self.ends:
+            try:
+                _, series = self.server.scrape()
+            except (OSError, http.client.HTTPException, TypeError):
+                continue
+            counters = {key: value for key, value in series.items() if is_counter(key[0])}
+            missing = last.keys() - counters.keys()
+            self.fallen += [f"{key} is gone" for key in missing]
+            self.fallen += [f"{key}: {last[key]} to {value}" for key, value in counters.items() if value < last[key]]
+            last.update(counters)
+
+
+def is_counter(name: str) -> bool:
+    return name.endswith(("_total", "_bucket", "_count", "_sum")) and name != "db_client_connection_count"
+
+
+def acquired(series: Series) -> dict[str, float]:
+    return {pool: series["pooling_acquired_total", (("pool", pool),)] for pool in ("db", "things")}
+
+
+def counters_of(series: Series) -> Series:
+    return {key: value for key, value in series.items() if is_counter(key[0])}
+
+
+def test_worker_is_killed_in_the_middle_of_load(server: Server) -> None:
+    load = Load(server)
+    load.run()
+    wait_until(lambda: len(load.answers) > 20)
+    time.sleep(LOAD / 2)
+    victim, killed_at = load.answers[-1][0], time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    load.join()
+    assert (load.wrong, load.fallen) == ([], [])
+    time.sleep(REST)
+
+    found = server.scrapes_of_all()
+    assert victim not in found
+    first = counters_of(next(iter(found.values())))
+    for series in found.values():
+        assert counters_of(series) == first
+        assert series["db_client_connection_count", (("pool", "db"), ("state", "used"))] == 0
+        assert series["db_client_connection_pending_requests", (("pool", "db"),)] == 0
+
+    # The killed worker takes along what it has counted since its last write, and a bit more where the machine is slow.
+    everything = PARENT_LEASES + sum(times for _, _, times in load.answers)
+    lost = sum(times for pid, at, times in load.answers if pid == victim and at > killed_at - 2 * INTERVAL)
+    of_others = sum(times for pid, _, times in load.answers if pid != victim)
+    assert of_others > 0 and everything - of_others > 0
+    for pool, number in acquired(first).items():
+        assert everything - lost <= number <= everything + load.unanswered, (pool, lost, load.unanswered)
+    assert server.files() <= WORKERS + 2
+
+    # Killed at rest, a worker takes nothing along: the sums stay what they were.
+    second = next(iter(found))
+    os.kill(second, signal.SIGKILL)
+    time.sleep(0.2)
+    for series in server.scrapes_of_all().values():
+        assert acquired(series) == acquired(first)
+    assert server.files() <= WORKERS + 2
+
+
+def test_sums_are_what_the_load_generator_counted(server: Server) -> None:
+    load = Load(server)
+    load.run()
+    load.join()
+    assert (load.wrong, load.fallen, load.unanswered) == ([], [], 0)
+    time.sleep(REST)
+    expected = float(PARENT_LEASES + sum(times for _, _, times in load.answers))
+    for series in server.scrapes_of_all().values():
+        assert acquired(series) == {"db": expected, "things": expected}
+        assert series["db_client_connection_wait_time_seconds_count", (("pool", "db"),)] == expected
+
+
+RESTARTS = """
+import os, signal, sys, time
+import pooling
+from pooling.observe import shared
+
+directory, most = shared.current(), 0
+db, api = pooling.Pool(object, name="db"), pooling.Pool(object, name="api")
+
+def use(times):
+    for _ in range(times):
+        with db.acquire(), api.acquire(): pass
+
+use(5)
+alive = []
+for number in range(1000):
+    child = os.fork()
+    if child == 0:
+        use(3)
+        assert directory.write()
+        if number % 3 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number % 50 == 0:
+            time.sleep(0.05)
+        os._exit(0)
+    alive.append(child)
+    if len(alive) == 4:
+        os.waitpid(alive.pop(0), 0)
+        most = max(most, len(os.listdir(directory.path)) - len(alive) - 1)
+for child in alive:
+    os.waitpid(child, 0)
+totals = directory.read()
+print(most, totals.pools["db"]["counters"]["acquired"], totals.pools["api"]["counters"]["acquired"])
+print(totals.processes, len(os.listdir(directory.path)))
+"""
+
+
+def test_1000_forked_workers(tmp_path: Path) -> None:
+    """Some exit at once, some are killed; at most workers + 2 files at any time, and nothing is lost."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", RESTARTS], capture_output=True, text=True,
+        env=environment(POOLING_METRICS_DIR=str(tmp_path / "metrics")), timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    beyond, *rest = done.stdout.split()
+    assert int(beyond) <= 2  # files beyond those of the live workers and their parent
+    assert rest == ["3005", "3005", "1", "2"]
+
+
+def test_another_program_reads_the_directory(server: Server) -> None:
+    """A script of the same user, which has no pool."""
+    server.get("/use?n=7")
+    time.sleep(REST)
+    found = SharedDirectory(server.metrics).read()
+    assert found.pools["db"]["counters"]["acquired"] == PARENT_LEASES + 7
+    assert found.processes >= 1
