@@ -102,6 +102,11 @@ class _Process:
             self.active = any(ref.state.started or ref.state.entries for ref in all_pools())
         return self.active
 
+    @property
+    def joined(self) -> bool:
+        """Whether this process has a file."""
+        return self.file is not None and self.file.linked
+
     def close(self) -> None:
         """Close all files."""
         for file in (self.file, self.retired):
@@ -116,22 +121,26 @@ class _Source:
     """Where totals come from. One object serves a process and all its forked children."""
 
     def __init__(self) -> None:
-        self._processes: dict[int, _Process] = {}  # by process id: this one's, and those of its ancestors
+        self._processes: dict[int, _Process] = {}  # by process id: this one's, or its parent's
+        self._locks: dict[int, Any] = {}  # by process id: never one that a thread of the parent held
 
     def _process(self) -> _Process:
         if not SAME_PROCESS[0]:
             ensure_process()  # forked in C, and no pool was used since
         pid = os.getpid()
         found = self._processes.get(pid)
-        if found is None:
-            found = self._processes.setdefault(pid, _Process())
-            for other in list(self._processes):
-                if other != pid:
-                    inherited = self._processes.pop(other, None)
-                    if inherited is not None:
-                        inherited.close()  # the parent keeps its locks: they are not the child's
-                        keep_forever(inherited)  # it refers to resources of the parent
-        return found
+        return self._begin(pid) if found is None else found
+
+    def _begin(self, pid: int) -> _Process:
+        with self._locks.setdefault(pid, _thread.RLock()):
+            if pid not in self._processes:
+                # Before this process has a lock on these files, which it would lose. The parent keeps its own.
+                for inherited in self._processes.values():
+                    inherited.close()
+                    keep_forever(inherited)  # it refers to resources of the parent
+                self._processes = {pid: _Process()}
+                self._locks = {pid: self._locks[pid]}
+            return self._processes[pid]
 
     @contextmanager
     def _exclusive(self, process: _Process, patience: float = _PATIENCE) -> Iterator[None]:
@@ -244,10 +253,9 @@ class SharedDirectory(_Source):
         try:
             with self._exclusive(process, patience):
                 self._open(process)
-                if process.file is None or not process.file.linked:
+                if not process.joined:
                     with self._turn(process) as retired:
-                        self._join(process)
-                        self._fold(process, retired, scrape=False)
+                        self._join(process, retired)
                 self._write(process)
             return True
         except (OSError, ValueError) as error:
@@ -263,8 +271,9 @@ class SharedDirectory(_Source):
             process.file.write(json.dumps(wanted, separators=(",", ":")).encode())
             process.written = wanted  # after it: readers count what is stored
 
-    def _join(self, process: _Process) -> None:
+    def _join(self, process: _Process, retired: SlotFile) -> None:
         """Create this process's file. Needs the turn: nothing may find it before it is locked."""
+        self._fold(process, retired, scrape=False)  # first, so that the number of files is bounded
         if process.file is not None:
             process.file.close()
         process.name = f"{os.getpid()}-{secrets.token_hex(8)}.v1"
@@ -293,8 +302,8 @@ class SharedDirectory(_Source):
             with self._turn(process) as retired:
                 if process.used:
                     try:
-                        if process.file is None or not process.file.linked:
-                            self._join(process)
+                        if not process.joined:
+                            self._join(process, retired)
                         self._write(process)
                     except (OSError, ValueError) as error:
                         self._complain(error)  # the last figures that are stored count
@@ -358,19 +367,6 @@ class SharedDirectory(_Source):
         for name in folded:
             _unlink(name, process.directory)
         return Totals(_merge([*counted, *live]), sum(1 for one in live if one))
-
-    # -- exit -----------------------------------------------------------------
-
-    def close(self) -> None:
-        """Stop to share in this process: write for the last time, and close the files."""
-        self.write()
-        process = self._process()
-        if self.listen in LISTENERS:
-            LISTENERS.remove(self.listen)
-        with self._exclusive(process):
-            process.active, process.due = False, 0.0
-            process.close()
-            process.name, process.written = "", {}
 
 
 def _look(name: str, directory: int) -> tuple[dict[str, Any], bool]:

@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pooling.observe.shared import INTERVAL, SharedDirectory
+from pooling.observe.prometheus import PoolCollector
+from pooling.observe.shared import INTERVAL, SharedDirectory, Totals
 from tests.integration.tools import ROOT, environment, wait_until
+from tests.web import WebServer
 
 WORKERS, CLIENTS = 4, 6
 PARENT_LEASES, TOKEN = 3, "token-of-the-test"
@@ -301,6 +303,53 @@ def test_1000_forked_workers(tmp_path: Path) -> None:
     beyond, *rest = done.stdout.split()
     assert int(beyond) <= 2  # files beyond those of the live workers and their parent
     assert rest == ["3005", "3005", "1", "2"]
+
+
+HTTP = """
+import sys
+import pooling
+from pooling.observe import shared
+http = pooling.HTTPPool(base_url=sys.argv[1], name="api", max_size=4)
+for status in (200, 200, 503):
+    assert http.get(f"/status/{status}", timeout=10).status_code == status
+    http.get("/echo")
+found = shared.current().read()
+assert list(found.pools) == ["api"], list(found.pools)
+http.close()
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_http_by_host(tmp_path: Path, shared: bool) -> None:
+    """The pools of each host, which an HTTP pool has inside, are not exported beside it."""
+    web = WebServer()
+    web.start()
+    try:
+        env = environment(POOLING_METRICS_DIR=str(tmp_path / "metrics") if shared else "")
+        subprocess.run([sys.executable, "-c", HTTP, web.url], env=env, check=True, timeout=60)
+    finally:
+        web.kill()
+    if not shared:
+        return
+    found = SharedDirectory(tmp_path / "metrics").read()
+    page = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for metric in PoolCollector(source=Fixed(found)).collect() for sample in metric.samples
+    }  # fmt: skip
+    host = ("host", web.url), ("pool", "api")
+    assert page["pooling_http_responses_total", (("code", "200"), *host)] == 5
+    assert page["pooling_http_responses_total", (("code", "503"), *host)] == 1
+    assert page["http_client_request_duration_seconds_count", host] == 6
+    assert page["pooling_http_connections_opened_total", host] == 1
+    assert page["pooling_acquired_total", (("pool", "api"),)] == 6
+
+
+class Fixed:
+    def __init__(self, totals: Totals) -> None:
+        self.totals = totals
+
+    def read(self) -> Totals:
+        return self.totals
 
 
 def test_another_program_reads_the_directory(server: Server) -> None:

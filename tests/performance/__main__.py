@@ -21,6 +21,7 @@ from . import (
     proxy,
     requests,
     scarce,
+    shared_metrics,
     stampede,
     uncontended,
 )
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
     proxy.NAME: proxy.run,
+    shared_metrics.NAME: shared_metrics.run,
 }
 
 
