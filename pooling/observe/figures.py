@@ -6,9 +6,11 @@ its counters counters.
 
 Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``created``; ``closed/expired`` by reason; ``errors/OSError`` by kind;
-``wait.sum``, ``wait/17`` by the place of the bucket (see `histogram.BOUNDS`) and
-``wait.short`` for those that are shorter than `histogram.SHORT`. What was
-counted for one host has the host and a tab before its key.
+``wait/17`` by the place of the bucket (see `histogram.BOUNDS`), ``wait.short``
+for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
+all in nanoseconds. What was counted for one host has the host and a tab before
+its key. All are whole numbers: a sum of floats depends on the order of the
+addends, so it could decrease in the last digit from one reader to the next.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class _Source:
         self._since = float("-inf")
         self._base: dict[str, float] = {}  # counted before the last reset
         self._last: dict[str, float] = {}
-        self._uses: Mapping[Any, int] = {}
+        self._uses: Mapping[int, int] = {}
         self._peak_ever = 0
         self._epoch: int | None = None
         self._peaks: dict[str, float] = {}
@@ -227,7 +229,7 @@ def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> N
 def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, buckets: Mapping[int, int]) -> None:
     # A use is counted a moment before it is timed. If a sample falls in between, it counts as a short one, too.
     into[f"{name}.short"] = snapshot.count - sum(buckets.values())
-    into[f"{name}.sum"] = snapshot.count * snapshot.mean
+    into[f"{name}.ns"] = round(snapshot.count * snapshot.mean * 1e9)
     _by_kind(into, name, buckets)
 
 

@@ -318,4 +318,4 @@ def _cumulated(counters: Mapping[str, float], name: str, places: range) -> tuple
         (str(round(BOUNDS[bound], 9)), short + sum(number for place, number in timed if place <= bound))
         for bound in places
     ]
-    return [*buckets, ("+Inf", count)], counters.get(f"{name}.sum", 0.0)
+    return [*buckets, ("+Inf", count)], counters.get(f"{name}.ns", 0) / 1e9

@@ -35,7 +35,8 @@ REST = 2 * INTERVAL + 0.5  # seconds after which every process has written
 COMMANDS = {
     "gunicorn": ["-m", "gunicorn", "-k", "gthread", "--threads", "3", "-w", str(WORKERS), "--preload"],
     "gunicorn gevent": ["-m", "gunicorn", "-k", "gevent", "-w", str(WORKERS), "--preload"],
-    "uWSGI": ["--processes", str(WORKERS), "--threads", "2", "--enable-threads"],
+    "uWSGI": ["--processes", str(WORKERS)],
+    "uWSGI, threads": ["--processes", str(WORKERS), "--threads", "2", "--enable-threads"],
 }
 """All of them load the application in the parent; uWSGI forks in C."""
 
@@ -60,7 +61,7 @@ class Server:
             METRICS_PARENT_LEASES=str(PARENT_LEASES),
         )  # fmt: skip
         app, address = "tests.integration.metrics_site:application", f"127.0.0.1:{self.port}"
-        if kind == "uWSGI":
+        if kind.startswith("uWSGI"):
             env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *map(sysconfig.get_path, ("purelib", "platlib"))])
             env["VIRTUAL_ENV"] = sys.prefix
             command = [
@@ -127,7 +128,7 @@ class Server:
 
 @pytest.fixture(params=COMMANDS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    if request.param == "uWSGI" and find_uwsgi() is None:
+    if request.param.startswith("uWSGI") and find_uwsgi() is None:
         pytest.skip("uWSGI is not installed")
     made = Server(request.param, tmp_path)
     try:

@@ -26,6 +26,7 @@ __all__ = ["NAME", "run"]
 
 NAME = "metrics"
 PROCESSES, POOLS = 16, 4
+PAIRS, STATES = 5, ("off", "on")
 ROOT = Path(__file__).resolve().parents[2]
 
 WORKER = f"""
@@ -156,11 +157,18 @@ def _scrapes(plan: Plan, home: str) -> tuple[list[dict[str, object]], list[str]]
 
 
 def _checkouts(plan: Plan, home: str) -> dict[str, list[float]]:
-    times = plan.choose(full=400_000, quick=100_000)  # long enough for writes to fall into each round
-    with children(CHECKOUTS, {"off": "", "on": os.path.join(home, "checkouts")}) as both:
+    times = plan.choose(full=200_000, quick=100_000)
+    path = os.path.join(home, "checkouts")
+    # Several of each: two processes that do the same differ by up to 10 %, for as long as they live.
+    processes = {f"{state} {number}": {"off": "", "on": path}[state] for number in range(PAIRS) for state in STATES}
+    with children(CHECKOUTS, processes) as both:
 
         def measure(child: Child) -> float:
             child.tell(str(times))
             return float(child.hear())
 
-        return interleave(both, plan.count(full=41, quick=15), measure).samples
+        samples = interleave(both, plan.count(full=21, quick=9), measure).samples
+    return {
+        state: [figures.median(row) for row in zip(*(samples[f"{state} {number}"] for number in range(PAIRS)))]
+        for state in STATES
+    }

@@ -454,6 +454,21 @@ def test_inner_pools_are_left_out(name: str) -> None:
     pool.close()
 
 
+def test_sums_do_not_depend_on_the_order() -> None:
+    """A counter that is smaller by one digit in the last place is a restart to Prometheus, and its rate wrong."""
+    recorder, found = Recorder(), []
+    pools: list[Pool[Any]] = [Pool(object, name=f"order-{number}") for number in range(3)]
+    for pool, seconds in zip(pools, (0.1, 0.2, 0.3)):
+        pool.metrics.durations.wait.record(seconds)
+    sampled = recorder.sample()
+    for order in itertools.permutations(pools):
+        found.append(add_up(sampled[pool.name] for pool in order)["counters"]["wait.ns"])
+    assert set(found) == {600_000_000}
+    assert all(isinstance(value, int) for pool in pools for value in sampled[pool.name]["counters"].values())
+    for pool in pools:
+        pool.close()
+
+
 def test_many_names_are_counted_together(name: str) -> None:
     recorder = Recorder()
     pools: list[Pool[Any]] = [Pool(object, name=f"{name}-{number}") for number in range(MOST_POOLS + 10)]
@@ -627,6 +642,25 @@ def test_gevent(path: Path) -> None:
     pytest.importorskip("gevent")
     assert run(GEVENT, POOLING_METRICS_DIR=str(path)) == "10\n"
     assert db(SharedDirectory(path).read())["acquired"] == 10
+
+
+def test_child_closes_the_files_of_its_parent_before_it_has_its_own(
+    directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would lose a lock that one of its other threads has just taken."""
+    directory.read()
+    parent, pid, seen = directory._process(), os.getpid() + 1, []
+    close = type(parent).close
+
+    def closing(self: Any) -> None:
+        seen.append(pid in directory._processes)
+        close(self)
+
+    monkeypatch.setattr(type(parent), "close", closing)
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    child = directory._process()
+    assert seen == [False] and child is directory._process() is not parent
+    assert (parent.directory, parent.retired, parent.file) == (-1, None, None)
 
 
 def test_one_process_has_one_directory(path: Path) -> None:

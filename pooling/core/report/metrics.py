@@ -139,14 +139,16 @@ class PoolMetrics:
         with self.lock:
             return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
 
-    def uses(self) -> dict[Entry, int] | None:
-        """Return how often each open resource was lent, the current lease included.
+    def uses(self) -> dict[int, int] | None:
+        """Return how often each open resource was lent, the current lease included, by the ``id`` of its entry.
 
         Of a stack: those whose number has grown since an earlier call were in
         use at the same time. ``None``: the resources are not kept in a stack.
         """
+        if not self._stacked:
+            return None
         with self.lock:
-            return {entry: entry.uses + entry.held for entry in self._state.entries} if self._stacked else None
+            return {id(entry): entry.uses + entry.held for entry in self._state.entries}
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""
