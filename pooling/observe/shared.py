@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import functools
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -195,6 +196,7 @@ class SharedDirectory(_Source):
             raise ValueError(f"path must be a non-empty path without null characters, not {shown(text)}")
         self.path = os.path.abspath(text)
         self._complained: set[tuple[int, str]] = set()
+        self._hooked: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<SharedDirectory {self.path!r}>"
@@ -206,9 +208,7 @@ class SharedDirectory(_Source):
         super().listen(reaper, dropped)
         if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
             process = self._process()
-            if not process.due:
-                process.active = True
-                _write_before_quick_exits(self)
+            process.active = True
             process.due = SYSTEM.now()
             reaper.inbox.put(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]  # like a pool's
 
@@ -286,6 +286,18 @@ class SharedDirectory(_Source):
         if key not in self._complained:
             self._complained.add(key)
             logger.warning("%s=%s: metrics of this process are not shared: %s", VARIABLE, self.path, error)
+
+    def write_before_quick_exits(self) -> None:
+        """Let children of ``multiprocessing`` and ``billiard`` write at their end, which runs no exit handlers.
+
+        Called in each child as soon as it is forked. Both forget the handlers
+        of the parent a moment later, and then call what is registered here.
+        """
+        for name in ("multiprocessing.util", "billiard.util"):
+            util = sys.modules.get(name)
+            if util is not None and name not in self._hooked:
+                self._hooked.add(name)
+                util.register_after_fork(self, functools.partial(_finalize, util))
 
     # -- read -----------------------------------------------------------------
 
@@ -462,6 +474,9 @@ def share(path: str | os.PathLike[str]) -> SharedDirectory:
     _shared = directory
     LISTENERS.append(directory.listen)
     atexit.register(directory.write_at_exit)
+    directory.write_before_quick_exits()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=directory.write_before_quick_exits)
     for runtime in registry.runtimes:
         if not runtime._reaper.asleep:  # a pool was used before
             directory.listen(runtime._reaper, None)
@@ -480,9 +495,5 @@ def current() -> SharedDirectory | Local:
     return _local if _shared is None else _shared
 
 
-def _write_before_quick_exits(directory: SharedDirectory) -> None:
-    """Let children of ``multiprocessing`` and ``billiard`` write at their end, which runs no exit handlers."""
-    for name in ("multiprocessing", "billiard"):
-        finalize: Callable[..., object] | None = getattr(sys.modules.get(f"{name}.util"), "Finalize", None)
-        if finalize is not None:
-            finalize(None, directory.write_at_exit, exitpriority=0)
+def _finalize(util: Any, directory: SharedDirectory) -> None:
+    util.Finalize(None, directory.write_at_exit, exitpriority=0)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,13 @@ class Server:
     def scrapes_of_all(self) -> dict[int, Series]:
         """Return what each of the workers says."""
         found: dict[int, Series] = {}
+        with ThreadPoolExecutor(2 * WORKERS) as clients:  # at the same time: one by one, the same worker may answer
 
-        def complete() -> bool:
-            self.get("/use")  # keeps the servers' choice of a worker moving
-            pid, series = self.scrape()
-            found[pid] = series
-            return len(found) == WORKERS
+            def complete() -> bool:
+                found.update(job.result() for job in [clients.submit(self.scrape) for _ in range(2 * WORKERS)])
+                return len(found) == WORKERS
 
-        wait_until(complete, patience=60)
+            wait_until(complete, patience=60)
         return found
 
     def files(self) -> int:

@@ -385,7 +385,10 @@ def test_own_pools_are_in_the_totals(directory: SharedDirectory, name: str) -> N
     pool.close()
 
 
-def test_process_that_uses_no_pool_writes_nothing(directory: SharedDirectory, path: Path, name: str) -> None:
+def test_process_that_uses_no_pool_writes_nothing(
+    directory: SharedDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "all_pools", list)
     directory.write()
     assert not path.exists()
     assert directory.read().processes == 0
@@ -510,6 +513,32 @@ def test_peaks_are_those_since_the_last_scrape(name: str) -> None:
     pool.close()
 
 
+def test_scrape_of_the_directory_begins_a_new_peak(directory: SharedDirectory, name: str) -> None:
+    directory._process().active = True
+    pool: Pool[Any] = Pool(object, name=name, max_size=5)
+    for expected in (3, 1, 2):
+        for lease in [pool.acquire() for _ in range(expected)]:
+            lease.release()
+        directory.write()  # writes do not begin one
+        directory.write()
+        assert directory.read().pools[name]["peaks"]["in_use"] == expected
+    assert directory.read().pools[name]["peaks"]["in_use"] == 0
+    pool.close()
+
+
+def test_counter_never_decreases(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot of an HTTP pool adds up hosts one after the other: one may be forgotten meanwhile."""
+    recorder = Recorder()
+    pool: Pool[Any] = Pool(object, name=name)
+    use(pool, 5)
+    snapshot = pool.metrics.snapshot()
+    for created, expected in ((5, 5), (3, 5), (6, 6), (0, 6)):
+        changed = snapshot._replace(created=created)
+        monkeypatch.setattr(pool.metrics, "snapshot", lambda changed=changed: changed)
+        assert recorder.sample()[name]["counters"]["created"] == expected
+    pool.close()
+
+
 def test_longest_times_are_those_since_the_last_scrape(name: str) -> None:
     recorder = Recorder()
     pool: Pool[Any] = Pool(object, name=name)
@@ -605,7 +634,7 @@ def test_forked_children_write_for_themselves(path: Path) -> None:
 
 
 MULTIPROCESSING = """
-import multiprocessing, pooling
+import pooling, multiprocessing
 pool = pooling.Pool(object, name="db")
 def use(times):
     for _ in range(times):
@@ -617,9 +646,11 @@ if __name__ == "__main__":
 """
 
 
-def test_children_of_multiprocessing_write_at_their_end(path: Path) -> None:
+@pytest.mark.parametrize("module", ["multiprocessing", "billiard"])
+def test_children_of_multiprocessing_write_at_their_end(path: Path, module: str) -> None:
+    pytest.importorskip(module)
     env = {"POOLING_METRICS_DIR": str(path), "PYTHONWARNINGS": "ignore::DeprecationWarning"}
-    assert run(MULTIPROCESSING, **env) == ""
+    assert run(MULTIPROCESSING.replace("multiprocessing", module), **env) == ""
     assert db(SharedDirectory(path).read())["acquired"] == 6
 
 
