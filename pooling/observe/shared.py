@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import _thread
 import atexit
-import functools
 import json
 import logging
 import os
@@ -196,7 +195,7 @@ class SharedDirectory(_Source):
             raise ValueError(f"path must be a non-empty path without null characters, not {shown(text)}")
         self.path = os.path.abspath(text)
         self._complained: set[tuple[int, str]] = set()
-        self._hooked: set[str] = set()
+        self._hooked = False
 
     def __repr__(self) -> str:
         return f"<SharedDirectory {self.path!r}>"
@@ -293,11 +292,11 @@ class SharedDirectory(_Source):
         Called in each child as soon as it is forked. Both forget the handlers
         of the parent a moment later, and then call what is registered here.
         """
-        for name in ("multiprocessing.util", "billiard.util"):
-            util = sys.modules.get(name)
-            if util is not None and name not in self._hooked:
-                self._hooked.add(name)
-                util.register_after_fork(self, functools.partial(_finalize, util))
+        if not self._hooked and ("multiprocessing" in sys.modules or "billiard" in sys.modules):
+            from multiprocessing.util import register_after_fork  # billiard has it from there
+
+            self._hooked = True
+            register_after_fork(self, _finalize)
 
     # -- read -----------------------------------------------------------------
 
@@ -495,5 +494,7 @@ def current() -> SharedDirectory | Local:
     return _local if _shared is None else _shared
 
 
-def _finalize(util: Any, directory: SharedDirectory) -> None:
-    util.Finalize(None, directory.write_at_exit, exitpriority=0)
+def _finalize(directory: SharedDirectory) -> None:
+    from multiprocessing.util import Finalize
+
+    Finalize(None, directory.write_at_exit, exitpriority=0)
