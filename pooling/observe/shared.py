@@ -177,6 +177,9 @@ class Local(_Source):
 class SharedDirectory(_Source):
     """A directory with the figures of all processes that share it.
 
+    One made by hand only reads it; `share` and the environment variable make
+    this process write, too.
+
     Args:
         path: The directory; it is created at the first use.
 
@@ -196,6 +199,7 @@ class SharedDirectory(_Source):
         self.path = os.path.abspath(text)
         self._complained: set[tuple[int, str]] = set()
         self._hooked = False
+        self.writes = False
 
     def __repr__(self) -> str:
         return f"<SharedDirectory {self.path!r}>"
@@ -247,7 +251,7 @@ class SharedDirectory(_Source):
             Whether they are stored.
         """
         process = self._process()
-        if not process.used:
+        if not (self.writes and process.used):
             return True
         try:
             with self._exclusive(process, patience):
@@ -311,7 +315,7 @@ class SharedDirectory(_Source):
         with self._exclusive(process):
             self._open(process)
             with self._turn(process) as retired:
-                if process.used:
+                if self.writes and process.used:
                     try:
                         if not process.joined:
                             self._join(process, retired)
@@ -470,6 +474,7 @@ def share(path: str | os.PathLike[str]) -> SharedDirectory:
         if _shared.path != directory.path:
             raise ValueError(f"path must be {_shared.path!r}, which this process uses already, not {directory.path!r}")
         return _shared
+    directory.writes = True
     _shared = directory
     LISTENERS.append(directory.listen)
     atexit.register(directory.write_at_exit)

@@ -136,7 +136,7 @@ def test_failure_to_write_is_logged_once_and_raises_nothing(
     directory: SharedDirectory, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.touch()
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     with caplog.at_level(logging.WARNING, "pooling"):
         assert not directory.write()
         assert not directory.write()
@@ -146,7 +146,7 @@ def test_failure_to_write_is_logged_once_and_raises_nothing(
 
 
 def test_directory_that_was_deleted_is_made_again(directory: SharedDirectory, path: Path) -> None:
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     assert directory.write() and len(names(path)) == 2
     for name in names(path):
         (path / name).unlink()
@@ -156,7 +156,7 @@ def test_directory_that_was_deleted_is_made_again(directory: SharedDirectory, pa
 
 
 def test_own_file_that_was_deleted_is_made_again(directory: SharedDirectory, path: Path) -> None:
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     assert directory.write()
     (path / directory._process().name).unlink()
     assert directory.read().processes == 1
@@ -332,7 +332,7 @@ def test_full_disk_loses_nothing(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "pooling"):
         patch.setattr(os, "pwrite", full)
         for _ in range(2):
@@ -372,7 +372,7 @@ def use(pool: Pool[Any], times: int) -> None:
 
 
 def test_own_pools_are_in_the_totals(directory: SharedDirectory, name: str) -> None:
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     pool: Pool[Any] = Pool(object, name=name, max_size=3)
     use(pool, 10)
     with pool.acquire():
@@ -389,6 +389,7 @@ def test_process_that_uses_no_pool_writes_nothing(
     directory: SharedDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "all_pools", list)
+    directory.writes = True
     directory.write()
     assert not path.exists()
     assert directory.read().processes == 0
@@ -397,7 +398,7 @@ def test_process_that_uses_no_pool_writes_nothing(
 
 def test_unchanged_figures_are_not_written_again(directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     process = directory._process()
-    process.active = True
+    directory.writes = process.active = True
     monkeypatch.setattr(process.recorder, "sample", lambda epoch: {"db": add_up([])})
     directory.write()
     assert process.file is not None
@@ -417,10 +418,18 @@ def test_counters_survive_a_reset(name: str) -> None:
     pool.close()
 
 
+def test_directory_of_another_application_is_only_read(directory: SharedDirectory, path: Path, name: str) -> None:
+    pool: Pool[Any] = Pool(object, name=name)
+    use(pool, 5)
+    assert directory.write()
+    assert (name in directory.read().pools, names(path)) == (False, {"retired.v1"})
+    pool.close()
+
+
 @pytest.mark.parametrize("sampled", [True, False])
 def test_counters_survive_the_pool(directory: SharedDirectory, name: str, sampled: bool) -> None:
     """Also those of a pool that came and went between two samples."""
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     shared.LISTENERS.append(directory.listen)
     try:
         pool: Pool[Any] = Pool(object, name=name)
@@ -514,7 +523,7 @@ def test_peaks_are_those_since_the_last_scrape(name: str) -> None:
 
 
 def test_scrape_of_the_directory_begins_a_new_peak(directory: SharedDirectory, name: str) -> None:
-    directory._process().active = True
+    directory.writes = directory._process().active = True
     pool: Pool[Any] = Pool(object, name=name, max_size=5)
     for expected in (3, 1, 2):
         for lease in [pool.acquire() for _ in range(expected)]:
