@@ -36,7 +36,8 @@ __all__ = [
 logger = logging.getLogger("pooling")
 
 _ALIASES = {config.DATABASE: "database_pool"}  # what performance summaries call it, too
-_GRACE = 0.5  # seconds beyond its limit that a pool's own error may take to arrive
+GRACE = 0.5
+"""Seconds beyond its limit that a pool's own error may take to arrive. Internal."""
 
 
 class PoolManager:
@@ -288,7 +289,7 @@ class PoolManager:
         report = Startup({
             name: Readiness(not isinstance(result, BaseException), took,
                             result if isinstance(result, BaseException) else None)
-            for name, (result, took) in in_parallel(jobs, limit + _GRACE).items()
+            for name, (result, took) in in_parallel(jobs, limit + GRACE).items()
         })  # fmt: skip
         if not report:
             errors = [one.error for one in report.values() if one.error is not None]
@@ -339,7 +340,7 @@ class PoolManager:
         """
         timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}
-        answers = in_parallel(jobs, timeout + _GRACE)
+        answers = in_parallel(jobs, timeout + GRACE)
         return Health({
             name: judge(self._members[name], *answer) for name, answer in answers.items() if name in self._members
         })  # fmt: skip

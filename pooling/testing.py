@@ -40,14 +40,15 @@ __all__ = [
 
 R = TypeVar("R")
 
-_PATIENCE = 30.0  # real seconds before a test that waits for something is called stuck
+PATIENCE = 30.0
+"""Real seconds after which a test that waits for something fails, because something is stuck."""
 
 
 class _InlineWorkers(Workers):
     """Does each job at once, in the thread that asks for it."""
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
-        self._do(function, args)
+        self.do(function, args)
 
 
 class _ManualWorkers(Workers):
@@ -87,7 +88,7 @@ class VirtualClock:
         pool = Pool(adapter=FakeAdapter(), clock=clock)
         thread = threading.Thread(target=pool.acquire)
         thread.start()
-        clock.until_parked(1)   # it waits in line now, surely
+        clock.until_parked(1)   # it is in the wait queue now
         clock.advance(10)       # and has timed out now
 
     The reaper has no thread here: `advance` and `settle` do its work, in the
@@ -115,13 +116,15 @@ class VirtualClock:
         self._time = start
         self._parked: list[_Parked] = []
         self._changed = threading.Condition()
-        self._strikes: deque[BaseException] = deque()
+        self._strikes: deque[BaseException | None] = deque()  # what each of the next readings raises
         self.runtime = registry.Runtime(self, kinds[workers], _StillReaper)
 
     def now(self) -> float:
         """Return the virtual monotonic time."""
         if self._strikes:
-            raise self._strikes.popleft()
+            error = self._strikes.popleft()
+            if error is not None:
+                raise error
         return self._time
 
     def wall(self) -> float:
@@ -149,9 +152,9 @@ class VirtualClock:
     def _wait(self, place: _Parked) -> Any:
         while True:
             try:
-                item = place.box.get(True, _PATIENCE)
+                item = place.box.get(True, PATIENCE)
             except queue.Empty:
-                raise AssertionError("a thread waits, and nobody advances the clock") from None
+                raise AssertionError("a thread waits, and the clock is not advanced") from None
             if item is place:
                 if place.error is not None:
                     raise place.error
@@ -168,26 +171,32 @@ class VirtualClock:
         end = self._time + min(seconds, threading.TIMEOUT_MAX)
         while True:
             self.settle()
-            upcoming = [at for at in self._moments() if self._time < at <= end]
+            upcoming = [at for at in self.upcoming() if self._time < at <= end]
             if not upcoming:
                 break
             self._time = min(upcoming)
-            self._wake()
+            self.wake_due()
         self._time = end
-        self._wake()
+        self.wake_due()
         self.settle()
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass while the process stands still: nothing that falls due meanwhile is done yet."""
+        self._time += seconds
 
     def settle(self) -> None:
         """Do what the reaper would do now: orphans, messages, what is due."""
         while self.runtime.reaper.step(False):
             pass
 
-    def _moments(self) -> list[float]:
+    def upcoming(self) -> list[float]:
+        """Return the times at which a sweep is due or a wait ends, in no order."""
         due = [at for at, _, _ in self.runtime.reaper._due]
         with self._changed:
             return due + [p.deadline for p in self._parked if p.deadline is not None]
 
-    def _wake(self) -> None:
+    def wake_due(self) -> None:
+        """End the waits whose time is up; `advance` calls it. Internal, for subclasses that park threads themselves."""
         with self._changed:
             for place in self._parked:
                 if place.deadline is not None and place.deadline <= self._time:
@@ -205,7 +214,7 @@ class VirtualClock:
             AssertionError: That did not come true; something is stuck.
         """
         with self._changed:
-            parked = self._changed.wait_for(lambda: self._still() == number, _PATIENCE)
+            parked = self._changed.wait_for(lambda: self._still() == number, PATIENCE)
         assert parked, f"{self._still()} threads are parked, not {number}"
 
     def _still(self) -> int:
@@ -223,9 +232,19 @@ class VirtualClock:
             parked.error = error
             self._end_wait(parked)
 
-    def strike(self, error: BaseException) -> None:
-        """Raise ``error`` from the next reading of the clock, in whatever thread reads it."""
+    def strike(self, error: BaseException, after: int = 0) -> None:
+        """Raise ``error`` from a later reading of the clock, in the thread that reads it.
+
+        Args:
+            error: What that reading raises.
+            after: How many readings succeed before it.
+        """
+        self._strikes.extend([None] * after)
         self._strikes.append(error)
+
+    def call_off(self) -> None:
+        """Forget the errors planned by `strike`."""
+        self._strikes.clear()
 
     @property
     def jobs(self) -> int:
@@ -235,7 +254,7 @@ class VirtualClock:
     def run_job(self, number: int = 0) -> None:
         """Do one of the jobs that wait; the oldest by default."""
         workers = self._manual()
-        workers._do(*workers.jobs.pop(number))
+        workers.do(*workers.jobs.pop(number))
 
     def drop_job(self, number: int = 0) -> None:
         """Lose one of the jobs, as if its worker had died."""
@@ -318,7 +337,7 @@ class FakeAdapter(Adapter[FakeResource]):
 
     def until_held(self, step: str) -> None:
         """Wait (in real time) until one more call hangs in a held step."""
-        self._arrivals[step].get(timeout=_PATIENCE)
+        self._arrivals[step].get(timeout=PATIENCE)
 
     # -- what the pool does -----------------------------------------------------
 
@@ -328,7 +347,7 @@ class FakeAdapter(Adapter[FakeResource]):
         gate = self._gates.get(step)
         if gate is not None:
             self._arrivals[step].put(None)
-            assert gate.wait(_PATIENCE), f"nobody let go of {step!r}"
+            assert gate.wait(PATIENCE), f"let_go({step!r}) was not called"
         if self._failures[step]:
             raise self._failures[step].popleft()
 
@@ -432,7 +451,7 @@ class Script:
         with self._changed:
             ready = self._changed.wait_for(
                 lambda: self._next < len(self._steps) and self._steps[self._next] == step,
-                _PATIENCE,
+                PATIENCE,
             )
         assert ready, f"step {step!r} never had its turn; step {self._next} is next"
 
@@ -459,7 +478,7 @@ class Script:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(_PATIENCE)
+            thread.join(PATIENCE)
         if errors:
             raise errors[0]
         assert not any(thread.is_alive() for thread in threads), "an actor is stuck"

@@ -25,7 +25,8 @@ Admit = Callable[[Mapping[str, Any]], object]
 MAX_AGE = 1.0
 """Seconds for which an answer is given again: nobody can load the servers by asking."""
 
-_GRACE = 1.0  # seconds beyond its limit that a check may take: more than the manager allows it
+GRACE = 1.0
+"""Seconds beyond its limit that a check may take: more than the manager allows it."""
 
 
 class HealthEndpoint:
@@ -122,7 +123,7 @@ class HealthEndpoint:
 
     def _wait(self, check: _Check, key: tuple[int, int], manager: PoolManager) -> Health:
         """Return what the other thread finds out; ask if it has failed to."""
-        if check.done.wait(self._timeout + _GRACE):
+        if check.done.wait(self._timeout + GRACE):
             return self._ask(manager) if check.health is None else check.health
         self._checks.pop(key, None)  # it may never end: its thread was killed, say
         late = PoolHealth(DOWN, self._timeout, f"no answer within {self._timeout:g} s")

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -584,12 +585,14 @@ def dropped() -> None:
     """A child drops what it inherited: leases, and pools, before and after its first use."""
     pool, other = make_pool(), make_pool("other")
     globals()["dropped_ones"] = [pool.acquire(), other.acquire(), pool.acquire()]
+    reference = weakref.ref(pool)
     pool.acquire().release()
     del pool, other
 
     def child() -> None:
         lease, other_lease, last = globals().pop("dropped_ones")
-        pool = lease._pool
+        pool = reference()
+        assert pool is not None
         del lease
         gc.collect()
         use_all(pool)

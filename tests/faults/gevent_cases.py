@@ -403,7 +403,7 @@ def contexts() -> Case:
         gevent.joinall([gevent.spawn(borrow)], raise_error=True)
     assert seen == ["Value"] * 2, seen
     until(collected)
-    assert pool.engine.runtime.workers._parked, "the worker has gone, and so proves nothing"
+    assert pool.engine.runtime.workers.idle, "the worker has gone, and so proves nothing"
     settled(pool)
 
 
@@ -431,7 +431,7 @@ def a_peer_that_hung_up() -> Case:
     pairs[-1][1].close()
     switched: list[int] = []
     gevent.spawn(switched.append, 1)
-    assert not pool._liveness.is_alive(next(iter(pool.engine.state.entries))) and not switched
+    assert not pool.engine.ref().liveness.is_alive(next(iter(pool.engine.state.entries))) and not switched
     assert use(pool) is not first
     settled(pool)
     for ours, theirs in pairs:
@@ -795,7 +795,7 @@ def fork_of_greenlets() -> Case:
         until(lambda: pool.stats()["creating"])
         inherited = [resource for resource in Resource.made if not resource.closed]
         made = len(Resource.made)
-        reaper = pool.engine.runtime._reaper
+        reaper = pool.engine.runtime.reaper
         child = os.fork()
         if not child:
             adapter.create = Resource  # type: ignore[method-assign]
@@ -804,7 +804,7 @@ def fork_of_greenlets() -> Case:
             gevent.sleep(0.3)
             late = Resource.made[made + 1 :]
             assert not any(resource.closed for resource in [*inherited, *late]), "the parent's"
-            assert pool.stats()["size"] == 1 and reaper._successor is pool.engine.runtime._reaper
+            assert pool.stats()["size"] == 1 and reaper.successor is pool.engine.runtime.reaper
             leases = [pool.acquire(timeout=SOON) for _ in range(3)]
             leases[0].release()
             os._exit(0)
@@ -846,7 +846,7 @@ def use_natively(pool: Pool[Resource]) -> None:
             start_native(lambda: done.append(use(pool, 0.01)), ())
         while len(done) < 4:
             native_sleep(0.001)
-    assert not pool.engine.runtime._reaper.asleep, "no native reaper"
+    assert not pool.engine.runtime.reaper.asleep, "no native reaper"
 
 
 def watch_the_hub() -> Callable[[], float]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import pytest
 
 from pooling import Lease, Pool, PoolSettings
+from pooling.core.entry import Entry
+from pooling.core.maintenance import Maintenance
 from pooling.testing import FakeAdapter, VirtualClock
 
 _PATIENCE = 20.0  # real seconds before a thread is called stuck; less than the clock's own
@@ -119,9 +121,21 @@ def lent_elsewhere(pool: Pool[Any], number: int = 1) -> Iterator[list[Lease[Any]
         holder.result()
 
 
+def maintenance_of(pool: Pool[Any]) -> Maintenance[Any]:
+    """Return what the reaper knows of a pool, and drives it by."""
+    found = pool.engine.ref()
+    assert isinstance(found, Maintenance)
+    return found
+
+
+def entry_of(pool: Pool[Any], resource: object) -> Entry:
+    """Return the record of a resource."""
+    return next(entry for entry in pool.engine.state.entries if entry.resource is resource)
+
+
 def oversleep(clock: VirtualClock, seconds: float) -> None:
     """Let time pass before the reaper comes to look, as on a busy or suspended machine."""
-    clock._time += seconds
+    clock.skip(seconds)
 
 
 def collect(clock: VirtualClock) -> None:

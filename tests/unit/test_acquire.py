@@ -349,7 +349,7 @@ def test_workers_are_started_on_demand(make: Make, monkeypatch: pytest.MonkeyPat
         started.append(function)
         function(*args)
 
-    monkeypatch.setattr("pooling.core.runtime.workers._LINGER", 0)
+    monkeypatch.setattr("pooling.core.runtime.workers.LINGER", 0)
     monkeypatch.setattr("_thread.start_new_thread", start)
     pool = make(clock=VirtualClock(workers="threads"))
     assert started == []

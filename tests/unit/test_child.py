@@ -6,8 +6,11 @@ child, and the next use has to notice. `tests/faults/test_fork.py` forks.
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -30,7 +33,7 @@ class Struck(BaseException):
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
     """Go on as a child, with the pools of this test's clocks alone."""
     monkeypatch.setattr(registry, "runtimes", [])
-    monkeypatch.setattr(registry, "_guests", {clock.runtime, manual.runtime})
+    monkeypatch.setattr(registry, "guests", {clock.runtime, manual.runtime})
 
     def fork() -> None:
         SAME_PROCESS[0] = 0
@@ -210,46 +213,70 @@ def test_lock_held_by_another_thread_at_fork_does_not_block_the_child(make: Make
 
 
 def test_destructor_that_acquires_during_the_fork_handler_is_refused(
-    make: Make, fork: Fork, monkeypatch: pytest.MonkeyPatch
+    make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
     pool = make()
+    pool.acquire().release()
     refused: list[BaseException] = []
-    original = fork_module._invalidate
 
-    def disown(*args: Any) -> None:
+    def abandon(resource: FakeResource) -> None:  # called by the handler
         with pytest.raises(PoolError, match="destructor") as raised:
             pool.acquire()
         refused.append(raised.value)
-        original(*args)
 
-    monkeypatch.setattr(fork_module, "_invalidate", disown)
+    adapter.abandon = abandon  # type: ignore[method-assign]
     fork()
     use_all(pool)
     assert len(refused) == 1
 
 
-@pytest.mark.parametrize("step", ["_renew_in_child", "_invalidate", "_abandon_inherited", "_unowned_token"])
-def test_interrupted_fork_handler_starts_again_at_the_next_use(
-    make: Make, adapter: FakeAdapter, fork: Fork, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    pool = make()
-    fill(pool, 1)
-    lease, before = pool.acquire(), pool.acquire()
-    before.release()
-    original = getattr(fork_module, step)
+class Interruption:
+    """Raises at one of the lines of the fork handler: the so-manieth that this thread runs."""
 
-    def strike(*args: Any) -> None:
-        monkeypatch.setattr(fork_module, step, original)
-        raise Struck
+    def __init__(self, line: int) -> None:
+        self.left = line
 
-    monkeypatch.setattr(fork_module, step, strike)
-    fork()
-    with pytest.raises(Struck):
-        pool.acquire(timeout=1)
-    use_all(pool)
-    assert adapter.calls["abandon"] == 2 and adapter.closed == 0
-    with pytest.raises(LeaseError):
-        lease.release()
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != fork_module.__file__:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                sys.settrace(None)
+                raise Struck
+        return self.trace
+
+
+def test_interrupted_fork_handler_starts_again_at_the_next_use(make: Make, fork: Fork) -> None:
+    """Whichever of its lines the exception is raised at."""
+    for line in itertools.count():
+        server, abandoned = FakeAdapter(), set[FakeResource]()
+        server.abandon = abandoned.add  # type: ignore[method-assign]
+        pool = make(adapter=server)
+        fill(pool, 1)
+        lease, before = pool.acquire(), pool.acquire()
+        before.release()
+        fork()
+        try:
+            with Interruption(line):
+                pool.engine.ensure_usable()
+        except Struck:
+            struck = True
+        else:
+            struck = False
+        use_all(pool)
+        assert (len(abandoned), server.closed) == (2, 0), line
+        with pytest.raises(LeaseError):
+            lease.release()
+        if not struck:
+            break
+    assert line > 20, "the handler's lines were not seen"
 
 
 def test_what_cannot_be_abandoned_keeps_nobody_from_the_rest(
@@ -303,7 +330,7 @@ def test_the_parents_reaper_does_nothing_in_a_child(
     fork()
     pool.engine.ensure_usable()
     clock.advance(60)
-    assert inherited._successor is clock.runtime.reaper
+    assert inherited.successor is clock.runtime.reaper
     assert adapter.closed == 0
     use_all(pool)
     clock.advance(60)

@@ -14,7 +14,7 @@ import pytest
 from pooling import PoolSettings, SQLitePool, from_url
 from pooling.__main__ import main
 from pooling.adapters.http import HTTPTimeout
-from pooling.config import DATABASE, HTTP, _shown, from_env, from_mapping, url_of
+from pooling.config import DATABASE, HTTP, from_env, from_mapping, url_of
 
 ROOT = Path(__file__).parents[2]
 ALL = {
@@ -286,11 +286,11 @@ def test_the_command_shows_what_else_the_url_says(capsys: pytest.CaptureFixture[
 
 
 def test_secrets_within_arguments_are_masked() -> None:
-    kwargs = {"password": "s3cret", "application_name": "x"}
+    kwargs = {"password": "s3cret", "application_name": "x", "options": [{"token": "s3cret"}, "https://s3cret@h"]}
     config = from_mapping({"db": {"url": "postgresql://h/x", "kwargs": kwargs}})["db"]
     shown = {what: value for what, value, _ in config.lines()}
-    assert shown["kwargs"] == "{'password': '***', 'application_name': 'x'}"
-    assert _shown("x", [{"token": "s3cret"}, "https://s3cret@h"]) == [{"token": "***"}, "https://***@h"]
+    options = "[{'token': '***'}, 'https://***@h']"
+    assert shown["kwargs"] == f"{{'password': '***', 'application_name': 'x', 'options': {options}}}"
 
 
 def test_the_command_refuses_what_is_bad(

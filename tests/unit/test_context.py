@@ -223,7 +223,7 @@ def test_the_way_of_an_idle_one_copies_no_context(make: Make, monkeypatch: pytes
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle workers stay for the length of the test."""
-    monkeypatch.setattr(workers, "_LINGER", 600.0)
+    monkeypatch.setattr(workers, "LINGER", 600.0)
 
 
 def gone(reference: weakref.ref[Any]) -> bool:

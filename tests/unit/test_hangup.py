@@ -14,6 +14,7 @@ import pytest
 
 from pooling import Adapter, Pool
 from pooling.core import hangup
+from pooling.core.liveness import Liveness
 from pooling.testing import VirtualClock
 from tests.unit.conftest import Make
 
@@ -200,7 +201,7 @@ def test_those_without_a_socket_among_them_are_left_alone(
 def test_resources_without_a_socket_cost_no_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
-    monkeypatch.setattr(type(pool._liveness), "is_sound", None)  # the first step off the shortest way
+    monkeypatch.setattr(Liveness, "is_sound", None)  # the first step off the shortest way
     for _ in range(3):
         pool.acquire().release()
     assert closed(pool) == {}

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 import pooling.core
-from pooling import Pool, PoolError, PoolSettings, PoolTimeout
+from pooling import Adapter, Pool, PoolError, PoolSettings, PoolTimeout
 from pooling.core.runtime.registry import Runtime
 from pooling.testing import FakeAdapter
 from tests.unit.conftest import Task
@@ -115,7 +115,7 @@ class Turns:
             def get(self, block: bool = True, timeout: float | None = None) -> Any:
                 return turns.get(self, timeout) if block else super().get(False)
 
-        self.runtime._workers._queue_class = Box
+        self.runtime.workers.queue_class = Box
 
     def now(self) -> float:
         return self._time
@@ -364,18 +364,15 @@ class Again(Scene):
             pass
 
 
+class WithoutReset(FakeAdapter):
+    reset = Adapter.reset
+
+
 class Bare(Again):
     """The same without a reset."""
 
     def make_adapter(self) -> FakeAdapter:
-        adapter = FakeAdapter()
-        adapter.reset = None  # type: ignore[assignment, method-assign]
-        return adapter
-
-    def make_pool(self) -> Pool[Any]:
-        pool = super().make_pool()
-        pool._checkin._reset, pool.engine.fast.slow_release = None, False
-        return pool
+        return WithoutReset()
 
 
 class Checked(Again):
@@ -651,10 +648,15 @@ def threads_end(turns: Turns) -> None:
     """None is counted that does not run: a fork would wait for it, and so would the exit."""
     turns.advance(10)
     runtime = turns.runtime
-    assert runtime._workers.asleep and runtime._workers.started
-    assert not runtime._reaper._has_work()
-    assert runtime._reaper.asleep and runtime._reaper.started
+    assert runtime.workers.asleep and runtime.workers.started
+    assert not has_work(runtime)
+    assert runtime.reaper.asleep and runtime.reaper.started
     assert not turns._threads
+
+
+def has_work(runtime: Runtime) -> bool:
+    """Whether there is anything left for the reaper to do."""
+    return bool(runtime.pools or not runtime.reaper.inbox.empty())
 
 
 def strike(
@@ -678,7 +680,7 @@ def strike(
         whole(scene)
         at_work(turns)
         del scene
-        if turns.runtime._reaper._has_work():
+        if has_work(turns.runtime):
             gc.collect()
         threads_end(turns)
     except BaseException as error:
@@ -745,7 +747,7 @@ def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch
             kept.append(error)
         if not strikes.where:
             break
-        if strikes.where.startswith(("reaper", "threads", "workers")):
+        if strikes.where.startswith(("gevent", "reaper", "workers")):
             at_work(turns)
         kept.clear()
         turns.finish()

@@ -30,7 +30,7 @@ ONE = NONE.replace(min_size=1, max_size=1)
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool's own error may take as long to arrive as a loaded machine likes."""
-    monkeypatch.setattr(manager_module, "_GRACE", 30.0)
+    monkeypatch.setattr(manager_module, "GRACE", 30.0)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
 
 
 def test_one_hung_pool_does_not_delay_the_others(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+    monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
     adapter.hold("create")  # in the very thread that opens it
     manager.create_pool("hangs", adapter, settings=ONE)
@@ -334,7 +334,7 @@ def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> N
 
 
 def test_one_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+    monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
     adapter.hold("validate")
     manager.create_pool("a", adapter, settings=NONE)

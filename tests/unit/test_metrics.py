@@ -15,7 +15,7 @@ import pytest
 
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
 from pooling.core.report.histogram import SHORT, Histogram
-from pooling.testing import FakeAdapter, VirtualClock
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
 # The names that users of older pools read.
@@ -348,10 +348,17 @@ class Slow(FakeAdapter):
         super().__init__()
         self.clock, self.seconds = clock, seconds
 
-    def _at(self, step: str) -> None:
-        super()._at(step)
-        if step in ("create", "validate", "reset"):
-            self.clock._time += self.seconds
+    def create(self) -> FakeResource:
+        self.clock.skip(self.seconds)
+        return super().create()
+
+    def validate(self, resource: FakeResource, timeout: float) -> None:
+        self.clock.skip(self.seconds)
+        super().validate(resource, timeout)
+
+    def reset(self, resource: FakeResource) -> None:
+        self.clock.skip(self.seconds)
+        super().reset(resource)
 
 
 @pytest.mark.parametrize("name", ["create", "validate", "release"])
@@ -559,14 +566,6 @@ def test_the_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureF
 
 
 def test_a_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
-    pool = make()
-    original = pool._checkin._reset
-    assert original is not None
-
-    def reset(resource: object) -> object:
-        clock.advance(2e-5)
-        return original(resource)
-
-    pool._checkin._reset = reset
+    pool = make(adapter=Slow(clock, 2e-5))
     pool.acquire().release()
     assert pool.metrics.snapshot().release.mean == pytest.approx(2e-5)

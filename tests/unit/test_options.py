@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,7 +129,8 @@ def test_a_kind_from_elsewhere_gets_settings_alone(monkeypatch: pytest.MonkeyPat
     def build(url: str, *, settings: PoolSettings, name: str | None) -> Pool[Any]:
         return Pool(object, settings=settings, name=name)
 
-    monkeypatch.setattr("pooling._urls._builder", lambda scheme: build)
+    found = [SimpleNamespace(name="ldap", load=lambda: build)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
     assert from_url("ldap://directory", max_size=3).settings.max_size == 3
 
 

@@ -19,6 +19,7 @@ from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolS
 from pooling.core.entry import Entry
 from pooling.core.state import WorkerTask
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
+from tests.unit.conftest import maintenance_of
 
 
 class Struck(BaseException):
@@ -77,14 +78,14 @@ def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock
         got.append(late.resource)
         late.release()
 
-    original = clock.get
+    original, leases = clock.get, [lease]
 
     def get(box: object, timeout: float | None) -> object:
         try:
             return original(box, timeout)  # type: ignore[arg-type]
         finally:
-            if threading.current_thread() is waiter and lease._token is not None:
-                lease.release()  # after its time was up, before it has left the line
+            if threading.current_thread() is waiter and leases:
+                leases.pop().release()  # after its time was up, before it has left the line
 
     pool.engine.clock.get = get
     waiter = threading.Thread(target=wait)
@@ -351,15 +352,15 @@ def test_interrupted_between_acquire_and_return(adapter: FakeAdapter, clock: Vir
     """Whichever reading of the clock is struck on the way out, nothing is lost."""
     pool = make(adapter, clock)
     pool.acquire().release()
-    _strike_at(clock, reading)
+    clock.strike(Struck(), after=reading)
     try:
         lease = pool.acquire(timeout=0)
     except (Struck, PoolError):
         pass
     else:
-        clock._strikes.clear()
+        clock.call_off()
         lease.release()
-    clock._strikes.clear()
+    clock.call_off()
     nothing_lost(pool, clock)
 
 
@@ -368,34 +369,14 @@ def test_interrupted_during_release(adapter: FakeAdapter, clock: VirtualClock, r
     """Whichever reading of the clock is struck on the way back, nothing is lost."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    _strike_at(clock, reading)
+    clock.strike(Struck(), after=reading)
     try:
         lease.release()
     except Struck:
         pass
-    clock._strikes.clear()
+    clock.call_off()
     del lease
     nothing_lost(pool, clock)
-
-
-def _strike_at(clock: VirtualClock, reading: int) -> None:
-    """Raise from the so-manieth reading of the clock from now on."""
-    left = [reading]
-    original = VirtualClock.now
-
-    class Strikes:
-        def __bool__(self) -> bool:
-            left[0] -= 1
-            return left[0] == -1
-
-        def popleft(self) -> BaseException:
-            return Struck()
-
-        def clear(self) -> None:
-            left[0] = -2
-
-    assert original is VirtualClock.now
-    clock._strikes = Strikes()  # type: ignore[assignment]
 
 
 def test_interrupted_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
@@ -464,13 +445,14 @@ def test_worker_dies_with_its_job() -> None:
 
 def when_the_reaper_has_decided(pool: Pool[FakeResource], happens: Callable[[], object]) -> None:
     """Have something happen between the reaper's look at an overdue piece of work and its deed."""
-    original = pool._maintenance.reclaim_hung
+    maintenance = maintenance_of(pool)
+    original = maintenance.reclaim_hung
 
     def abandon(*args: Any) -> None:
         happens()
         original(*args)
 
-    pool._maintenance.reclaim_hung = abandon  # type: ignore[method-assign]
+    maintenance.reclaim_hung = abandon  # type: ignore[method-assign]
 
 
 def test_creation_that_ends_exactly_at_its_time_limit(adapter: FakeAdapter) -> None:
@@ -572,7 +554,7 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: Fa
     original = pool.engine.close
 
     def dispose(*args: Any) -> None:
-        pool._maintenance.sweep(pool.engine.sweep_due, clock.now())
+        maintenance_of(pool).sweep(pool.engine.sweep_due, clock.now())
         original(*args)
 
     pool.engine.close = dispose  # type: ignore[method-assign]
@@ -592,7 +574,7 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
 
     def check(entry: Entry, task: WorkerTask) -> None:
         original(entry, task)
-        pool._maintenance._hung_work(clock.now())
+        maintenance_of(pool).sweep(pool.engine.sweep_due, clock.now())
 
     pool.engine.state.check = check  # type: ignore[method-assign]
     lease.release()  # and a reset begins
@@ -713,7 +695,6 @@ def test_two_threads_release_one_lease(adapter: FakeAdapter, clock: VirtualClock
 def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> None:
     """P3: it arrived before those who queued while its resource was looked at."""
     clock = VirtualClock(workers="manual")
-    pool = make(adapter, clock)
     order: list[str] = []
     adapter_alive = adapter.is_alive
     second = threading.Thread(target=lambda: borrow("second"))
@@ -728,12 +709,12 @@ def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> No
             clock.until_parked(1)
         return adapter_alive(resource)
 
+    adapter.is_alive = is_alive  # type: ignore[method-assign]
+    pool = make(adapter, clock)
     first = threading.Thread(target=lambda: borrow("first"))
     pool.fill(1)
     clock.run_job()
     next(iter(adapter.open)).alive = False
-    pool._liveness._is_alive = is_alive
-    pool.engine.adapter.is_alive = is_alive  # type: ignore[method-assign]
     first.start()
     clock.until_parked(2)
     while first.is_alive() or second.is_alive():

@@ -547,7 +547,7 @@ def test_nothing_is_due_in_an_unused_pool(make: Make, clock: VirtualClock) -> No
     pool = make(idle_timeout=None, max_lifetime=None, keepalive_interval=None)
     pool.acquire().release()
     clock.advance(100)  # past what was due for its creation
-    assert clock._moments() == []
+    assert clock.upcoming() == []
 
 
 def test_long_wait_triggers_garbage_collection(
@@ -591,7 +591,7 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
 ) -> None:
     started: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     monkeypatch.setattr("_thread.start_new_thread", lambda run, args: started.append((run, args)))
-    monkeypatch.setattr("pooling.core.runtime.workers._LINGER", 0)
+    monkeypatch.setattr("pooling.core.runtime.workers.LINGER", 0)
     clock = SystemClock()
     clock.runtime = Runtime(clock)  # type: ignore[attr-defined]
     adapter = FakeAdapter(blocking=False)

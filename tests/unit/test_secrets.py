@@ -157,7 +157,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
     "doctor": lambda text: command("doctor", text),
     "doctor --workers": lambda text: command("doctor", "--dsn=x", f"--workers={text}"),
     "a command": lambda text: command(text),
-    "demo --dsn": lambda text: use(PostgresDatabase(text)._db),
+    "demo --dsn": lambda text: use(PostgresDatabase(text).place("pooled").pool(PoolSettings(min_size=0))),
     "ConnectionPool": lambda text: use(ConnectionPool(text, min_size=0, open=False)),
     "ConnectionPool(kwargs)": lambda text: use(ConnectionPool("", kwargs={"host": text}, min_size=0, open=False)),
     "PoolingMiddleware": lambda text: iter([repr(PoolingMiddleware(app, database_url=text).manager)]),

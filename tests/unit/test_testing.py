@@ -76,7 +76,7 @@ def test_waiting_for_more_or_fewer_threads_than_come_fails(
     box: Any = queue.SimpleQueue()
     waiting = Task(clock.get, box, None)
     clock.until_parked(1)
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     with pytest.raises(AssertionError, match=f"1 threads are parked, not {number}"):
         clock.until_parked(number)
     box.put("item")
@@ -87,7 +87,7 @@ def test_waiting_on_a_clock_that_is_not_advanced_fails(
     clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A test that is stuck must not pass for one whose wait has ended."""
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     with pytest.raises(AssertionError):
         clock.get(queue.SimpleQueue(), 5)
 
@@ -298,7 +298,7 @@ def test_script_fails_if_a_step_is_left() -> None:
 
 
 def test_a_step_whose_turn_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     script = Script("one", "two")
     with pytest.raises(AssertionError, match="step 'two' never had its turn"):
         script.pass_by("two")

@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
 from pooling import CreateFailed, HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
@@ -31,6 +32,20 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is installed beside us, as entry points."""
     found: list[Any] = []
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found if group == "pooling.schemes" else [])
+    return found
+
+
+def arguments_of(pool: PostgresPool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what a pool gives to psycopg to connect with."""
+    found: dict[str, Any] = {}
+
+    def connect(conninfo: str = "", **given: Any) -> Any:
+        found.update(psycopg.conninfo.conninfo_to_dict(conninfo), **given)
+        raise psycopg.OperationalError("not here")
+
+    with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError, match="not here"):
+        patch.setattr(psycopg.Connection, "connect", connect)
+        pool.engine.adapter.create()
     return found
 
 
@@ -62,7 +77,7 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_URL", url)
     for pool in (from_url(url), PostgresPool(url), PostgresPool(lambda: url), PostgresPool()):
         assert isinstance(pool, PostgresPool)
-        found = pool._address.ask().arguments
+        found = arguments_of(pool, monkeypatch)
         assert (found["host"], found["dbname"], found["password"]) == ("h", "orders", "x")
         pool.close()
 
@@ -146,10 +161,14 @@ def test_the_drivers_parameters_stay(others: list[Any]) -> None:
     assert pool.settings.max_size == 4
 
 
-def test_an_http_url_is_the_base_and_its_query_the_arguments() -> None:
+def test_an_http_url_is_the_base_and_its_query_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = from_url("https://api.example.com/v1?max_size=4&connect_timeout=2&verify=false")
     assert isinstance(pool, HTTPPool)
-    assert pool._base_url == "https://api.example.com/v1"
+    requested: list[str] = []
+    session = SimpleNamespace(request=lambda method, url, **given: requested.append(url))
+    monkeypatch.setattr(pool, "session", lambda: session)
+    pool.get("/orders")
+    assert requested == ["https://api.example.com/v1/orders"]
     assert pool.settings.max_size == 4
 
 
@@ -226,11 +245,11 @@ def test_unreadable_url_parameter_fails_at_once() -> None:
     pool.close()
 
 
-def test_a_question_mark_in_a_password() -> None:
+def test_a_question_mark_in_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = from_url("postgresql://a:se?cret@h/x?max_size=3")
     assert isinstance(pool, PostgresPool)
     assert pool.settings.max_size == 3
-    assert pool._address.ask().arguments["password"] == "se?cret"
+    assert arguments_of(pool, monkeypatch)["password"] == "se?cret"
 
 
 def test_a_bad_argument_is_named() -> None:

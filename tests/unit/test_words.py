@@ -28,7 +28,7 @@ from pooling import (
     TooManyWaiting,
 )
 from pooling.testing import FakeAdapter, VirtualClock
-from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, oversleep, run_jobs
+from tests.unit.conftest import Make, Task, collect, entry_of, fill, lent_elsewhere, oversleep, run_jobs
 
 
 def line() -> int:
@@ -345,7 +345,7 @@ def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
     lease = first.result()
 
     def acquire() -> None:
-        lease._token.entry.thread = threading.get_ident()  # as if this were its identifier
+        entry_of(pool, lease.resource).thread = threading.get_ident()  # as if this were its identifier
         pool.acquire(5)
 
     second = Task(acquire)
@@ -378,7 +378,7 @@ def test_holders_are_known_without_keeping_frames(make: Make) -> None:
     """A frame would keep the lease alive, which then would never be missed."""
     pool = make()
     lease = pool.acquire()
-    entry = lease._token.entry  # type: ignore[union-attr]
+    entry = entry_of(pool, lease.resource)
     kept = [getattr(entry, name) for name in type(entry).__slots__]
     assert not any(hasattr(value, "f_code") for value in kept)
 

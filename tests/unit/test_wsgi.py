@@ -478,14 +478,17 @@ def test_health_is_off_by_default(manager: PoolManager) -> None:
     assert call.read().startswith(b"<FakeResource")
 
 
-def test_unauthenticated_callers_see_only_up_or_down(manager: PoolManager, adapter: FakeAdapter) -> None:
+def test_unauthenticated_callers_see_only_up_or_down(
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)
     middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="s3cret")
     call = Call(middleware, "/health", HTTP_AUTHORIZATION="Bearer wr0ng")
     assert (call.status, call.read(), call.headers["Content-Length"]) == ("200 OK", b"up", "2")
     assert Call(middleware, "/other").read().startswith(b"<FakeResource")
+    adapter.final = (ConnectionRefusedError,)
     adapter.fail("create", ConnectionRefusedError("internal-host:5432"), times=1000)
     manager["a"].drain()
-    middleware._health._last, middleware._health._timeout = (None, 0.0, None), 0.0
     call = Call(middleware, "/health")
     assert (call.status, call.read()) == ("503 Service Unavailable", b"down")
 
@@ -535,14 +538,13 @@ def test_concurrent_health_requests_use_the_last_result(
     manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_health, "MAX_AGE", 0.0)
-    middleware = PoolingMiddleware(listed, manager, health_path="/health")
-    middleware._health._timeout = 1000.0
-    assert Call(middleware, "/health").read() == b"up"
+    endpoint = HealthEndpoint(lambda: manager, timeout=1000.0)
+    assert ask_at_once(endpoint, 1) == ["up"]
     adapter.hold("validate")
-    asking = threading.Thread(target=lambda: Call(middleware, "/health").read())
+    asking = threading.Thread(target=ask_at_once, args=(endpoint, 1))
     asking.start()
     adapter.until_held("validate")
-    assert Call(middleware, "/health").read() == b"up"
+    assert ask_at_once(endpoint, 1) == ["up"]
     adapter.let_go("validate")
     asking.join()
     assert adapter.calls["validate"] == 2
@@ -591,14 +593,18 @@ def ask_at_once(endpoint: HealthEndpoint, count: int) -> list[str]:
     return found
 
 
-def test_many_unauthenticated_requests_cost_one_check(waits: list[Callable[[], object]]) -> None:
-    """Also where nothing is known yet: those who come meanwhile wait for the first one's answer."""
+def test_many_unauthenticated_requests_cost_one_check(
+    waits: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the first result: requests that arrive meanwhile wait for the check in progress."""
     manager = Asked(19)
     manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
     waits.append(manager.waiting.release)
     endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
     assert ask_at_once(endpoint, 20) == ["up"] * 20
-    assert (manager.checks, endpoint._checks) == (1, {})
+    assert manager.checks == 1
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)
+    assert ask_at_once(endpoint, 1) == ["up"] and manager.checks == 2  # that check is not in progress any more
 
 
 def test_waiter_for_a_failed_health_check_runs_its_own(waits: list[Callable[[], object]]) -> None:
@@ -621,21 +627,38 @@ def test_waiter_for_a_failed_health_check_runs_its_own(waits: list[Callable[[], 
 
     thread = threading.Thread(target=first)
     thread.start()
-    while not endpoint._checks and thread.is_alive():
+    while not manager.checks and thread.is_alive():
         pass
     assert ask_at_once(endpoint, 1) == ["up"]
     thread.join()
-    assert (failed, manager.checks, endpoint._checks) == (["yes"], 2, {})
+    assert (failed, manager.checks) == (["yes"], 2)
 
 
 def test_health_check_that_never_ends_reports_down(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_health, "_GRACE", 0.0)
+    monkeypatch.setattr(_health, "GRACE", 0.0)
     endpoint = HealthEndpoint(lambda: manager, timeout=0.0)
-    endpoint._checks[os.getpid(), id(manager)] = _health._Check()  # of a thread that is no more
+    hung, end = threading.Event(), threading.Event()
+
+    def never_ends(timeout: float) -> Health:
+        hung.set()
+        assert end.wait(30)
+        raise RuntimeError("too late")
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError, match="too late"):
+            endpoint.answer({"REQUEST_METHOD": "GET"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "health_check", never_ends)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert hung.wait(30)
     assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"down"
     assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"up"
+    end.set()
+    thread.join()
 
 
 # -- the protocol ----------------------------------------------------------------

@@ -66,7 +66,7 @@ class Reaper:
         self._life: weakref.ref[Life] | None = None  # of the thread that runs or is about to start
         self._suspended = False
         self._stopped = False
-        self._successor: Reaper | None = None  # has taken over; this thread only forwards messages
+        self.successor: Reaper | None = None  # has taken over; this thread only forwards messages
 
     def post(self, message: object) -> None:
         """Put a message into the mailbox, and make sure that the thread runs."""
@@ -142,13 +142,13 @@ class Reaper:
         life.started = True
         mark_native(self._queue_class)
         while self._take_over(life):
-            while self._successor is None and self._has_work():
+            while self.successor is None and self._has_work():
                 try:
                     self.step(True)
                 except Exception:
                     logger.exception("the reaper stumbled; this is a bug in pooling")
-            if self._successor is not None:
-                self._pass_on(self._successor)
+            if self.successor is not None:
+                self._pass_on(self.successor)
             # A sender posts its message and then checks for the thread. So the
             # thread first marks itself as ended, and then checks for messages.
             self._life = None
@@ -170,14 +170,14 @@ class Reaper:
 
     def retire(self, heir: Reaper) -> None:
         """Forward everything: in a child, where a greenlet of the parent's reaper goes on."""
-        self._successor = heir
+        self.successor = heir
 
     def hand_off_to(self, heir: Reaper) -> None:
         """Hand all work to a greenlet; this thread, if it runs, stays and forwards messages.
 
         Entries and pools that were made before drop into this inbox.
         """
-        self._successor = heir
+        self.successor = heir
         if self._runs() or not self.inbox.empty():
             self.post(None)
 
@@ -215,7 +215,7 @@ class Reaper:
             if pool is not None:
                 pool.reclaim(message)
         elif isinstance(message, tuple):
-            Workers._do(*message)
+            Workers.do(*message)
         elif message is not None:
             self._close_dropped_pool(message)
 

@@ -71,19 +71,20 @@ class Runtime:
 runtimes: list[Runtime] = []
 """Those of the clocks in use, which live as long as the process."""
 
-_guests: weakref.WeakSet[Runtime] = weakref.WeakSet()  # brought by the clocks of tests
+guests: weakref.WeakSet[Runtime] = weakref.WeakSet()
+"""Those that the clocks of tests bring with them. Internal."""
 
 
 def all_runtimes() -> list[Runtime]:
     """Return the runtimes of this process, those of test clocks included."""
-    return [*runtimes, *_guests]
+    return [*runtimes, *guests]
 
 
 def runtime_of(clock: Clock) -> Runtime:
     """Return the background threads of the pools that use this clock."""
     own = getattr(clock, "runtime", None)  # the clock of a test brings its own
     if own is not None:
-        _guests.add(own)
+        guests.add(own)
         return own  # type: ignore[no-any-return]
     for runtime in runtimes:
         if runtime.clock is clock:

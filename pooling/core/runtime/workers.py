@@ -27,7 +27,8 @@ __all__ = ["Job", "Workers"]
 
 logger = logging.getLogger("pooling")
 
-_LINGER = 2.0  # seconds an idle worker stays
+LINGER = 2.0
+"""Seconds that an idle thread waits for another job. Internal; read at each wait."""
 
 Job = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -50,8 +51,8 @@ class Workers:
         self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
         self._backlog: deque[Job] = deque()  # jobs that no thread could be started for
-        self._queue_class = queue.SimpleQueue  # looked up at each call: gevent replaces it
-        self._home: Any = self._queue_class()  # tells the thread of a gevent hub from others
+        self.queue_class: Any = queue.SimpleQueue  # looked up at each call: gevent replaces it
+        self._home: Any = self.queue_class()  # tells the thread of a gevent hub from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
@@ -97,6 +98,11 @@ class Workers:
         self._stopped = True
 
     @property
+    def idle(self) -> int:
+        """How many threads wait for a job. Internal."""
+        return len(self._parked)
+
+    @property
     def started(self) -> bool:
         """Whether all started threads have begun to run."""
         lives = [reference() for reference in self._lives.copy()]
@@ -115,12 +121,12 @@ class Workers:
     def _start(self, job: Job) -> bool:
         # In a box: a thread's arguments live as long as the thread does, and
         # would keep the job's token from being missed.
-        box: queue.SimpleQueue[Job] = self._queue_class()
+        box: queue.SimpleQueue[Job] = self.queue_class()
         box.put(job)
         life = Life()
         try:
             self._lives.add(Weak(life, self._lives.discard))
-            start(self._queue_class, self._run, (life, box))
+            start(self.queue_class, self._run, (life, box))
         except RuntimeError as error:  # "can't start new thread"
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
@@ -140,15 +146,15 @@ class Workers:
         """
         main = threading.main_thread().ident == _thread.get_ident()
         if sys.is_finalizing() or not main or not self.run_at_exit(job):
-            self._do(*job)
+            self.do(*job)
         return True
 
     def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
         life.started = True
-        mark_native(self._queue_class)
+        mark_native(self.queue_class)
         job: Job | None = box.get()
         while job is not None:
-            self._do(*job)
+            self.do(*job)
             job = None  # its arguments must not stay alive here
             job = self._next(box)
 
@@ -159,20 +165,21 @@ class Workers:
         except IndexError:
             self._parked.append(box)
         try:
-            return box.get(True, 0.0 if self._suspended else _LINGER)
+            return box.get(True, 0.0 if self._suspended else LINGER)
         except queue.Empty:
             pass
         try:
             self._parked.remove(box)
         except ValueError:  # another thread has just removed our box, to put a job into it
             try:
-                return box.get(True, _LINGER)
+                return box.get(True, LINGER)
             except queue.Empty:  # it was interrupted
                 pass
         return None
 
     @staticmethod
-    def _do(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def do(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Run a job in this thread, and log what it raises. Internal."""
         try:
             function(*args)
         except BaseException:
