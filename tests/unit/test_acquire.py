@@ -520,7 +520,7 @@ class Ticking(VirtualClock):
     """Runs on by a microsecond with each reading, as a real clock does."""
 
     def now(self) -> float:
-        self._time += 1e-6
+        self.skip(1e-6)
         return super().now()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib.metadata
 import importlib.resources
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import pooling
+from tests.privates import defined_privates, private_accesses
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pooling"
@@ -40,7 +42,7 @@ STEPS = [
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
-# The same inside the core: each module imports from lower steps only.
+# The same inside these packages: a module imports from lower steps of its own package only.
 CORE = [
     {"adapter", "clock", "hangup", "runtime.gevent", "report.histogram", "runtime.immortal"},
     {"entry", "observer", "report.snapshot"},
@@ -59,7 +61,43 @@ CORE = [
     {"managed"},
     {"pool"},
 ]
-CORE_STEP = {module: number for number, modules in enumerate(CORE) for module in modules}
+POSTGRES = [
+    {"complaint", "configured", "failures", "greenlets", "statistics", "wire"},
+    {"address", "cursors", "limits", "stalls"},
+    {"session"},
+    {"blocks", "foreign"},
+    {"adapter"},
+    {"pool"},
+]
+SQLITE = [
+    {"arguments", "queries", "traces"},
+    {"connection"},
+    {"adapter"},
+    {"own"},
+    {"pool"},
+]
+HTTP = [
+    {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
+    {"arguments"},
+    {"limits", "verbs"},
+    {"wire"},
+    {"template"},
+    {"hosts"},
+    {"hold"},
+    {"interfaces", "places"},
+    {"health", "transport"},
+    {"unpooled", "warming"},
+    {"sessions"},
+    {"pool"},
+    {"client"},
+]
+LAYERS = {"core": CORE, "adapters.postgres": POSTGRES, "adapters.sqlite": SQLITE, "adapters.http": HTTP}
+LAYER = {
+    f"pooling.{package}.{module}": number
+    for package, layers in LAYERS.items()
+    for number, modules in enumerate(layers)
+    for module in modules
+}
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
@@ -145,10 +183,16 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
-def core_module(name: str) -> str:
-    """Return the module of the core that a full name belongs to."""
-    parts = name.split(".")[2:]
-    return ".".join(parts[: 2 if parts[0] in ("report", "runtime") else 1])
+def layered_package(name: str) -> str | None:
+    """Return which of the packages with layers a module is in, if it is in one."""
+    return next((package for package in LAYERS if name.startswith(f"pooling.{package}.")), None)
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer of the module that a full name belongs to; ``None`` if it has none."""
+    while name and name not in LAYER:
+        name = name.rpartition(".")[0]
+    return LAYER.get(name)
 
 
 def modules() -> dict[str, Path]:
@@ -200,7 +244,7 @@ def test_import_circle_is_seen() -> None:
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """Say which imports of a module the layers forbid."""
-    own = part_of(module)
+    own, package, layer = part_of(module), layered_package(module), layer_of(module)
     found = []
     for name in imports(source, module, is_package):
         top = name.partition(".")[0]
@@ -208,8 +252,10 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             other = part_of(name)
             if other != own and STEP[other] >= STEP[own]:
                 found.append(f"{module} imports {name}: an arrow upwards, or to the side")
-            elif own == other == "core" and CORE_STEP[core_module(name)] >= CORE_STEP[core_module(module)]:
-                found.append(f"{module} imports {name}: an arrow upwards, or to the side, inside the core")
+            elif package is not None and layered_package(name) == package and layer is not None:
+                below = layer_of(name)
+                if below is None or below >= layer:  # None: the package itself, which is above all
+                    found.append(f"{module} imports {name}: an arrow upwards, or to the side, in pooling.{package}")
         elif top not in {*sys.stdlib_module_names, FOR_TYPES} and own not in WITH_DRIVERS:
             found.append(f"{module} imports {name}: not for {own} to know")
     return found
@@ -220,8 +266,22 @@ def test_every_module_has_a_step() -> None:
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     names |= {f"tools.{path.parent.name}" for path in PACKAGE.glob("tools/*/__init__.py")}
     assert names <= STEP.keys(), "add it to STEPS"
-    core = {core_module(name) for name, path in modules().items() if ".core." in name and path.stem != "__init__"}
-    assert core == CORE_STEP.keys(), "add it to CORE"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_of_a_layered_package_has_a_layer(package: str) -> None:
+    prefix = f"pooling.{package}."
+    found = {name for name, path in modules().items() if name.startswith(prefix) and path.stem != "__init__"}
+    listed = {name for name in LAYER if name.startswith(prefix)}
+    missing, gone = sorted(found - listed), sorted(listed - found)
+    assert not missing, f"add it to the list of {package}, above all that it imports: {missing}"
+    assert not gone, f"remove it from the list of {package}: {gone}"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_module_is_listed_once(package: str) -> None:
+    listed = [module for layer in LAYERS[package] for module in layer]
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -245,6 +305,10 @@ def test_arrows_point_down(path: Path) -> None:
         ("pooling.core.runtime.registry", "from .fork import ensure_process"),
         ("pooling.core.outage", "from .report.metrics import PoolMetrics"),
         ("pooling.adapters.http", "from pooling.manager import PoolManager"),
+        ("pooling.adapters.http.hosts", "from .pool import HTTPPool"),
+        ("pooling.adapters.postgres.session", "from . import pool"),
+        ("pooling.adapters.postgres.session", "from . import PostgresPool"),
+        ("pooling.adapters.sqlite.queries", "def later():\n    from .connection import Connection"),
         ("pooling.manager", "from requests import Session"),
         ("pooling.errors", "from .settings import PoolSettings"),
         ("pooling.observe.monitor", "from pooling.web import flask"),
@@ -260,9 +324,127 @@ def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
         ("pooling.core.pool", "from . import state\nfrom .lease import Lease\nimport threading"),
         ("pooling.core.pool", "from ..errors import PoolTimeout\nfrom pooling import settings"),
         ("pooling.adapters.http", "import requests\nfrom pooling.core.pool import Pool"),
+        ("pooling.adapters.http.pool", "from ...core import engine\nfrom .hosts import Host"),
         ("pooling.web.flask", "from ..manager import PoolManager\nimport flask"),
         ("pooling.__main__", "from pooling import Pool\nfrom pooling.tools import demo"),
     ],
 )
 def test_allowed_arrow_is_not_seen(module: str, source: str) -> None:
     assert violations(source, module) == []
+
+
+# -- tests and private names ------------------------------------------------------------------
+
+# Private names that a test module may use, and why: they are other packages'.
+ALLOWED = {
+    ("contenders.py", "_get_conn"): "urllib3 lends a connection by no public method",
+    ("contenders.py", "_put_conn"): "urllib3 takes a connection back by no public method",
+    ("test_cursors.py", "_maybe_prepare_gen"): "a method of psycopg's cursors, which a program may override",
+    ("test_http.py", "_fp"): "an attribute of urllib3's responses",
+    ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
+    ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
+    ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
+}
+MOST_PRIVATES = 67  # other uses, which may only become fewer
+
+
+def test_tests_use_public_seams() -> None:
+    """A test that reaches for a private name pins the shape of the code instead of what it does.
+
+    Use a public verb, ``pool.engine``, `pooling.testing`, or name and document an internal seam without underscore.
+    """
+    known = defined_privates(PACKAGE)
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line, name, text in private_accesses(path.read_text(encoding="utf-8"), known)
+        if (path.name, name) not in ALLOWED
+    ]  # fmt: skip
+    assert len(found) <= MOST_PRIVATES, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pool._hidden",
+        "def test() -> None:\n    assert pool.engine._hidden",
+        "monkeypatch.setattr(pool, '_hidden', None)",
+        "monkeypatch.setattr('pooling.core.pool._hidden', None)",
+        "from pooling.core.pool import _hidden",
+        "from pooling import Pool\nclass Mine(Pool):\n    def _hidden(self): ...",
+        "from pooling import Pool\nclass Mine(Pool):\n    def lock(self): return self._hidden",
+    ],
+)
+def test_use_of_a_private_name_is_seen(source: str) -> None:
+    assert private_accesses(source, {"_hidden"}) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pool._other; pool.lock",
+        "import threading\nthreading._hidden",
+        "class Mine:\n    def __init__(self): self._hidden = 1\nMine()._hidden",
+        "from tests.web import Server\nclass Mine(Server):\n    def _hidden(self): self._hidden",
+        "from pooling import _health",
+        "f'{name}_hidden'",
+    ],
+)
+def test_other_private_names_are_not_seen(source: str) -> None:
+    assert private_accesses(source, {"_hidden", "_health"}) == []
+
+
+# -- sizes ------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_METHODS, MOST_ATTRIBUTES = 450, 25, 15
+# The present numbers of what is over a limit; they may only shrink.
+TOO_LONG = {"engine": 527}
+TOO_LARGE = {
+    "engine.Engine": (32, 19),
+    "state.PoolState": (32, 15),
+    "report.metrics.PoolMetrics": (14, 22),  # an attribute for each figure, or kind of figure
+}
+
+
+@functools.cache
+def sizes() -> dict[str, tuple[int, int]]:
+    """Return the numbers of methods and of attributes assigned to ``self`` in each class of the core."""
+    found = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if ".core." in name else []:
+            if isinstance(node, ast.ClassDef):
+                methods = sum(isinstance(one, ast.FunctionDef) for one in node.body)
+                attributes = {
+                    one.attr for one in ast.walk(node)
+                    if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)
+                    and isinstance(one.value, ast.Name) and one.value.id == "self"
+                }  # fmt: skip
+                found[f"{name}.{node.name}".removeprefix("pooling.core.")] = methods, len(attributes)
+    return found
+
+
+@functools.cache
+def lengths() -> dict[str, int]:
+    """Return the number of lines of each module of the core."""
+    return {
+        name.removeprefix("pooling.core."): len(path.read_text(encoding="utf-8").splitlines())
+        for name, path in modules().items() if name.startswith("pooling.core.")
+    }  # fmt: skip
+
+
+def test_no_module_of_the_core_is_too_long() -> None:
+    long = {name: lines for name, lines in lengths().items() if lines > TOO_LONG.get(name, MOST_LINES)}
+    assert long == {}, f"split it: {MOST_LINES} lines are enough"
+
+
+def test_no_class_of_the_core_is_too_large() -> None:
+    limits = {name: TOO_LARGE.get(name, (MOST_METHODS, MOST_ATTRIBUTES)) for name in sizes()}
+    large = {name: size for name, size in sizes().items() if size[0] > limits[name][0] or size[1] > limits[name][1]}
+    assert large == {}, f"split it: {MOST_METHODS} methods and {MOST_ATTRIBUTES} attributes are enough"
+
+
+def test_exceptions_for_sizes_are_needed() -> None:
+    assert [name for name in TOO_LONG if lengths().get(name, 0) <= MOST_LINES] == [], "remove it from TOO_LONG"
+    small = [name for name, size in sizes().items() if size[0] <= MOST_METHODS and size[1] <= MOST_ATTRIBUTES]
+    unneeded = [name for name in TOO_LARGE if name in small or name not in sizes()]
+    assert unneeded == [], "remove it from TOO_LARGE"
