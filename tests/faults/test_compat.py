@@ -169,7 +169,7 @@ def test_server_not_started_yet(private_postgres: PostgresServer) -> None:
         assert ask(pool, 1)
 
 
-def test_unknown_database_is_told_at_once(postgres: PostgresServer) -> None:
+def test_unknown_database_is_reported_at_once(postgres: PostgresServer) -> None:
     with ConnectionPool(elsewhere(postgres, "nowhere"), open=True, timeout=PATIENCE) as pool:
         began = time.monotonic()
         with pytest.raises(PoolTimeout, match="nowhere") as caught:
@@ -179,7 +179,7 @@ def test_unknown_database_is_told_at_once(postgres: PostgresServer) -> None:
             assert time.monotonic() - began < PATIENCE / 2
 
 
-def test_database_that_is_being_made_is_waited_for(private_postgres: PostgresServer) -> None:
+def test_wait_waits_for_a_database_that_is_being_created(private_postgres: PostgresServer) -> None:
     """`wait` is for the start of an application, when others start, too."""
     with ConnectionPool(elsewhere(private_postgres, "soon"), open=True, min_size=1) as pool:
         wait_until(lambda: pool.get_stats()["connections_errors"] >= 1)
@@ -211,7 +211,7 @@ def test_server_is_full(private_postgres: PostgresServer) -> None:
         assert pool.get_stats()["requests_errors"] == 0
 
 
-def test_network_holds_its_breath(postgres: PostgresServer) -> None:
+def test_network_stalls_for_a_while(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy, opened(postgres.dsn.replace(str(postgres.port), str(proxy.port))) as pool:
         answers: list[int] = []
         with proxy.held():

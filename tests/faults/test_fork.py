@@ -97,12 +97,12 @@ def test_forks_of_any_kind_at_any_point(server: Recorder, scene: str, how: str) 
 
 @pytest.mark.parametrize("how", HOOK_OR_BARE)
 @pytest.mark.parametrize("scene", ["busy_reaper", "creation_under_way", "from_a_worker"])
-def test_while_the_pools_threads_are_at_work(server: Recorder, scene: str, how: str) -> None:
+def test_fork_while_the_pools_threads_are_busy(server: Recorder, scene: str, how: str) -> None:
     Program(scene, how, "abandons", server).result()
 
 
 @pytest.mark.parametrize("scene", ["while_waiting", "at_any_moment"])
-def test_in_a_signal_handler(server: Recorder, scene: str) -> None:
+def test_fork_in_a_signal_handler(server: Recorder, scene: str) -> None:
     """The thread that forks is the one that is in the midst of the pool's own code."""
     Program(scene, "hook", "abandons", server).result()
 
@@ -122,7 +122,7 @@ def test_exit_of_a_child_sends_nothing_to_the_parents_servers(
 
 
 @pytest.mark.parametrize("how", HOOK_OR_BARE)
-def test_destructors_in_the_midst_of_the_renewal(server: Recorder, how: str) -> None:
+def test_destructors_during_the_fork_handler(server: Recorder, how: str) -> None:
     Program("destructors", how, "abandons", server).result()
 
 
@@ -135,18 +135,18 @@ def test_resource_held_across_a_fork_sends_nothing(server: Recorder) -> None:
     Program("hands_off", "hook", "abandons", server).result()
 
 
-def test_an_idle_child_keeps_no_connection_of_its_parents_open(server: Recorder) -> None:
+def test_idle_child_keeps_no_connection_of_its_parent_open(server: Recorder) -> None:
     program = Program("nothing_held_open", "hook", "abandons", server)
     assert server.until(lambda: bool(server.records) and server.records[0].ended)
     program.result("ended\n")
 
 
 @pytest.mark.parametrize("scene", ["processes-fork", "processes-forkserver", "processes-spawn", "subprocesses"])
-def test_other_ways_to_have_a_child(server: Recorder, scene: str) -> None:
+def test_other_ways_to_start_a_child(server: Recorder, scene: str) -> None:
     Program(scene, "hook", "abandons", server).result()
 
 
-def test_no_thread_of_ours_makes_cpython_warn_of_the_fork(server: Recorder) -> None:
+def test_pools_threads_cause_no_warning_at_a_fork(server: Recorder) -> None:
     Program("no_warning", "hook", "abandons", server, warnings="error").result()
 
 

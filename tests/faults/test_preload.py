@@ -162,7 +162,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_an_application_whose_pool_is_in_use_before_the_fork(servers: dict[str, Server], kind: str) -> None:
+def test_application_that_uses_its_pool_before_the_fork(servers: dict[str, Server], kind: str) -> None:
     requires("uWSGI", not kind.startswith("uwsgi") or program("uwsgi"), "pip install pyuwsgi")
     server = servers[kind]
     first = server.workers()

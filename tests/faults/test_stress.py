@@ -54,7 +54,7 @@ def test_stress_with_all_faults_at_once(options: tuple[str, ...]) -> None:
     assert (run.returncode, run.stderr) == (0, ""), run.stdout + run.stderr
 
 
-def test_the_attack_puts_back_what_it_changes() -> None:
+def test_stress_restores_what_it_changes() -> None:
     def shared() -> tuple[object, ...]:
         hooks = sys.unraisablehook, threading.excepthook
         return sys.getswitchinterval(), gc.get_threshold(), hooks, logging.getLogger("pooling").disabled

@@ -22,14 +22,14 @@ from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 # -- idle resources -----------------------------------------------------------------------
 
 
-def test_nothing_is_made_before_the_first_acquire(make: Make, adapter: FakeAdapter) -> None:
+def test_nothing_is_created_before_the_first_acquire(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     assert adapter.made == 0
     with pool.acquire():
         assert adapter.made == 2
 
 
-def test_acquire_gives_a_lease_and_its_block_the_resource(make: Make) -> None:
+def test_acquire_returns_a_lease_and_its_block_gives_the_resource(make: Make) -> None:
     lease = make().acquire()
     assert isinstance(lease, Lease)
     with lease as resource:
@@ -358,7 +358,7 @@ def test_workers_are_started_on_demand(make: Make, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("borrowers", [1, 3, 20])
-def test_never_more_than_max_size_are_made(
+def test_never_more_than_max_size_are_created(
     make: Make, adapter: FakeAdapter, manual: VirtualClock, borrowers: int
 ) -> None:
     pool = make(max_size=3, clock=manual)
@@ -416,7 +416,7 @@ def test_interrupted_inline_creation_raises_in_the_borrower(
     assert pool.acquire().resource.number == 1
 
 
-def test_an_interrupted_creation_is_a_failed_one_where_a_worker_runs_it(
+def test_creation_interrupted_on_a_worker_counts_as_failed(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=1)
@@ -458,7 +458,7 @@ def test_free_slot_goes_to_the_next_waiter(
     assert waiting.result().resource is not None
 
 
-def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: VirtualClock) -> None:
+def test_slot_of_a_lost_creation_goes_to_the_waiter(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=1, clock=manual)
     waiting = Task(pool.acquire, 5)
     manual.until_parked(1)
@@ -472,7 +472,7 @@ def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: Virtu
 
 
 @pytest.mark.parametrize("given", [{}, {"factory": object}], ids=["with a reset", "the hot path"])
-def test_the_lifetime_is_looked_at_before_lending(
+def test_lifetime_is_checked_before_lending(
     make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
     pool = make(max_lifetime=60, **given)
@@ -483,7 +483,7 @@ def test_the_lifetime_is_looked_at_before_lending(
     assert pool.metrics.snapshot().closed == {"lifetime": 1}
 
 
-def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock) -> None:
+def test_socket_is_checked_before_lending(make: Make, clock: VirtualClock) -> None:
     """However many are dead, the borrower sees none of it (P6)."""
     pool = make(max_size=5)
     for resource in fill(pool, 5):
@@ -537,7 +537,7 @@ def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
 
 
 @pytest.mark.parametrize("bounded", [True, False])
-def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
+def test_resource_that_fails_its_ping_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
     adapter = FakeAdapter(bounded=bounded)
     pool = make(adapter=adapter)
     fill(pool, 1)
@@ -604,7 +604,7 @@ def test_max_validation_failures_replaces_the_rest_without_pings(
     assert pool.metrics.snapshot().closed == {"invalid": most, "drained": 8 - most}
 
 
-def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock) -> None:
+def test_one_borrower_causes_one_check(make: Make, manual: VirtualClock) -> None:
     """The check on a worker is not repeated with all others while the borrower waits for it."""
     pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
     fill(pool, 5)
@@ -813,7 +813,7 @@ def test_timeout_of_a_thread_without_a_lease_does_not_mention_one(make: Make, cl
 # -- closed, and re-entered ---------------------------------------------------------------
 
 
-def test_a_closed_pool_lends_nothing(make: Make) -> None:
+def test_closed_pool_lends_nothing(make: Make) -> None:
     pool = make()
     pool.acquire().release()
     pool.close()
@@ -821,14 +821,14 @@ def test_a_closed_pool_lends_nothing(make: Make) -> None:
         pool.acquire()
 
 
-def test_an_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
+def test_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
     """A destructor or a signal handler may run there; it must not deadlock."""
     pool = make()
     with pool.engine.lock, pytest.raises(PoolError, match="only a release works there"):
         pool.acquire()
 
 
-def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock: VirtualClock) -> None:
+def test_release_inside_the_pools_own_lock_is_deferred(make: Make, clock: VirtualClock) -> None:
     pool = make()
     lease = pool.acquire()
     with pool.engine.lock:
@@ -852,7 +852,7 @@ class NoLock:
         return False
 
 
-def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
+def test_recently_used_resource_is_checked_and_reset_without_the_lock(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(adapter=adapter, clock=clock, validation_interval=1)
@@ -870,7 +870,7 @@ def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
     assert pool.metrics.snapshot().acquired == 5
 
 
-def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: VirtualClock) -> None:
+def test_drain_during_a_reset_closes_the_resource(make: Make, clock: VirtualClock) -> None:
     class Draining(FakeAdapter):
         def reset(self, resource: FakeResource) -> None:
             pool.drain()

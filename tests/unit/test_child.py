@@ -130,7 +130,7 @@ def test_pools_are_empty_in_a_child(
     del kept
 
 
-def test_an_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
+def test_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
     pool = make()
     lease, entered = pool.acquire(), pool.acquire()
     with entered:
@@ -145,7 +145,7 @@ def test_an_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
     assert pool.stats()["idle"] == pool.stats()["size"] == 2
 
 
-def test_leaving_the_block_of_ones_parent_puts_nothing_back(make: Make, fork: Fork) -> None:
+def test_leaving_an_inherited_block_releases_nothing(make: Make, fork: Fork) -> None:
     """Neither where the child has used the pool before, nor where it has not."""
     pool = make()
     with pool.acquire() as parents:
@@ -279,7 +279,7 @@ def test_interrupted_fork_handler_starts_again_at_the_next_use(make: Make, fork:
     assert line > 20, "the handler's lines were not seen"
 
 
-def test_what_cannot_be_abandoned_keeps_nobody_from_the_rest(
+def test_failing_abandon_does_not_prevent_the_others(
     make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
     pool = make()
@@ -290,7 +290,7 @@ def test_what_cannot_be_abandoned_keeps_nobody_from_the_rest(
     assert adapter.calls["abandon"] == 2
 
 
-def test_a_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
+def test_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
     pool = make()
     fill(pool, 1)
     pool.close()
@@ -299,7 +299,7 @@ def test_a_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
         pool.acquire()
 
 
-def test_an_outage_of_the_parents_is_not_the_childs(make: Make, adapter: FakeAdapter, fork: Fork) -> None:
+def test_child_does_not_inherit_an_outage(make: Make, adapter: FakeAdapter, fork: Fork) -> None:
     pool = make()
     adapter.fail("create", OSError("down"))
     with pytest.raises(PoolError):
@@ -319,7 +319,7 @@ def test_metrics_object_kept_across_a_fork_shows_the_childs_figures(make: Make, 
     assert metrics.snapshot().acquired == pool.metrics.snapshot().acquired == 2
 
 
-def test_the_parents_reaper_does_nothing_in_a_child(
+def test_parents_reaper_does_nothing_in_a_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
     """What was in its mailbox, or due, is the parent's to do."""
@@ -337,7 +337,7 @@ def test_the_parents_reaper_does_nothing_in_a_child(
     assert pool.stats()["size"] == 0 and adapter.closed == 2
 
 
-def test_a_pool_that_is_dropped_in_a_child_closes_what_the_child_made(
+def test_pool_dropped_in_a_child_closes_only_the_childs_resources(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
     pool = make()

@@ -48,7 +48,7 @@ class Driver:
         os.write(self._sock.fileno(), b"goodbye")
 
 
-def test_what_is_left_to_the_parent_says_nothing_to_the_server() -> None:
+def test_connection_left_to_the_parent_sends_nothing_to_the_server() -> None:
     mine, server = socket.socketpair()
     server.setblocking(False)
     conn = Driver(mine)

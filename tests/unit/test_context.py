@@ -69,7 +69,7 @@ def until(reached: Callable[[], bool]) -> None:
 # -- whose context it is ----------------------------------------------------------------------
 
 
-def test_the_factory_runs_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
+def test_factory_runs_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, **noting.functions())
     borrower = Task(as_tenant, "a", pool.acquire)
@@ -79,7 +79,7 @@ def test_the_factory_runs_in_the_context_of_the_acquire(make: Make, manual: Virt
     assert noting.made == ["a"]
 
 
-def test_each_of_several_is_made_in_the_context_of_one_who_waits(make: Make, manual: VirtualClock) -> None:
+def test_each_creation_runs_in_the_context_of_a_waiter(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, max_size=3, **noting.functions())
     borrowers = []
@@ -92,7 +92,7 @@ def test_each_of_several_is_made_in_the_context_of_one_who_waits(make: Make, man
     assert noting.made == ["a", "b", "c"]
 
 
-def test_what_is_made_in_place_of_another_has_the_context_of_who_waits(make: Make, manual: VirtualClock) -> None:
+def test_replacement_is_created_in_the_context_of_the_waiter(make: Make, manual: VirtualClock) -> None:
     """Not that of the borrower whose discard has made room: it may be another tenant's."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions())
@@ -107,7 +107,7 @@ def test_what_is_made_in_place_of_another_has_the_context_of_who_waits(make: Mak
     assert noting.made == [None, "b"]
 
 
-def test_those_made_along_with_it_have_the_same(make: Make, manual: VirtualClock) -> None:
+def test_resources_for_min_size_are_created_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, min_size=3, max_size=3, **noting.functions())
     borrower = Task(as_tenant, "a", pool.acquire)
@@ -117,7 +117,7 @@ def test_those_made_along_with_it_have_the_same(make: Make, manual: VirtualClock
     assert noting.made == ["a", "a", "a"]
 
 
-def test_inline_too(make: Make) -> None:
+def test_inline_creation_runs_in_the_context_of_the_acquire(make: Make) -> None:
     adapter, seen = FakeAdapter(blocking=False), []
     create = adapter.create
 
@@ -137,7 +137,7 @@ def test_inline_too(make: Make) -> None:
     assert seen == ["a"]
 
 
-def test_a_validation_has_the_context_of_the_acquire_and_a_reset_that_of_the_release(
+def test_validation_has_the_context_of_the_acquire_and_reset_that_of_the_release(
     make: Make, manual: VirtualClock
 ) -> None:
     noting = Noting()
@@ -155,7 +155,7 @@ def test_a_validation_has_the_context_of_the_acquire_and_a_reset_that_of_the_rel
     assert (noting.validated, noting.reset) == (["a"], ["b"])
 
 
-def test_a_release_within_the_pools_lock_keeps_its_context(make: Make, manual: VirtualClock) -> None:
+def test_deferred_release_keeps_its_context(make: Make, manual: VirtualClock) -> None:
     """By a destructor, for example: then the reaper sends the resource to be reset."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions("reset"))
@@ -173,7 +173,7 @@ def test_a_release_within_the_pools_lock_keeps_its_context(make: Make, manual: V
     assert noting.reset == ["a"]
 
 
-def test_what_the_reaper_asks_for_has_the_context_of_no_borrower() -> None:
+def test_work_of_the_reaper_has_no_borrowers_context() -> None:
     made: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def factory() -> object:
@@ -189,7 +189,7 @@ def test_what_the_reaper_asks_for_has_the_context_of_no_borrower() -> None:
     pool.close()
 
 
-def test_a_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: FakeAdapter) -> None:
+def test_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: FakeAdapter) -> None:
     """A context cannot be entered twice at once: each attempt has a copy of its own."""
     clock = VirtualClock(workers="threads")
     pool = make(clock=clock, max_size=1, create_timeout=2, acquire_timeout=20)
@@ -205,7 +205,7 @@ def test_a_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: F
     assert pool.metrics.snapshot().errors == {"TimeoutError": 1}
 
 
-def test_the_way_of_an_idle_one_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
     for module in (engine, liveness, waiter):
@@ -253,7 +253,7 @@ def test_neither_worker_nor_resource_keeps_a_context_alive() -> None:
 
 
 @pytest.mark.usefixtures("lingering")
-def test_nor_does_a_failure_that_is_remembered() -> None:
+def test_remembered_failure_keeps_no_context_alive() -> None:
     def factory() -> object:
         raise OSError("refused")
 
@@ -273,7 +273,7 @@ def test_nor_does_a_failure_that_is_remembered() -> None:
     pool.close()
 
 
-def test_nor_does_the_error_of_who_waited_in_vain(make: Make, clock: VirtualClock) -> None:
+def test_timeout_keeps_no_context_alive(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     references = []
 
@@ -293,7 +293,7 @@ def test_nor_does_the_error_of_who_waited_in_vain(make: Make, clock: VirtualCloc
 
 
 @pytest.mark.usefixtures("lingering")
-def test_a_factory_may_read_the_current_application_of_flask() -> None:
+def test_factory_can_read_the_current_flask_application() -> None:
     app = flask.Flask("shop")
     app.config["SERVER"] = "mail.example.com"
     seen: list[str] = []

@@ -725,7 +725,7 @@ _known: set[object] = set()
 
 
 @pytest.mark.parametrize("kind", SCENES, ids=lambda kind: kind.__name__)
-def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others are served meanwhile, the same points mean something else, so all are struck."""
     alike = not issubclass(kind, (Line, Served)) or issubclass(kind, (Third, NotAtOnce))
     points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
@@ -733,7 +733,7 @@ def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> 
         _known.update(points)
 
 
-def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_traceback_does_not_prevent_a_thread_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interactive session keeps the last one, with all frames in it, and so do many who report errors."""
     kept = []
     for place in itertools.count():
@@ -755,5 +755,5 @@ def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch
 
 
 @pytest.mark.parametrize("kind", [First, Release], ids=lambda kind: kind.__name__)
-def test_struck_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     Task(strike_everywhere, kind, frozenset(), monkeypatch).result()

@@ -47,7 +47,7 @@ def test_released_resource_is_lent_again(make: Make, end: Callable[[Lease[Any]],
     assert pool.acquire().resource is resource
 
 
-def test_what_is_discarded_is_closed_and_replaced(make: Make) -> None:
+def test_discarded_resource_is_closed_and_replaced(make: Make) -> None:
     pool = make()
     lease = pool.acquire()
     resource = lease.resource
@@ -57,7 +57,7 @@ def test_what_is_discarded_is_closed_and_replaced(make: Make) -> None:
     assert pool.acquire().resource.number == 2
 
 
-def test_what_is_detached_is_alive_and_no_longer_the_pools(make: Make) -> None:
+def test_detached_resource_stays_open_and_leaves_the_pool(make: Make) -> None:
     pool = make(max_size=1)
     resource = pool.acquire().detach()
     assert pool.stats()["size"] == 0
@@ -91,7 +91,7 @@ def test_lease_may_be_released_inside_its_block(make: Make, end: Callable[[Lease
     assert pool.stats()["in_use"] == 0
 
 
-def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
+def test_second_release_does_not_affect_the_next_borrower(make: Make) -> None:
     pool = make(max_size=1)
     late = pool.acquire()
     late.release()
@@ -104,7 +104,7 @@ def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
         assert resource.alive
 
 
-def test_another_thread_may_release_it(make: Make) -> None:
+def test_another_thread_may_release_a_lease(make: Make) -> None:
     pool = make()
     lease = pool.acquire()
     Task(lease.release).result()
@@ -112,7 +112,7 @@ def test_another_thread_may_release_it(make: Make) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_ending_it_serves_who_waits(
+def test_ending_a_lease_serves_a_waiter(
     make: Make, clock: VirtualClock, end: Callable[[Lease[Any]], object]
 ) -> None:
     pool = make(max_size=1)
@@ -146,7 +146,7 @@ def test_lease_in_a_cycle_is_recovered_by_the_garbage_collector(make: Make, cloc
 
 
 @pytest.mark.parametrize("given", [{}, {"factory": object}], ids=["with a reset", "the hot path"])
-def test_a_destructor_that_releases_too_late_does_nothing(
+def test_destructor_that_releases_too_late_does_nothing(
     make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
     """The collector runs it after it has taken the key of the lease, where both are of one cycle."""
@@ -167,7 +167,7 @@ def test_a_destructor_that_releases_too_late_does_nothing(
     assert pool.stats()["size"] == 0
 
 
-def test_its_repr_says_what_it_holds(make: Make) -> None:
+def test_repr_of_a_lease_shows_its_resource(make: Make) -> None:
     lease = make().acquire()
     assert repr(lease) == "<Lease of pool 'test': <FakeResource 1>>"
     lease.release()
@@ -211,7 +211,7 @@ def test_failing_is_broken_counts_as_broken(
     assert [record.message for record in caplog.records] == ["pool 'test': is_broken() failed"]
 
 
-def test_without_a_block_the_pool_sees_no_error(make: Make, adapter: FakeAdapter) -> None:
+def test_without_a_block_is_broken_is_not_called(make: Make, adapter: FakeAdapter) -> None:
     lease = make().acquire()
     try:
         raise ConnectionError("gone")
@@ -261,7 +261,7 @@ def test_released_resource_is_reset(make: Make, adapter: FakeAdapter) -> None:
     assert adapter.calls["reset"] == 1
 
 
-def test_a_reset_that_fails_discards(make: Make, adapter: FakeAdapter) -> None:
+def test_failing_reset_closes_the_resource(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     adapter.fail("reset", OSError("gone"))
     with pool.acquire() as resource:
@@ -271,7 +271,7 @@ def test_a_reset_that_fails_discards(make: Make, adapter: FakeAdapter) -> None:
     assert pool.metrics.snapshot().errors == {"reset": 1}
 
 
-def test_an_interrupted_reset_discards_and_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+def test_interrupted_reset_closes_the_resource_and_is_reraised(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     adapter.fail("reset", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -293,7 +293,7 @@ def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None
     assert not resource.dirty
 
 
-def test_what_is_broken_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
+def test_broken_resource_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
     with pytest.raises(ConnectionError), make().acquire():
         raise ConnectionError("gone")
     assert adapter.calls["reset"] == 0
@@ -303,7 +303,7 @@ def test_what_is_broken_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
 
 
 @pytest.mark.parametrize("uses", [1, 3])
-def test_a_resource_is_replaced_after_so_many_uses(make: Make, uses: int) -> None:
+def test_resource_is_replaced_after_max_uses(make: Make, uses: int) -> None:
     pool = make(max_uses=uses)
     numbers = []
     for _ in range(2 * uses):
@@ -334,7 +334,7 @@ def test_max_idle_does_not_withhold_resources_from_waiters(make: Make, clock: Vi
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_what_outlived_its_lifetime_is_closed_when_it_comes_back(
+def test_expired_resource_is_closed_on_release(
     make: Make, clock: VirtualClock, factory: Callable[[], object] | None
 ) -> None:
     pool = make(max_lifetime=60, **({"factory": factory} if factory else {}))
@@ -348,7 +348,7 @@ def test_what_outlived_its_lifetime_is_closed_when_it_comes_back(
 # -- the close ----------------------------------------------------------------------------
 
 
-def test_a_close_that_fails_frees_the_slot(make: Make, adapter: FakeAdapter) -> None:
+def test_failing_close_frees_the_slot(make: Make, adapter: FakeAdapter) -> None:
     pool = make(max_size=1)
     adapter.fail("close", OSError("cannot"))
     pool.acquire().discard()
@@ -356,7 +356,7 @@ def test_a_close_that_fails_frees_the_slot(make: Make, adapter: FakeAdapter) -> 
     assert pool.metrics.snapshot().errors == {"close": 1}
 
 
-def test_a_pool_without_a_close_lets_go_of_the_resource(make: Make) -> None:
+def test_pool_without_a_close_drops_the_resource(make: Make) -> None:
     class Thing:
         pass
 
@@ -385,7 +385,7 @@ def test_every_resource_is_closed_once(make: Make, adapter: FakeAdapter) -> None
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_nothing_that_owns_a_resource_is_copied(make: Make, way: Callable[[object], object]) -> None:
+def test_owners_of_resources_cannot_be_copied(make: Make, way: Callable[[object], object]) -> None:
     """P1: of a copy of a lease each would give the same resource back."""
     pool = make(max_size=2)
     lease = pool.acquire()

@@ -66,7 +66,7 @@ def test_pools_by_name(manager: PoolManager) -> None:
     assert db.stats()["size"] == 0
 
 
-def test_an_unknown_name_names_the_known(manager: PoolManager) -> None:
+def test_unknown_name_error_lists_the_known_names(manager: PoolManager) -> None:
     with pytest.raises(KeyError, match="no pool 'db'; there are: none at all"):
         manager.get_pool("db")
     manager.create_pool("a", object)
@@ -75,7 +75,7 @@ def test_an_unknown_name_names_the_known(manager: PoolManager) -> None:
             call("db")
 
 
-def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
+def test_same_arguments_return_the_same_pool(manager: PoolManager) -> None:
     first = manager.create_pool("a", object, settings=NONE)
     assert manager.create_pool("a", object, settings=NONE) is first
     for source, settings in ((object, ONE), (list, NONE), ("sqlite://", NONE)):
@@ -99,20 +99,20 @@ def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
         (lambda m: m.add_pool(object()), TypeError, "a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, not object"),
     ],
 )
-def test_what_is_no_pool(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:
+def test_other_objects_are_refused(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call(manager)
     assert len(manager) == 0
 
 
-def test_a_name_is_free_again(manager: PoolManager) -> None:
+def test_name_of_a_closed_pool_can_be_used_again(manager: PoolManager) -> None:
     first = manager.create_pool("a", object)
     manager.close_pool("a")
     assert first.closed and "a" not in manager
     assert manager.create_pool("a", list) is not first
 
 
-def test_names_are_free_after_all_were_closed(manager: PoolManager) -> None:
+def test_names_can_be_used_again_after_shutdown(manager: PoolManager) -> None:
     first, guest = manager.create_pool("a", object), Pool(object, name="guest")
     manager.add_pool(guest, owned=False)
     manager.close_all()
@@ -123,7 +123,7 @@ def test_names_are_free_after_all_were_closed(manager: PoolManager) -> None:
     assert manager.create_pool("a", list) is manager["a"]
 
 
-def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
+def test_concurrent_create_pool_makes_one_pool(manager: PoolManager) -> None:
     made: list[Any] = []
     barrier = threading.Barrier(8)
 
@@ -139,7 +139,7 @@ def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
     assert len(made) == 8 and len(set(map(id, made))) == 1
 
 
-def test_from_a_mapping_and_the_environment() -> None:
+def test_manager_from_a_mapping_and_from_the_environment() -> None:
     mine = Pool(object, name="mine")
     manager = PoolManager.from_mapping({
         "db": "sqlite:///x.db", "extra": {"url": "sqlite://", "critical": False}, "own": mine,
@@ -165,7 +165,7 @@ def test_startup_reports_what_is_ready(manager: PoolManager, caplog: pytest.LogC
     assert manager["good"].stats()["idle"] == 1
 
 
-def test_a_strict_startup_raises(manager: PoolManager) -> None:
+def test_strict_startup_raises(manager: PoolManager) -> None:
     manager.create_pool("bad", down(), settings=ONE)
     with pytest.raises(PoolError, match="bad NOT ready") as caught:
         manager.startup(strict=True)
@@ -211,7 +211,7 @@ def test_shutdown_closes_in_reverse_order(manager: PoolManager) -> None:
     manager.shutdown()
 
 
-def test_what_is_under_way_ends_well() -> None:
+def test_requests_in_progress_finish_during_shutdown() -> None:
     """While the last pool is waited for, those before it still lend (named: A holds, closing, A asks)."""
     manager = PoolManager(shutdown_timeout=30.0)
     first = manager.create_pool("first", Quick(), settings=NONE)
@@ -241,7 +241,7 @@ def test_what_is_under_way_ends_well() -> None:
     assert found and first.closed and last.closed
 
 
-def test_one_that_does_not_close_keeps_no_other_open(
+def test_hung_close_does_not_keep_other_pools_open(
     manager: PoolManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = manager.create_pool("first", object)
@@ -276,7 +276,7 @@ def test_health_up(manager: PoolManager) -> None:
     assert manager["a"].stats()["in_use"] == 0
 
 
-def test_health_of_nothing_is_up(manager: PoolManager) -> None:
+def test_health_without_pools_is_up(manager: PoolManager) -> None:
     assert manager.health_check().status == "up"
 
 
@@ -289,7 +289,7 @@ def test_health_down_says_why(manager: PoolManager) -> None:
     assert health.to_dict()["pools"]["bad"]["status"] == "down"
 
 
-def test_one_that_is_not_critical_degrades(manager: PoolManager) -> None:
+def test_noncritical_pool_that_is_down_degrades_the_whole(manager: PoolManager) -> None:
     manager.create_pool("good", Quick(), settings=NONE)
     manager.create_pool("bad", down(), settings=NONE, critical=False)
     health = manager.health_check(0.0)
@@ -324,7 +324,7 @@ def test_stale_connections_are_not_an_outage(manager: PoolManager) -> None:
     assert (adapter.made, pool.stats()["in_use"]) == (3, 0)
 
 
-def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:
+def test_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:
     adapter = Quick()
     adapter.fail("validate", ConnectionError("no answer"), times=100)
     manager.create_pool("a", adapter, settings=NONE)
@@ -333,7 +333,7 @@ def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> N
     assert manager["a"].stats()["in_use"] == 0
 
 
-def test_one_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
     adapter.hold("validate")
@@ -361,7 +361,7 @@ def test_a_pools_own_probe_is_used(
     assert (found.status, found.reason) == (status, reason)
 
 
-def test_health_is_asked_at_the_same_time(manager: PoolManager) -> None:
+def test_pools_are_checked_at_the_same_time(manager: PoolManager) -> None:
     barrier = threading.Barrier(3)
 
     class Meeting(Quick):
@@ -400,7 +400,7 @@ def test_the_table(manager: PoolManager) -> None:
     assert over.split()[2] == "closed"
 
 
-def test_a_request_takes_from_any_kind(manager: PoolManager) -> None:
+def test_lease_takes_a_resource_of_a_named_pool(manager: PoolManager) -> None:
     pool = manager.create_pool("a", Quick(), settings=NONE)
     with manager.lease("a"):
         assert pool.stats()["in_use"] == 1
@@ -444,7 +444,7 @@ MyPool.__module__ = "app"
 
 
 @pytest.mark.parametrize("kind", [ConnectionPool, MyPool])
-def test_psycopgs_pool(manager: PoolManager, kind: Callable[[], Any]) -> None:
+def test_pool_of_psycopg_can_be_added(manager: PoolManager, kind: Callable[[], Any]) -> None:
     pool = kind()
     manager.add_pool(pool)
     assert manager["foreign"] is pool
@@ -490,7 +490,9 @@ class Engine:
 
 
 @pytest.mark.parametrize(("overflow", "status", "limit", "shown"), [(0, "degraded", 2, "2/2"), (-1, "up", 0, "2/any")])
-def test_an_engine_without_a_limit(manager: PoolManager, overflow: int, status: str, limit: int, shown: str) -> None:
+def test_sqlalchemy_engine_without_a_limit(
+    manager: PoolManager, overflow: int, status: str, limit: int, shown: str
+) -> None:
     manager.add_pool(Engine(overflow), "orm")
     assert manager.health_check()["orm"].status == status
     assert manager.metrics()["orm"]["max_size"] == limit
@@ -498,7 +500,7 @@ def test_an_engine_without_a_limit(manager: PoolManager, overflow: int, status: 
     assert shown in out.getvalue()
 
 
-def test_an_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
+def test_sqlalchemy_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
     manager.add_pool(Engine(0), "orm")
     with manager.lease("orm"):
         pass
@@ -530,7 +532,7 @@ def test_lifespan_closes_after_an_error() -> None:
     assert pool.closed
 
 
-def test_a_strict_lifespan_closes_what_it_opened() -> None:
+def test_strict_lifespan_closes_what_it_opened() -> None:
     manager = PoolManager()
     good = manager.create_pool("good", Quick(), settings=ONE)
     manager.create_pool("bad", down(), settings=ONE)
@@ -543,7 +545,7 @@ def test_a_strict_lifespan_closes_what_it_opened() -> None:
     assert good.closed and not entered
 
 
-def test_lifespan_takes_one_or_the_other() -> None:
+def test_lifespan_takes_a_manager_or_a_database() -> None:
     with pytest.raises(TypeError, match="either a manager or a database"), application_lifespan(
         "x.db", manager=PoolManager()
     ):
@@ -551,7 +553,7 @@ def test_lifespan_takes_one_or_the_other() -> None:
 
 
 @pytest.mark.parametrize("signals", [15, ["TERM"], [4711]])
-def test_what_is_no_signal(signals: Any) -> None:
+def test_bad_signals_are_refused(signals: Any) -> None:
     words = "signals must be true, false or several of signal.Signals"
     with pytest.raises(TypeError, match=words), application_lifespan(manager=PoolManager(), signals=signals):
         pass

@@ -254,7 +254,7 @@ def test_each_event_is_reported_once(
     assert [told(entry) for entry in diary.of(expected[0])] == [expected]
 
 
-def test_no_event_is_without_a_case() -> None:
+def test_every_event_has_a_test_case() -> None:
     assert {expected[0] for _, expected in CASES.values()} == set(EVENTS)
 
 
@@ -293,7 +293,7 @@ for _event in EVENTS:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_observers_exception_changes_nothing(
+def test_exception_of_an_observer_changes_nothing(
     name: str,
     make: Make,
     adapter: FakeAdapter,
@@ -314,7 +314,7 @@ def test_an_observers_exception_changes_nothing(
     assert logger.exception.call_count == len(rude.entries) > 0
 
 
-def test_an_observers_exception_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_of_an_observer_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     rude = Rude()
     make(observers=[rude]).drain()
     (record,) = caplog.records
@@ -398,7 +398,7 @@ def test_close_that_returns_at_its_time_limit_is_reported_once(
 # -- joining and leaving ------------------------------------------------------------------
 
 
-def test_an_observer_may_join_and_leave(make: Make, diary: LoudDiary) -> None:
+def test_observers_can_be_added_and_removed(make: Make, diary: LoudDiary) -> None:
     pool = make(factory=object)
     pool.acquire().release()
     pool.add_observer(diary)
@@ -408,7 +408,7 @@ def test_an_observer_may_join_and_leave(make: Make, diary: LoudDiary) -> None:
     assert [entry[0] for entry in diary.entries] == ["acquired", "released"]
 
 
-def test_all_observers_are_told_in_the_order_in_which_they_came(make: Make) -> None:
+def test_observers_are_notified_in_the_order_they_were_added(make: Make) -> None:
     order: list[int] = []
     pool = make()
     for number in (1, 2, 3):
@@ -448,7 +448,7 @@ def calls_of_a_checkout(pool: Pool[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("observers", [[], [Diary()]], ids=["no observer", "one for other events"])
-def test_the_hot_path_does_without(make: Make, observers: list[Observer]) -> None:
+def test_fast_path_calls_no_observer(make: Make, observers: list[Observer]) -> None:
     pool = make(factory=object, observers=observers)
     assert calls_of_a_checkout(pool) == ["acquire", "now", "__enter__", "__exit__", "now"]
 
@@ -531,7 +531,7 @@ class Borrower(logging.Handler, Observer):
         self.use("acquired")
 
 
-def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
+def test_log_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
     """It needs what its own thread holds: a warning of that would be handled by it, and so on."""
     pool = make(max_size=1)
     handlers = [Borrower(5), Borrower(5)]
@@ -558,7 +558,7 @@ def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock:
     pool.acquire(0).release()
 
 
-def test_an_observer_that_acquires_is_not_told_of_that(make: Make, clock: VirtualClock) -> None:
+def test_acquire_inside_an_observer_is_not_reported_to_it(make: Make, clock: VirtualClock) -> None:
     one, other = Borrower(0), Diary()
     pool = make(max_size=1, observers=[one, other])
     one.pool = pool
@@ -570,7 +570,7 @@ def test_an_observer_that_acquires_is_not_told_of_that(make: Make, clock: Virtua
     assert len(other.of("timed_out")) == 2 + 5  # all others are told of all
 
 
-def test_a_factory_that_acquires_waits_for_nothing(make: Make, clock: VirtualClock) -> None:
+def test_factory_that_acquires_does_not_hang(make: Make, clock: VirtualClock) -> None:
     made: list[object] = []
 
     def factory() -> object:
@@ -584,7 +584,7 @@ def test_a_factory_that_acquires_waits_for_nothing(make: Make, clock: VirtualClo
     assert len(made) <= 3
 
 
-def test_an_exception_that_strikes_whoever_is_told_does_not_make_the_pool_silent(
+def test_interrupted_observer_does_not_silence_the_pool(
     make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Struck(BaseException):

@@ -77,7 +77,7 @@ def test_creations_in_flight_end_before_one_probe_starts(make: Make, manual: Vir
         task.result()
 
 
-def test_failures_of_one_moment_are_one_failure(make: Make, manual: VirtualClock) -> None:
+def test_concurrent_failures_count_as_one(make: Make, manual: VirtualClock) -> None:
     """Five that were in flight do not make the delay five times doubled."""
     server = Server(manual)
     pool = make(adapter=server, max_size=5, clock=manual, min_size=5)
@@ -87,14 +87,14 @@ def test_failures_of_one_moment_are_one_failure(make: Make, manual: VirtualClock
     assert manual.jobs == 1
 
 
-def test_the_delay_doubles_to_its_maximum(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_delay_doubles_to_its_maximum(make: Make, clock: VirtualClock, server: Server) -> None:
     pool = make(adapter=server, min_size=1, backoff_initial=1, backoff_maximum=10)
     pool.fill()
     clock.advance(60)
     assert server.attempts == [0, 1, 3, 7, 15, 25, 35, 45, 55]
 
 
-def test_the_delay_is_drawn_from_all_of_it(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_delay_has_full_jitter(make: Make, clock: VirtualClock, server: Server) -> None:
     """Full jitter: clients that failed together do not return together."""
     random.seed(7)
     pool = make(adapter=server, min_size=1, backoff_initial=8, backoff_maximum=8, backoff_jitter=True)
@@ -194,7 +194,7 @@ def test_after_recovery_creation_ramps_up(make: Make, manual: VirtualClock) -> N
     assert len(flights) == 20
 
 
-def test_a_failure_during_the_ramp_starts_it_again(make: Make, manual: VirtualClock) -> None:
+def test_failure_during_the_ramp_starts_it_again(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     pool = make(adapter=server, min_size=20, max_size=20, clock=manual)
     pool.fill()
@@ -216,7 +216,7 @@ def test_a_new_pool_needs_no_ramp(make: Make, manual: VirtualClock) -> None:
     assert manual.jobs == 20
 
 
-def test_a_recovery_makes_the_next_outage_a_new_one(
+def test_outage_after_a_recovery_is_a_new_one(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, min_size=1, backoff_initial=1)
@@ -232,7 +232,7 @@ def test_a_recovery_makes_the_next_outage_a_new_one(
     assert server.attempts == [0, 1, 3]
 
 
-def test_the_pool_never_gives_up(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_pool_never_stops_trying(make: Make, clock: VirtualClock, server: Server) -> None:
     pool = make(adapter=server, min_size=1, max_attempts=3)
     pool.fill()
     clock.advance(24 * 3600)
@@ -278,7 +278,7 @@ def break_all(leases: list[Lease[Any]]) -> None:
             raise ConnectionError("gone")
 
 
-def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manual: VirtualClock) -> None:
+def test_dead_server_sees_one_attempt_when_all_resources_break(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=8, clock=manual)
@@ -310,7 +310,7 @@ def test_free_slot_does_not_bypass_max_waiting(make: Make, manual: VirtualClock)
     assert len(server.attempts) == 1
 
 
-def test_when_all_died_on_a_server_that_is_up_they_are_replaced_quickly(make: Make, manual: VirtualClock) -> None:
+def test_deaths_on_a_server_that_is_up_are_replaced_quickly(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=16, min_size=16, clock=manual)
@@ -376,7 +376,7 @@ def test_hung_creation_does_not_delay_others(make: Make, manual: VirtualClock) -
         task.result()
 
 
-def test_what_keeps_the_pool_filled_is_not_held_up_either(make: Make, manual: VirtualClock) -> None:
+def test_death_does_not_delay_filling_to_min_size(make: Make, manual: VirtualClock) -> None:
     """Nobody waits, so nothing but the doubt's own end brings the reaper."""
     pool = make(max_size=4, min_size=4, clock=manual, idle_timeout=None, max_lifetime=None, create_timeout=600)
     for resource in fill(pool, 4):
@@ -417,7 +417,7 @@ def test_discard_does_not_limit_creations(make: Make, clock: VirtualClock) -> No
 # -- what borrowers are told --------------------------------------------------------------
 
 
-def test_at_the_deadline_the_cause_is_chained(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_timeout_chains_the_cause(make: Make, clock: VirtualClock, server: Server) -> None:
     (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
     clock.advance(5)
     with pytest.raises(PoolTimeout) as raised:
@@ -425,7 +425,7 @@ def test_at_the_deadline_the_cause_is_chained(make: Make, clock: VirtualClock, s
     assert raised.value.__cause__ is DOWN
 
 
-def test_the_cause_is_the_last_one(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_timeout_chains_the_last_error(make: Make, clock: VirtualClock, server: Server) -> None:
     (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
     server.error = last = ConnectionResetError("worse")
     clock.advance(5)
@@ -434,7 +434,7 @@ def test_the_cause_is_the_last_one(make: Make, clock: VirtualClock, server: Serv
     assert raised.value.__cause__ is last
 
 
-def test_the_cause_keeps_no_frames_alive(make: Make, server: Server) -> None:
+def test_cause_of_a_timeout_keeps_no_frames_alive(make: Make, server: Server) -> None:
     pool = make(adapter=server)
     with pytest.raises(PoolUnavailable):
         pool.acquire(0)
@@ -529,7 +529,7 @@ def test_final_error_is_not_retried_for_each_acquire(make: Make, server: Server)
 
 
 @pytest.mark.parametrize("min_size", [0, 1])
-def test_a_final_error_is_tried_every_two_seconds_however_many_ask(
+def test_final_error_is_retried_every_two_seconds_at_most(
     make: Make, clock: VirtualClock, server: Server, min_size: int
 ) -> None:
     """Somebody may have mended the password; and accounts get locked."""
@@ -544,7 +544,7 @@ def test_a_final_error_is_tried_every_two_seconds_however_many_ask(
     assert min(gaps[1:]) >= 2 - 1e-6 and max(gaps) <= 2.1 + 1e-6
 
 
-def test_a_final_error_is_tried_less_and_less_while_nobody_asks(
+def test_final_error_is_retried_less_often_without_demand(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = WRONG
@@ -557,7 +557,7 @@ def test_a_final_error_is_tried_less_and_less_while_nobody_asks(
     assert pool.acquire().resource.number == 1  # whoever asks then has it tried at once
 
 
-def test_a_final_error_is_tried_while_somebody_waits_for_what_is_lent(
+def test_final_error_is_retried_while_a_waiter_needs_a_release(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = None
@@ -574,7 +574,7 @@ def test_a_final_error_is_tried_while_somebody_waits_for_what_is_lent(
     lease.release()
 
 
-def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make, manual: VirtualClock) -> None:
+def test_slow_final_error_is_not_retried_continuously(make: Make, manual: VirtualClock) -> None:
     """Whoever comes while it is being asked waits for its answer, so there must be time without."""
     server = Server(manual)
     server.error = WRONG
@@ -594,7 +594,7 @@ def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make
     task.result()
 
 
-def test_final_error_may_be_mended(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_creation_succeeds_once_a_final_error_is_fixed(make: Make, clock: VirtualClock, server: Server) -> None:
     server.error = WRONG
     pool = make(adapter=server)
     with pytest.raises(CreateFailed):
@@ -637,7 +637,7 @@ class Incidents(Observer):
         self.seen.append(("ended", seconds))
 
 
-def test_an_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server: Server) -> None:
     incidents = Incidents()
     pool = make(adapter=server, min_size=1, observers=[incidents], backoff_initial=1)
     for _ in range(2):
@@ -688,7 +688,7 @@ def full(make: Make, clock: VirtualClock) -> tuple[Pool[Any], FullServer, Incide
     return pool, server, incidents
 
 
-def test_a_full_server_is_no_outage(
+def test_full_server_is_not_an_outage(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
 ) -> None:
     pool, server, incidents = full
@@ -703,7 +703,7 @@ def test_a_full_server_is_no_outage(
         task.result().release()
 
 
-def test_when_there_is_room_again_the_pool_grows(
+def test_pool_grows_once_the_server_has_free_connections(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
 ) -> None:
     pool, server, _ = full
@@ -745,7 +745,7 @@ def test_full_server_is_an_outage_for_an_empty_pool(
     assert incidents.seen and pool.stats()["down"] is not None
 
 
-def test_a_full_server_that_lets_one_in_now_and_then_is_one_line(
+def test_server_that_is_full_again_and_again_is_logged_once(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool, server, _ = full

@@ -126,7 +126,7 @@ def test_import_is_light() -> None:
     assert threads == 1
 
 
-def test_heavy_import_is_seen() -> None:
+def test_heavy_import_is_detected() -> None:
     assert fresh("import requests")[0] >= {"requests", "urllib3", "ssl", "socket"}
 
 
@@ -134,7 +134,7 @@ def test_version_is_that_of_the_distribution() -> None:
     assert pooling.__version__ == importlib.metadata.version("pooling")
 
 
-def test_types_are_packed() -> None:
+def test_type_information_is_packed() -> None:
     assert importlib.resources.files("pooling").joinpath("py.typed").is_file()
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -153,7 +153,7 @@ def test_every_extra_has_code() -> None:
     assert extras <= used
 
 
-def test_no_package_is_forgotten() -> None:
+def test_every_directory_with_modules_is_a_package() -> None:
     """A directory with modules but without ``__init__.py`` is left out of the wheel."""
     assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").exists()} == set()
 
@@ -238,7 +238,7 @@ def test_no_import_circle() -> None:
     assert [" -> ".join([*circle, circle[0]]) for circle in cycles(import_graph())] == []
 
 
-def test_import_circle_is_seen() -> None:
+def test_import_circle_is_detected() -> None:
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
@@ -279,13 +279,13 @@ def test_every_module_of_a_layered_package_has_a_layer(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_a_module_is_listed_once(package: str) -> None:
+def test_module_is_listed_once(package: str) -> None:
     listed = [module for layer in LAYERS[package] for module in layer]
     assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_arrows_point_down(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     is_package = parts[-1] == "__init__"
     module = ".".join(parts[:-1] if is_package else parts)
@@ -314,7 +314,7 @@ def test_arrows_point_down(path: Path) -> None:
         ("pooling.observe.monitor", "from pooling.web import flask"),
     ],
 )
-def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
+def test_forbidden_import_is_detected(module: str, source: str) -> None:
     assert violations(source, module) != []
 
 
@@ -329,7 +329,7 @@ def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
         ("pooling.__main__", "from pooling import Pool\nfrom pooling.tools import demo"),
     ],
 )
-def test_allowed_arrow_is_not_seen(module: str, source: str) -> None:
+def test_allowed_import_is_accepted(module: str, source: str) -> None:
     assert violations(source, module) == []
 
 
@@ -375,7 +375,7 @@ def test_tests_use_public_seams() -> None:
         "from pooling import Pool\nclass Mine(Pool):\n    def lock(self): return self._hidden",
     ],
 )
-def test_use_of_a_private_name_is_seen(source: str) -> None:
+def test_use_of_a_private_name_is_detected(source: str) -> None:
     assert private_accesses(source, {"_hidden"}) != []
 
 
@@ -390,7 +390,7 @@ def test_use_of_a_private_name_is_seen(source: str) -> None:
         "f'{name}_hidden'",
     ],
 )
-def test_other_private_names_are_not_seen(source: str) -> None:
+def test_other_private_names_are_accepted(source: str) -> None:
     assert private_accesses(source, {"_hidden", "_health"}) == []
 
 

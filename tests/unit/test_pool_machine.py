@@ -790,7 +790,7 @@ def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
     clock.let_go(clock.due[0])
 
 
-def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
+def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
     """Made on a worker: its result was old when it came, and was asked for again and again (P4)."""
 
     class Running(VirtualClock):
@@ -820,7 +820,7 @@ def test_resource_released_during_close_is_closed(make: Make) -> None:
     assert pool.stats()["size"] == 0
 
 
-def test_a_failed_check_leaves_no_cycle_that_holds_the_key(make: Make, manual: VirtualClock) -> None:
+def test_failed_check_leaves_no_cycle_that_holds_the_token(make: Make, manual: VirtualClock) -> None:
     """Else it would not be missed when its close is lost (P8)."""
     server = Server(blocking=True, bounded=False)
     pool = make(clock=manual, adapter=server)
@@ -834,7 +834,7 @@ def test_a_failed_check_leaves_no_cycle_that_holds_the_key(make: Make, manual: V
     assert pool.stats()["size"] == 0
 
 
-def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_pool(
+def test_expired_resource_released_to_a_closed_pool_is_closed(
     make: Make, clock: VirtualClock
 ) -> None:
     """On the way without a lock (P2)."""
@@ -846,7 +846,7 @@ def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_poo
     assert pool.stats()["size"] == 0
 
 
-def test_the_error_of_an_outage_keeps_no_borrower_s_frame_alive(make: Make) -> None:
+def test_error_of_an_outage_keeps_no_frame_of_a_borrower_alive(make: Make) -> None:
     """Made in the borrower's thread, it has a context there, and in those frames are leases (P8)."""
     server = PlainServer(blocking=False, bounded=True)
     pool = make(adapter=server)

@@ -67,7 +67,7 @@ def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
 # -- hand-over and time-out ---------------------------------------------------------
 
 
-def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_late_hand_over_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """A token given at the instant of the time-out is used: neither lost nor refused."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -127,7 +127,7 @@ def test_timed_out_waiter_accepts_nothing(adapter: FakeAdapter, clock: VirtualCl
     nothing_lost(pool, clock)
 
 
-def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_release_between_the_idle_check_and_the_registration(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """P8: a waiter registers, then looks again: what came back in between is seen."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -155,7 +155,7 @@ def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, cl
     nothing_lost(pool, clock)
 
 
-def test_a_death_while_the_first_one_is_being_replaced(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_second_death_while_the_first_is_being_replaced(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """P7: whoever finds the next one dead makes none beside the one that is under way, and misses none after it."""
     pool = make(adapter, clock, size=2)
     leases = [pool.acquire(), pool.acquire()]
@@ -541,7 +541,7 @@ def test_check_that_ends_while_it_is_interrupted() -> None:
     assert pool.metrics.snapshot().closed == {"check_timeout": 1}
 
 
-def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: FakeAdapter) -> None:
+def test_long_lent_resource_is_not_overdue_when_its_close_begins(adapter: FakeAdapter) -> None:
     """The reaper looks when a drain has decided, and not yet sent what it decided to the workers."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, size=2, close_timeout=5)
@@ -563,7 +563,7 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: Fa
     assert adapter.calls["abandon"] == 0
 
 
-def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
+def test_long_lent_resource_is_not_overdue_when_its_check_begins() -> None:
     clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
     pool = make(adapter, clock)
     pool.fill(1)
@@ -692,7 +692,7 @@ def test_two_threads_release_one_lease(adapter: FakeAdapter, clock: VirtualClock
 # -- dead resources keep their borrower's place ------------------------------------------------
 
 
-def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> None:
+def test_borrower_of_a_dead_resource_keeps_its_queue_position(adapter: FakeAdapter) -> None:
     """P3: it arrived before those who queued while its resource was looked at."""
     clock = VirtualClock(workers="manual")
     order: list[str] = []

@@ -33,7 +33,7 @@ class Resetting(FakeAdapter):
             raise RuntimeError("cannot clean")
 
 
-def test_resets_that_keep_failing_are_one_incident(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_reset_failures_are_one_incident(caplog: pytest.LogCaptureFixture) -> None:
     ears, adapter, clock = Ears(), Resetting(), VirtualClock()
     pool: Pool[object] = Pool(
         adapter=adapter, settings=PoolSettings(min_size=0, max_size=2), name="p", observers=[ears], clock=clock
@@ -68,7 +68,7 @@ def test_resets_that_keep_failing_are_one_incident(caplog: pytest.LogCaptureFixt
     pool.close()
 
 
-def test_health_names_resets_that_keep_failing() -> None:
+def test_health_reports_repeated_reset_failures() -> None:
     adapter = Resetting()
     with PoolManager() as manager:
         pool: Pool[object] = Pool(adapter=adapter, settings=PoolSettings(min_size=0), name="p")
@@ -80,7 +80,7 @@ def test_health_names_resets_that_keep_failing() -> None:
         assert manager.health_check()["p"].reason == "resets keep failing: RuntimeError: cannot clean"
 
 
-def test_resets_that_hang_count_too() -> None:
+def test_hung_resets_count_as_failures() -> None:
     ears, adapter, clock = Ears(), FakeAdapter(bounded=False), VirtualClock()
     pool: Pool[object] = Pool(
         adapter=adapter, settings=PoolSettings(min_size=0, max_size=3, reset_timeout=5), name="p",

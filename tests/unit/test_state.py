@@ -142,7 +142,7 @@ def test_wait_queue_is_in_order_of_arrival(arrivals: list[float], order: list[in
     assert list(state.waiters) == [waiters[number] for number in order]
 
 
-def test_an_entry_whose_key_went_before_anything_asked_for_it_can_be_asked_for() -> None:
+def test_entry_of_a_lost_token_can_be_looked_up() -> None:
     """An exception between the two: the reaper gets an entry that no pool has."""
     token = Token()
     entry = Entry(token)
@@ -175,7 +175,7 @@ def test_leaving_without_an_item() -> None:
     assert state.leave(waiter) is None
 
 
-def test_leaving_with_a_given_key() -> None:
+def test_leaving_with_a_given_token() -> None:
     """What came at the last moment is handed out, once, for the next in line (P8)."""
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
@@ -191,7 +191,7 @@ def test_leaving_with_an_error_given() -> None:
     assert isinstance(state.leave(waiter), PoolClosed)
 
 
-def test_interrupted_hand_over_leaves_the_waiter_without_a_key() -> None:
+def test_interrupted_hand_over_leaves_the_waiter_without_a_token() -> None:
     """An exception between the mark and the put leaves a mark alone."""
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
@@ -224,7 +224,7 @@ def test_fail_waiters_gives_each_an_error_of_its_own() -> None:
     assert box_of(first)[0] is not box_of(second)[0]
 
 
-def test_fail_waiters_skips_a_waiter_that_was_given_a_key() -> None:
+def test_fail_waiters_skips_a_waiter_that_was_given_a_token() -> None:
     """Who was served, and not yet taken out of the line, keeps what it has."""
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
@@ -254,7 +254,7 @@ def test_match_keeps_the_wait_queue_in_order() -> None:
     assert list(state.waiters) == [second, third]
 
 
-def test_match_skips_waiters_that_were_given_a_key() -> None:
+def test_match_skips_waiters_that_were_given_a_token() -> None:
     """An interruption between giving and removing leaves a stale head (P8)."""
     state, (token,) = a_pool(resting=1, waiting=2)
     stale, waiter = state.waiters
@@ -286,7 +286,7 @@ def test_accept_pushes_onto_the_idle_stack_without_waiters() -> None:
 
 
 @pytest.mark.parametrize("place", ["creating", "checking"])
-def test_accept_ends_the_time_on_a_worker(place: str) -> None:
+def test_accept_ends_a_check_on_a_worker(place: str) -> None:
     state, (token,) = a_pool(**{place: 1})
     assert state.accept(token, NOW) is None
     assert not getattr(state, place)
@@ -300,7 +300,7 @@ def test_accept_refuses_after_close() -> None:
 
 
 @pytest.mark.parametrize(("expires", "reason"), [(NOW + 1, None), (NOW, "lifetime"), (NOW - 1, "lifetime")])
-def test_accept_looks_at_the_age(expires: float, reason: str | None) -> None:
+def test_accept_refuses_an_expired_resource(expires: float, reason: str | None) -> None:
     """Also where somebody waits for it: not every return is to the stack (P6)."""
     state, _ = a_pool(waiting=1)
     token = lent(state, expires)
@@ -318,7 +318,7 @@ def test_accept_refuses_the_old_generation() -> None:
 
 @pytest.mark.parametrize("waiting", [0, 1])
 @pytest.mark.parametrize(("max_size", "reason"), [(1, "surplus"), (2, None)])
-def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
+def test_accept_refuses_a_surplus_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
     """A surplus is closed although somebody waits: the bound comes first (P2)."""
     state, (token, _) = a_pool(max_size=max_size, in_use=2, waiting=waiting)
     assert state.accept(token, NOW) == reason
@@ -327,7 +327,7 @@ def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) 
 @pytest.mark.parametrize(
     ("resting", "waiting", "reason"), [(1, 0, None), (2, 0, "max_idle"), (2, 1, None), (3, 0, "max_idle")]
 )
-def test_accept_bounds_the_stack(resting: int, waiting: int, reason: str | None) -> None:
+def test_accept_keeps_at_most_max_idle(resting: int, waiting: int, reason: str | None) -> None:
     """By ``max_idle``, unless somebody waits for it."""
     state, (token, *_) = a_pool(max_idle=2, in_use=1, resting=resting, waiting=waiting)
     state.paused = True  # else the stack would serve the waiter first
@@ -348,7 +348,7 @@ def test_accept_returns_a_checked_resource_to_its_idle_position(idle_since: floa
     assert list(state.idle) == [*resting[:place], token, *resting[place:]]
 
 
-def test_refusing_changes_nothing() -> None:
+def test_refused_accept_changes_nothing() -> None:
     """The caller closes it; until then it is where it was (P1)."""
     state, (token,) = a_pool(checking=1, waiting=1)
     state.closed = True
@@ -410,7 +410,7 @@ def test_serve_plans_no_creation(what: str) -> None:
     assert state.serve(FREE, NOW) == (0, [])
 
 
-def test_serve_pairs_first() -> None:
+def test_serve_matches_waiters_before_it_creates() -> None:
     state, tokens = a_pool(resting=2, waiting=1)
     waiter = state.waiters[0]
     assert state.serve(FREE, NOW) == (0, [])
@@ -441,21 +441,21 @@ def test_serve_closes_the_surplus(max_size: int, closing: int, closed: list[int]
     assert len(state.entries) == len(tokens)  # a slot counts until the close has returned
 
 
-def test_serve_closes_what_is_beyond_max_idle() -> None:
+def test_serve_closes_idle_resources_above_max_idle() -> None:
     """The longest unused first, and only what nobody waits for."""
     state, tokens = a_pool(max_idle=1, resting=4, waiting=1)
     assert state.serve(FREE, NOW) == (0, [(tokens[0], "max_idle"), (tokens[1], "max_idle")])
     assert list(state.idle) == [tokens[2]]
 
 
-def test_serve_takes_the_surplus_before_it_lends() -> None:
+def test_serve_closes_the_surplus_before_it_lends() -> None:
     """A shrink is not put off by those who wait (P2)."""
     state, (_, token) = a_pool(max_size=1, in_use=1, resting=1, waiting=1)
     assert state.serve(FREE, NOW) == (0, [(token, "surplus")])
     assert len(state.waiters) == 1
 
 
-def test_serve_closes_all_that_is_idle_after_a_close() -> None:
+def test_serve_closes_all_idle_resources_after_a_close() -> None:
     state, tokens = a_pool(in_use=1, resting=2)
     state.closed = True
     _, closes = state.serve(FREE, NOW)
@@ -463,7 +463,7 @@ def test_serve_closes_all_that_is_idle_after_a_close() -> None:
     assert state.closing == {token.entry for token in tokens[1:]}
 
 
-def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
+def test_serve_closes_resources_released_during_a_drain() -> None:
     """The hot path puts back without the lock, and the drain may come in between."""
     state, tokens = a_pool(in_use=3)
     state.drain()
@@ -474,14 +474,14 @@ def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
 
 
 @pytest.mark.parametrize(("expires", "closed"), [(NOW + 1, False), (NOW, True)])
-def test_serve_lends_nothing_too_old(expires: float, closed: bool) -> None:
+def test_serve_lends_no_expired_resource(expires: float, closed: bool) -> None:
     state, _ = a_pool(waiting=1)
     token = idle(state, expires)
     plan = state.serve(FREE, NOW)
     assert plan == ((1, [(token, "lifetime")]) if closed else (0, []))
 
 
-def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
+def test_drain_removes_idle_resources_only() -> None:
     state, tokens = a_pool(in_use=1, resting=2, creating=1)
     generation = state.generation
     assert state.drain() == [(tokens[2], "drained"), (tokens[3], "drained")]
@@ -508,7 +508,7 @@ def test_retire_from_anywhere(place: str) -> None:
     assert not state.entries and not getattr(state, place)
 
 
-def test_a_foreign_entry_is_not_retired() -> None:
+def test_foreign_entry_is_not_retired() -> None:
     """The parent's, after a fork (P9)."""
     state, (mine,) = a_pool(in_use=1)
     _, (foreign,) = a_pool(in_use=1)
@@ -533,12 +533,12 @@ def test_in_use_is_never_negative() -> None:
 
 
 @pytest.mark.parametrize("place", ["resting", "creating", "checking", "closing"])
-def test_lent_are_those_with_borrowers(place: str) -> None:
+def test_lent_lists_resources_held_by_borrowers(place: str) -> None:
     state, tokens = a_pool(in_use=2, **{place: 1})
     assert set(state.lent()) == {token.entry for token in tokens[:2]}
 
 
-def test_key_being_released_has_no_holder() -> None:
+def test_token_being_released_has_no_holder() -> None:
     """A resource that was released and not yet put back is in use, but not held."""
     state, (token,) = a_pool(in_use=1)
     token.entry.idle_since = NOW + 1
@@ -557,7 +557,7 @@ def test_exhausted(pool: dict[str, int], exhausted: bool) -> None:
 
 
 @pytest.mark.parametrize("why", ["", "closed", "paused", "surplus"])
-def test_barred(why: str) -> None:
+def test_fast_path_closed(why: str) -> None:
     """Whether the hot path must look at the state."""
     state, _ = a_pool(max_size=1 if why == "surplus" else 2, in_use=2)
     state.closed, state.paused = why == "closed", why == "paused"
@@ -571,11 +571,11 @@ def failed(outage: Outage, now: float, waiting: bool = True, final: bool = False
     return outage.failed(OSError("refused"), final, now, STEADY, waiting, uniform=random.random)
 
 
-def test_any_number_while_the_server_is_up() -> None:
+def test_creations_are_unlimited_while_the_server_is_up() -> None:
     assert Outage().allowed(NOW) == UNLIMITED
 
 
-def test_one_probe_at_a_time_while_it_is_down() -> None:
+def test_one_probe_at_a_time_while_the_server_is_down() -> None:
     """None until the backoff has passed, then one (P7)."""
     outage = Outage()
     assert failed(outage, NOW) is True
@@ -612,7 +612,7 @@ def test_full_jitter() -> None:
     assert outage.retry_at == NOW + 2
 
 
-def test_what_was_in_flight_does_not_lengthen_the_delay() -> None:
+def test_failures_of_creations_in_flight_do_not_lengthen_the_delay() -> None:
     """Ten that fail together are one failure (P7)."""
     outage = Outage()
     for _ in range(10):
@@ -621,7 +621,7 @@ def test_what_was_in_flight_does_not_lengthen_the_delay() -> None:
     assert outage.retry_at == NOW + 0.05
 
 
-def test_the_last_error_is_kept_without_its_frames() -> None:
+def test_last_error_is_kept_without_its_frames() -> None:
     outage = Outage()
     try:
         raise OSError("refused")
@@ -664,13 +664,13 @@ def test_recovery_ramps_up() -> None:
     assert (outage.error, outage.final, outage.failures) == (None, False, 0)
 
 
-def test_a_success_while_up_changes_nothing() -> None:
+def test_success_while_up_changes_nothing() -> None:
     outage = Outage()
     assert outage.succeeded(10, NOW) is False
     assert outage.allowed(NOW) == UNLIMITED
 
 
-def test_a_failure_on_the_ramp_begins_anew() -> None:
+def test_failure_during_the_ramp_starts_it_again() -> None:
     outage = Outage()
     failed(outage, NOW)
     outage.succeeded(10, NOW)
@@ -681,7 +681,7 @@ def test_a_failure_on_the_ramp_begins_anew() -> None:
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.01, 0.3])
-def test_jitter_does_not_make_it_a_storm(luck: float) -> None:
+def test_rate_of_attempts_is_bounded_whatever_the_jitter(luck: float) -> None:
     """However short the delays that are drawn: at most 8 a second, and two more to begin with (P7)."""
     outage, now, attempts = Outage(), NOW, 0
     while now < NOW + 60:
@@ -736,7 +736,7 @@ def test_death_of_a_resource_proved_alive_since_the_last_limit_counts() -> None:
     assert outage.allowed(NOW + 60) == 1
 
 
-def test_what_was_alive_since_the_last_outage_is_news() -> None:
+def test_only_death_of_a_resource_proved_alive_since_the_outage_limits_creations() -> None:
     outage = Outage()
     failed(outage, NOW)
     outage.succeeded(10, NOW + 5)

@@ -60,7 +60,7 @@ def arguments_of(pool: PostgresPool, monkeypatch: pytest.MonkeyPatch) -> dict[st
         ("https://api.example.com", HTTPPool),
     ],
 )
-def test_the_scheme_says_the_kind(url: str, kind: type) -> None:
+def test_scheme_selects_the_pool_class(url: str, kind: type) -> None:
     pool = from_url(url, name="mine")
     assert type(pool) is kind
     assert pool.name == "mine"
@@ -118,7 +118,7 @@ def test_other_names_of_settings(query: str, expected: dict[str, Any]) -> None:
         assert from_url(f"sqlite:///x.db?{query}").settings == PoolSettings(**expected)
 
 
-def test_a_time_that_is_the_kinds_own_stays_its_own() -> None:
+def test_timeout_parameter_of_the_adapter_is_not_a_setting() -> None:
     pool = from_url("sqlite:///x.db?timeout=3")
     assert pool.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
     assert pool.settings == PoolSettings()
@@ -132,7 +132,7 @@ def test_hikaricps_names_are_refused(url: str) -> None:
         from_url(f"{url}?connectionTimeout=30000")
 
 
-def test_a_hint_is_given_for_what_the_error_names() -> None:
+def test_hint_is_about_the_parameter_that_the_error_names() -> None:
     for url, hint in (
         ("postgresql://h/x?connect_timeout=5&max_sise=1", "was 'max_size' meant by 'max_sise'.$"),
         ("postgresql://h/x?connect_timeout=5&foo=1", '"foo"$'),
@@ -153,7 +153,7 @@ def test_settings_are_taken_out_of_the_query() -> None:
     assert pool.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
 
 
-def test_the_drivers_parameters_stay(others: list[Any]) -> None:
+def test_parameters_of_the_driver_stay_in_the_url(others: list[Any]) -> None:
     others.append(point("mine", lambda: Kind))
     pool = from_url("mine://host/x?a=1&max_size=4&b=%26", zone="north")
     assert isinstance(pool, Kind)
@@ -161,7 +161,7 @@ def test_the_drivers_parameters_stay(others: list[Any]) -> None:
     assert pool.settings.max_size == 4
 
 
-def test_an_http_url_is_the_base_and_its_query_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_url_gives_the_base_and_its_query_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = from_url("https://api.example.com/v1?max_size=4&connect_timeout=2&verify=false")
     assert isinstance(pool, HTTPPool)
     requested: list[str] = []
@@ -181,7 +181,7 @@ def test_an_http_url_is_the_base_and_its_query_the_arguments(monkeypatch: pytest
         ("timeout=4&connect_timeout=2", HTTPTimeout(connect=2, read=4)),
     ],
 )
-def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, timeout: object) -> None:
+def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, timeout: object) -> None:
     made: list[dict[str, Any]] = []
     monkeypatch.setattr("pooling.adapters.http.HTTPPool", lambda **given: made.append(given))
     from_url(f"https://h/x?{query}&max_idle=7")
@@ -214,7 +214,7 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
         ("https://h?pooled=perhaps", "pooled='perhaps'"),
     ],
 )
-def test_what_is_wrong_is_said(url: str, words: str) -> None:
+def test_bad_url_is_explained(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_url(url)
 
@@ -231,7 +231,7 @@ def test_what_is_wrong_is_said(url: str, words: str) -> None:
         ("postgresql://a:s/x?s3cret=1@h", "conninfo is no well-formed"),
     ],
 )
-def test_libpqs_words_but_no_piece_of_a_password(conninfo: str, words: str) -> None:
+def test_error_quotes_libpq_without_passwords(conninfo: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         PostgresPool(conninfo)
     assert "s3cret" not in str(caught.value)
@@ -252,14 +252,14 @@ def test_a_question_mark_in_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments_of(pool, monkeypatch)["password"] == "se?cret"
 
 
-def test_a_bad_argument_is_named() -> None:
+def test_bad_argument_is_named() -> None:
     with pytest.raises(TypeError, match="colour"):
         from_url("sqlite:///x", colour="blue")
     with pytest.raises(TypeError, match="url must be a text, not int"):
         from_url(3)  # type: ignore[arg-type]
 
 
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list[Any]) -> None:
+def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list[Any]) -> None:
     monkeypatch.setitem(urls.SCHEMES, "postgresql", "no_such_driver:Pool")
     with pytest.raises(ImportError, match=r'postgresql:// needs a driver.*no_such_driver.*pooling\[binary\]'):
         from_url("postgresql://h/x")

@@ -77,14 +77,14 @@ def test_every_error_is_a_pool_error_of_the_public_module(error: type[Exception]
     assert error.__doc__
 
 
-def test_a_time_out_is_also_what_python_calls_one() -> None:
+def test_pool_timeout_is_a_timeout_error() -> None:
     assert issubclass(PoolTimeout, TimeoutError)
 
 
 # -- repr ---------------------------------------------------------------------------------
 
 
-def test_the_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
+def test_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
     pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(bounded=False))
     assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting>"
     fill(pool, 3)
@@ -106,14 +106,14 @@ def test_the_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
     assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting, closed>"
 
 
-def test_the_repr_names_the_class(make: Make) -> None:
+def test_repr_names_the_class(make: Make) -> None:
     class Connections(Pool[Any]):
         pass
 
     assert repr(Connections(object, name="ldap")).startswith("<Connections 'ldap': ")
 
 
-def test_the_repr_says_that_it_is_paused(make: Make) -> None:
+def test_repr_says_that_the_pool_is_paused(make: Make) -> None:
     pool = make()
     pool.pause()
     assert "paused" in repr(pool)
@@ -166,7 +166,7 @@ def test_message_counts_the_other_waiters(make: Make, clock: VirtualClock) -> No
     patient[1].result().release()
 
 
-def test_it_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
+def test_timeout_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=8)
     leases: list[Lease[Any]] = []
     for number in range(8):
@@ -178,7 +178,7 @@ def test_it_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
     assert text.endswith("; and 3 more places")
 
 
-def test_not_waiting_is_said_in_other_words(make: Make) -> None:
+def test_timeout_zero_has_its_own_message(make: Make) -> None:
     pool = make(max_size=1)
     with lent_elsewhere(pool):
         assert fails(pool.acquire, 0).startswith(
@@ -210,7 +210,7 @@ def test_without_tracking_no_holder_is_named(make: Make, clock: VirtualClock) ->
         )
 
 
-def test_a_paused_pool_says_so(make: Make, clock: VirtualClock) -> None:
+def test_timeout_says_that_the_pool_is_paused(make: Make, clock: VirtualClock) -> None:
     """Or nobody understands why one waits beside idle resources."""
     pool = make()
     fill(pool, 1)
@@ -236,12 +236,12 @@ def test_timeout_during_an_outage_names_the_cause(make: Make, adapter: FakeAdapt
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
-def test_an_error_without_words_is_named(make: Make, adapter: FakeAdapter) -> None:
+def test_error_without_a_message_is_named_by_its_class(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionResetError())
     assert fails(make().acquire, 0).endswith("; last thing error: ConnectionResetError")
 
 
-def test_refusal_states_the_rule(make: Make, clock: VirtualClock) -> None:
+def test_refusal_states_max_waiting(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1, max_waiting=1)
     lease = pool.acquire()
     waiting = Task(pool.acquire)
@@ -253,7 +253,7 @@ def test_refusal_states_the_rule(make: Make, clock: VirtualClock) -> None:
     waiting.result()
 
 
-def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+def test_final_error_is_the_cause(make: Make, adapter: FakeAdapter) -> None:
     adapter.final = (PermissionError,)
     adapter.fail("create", PermissionError("wrong password"))
     assert fails(make().acquire) == (
@@ -261,7 +261,7 @@ def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
     )
 
 
-def test_after_so_many_attempts_it_says_how_many(make: Make, adapter: FakeAdapter) -> None:
+def test_max_attempts_error_states_their_number(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionError("refused"))
     assert fails(make(max_attempts=1).acquire) == (
         "pool 'test': 1 attempts to create a thing failed: ConnectionError: refused"
@@ -291,7 +291,7 @@ def test_holders_state_thread_place_and_duration(make: Make, clock: VirtualClock
     assert len(pool.holders()) == 1
 
 
-def test_what_is_idle_has_no_holder_however_it_got_there(make: Make, clock: VirtualClock) -> None:
+def test_idle_resource_has_no_holder(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3)
     fill(pool, 3)
     clock.advance(10)
@@ -311,7 +311,7 @@ def test_creating_checking_and_closing_entries_have_no_holder(make: Make, manual
     assert pool.holders() == []
 
 
-def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
+def test_ended_holder_is_named_with_the_time_of_its_end(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(max_size=1)
@@ -327,7 +327,7 @@ def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
     lease.release()
 
 
-def test_a_holder_whose_thread_ended_is_known_by_number_where_it_never_waited(make: Make) -> None:
+def test_ended_holder_that_never_waited_is_named_by_its_identifier(make: Make) -> None:
     pool = make()
     fill(pool, 1)
     task = Task(pool.acquire)
@@ -336,7 +336,7 @@ def test_a_holder_whose_thread_ended_is_known_by_number_where_it_never_waited(ma
     lease.release()
 
 
-def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
+def test_thread_with_a_reused_identifier_is_not_named_as_the_holder(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     """Identifiers are used again as soon as a thread has ended."""
@@ -357,7 +357,7 @@ def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
     lease.release()
 
 
-def test_the_end_of_a_thread_is_not_that_of_the_next_holder(make: Make, clock: VirtualClock) -> None:
+def test_end_of_a_thread_is_not_attributed_to_the_next_holder(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     Task(pool.acquire).result().release()
     clock.advance(1)
@@ -366,7 +366,7 @@ def test_the_end_of_a_thread_is_not_that_of_the_next_holder(make: Make, clock: V
         assert (holder.thread, holder.ended) == (threading.current_thread().name, None)
 
 
-def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
+def test_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
     pool = make(track_holders=False)
     with pool.acquire():
         clock.advance(2)
@@ -404,7 +404,7 @@ def test_leak_is_reported_once_and_again_on_release(
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_each_lease_is_reported_for_itself(
+def test_each_leak_is_reported_separately(
     make: Make,
     clock: VirtualClock,
     warnings: Warnings,
@@ -419,7 +419,7 @@ def test_each_lease_is_reported_for_itself(
     assert [("has been in use" in text, "was released" in text) for text in warnings()] == [(1, 0), (0, 1)] * 2
 
 
-def test_a_leak_is_seen_however_late_the_lease_began(
+def test_leak_is_reported_however_late_the_lease_began(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make(leak_timeout=30, idle_timeout=None)
@@ -433,7 +433,7 @@ def test_a_leak_is_seen_however_late_the_lease_began(
     lease.release()
 
 
-def test_a_leak_is_seen_after_close(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+def test_leak_is_reported_after_close(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
     pool = make(leak_timeout=30)
     with pool.acquire():
         pool.close(0)
@@ -457,14 +457,14 @@ def test_dropped_lease_is_reported_with_where_it_was_acquired(
     ]
 
 
-def test_without_tracking_its_place_is_unknown(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+def test_dropped_lease_has_no_place_without_tracking(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
     pool = make(track_holders=False)
     pool.acquire()
     collect(clock)
     assert "acquired at an unknown place (track_holders is off)" in warnings()[0]
 
 
-def test_an_interrupted_borrower_dropped_no_lease(
+def test_interrupted_release_is_not_reported_as_dropped(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     """What was on its way back is closed, and nobody is blamed."""
@@ -478,7 +478,7 @@ def test_an_interrupted_borrower_dropped_no_lease(
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_a_worker_that_died_dropped_no_lease(
+def test_lost_job_is_not_reported_as_a_dropped_lease(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
     pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
@@ -490,7 +490,7 @@ def test_a_worker_that_died_dropped_no_lease(
     assert warnings() == []
 
 
-def test_a_dropped_pool_whose_close_fails_is_no_bug_in_pooling(
+def test_failing_close_of_a_dropped_pool_is_not_reported_as_a_bug(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -526,7 +526,7 @@ def test_self_deadlock_is_logged_at_once(
     fails(nested.result)
 
 
-def test_threads_that_wait_for_each_other_are_warned(
+def test_deadlock_between_threads_is_logged(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     """With the last of them to wait, and not before."""
@@ -562,7 +562,7 @@ def _at_once(pool: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("nest", [_with_another, _at_once])
-def test_wait_that_another_thread_can_end_is_no_deadlock(
+def test_wait_that_another_thread_can_end_is_not_a_deadlock(
     make: Make, clock: VirtualClock, warnings: Warnings, nest: Callable[[Pool[Any]], None]
 ) -> None:
     nested = Task(nest, make(max_size=2))
@@ -574,7 +574,7 @@ def test_wait_that_another_thread_can_end_is_no_deadlock(
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_wait_for_a_reset_on_a_worker_is_no_deadlock(
+def test_wait_for_a_reset_on_a_worker_is_not_a_deadlock(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
     """The reset, or the close, of what he had is under way."""
@@ -592,7 +592,7 @@ def test_wait_for_a_reset_on_a_worker_is_no_deadlock(
     fails(task.result)
 
 
-def test_what_is_looked_at_on_ones_behalf_is_not_yet_ones_own(
+def test_resource_being_validated_for_a_waiter_is_not_held_by_it(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
     """The only resource is being validated for the thread that had it last: it waits for a worker."""
@@ -694,7 +694,7 @@ def flap(pool: Pool[Any], adapter: FakeAdapter, clock: VirtualClock, times: int)
         waiting.result().discard()
 
 
-def test_an_outage_that_comes_and_goes_is_two_lines(
+def test_intermittent_outage_logs_two_lines(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     """A link that cuts some of its packets."""
@@ -712,7 +712,7 @@ def test_an_outage_that_comes_and_goes_is_two_lines(
     )
 
 
-def test_outages_that_lie_apart_are_two_lines_each(
+def test_separate_outages_log_two_lines_each(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -728,7 +728,7 @@ def test_outages_that_lie_apart_are_two_lines_each(
     ]  # fmt: skip
 
 
-def test_a_pool_that_is_closed_amid_an_outage_has_not_recovered(
+def test_pool_closed_during_an_outage_logs_no_recovery(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -754,7 +754,7 @@ def test_final_error_is_logged_once_for_all_borrowers(
     ("held", "reason"),
     [("close", "closing a thing took over 5.0 s"), ("reset", "checking a thing took over 5.0 s")],
 )
-def test_what_hangs_is_one_line(
+def test_hung_work_logs_one_line(
     make: Make, manual: VirtualClock, warnings: Warnings, held: str, reason: str
 ) -> None:
     pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
@@ -834,7 +834,7 @@ CLEAR = "\x1b[2J\nERROR: all is lost\u202e"
 SHOWN = r"\x1b[2J\nERROR: all is lost\u202e"
 
 
-def test_a_text_of_the_servers_reaches_no_terminal_raw(
+def test_server_texts_are_escaped(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -845,7 +845,7 @@ def test_a_text_of_the_servers_reaches_no_terminal_raw(
     assert r"\x1b[2J ERROR: all is lost\u202e" in told
 
 
-def test_names_reach_no_terminal_raw(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
+def test_names_are_escaped(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
     pool: Pool[Any] = Pool(adapter=adapter, clock=clock, name=CLEAR, settings=PoolSettings(max_size=1, min_size=0))
     thread = threading.current_thread()
     before, thread.name = thread.name, CLEAR

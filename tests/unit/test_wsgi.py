@@ -112,7 +112,7 @@ def test_streamed_response_keeps_its_lease_until_closed(manager: PoolManager) ->
     assert in_use(manager) == 0
 
 
-def test_a_client_that_leaves(manager: PoolManager) -> None:
+def test_client_that_disconnects(manager: PoolManager) -> None:
     call = Call(PoolingMiddleware(streamed, manager))
     next(call.body), next(call.body)
     call.close()  # what a server does then
@@ -120,7 +120,7 @@ def test_a_client_that_leaves(manager: PoolManager) -> None:
     call.close()
 
 
-def test_a_response_that_is_never_read(manager: PoolManager) -> None:
+def test_response_that_is_never_read(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         lease(environ, "a")
         start_response("200 OK", PLAIN)
@@ -132,7 +132,7 @@ def test_a_response_that_is_never_read(manager: PoolManager) -> None:
     assert in_use(manager) == 0
 
 
-def test_a_file_is_handed_to_the_server_as_it_is(manager: PoolManager) -> None:
+def test_file_wrapper_is_passed_to_the_server_unchanged(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> Any:
         lease(environ, "a")
         start_response("200 OK", PLAIN)
@@ -143,7 +143,7 @@ def test_a_file_is_handed_to_the_server_as_it_is(manager: PoolManager) -> None:
     assert call.read() == b"file"
 
 
-def test_the_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
+def test_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
     seen: list[int] = []
 
     class Body:
@@ -165,7 +165,7 @@ def test_the_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
     assert (seen, in_use(manager)) == ([1], 0)
 
 
-def test_nothing_is_lent_after_the_end(manager: PoolManager) -> None:
+def test_no_lease_after_the_response_was_closed(manager: PoolManager) -> None:
     for app in (listed, streamed):
         call = Call(PoolingMiddleware(app, manager))
         call.read()
@@ -183,7 +183,7 @@ def others() -> PoolManager:
     return manager
 
 
-def test_outer_middleware_gets_its_leases_back(manager: PoolManager) -> None:
+def test_leases_of_an_outer_middleware_are_released(manager: PoolManager) -> None:
     inner = PoolingMiddleware(listed, others())
 
     def shell(environ: Any, start_response: Any) -> list[bytes]:
@@ -339,7 +339,7 @@ def test_failing_release_does_not_prevent_the_other_releases(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_interruption_while_one_is_given_back_keeps_no_other(
+def test_interrupted_release_does_not_prevent_the_other_releases(
     manager: PoolManager, error: type[BaseException], stream: bool
 ) -> None:
     """P8: a worker's time limit, say, that is over in the rollback of the last one."""
@@ -368,7 +368,7 @@ def test_an_interruption_while_one_is_given_back_keeps_no_other(
     del raised
 
 
-def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) -> None:
+def test_holder_is_the_applications_code(manager: PoolManager) -> None:
     """P12."""
 
     def wanting(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -381,7 +381,7 @@ def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) ->
     with manager.lease("b"):
         held = [manager[name].holders()[0] for name in "ab"]
     assert [(os.path.basename(one.file), one.function) for one in held] == [
-        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_the_holder_that_shows_is_the_applications_code"),
+        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_holder_is_the_applications_code"),
     ]  # fmt: skip
     call.close()
 
@@ -389,7 +389,7 @@ def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) ->
 # -- limits ----------------------------------------------------------------------
 
 
-def test_a_cap_for_each_request(manager: PoolManager) -> None:
+def test_max_leases_bounds_each_request(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         lease(environ, "a"), lease(environ, "a")
         with pytest.raises(LeaseError, match="pool 'b': this request may hold 1 at most, and holds 'a'"):
@@ -401,7 +401,7 @@ def test_a_cap_for_each_request(manager: PoolManager) -> None:
     assert Call(middleware).read() == Call(middleware).read() == b"x"
 
 
-def test_a_pool_that_is_exhausted(manager: PoolManager) -> None:
+def test_exhausted_pool_raises_in_the_application(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         with pytest.raises(PoolTimeout):
             lease(environ, "a", timeout=0.0)
@@ -412,7 +412,7 @@ def test_a_pool_that_is_exhausted(manager: PoolManager) -> None:
         assert Call(PoolingMiddleware(app, manager)).read() == b"x"
 
 
-def test_without_the_middleware() -> None:
+def test_lease_without_the_middleware_is_refused() -> None:
     with pytest.raises(LookupError, match="did not come through pooling's PoolingMiddleware"):
         lease({}, "a")
 
@@ -431,7 +431,7 @@ def test_pools_of_urls() -> None:
     assert (settings.max_lifetime, settings.acquire_timeout, settings.max_uses) == (1800.0, 3.0, 5)
 
 
-def test_options_are_laid_over_what_holds_for_the_scheme() -> None:
+def test_options_override_the_defaults_of_the_scheme() -> None:
     settings = PoolingMiddleware(listed, urls={"api": "https://h"}, pool_recycle=1800).manager["api"].settings
     assert (settings.min_size, settings.max_size, settings.max_lifetime) == (0, 100, 1800.0)
     settings = PoolingMiddleware(listed, urls={"api": "https://h"}, min_size=50).manager["api"].settings
@@ -465,7 +465,7 @@ def test_redis_needs_a_package_that_knows_it() -> None:
         ({"pool_recicle": 3}, ValueError, "did you mean 'pool_recycle'"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         PoolingMiddleware(**{"app": listed, **arguments})
 
@@ -508,7 +508,7 @@ def test_admitted_callers_see_details(manager: PoolManager, method: str) -> None
             assert json.loads(body)["pools"]["a"]["status"] == "up"
 
 
-def test_a_token_may_have_any_letters(manager: PoolManager) -> None:
+def test_token_may_be_non_ascii(manager: PoolManager) -> None:
     """Servers decode what a client sends byte by byte (PEP 3333)."""
     middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="größe€")
     sent = "größe€".encode().decode("latin-1")
@@ -667,7 +667,9 @@ def test_health_check_that_never_ends_reports_down(
 @pytest.mark.filterwarnings("ignore::wsgiref.validate.WSGIWarning")
 @pytest.mark.parametrize("app", [listed, streamed])
 @pytest.mark.parametrize("path", ["/", "/health"])
-def test_it_is_wsgi_on_both_sides(manager: PoolManager, app: Callable[..., Iterable[bytes]], path: str) -> None:
+def test_middleware_conforms_to_wsgi_on_both_sides(
+    manager: PoolManager, app: Callable[..., Iterable[bytes]], path: str
+) -> None:
     """``validator`` complains of whatever PEP 3333 forbids, here above and below."""
     middleware = PoolingMiddleware(validator(app), manager, health_path="/health")
     call = Call(validator(middleware), path)
