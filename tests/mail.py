@@ -1,4 +1,4 @@
-"""A mail server for tests: enough of SMTP for ``smtplib``, and the ways in which one takes leave."""
+"""A mail server for tests: enough of SMTP for ``smtplib``, and several ways to end a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP servers for the tests, each in a process of its own: well-behaved, and all the other ways.
+"""HTTP servers for the tests, each in a process of its own: well-behaved and misbehaving.
 
 `WebServer` and `ForwardProxy` are the tests' side; ``python -m tests.web`` is
 the other. A server ends when its owner does: it reads its commands from a
@@ -93,11 +93,11 @@ class WebServer:
             return json.loads(process.stdout.readline())
 
     def book(self) -> dict[str, Any]:
-        """Return its book: ``accepted``, ``open``, ``requests``, ``most`` at once, ``paths``."""
+        """Return its record: ``accepted``, ``open``, ``requests``, ``most`` at once, ``paths``."""
         return self.tell("book")  # type: ignore[no-any-return]
 
     def new_book(self) -> None:
-        """Begin a new book."""
+        """Begin a new record."""
         self.tell("new_book")
 
     def hang_up(self) -> None:
@@ -165,7 +165,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__((LOOPBACK, options.port), _Proxying if options.kind == "proxy" else _Serving)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """Log nothing about clients that disconnect."""
 
 
 class _Serving(socketserver.BaseRequestHandler):
@@ -335,7 +335,7 @@ class _Exchange:
         self.reply_json(self.described(), *(("Set-Cookie", f"{n}={v}; Path=/") for n, v in self.query.items()))
 
     def do_digest(self) -> None:
-        """Say what was asked to whoever knows the ``word`` of ``user``; else ask for it (RFC 7616)."""
+        """Describe the request to a client that knows the ``word`` of ``user``; else ask for it (RFC 7616)."""
         kind, _, given = self.fields.get("authorization", "").partition(" ")
         if kind == "Digest" and _proves("user", "word", self.method, parse_keqv_list(parse_http_list(given))):
             length = int(self.number("n"))

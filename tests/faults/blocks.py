@@ -37,7 +37,7 @@ Kind = tuple[Lend, type[Exception] | None]
 def facade(dsn: str) -> Kind:
     pool: ConnectionPool[Any] = ConnectionPool(dsn, min_size=1, max_size=2, open=True)
     pool.wait(10)
-    return pool.connection, None  # psycopg_pool says nothing either
+    return pool.connection, None  # psycopg_pool logs nothing either
 
 
 def facade_by_hand(dsn: str) -> Kind:

@@ -68,7 +68,7 @@ def fork() -> int:
 
 def end_if_stuck() -> None:
     """Have this child killed, and say where it is, when its time is up."""
-    if threading.current_thread() is threading.main_thread():  # elsewhere nobody has set one
+    if threading.current_thread() is threading.main_thread():  # elsewhere none was set
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.unregister(signal.SIGALRM)
     faulthandler.register(signal.SIGALRM, chain=True)
@@ -136,7 +136,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def use_all(pool: Pool[Line]) -> None:
-    """Borrow as many as there can be, from an empty pool, and see that they are our own."""
+    """Acquire ``max_size`` resources from an empty pool, and check that this process made them."""
     size = pool.settings.max_size
     leases = [pool.acquire() for _ in range(size)]
     raises(PoolTimeout, lambda: pool.acquire(timeout=0))
@@ -151,7 +151,7 @@ def use_all(pool: Pool[Line]) -> None:
 
 
 def use_in_threads(pool: Pool[Line], threads: int = 4) -> None:
-    """Borrow in several threads at once, more than there are resources."""
+    """Acquire in several threads at once, more than there are resources."""
     problems: list[BaseException] = []
 
     def borrow() -> None:
@@ -184,7 +184,7 @@ def refuses(lease: Lease[Line]) -> None:
 
 
 class Holder(threading.Thread):
-    """A thread that waits in line for a resource, and uses it once."""
+    """A thread that waits for a resource and uses it once."""
 
     def __init__(self, pool: Pool[Line]) -> None:
         super().__init__(daemon=True)
@@ -202,7 +202,7 @@ class Holder(threading.Thread):
 
 
 def everything() -> None:
-    """Leases out, something idle, somebody waiting, the locks held: the child knows nothing of it."""
+    """With leases, an idle resource, a waiter and held locks in the parent, the child starts empty."""
     pool, full, closed = make_pool(min_size=1), make_pool("full", max_size=1), make_pool("closed")
     pool.open()
     by_hand = pool.acquire()
@@ -258,7 +258,7 @@ def everything() -> None:
 
 
 def leaving_a_block() -> None:
-    """A child that leaves the block that its parent entered: before its first use, and after."""
+    """A child leaves the block that its parent entered: before its first use, and after."""
     for pool in (make_pool(), make_pool("careful", max_uses=100)):
         for used_before in (False, True):
             with pool.acquire():
@@ -282,7 +282,7 @@ def leaving_a_block() -> None:
 
 
 def leaving_a_block_that_others_wait_for() -> None:
-    """As before, while somebody waits in the parent and the lock is held: a release then takes it."""
+    """As before, while the parent has a waiter and its lock is held: a release then takes the lock."""
     pool = make_pool(max_size=1)
     release, held = threading.Event(), threading.Event()
 
@@ -328,7 +328,7 @@ def leaving_a_block_by_an_error() -> None:
 
 
 def busy_reaper() -> None:
-    """The reaper and a worker are in the middle of something; the child has its own."""
+    """The reaper and a worker are busy at the fork; the child has its own."""
     quiet()
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
@@ -346,16 +346,16 @@ def busy_reaper() -> None:
 
     slow_worker = False
     pool = make_pool(max_size=2, observers=(Slow(),))
-    pool.acquire()  # and forgotten: the reaper tells
+    pool.acquire()  # and dropped: the reaper logs it
     there.acquire()
     slow_worker = True
-    kept = pool.acquire()  # its worker tells
+    kept = pool.acquire()  # its worker logs it
     there.acquire()
 
     def child() -> None:
         use_all(pool)
         for _ in range(2):
-            pool.acquire()  # and forgotten, and found again
+            pool.acquire()  # dropped, and found again
         with pool.acquire(), pool.acquire():
             pass
 
@@ -363,12 +363,12 @@ def busy_reaper() -> None:
     release.set()
     kept.resource.ask("parent")
     kept.release()
-    with pool.acquire(), pool.acquire():  # its reaper has found the forgotten one
+    with pool.acquire(), pool.acquire():  # its reaper has found the dropped one
         pass
 
 
 def creation_under_way() -> None:
-    """A creation and a close are under way, and somebody waits for them."""
+    """A creation and a close are in progress, and a thread waits for them."""
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
 
@@ -409,7 +409,7 @@ def creation_under_way() -> None:
 
 
 def from_a_thread() -> None:
-    """Not the main thread forks, which stands in line."""
+    """Another thread forks while the main thread is in the wait queue."""
     pool = make_pool(max_size=1)
     problems: list[BaseException] = []
     taken = threading.Event()
@@ -460,7 +460,7 @@ def from_a_worker() -> None:
 
 
 def child_of_a_child() -> None:
-    """Each generation has its own; one that used no pool passes nothing on."""
+    """Each generation of processes has its own resources; one that used no pool passes nothing on."""
     pool = make_pool()
     lease = pool.acquire()
 
@@ -480,7 +480,7 @@ def child_of_a_child() -> None:
 
 
 def while_waiting() -> None:
-    """A signal's handler forks while its thread stands in line: the child stands in its own line."""
+    """A signal handler forks while its thread waits: in the child, that thread waits in the child's queue."""
     pool = make_pool(max_size=1)
     leases: list[Lease[Line]] = []
     thread = threading.Thread(target=lambda: leases.append(pool.acquire()))
@@ -515,7 +515,7 @@ def while_waiting() -> None:
 
 
 def at_any_moment() -> None:
-    """A signal's handler forks in the midst of whatever the pool does; the child goes on with it."""
+    """A signal handler forks at any point of the pool's code; the child continues from there."""
     pool = make_pool(max_size=2, max_lifetime=0.05, idle_timeout=0.03)
     stop = threading.Event()
 
@@ -564,7 +564,7 @@ def at_any_moment() -> None:
 
 
 def unused() -> None:
-    """A child that uses no pool ends like any program, its destructors say what they like."""
+    """A child that uses no pool ends like any program, and its destructors run."""
     pool = make_pool()
     leases = [pool.acquire(), pool.acquire()]
     leases.pop().release()
@@ -608,7 +608,7 @@ def dropped() -> None:
 
 
 def hands_off() -> None:
-    """A child that goes on using the resource in its hands talks to nobody, where a hook can see to it."""
+    """A child that goes on using an inherited resource reaches no server, where a fork hook can run."""
     pool = make_pool()
     with pool.acquire() as line:
 
@@ -627,7 +627,7 @@ def nothing_held_open() -> None:
 
     class Terse(Lines):
         def close(self, resource: Line) -> None:
-            resource.sock.close()  # no goodbye, no shutdown: the end is all that tells
+            resource.sock.close()  # no goodbye, no shutdown: only the end of the connection shows it
 
     pool: Pool[Line] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
     with pool.acquire():
@@ -635,13 +635,13 @@ def nothing_held_open() -> None:
     go, stop = os.pipe()
     child = fork_into(lambda: (os.close(stop), os.read(go, 1)))
     pool.close()
-    assert sys.stdin.readline() == "ended\n"  # says the test, who sees it
+    assert sys.stdin.readline() == "ended\n"  # printed for the test
     os.close(stop)
     expect_success(child)
 
 
 def destructors() -> None:
-    """The collector runs destructors that use inherited leases, wherever it likes in the child."""
+    """The garbage collector runs destructors that use inherited leases, anywhere in the child."""
     pools = [make_pool(f"pool {number}") for number in range(5)]
 
     class Cycle:
@@ -678,7 +678,7 @@ def destructors() -> None:
 
 
 def failing_abandon() -> None:
-    """An adapter that cannot abandon one keeps nobody from the others, and the child from nothing."""
+    """A failing abandon() does not prevent the others, nor the use of the pool in the child."""
 
     class Failing(Lines):
         def abandon(self, resource: Line) -> None:
@@ -764,13 +764,13 @@ def churn() -> None:
         lease.release()
 
 
-# -- other ways to have a child --------------------------------------------------------
+# -- other ways to start a child -------------------------------------------------------
 
 shared: Pool[Line] | None = None  # in a module, as an application has it
 
 
 def use_shared(_: object = None) -> tuple[int, int]:
-    """What a child of `multiprocessing` does with the pool that it finds in the module."""
+    """Use the module's pool in a child of `multiprocessing`."""
     global shared
     signal.alarm(CHILDS_TIME * 2)
     if shared is None:  # spawned, not forked
@@ -786,7 +786,7 @@ def use_shared(_: object = None) -> tuple[int, int]:
 
 
 def processes(kind: str) -> None:
-    """`multiprocessing`, by one of its three ways, and an executor on top of it."""
+    """`multiprocessing` with one of its three start methods, and an executor on top of it."""
     global shared
     shared = make_pool()
     context = multiprocessing.get_context(kind)

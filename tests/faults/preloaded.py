@@ -21,7 +21,7 @@ pool: Pool[Line] = Pool(adapter=Lines(int(os.environ["PORT"])), settings=SETTING
 
 
 def use(word: str, threads: int = 1) -> set[int]:
-    """Borrow in so many threads at once; return who made what they were lent."""
+    """Acquire in so many threads at once; return the processes that made the connections."""
     makers = set()
 
     def borrow() -> None:
@@ -40,7 +40,7 @@ def use(word: str, threads: int = 1) -> set[int]:
 
 pool.open()
 assert use("parent", threads=6) == {os.getpid()}
-kept = pool.acquire()  # and never given back
+kept = pool.acquire()  # and never released
 let_others_come_to_rest()
 
 

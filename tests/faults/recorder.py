@@ -1,4 +1,4 @@
-"""A server that writes down what it hears, and connections to it that say who is speaking.
+"""A server that records what it receives, and connections that name the sending process.
 
 What a process does to a connection that another process made cannot hide: every
 line carries the speaker's process id, and the server sees the end of each
@@ -32,17 +32,17 @@ class Record:
 
     @property
     def maker(self) -> int:
-        """The process that made the connection: whoever spoke first."""
+        """The process that made the connection: the first to send a word."""
         return self.heard[0][0]
 
     @property
     def words(self) -> list[str]:
-        """What was said, by whomever."""
+        """All words, of any process."""
         return [word for _, word in self.heard]
 
     @property
     def strangers(self) -> list[tuple[int, str]]:
-        """What was said by a process that did not make the connection."""
+        """The words of processes that did not make the connection."""
         return [(speaker, word) for speaker, word in self.heard if speaker != self.maker]
 
 
@@ -86,7 +86,7 @@ class Recorder:
                     lines.write(f"{record.number} {word}\n")
                     lines.flush()
             except (OSError, ValueError):
-                pass  # reset, or somebody spoke in the middle of another's line
+                pass  # reset, or two processes wrote at the same time
             finally:
                 record.ended = True
 
@@ -130,7 +130,7 @@ class Line:
         self.sock.sendall(f"{os.getpid()} {word}\n".encode())
 
     def close(self) -> None:
-        """Say goodbye, and mean it."""
+        """Send the goodbye and close the connection."""
         self.say("bye")
         self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()

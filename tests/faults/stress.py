@@ -45,7 +45,7 @@ _FOREVER = 3600.0
 
 
 class Boom(BaseException):
-    """What strikes a thread at a random moment."""
+    """Raised in a thread at a random moment."""
 
 
 class Resource:
@@ -116,7 +116,7 @@ class Server:
 
 
 class Cycle:
-    """A lease and its user in a cycle: the collector finds it, and runs its destructor."""
+    """A lease and its user in a reference cycle: the garbage collector runs the destructor."""
 
     def __init__(self, lease: Lease[Resource]) -> None:
         self.lease = lease
@@ -147,8 +147,8 @@ class Options:
     size: int = 4
     seed: int = 1
     careful: bool = False  # with validate and reset
-    calm: bool = False  # no strikes, and no audits that would repair what a mistake lost
-    rounds: bool = False  # calm, and everybody waits for everybody after each loan
+    calm: bool = False  # no strikes, and no audits that would repair what a bug lost
+    rounds: bool = False  # calm, and all threads wait for each other after each lease
     forks: bool = False
     switch_interval: float | None = None
     gc_threshold: int | None = None  # allocations between collections
@@ -180,7 +180,7 @@ class Attack:
     def _make_pool(self) -> Pool[Resource]:
         careful, server = self.options.careful, self.server
         ages = {"max_lifetime": 0.05, "idle_timeout": 0.02}
-        if not self.options.strikes:  # nothing is ever due, lest a look wakes whom a mistake left asleep
+        if not self.options.strikes:  # no sweep is ever due: it would wake a waiter that a bug had left asleep
             ages = {"max_lifetime": None, "idle_timeout": None, "health_check_interval": None}
         settings = PoolSettings(
             min_size=1, max_size=self.options.size, acquire_timeout=4.0, validation_interval=0.001, **ages,
@@ -246,7 +246,7 @@ class Attack:
         self.pool.resize(self.options.size + random.randint(0, self.extra))
 
     def unraisable(self, what: sys.UnraisableHookArgs) -> None:
-        """A strike hit a destructor, or a worker at birth, which CPython takes for its parent."""
+        """A strike hit a destructor, or a starting worker, which CPython takes for its parent."""
         if isinstance(what.exc_value, Boom):
             self.verdict.operations["struck elsewhere"] += 1
         else:
@@ -302,11 +302,11 @@ class Attack:
                 self._drop(pool.acquire())
             elif chance < 0.963:
                 self._drop(Cycle(pool.acquire()))
-                if self.options.rounds:  # nobody else does so while all wait
+                if self.options.rounds:  # no other thread does so while all wait
                     gc.collect()
             elif chance < 0.97:
                 (pool.drain if chance < 0.966 else self._resize)()
-            elif chance < 0.98 and not self.options.strikes:  # one could lose what nobody else knows
+            elif chance < 0.98 and not self.options.strikes:  # or a strike could lose it for ever
                 self._keep(pool.acquire())
             else:
                 with pool.acquire():
@@ -394,7 +394,7 @@ class Attack:
     # -- the verdict -----------------------------------------------------------------
 
     def _calm_down(self) -> bool:
-        """Let the borrowers end; ``False`` if some do not."""
+        """End the borrowers; return ``False`` if some do not end."""
         self.pool.resize(self.options.size)
         self.stop = True
         self.together.abort()
@@ -458,7 +458,7 @@ class Attack:
             lease.release()
 
     def _judge_machine(self, descriptors: int, threads: int) -> None:
-        """No descriptor and no thread more than before, once nobody holds the pool."""
+        """No descriptor and no thread more than before, once the pool is dropped."""
         del self.pool
         self.threads.clear()
         gc.collect()

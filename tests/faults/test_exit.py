@@ -38,7 +38,7 @@ ERRORS = {"fails": "KeyError: 'the error itself'\n", "is_interrupted": "Keyboard
 
 
 class Program:
-    """One that ends; use it as a context, which cleans up after a test that failed."""
+    """A program that ends; a context manager, which cleans up after a failed test."""
 
     def __init__(self, state: str, end: str = "", **environment: str) -> None:
         self.name = f"{state}, {end}" if end else state
@@ -62,7 +62,7 @@ class Program:
         self.process.communicate()
 
     def result(self) -> list[str]:
-        """Wait for its end, and judge; returns what it printed, but for the time."""
+        """Wait for its end and check it; return what it printed, without the time."""
         try:
             out, err = self.process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -91,7 +91,7 @@ def server() -> Iterator[Recorder]:
 
 
 def result(program: Program) -> list[str]:
-    """Wait for one program's end, and judge."""
+    """Wait for the end of one program and check it."""
     with program:
         return program.result()
 
@@ -139,7 +139,7 @@ def test_a_signal_while_the_main_thread_waits(state: str) -> None:
 
 @pytest.mark.parametrize("end", ["exits", "is_killed", "is_told_to_exit"])
 def test_a_signal_at_any_moment(end: str) -> None:
-    """In the midst of whatever the pool does in the main thread."""
+    """At any point of the pool's code in the main thread."""
     all_ends("main_churning", [end] * 6)
 
 
@@ -172,7 +172,7 @@ def test_threads_may_outlive_the_main_thread(used: str) -> None:
 
 
 def test_only_idle_resources_are_closed_at_exit(server: Recorder) -> None:
-    """And neither what is out, nor by a destructor."""
+    """Resources in use are not closed, neither by the pool nor by a destructor."""
     result(Program("goodbyes", PORT=str(server.port)))
     assert server.until(lambda: len(server.records) == 2 and all(record.ended for record in server.records))
     assert sorted(record.words for record in server.records) == [["hello"], ["hello", "bye"]]

@@ -30,7 +30,7 @@ BESIDE_THREADS = "ignore:This process:DeprecationWarning"
 
 
 class Program:
-    """One that forks."""
+    """A program that forks."""
 
     def __init__(self, scene: str, how: str, adapter: str, server: Recorder, warnings: str = BESIDE_THREADS) -> None:
         self.server = server
@@ -41,7 +41,7 @@ class Program:
         )  # fmt: skip
 
     def result(self, say: str = "") -> list[Record]:
-        """Wait for its end, and judge; returns the connections that it made itself."""
+        """Wait for its end and check it; return the connections that it made itself."""
         try:
             out, err = self.process.communicate(say, TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -62,7 +62,7 @@ def server() -> Iterator[Recorder]:
 
 
 def test_recorder_detects_a_foreign_connection(server: Recorder) -> None:
-    """What the tests below look for is seen when it happens."""
+    """The failure that the tests below look for is detected when it happens."""
     from tests.faults.recorder import Line
 
     line = Line(server.port)
@@ -75,7 +75,7 @@ def test_recorder_detects_a_foreign_connection(server: Recorder) -> None:
 @pytest.mark.parametrize("adapter", ["abandons", "functions"])
 @pytest.mark.parametrize("how", ALL_WAYS)
 def test_child_does_not_list_pools_collected_in_the_parent(server: Recorder, how: str, adapter: str) -> None:
-    """With leases out, something idle, a waiter in line and the locks held by another thread."""
+    """With leases, an idle resource, a waiter, and locks held by another thread."""
     mine = Program("everything", how, adapter, server).result()
     assert sorted(word for record in mine for word in record.words if word == "parent") == ["parent"] * 4
 
@@ -103,7 +103,7 @@ def test_fork_while_the_pools_threads_are_busy(server: Recorder, scene: str, how
 
 @pytest.mark.parametrize("scene", ["while_waiting", "at_any_moment"])
 def test_fork_in_a_signal_handler(server: Recorder, scene: str) -> None:
-    """The thread that forks is the one that is in the midst of the pool's own code."""
+    """The forking thread itself is inside the pool's code."""
     Program(scene, "hook", "abandons", server).result()
 
 
@@ -113,11 +113,11 @@ def test_fork_in_a_signal_handler(server: Recorder, scene: str) -> None:
 def test_exit_of_a_child_sends_nothing_to_the_parents_servers(
     server: Recorder, scene: str, how: str, adapter: str
 ) -> None:
-    """Not even by the destructors of a rude driver, at the very end of the interpreter."""
+    """Not even destructors of a driver, at the end of interpreter finalization, send anything."""
     mine = Program(scene, how, adapter, server).result()
     children = [record for record in server.records if record not in mine]
     assert bool(children) == (scene != "unused")
-    if how == "hook":  # else CPython does not know that its threads are gone, and may not end in order
+    if how == "hook":  # else CPython does not know that its threads are gone, and may not exit properly
         assert all(record.words[-1] == "bye" for record in children), "it did not close its own"
 
 

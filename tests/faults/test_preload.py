@@ -47,7 +47,7 @@ SERVERS = {
 
 
 class Server:
-    """One that has loaded the application; a context."""
+    """A server that has loaded the application; a context manager."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
@@ -129,14 +129,14 @@ class Server:
         self.workers(without=workers)
 
     def end(self) -> float:
-        """Tell all to end; return how long that took."""
+        """Stop all workers; return how long that took."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGINT if self.kind.startswith("uwsgi") else signal.SIGTERM)
         assert self.process.wait(PATIENCE) == 0, self.log.read_text()
         return time.monotonic() - began
 
     def judge(self) -> None:
-        """See that nobody spoke on another's connection, and nobody complained."""
+        """Check that no process used another's connection, and that nothing was logged."""
         recorder = self.recorder
         assert recorder.until(lambda: all(record.ended for record in recorder.records))
         for record in recorder.records:

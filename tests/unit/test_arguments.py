@@ -22,7 +22,7 @@ def refused(error: type[Exception], text: str) -> Any:
 
 
 class Nothing(Adapter[object]):
-    """Says not even how one is made."""
+    """Does not override create()."""
 
 
 @pytest.mark.parametrize("kind", [Pool, UnpooledPool])
@@ -188,7 +188,7 @@ def test_add_observer_refuses_other_objects(make: Make, observer: Any) -> None:
     pool = make()
     with refused(TypeError, f"observers must be of pooling.Observer, not {observer!r}"):
         pool.add_observer(observer)
-    pool.drain()  # and nobody is told
+    pool.drain()  # without a log message
 
 
 # -- tools for tests ----------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_virtual_clock_refuses_negative_seconds(clock: VirtualClock) -> None:
     ids=["fail", "hold", "mend"],
 )
 def test_fake_adapter_refuses_unknown_steps(adapter: FakeAdapter, call: Callable[[FakeAdapter], None]) -> None:
-    """A misspelt step would never fail, and the test with it."""
+    """A misspelt step would never fail, so the test would pass."""
     with refused(ValueError, "craete"):
         call(adapter)
 

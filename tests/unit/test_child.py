@@ -1,6 +1,6 @@
-"""P9, state by state: what a child finds of its parent's pools, and what it does not.
+"""P9, state by state: what a child inherits of its parent's pools.
 
-No process is forked here: the page is wiped by hand, as the kernel does it in a
+No process is forked here: the page is wiped by the test, as the kernel does it in a
 child, and the next use has to notice. `tests/faults/test_fork.py` forks.
 """
 
@@ -26,12 +26,12 @@ Fork = Callable[[], None]
 
 
 class Struck(BaseException):
-    """What a signal handler raises anywhere."""
+    """Raised by a signal handler, anywhere."""
 
 
 @pytest.fixture
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
-    """Go on as a child, with the pools of this test's clocks alone."""
+    """Continue as if in a child, with the pools of this test's clocks only."""
     monkeypatch.setattr(registry, "runtimes", [])
     monkeypatch.setattr(registry, "guests", {clock.runtime, manual.runtime})
 
@@ -43,7 +43,7 @@ def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualCl
 
 
 def use_all(pool: Pool[Any]) -> None:
-    """Borrow as many as there can be, and see that nothing was there before."""
+    """Acquire ``max_size`` resources, and check that the pool was empty before."""
     manual = isinstance(getattr(pool.engine.runtime.workers, "jobs", None), list)
     if manual:
         fill(pool, pool.settings.max_size)
@@ -88,7 +88,7 @@ def creating(pool: Pool[Any], clock: VirtualClock) -> None:
 
 
 def forgotten(pool: Pool[Any], clock: VirtualClock) -> None:
-    """The reaper has yet to hear of it."""
+    """The reaper has not handled it yet."""
     pool.acquire()
 
 
@@ -114,7 +114,7 @@ STATES = [idle, lent, checking, resetting, closing, creating, forgotten, drained
 def test_pools_are_empty_in_a_child(
     make: Make, manual: VirtualClock, fork: Fork, state: Callable[[Pool[Any], VirtualClock], Any]
 ) -> None:
-    """And what its parent has is neither used, nor closed, but abandoned, once."""
+    """The parent's resources are neither used nor closed, but abandoned, once."""
     adapter = FakeAdapter(bounded=False)
     pool = make(clock=manual, adapter=adapter)
     (parents,) = fill(pool, 1)
@@ -146,7 +146,7 @@ def test_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
 
 
 def test_leaving_an_inherited_block_releases_nothing(make: Make, fork: Fork) -> None:
-    """Neither where the child has used the pool before, nor where it has not."""
+    """Whether or not the child has used the pool before."""
     pool = make()
     with pool.acquire() as parents:
         fork()
@@ -160,7 +160,7 @@ def test_leaving_an_inherited_block_releases_nothing(make: Make, fork: Fork) -> 
 def test_waiter_that_is_forked_queues_again_in_the_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
-    """A signal's handler forked: the thread that waits is the one that the child has."""
+    """A signal handler forked: the waiting thread is the child's only one."""
     pool = make(max_size=1)
     lease = pool.acquire()
     waiting = Task(pool.acquire, 5)
@@ -177,7 +177,7 @@ def test_waiter_that_is_forked_queues_again_in_the_child(
 def test_creation_that_continues_in_a_child_is_closed(
     make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
-    """A greenlet lives on there: what it makes was begun by the parent."""
+    """A greenlet goes on in the child: its creation was begun by the parent."""
     pool = make()
     original = adapter.create
 
@@ -231,7 +231,7 @@ def test_destructor_that_acquires_during_the_fork_handler_is_refused(
 
 
 class Interruption:
-    """Raises at one of the lines of the fork handler: the so-manieth that this thread runs."""
+    """Raises at the nth line of the fork handler that this thread runs."""
 
     def __init__(self, line: int) -> None:
         self.left = line
@@ -254,7 +254,7 @@ class Interruption:
 
 
 def test_interrupted_fork_handler_starts_again_at_the_next_use(make: Make, fork: Fork) -> None:
-    """Whichever of its lines the exception is raised at."""
+    """At whichever line the exception is raised."""
     for line in itertools.count():
         server, abandoned = FakeAdapter(), set[FakeResource]()
         server.abandon = abandoned.add  # type: ignore[method-assign]
@@ -322,10 +322,10 @@ def test_metrics_object_kept_across_a_fork_shows_the_childs_figures(make: Make, 
 def test_parents_reaper_does_nothing_in_a_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
-    """What was in its mailbox, or due, is the parent's to do."""
+    """Its messages and scheduled sweeps belong to the parent."""
     pool = make(idle_timeout=5)
     fill(pool, 1)
-    pool.acquire()  # and forgotten: a message
+    pool.acquire()  # and dropped: a message
     inherited = clock.runtime.reaper
     fork()
     pool.engine.ensure_usable()

@@ -1,4 +1,4 @@
-"""Configuration: the exact names, any prefix, where each value was said, and what is refused."""
+"""Configuration: exact names, any prefix, the source of each value, and what is refused."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_max_size_of_a_url_below_the_default_min_size_lowers_it() -> None:
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_empty_variables_count_as_unset(empty: str) -> None:
-    """Compose files pass what is unset so."""
+    """Compose files pass unset variables like this."""
     names = (*ALL, "DB_URL", "HTTP_TOTAL_TIMEOUT", "HTTP_WRITE_TIMEOUT", "HTTP_MAX_LIFETIME", "DATABASE_MAX_POOL_SIZE")
     plain = from_env("", {}, database="x.db")
     assert from_env("", dict.fromkeys(names, empty), database="x.db") == plain
@@ -302,7 +302,7 @@ def test_config_command_refuses_bad_values(
 
 
 def test_closed_output_pipe_causes_no_traceback() -> None:
-    """As ``| head -1`` does; here nobody reads at all."""
+    """As with ``| head -1``; here the output is not read at all."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pooling", "config", "--prefix", "NOBODY_SETS_"], cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,4 +1,4 @@
-"""What is made, validated or reset for a borrower sees the borrower's context variables, and keeps none alive."""
+"""Creations, validations and resets see the borrower's context variables, and keep none alive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tenant:
 
 
 class Noting:
-    """Makes lists of what was seen when they were made, validated and reset."""
+    """Records the variable's value in each creation, validation and reset."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
@@ -57,7 +57,7 @@ def as_tenant(name: Any, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+    """Wait for an effect of another thread."""
     pause = threading.Event()
     for _ in range(2000):
         if reached():
@@ -66,7 +66,7 @@ def until(reached: Callable[[], bool]) -> None:
     raise AssertionError("that never came true")
 
 
-# -- whose context it is ----------------------------------------------------------------------
+# -- which context is used --------------------------------------------------------------------
 
 
 def test_factory_runs_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
@@ -93,7 +93,7 @@ def test_each_creation_runs_in_the_context_of_a_waiter(make: Make, manual: Virtu
 
 
 def test_replacement_is_created_in_the_context_of_the_waiter(make: Make, manual: VirtualClock) -> None:
-    """Not that of the borrower whose discard has made room: it may be another tenant's."""
+    """Not that of the borrower whose discard freed the slot: it may be another tenant's."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions())
     pool.fill(1)
@@ -156,7 +156,7 @@ def test_validation_has_the_context_of_the_acquire_and_reset_that_of_the_release
 
 
 def test_deferred_release_keeps_its_context(make: Make, manual: VirtualClock) -> None:
-    """By a destructor, for example: then the reaper sends the resource to be reset."""
+    """By a destructor, for example: then the reaper starts the reset."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions("reset"))
     pool.fill(1)
@@ -183,7 +183,7 @@ def test_work_of_the_reaper_has_no_borrowers_context() -> None:
     pool = Pool(factory, name="test")
     lease = as_tenant("a", pool.acquire)
     assert made.get(timeout=20) == "a"
-    del lease  # forgotten: the reaper has another one made
+    del lease  # dropped: the reaper has another one created
     gc.collect()
     assert made.get(timeout=20) is None
     pool.close()
@@ -197,8 +197,8 @@ def test_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: Fak
     borrower = Task(as_tenant, "a", pool.acquire)
     adapter.until_held("create")
     clock.until_parked(1)
-    clock.advance(2)  # given up
-    clock.advance(2)  # and tried again
+    clock.advance(2)  # its slot is freed
+    clock.advance(2)  # and the creation is retried
     adapter.until_held("create")
     adapter.let_go("create")
     assert borrower.result().resource.alive
@@ -213,11 +213,11 @@ def test_fast_path_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch
     for _ in range(3):
         with pool.acquire():
             pass
-    with pytest.raises(TypeError):  # and so it would show
+    with pytest.raises(TypeError):  # so a copy would be noticed
         as_tenant("a", lambda: [pool.acquire() for _ in range(2)])
 
 
-# -- how long it is kept ----------------------------------------------------------------------
+# -- lifetime of contexts ---------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which statements leave something behind in a session: in doubt, any."""
+"""Which statements leave traces in a session; in doubt, a statement does."""
 
 from __future__ import annotations
 

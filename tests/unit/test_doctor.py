@@ -1,4 +1,4 @@
-"""What the doctor finds in facts, and what size it finds for a load."""
+"""The doctor's findings from facts, and the size that it suggests for a load."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_bad_workers(workers: Any, error: type[Exception]) -> None:
 
 
 def simulate(rate: float, hold: float, size: int, number: int = 60_000) -> float:
-    """The 99th percentile of waiting in a fair line for `size` servers, by playing it through."""
+    """The simulated 99th percentile of the wait in a fair queue for `size` servers."""
     chance = random.Random(1)
     free = [0.0] * size
     now, waits = 0.0, []

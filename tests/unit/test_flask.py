@@ -100,7 +100,7 @@ def in_use(manager: PoolManager) -> int:
 def test_nothing_is_held_after_a_response(
     app: Flask, client: FlaskClient, manager: PoolManager, path: str, outer: bool
 ) -> None:
-    """Also where a test's own application context is open around the requests."""
+    """Also where a test has an application context open around the requests."""
     expected = {"/": b"1", "/nothing": b"nothing"}.get(path, b"111")
     for _ in range(3):
         if outer:
@@ -187,7 +187,7 @@ def test_is_broken_receives_the_error_of_the_block(client: FlaskClient, manager:
 def test_preserved_context_in_a_test(client: FlaskClient, manager: PoolManager) -> None:
     with client:
         assert client.get("/").data == b"1"
-        assert in_use(manager) == 0  # the context is kept, its teardown was done
+        assert in_use(manager) == 0  # the context is preserved, but its teardown was done
     assert client.get("/").data == b"1"
 
 
@@ -261,7 +261,7 @@ def lent_by(app: Flask) -> int:
 
 @pytest.mark.parametrize("buffered", [True, False])
 def test_an_application_within_a_request_of_another(buffered: bool) -> None:
-    """Both see the same environment; each has its own leases, and ends them by itself."""
+    """Both see the same environment; each has its own leases and releases them itself."""
     pools = Pooling()
     outer, inner = of("outer", pools), of("inner", pools)
 
@@ -284,7 +284,7 @@ def test_an_application_within_a_request_of_another(buffered: bool) -> None:
 
 
 def test_environment_that_is_served_twice() -> None:
-    """Some middleware tries again what has failed."""
+    """Some middleware retries a failed request."""
     pools = Pooling()
     app = of("app", pools)
     codes = [503, 200]
@@ -350,7 +350,7 @@ def test_the_blueprint(
     assert found["pools"]["a"]["status"] == "up"
     assert client.head("/ops/healthz").status_code == 200
     assert client.post("/ops/healthz").status_code == 405
-    assert adapter.calls["validate"] == 1  # the others were told what was known
+    assert adapter.calls["validate"] == 1  # the other requests got the last result
     manager["a"].close()
     response = client.get("/other")
     assert (response.status_code, response.text) == (503, "down")

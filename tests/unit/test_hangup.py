@@ -1,4 +1,4 @@
-"""With a factory alone: what the peer has ended, and what an error says has ended, is not lent again."""
+"""With only a factory: a resource whose connection has ended is not lent again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def connect(pairs: list[Pair]) -> Callable[[], socket.socket]:
 
 
 class Client:
-    """Keeps its socket where smtplib and its like do."""
+    """Keeps its socket in the attribute that smtplib and others use."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self.sock = sock
@@ -63,7 +63,7 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return dict(pool.metrics.snapshot().closed)
 
 
-# -- which resources are looked at ----------------------------------------------------------
+# -- which resources are watched ------------------------------------------------------------
 
 
 def test_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> None:
@@ -110,7 +110,7 @@ def test_check_reads_no_byte_and_sees_a_close_behind_unread_bytes(
     peer = pairs[-1][1]
     assert hangup.connected(sock)
     peer.sendall(b"421 too long idle\r\n")
-    assert hangup.connected(sock)  # it has something to say, and that is the borrower's business
+    assert hangup.connected(sock)  # unread bytes are the borrower's business
     peer.shutdown(socket.SHUT_WR)
     assert not hangup.connected(sock)
     assert sock.recv(100) == b"421 too long idle\r\n"
@@ -133,7 +133,7 @@ def test_client_without_its_socket_is_dead(connect: Callable[[], socket.socket])
     assert not hangup.connected(client)
 
 
-# -- what the pool makes of it --------------------------------------------------------------
+# -- how the pool uses it -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap", [lambda sock: sock, Client], ids=["socket", "client"])
@@ -183,7 +183,7 @@ def test_check_closes_ended_connections(
 def test_resources_without_a_socket_among_them_are_left_alone(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
-    """A client that connects when it is used first has no socket when it is made."""
+    """A client that connects at its first use has no socket when it is created."""
     kinds = [Client(connect()), Client(None)]
     pool = make(factory=lambda: kinds.pop(0))
     with pool.acquire() as first, pool.acquire() as second:
@@ -201,7 +201,7 @@ def test_resources_without_a_socket_among_them_are_left_alone(
 def test_resources_without_a_socket_are_not_checked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
-    monkeypatch.setattr(Liveness, "is_sound", None)  # the first step off the shortest way
+    monkeypatch.setattr(Liveness, "is_sound", None)  # called first where the fast path ends
     for _ in range(3):
         pool.acquire().release()
     assert closed(pool) == {}

@@ -1,4 +1,4 @@
-"""How many of the core's own functions a resource passes through: deterministic, where a timing is not.
+"""How many functions of the core a resource passes through: deterministic, unlike a timing.
 
 Counted are calls of functions of ``pooling.core``. The queue between a borrower
 and a worker (``workers.py``) is not: its jobs run inline here.

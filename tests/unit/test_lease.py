@@ -1,4 +1,4 @@
-"""What a borrower does with a lease: give back, discard, detach; and what becomes of the resource."""
+"""Leases: release, discard, detach, and what happens to the resource."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return pool.metrics.snapshot().closed
 
 
-# -- ways to end it -----------------------------------------------------------------------
+# -- ways to end a lease ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Lease.release, by_block])
@@ -131,7 +131,7 @@ def test_dropped_lease_is_recovered(make: Make, clock: VirtualClock) -> None:
     clock.until_parked(1)
     del lease
     collect(clock)
-    assert resource.closed == 1  # nobody knows in what state it was left
+    assert resource.closed == 1  # it may have been left in any state
     assert waiting.result().resource.number == 2
     assert closed(pool) == {"orphaned": 1}
 
@@ -149,7 +149,7 @@ def test_lease_in_a_cycle_is_recovered_by_the_garbage_collector(make: Make, cloc
 def test_destructor_that_releases_too_late_does_nothing(
     make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
-    """The collector runs it after it has taken the key of the lease, where both are of one cycle."""
+    """In a cycle, the garbage collector runs the destructor after it has cleared the lease's token."""
 
     class Session:
         def __init__(self, lease: Lease[Any]) -> None:
@@ -250,7 +250,7 @@ def test_without_is_broken_a_round_trip_decides(
     assert closed(pool) == reasons
 
 
-# -- as good as new -----------------------------------------------------------------------
+# -- reset --------------------------------------------------------------------------------
 
 
 def test_released_resource_is_reset(make: Make, adapter: FakeAdapter) -> None:
@@ -280,7 +280,7 @@ def test_interrupted_reset_closes_the_resource_and_is_reraised(make: Make, adapt
 
 
 def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None:
-    """It is done on a worker; the resource is lent when it is clean, not before (P5)."""
+    """It is done on a worker; the resource is lent only after it (P5)."""
     pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
     (resource,) = fill(pool, 1)
     with pool.acquire():
@@ -299,7 +299,7 @@ def test_broken_resource_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
     assert adapter.calls["reset"] == 0
 
 
-# -- looked at when it comes back ---------------------------------------------------------
+# -- checks on release --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("uses", [1, 3])
@@ -340,7 +340,7 @@ def test_expired_resource_is_closed_on_release(
     pool = make(max_lifetime=60, **({"factory": factory} if factory else {}))
     with pool.acquire():
         clock.advance(60)
-        assert closed(pool) == {}  # not under its borrower
+        assert closed(pool) == {}  # not while it is lent
     assert closed(pool) == {"lifetime": 1}
     assert pool.stats()["size"] == 0
 
@@ -386,7 +386,7 @@ def test_every_resource_is_closed_once(make: Make, adapter: FakeAdapter) -> None
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_owners_of_resources_cannot_be_copied(make: Make, way: Callable[[object], object]) -> None:
-    """P1: of a copy of a lease each would give the same resource back."""
+    """P1: a lease and its copy would release the same resource."""
     pool = make(max_size=2)
     lease = pool.acquire()
     for thing, instead in [

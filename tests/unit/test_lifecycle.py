@@ -1,4 +1,4 @@
-"""A pool's own life: open, fill, drain, resize, reconfigure, pause, check, close."""
+"""The life of a pool: open, fill, drain, resize, reconfigure, pause, check, close."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return pool.metrics.snapshot().closed
 
 
-# -- before -------------------------------------------------------------------------------
+# -- before the first use -----------------------------------------------------------------
 
 
 def test_unused_pool_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_drain_keeps_min_size(make: Make) -> None:
 
 
 def test_drain_replaces_resources_being_created(make: Make, manual: VirtualClock) -> None:
-    """It may be made with the old credentials: its generation is that of its beginning."""
+    """It may use the old credentials: its generation is that of the start of the creation."""
     pool = make(max_size=1, clock=manual)
     waiting = Task(pool.acquire)
     manual.until_parked(1)
@@ -316,7 +316,7 @@ def test_shrinking_closes_resources_in_use_on_release(
     for lease in leases:
         lease.release()
         sizes.append(pool.stats()["size"])
-    assert sizes == [2, 1, 1]  # also beside somebody who waits: he is served by the last
+    assert sizes == [2, 1, 1]  # also beside a waiter, which the last release serves
     waiting.result().release()
     assert closed(pool) == {"surplus": 2}
 
@@ -474,7 +474,7 @@ def test_check_validates_idle_resources(make: Make, clock: VirtualClock, bounded
     dead, socket, good, used = fill(pool, 4)
     with pool.acquire() as lent:
         assert lent is used
-        adapter.fail("validate", ConnectionError("gone"))  # the oldest is looked at first
+        adapter.fail("validate", ConnectionError("gone"))  # the oldest is checked first
         socket.alive = False
         pool.check()
     assert [resource.closed for resource in (dead, socket, good, used)] == [1, 1, 0, 0]
@@ -498,7 +498,7 @@ def test_check_keeps_the_order_of_the_idle_stack(make: Make) -> None:
 
 
 def test_check_does_not_count_as_use(make: Make, clock: VirtualClock) -> None:
-    """What nobody borrows ages, however often it is looked at."""
+    """An unused resource ages, however often it is checked."""
     pool = make(idle_timeout=60)
     fill(pool, 1)
     for _ in range(6):
@@ -657,7 +657,7 @@ def test_close_waits_for_closes_in_progress(make: Make, manual: VirtualClock) ->
 def test_inline_close_needs_no_worker(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
-    """The slot is free again when the one who decided to close returns."""
+    """The slot is free when the call that caused the close returns."""
     adapter.close_inline, adapter.blocking = True, False
     pool = make(min_size=0, max_size=1, clock=manual)
     pool.acquire().discard()

@@ -1,4 +1,4 @@
-"""The manager: names, warm-up, health, shutdown in order, and pools that are not ours."""
+"""The manager: names, warm-up, health, ordered shutdown, and pools of other libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ONE = NONE.replace(min_size=1, max_size=1)
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool's own error may take as long to arrive as a loaded machine likes."""
+    """On a loaded machine a pool's own error may arrive late."""
     monkeypatch.setattr(manager_module, "GRACE", 30.0)
 
 
@@ -39,7 +39,7 @@ def manager() -> PoolManager:
 
 
 class Quick(FakeAdapter):
-    """Resources that are made in the borrower's thread, so that no test waits for a worker."""
+    """Resources that are created in the borrower's thread, so that no test waits for a worker."""
 
     def __init__(self) -> None:
         super().__init__(blocking=False)
@@ -173,7 +173,7 @@ def test_strict_startup_raises(manager: PoolManager) -> None:
 
 
 def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
-    """Each waits in its creation for all the others: one after the other would never end."""
+    """Each creation waits for all the others: one after the other would never end."""
     barrier = threading.Barrier(3)
     for name in "abc":
         manager.create_pool(name, lambda: barrier.wait(30) or object(), settings=ONE)
@@ -184,7 +184,7 @@ def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
 def test_one_hung_pool_does_not_delay_the_others(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
-    adapter.hold("create")  # in the very thread that opens it
+    adapter.hold("create")  # in the thread that opens the pool
     manager.create_pool("hangs", adapter, settings=ONE)
     report = manager.startup(0.0)
     assert not report["hangs"]
@@ -212,7 +212,7 @@ def test_shutdown_closes_in_reverse_order(manager: PoolManager) -> None:
 
 
 def test_requests_in_progress_finish_during_shutdown() -> None:
-    """While the last pool is waited for, those before it still lend (named: A holds, closing, A asks)."""
+    """While shutdown waits for the last pool, those before it still lend."""
     manager = PoolManager(shutdown_timeout=30.0)
     first = manager.create_pool("first", Quick(), settings=NONE)
     last = manager.create_pool("last", Quick(), settings=NONE)
@@ -272,7 +272,7 @@ def test_health_up(manager: PoolManager) -> None:
     health = manager.health_check()
     assert (health.status, health["a"].status, health["a"].reason) == ("up", "up", None)
     assert health and health["a"] and health["a"].seconds >= 0
-    assert adapter.calls["validate"] == 1  # a round trip was made, though it is fresh
+    assert adapter.calls["validate"] == 1  # a round trip was made, although it was just created
     assert manager["a"].stats()["in_use"] == 0
 
 
@@ -373,7 +373,7 @@ def test_pools_are_checked_at_the_same_time(manager: PoolManager) -> None:
     assert manager.health_check(30.0).status == "up"
 
 
-# -- figures ---------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------
 
 
 def test_metrics_and_summary(manager: PoolManager) -> None:
@@ -407,7 +407,7 @@ def test_lease_takes_a_resource_of_a_named_pool(manager: PoolManager) -> None:
     assert pool.stats()["in_use"] == 0
 
 
-# -- pools that are not ours -----------------------------------------------------
+# -- pools of other libraries ----------------------------------------------------
 
 
 class ConnectionPool:
@@ -508,7 +508,7 @@ def test_sqlalchemy_engine_has_a_timeout_of_its_own(manager: PoolManager) -> Non
         manager.lease("orm", 0.1)
 
 
-# -- the whole life --------------------------------------------------------------
+# -- lifespan --------------------------------------------------------------------
 
 
 def test_lifespan() -> None:

@@ -1,4 +1,4 @@
-"""What is counted and timed, and the forms in which it is read."""
+"""Counters, durations, and the forms in which they are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pooling.core.report.histogram import SHORT, Histogram
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
-# The names that users of older pools read.
+# Older names of the figures.
 B1 = {
     "timestamp", "duration_seconds", "total_connections", "active_connections", "idle_connections",
     "max_connections", "connection_requests", "connection_timeouts", "connection_errors",
@@ -49,7 +49,7 @@ def hold(pool: Pool[Any], clock: VirtualClock, seconds: float) -> None:
 
 
 def test_counts_of_a_snapshot_add_up(make: Make, manual: VirtualClock) -> None:
-    """One resource in each state, and one borrower in line."""
+    """One resource in each state, and one waiter."""
     pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
     fill(pool, 4)
     leases = [pool.acquire() for _ in range(4)]
@@ -109,7 +109,7 @@ def test_utilization_is_of_open_resources_and_saturation_of_max_size(
     assert len(leases) == s.in_use
 
 
-# -- the most in use at once --------------------------------------------------------------
+# -- peak ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
@@ -153,7 +153,7 @@ def test_peak_starts_again_after_a_reset(make: Make) -> None:
 
 
 def test_peak_is_not_more_than_was_in_use_at_once(make: Make, manual: VirtualClock) -> None:
-    """One after the other, but not the same one: the first is being reset when the second is lent."""
+    """Two resources are lent one after the other: the first is being reset when the second is lent."""
     pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
     fill(pool, 2)
     pool.acquire().release()
@@ -209,7 +209,7 @@ def test_timeouts_refusals_and_exhaustion_are_counted(make: Make, clock: Virtual
     waiting.result()
     s = pool.metrics.snapshot()
     assert (s.timeouts, s.refusals, s.requests, s.acquired) == (1, 3, 6, 2)
-    assert s.exhausted == 2  # began twice, whoever joined
+    assert s.exhausted == 2  # exhausted twice, whatever waiters joined
 
 
 def test_exhaustion_is_one_event_for_any_number_of_waiters(make: Make, clock: VirtualClock) -> None:
@@ -249,7 +249,7 @@ def test_errors_are_counted_by_kind(make: Make, adapter: FakeAdapter, clock: Vir
 
 
 def test_acquires_that_fail_in_an_outage_are_counted(make: Make, adapter: FakeAdapter) -> None:
-    """A request that failed is a request, whatever the pool called its error."""
+    """A failed request counts as a request, whatever its error."""
     pool = make(max_attempts=1)
     adapter.fail("create", ConnectionError("no"))
     with pytest.raises(PoolUnavailable):
@@ -342,7 +342,7 @@ def test_short_uses_are_counted_and_summed(make: Make, clock: VirtualClock) -> N
 
 
 class Slow(FakeAdapter):
-    """Takes its time: each step moves the clock."""
+    """Slow: each step moves the clock."""
 
     def __init__(self, clock: VirtualClock, seconds: float) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ def test_percentiles_are_right_within_their_bucket(
 
 
 def test_duration_may_be_recorded_inside_the_lock() -> None:
-    """By a destructor that strikes there: nothing is lost, nothing deadlocks."""
+    """By a destructor that runs there: no duration is lost, and nothing deadlocks."""
     lock = threading.RLock()
     histogram = Histogram(lock)
     with lock:

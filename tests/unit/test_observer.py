@@ -1,4 +1,4 @@
-"""Who wants to be told: each event once, in words that fit, outside the lock, at no cost to others."""
+"""Observers: each event once, with its arguments, outside the lock, at no cost without observers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOT = ("acquired", "released")
 
 
 class Diary(Observer):
-    """Writes down each event with its arguments."""
+    """Records each event with its arguments."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[Any, ...]] = []
@@ -32,7 +32,7 @@ class Diary(Observer):
 
 
 class LoudDiary(Diary):
-    """Also of the hot path."""
+    """Also the events of the fast path."""
 
 
 def _writer(event: str) -> Callable[..., None]:
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Case, tuple[Any, ...]]] = {}
 
 
 def tells(*expected: Any) -> Callable[[Case], Case]:
-    """Register what happens in a pool and what an observer is told of it."""
+    """Register a case: what happens in a pool, and what an observer is told."""
 
     def register(case: Case) -> Case:
         CASES[case.__name__.strip("_")] = case, expected
@@ -285,7 +285,7 @@ def test_an_observer_is_called_outside_the_lock(
 
 
 class Rude(LoudDiary):
-    """Writes down what it is told, and raises."""
+    """Records what it is told, and raises."""
 
 
 for _event in EVENTS:
@@ -323,7 +323,7 @@ def test_exception_of_an_observer_is_logged(make: Make, caplog: pytest.LogCaptur
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
 
 
-# -- closed: every reason -----------------------------------------------------------------
+# -- close reasons ------------------------------------------------------------------------
 
 
 def _overdue_close(pool: Pool[Any], clock: VirtualClock, adapter: FakeAdapter) -> None:
@@ -381,7 +381,7 @@ def test_every_counted_close_is_reported(
 def test_close_that_returns_at_its_time_limit_is_reported_once(
     make: Make, manual: VirtualClock, diary: LoudDiary
 ) -> None:
-    """While the reaper is about to give it up."""
+    """While the reaper is about to abandon it."""
 
     class JustInTime(FakeAdapter):
         def abandon(self, resource: FakeResource) -> None:
@@ -395,7 +395,7 @@ def test_close_that_returns_at_its_time_limit_is_reported_once(
     assert diary.of("closed") == [("closed", "test", "discarded")]
 
 
-# -- joining and leaving ------------------------------------------------------------------
+# -- adding and removing ------------------------------------------------------------------
 
 
 def test_observers_can_be_added_and_removed(make: Make, diary: LoudDiary) -> None:
@@ -426,7 +426,7 @@ def test_removing_an_unknown_observer_is_harmless(make: Make, diary: LoudDiary) 
     assert diary.of("drained") == [("drained", "test")]
 
 
-# -- no cost where there is none ----------------------------------------------------------
+# -- no cost without observers ------------------------------------------------------------
 
 
 def calls_of_a_checkout(pool: Pool[Any]) -> list[str]:
@@ -476,7 +476,7 @@ def test_a_method_set_on_the_observer_itself_is_called(make: Make) -> None:
 
 
 class Quiet(Observer):
-    """Listens to nothing of the hot path, and says if it is told of it all the same."""
+    """Has no method for events of the fast path, and records if one is called all the same."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -491,20 +491,20 @@ class Quiet(Observer):
 
 
 def test_observer_without_lease_events_keeps_the_fast_path(make: Make) -> None:
-    """Not on the slow ways either: a call of nothing for each lease costs more than it looks."""
+    """Nor on slow paths: an empty call for each lease costs too much."""
     quiet = Quiet()
-    pool = make(factory=object, max_uses=100, observers=[quiet])  # counted uses mean the slow way back
+    pool = make(factory=object, max_uses=100, observers=[quiet])  # max_uses means a slow release
     quiet.heard.clear()  # whether it listens was looked up when it was added
     with pool.acquire():
         pass
     assert quiet.heard == ["created"]
 
 
-# -- who uses the pool while it is told of it -------------------------------------------------
+# -- observers that use the pool --------------------------------------------------------------
 
 
 class Borrower(logging.Handler, Observer):
-    """Writes what it is told by a resource of the same pool."""
+    """Acquires from the same pool when it is notified."""
 
     def __init__(self, timeout: float) -> None:
         super().__init__()
@@ -532,7 +532,7 @@ class Borrower(logging.Handler, Observer):
 
 
 def test_log_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
-    """It needs what its own thread holds: a warning of that would be handled by it, and so on."""
+    """The handler needs a resource that its own thread holds: without a limit, each warning would cause another."""
     pool = make(max_size=1)
     handlers = [Borrower(5), Borrower(5)]
 
@@ -545,7 +545,7 @@ def test_log_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, cloc
         logging.getLogger("pooling").addHandler(handler)
     try:
         task = Task(borrow_twice)
-        for seconds in (5, 5, 10):  # each handler's wait, and what is left of the borrower's
+        for seconds in (5, 5, 10):  # each handler's wait, and the rest of the borrower's
             clock.until_parked(1)
             clock.advance(seconds)
         task.result()
@@ -567,7 +567,7 @@ def test_acquire_inside_an_observer_is_not_reported_to_it(make: Make, clock: Vir
             with pytest.raises(PoolTimeout):
                 pool.acquire(0)
     assert one.told == ["acquired", *2 * ["exhausted", "timed out"]]
-    assert len(other.of("timed_out")) == 2 + 5  # all others are told of all
+    assert len(other.of("timed_out")) == 2 + 5  # the other observer is told of all
 
 
 def test_factory_that_acquires_does_not_hang(make: Make, clock: VirtualClock) -> None:

@@ -142,7 +142,7 @@ def test_type_information_is_packed() -> None:
 
 
 def test_every_extra_has_code() -> None:
-    """Who installs one gets something for it."""
+    """An extra that no module imports would be useless."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}

@@ -62,7 +62,7 @@ class TestFigures:
             ([10, 10, 10], 0),
             ([1000, 1000, 1, 0], 2),
             ([991, 1000, 100, 1009], 0),  # few, but not next to nothing
-            ([0, 0, 0], 3),  # the average is nothing too: nobody was served
+            ([0, 0, 0], 3),  # the average is zero too: no thread was served
         ],
     )
     def test_starved(self, counts: list[int], expected: int) -> None:

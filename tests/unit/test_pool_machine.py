@@ -1,7 +1,7 @@
 """The whole pool, in any order of events: borrowers in threads, workers, the reaper, faults.
 
-Threads are real, but one acts at a time, and one that is woken goes on only
-when the test says so (`Turns`): what Hypothesis finds, it finds again.
+Threads are real, but one runs at a time, and a thread whose wait is over continues only
+when the test says so (`Turns`): what Hypothesis finds is reproducible.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TICK = 2.0**-10  # seconds between two arrivals
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """What the pool logs in thousands of runs is of no use to anybody."""
+    """Thousands of runs would fill the log."""
     caplog.set_level(logging.CRITICAL, "pooling")
 
 
 class Struck(BaseException):
-    """What a signal, or ``gevent.Timeout``, raises in the middle of a call."""
+    """Raised by a signal or ``gevent.Timeout`` in the middle of a call."""
 
 
 class WrongPassword(Exception):
@@ -57,7 +57,7 @@ class WrongPassword(Exception):
 
 
 class Place:
-    """Where a thread waits until its wait is over and it is its turn."""
+    """The wait of one thread, until it is over and the test lets the thread continue."""
 
     def __init__(self, box: Any, deadline: float) -> None:
         self.box = box
@@ -84,7 +84,7 @@ class Turns(VirtualClock):
         self.places: list[Place] = []
         self.fuse: int | None = None  # how many readings more until one raises
         self.frozen = 0.0  # for how long the process stood still, and its clock with it
-        self._idle = threading.Semaphore(0)  # whoever acted waits now, or has ended
+        self._idle = threading.Semaphore(0)  # the running thread waits now, or has ended
 
     def now(self) -> float:
         if self.fuse is not None:
@@ -117,7 +117,7 @@ class Turns(VirtualClock):
 
     @property
     def due(self) -> list[Place]:
-        """Those whose wait is over, in the order in which it began."""
+        """The waits that are over, in the order in which they began."""
         return [place for place in self.places if place.over]
 
     def let_go(self, place: Place) -> None:
@@ -166,9 +166,9 @@ class Visitor:
         self.arrived, self.deadline = now, now + timeout
         self.lease: Lease[FakeResource] | None = None
         self.error: type[BaseException] | None = None
-        self.waiter: Waiter | None = None  # its place in the line after the last step
-        self.waits = True  # it is in line, or has yet to come
-        self.overtook: list[Visitor] = []  # who came before, and waited on when it was served
+        self.waiter: Waiter | None = None  # its entry in the wait queue after the last step
+        self.waits = True  # it is in the wait queue, or has not arrived
+        self.overtook: list[Visitor] = []  # borrowers that arrived earlier and still waited when it was served
 
     def __call__(self) -> None:
         self.thread = threading.current_thread()
@@ -182,11 +182,11 @@ class Visitor:
         return self.lease is not None or self.error is not None
 
 
-# -- what is lent ------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------
 
 
 class Server(FakeAdapter):
-    """Makes resources while it is up, and notes when one is made without a slot for it."""
+    """Creates resources while it is up, and records a creation without a free slot."""
 
     plain = False
 
@@ -195,7 +195,7 @@ class Server(FakeAdapter):
         self.final = (WrongPassword,)
         self.slots: Callable[[], int] = int
         self.too_many = False
-        self.down: type[Exception] | None = None  # what each attempt to create raises
+        self.down: type[Exception] | None = None  # raised by each attempt to create
         self.every: list[FakeResource] = []
         self.lent: set[FakeResource] = set()
         self.spoilt: set[FakeResource] = set()  # cannot be reset
@@ -243,18 +243,18 @@ class Server(FakeAdapter):
 
 
 class AnsweringServer(Server):
-    """Its reset makes a round trip: who fails it is dead, and who answers was alive at that moment."""
+    """Its reset makes a round trip: a resource that fails it is dead, and one that answers was alive."""
 
     def reset(self, resource: FakeResource) -> bool:
         super().reset(resource)
         if not resource.alive:
-            raise OSError("reset")  # which may have other reasons: the others are no suspects
+            raise OSError("reset")  # which may have other reasons: the others are not suspect
         self.answers[resource] = self.time()
         return True
 
 
 class PlainServer(Server):
-    """Nothing can be looked at or reset: leases come and go without a lock."""
+    """Without checks and resets: leases take no lock."""
 
     plain = True
     is_alive = Adapter.is_alive
@@ -274,7 +274,7 @@ TIMEOUT = some(2, 40, 0.125, 0)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """All that borrowers, workers, the server and the operator may do, in any order.
+    """All actions of borrowers, workers, the server and the operator, in any order.
 
     After each step every thread that was woken acts, unless it dawdles, and so
     does the reaper; then each promise is looked at.
@@ -322,7 +322,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.unattended: list[Entry] = []  # whose second close was lost: they wait for `close_timeout`
         self.condemned: set[FakeResource] = set()  # not to be lent again
         self.dawdling = 0  # for how many steps more
-        self.abrupt = abrupt  # the close does not wait for who dawdles
+        self.abrupt = abrupt  # the close does not wait for delayed threads
         self.fuse: int | None = None
         self.struck = self.final = False
         self.exact = True  # no interruption has made the counts uncertain
@@ -332,7 +332,7 @@ class PoolMachine(RuleBasedStateMachine):
     # -- how things go on
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Let a borrower act; it is struck on the way if a fuse is lit."""
+        """Run a borrower's call; it is interrupted if a fuse was set."""
         self.clock.fuse, lit, self.fuse = self.fuse, self.fuse is not None, None
         try:
             function(*args)
@@ -345,7 +345,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pass_time(AUDIT)  # at worst one audit period (P8)
 
     def go_on(self) -> None:
-        """Let who was woken act, and the reaper do what is due."""
+        """Let threads whose wait is over continue, and the reaper do what is due."""
         acted = True
         while acted:
             acted = self.clock.runtime.reaper.step(False)
@@ -354,7 +354,7 @@ class PoolMachine(RuleBasedStateMachine):
                 acted = True
 
     def pass_time(self, seconds: float) -> None:
-        """Stop at each moment at which something falls due, so that everybody acts in time."""
+        """Stop at each time at which something falls due, so that every thread acts in time."""
         end = self.clock.now() + seconds
         while self.clock.now() < end:
             self.clock.advance(self.clock.next_moment(end) - self.clock.now())
@@ -415,13 +415,13 @@ class PoolMachine(RuleBasedStateMachine):
             raise error
 
     def break_off(self, lease: Lease[FakeResource]) -> None:
-        """The error in the block says that the resource is dead, where that can be known."""
+        """The error in the block tells that the resource is dead, where that can be known."""
         if not self.server.plain:
             self.condemned.add(lease.resource)
         self.fail(lease, ConnectionError)
 
     def spoil(self, lease: Lease[FakeResource]) -> None:
-        """Give it back so that it cannot be reset."""
+        """Release it in a state that cannot be reset."""
         if not self.server.plain:
             self.server.spoilt.add(lease.resource)
             self.condemned.add(lease.resource)
@@ -439,7 +439,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert lease.detach() is self.detached[-1]
 
     def drop(self, lease: Lease[FakeResource]) -> None:
-        """Forget it without a release; the collector finds it (P8)."""
+        """Drop the lease without a release; the garbage collector finds it (P8)."""
         self.orphans += 1
 
     @precondition(lambda self: self.clock.places)
@@ -455,7 +455,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 4))
     def dawdle(self, steps: int) -> None:
-        """For some steps nobody who is woken acts."""
+        """For some steps threads whose wait is over do not continue."""
         self.dawdling = steps
 
     @precondition(lambda self: self.clock.due)
@@ -508,7 +508,7 @@ class PoolMachine(RuleBasedStateMachine):
             resource.alive = False
 
     def die_silently(self, which: int) -> None:
-        """Some or all die, and no look at them shows it: a firewall has forgotten their connections."""
+        """Some or all die without a sign on their sockets: a firewall has dropped their connections."""
         for resource in sorted(self.server.open, key=lambda resource: resource.number)[: 1 + which]:
             resource.alive = False
             self.server.silent.add(resource)
@@ -517,7 +517,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The process stands still for an hour, and all that it holds dies meanwhile."""
         self.clock.frozen += 3600
         for entry in self.state.entries:
-            entry.answered = False  # but in a millisecond before, of which no clock would know
+            entry.answered = False  # but a moment before, which no clock would show
         self.die_silently(99)
         self.server.noted(False)
 
@@ -531,7 +531,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.server.down = None
 
     def strike(self, readings: int) -> None:
-        """Raise in whatever a borrower does next, after so many readings of the clock (P8)."""
+        """Raise in the next call of a borrower, after so many readings of the clock (P8)."""
         if self.workers == "manual":  # no borrower does a worker's job
             self.fuse = readings
 
@@ -593,7 +593,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.sound = True
 
     def served_in_order_of_arrival(self) -> None:
-        """P3: nobody is served while somebody who came before waits on."""
+        """P3: no borrower is served while one that arrived earlier still waits."""
         line = {waiter.thread: waiter for waiter in self.state.waiters if not waiter.given}
         present = {visitor.thread.ident: visitor for visitor in self.visitors if not visitor.gone}
         assert list(line) == [ident for ident in present if ident in line]
@@ -607,7 +607,7 @@ class PoolMachine(RuleBasedStateMachine):
             visitor.waits, visitor.waiter = waiter is not None, waiter
 
     def collect(self) -> None:
-        """Take over the leases of those who have one, and look at why the others went."""
+        """Take over the leases of served borrowers, and check the errors of the others."""
         for visitor in [visitor for visitor in self.visitors if visitor.gone]:
             self.visitors.remove(visitor)
             visitor.thread.join(PATIENCE)
@@ -631,7 +631,7 @@ class PoolMachine(RuleBasedStateMachine):
         }[visitor.error]
 
     def borrowed(self, lease: Lease[FakeResource], visitor: Visitor) -> None:
-        """P5, P6: what is lent is clean and alive, and nothing is in a pause, or while there are too many."""
+        """P5, P6: a lent resource is clean and alive, and none is lent during a pause or above max_size."""
         assert not self.state.fast_path_closed
         resource = lease.resource
         assert resource not in self.condemned
@@ -644,9 +644,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.server.lent.add(resource)
 
     def could_not_know(self, lease: Lease[FakeResource], visitor: Visitor) -> bool:
-        """Whether it died in silence, and there was neither a reason nor the time to ask it (P6).
+        """Whether it died without a sign, and there was no reason or no time for a round trip (P6).
 
-        Or at all, just after it had answered.
+        Or it died just after it had answered.
         """
         entry = next(entry for entry in self.state.entries if entry.resource is lease.resource)
         answer = self.server.answers.get(lease.resource, -math.inf)
@@ -654,7 +654,7 @@ class PoolMachine(RuleBasedStateMachine):
         if self.server.bounded and recent and answer > self.server.last_death:
             return True
         seen = max(entry.idle_since, entry.checked)
-        beyond_suspicion = seen > self.server.last_death or self.struck  # who was struck may not have said so
+        beyond_suspicion = seen > self.server.last_death or self.struck  # interrupted: unreported
         asked = entry.checked >= visitor.arrived or visitor.timeout == 0
         fresh = entry.since - seen <= self.pool.settings.validation_interval
         return lease.resource in self.server.silent and (asked or (beyond_suspicion and fresh))
@@ -671,7 +671,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(resource.closed <= 1 for resource in self.server.every)
 
     def bounded(self) -> None:
-        """P2: one slot for each that is open, and not more of them but after a shrink."""
+        """P2: one slot for each open resource, and no more than max_size except after a shrink."""
         assert not self.server.too_many
         assert self.server.open <= {entry.resource for entry in self.state.entries}
         size = len(self.state.entries)
@@ -679,7 +679,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.size = size
 
     def timely(self) -> None:
-        """P4: nobody waits beyond the deadline, and nothing that hangs keeps its slot."""
+        """P4: no borrower waits beyond its deadline, and no hung work keeps its slot."""
         state, settings, now = self.state, self.pool.settings, self.clock.now()
         assert all(now < entry.since + settings.create_timeout for entry in state.creating)
         assert all(now < entry.since + settings.reset_timeout for entry in state.checking)
@@ -689,7 +689,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(self.visitors) == len(state.waiters)
 
     def calm(self) -> None:
-        """P7: nothing is begun beyond what the server's state allows."""
+        """P7: no creation is begun beyond what the server's state allows."""
         attempts = len(self.state.creating)
         assert attempts <= max(self.attempts, self.pool.engine.outage.allowed(self.clock.now()))
         self.attempts = attempts
@@ -701,7 +701,7 @@ class PoolMachine(RuleBasedStateMachine):
         if state.closed:
             assert not state.waiters and not state.idle
             return
-        # Beside an idle one waits at most who has another one checked on a worker.
+        # A waiter beside an idle resource is only possible while another one is checked for it.
         assert not state.idle or state.paused or len(state.waiters) <= len(state.checking)
         allowed = self.pool.engine.outage.allowed(self.clock.now()) - len(state.creating)
         if allowed > 0 and len(state.entries) < state.max_size and state.started:
@@ -709,7 +709,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(state.entries) - len(state.closing) >= state.min_size
 
     def adds_up(self) -> None:
-        """P12: what the pool says of itself, and no slot that nobody knows of (P8)."""
+        """P12: the pool's counts are right, and no slot is lost (P8)."""
         stats, shot = self.pool.stats(), self.pool.metrics.snapshot()
         for place in ("size", "idle", "in_use", "creating", "checking", "closing", "waiting"):
             assert stats[place] == getattr(shot, place)
@@ -724,7 +724,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert (shot.refusals, shot.orphans) == (self.refused, self.orphans)
 
     def teardown(self) -> None:
-        """After a close everybody leaves, and each resource comes to one end (P8)."""
+        """After a close all borrowers leave, and each resource is closed once (P8)."""
         if not self.sound:
             for place in self.clock.places.copy():
                 place.error = Struck
@@ -762,7 +762,7 @@ TestManualWorkers = PoolMachine.TestCase
 TestInlineWorkers = InlineMachine.TestCase
 
 
-# -- what it found, each by itself -------------------------------------------------
+# -- regressions that it found -----------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Lease.detach, lambda lease: None], ids=["detached", "dropped"])
@@ -777,7 +777,7 @@ def test_lease_that_is_never_released_counts_as_acquired(
 
 
 def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
-    """The one that is checked proves dead: another is made at once, in the free slot (P8)."""
+    """The checked resource is dead: another is created at once in the free slot (P8)."""
     clock = Turns("manual")
     pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
     (resource,) = fill(pool, 1)
@@ -791,7 +791,7 @@ def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
 
 
 def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
-    """Made on a worker: its result was old when it came, and was asked for again and again (P4)."""
+    """On a worker, the result was too old when it arrived, and the check was repeated endlessly (P4)."""
 
     class Running(VirtualClock):
         def now(self) -> float:
@@ -807,7 +807,7 @@ def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
 
 
 def test_resource_released_during_close_is_closed(make: Make) -> None:
-    """By who was given it, and not by the collector when nobody keeps the error any more (P8)."""
+    """By the thread that was given it, not later by the garbage collector (P8)."""
     clock = Turns("inline")
     pool = make(clock=clock, max_size=1)
     lease = pool.acquire()
@@ -821,7 +821,7 @@ def test_resource_released_during_close_is_closed(make: Make) -> None:
 
 
 def test_failed_check_leaves_no_cycle_that_holds_the_token(make: Make, manual: VirtualClock) -> None:
-    """Else it would not be missed when its close is lost (P8)."""
+    """Else the slot would not be reclaimed when its close is lost (P8)."""
     server = Server(blocking=True, bounded=False)
     pool = make(clock=manual, adapter=server)
     fill(pool, 1)
@@ -837,7 +837,7 @@ def test_failed_check_leaves_no_cycle_that_holds_the_token(make: Make, manual: V
 def test_expired_resource_released_to_a_closed_pool_is_closed(
     make: Make, clock: VirtualClock
 ) -> None:
-    """On the way without a lock (P2)."""
+    """On the fast path, which takes no lock (P2)."""
     pool = make(adapter=PlainServer(blocking=True, bounded=True), max_lifetime=10)
     lease = pool.acquire()
     clock.advance(20)
@@ -847,7 +847,7 @@ def test_expired_resource_released_to_a_closed_pool_is_closed(
 
 
 def test_error_of_an_outage_keeps_no_frame_of_a_borrower_alive(make: Make) -> None:
-    """Made in the borrower's thread, it has a context there, and in those frames are leases (P8)."""
+    """An error raised in the borrower's thread has a context whose frames may hold leases (P8)."""
     server = PlainServer(blocking=False, bounded=True)
     pool = make(adapter=server)
     server.down = OSError

@@ -1,4 +1,4 @@
-"""What falls due without anybody asking: age, leaks, work that hangs, the audit."""
+"""Work that falls due by itself: ages, leaks, hung work, the audit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_idle_timeout_keeps_min_size(make: Make, adapter: FakeAdapter, clock: Vi
 
 
 def test_surplus_reaches_its_idle_timeout_under_steady_use(make: Make, clock: VirtualClock) -> None:
-    """The stack lends the same few, and the reaper does not turn it over."""
+    """The stack lends the same few resources, and the reaper does not change their order."""
     pool = make(max_size=10, idle_timeout=60, max_lifetime=None)
     resources = fill(pool, 10)
     for _ in range(29):
@@ -118,7 +118,7 @@ def test_expired_resource_is_replaced_below_min_size(
 
 
 def test_resources_needed_for_min_size_are_replaced_before_they_expire(make: Make, manual: VirtualClock) -> None:
-    """So that nobody waits for a creation because a resource has come of age."""
+    """So that no borrower waits for a creation because a resource has expired."""
     pool = make(min_size=2, max_size=4, max_lifetime=100, clock=manual)
     fill(pool, 2)
     manual.advance(98)
@@ -221,7 +221,7 @@ def test_new_leak_timeout_applies_to_current_leases(make: Make, clock: VirtualCl
         assert pool.metrics.snapshot().leaks == 1
 
 
-# -- what hangs ---------------------------------------------------------------------------
+# -- hung work ----------------------------------------------------------------------------
 
 
 def test_hung_creation_frees_its_slot(
@@ -259,7 +259,7 @@ def test_resource_created_after_its_time_limit_is_closed(make: Make, adapter: Fa
 
 
 def test_hung_close_frees_its_slot(make: Make, adapter: FakeAdapter) -> None:
-    """It is cut off (abandoned); when it returns after all, that changes nothing."""
+    """It is abandoned; if it returns after all, that changes nothing."""
     clock = VirtualClock(workers="threads")
     pool = make(adapter=adapter, max_size=1, close_timeout=5, clock=clock)
     lease = pool.acquire()
@@ -305,9 +305,9 @@ def test_hung_check_frees_its_slot(
     health_check_timeout: float,
     failures: int,
 ) -> None:
-    """Whoever hangs in it is interrupted, and what it then comes back with is closed."""
+    """The hung check is interrupted, and its resource is closed when it returns."""
     adapter = FakeAdapter(bounded=False)
-    if way is _fail:  # what does not know errors is asked after each
+    if way is _fail:  # without is_broken, each error is followed by a validation
         monkeypatch.delattr(FakeAdapter, "is_broken")
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
@@ -416,7 +416,7 @@ def test_failed_health_check_is_counted_and_closes_the_resource(
     resting, fresh = fill(pool, 2)
     adapter.fail("validate", ConnectionError("gone"))
     clock.advance(10)
-    assert (resting.closed, fresh.closed) == (1, 0)  # it goes to the one that rested longest
+    assert (resting.closed, fresh.closed) == (1, 0)  # it goes to the longest idle one
     d = pool.metrics.to_dict()
     assert d["health_check_failures"] == 1
     assert d["last_health_check"] == clock.wall()
@@ -454,7 +454,7 @@ def test_hung_health_check_is_interrupted(
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
     assert shot.last_health_check is not None
     adapter.fail("validate", ConnectionError("gone"))
-    run_jobs(manual)  # it comes back after all, and is told of no second time
+    run_jobs(manual)  # it returns after all, and is not reported twice
     shot = pool.metrics.snapshot()
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
 
@@ -503,7 +503,7 @@ def test_validated_idle_resource_still_reaches_its_idle_timeout(make: Make, cloc
 
 
 def test_audit_serves_a_waiter_left_by_an_interruption(make: Make, clock: VirtualClock) -> None:
-    """An idle resource beside a waiter: that should not be, and is mended and counted (P8)."""
+    """An idle resource beside a waiter should not happen; it is repaired and counted (P8)."""
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -511,7 +511,7 @@ def test_audit_serves_a_waiter_left_by_an_interruption(make: Make, clock: Virtua
     clock.until_parked(1)
     clock.strike(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        pool.resume()  # it strikes between the decision and the service
+        pool.resume()  # raised between the decision and the service
     assert pool.stats()["waiting"] == pool.stats()["idle"] == 1
     clock.advance(AUDIT)
     waiting.result()
@@ -553,7 +553,7 @@ def test_nothing_is_due_in_an_unused_pool(make: Make, clock: VirtualClock) -> No
 def test_long_wait_triggers_garbage_collection(
     make: Make, clock: VirtualClock
 ) -> None:
-    """Where every thread waits nobody allocates, so the collector does not come by itself."""
+    """Where every thread waits nothing is allocated, so the garbage collector does not run by itself."""
     pool = make(max_size=1)
     cycle: list[Any] = [pool.acquire()]
     cycle.append(cycle)
@@ -565,7 +565,7 @@ def test_long_wait_triggers_garbage_collection(
     assert closed(pool) == {"orphaned": 1}
 
 
-# -- who forgot to give back --------------------------------------------------------------
+# -- dropped leases and tokens ------------------------------------------------------------
 
 
 def test_dropped_token_frees_its_slot(
@@ -607,11 +607,11 @@ def test_reaper_runs_from_the_first_work_to_the_last_pool(
     assert adapter.open == set()
 
 
-# -- its thread -----------------------------------------------------------------------------
+# -- the thread -----------------------------------------------------------------------------
 
 
 def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception aimed at a borrower can strike the thread that it starts, before any code of ours (P8)."""
+    """An exception raised in a borrower can end the thread that it starts, before any of our code runs (P8)."""
     kept: list[Any] = []
     monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: kept.append(arguments))
     reaper = Reaper(SYSTEM, {})
@@ -626,7 +626,7 @@ def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatc
 
 
 def test_ending_reaper_allows_one_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or there would be two of them."""
+    """Otherwise there would be two of them."""
     monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: function(*arguments))
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):

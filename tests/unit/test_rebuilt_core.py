@@ -1,4 +1,4 @@
-"""What the rebuilt core lost at first."""
+"""Regressions found while the core was rebuilt."""
 
 from __future__ import annotations
 

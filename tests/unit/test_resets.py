@@ -1,4 +1,4 @@
-"""Resets that keep failing: one incident, told once, and over when they work again."""
+"""Repeated reset failures: one incident, logged once, which ends when resets work again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ears(Observer):
 
 
 class Resetting(FakeAdapter):
-    """Resets in the thread that gives back; fails where it is told to."""
+    """Resets in the releasing thread; fails on demand."""
 
     bounded = True
     failing = False
@@ -47,10 +47,10 @@ def test_repeated_reset_failures_are_one_incident(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.WARNING, "pooling")
     lease(2, failing=True)
     lease(20, failing=False)
-    assert ears.heard == []  # two are no incident
+    assert ears.heard == []  # two failures are not an incident
     for _ in range(5):
         lease(1, failing=True)
-        lease(2, failing=False)  # of those that ran nothing, say
+        lease(2, failing=False)  # of leases that ran nothing, for example
     assert ears.heard == ["p: cannot clean"]
     lease(50, failing=True)
     lease(48, failing=False)

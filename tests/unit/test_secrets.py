@@ -1,4 +1,4 @@
-"""No secret comes out: whatever is wrong with an address, and wherever it is given (P12)."""
+"""No secret is shown, whatever is wrong with an address and wherever it is given (P12)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ADDRESSES = [
 
 
 def use(pool: Any) -> Iterator[str]:
-    """What a pool shows before it has connected."""
+    """All texts that a pool shows before it has connected."""
     yield repr(pool)
     for verb in ("stats", "get_stats", "holders"):
         if hasattr(pool, verb):
@@ -169,7 +169,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody connects to what such addresses name; the error quotes what libpq was given for a host."""
+    """Let no test connect to such addresses; the error quotes the host that libpq was given."""
 
     def connect(*args: Any, **given: Any) -> Any:
         raise psycopg.OperationalError(f"failed to resolve host '{given.get('host')}': no such name")

@@ -1,4 +1,4 @@
-"""Settings: every rule, preset and name, and the ways a value can come in."""
+"""Settings: every rule, preset and name, and all ways to set a value."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_replace_checks_values() -> None:
         ("max_sise", "max_size"),
         ("aquire_timeout", "acquire_timeout"),
         ("backoff_intial", "backoff_initial"),
-        ("max_connections", "max_size"),  # only from_mapping and from_env speak other dialects
+        ("max_connections", "max_size"),  # only from_mapping and from_env accept other names
         ("retry_delay", "backoff_initial"),
     ],
 )
@@ -364,7 +364,7 @@ def test_replace_refuses_a_field_given_twice(changes: dict[str, object]) -> None
 
 # -- from_mapping -------------------------------------------------------------------------
 
-NAMES = {  # written down again: the table of names is a promise
+NAMES = {  # repeated here: the table of names is a promise
     "retry_limit": "max_attempts",
     "retry_delay": "backoff_initial",
     "validate_on_checkout": "validate_on_acquire",
@@ -400,7 +400,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
 
 
 def sample(name: str) -> tuple[str, object]:
-    """A text for the field called `name`, and what it means; never the default."""
+    """A text for a field, and its value; never the default."""
     field = FLAT[ALL_NAMES[name]]
     if field == "multiplier":
         return "1.5", 1.5
@@ -508,7 +508,7 @@ def test_values_not_given_come_from_the_base() -> None:
 
 @pytest.mark.parametrize("kind", [int, str])
 def test_pool_size_and_max_overflow_are_those_of_sqlalchemy(kind: Any) -> None:
-    """So many at once, and so many of them kept."""
+    """pool_size + max_overflow at once, and pool_size of them kept."""
     made = PoolSettings.from_mapping({"max_overflow": kind(10), "pool_size": kind(5)})
     assert made == PoolSettings(max_size=15, max_idle=5)
     assert PoolSettings.from_mapping({"pool_size": kind(5)}) == PoolSettings(max_size=5)
@@ -628,7 +628,7 @@ def test_bad_variable_is_reported_by_its_full_name(environ: dict[str, str], mess
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_variable_counts_as_unset(empty: str) -> None:
-    """Compose files pass what is unset so."""
+    """Compose files pass unset variables like this."""
     for name in ALL_NAMES:
         assert PoolSettings.from_env("DB_", {f"DB_{name.upper()}": empty}) == PoolSettings()
     assert PoolSettings.from_env("DB_", {"DB_MAX_SIZE": "7", "DB_MAX_CONNECTIONS": empty}).max_size == 7

@@ -86,7 +86,7 @@ def test_waiting_for_more_or_fewer_threads_than_come_fails(
 def test_waiting_on_a_clock_that_is_not_advanced_fails(
     clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test that is stuck must not pass for one whose wait has ended."""
+    """A stuck test must not look like one whose wait has ended."""
     monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     with pytest.raises(AssertionError):
         clock.get(queue.SimpleQueue(), 5)
@@ -260,7 +260,7 @@ def test_script_orders_its_threads() -> None:
 
 
 def test_pass_by_ends_a_step_when_it_begins(make: Make, clock: VirtualClock) -> None:
-    """For what will block, as in the docstring."""
+    """For a step that will block, as in the docstring."""
     pool = make(max_size=1)
     script = Script("A takes", "B asks", "A returns")
 
@@ -344,7 +344,7 @@ def test_unpooled_pool_takes_the_arguments_of_a_pool() -> None:
     assert made == [resource]
 
 
-# -- leases left out ----------------------------------------------------------------------
+# -- leaked leases ------------------------------------------------------------------------
 
 
 def on_system_clock() -> Pool[FakeResource]:
@@ -366,7 +366,7 @@ def test_dropped_lease_is_reported() -> None:
     pool = on_system_clock()
     with leaked_leases() as found:
         pool.acquire()
-    assert found  # as held or as dropped: the reaper has looked by now, or has not
+    assert found  # as held or as dropped, depending on whether the reaper has run
 
 
 def test_lease_acquired_before_the_block_is_not_reported() -> None:

@@ -1,4 +1,4 @@
-"""Pools by URL: which kind, what is a setting and what the driver's, and what is wrong, in words."""
+"""Pools by URL: the kind of pool, settings and driver parameters, and error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pooling.adapters.http import HTTPTimeout
 
 
 class Kind(Pool[Any]):
-    """A kind of another package."""
+    """A pool class of another package."""
 
     def __init__(self, url: str, *, settings: PoolSettings | None, name: str | None, **more: Any) -> None:
         super().__init__(object, settings=settings, name=name)
@@ -29,7 +29,7 @@ def point(name: str, load: Any) -> Any:
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is installed beside us, as entry points."""
+    """The entry points of other installed packages."""
     found: list[Any] = []
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found if group == "pooling.schemes" else [])
     return found
@@ -238,7 +238,7 @@ def test_error_quotes_libpq_without_passwords(conninfo: str, words: str) -> None
 
 
 def test_unreadable_url_parameter_fails_at_once() -> None:
-    """By psycopg, before it connects: nobody waits for the deadline."""
+    """psycopg refuses it before it connects, so the error does not take until the deadline."""
     pool = from_url("postgresql://127.0.0.1:1/x?connect_timeout=abc&min_size=0&acquire_timeout=30")
     with pytest.raises(CreateFailed, match="bad value for connect_timeout: 'abc'"):
         pool.acquire()

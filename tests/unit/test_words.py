@@ -1,4 +1,4 @@
-"""What the pool says: repr, errors, holders, warnings; one line for each incident, and none when all is well."""
+"""Texts: repr, errors, holders, warnings; one line for each incident, and none when all is well."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fails(function: Callable[..., Any], *args: Any) -> str:
 
 
 def timed_out(pool: Pool[Any], clock: VirtualClock, seconds: float) -> str:
-    """Have another thread wait so long in vain; return the text of its error."""
+    """Have another thread wait until it times out; return the text of its error."""
     waiting = Task(pool.acquire, seconds)
     clock.until_parked(1)
     clock.advance(seconds)
@@ -64,7 +64,7 @@ def by_release(pool: Pool[Any]) -> None:
     pool.acquire().release()
 
 
-# -- the tree of errors -------------------------------------------------------------------
+# -- error classes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_without_tracking_no_holder_is_named(make: Make, clock: VirtualClock) ->
 
 
 def test_timeout_says_that_the_pool_is_paused(make: Make, clock: VirtualClock) -> None:
-    """Or nobody understands why one waits beside idle resources."""
+    """Otherwise a wait beside idle resources would be a riddle."""
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -278,7 +278,7 @@ def test_holders_state_thread_place_and_duration(make: Make, clock: VirtualClock
     clock.advance(2)
     with lent_elsewhere(pool):
         clock.advance(1)
-        mine, other = pool.holders()  # who has it longest comes first
+        mine, other = pool.holders()  # the longest holder comes first
     assert (mine.file, mine.line) == (__file__, place)
     assert (mine.function, mine.thread) == ("test_holders_state_thread_place_and_duration", "MainThread")
     assert (mine.seconds, repr(mine)) == (3.0, f"<Holder {mine}>")
@@ -339,7 +339,7 @@ def test_ended_holder_that_never_waited_is_named_by_its_identifier(make: Make) -
 def test_thread_with_a_reused_identifier_is_not_named_as_the_holder(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """Identifiers are used again as soon as a thread has ended."""
+    """Identifiers are reused as soon as a thread has ended."""
     pool = make(max_size=1)
     first = Task(pool.acquire)
     lease = first.result()
@@ -375,7 +375,7 @@ def test_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
 
 
 def test_holders_are_known_without_keeping_frames(make: Make) -> None:
-    """A frame would keep the lease alive, which then would never be missed."""
+    """A frame would keep the lease alive, so a dropped lease would never be found."""
     pool = make()
     lease = pool.acquire()
     entry = entry_of(pool, lease.resource)
@@ -467,7 +467,7 @@ def test_dropped_lease_has_no_place_without_tracking(make: Make, clock: VirtualC
 def test_interrupted_release_is_not_reported_as_dropped(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """What was on its way back is closed, and nobody is blamed."""
+    """The resource is closed, and no borrower is blamed."""
     pool = make()
     lease = pool.acquire()
     adapter.fail("reset", KeyboardInterrupt())
@@ -502,7 +502,7 @@ def test_failing_close_of_a_dropped_pool_is_not_reported_as_a_bug(
     assert warnings() == []
 
 
-# -- a wait that can never end ------------------------------------------------------------
+# -- deadlocks ----------------------------------------------------------------------------
 
 
 def test_self_deadlock_is_logged_at_once(
@@ -529,7 +529,7 @@ def test_self_deadlock_is_logged_at_once(
 def test_deadlock_between_threads_is_logged(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """With the last of them to wait, and not before."""
+    """When the last of them begins to wait, and not before."""
     pool = make(max_size=2)
     both, first_waits = threading.Barrier(2), threading.Event()
 
@@ -545,7 +545,7 @@ def test_deadlock_between_threads_is_logged(
     first_waits.set()
     clock.until_parked(2)
     assert len(warnings()) == 1
-    clock.interrupt(TimeoutError("enough"))  # now the second can have what the first gives back
+    clock.interrupt(TimeoutError("enough"))  # now the second can get what the first releases
     with pytest.raises(TimeoutError, match="enough"):
         first.result()
     second.result()
@@ -577,7 +577,7 @@ def test_wait_that_another_thread_can_end_is_not_a_deadlock(
 def test_wait_for_a_reset_on_a_worker_is_not_a_deadlock(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
-    """The reset, or the close, of what he had is under way."""
+    """The reset, or the close, of the resource is in progress."""
     pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
     fill(pool, 1)
 
@@ -616,7 +616,7 @@ def test_resource_being_validated_for_a_waiter_is_not_held_by_it(
 def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
-    """A check began after its last lease, and it is in a waiter's box when its last holder comes again."""
+    """It was checked after its last lease, and is in a waiter's box when its last holder acquires again."""
     pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
     fill(pool, 1)
     again, seen = threading.Event(), threading.Event()
@@ -635,7 +635,7 @@ def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     def hold_up(box: Any, timeout: float | None) -> Any:
         item = original(box, timeout)
         pool.engine.clock.get = original
-        again.set()  # it is out of the line, and not yet stamped
+        again.set()  # it is out of the queue, and its lease has not begun
         assert seen.wait(30)
         return item
 
@@ -678,7 +678,7 @@ def test_outage_logs_two_lines(
     clock.advance(1)
     for task in waiting:
         task.result()
-    assert len(warnings()) == 1  # it may come back in a moment
+    assert len(warnings()) == 1  # it may come back soon
     clock.advance(5)
     began, ended = warnings()
     assert re.fullmatch(r"pool 'test': recovered after 60\.\d s", ended)
@@ -697,7 +697,7 @@ def flap(pool: Pool[Any], adapter: FakeAdapter, clock: VirtualClock, times: int)
 def test_intermittent_outage_logs_two_lines(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """A link that cuts some of its packets."""
+    """A network that drops some packets."""
     pool = make()
     flap(pool, adapter, clock, 100)
     assert warnings() == ["pool 'test': cannot create a thing: ConnectionError: cut"]
@@ -773,7 +773,7 @@ def test_hung_work_logs_one_line(
 def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     make: Make, warnings: Warnings, step: str, use: Callable[[Pool[Any]], None]
 ) -> None:
-    """Whatever it raises: ``SystemExit`` of a driver, ``gevent.Timeout``."""
+    """For example ``SystemExit`` of a driver, or ``gevent.Timeout``."""
     adapter = FakeAdapter(bounded=False)
     pool = make(adapter=adapter)
     fill(pool, 1)
@@ -783,7 +783,7 @@ def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     assert not [text for text in warnings() if "bug in pooling" in text]
 
 
-# -- quiet --------------------------------------------------------------------------------
+# -- silence ------------------------------------------------------------------------------
 
 
 def test_nothing_is_logged_when_all_is_well(
@@ -827,7 +827,7 @@ def test_dead_or_expired_resource_causes_no_warning(
     assert warnings() == []
 
 
-# -- what others chose ----------------------------------------------------------------------
+# -- texts from outside ---------------------------------------------------------------------
 
 
 CLEAR = "\x1b[2J\nERROR: all is lost\u202e"

@@ -1,4 +1,4 @@
-"""The middleware: what a request takes comes back when its response is closed, whatever happens."""
+"""The middleware releases a request's leases when its response is closed, whatever happens."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def streamed(environ: Any, start_response: Any) -> Iterator[bytes]:
     yield b"last"
 
 
-# -- the way of a request --------------------------------------------------------
+# -- a request -------------------------------------------------------------------
 
 
 def test_every_request_sees_the_manager(manager: PoolManager) -> None:
@@ -174,7 +174,7 @@ def test_no_lease_after_the_response_was_closed(manager: PoolManager) -> None:
         assert in_use(manager) == 0
 
 
-# -- one within another ----------------------------------------------------------
+# -- nested middleware -----------------------------------------------------------
 
 
 def others() -> PoolManager:
@@ -190,7 +190,7 @@ def test_leases_of_an_outer_middleware_are_released(manager: PoolManager) -> Non
         mine = lease(environ, "a")
         body = list(inner(environ, start_response))
         assert (lease(environ, "a"), environ["pooling.manager"]) == (mine, manager)
-        lease(environ, "b")  # which the inner one does not have
+        lease(environ, "b")  # which the inner one does not know
         return body
 
     assert Call(PoolingMiddleware(shell, manager)).read().startswith(b"<FakeResource")
@@ -216,7 +216,7 @@ def test_a_middleware_around_one_that_fails(manager: PoolManager) -> None:
 
 
 def test_a_stream_within_another_middleware(manager: PoolManager) -> None:
-    """The outer one's code runs between its pieces."""
+    """The outer middleware's code runs between its pieces."""
     seen: list[object] = []
 
     class Body:
@@ -342,7 +342,7 @@ def test_failing_release_does_not_prevent_the_other_releases(
 def test_interrupted_release_does_not_prevent_the_other_releases(
     manager: PoolManager, error: type[BaseException], stream: bool
 ) -> None:
-    """P8: a worker's time limit, say, that is over in the rollback of the last one."""
+    """P8: for example a worker's time limit that ends during the rollback of the last one."""
 
     class Interrupted:
         def __enter__(self) -> int:
@@ -364,7 +364,7 @@ def test_interrupted_release_does_not_prevent_the_other_releases(
     with pytest.raises(error) as raised:
         Call(PoolingMiddleware(app, manager)).read()
     assert in_use(manager) == 0
-    assert [manager[name].stats()["idle"] for name in "ab"] == [1, 1]  # given back, not found by the collector
+    assert [manager[name].stats()["idle"] for name in "ab"] == [1, 1]  # released, not found by the garbage collector
     del raised
 
 
@@ -417,7 +417,7 @@ def test_lease_without_the_middleware_is_refused() -> None:
         lease({}, "a")
 
 
-# -- making it -------------------------------------------------------------------
+# -- construction ----------------------------------------------------------------
 
 
 def test_pools_of_urls() -> None:
@@ -551,7 +551,7 @@ def test_concurrent_health_requests_use_the_last_result(
 
 
 class Asked(PoolManager):
-    """Counts its checks, and says when all who came at once wait for the first of them."""
+    """Counts its checks, and signals when all concurrent requests wait for the first of them."""
 
     def __init__(self, others: int) -> None:
         super().__init__()
@@ -560,14 +560,14 @@ class Asked(PoolManager):
     def health_check(self, timeout: float = 5.0) -> Health:
         self.checks += 1
         for _ in range(self.others if self.checks == 1 else 0):
-            if not self.waiting.acquire(timeout=30):  # they ask by themselves, instead
+            if not self.waiting.acquire(timeout=30):  # they run a check of their own, instead
                 break
         return super().health_check(timeout)
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What is called when somebody begins to wait for another one's check."""
+    """Functions that are called when a request begins to wait for another one's check."""
     found: list[Callable[[], object]] = []
 
     class Telling(threading.Event):
