@@ -68,7 +68,7 @@ class Proxy:
         """Refuse new connections until `accept`; those that are open stay."""
         with self._changing():
             if self._listener is not None:
-                self._take_in()  # who came before
+                self._take_in()  # connections that arrived before
                 self._selector.unregister(self._listener)
                 self._listener.close()
                 self._listener = None
@@ -107,7 +107,7 @@ class Proxy:
             self.release()
 
     def drop(self, new: bool = False, keep: bool = False) -> int:
-        """Swallow all that comes over the open connections, for ever, and say nothing.
+        """Swallow all that comes over the open connections, for ever, silently.
 
         Args:
             new: Whether new ones are swallowed as well, until `heal`.

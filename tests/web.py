@@ -36,8 +36,8 @@ LOOPBACK = "127.0.0.1"
 class WebServer:
     """A server of HTTP/1.1 with keep-alive.
 
-    What it does depends on the path, see `_Exchange`. It keeps a book: how
-    many connections it accepted, and what was asked of it.
+    What it does depends on the path, see `_Exchange`. It keeps a record of the
+    connections that it accepted and the requests that it got.
 
     Args:
         certificate: File of its certificate and key; ``None``: no TLS.

@@ -24,7 +24,7 @@ at_the_end: list[Callable[[], object]] = []  # called when the pools' own handle
 atexit.register(lambda: [function() for function in at_the_end])  # so before it is registered
 
 from pooling import LeaseError, Observer, Pool, PoolSettings, PoolTimeout  # noqa: E402
-from tests.faults.recorder import Line  # noqa: E402
+from tests.faults.recorder import Connection  # noqa: E402
 
 PORT = int(os.environ.get("PORT", "0"))
 EVER = 3600.0  # seconds, for a call that would never return
@@ -302,7 +302,7 @@ def while_it_waits(wait: Callable[[], object], end: Callable[[], None]) -> None:
             time.sleep(random.uniform(0, 0.05))
         else:
             until(lambda: _waits(sys._current_frames()[main]))
-        while not struck.is_set():  # CPython overlooks one that comes between its last look and the wait
+        while not struck.is_set():  # CPython misses a signal that arrives between its last check and the wait
             signal.pthread_kill(main, signal.SIGUSR1)
             time.sleep(0.05)
 
@@ -408,7 +408,7 @@ USES = ["release", "discard", "leave", "borrow", "close"]
 def application() -> list[User]:
     """Make a module with a global that is destroyed at the end.
 
-    Not so this module's globals: threads that are gone by then refer to them,
+    This module's globals are not: threads that are gone by then refer to them,
     by way of a pool and its factory.
     """
     module = sys.modules["application"] = ModuleType("application")
@@ -474,7 +474,7 @@ def outliving() -> None:
 def goodbyes() -> None:
     """Idle resources are closed properly; resources in use are not."""
     settings = PoolSettings(min_size=2, max_size=4)
-    pool: Pool[Line] = Pool(lambda: Line(PORT), close=Line.close, settings=settings)
+    pool: Pool[Connection] = Pool(lambda: Connection(PORT), close=Connection.close, settings=settings)
     pool.open()
     kept.extend([pool, pool.acquire()])
     mark()

@@ -8,7 +8,7 @@
 - ``ADAPTER``: ``abandons`` what was inherited, or is made of ``functions``, and cannot;
 - ``PORT``: of a `Recorder`.
 
-What goes wrong is raised, in the parent or in a child, and shows in the exit status.
+Failures are raised, in the parent or in a child, and show in the exit status.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _collect_often() -> None:
 os.register_at_fork(after_in_child=_collect_often)
 
 from pooling import Lease, LeaseError, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout  # noqa: E402
-from tests.faults.recorder import Line, Lines  # noqa: E402
+from tests.faults.recorder import Connection, Connections  # noqa: E402
 from tests.faults.rest import let_others_come_to_rest  # noqa: E402
 
 CHILDS_TIME = 8  # seconds until a child that is stuck is killed
@@ -103,13 +103,13 @@ def expect_success(*children: int) -> None:
         assert status == 0, f"a child ended with {status}; -{signal.SIGALRM} means stuck"
 
 
-def make_pool(name: str = "lines", observers: tuple[Observer, ...] = (), **settings: Any) -> Pool[Line]:
-    """Make a pool of lines to the recorder."""
+def make_pool(name: str = "lines", observers: tuple[Observer, ...] = (), **settings: Any) -> Pool[Connection]:
+    """Make a pool of connections to the recorder."""
     chosen = PoolSettings(**{"min_size": 0, "max_size": 3, "acquire_timeout": 6.0, **settings})
     if KIND == "abandons":
-        return Pool(adapter=Lines(PORT), settings=chosen, name=name, observers=observers)
+        return Pool(adapter=Connections(PORT), settings=chosen, name=name, observers=observers)
     return Pool(
-        lambda: Line(PORT), close=Line.close, settings=chosen, name=name, observers=observers
+        lambda: Connection(PORT), close=Connection.close, settings=chosen, name=name, observers=observers
     )
 
 
@@ -135,7 +135,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def use_all(pool: Pool[Line]) -> None:
+def use_all(pool: Pool[Connection]) -> None:
     """Acquire ``max_size`` resources from an empty pool, and check that this process made them."""
     size = pool.settings.max_size
     leases = [pool.acquire() for _ in range(size)]
@@ -150,7 +150,7 @@ def use_all(pool: Pool[Line]) -> None:
     assert (used.acquired, used.created, used.timeouts, used.orphans) == (size, size, 1, 0), used
 
 
-def use_in_threads(pool: Pool[Line], threads: int = 4) -> None:
+def use_in_threads(pool: Pool[Connection], threads: int = 4) -> None:
     """Acquire in several threads at once, more than there are resources."""
     problems: list[BaseException] = []
 
@@ -173,7 +173,7 @@ def use_in_threads(pool: Pool[Line], threads: int = 4) -> None:
         raise problems[0]
 
 
-def refuses(lease: Lease[Line]) -> None:
+def refuses(lease: Lease[Connection]) -> None:
     """See that an inherited lease is refused wherever it is used through the pool."""
     refused = raises(LeaseError, lambda: lease.resource)
     assert "fork" in str(refused), refused
@@ -186,7 +186,7 @@ def refuses(lease: Lease[Line]) -> None:
 class Holder(threading.Thread):
     """A thread that waits for a resource and uses it once."""
 
-    def __init__(self, pool: Pool[Line]) -> None:
+    def __init__(self, pool: Pool[Connection]) -> None:
         super().__init__(daemon=True)
         self.pool = pool
         self.number: int | None = None
@@ -372,13 +372,13 @@ def creation_under_way() -> None:
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
 
-    def create() -> Line:
+    def create() -> Connection:
         if os.getpid() == parent:
             there.release()
             release.wait()
-        return Line(PORT)
+        return Connection(PORT)
 
-    def close(line: Line) -> None:
+    def close(line: Connection) -> None:
         if os.getpid() == parent:
             there.release()
             release.wait()
@@ -446,14 +446,14 @@ def from_a_worker() -> None:
     children: list[int] = []
     parent = os.getpid()
 
-    def create() -> Line:
+    def create() -> Connection:
         if os.getpid() == parent:
             children.append(fork_into(lambda: (use_all(pool), use_all(other))))
-        return Line(PORT)
+        return Connection(PORT)
 
     other = make_pool("other")
     with other.acquire():
-        pool: Pool[Line] = Pool(create, close=Line.close, settings=PoolSettings(min_size=0, max_size=2))
+        pool: Pool[Connection] = Pool(create, close=Connection.close, settings=PoolSettings(min_size=0, max_size=2))
         with pool.acquire() as line:
             line.ask("parent")
     expect_success(*children)
@@ -482,7 +482,7 @@ def child_of_a_child() -> None:
 def while_waiting() -> None:
     """A signal handler forks while its thread waits: in the child, that thread waits in the child's queue."""
     pool = make_pool(max_size=1)
-    leases: list[Lease[Line]] = []
+    leases: list[Lease[Connection]] = []
     thread = threading.Thread(target=lambda: leases.append(pool.acquire()))
     thread.start()
     thread.join()
@@ -607,7 +607,7 @@ def dropped() -> None:
         lease.resource.ask("parent")
 
 
-def hands_off() -> None:
+def held_across_a_fork() -> None:
     """A child that goes on using an inherited resource reaches no server, where a fork hook can run."""
     pool = make_pool()
     with pool.acquire() as line:
@@ -625,11 +625,11 @@ def hands_off() -> None:
 def nothing_held_open() -> None:
     """A child that uses no pool does not keep its parent's connections from ending."""
 
-    class Terse(Lines):
-        def close(self, resource: Line) -> None:
+    class Terse(Connections):
+        def close(self, resource: Connection) -> None:
             resource.sock.close()  # no goodbye, no shutdown: only the end of the connection shows it
 
-    pool: Pool[Line] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
+    pool: Pool[Connection] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
     with pool.acquire():
         pass
     go, stop = os.pipe()
@@ -645,7 +645,7 @@ def destructors() -> None:
     pools = [make_pool(f"pool {number}") for number in range(5)]
 
     class Cycle:
-        def __init__(self, lease: Lease[Line]) -> None:
+        def __init__(self, lease: Lease[Connection]) -> None:
             self.lease, self.me = lease, self
 
         def __del__(self) -> None:
@@ -680,13 +680,13 @@ def destructors() -> None:
 def failing_abandon() -> None:
     """A failing abandon() does not prevent the others, nor the use of the pool in the child."""
 
-    class Failing(Lines):
-        def abandon(self, resource: Line) -> None:
+    class Failing(Connections):
+        def abandon(self, resource: Connection) -> None:
             if resource.number % 2:
                 raise OSError("cannot")
             super().abandon(resource)
 
-    pool: Pool[Line] = Pool(adapter=Failing(PORT), settings=PoolSettings(min_size=0, max_size=4))
+    pool: Pool[Connection] = Pool(adapter=Failing(PORT), settings=PoolSettings(min_size=0, max_size=4))
     leases = [pool.acquire() for _ in range(4)]
     expect_success(fork_into(lambda: use_all(pool), ending=leave))
     for lease in leases:
@@ -704,7 +704,7 @@ def no_warning() -> None:
         expect_success(fork_into(lambda: use_all(pool)))
         assert turn or pool.stats()["idle"] == 1
     until(lambda: not pool.stats()["size"])  # the reaper runs again
-    pool.acquire()  # and forgotten
+    pool.acquire()  # and dropped
     with pool.acquire(), pool.acquire(), pool.acquire():
         pass
 
@@ -766,7 +766,7 @@ def churn() -> None:
 
 # -- other ways to start a child -------------------------------------------------------
 
-shared: Pool[Line] | None = None  # in a module, as an application has it
+shared: Pool[Connection] | None = None  # in a module, as an application has it
 
 
 def use_shared(_: object = None) -> tuple[int, int]:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pooling import Pool, PoolSettings
-from tests.faults.recorder import Line, Lines
+from tests.faults.recorder import Connection, Connections
 from tests.faults.rest import let_others_come_to_rest
 
 SETTINGS = PoolSettings(min_size=1, max_size=3, acquire_timeout=10.0)
 
-pool: Pool[Line] = Pool(adapter=Lines(int(os.environ["PORT"])), settings=SETTINGS, name="preloaded")
+pool: Pool[Connection] = Pool(adapter=Connections(int(os.environ["PORT"])), settings=SETTINGS, name="preloaded")
 
 
 def use(word: str, threads: int = 1) -> set[int]:

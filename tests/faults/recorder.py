@@ -1,9 +1,9 @@
 """A server that records what it receives, and connections that name the sending process.
 
-What a process does to a connection that another process made cannot hide: every
-line carries the speaker's process id, and the server sees the end of each
-connection. Imported by the tests, which run the server, and by the programs
-that they start, which use the connections.
+A process cannot use another process's connection unnoticed: every word carries
+the sender's process id, and the server sees the end of each connection.
+Imported by the tests, which run the server, and by the programs that they
+start, which use the connections.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Record:
         return [word for _, word in self.heard]
 
     @property
-    def strangers(self) -> list[tuple[int, str]]:
+    def foreign(self) -> list[tuple[int, str]]:
         """The words of processes that did not make the connection."""
         return [(speaker, word) for speaker, word in self.heard if speaker != self.maker]
 
@@ -104,7 +104,7 @@ class Recorder:
         return True
 
 
-class Line:
+class Connection:
     """A connection to a `Recorder`; as rude as a driver can be: it speaks when it is destroyed."""
 
     def __init__(self, port: int) -> None:
@@ -143,21 +143,21 @@ class Line:
             pass
 
 
-class Lines(Adapter[Line]):
-    """Lines, with an adapter that knows what to do after a fork, as PostgreSQL's does."""
+class Connections(Adapter[Connection]):
+    """Makes connections, and abandons them in a forked child, as the PostgreSQL adapter does."""
 
     noun = "line"
 
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def create(self) -> Line:
-        return Line(self.port)
+    def create(self) -> Connection:
+        return Connection(self.port)
 
-    def close(self, resource: Line) -> None:
+    def close(self, resource: Connection) -> None:
         resource.close()
 
-    def abandon(self, resource: Line) -> None:
+    def abandon(self, resource: Connection) -> None:
         sink = os.open(os.devnull, os.O_RDWR)
         os.dup2(sink, resource.sock.fileno(), inheritable=False)
         os.close(sink)

@@ -43,7 +43,7 @@ def elsewhere(server: PostgresServer, database: str) -> str:
 def ask(pool: ConnectionPool[Any], number: int) -> int:
     with pool.connection(PATIENCE) as conn:
         row = conn.execute("SELECT %s::int", [number]).fetchone()
-        assert row == (number,), "an answer to somebody else's question"
+        assert row == (number,), "an answer to another query"
         return conn.info.backend_pid
 
 
@@ -239,7 +239,7 @@ class Struck(BaseException):
 
 @pytest.fixture
 def strike() -> Iterator[Callable[[], None]]:
-    """Strike the main thread."""
+    """Interrupt the main thread."""
 
     def handler(number: int, frame: object) -> None:
         raise Struck

@@ -2,8 +2,8 @@
 
 Each test runs a program of `tests.faults.forked` and looks at three things: its
 exit status, which fails when anything in it or in its children does; what the
-server has heard, where no connection may have been spoken on by a process that
-did not make it, nor have ended before its maker ended it; and standard error,
+server has received, where no connection may have been used by a process that
+did not make it, nor have ended before that process ended it; and standard error,
 which must be empty.
 """
 
@@ -51,7 +51,7 @@ class Program:
         assert (out, err) == ("", "")
         assert self.server.until(lambda: all(record.ended for record in self.server.records))
         for record in self.server.records:
-            assert not record.strangers, f"{record.strangers} on the connection of {record.maker}: {record.heard}"
+            assert not record.foreign, f"{record.foreign} on the connection of {record.maker}: {record.heard}"
         return self.server.made_by(self.process.pid)
 
 
@@ -63,18 +63,18 @@ def server() -> Iterator[Recorder]:
 
 def test_recorder_detects_a_foreign_connection(server: Recorder) -> None:
     """The failure that the tests below look for is detected when it happens."""
-    from tests.faults.recorder import Line
+    from tests.faults.recorder import Connection
 
-    line = Line(server.port)
+    line = Connection(server.port)
     line.sock.sendall(b"1 stolen\n")
     line.sock.close()
     assert server.until(lambda: server.records[0].ended)
-    assert server.records[0].strangers == [(1, "stolen")]
+    assert server.records[0].foreign == [(1, "stolen")]
 
 
 @pytest.mark.parametrize("adapter", ["abandons", "functions"])
 @pytest.mark.parametrize("how", ALL_WAYS)
-def test_child_does_not_list_pools_collected_in_the_parent(server: Recorder, how: str, adapter: str) -> None:
+def test_child_starts_empty_whatever_the_parent_has(server: Recorder, how: str, adapter: str) -> None:
     """With leases, an idle resource, a waiter, and locks held by another thread."""
     mine = Program("everything", how, adapter, server).result()
     assert sorted(word for record in mine for word in record.words if word == "parent") == ["parent"] * 4
@@ -132,7 +132,7 @@ def test_failing_abandon_does_not_prevent_the_others(server: Recorder) -> None:
 
 def test_resource_held_across_a_fork_sends_nothing(server: Recorder) -> None:
     assert "stolen" not in [word for record in server.records for word in record.words]
-    Program("hands_off", "hook", "abandons", server).result()
+    Program("held_across_a_fork", "hook", "abandons", server).result()
 
 
 def test_idle_child_keeps_no_connection_of_its_parent_open(server: Recorder) -> None:

@@ -1,6 +1,6 @@
 """P9, P10 behind real servers that load the application first and fork then.
 
-uWSGI forks in C, and tells Python nothing of it (that is its default); gunicorn
+uWSGI forks in C, without Python's hooks (that is its default); gunicorn
 forks in Python, and its gevent worker patches the process after that. Each has
 two workers, of which one is killed and replaced, all are told to reload, and
 all to end.
@@ -104,7 +104,7 @@ class Server:
         return worker
 
     def workers(self, without: frozenset[int] = frozenset()) -> frozenset[int]:
-        """Ask until all workers have answered, and none but those who are expected."""
+        """Ask until exactly the expected workers have answered."""
         found: set[int] = set()
         deadline = time.monotonic() + PATIENCE
         with ThreadPoolExecutor(4) as askers:
@@ -140,7 +140,7 @@ class Server:
         recorder = self.recorder
         assert recorder.until(lambda: all(record.ended for record in recorder.records))
         for record in recorder.records:
-            assert not record.strangers, f"{self.kind}: {record.strangers} on a connection of {record.maker}"
+            assert not record.foreign, f"{self.kind}: {record.foreign} on a connection of {record.maker}"
         complaints = [line for line in self.log.read_text().splitlines() if COMPLAINTS.search(line)]
         assert not complaints, f"{self.kind}: {complaints}"
 

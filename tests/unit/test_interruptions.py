@@ -1,4 +1,4 @@
-"""P8, exhaustively: an exception raised at each point of the core's code at which one can strike.
+"""P8, exhaustively: an exception raised at each point of the core's code where that is possible.
 
 `KeyboardInterrupt`, the `SystemExit` of a worker's time limit, ``gevent.Timeout``: a signal handler may raise
 wherever the interpreter looks for signals: on entering a function, after a call, in a loop. `Strikes` raises at

@@ -276,8 +276,8 @@ TIMEOUT = some(2, 40, 0.125, 0)
 class PoolMachine(RuleBasedStateMachine):
     """All actions of borrowers, workers, the server and the operator, in any order.
 
-    After each step every thread that was woken acts, unless it dawdles, and so
-    does the reaper; then each promise is looked at.
+    After each step every thread whose wait is over continues, unless it is delayed, and so
+    does the reaper; then each promise is checked.
     """
 
     workers = "manual"
@@ -329,7 +329,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.acquired = self.released = self.refused = self.orphans = 0
         self.size = self.attempts = 0  # after the last step
 
-    # -- how things go on
+    # -- steps
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """Run a borrower's call; it is interrupted if a fuse was set."""
@@ -484,7 +484,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.run_job(0)
             self.keeps_its_promises()
 
-    # -- trouble
+    # -- faults
 
     @rule(
         what=some(
@@ -575,7 +575,7 @@ class PoolMachine(RuleBasedStateMachine):
     def resume(self, _: int) -> None:
         self.pool.resume()
 
-    # -- what is promised
+    # -- promises
 
     @invariant()
     def keeps_its_promises(self) -> None:

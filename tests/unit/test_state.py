@@ -379,7 +379,7 @@ FREE = UNLIMITED  # the server is up
         pytest.param({"waiting": 3, "creating": 1}, 1, 0, id="the probe is under way (P7)"),
         pytest.param({"waiting": 5, "creating": 1}, 4, 3, id="the ramp counts what is under way"),
         pytest.param({"waiting": 5, "creating": 3}, 2, 0, id="more under way than allowed"),
-        pytest.param({}, FREE, 0, id="nobody asks"),
+        pytest.param({}, FREE, 0, id="no demand"),
         pytest.param({"min_size": 3}, FREE, 3, id="refill to min_size"),
         pytest.param({"min_size": 3, "in_use": 1, "resting": 1}, FREE, 1, id="lent ones count for min_size"),
         pytest.param({"min_size": 3, "creating": 3}, FREE, 0, id="so do those being made"),
@@ -1033,7 +1033,7 @@ class StateMachine(RuleBasedStateMachine):
     def close_ends(self, which: int) -> None:
         self.retire(self.closing.pop(which % len(self.closing)))
 
-    # -- the reaper, and who steers
+    # -- the reaper and the operator
 
     @precondition(lambda self: self.state.idle)
     @rule()
