@@ -1,4 +1,4 @@
-"""Regressions found while the core was rebuilt."""
+"""Defects of earlier versions, each with the test that would have found it."""
 
 from __future__ import annotations
 
