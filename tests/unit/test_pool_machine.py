@@ -648,7 +648,7 @@ class PoolMachine(RuleBasedStateMachine):
         entry = lease._token.entry
         answer = self.server.answers.get(lease.resource, -math.inf)
         recent = answer > visitor.arrived or entry.since - answer < ANSWER_TTL
-        if self.server.bounded and recent and answer > self.server.last_death:
+        if self.server.bounded and recent and answer >= self.server.last_death:  # at one instant, in either order
             return True
         seen = max(entry.idle_since, entry.checked)
         beyond_suspicion = seen > self.server.last_death or self.struck  # who was struck may not have said so
