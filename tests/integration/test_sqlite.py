@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,11 +22,10 @@ from urllib.parse import quote
 import pytest
 
 from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
-from pooling.adapters.sqlite import SQLiteAdapter
-from pooling.adapters.sqlite import pool as sqlite_module
-from pooling.adapters.sqlite.adapter import _Memory
-from pooling.adapters.sqlite.own import interrupted_after
+from pooling.adapters.sqlite import SQLiteAdapter, turns
+from pooling.adapters.sqlite.memory import SharedMemory
 from pooling.adapters.sqlite.queries import without_values
+from pooling.adapters.sqlite.upkeep import interrupted_after
 from pooling.config import url_of
 from tests.integration.tools import in_thread, run_forking, wait_until
 
@@ -135,20 +133,20 @@ def test_who_reads_steps_aside_where_a_turn_to_write_takes_long(
     slept: list[float] = []
     db = open_pool(readers=1)
     db.execute_query("SELECT 1")
-    monkeypatch.setattr(sqlite_module, "_GIL", True)
-    monkeypatch.setattr(sqlite_module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    monkeypatch.setattr(turns, "_GIL", True)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=slept.append))
     with db.connection():
-        (turn,) = db.engine.state.entries
+        (turn,) = db.writer.engine.state.entries
         turn.since = began = turn.since - 1.0
         db.execute_query("SELECT 1")
         assert slept == []  # nobody waits
         writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
         wait_until(lambda: db.stats()["waiting"] == 1)
         db.execute_query("SELECT 1")
-        assert slept == [sqlite_module._ASIDE]
+        assert slept == [turns._SLEEP]
         turn.since = began + 60.0  # it has just begun
         db.execute_query("SELECT 1")
-        assert slept == [sqlite_module._ASIDE]
+        assert slept == [turns._SLEEP]
         turn.since = began
     writer.join()
 
@@ -234,7 +232,7 @@ def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
     one, two = open_pool(path=":memory:"), open_pool(path=":memory:")
     one.execute_query("CREATE TABLE t (n)")
     assert two.execute_query("SELECT * FROM sqlite_master") == []
-    uri = one.engine.adapter.memory.uri()  # type: ignore[attr-defined]
+    uri = one.writer.engine.adapter.memory.uri()  # type: ignore[attr-defined]
     one.close()
     with closing(sqlite3.connect(uri, uri=True)) as conn:
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
@@ -242,7 +240,7 @@ def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
 
 def test_memory_is_held_once_however_many_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes second closes what he made: CPython 3.13+ complains when a connection is just dropped."""
-    memory, real, made = _Memory(), sqlite3.connect, []
+    memory, real, made = SharedMemory(), sqlite3.connect, []
     at_once = threading.Barrier(2, timeout=30)
 
     def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
@@ -362,7 +360,7 @@ def test_an_old_deadline_ends_with_its_lease(open_pool: Make) -> None:
     assert (snapshot.created, snapshot.validation_failures) == (1, 0)
     with db.acquire() as conn:
         conn.limit.deadline = 0.0  # type: ignore[attr-defined]
-        db.engine.adapter.validate(conn, 1.0)  # while it is lent, as after an error
+        db.writer.engine.adapter.validate(conn, 1.0)  # while it is lent, as after an error
 
 
 def test_a_wait_for_a_writer_is_no_longer_than_a_statement(open_pool: Make) -> None:
@@ -733,12 +731,12 @@ def test_a_name_like_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_url_says_the_same(path: Path) -> None:
     query = "detect_types=3&cached_statements=7&isolation_level=deferred&uri=true"
     db = SQLitePool.from_url(f"sqlite:////{path}?{query}", settings=ONE)
-    assert db.engine.adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
+    assert db.writer.engine.adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
     with db.acquire() as conn:
         assert conn.isolation_level == "DEFERRED"
     db.close()
     with SQLitePool.from_url("sqlite:///x.db?isolation_level=none", settings=ONE) as db:
-        assert db.engine.adapter.isolation_level is None  # type: ignore[attr-defined]
+        assert db.writer.engine.adapter.isolation_level is None  # type: ignore[attr-defined]
     with SQLitePool.from_url(f"sqlite:///file:{path}?mode=ro&uri=true&timeout=2", settings=ONE) as db:
         assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
@@ -814,10 +812,10 @@ def test_a_lock_amid_the_change_to_wal_is_waited_out(tmp_path: Path) -> None:
 
     patient, hasty = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
     conn: Any = Refusing(2)
-    patient._set_journal(conn)
+    patient._set_journal_mode(conn)
     assert conn.times == -1
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        hasty._set_journal(Refusing(2))  # type: ignore[arg-type]
+        hasty._set_journal_mode(Refusing(2))  # type: ignore[arg-type]
 
 
 def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -826,7 +824,7 @@ def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.Lo
     assert caplog.text == ""
     memory = open_pool(path="file:test?mode=memory")
     assert memory.execute_query("SELECT 1") == [(1,)]
-    assert "the journal mode is memory, and WAL cannot be had" in caplog.text
+    assert "the journal mode is memory, because WAL is not possible" in caplog.text
 
 
 READ_ONLY = """
@@ -879,7 +877,7 @@ def test_what_may_not_be_written_can_be_read(mode: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
         os.chmod(folder, 0o755)
     assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
-    assert done.stderr.count("the journal mode is delete, and WAL cannot be had") == 6  # each adapter once
+    assert done.stderr.count("the journal mode is delete, because WAL is not possible") == 6  # each adapter once
 
 
 def test_a_database_that_cannot_be_read_still_says_so(tmp_path: Path) -> None:
@@ -1036,7 +1034,7 @@ def test_the_health_check_looks_for_damage_now_and_then(open_pool: Make, path: P
     db.health_check(30.0)
     damage(path, db)
     db.health_check(30.0)  # reads, and has looked just now
-    db._look_after = 0.0
+    db._integrity_check_at = 0.0
     for _ in range(2):
         with pytest.raises(sqlite3.DatabaseError, match="damaged"):
             db.health_check(30.0)
@@ -1139,9 +1137,9 @@ def test_old_sqlite_cannot_share_memory(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("path", "error", "words"),
     [
-        ("", ValueError, "path must not be empty; ':memory:'"),
-        ("a\0b", ValueError, "path must not hold a null character"),
-        (b"x.db", TypeError, "path must be a text or a path, not b'x.db'"),
+        ("", ValueError, "path must not be empty; use ':memory:'"),
+        ("a\0b", ValueError, "path must not contain a null character"),
+        (b"x.db", TypeError, "path must be a string or a path, not b'x.db'"),
     ],
 )
 def test_what_is_no_path(path: Any, error: type[Exception], words: str) -> None:
