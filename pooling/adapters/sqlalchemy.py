@@ -303,12 +303,13 @@ class _PostgresRecords(_Records):
         the creator is called, which has no time limit.
         """
 
-        def connect(place: Any) -> Any:
+        def connect(address: Any) -> Any:
             import psycopg
 
-            info = next(conn.info for conn, watch, _ in asked if watch.place == place)
-            wish = {name: value for name, value in place._asdict().items() if value and place.is_remote}
-            parameters = {**info.get_parameters(), "password": info.password, **wish, "connect_timeout": _ANSWER_LIMIT}
+            info = next(conn.info for conn, watch, _ in asked if watch.place == address)
+            remote = {name: value for name, value in address._asdict().items() if value and address.is_remote}
+            parameters = {**info.get_parameters(), "password": info.password, **remote}
+            parameters["connect_timeout"] = _ANSWER_LIMIT
             try:
                 return psycopg.connect(**parameters)
             except psycopg.OperationalError:

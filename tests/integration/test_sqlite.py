@@ -206,8 +206,8 @@ def test_readers_are_observed_and_shown(open_pool: Make) -> None:
     db = open_pool(readers=2)
     db.add_observer(Listener())
     with db.connection(readonly=True), db.connection():
-        places = [(holder.file, holder.function) for holder in db.holders()]
-        assert places == [(__file__, "test_readers_are_observed_and_shown")] * 2
+        found = [(holder.file, holder.function) for holder in db.holders()]
+        assert found == [(__file__, "test_readers_are_observed_and_shown")] * 2
         assert repr(db) == (
             "<SQLitePool 'test.db': 1/1 in use, 0 idle, 0 waiting; "
             "readers <Pool 'test.db-readers': 1/2 in use, 0 idle, 0 waiting>>"
@@ -683,11 +683,11 @@ def test_every_borrower_gets_the_configured_state(open_pool: Make, readers: int 
 def test_every_borrower_gets_the_configured_handlers(open_pool: Make, limit: float | None) -> None:
     """Also after a borrower has changed them."""
     heard: list[str] = []
-    looks: list[int] = []
+    calls: list[int] = []
 
     def configure(conn: sqlite3.Connection) -> None:
         conn.set_trace_callback(heard.append)
-        conn.set_progress_handler(lambda: looks.append(1), 100)
+        conn.set_progress_handler(lambda: calls.append(1), 100)
 
     db = open_pool(ONE, configure=configure, statement_timeout=limit)
     kept = None
@@ -696,10 +696,10 @@ def test_every_borrower_gets_the_configured_handlers(open_pool: Make, limit: flo
             kept = kept or conn
             assert conn is kept
             heard.clear()
-            looks.clear()
+            calls.clear()
             conn.execute(FOR_EVER.replace("FROM c)", "FROM c LIMIT 999)")).fetchall()
             assert len(heard) == 1 and heard[0].startswith("WITH RECURSIVE")
-            assert len(looks) > 20
+            assert len(calls) > 20
             if change == 1:
                 conn.set_trace_callback(None)
                 conn.set_progress_handler(None, 0)

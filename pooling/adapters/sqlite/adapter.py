@@ -40,6 +40,10 @@ _FILE_FORMAT = ("page_size", "auto_vacuum", "encoding")
 class Pragmas:
     """The PRAGMAs of a pool's connections.
 
+    Args:
+        values: Their values, by name in lower case.
+        journal_mode: The journal mode, unless ``values`` contains another.
+
     Attributes:
         journal_mode: The journal mode to set; ``None`` leaves that of the file.
         format: Statements for a new file.
@@ -50,7 +54,7 @@ class Pragmas:
     __slots__ = ("journal_mode", "format", "restored")
 
     def __init__(self, values: Mapping[str, object], journal_mode: str | None) -> None:
-        every = {name.lower(): value for name, value in values.items()}
+        every = dict(values)
         self.journal_mode = every.pop("journal_mode", journal_mode)
         self.format = [f"PRAGMA {name}={every.pop(name)}" for name in _FILE_FORMAT if name in every]
         self.restored = [f"PRAGMA {name}={value}" for name, value in every.items()]
@@ -164,11 +168,11 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def _set_journal_mode(self, conn: sqlite3.Connection) -> None:
         """Set the journal mode, waiting for another connection that does the same with a new file."""
-        wish = self.pragmas.journal_mode
+        wanted = self.pragmas.journal_mode
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                (mode,) = conn.execute(f"PRAGMA journal_mode={wish}").fetchone()
+                (mode,) = conn.execute(f"PRAGMA journal_mode={wanted}").fetchone()
                 break
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
@@ -178,10 +182,10 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.005)
-        if str(mode).lower() != str(wish).lower() and not self._warned:
+        if str(mode).lower() != str(wanted).lower() and not self._warned:
             self._warned = True
             path = printable_path(self.path)
-            logger.warning("%s: the journal mode is %s, because %s is not possible", path, mode, wish)
+            logger.warning("%s: the journal mode is %s, because %s is not possible", path, mode, wanted)
 
     def is_alive(self, resource: sqlite3.Connection) -> bool:
         assert isinstance(resource, Connection)

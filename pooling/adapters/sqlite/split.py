@@ -60,14 +60,26 @@ class SplitPool(ManagedPool[R]):
     remove_observer = _on_each(Pool.remove_observer)
 
     def open(self, timeout: float | None = None) -> None:
-        """Warm up both pools, see `Pool.open`; ``timeout`` seconds are for both together."""
+        """Warm up both pools, see `Pool.open`.
+
+        Args:
+            timeout: Seconds to wait for both together; ``None`` means ``acquire_timeout``.
+
+        Raises:
+            PoolTimeout, CreateFailed, PoolClosed: As for `Pool.open`.
+        """
         limit = self.settings.acquire_timeout if timeout is None else seconds(timeout)
         began = time.monotonic()
         for pool in self._pools:
             pool.open(max(0.0, limit - (time.monotonic() - began)))
 
     def close(self, timeout: float | None = None, *, interrupt: bool = True) -> None:
-        """Close both pools for good, see `Pool.close`; ``timeout`` seconds are for both together."""
+        """Close both pools for good, see `Pool.close`.
+
+        Args:
+            timeout: Seconds to wait for both together; ``None`` means ``close_timeout``.
+            interrupt: Whether to interrupt connections still in use after that.
+        """
         limit = self.settings.close_timeout if timeout is None else seconds(timeout)
         began = time.monotonic()
         for pool in self._pools:
@@ -126,8 +138,7 @@ class SplitPool(ManagedPool[R]):
 
         Raises:
             PoolTimeout: None came in time. The message states counts and holders.
-            PoolClosed: The pool was closed before or during the wait.
-            CreateFailed: Creation can never succeed; the driver's error is the cause.
+            PoolUnavailable, TooManyWaiting, PoolClosed, CreateFailed, ValueError, TypeError: As for `Pool.acquire`.
         """
         return self.writer.acquire(timeout, _depth + 1)
 
