@@ -118,16 +118,16 @@ def test_release_reaches_a_waiter_within_four_calls(make: Make, clock: VirtualCl
     with Calls("put") as calls:
         lease.__exit__(None, None, None)
     waiter.result().release()
-    assert calls.stacks["put"] == [["__exit__", "serve", "hand_over_one", "_hand_over"]]
+    assert calls.stacks["put"] == [["__exit__", "serve", "hand_over_one", "hand_over"]]
 
 
-def test_creation_takes_nine_functions(make: Make) -> None:
-    """Four from acquire to the worker, two to the adapter, three from there into the waiter's box."""
+def test_creation_takes_eight_functions(make: Make) -> None:
+    """Four from acquire to the worker, one to the adapter, three from there into the waiter's box."""
     pool: Pool[Any] = make(adapter=Plain())
     with Calls("creating_now", "put") as calls:
         pool.acquire()
-    asks, ends = ["acquire", "run", "_wait", "carry_out"], ["make_available", "accept", "_hand_over"]
-    assert calls.stacks["creating_now"] == [[*asks, "create", "_store_new"]]
+    asks, ends = ["acquire", "run", "_wait", "carry_out"], ["make_available", "accept", "hand_over"]
+    assert calls.stacks["creating_now"] == [[*asks, "create"]]
     assert [*asks, "create", *ends] in calls.stacks["put"]  # the job runs inline, so all stands on one stack
 
 

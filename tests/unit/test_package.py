@@ -44,9 +44,9 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 CORE = [
     {"adapter", "clock", "descriptors", "hangup", "runtime.gevent", "report.histogram", "runtime.immortal"},
     {"entry", "observer", "report.snapshot"},
-    {"waiter", "fastpath"},
+    {"waiter", "idle", "schedule"},
     {"state", "suspicion"},
-    {"report.messages", "runtime.poolref"},
+    {"fastpath", "report.messages", "runtime.poolref"},
     {"report.holders", "report.metrics", "outage", "runtime.workers"},
     {"events", "runtime.reaper"},
     {"runtime.registry"},

@@ -354,6 +354,7 @@ class PoolMachine(RuleBasedStateMachine):
         while self.clock.now() < end:
             self.clock.advance(self.clock.next_moment(end) - self.clock.now())
             self.go_on()
+            self.calm()  # here, too: what was begun before an outage may go on in it
 
     def take(self, which: int) -> Lease[FakeResource]:
         """One of the leases, for the last time."""
@@ -800,6 +801,23 @@ def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
     for _ in range(2):
         pool.acquire(timeout=2).release()
     assert server.calls["validate"] == 1
+
+
+def test_pool_is_filled_up_after_two_checks_that_hang(make: Make) -> None:
+    """The second one's sweep superseded the one at the end of the doubt, and ``min_size`` was not kept (P8)."""
+    clock = Turns("manual")
+    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), min_size=2, max_size=3, reset_timeout=5)
+    fill(pool, 2)
+    lease = pool.acquire()
+    pool.check()
+    clock.advance(0.25)
+    lease.resource.dirty = False
+    lease.release()
+    pool.check()
+    for _ in range(40):
+        clock.advance(0.25)
+    assert pool.stats()["creating"] == 2
+    pool.close(timeout=0)
 
 
 def test_resource_released_during_close_is_closed(make: Make) -> None:
