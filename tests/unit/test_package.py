@@ -42,7 +42,7 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
 # The same inside the core: each module imports from lower steps only.
 CORE = [
-    {"adapter", "clock", "hangup", "runtime.gevent", "report.histogram", "runtime.immortal"},
+    {"adapter", "clock", "descriptors", "hangup", "runtime.gevent", "report.histogram", "runtime.immortal"},
     {"entry", "observer", "report.snapshot"},
     {"waiter", "idle", "schedule"},
     {"state", "suspicion"},
