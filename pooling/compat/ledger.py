@@ -105,7 +105,7 @@ class Ledger(Observer):
         """Return what was counted since the last pop; ``pop`` makes this one."""
         core = self._facade().core
         with core.engine.lock:
-            waits = core.metrics.wait.timed if self._waits else (0, 0.0)
+            waits = core.metrics.durations.wait.timed if self._waits else (0, 0.0)
             totals = _totals(core.metrics.snapshot(), waits, self._heard)
             since = {name: totals[name] - self._popped[name] for name in totals}
             if pop:

@@ -7,6 +7,7 @@ knows nothing else about it, and calls no method under its lock, except `counts`
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,9 +15,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .._masking import shown
 from ..settings import PoolSettings
 
-__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "overridden"]
+__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
 
 R = TypeVar("R")
+logger = logging.getLogger("pooling")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 _ENDED = (ConnectionError, EOFError)
 _LOST = {  # further errors of the system for a descriptor that cannot be used any more
@@ -237,6 +239,23 @@ def overridden(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
     if getattr(type(adapter), method) is getattr(Adapter, method) and method not in vars(adapter):
         return None
     return getattr(adapter, method)  # type: ignore[no-any-return]
+
+
+def call_hook(adapter: Adapter[Any], pool: str, hook: str, *args: Any) -> None:
+    """Call a hook. Its errors are logged: they must not cost a slot, or stop a sweep or a fork."""
+    try:
+        getattr(adapter, hook)(*args)
+    except Exception:
+        logger.exception("pool %r: %s() failed", pool, hook)
+
+
+def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -> bool:
+    """Ask the adapter what an error means. Its own errors are logged, and mean no."""
+    try:
+        return bool(getattr(adapter, question)(error))
+    except Exception:
+        logger.exception("pool %r: %s() failed", pool, question)
+        return False
 
 
 def as_adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:

@@ -88,7 +88,7 @@ class Checkin(Generic[R]):
     def record_use(self, held: float) -> None:
         """Record the duration of a lease longer than `SHORT`; shorter ones are only counted and summed."""
         if self.engine.settings.enable_metrics:
-            self.engine.metrics.use.record(held)
+            self.engine.metrics.durations.use.record(held)
 
     def leak_returned(self, entry: Entry, held: float) -> None:
         """Report the release of a lease that was reported as a leak."""
@@ -156,13 +156,13 @@ class Checkin(Generic[R]):
             engine.evict(token, "reset")
             if not isinstance(error, Exception):
                 raise
-            engine.resets.failed(error, engine.fast.now())
+            self.liveness.resets.failed(error, engine.fast.now())
             return False
-        if engine.resets.trouble:
-            engine.resets.succeeded()
+        if self.liveness.resets.trouble:
+            self.liveness.resets.succeeded()
         now = engine.fast.now()
         if engine.settings.enable_metrics:
-            engine.metrics.release.record(now - entry.idle_since)
+            engine.metrics.durations.release.record(now - entry.idle_since)
         entry.idle_since = now
         entry.answered = False
         if answered and self._resets_inline:  # the return value of a plain function means nothing

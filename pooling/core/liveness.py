@@ -17,6 +17,7 @@ from ..settings import PoolSettings
 from .adapter import overridden
 from .engine import Engine
 from .entry import DEAD, Entry, Token
+from .events import Resets
 from .hangup import connected
 from .report.messages import format_error
 from .state import WorkerTask
@@ -42,6 +43,7 @@ class Liveness(Generic[R]):
         self.engine = engine
         self._is_alive = overridden(engine.adapter, "is_alive")
         self.validate_hook: Callable[[R, float], Any] | None = overridden(engine.adapter, "validate")
+        self.resets = Resets(engine.events)
         self.configure(engine.settings)
         self.renew()
 
@@ -99,7 +101,7 @@ class Liveness(Generic[R]):
         entry.checked = now = engine.fast.now()
         self.suspicion.survived()
         if engine.settings.enable_metrics:
-            engine.metrics.validate.record(now - started)
+            engine.metrics.durations.validate.record(now - started)
         return None
 
     def check(self, token: Token, then: Callable[[Token], object] | None = None, health: bool = False) -> None:
@@ -178,7 +180,7 @@ class Liveness(Generic[R]):
         entry, now = token.entry, engine.fast.now()
         with engine.lock:
             entry.since = now  # set first: it must not look overdue in `checking`
-            engine.state.check(entry, task)
+            engine.state.checking[entry] = task
             engine.schedule_sweep(now + task.limit)
         engine.runtime.workers.submit(self._work, token, job, copy_context(), engine.ref())
 

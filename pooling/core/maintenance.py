@@ -15,12 +15,14 @@ import logging
 import threading
 from typing import Generic, TypeVar
 
+from .adapter import call_hook
 from .checkout import AUDIT
-from .engine import NEVER, Engine, replace_ahead
+from .engine import Engine, report_recovery
 from .entry import Entry
 from .liveness import ABANDONED, Liveness
 from .report.holders import describe, holders_of
 from .runtime import shutdown
+from .schedule import NEVER, replace_ahead
 from .stalls import Stalls
 
 __all__ = ["Maintenance"]
@@ -76,7 +78,7 @@ class Maintenance(Generic[R]):
             self._health_check(now),
             self._leaks(now),
             self.stalls.sweep(now),
-            self.engine.report_recovery(now),
+            report_recovery(self.engine, now),
             self._audit(now),
         )
 
@@ -157,7 +159,7 @@ class Maintenance(Generic[R]):
         if task is not None and task.round_trip:
             self.liveness.no_answer(task)
         elif task is not None:
-            engine.resets.failed(TimeoutError(f"a reset took over {limit:g} s"), now)
+            self.liveness.resets.failed(TimeoutError(f"a reset took over {limit:g} s"), now)
         engine.serve()
 
     def _idle_too_long(self, now: float) -> float:
@@ -191,8 +193,8 @@ class Maintenance(Generic[R]):
         Resources that ``min_size`` needs are replaced shortly before they expire.
         """
         engine, due, expiring = self.engine, NEVER, 0
-        for token in engine.state.idle_tokens():
-            if token.entry.expires <= now and engine.state.take(token):
+        for token in engine.state.idle.tokens():
+            if token.entry.expires <= now and engine.state.idle.take(token):
                 engine.evict(token, "lifetime")
         ahead = replace_ahead(engine.settings)
         for entry in list(engine.state.entries):
@@ -217,11 +219,11 @@ class Maintenance(Generic[R]):
         if interval is None or self.liveness.validate_hook is None or not state.entries:
             return NEVER
         due = now + interval
-        for token in state.idle_tokens():
+        for token in state.idle.tokens():
             seen = max(token.entry.idle_since, token.entry.checked)
             if seen + interval > now:
                 due = min(due, seen + interval)
-            elif state.take(token):
+            elif state.idle.take(token):
                 self.liveness.validate_on_worker(token)  # it returns to its former position
         return due
 
@@ -232,12 +234,12 @@ class Maintenance(Generic[R]):
             return NEVER
         # A creation proves the server well; and the interval may have been shortened.
         self.health_check_at = min(self.health_check_at, now + interval)
-        due = min(max(self.health_check_at, engine.last_created + interval), now + interval)
+        due = min(max(self.health_check_at, engine.outage.succeeded_at + interval), now + interval)
         if now < due:
             return due
         self.health_check_at = now + interval
-        for token in engine.state.idle_tokens():
-            if engine.state.take(token):
+        for token in engine.state.idle.tokens():
+            if engine.state.idle.take(token):
                 self.liveness.validate_on_worker(token, health=True)
                 break
         return self.health_check_at
@@ -265,6 +267,8 @@ class Maintenance(Generic[R]):
         outage = engine.outage
         holding = outage.error is not None or outage.full is not None
         due = outage.retry_at if holding and outage.retry_at > now else NEVER
+        if outage.lapses_at > now:  # more may be created then, though nothing has happened
+            due = min(due, outage.lapses_at)
         try:
             oldest = engine.state.waiters[0].arrived
         except IndexError:
@@ -310,12 +314,12 @@ class Maintenance(Generic[R]):
         self.stalls.renew()
         engine.state.closed = closed
         engine.refresh_fast_path_locked()
-        engine.call_hook("after_fork")
+        call_hook(engine.adapter, engine.name, "after_fork")
 
     def threads_patched(self) -> None:
         """Follow gevent, which has replaced the threading primitives; keep all resources."""
         engine = self.engine
-        engine.call_hook("threads_patched")
+        call_hook(engine.adapter, engine.name, "threads_patched")
         with engine.lock:
             before = engine.ref
             engine.enlist(self)

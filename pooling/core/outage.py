@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..errors import CreateFailed
 from ..settings import Backoff
 from .report.messages import format_error
 from .state import UNLIMITED
@@ -65,10 +66,13 @@ class Outage:
 
     __slots__ = (
         "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
-        "_ramp", "_settled", "_crowded",
+        "incident", "succeeded_at", "_most", "_ramp", "_settled", "_crowded",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = UNLIMITED if most is None else most  # creations at once, also while the server is up
+        self.incident = Incident()
+        self.succeeded_at = -_NEVER  # when a creation worked last
         self.error: BaseException | None = None  # the last real cause; None: up
         self.final = False  # trying again would not help
         self.failures = 0  # in a row
@@ -86,10 +90,14 @@ class Outage:
         """The last real cause in one line, or ``None`` while the server is up."""
         return None if self.error is None else format_error(self.error)
 
+    def cannot_create(self, pool: str, noun: str) -> CreateFailed:
+        """Return the error for a creation that can never succeed."""
+        return CreateFailed(f"pool {pool!r}: cannot create a {noun}: {self.text}")
+
     def allowed(self, now: float) -> int:
         """How many creations may be under way at this moment."""
         if self.error is None and self.full is None:
-            return self._ramp if now < self.lapses_at else UNLIMITED
+            return min(self._most, self._ramp) if now < self.lapses_at else self._most
         return 1 if now >= self.retry_at else 0
 
     def died(self, seen: float, now: float) -> bool:
@@ -164,6 +172,7 @@ class Outage:
             enough: The number from which on there is no need to hold back.
             now: The time.
         """
+        self.succeeded_at = now
         ends = self.error is not None
         if ends or self.full is not None or now < self._settled:
             self._settled = now

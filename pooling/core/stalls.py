@@ -12,8 +12,9 @@ from collections import Counter
 from typing import Any, Generic, TypeVar
 
 from .adapter import Verdicts
-from .engine import NEVER, Engine
+from .engine import Engine
 from .entry import Entry
+from .schedule import NEVER
 
 __all__ = ["Stalls"]
 

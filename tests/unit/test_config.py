@@ -118,7 +118,7 @@ def test_booleans_are_parsed_in_one_way_everywhere(text: str) -> None:
     expected = text in YES
     quoted = quote(text)
     assert from_url(f"sqlite:///x.db?validate_on_acquire={quoted}").settings.validate_on_acquire is expected
-    assert from_url(f"sqlite:///x.db?optimize={quoted}").engine.adapter.optimize is expected  # type: ignore[attr-defined]
+    assert from_url(f"sqlite:///x.db?optimize={quoted}").writer.engine.adapter.optimize is expected  # type: ignore[attr-defined]
     for name in ("compression", "verify", "trust_env", "pooled"):
         given: dict[str, Any] = {}
         with pytest.MonkeyPatch.context() as patch:
@@ -200,7 +200,7 @@ def test_path_is_accepted_as_a_url(database: str, url: str) -> None:
 def test_path_round_trips_unchanged() -> None:
     pool = from_env("", {}, database="/no where/a?b%.db")[DATABASE].create()
     assert isinstance(pool, SQLitePool)
-    assert pool.engine.adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
 
 
 def test_mapping_configures_pools() -> None:

@@ -122,13 +122,13 @@ def test_release_reaches_a_waiter_within_four_calls(make: Make, clock: VirtualCl
     assert len(steps) <= 4, steps
 
 
-def test_creation_takes_nine_functions(make: Make) -> None:
-    """Four from acquire to the worker, two to the adapter, three from there into the waiter's box."""
+def test_creation_takes_eight_functions(make: Make) -> None:
+    """Four from acquire to the worker, one to the adapter, three from there into the waiter's box."""
     pool: Pool[Any] = make(adapter=Plain())
     with Calls("creating_now", "put") as calls:
         pool.acquire()
     (steps,) = calls.stacks["creating_now"]  # the job runs inline, so all is on one stack
-    assert len(steps) <= 6, steps
+    assert len(steps) <= 5, steps
     ends = [steps[steps.index("create") + 1 :] for steps in calls.stacks["put"] if "create" in steps]
     assert min(len(steps) for steps in ends if "make_available" in steps) <= 3, ends
 

@@ -602,7 +602,7 @@ def whole(scene: Scene) -> None:
     stats = pool.stats()
     assert not (stats["creating"] or stats["checking"] or stats["closing"] or stats["waiting"]), stats  # P8
     assert stats["size"] == stats["idle"] <= stats["max_size"], stats  # P2
-    assert not pool.engine.state.queued
+    assert not pool.engine.state.waiters.threads
     assert not pool.engine.watchers
     if not stats["closed"]:
         lends_in_order(scene, pool)

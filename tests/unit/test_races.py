@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
-from pooling.core.entry import Entry
-from pooling.core.state import WorkerTask
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
 from tests.unit.conftest import maintenance_of
 
@@ -133,14 +131,14 @@ def test_release_between_the_idle_check_and_the_registration(adapter: FakeAdapte
     lease = pool.acquire()
     pool.engine.fast.slow_release = False  # the fast path: no lock, which the borrower holds meanwhile
     script = Script("finds nothing", "comes back", "is served")
-    original = pool.engine.state.join
+    original = pool.engine.state.waiters.join
 
     def join(waiter: object) -> None:
         script.pass_by("finds nothing")
         with script("is served"):
             original(waiter)  # type: ignore[arg-type]
 
-    pool.engine.state.join = join  # type: ignore[method-assign]
+    pool.engine.state.waiters.join = join  # type: ignore[method-assign]
 
     def borrow() -> None:
         pool.acquire(timeout=5).release()
@@ -151,7 +149,7 @@ def test_release_between_the_idle_check_and_the_registration(adapter: FakeAdapte
             lease.release()
 
     script.run(borrow, give_back)
-    pool.engine.state.join = original  # type: ignore[method-assign]
+    pool.engine.state.waiters.join = original  # type: ignore[method-assign]
     nothing_lost(pool, clock)
 
 
@@ -570,13 +568,14 @@ def test_long_lent_resource_is_not_overdue_when_its_check_begins() -> None:
     clock.run_job()
     lease = pool.acquire()
     clock.advance(60)
-    original = pool.engine.state.check
+    original = pool.engine.schedule_sweep
 
-    def check(entry: Entry, task: WorkerTask) -> None:
-        original(entry, task)
+    def sweep_first(due: float) -> None:
+        pool.engine.schedule_sweep = original  # type: ignore[method-assign]
         maintenance_of(pool).sweep(pool.engine.sweep_due, clock.now())
+        original(due)
 
-    pool.engine.state.check = check  # type: ignore[method-assign]
+    pool.engine.schedule_sweep = sweep_first  # type: ignore[method-assign]
     lease.release()  # and a reset begins
     assert pool.stats()["checking"] == 1
     assert adapter.calls["interrupt"] == 0

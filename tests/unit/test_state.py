@@ -91,7 +91,7 @@ def idle(state: PoolState, expires: float = math.inf) -> Token:
 
 
 def checked_by(state: PoolState) -> Callable[[Entry], None]:
-    return lambda entry: state.check(entry, ERRAND)
+    return lambda entry: state.checking.__setitem__(entry, ERRAND)
 
 
 def a_pool(
@@ -138,7 +138,7 @@ def test_wait_queue_is_in_order_of_arrival(arrivals: list[float], order: list[in
     state = PoolState(0, 1, 1)
     waiters = [a_waiter(arrived) for arrived in arrivals]
     for waiter in waiters:
-        state.join(waiter)
+        state.waiters.join(waiter)
     assert list(state.waiters) == [waiters[number] for number in order]
 
 
@@ -158,10 +158,10 @@ def test_waiter_that_was_given_a_dead_resource_keeps_its_position() -> None:
     state = PoolState(0, 1, 1)
     older, same, younger = a_waiter(1.0), a_waiter(2.0), a_waiter(3.0)
     for waiter in (older, same, younger):
-        state.join(waiter)
+        state.waiters.join(waiter)
     first, second = a_waiter(2.0, again=True), a_waiter(2.0, again=True)
-    state.join(first)
-    state.join(second)
+    state.waiters.join(first)
+    state.waiters.join(second)
     assert list(state.waiters) == [older, first, second, same, younger]
 
 
@@ -169,10 +169,10 @@ def test_leaving_without_an_item() -> None:
     """It is out of the queue, accepts nothing any more, and may leave twice."""
     state, _ = a_pool(waiting=2)
     waiter, other = state.waiters
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
     assert list(state.waiters) == [other]
     assert waiter.give(Token()) is False
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
 
 
 def test_leaving_with_a_given_token() -> None:
@@ -180,15 +180,15 @@ def test_leaving_with_a_given_token() -> None:
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
     assert state.accept(token, NOW) is None
-    assert state.leave(waiter) is token
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is token
+    assert state.waiters.leave(waiter) is None
 
 
 def test_leaving_with_an_error_given() -> None:
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
-    state.fail_waiters(PoolClosed, "closed")
-    assert isinstance(state.leave(waiter), PoolClosed)
+    state.waiters.fail(PoolClosed, "closed")
+    assert isinstance(state.waiters.leave(waiter), PoolClosed)
 
 
 def test_interrupted_hand_over_leaves_the_waiter_without_a_token() -> None:
@@ -196,7 +196,7 @@ def test_interrupted_hand_over_leaves_the_waiter_without_a_token() -> None:
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
     waiter.given = True
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
 
 
 @pytest.mark.parametrize(("attempts", "failing"), [(0, [0, 1, 2]), (2, [1, 2]), (3, [2]), (4, [])])
@@ -205,9 +205,9 @@ def test_fail_waiters_by_attempts(attempts: int, failing: list[int]) -> None:
     state = PoolState(0, 1, 1)
     waiters = [a_waiter(float(number), attempts=seen) for number, seen in enumerate((0, 2, 3))]
     for waiter in waiters:
-        state.join(waiter)
+        state.waiters.join(waiter)
     cause = OSError("refused")
-    state.fail_waiters(CreateFailed, "no", cause, attempts)
+    state.waiters.fail(CreateFailed, "no", cause, attempts)
     assert [number for number, waiter in enumerate(waiters) if waiter.given] == failing
     assert list(state.waiters) == [waiter for waiter in waiters if not waiter.given]
     for number in failing:
@@ -220,7 +220,7 @@ def test_fail_waiters_gives_each_an_error_of_its_own() -> None:
     """A shared one would collect the tracebacks of all threads that raise it."""
     state, _ = a_pool(waiting=2)
     first, second = state.waiters
-    state.fail_waiters(PoolClosed, "closed")
+    state.waiters.fail(PoolClosed, "closed")
     assert box_of(first)[0] is not box_of(second)[0]
 
 
@@ -229,7 +229,7 @@ def test_fail_waiters_skips_a_waiter_that_was_given_a_token() -> None:
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
     waiter.give(token)
-    state.fail_waiters(PoolClosed, "closed")
+    state.waiters.fail(PoolClosed, "closed")
     assert box_of(waiter) == [token]
 
 
@@ -915,7 +915,7 @@ class StateMachine(RuleBasedStateMachine):
         self.line.append(waiter)
         self.line.sort(key=lambda one: one.arrived)
         self.state.started = True
-        self.state.join(waiter)
+        self.state.waiters.join(waiter)
         self.serve()
 
     def vet(self, token: Token, arrived: float, alive: bool = True) -> None:
@@ -956,7 +956,7 @@ class StateMachine(RuleBasedStateMachine):
     def leave(self, which: int) -> None:
         """Time out, or be interrupted, with nothing given."""
         waiter = self.line.pop(which % len(self.line))
-        assert self.state.leave(waiter) is None
+        assert self.state.waiters.leave(waiter) is None
         self.serve()
 
     @precondition(lambda self: self.awaking)
@@ -965,7 +965,7 @@ class StateMachine(RuleBasedStateMachine):
         """Given at the last moment: a timeout takes it, an interruption passes it on (P8)."""
         waiter = self.awaking.pop(which % len(self.awaking))
         (item,) = box_of(waiter)
-        assert self.state.leave(waiter) is item
+        assert self.state.waiters.leave(waiter) is item
         if isinstance(item, Token) and interrupted:
             self.deliver(item)
         elif isinstance(item, Token):
@@ -997,7 +997,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def reset_on_a_worker(self, which: int) -> None:
         token = self.held.pop(which % len(self.held))
-        self.state.check(token.entry, ERRAND)
+        self.state.checking[token.entry] = ERRAND
         self.checking.append(token)
 
     # -- workers
@@ -1066,7 +1066,7 @@ class StateMachine(RuleBasedStateMachine):
     def close(self, sure: int) -> None:
         if sure == 4:  # most runs should go on for a while
             self.state.closed, self.state.generation = True, object()
-            self.state.fail_waiters(PoolClosed, "closed")
+            self.state.waiters.fail(PoolClosed, "closed")
             self.serve()
 
     # -- what always holds
@@ -1088,7 +1088,7 @@ class StateMachine(RuleBasedStateMachine):
         self.line = self.line[len(served) :]
         self.awaking += served
         assert list(self.state.waiters) == self.line
-        assert self.state.queued == {waiter.thread for waiter in self.line}
+        assert self.state.waiters.threads == {waiter.thread for waiter in self.line}
 
     def one_place_each(self) -> None:
         """P1: each token is in one place, and the state knows which; no slot is lost (P8)."""
@@ -1142,7 +1142,7 @@ class StateMachine(RuleBasedStateMachine):
         for token in self.making + self.checking + self.held:
             self.deliver(token)
         for waiter in self.line + self.awaking:
-            item = self.state.leave(waiter)
+            item = self.state.waiters.leave(waiter)
             if isinstance(item, Token):
                 self.deliver(item)
         for token in self.closing:

@@ -97,7 +97,7 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
 def test_other_names_of_sqlite(url: str, path: str) -> None:
     pool = from_url(url)
     assert isinstance(pool, SQLitePool)
-    assert pool.engine.adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
     assert (pool.readers is not None) == ("readers" in url)
 
 
@@ -120,7 +120,7 @@ def test_other_names_of_settings(query: str, expected: dict[str, Any]) -> None:
 
 def test_timeout_parameter_of_the_adapter_is_not_a_setting() -> None:
     pool = from_url("sqlite:///x.db?timeout=3")
-    assert pool.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
     assert pool.settings == PoolSettings()
     api = from_url("https://h?timeout=3&pool_timeout=4")
     assert api.settings.acquire_timeout == PoolSettings().acquire_timeout
@@ -150,7 +150,7 @@ def test_settings_are_taken_out_of_the_query() -> None:
     base = PoolSettings(max_uses=7)
     pool = from_url("sqlite:///app.db?max_connections=3&timeout=2&idle_timeout=never", settings=base)
     assert (pool.settings.max_size, pool.settings.idle_timeout, pool.settings.max_uses) == (3, None, 7)
-    assert pool.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
 
 
 def test_parameters_of_the_driver_stay_in_the_url(others: list[Any]) -> None:
@@ -204,7 +204,7 @@ def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, ti
         ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; was 'max_size' meant by 'max_sise'"),
         ("sqlite:///x?readers=many", "readers must be a whole number, not 'many'"),
         ("sqlite:///x?optimize=perhaps", "optimize must be true or false"),
-        ("sqlite://host/x", "a host .'host'. means nothing"),
+        ("sqlite://host/x", "a host .'host'. is not supported"),
         ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
         ("postgresql://a:pw@h/x?foo=1", '[*]@h/x.foo=1: conninfo: invalid URI query parameter: "foo"'),
         ("postgresql://h/x?foo", 'conninfo: missing key/value separator "=" in URI query parameter: "foo"'),

@@ -129,7 +129,7 @@ class Host:
     def turn_away(self, text: str) -> None:
         """Send those away who wait for a connection, because the pool is closed."""
         with self.pool.engine.lock:
-            self.pool.engine.state.fail_waiters(PoolClosed, text)
+            self.pool.engine.state.waiters.fail(PoolClosed, text)
 
     @property
     def empty(self) -> bool:

@@ -435,7 +435,7 @@ class PostgresPool(Pool[Connection]):
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
         arguments = self._address.ask().arguments
-        failing = self.engine.resets.error
+        failing = self._liveness.resets.error
         plan = Plan(
             settings=self.engine.settings, workers=workers, cleans=bool(self._session._clean),
             prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
@@ -498,7 +498,7 @@ class PostgresPool(Pool[Connection]):
             raise PoolClosed(f"pool {self.name!r} is closed")
         cause = self.engine.outage.error
         if self.engine.outage.final:
-            raise self.engine.cannot_create() from cause
+            raise self.engine.outage.cannot_create(self.name, self.engine.adapter.noun) from cause
         text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
         raise PoolTimeout(text) from cause
 

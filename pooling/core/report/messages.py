@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..._masking import without_secrets
+from ..adapter import Adapter
 from ..state import PoolState
 
 __all__ = ["format_counts", "no_copy", "printable", "format_error"]
 
 
-def format_counts(state: PoolState) -> str:
-    """Return the counts of a pool, for messages."""
+def format_counts(adapter: Adapter[Any], state: PoolState) -> str:
+    """Return the counts of a pool, for messages: the adapter's own, if it counts something else."""
+    return adapter.counts() or _format_counts(state)
+
+
+def _format_counts(state: PoolState) -> str:
     parts = [f"{state.in_use}/{state.max_size} in use", f"{len(state.idle)} idle"]
     for word in ("creating", "checking", "closing"):
         number = len(getattr(state, word))

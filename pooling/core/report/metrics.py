@@ -19,7 +19,9 @@ import itertools
 import os
 import sys
 from collections import Counter
-from typing import IO, Any, NoReturn
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple, NoReturn
 
 from ..clock import Clock
 from ..entry import Entry
@@ -31,6 +33,34 @@ from .snapshot import PoolSnapshot, summary
 __all__ = ["PoolMetrics"]
 
 _numbers = itertools.count()
+
+
+class Durations:
+    """The histograms of a pool."""
+
+    __slots__ = ("wait", "use", "create", "validate", "release")
+
+    def __init__(self, lock: Any) -> None:
+        self.wait = Histogram(lock)
+        self.use = Histogram(lock)
+        self.create = Histogram(lock)
+        self.validate = Histogram(lock)
+        self.release = Histogram(lock)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for name in self.__slots__:
+            getattr(self, name).clear()
+
+
+class _Baseline(NamedTuple):
+    """What was counted before the last reset."""
+
+    since: float  # the time of that reset
+    uses: int = 0
+    busy: float = 0.0
+    lent: int = 0
+    by_entry: Mapping[Entry, int] = MappingProxyType({})  # uses
 
 
 class PoolMetrics:
@@ -56,16 +86,8 @@ class PoolMetrics:
         self._done_uses = 0  # of the entries that are closed
         self._done_busy = 0.0
         self._peak = 0
-        self._before: dict[Entry, int] = {}  # uses of the entries at the last reset
-        self.wait = Histogram(lock)
-        self.use = Histogram(lock)
-        self.create = Histogram(lock)
-        self.validate = Histogram(lock)
-        self.release = Histogram(lock)
-        self._base_uses = 0
-        self._base_busy = 0.0
-        self._base_lent = 0
-        self._since = self._clock.now()
+        self._baseline = _Baseline(self._clock.now())
+        self.durations = Durations(lock)
 
     # -- counting, by the pool, under the lock -------------------------------
 
@@ -90,7 +112,7 @@ class PoolMetrics:
         """
         self.note_in_use()
         if self._stacked:
-            known = self._before
+            known = self._baseline.by_entry
             lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
             self._peak = max(self._peak, lent)
 
@@ -99,39 +121,33 @@ class PoolMetrics:
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
-    def _uses_by_entry(self) -> dict[Entry, int]:
-        return {entry: entry.uses for entry in self._state.entries}
-
     # -- reading -------------------------------------------------------------
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""
         with self.lock:
-            self._base_uses, self._base_busy = self._uses()
-            self._base_lent = self._state.in_use
             self._peak = self._state.in_use
-            self._before = self._uses_by_entry()
-            self._since = self._clock.now()
+            by_entry = {entry: entry.uses for entry in self._state.entries}
+            self._baseline = _Baseline(self._clock.now(), *self._uses(), self._peak, by_entry)
             for counter in (self.count, self.closed, self.errors):
                 counter.clear()
-            for histogram in (self.wait, self.use, self.create, self.validate, self.release):
-                histogram.clear()
+            self.durations.clear()
 
     def snapshot(self) -> PoolSnapshot:
         """Return an immutable, consistent snapshot of the pool."""
         with self.lock:
-            state, count = self._state, self.count
+            state, count, base, durations = self._state, self.count, self._baseline, self.durations
             in_use, idle = state.in_use, len(state.idle)
             idle = min(idle, len(state.entries) - in_use)
             uses, busy = self._uses()
-            uses, busy = uses - self._base_uses, busy - self._base_busy
-            acquired = max(uses + in_use - self._base_lent, 0)
+            uses, busy = uses - base.uses, busy - base.busy
+            acquired = max(uses + in_use - base.lent, 0)
             self.estimate_peak()
-            timed_use, timed_use_total = self.use.timed
+            timed_use, timed_use_total = durations.use.timed
             return PoolSnapshot(
                 name=self.name,
                 timestamp=self._clock.wall(),
-                duration=self._clock.now() - self._since,
+                duration=self._clock.now() - base.since,
                 size=len(state.entries),
                 idle=idle,
                 in_use=in_use,
@@ -157,11 +173,11 @@ class PoolMetrics:
                 orphans=count["orphans"],
                 leaks=count["leaks"],
                 audit_repairs=count["audit_repairs"],
-                wait=self.wait.snapshot(acquired - self.wait.timed[0]),
-                use=self.use.snapshot(uses - timed_use, busy - timed_use_total),
-                create=self.create.snapshot(),
-                validate=self.validate.snapshot(),
-                release=self.release.snapshot(uses - self.release.timed[0]),
+                wait=durations.wait.snapshot(acquired - durations.wait.timed[0]),
+                use=durations.use.snapshot(uses - timed_use, busy - timed_use_total),
+                create=durations.create.snapshot(),
+                validate=durations.validate.snapshot(),
+                release=durations.release.snapshot(uses - durations.release.timed[0]),
             )
 
     def to_dict(self) -> dict[str, Any]:
