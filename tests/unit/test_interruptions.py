@@ -436,7 +436,7 @@ class Broken(Lent):
             pass
 
 
-class Worn(Lent):
+class MaxUses(Lent):
     settings = {"max_uses": 1}
 
     def act(self) -> None:
@@ -479,7 +479,7 @@ class Resize(Lent):
         self.lease.release()
 
 
-class Steer(Lent):
+class PauseAndCheck(Lent):
     def act(self) -> None:
         self.pool.check()
         self.pool.pause()
@@ -493,7 +493,7 @@ class Close(Lent):
         self.lease.release()
 
 
-class Line(Scene):
+class Waiting(Scene):
     """Two borrowers are in the wait queue."""
 
     size = 1
@@ -508,12 +508,12 @@ class Line(Scene):
         del self.lease
 
 
-class Release(Line):
+class Release(Waiting):
     def act(self) -> None:
         self.lease.release()
 
 
-class ReleaseSlowly(Line):
+class ReleaseSlowly(Waiting):
     """A reset on a worker, then a hand-over to the next waiter."""
 
     def make_adapter(self) -> FakeAdapter:
@@ -523,12 +523,12 @@ class ReleaseSlowly(Line):
         self.lease.release()
 
 
-class DiscardInLine(Line):
+class DiscardWithWaiters(Waiting):
     def act(self) -> None:
         self.lease.discard()
 
 
-class Grow(Line):
+class Grow(Waiting):
     size = 1
 
     def act(self) -> None:
@@ -536,7 +536,7 @@ class Grow(Line):
         self.lease.release()
 
 
-class Third(Line):
+class ThirdWaiter(Waiting):
     """A third borrower waits and times out."""
 
     def act(self) -> None:
@@ -546,7 +546,7 @@ class Third(Line):
             pass
 
 
-class NotAtOnce(Line):
+class TimeoutZero(Waiting):
     def act(self) -> None:
         try:
             self.pool.acquire(timeout=0)
@@ -582,8 +582,8 @@ class Served(Scene):
 
 SCENES = [
     First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
-    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third,
-    NotAtOnce, Served,
+    Broken, MaxUses, Detach, Fill, Drain, Resize, PauseAndCheck, Close, Release, ReleaseSlowly, DiscardWithWaiters,
+    Grow, ThirdWaiter, TimeoutZero, Served,
 ]  # fmt: skip
 
 
@@ -727,7 +727,7 @@ _known: set[object] = set()
 @pytest.mark.parametrize("kind", SCENES, ids=lambda kind: kind.__name__)
 def test_interrupted_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where other borrowers are served meanwhile, the same points are in another state, so all are interrupted."""
-    alike = not issubclass(kind, (Line, Served)) or issubclass(kind, (Third, NotAtOnce))
+    alike = not issubclass(kind, (Waiting, Served)) or issubclass(kind, (ThirdWaiter, TimeoutZero))
     points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
     if alike:
         _known.update(points)

@@ -157,7 +157,7 @@ class Turns(VirtualClock):
         return min(at for at in [end, *self.upcoming()] if at > self.time)
 
 
-class Visitor:
+class Borrower:
     """A thread that asks for one resource."""
 
     def __init__(self, pool: Pool[FakeResource], timeout: float, now: float) -> None:
@@ -168,7 +168,7 @@ class Visitor:
         self.error: type[BaseException] | None = None
         self.waiter: Waiter | None = None  # its entry in the wait queue after the last step
         self.waits = True  # it is in the wait queue, or has not arrived
-        self.overtook: list[Visitor] = []  # borrowers that arrived earlier and still waited when it was served
+        self.overtook: list[Borrower] = []  # borrowers that arrived earlier and still waited when it was served
 
     def __call__(self) -> None:
         self.thread = threading.current_thread()
@@ -316,12 +316,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.state = self.pool.engine.state
         self.server.slots = lambda: len(self.state.entries)
         self.server.time = lambda: self.clock.time
-        self.visitors: list[Visitor] = []  # in order of arrival
+        self.borrowers: list[Borrower] = []  # in order of arrival
         self.leases: list[Lease[FakeResource]] = []
         self.detached: list[FakeResource] = []
         self.unattended: list[Entry] = []  # whose second close was lost: they wait for `close_timeout`
         self.condemned: set[FakeResource] = set()  # not to be lent again
-        self.dawdling = 0  # for how many steps more
+        self.delayed = 0  # for how many steps more
         self.abrupt = abrupt  # the close does not wait for delayed threads
         self.fuse: int | None = None
         self.struck = self.final = False
@@ -349,7 +349,7 @@ class PoolMachine(RuleBasedStateMachine):
         acted = True
         while acted:
             acted = self.clock.runtime.reaper.step(False)
-            while self.clock.due and not self.dawdling:
+            while self.clock.due and not self.delayed:
                 self.call(self.clock.let_go, self.clock.due[0])
                 acted = True
 
@@ -372,8 +372,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(timeout=TIMEOUT)
     def acquire(self, timeout: float) -> None:
         self.pass_time(TICK)  # no two arrive at the same instant
-        self.visitors.append(Visitor(self.pool, timeout, self.clock.now()))
-        self.call(self.clock.start, self.visitors[-1])
+        self.borrowers.append(Borrower(self.pool, timeout, self.clock.now()))
+        self.call(self.clock.start, self.borrowers[-1])
 
     @precondition(lambda self: self.leases)
     @rule(which=WHICH)
@@ -397,7 +397,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(which=WHICH, interrupted=st.booleans())
     def release_at_the_last_moment(self, which: int, interrupted: bool) -> None:
         """The oldest waiter is interrupted, or its time is up, before it is given something (P8)."""
-        self.dawdling = max(self.dawdling, 1)
+        self.delayed = max(self.delayed, 1)
         (place,) = [place for place in self.clock.places if place.box is self.state.waiters[0].box]
         if interrupted:
             place.error = Struck
@@ -455,9 +455,9 @@ class PoolMachine(RuleBasedStateMachine):
     # -- time
 
     @rule(steps=st.integers(1, 4))
-    def dawdle(self, steps: int) -> None:
+    def delay(self, steps: int) -> None:
         """For some steps threads whose wait is over do not continue."""
-        self.dawdling = steps
+        self.delayed = steps
 
     @precondition(lambda self: self.clock.due)
     @rule(which=WHICH)
@@ -590,73 +590,73 @@ class PoolMachine(RuleBasedStateMachine):
         self.calm()
         self.nobody_waits_in_vain()
         self.adds_up()
-        self.dawdling = max(0, self.dawdling - 1)
+        self.delayed = max(0, self.delayed - 1)
         self.sound = True
 
     def served_in_order_of_arrival(self) -> None:
         """P3: no borrower is served while one that arrived earlier still waits."""
         line = {waiter.thread: waiter for waiter in self.state.waiters if not waiter.given}
-        present = {visitor.thread.ident: visitor for visitor in self.visitors if not visitor.gone}
+        present = {borrower.thread.ident: borrower for borrower in self.borrowers if not borrower.gone}
         assert list(line) == [ident for ident in present if ident in line]
-        stayed: list[Visitor] = []
-        for visitor in self.visitors:
-            waiter = None if visitor.gone else line.get(visitor.thread.ident)
-            if waiter is not None and waiter is visitor.waiter:
-                stayed.append(visitor)
-            elif waiter is None and visitor.waits:
-                visitor.overtook = stayed.copy()
-            visitor.waits, visitor.waiter = waiter is not None, waiter
+        stayed: list[Borrower] = []
+        for borrower in self.borrowers:
+            waiter = None if borrower.gone else line.get(borrower.thread.ident)
+            if waiter is not None and waiter is borrower.waiter:
+                stayed.append(borrower)
+            elif waiter is None and borrower.waits:
+                borrower.overtook = stayed.copy()
+            borrower.waits, borrower.waiter = waiter is not None, waiter
 
     def collect(self) -> None:
         """Take over the leases of served borrowers, and check the errors of the others."""
-        for visitor in [visitor for visitor in self.visitors if visitor.gone]:
-            self.visitors.remove(visitor)
-            visitor.thread.join(PATIENCE)
-            if visitor.lease is None:
-                assert self.had_to_fail(visitor), visitor.error
-                self.refused += visitor.error is TooManyWaiting
+        for borrower in [borrower for borrower in self.borrowers if borrower.gone]:
+            self.borrowers.remove(borrower)
+            borrower.thread.join(PATIENCE)
+            if borrower.lease is None:
+                assert self.had_to_fail(borrower), borrower.error
+                self.refused += borrower.error is TooManyWaiting
                 continue
-            assert not visitor.overtook
-            self.borrowed(visitor.lease, visitor)
+            assert not borrower.overtook
+            self.borrowed(borrower.lease, borrower)
 
-    def had_to_fail(self, visitor: Visitor) -> bool:
+    def had_to_fail(self, borrower: Borrower) -> bool:
         settings = self.pool.settings
-        assert visitor.error is not None
+        assert borrower.error is not None
         return {
-            PoolTimeout: self.clock.now() >= visitor.deadline,
-            PoolUnavailable: visitor.timeout == 0 or settings.max_attempts is not None,
+            PoolTimeout: self.clock.now() >= borrower.deadline,
+            PoolUnavailable: borrower.timeout == 0 or settings.max_attempts is not None,
             TooManyWaiting: settings.max_waiting is not None,
             PoolClosed: self.pool.closed,
             CreateFailed: self.final,
             Struck: True,
-        }[visitor.error]
+        }[borrower.error]
 
-    def borrowed(self, lease: Lease[FakeResource], visitor: Visitor) -> None:
+    def borrowed(self, lease: Lease[FakeResource], borrower: Borrower) -> None:
         """P5, P6: a lent resource is clean and alive, and none is lent during a pause or above max_size."""
         assert not self.state.fast_path_closed
         resource = lease.resource
         assert resource not in self.condemned
         if not self.server.plain:
             assert not resource.dirty
-            assert resource.alive or self.could_not_know(lease, visitor)
+            assert resource.alive or self.could_not_know(lease, borrower)
         resource.dirty = True
         self.acquired += 1
         self.leases.append(lease)
         self.server.lent.add(resource)
 
-    def could_not_know(self, lease: Lease[FakeResource], visitor: Visitor) -> bool:
+    def could_not_know(self, lease: Lease[FakeResource], borrower: Borrower) -> bool:
         """Whether it died without a sign, and there was no reason or no time for a round trip (P6).
 
         Or it died just after it had answered.
         """
         entry = next(entry for entry in self.state.entries if entry.resource is lease.resource)
         answer = self.server.answers.get(lease.resource, -math.inf)
-        recent = answer > visitor.arrived or entry.since - answer < ANSWER_TTL
+        recent = answer > borrower.arrived or entry.since - answer < ANSWER_TTL
         if self.server.bounded and recent and answer >= self.server.last_death:  # at the same time, in either order
             return True
         seen = max(entry.idle_since, entry.checked)
         beyond_suspicion = seen > self.server.last_death or self.struck  # interrupted: unreported
-        asked = entry.checked >= visitor.arrived or visitor.timeout == 0
+        asked = entry.checked >= borrower.arrived or borrower.timeout == 0
         fresh = entry.since - seen <= self.pool.settings.validation_interval
         return lease.resource in self.server.silent and (asked or (beyond_suspicion and fresh))
 
@@ -686,8 +686,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(now < entry.since + settings.reset_timeout for entry in state.checking)
         assert all(now < entry.since + settings.close_timeout for entry in state.closing)
         if not self.clock.due:
-            assert all(now < visitor.deadline for visitor in self.visitors)
-            assert len(self.visitors) == len(state.waiters)
+            assert all(now < borrower.deadline for borrower in self.borrowers)
+            assert len(self.borrowers) == len(state.waiters)
 
     def calm(self) -> None:
         """P7: no creation is begun beyond what the server's state allows."""
@@ -733,13 +733,13 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.fuse = None
         if not self.abrupt:
-            self.dawdling = 0
+            self.delayed = 0
             self.keeps_its_promises()
         self.pool.close(timeout=0)
-        self.dawdling = 0
+        self.delayed = 0
         self.acquire(1)
         self.keeps_its_promises()
-        assert not self.visitors
+        assert not self.borrowers
         while self.leases:
             self.release(0)
         self.keeps_its_promises()
@@ -783,7 +783,7 @@ def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
     pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
     (resource,) = fill(pool, 1)
     clock.advance(1)
-    clock.start(Visitor(pool, 5, clock.now()))
+    clock.start(Borrower(pool, 5, clock.now()))
     resource.alive = False
     clock.run_job()
     assert (pool.stats()["creating"], pool.stats()["closing"]) == (1, 1)
@@ -829,12 +829,12 @@ def test_resource_released_during_close_is_closed(make: Make) -> None:
     clock = Turns("inline")
     pool = make(clock=clock, max_size=1)
     lease = pool.acquire()
-    visitor = Visitor(pool, 1, clock.now())
-    clock.start(visitor)
+    borrower = Borrower(pool, 1, clock.now())
+    clock.start(borrower)
     lease.release()
     pool.close(timeout=0)
     clock.let_go(clock.due[0])
-    assert visitor.error is PoolClosed
+    assert borrower.error is PoolClosed
     assert pool.stats()["size"] == 0
 
 
