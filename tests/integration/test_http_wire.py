@@ -142,7 +142,7 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 
 def _arrived(http: HTTPPool) -> bool:
     """Whether the system has bytes for the idle socket."""
-    [host] = http._hosts.all()
+    [host] = http._connections.hosts.all()
     [key] = host.pool.engine.state.idle
     try:
         return bool(socket.socket.recv(key.entry.resource.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -290,7 +290,7 @@ def test_a_login_keeps_its_connection_whoever_else_asks() -> None:
 
 @pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
 @pytest.mark.parametrize("how", ["wrong", "given up", "raised"])
-def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
+def test_a_login_that_fails_releases_its_slot(way: str, how: str) -> None:
     class Stops(Login):
         def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
             if "hello" not in value and how == "given up":
@@ -315,7 +315,7 @@ def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
         assert http.get(server.url).text == "who?"
 
 
-# -- places that come back at once -----------------------------------------------------------------
+# -- slots that are released at once -----------------------------------------------------------------
 
 
 def raises_for_status(response: requests.Response, **kwargs: Any) -> None:
@@ -399,8 +399,8 @@ def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
         *((way, False, False) for way in ("session", "connection", "pool")),
     ],
 )
-def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, stream: bool, own: bool) -> None:
-    """As many threads as places, each with an answer in its hands when it asks for its token."""
+def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, stream: bool, own: bool) -> None:
+    """As many threads as slots, each with an unread answer when it requests its token."""
     count = 2
     all_hold = threading.Barrier(count)
 
@@ -440,10 +440,10 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, s
         for thread in threads:
             thread.join()
         assert seen == ["fine"] * count
-        assert (http.stats()["in_use"], http._calls) == (0, {})
+        assert (http.stats()["in_use"], http._connections.calls.requests) == (0, {})
         seen.clear()
         gc.collect()
-        assert http._answers == {}
+        assert http._connections.calls.answers == {}
 
 
 def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
