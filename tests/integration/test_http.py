@@ -450,8 +450,8 @@ def test_the_pools_trust_beats_the_environment(
         assert http.get("/echo").ok
         with http.acquire() as session:
             assert session.get(secure_web.url + "/echo").ok
-    with HTTPPool(base_url=secure_web.url) as stranger, pytest.raises(requests.exceptions.SSLError):
-        stranger.get("/echo")
+    with HTTPPool(base_url=secure_web.url) as distrustful, pytest.raises(requests.exceptions.SSLError):
+        distrustful.get("/echo")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority.file)
     with HTTPPool() as plain, plain.acquire() as session:
         assert session.get(secure_web.url + "/echo").ok

@@ -1,4 +1,4 @@
-"""HTTPPool's lines, limits, deadlines, retries, and what it does about dead sockets; its metrics."""
+"""HTTPPool's wait queues, limits, deadlines and retries, dead sockets, and its metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def private() -> Iterator[WebServer]:
         yield server
 
 
-# -- lines -------------------------------------------------------------------------------
+# -- wait queues -------------------------------------------------------------------------------
 
 
 def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(private: WebServer) -> None:
@@ -90,7 +90,7 @@ def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServ
         for _ in range(20):
             with http.acquire() as session:
                 assert session.get(web.url + "/echo").ok
-        assert http.stats()["waiting"] == 17  # the slow ones' line is as long as before
+        assert http.stats()["waiting"] == 17  # the slow requests still wait
         assert private.book()["most"] == 3
         http.close(timeout=0)
         for thread in threads:
@@ -238,7 +238,7 @@ def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
 
 
 def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
-    """A server whose line for connections is full: the system drops our greetings."""
+    """A server whose backlog is full: the system drops further connection attempts."""
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -518,15 +518,15 @@ def test_metrics_of_a_host(web: WebServer) -> None:
         assert http.metrics.snapshot().acquired == 0
 
 
-@pytest.mark.parametrize("line", ["the host's", "that of all"])
-def test_waiting_is_measured_in_whichever_line(web: WebServer, line: str) -> None:
+@pytest.mark.parametrize("wait_for", ["host", "slot"])
+def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for: str) -> None:
     heard: list[float] = []
 
     class Ear(Observer):
         def acquired(self, pool: str, waited: float) -> None:
             heard.append(waited)
 
-    size, per_host = (10, 1) if line == "the host's" else (1, 10)
+    size, per_host = (10, 1) if wait_for == "host" else (1, 10)
     settings = PoolSettings(max_size=size, acquire_timeout=60)
     with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Ear()]) as http:
         with http.request_context("GET", "/stream", stream=True):

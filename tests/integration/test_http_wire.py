@@ -692,7 +692,7 @@ def test_verify_holds_for_a_proxy_with_tls(
 
 
 def test_headers_of_a_cgi_request_are_not_the_environment() -> None:
-    """A CGI server puts each header of a request, whoever sends it, into a variable HTTP_..."""
+    """A CGI server puts each header of a request into a variable HTTP_..., also an untrusted one."""
     said = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
     found = pool_arguments("HTTP_", {**said, "REQUEST_METHOD": "GET"})
     assert (found["timeout"].read, "retry" in found, "pooled" in found) == (30, False, False)

@@ -313,7 +313,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
     assert closed == [id(late.send(request))]
 
 
-# -- paths from strangers, and secrets ------------------------------------------------------------
+# -- untrusted paths, and secrets ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
         ("/a..b/...", "https://u:p@api.test/v1/a..b/..."),
     ],
 )
-def test_a_strangers_path_stays_below_the_base(path: str, url: str) -> None:
+def test_an_untrusted_path_stays_below_the_base(path: str, url: str) -> None:
     http = HTTPPool(base_url="https://u:p@api.test/v1/")
     assert http._whole(path) == url
     sent = requests.Request("GET", http._whole(path)).prepare()

@@ -46,7 +46,7 @@ class Connections:
         slots: The pool of request slots. Its name, state, holders and metrics are those of the `HTTPPool`.
         hosts: The hosts with their sockets; a new object in a forked child.
         calls: What each thread has not read yet; likewise.
-        before_request: Called for each request, before it waits for a connection.
+        before_request: Called for each request, before it waits for a connection; ``None`` for nothing.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Connections:
         self.settings = settings
         self.max_per_host = max_per_host
         self.observers: tuple[Observer, ...] = ()
-        self.before_request: Callable[[], object] = _do_nothing
+        self.before_request: Callable[[], object] | None = None
         self._acquired_observers: tuple[Observer, ...] = ()
         self._after_fork = after_fork
         adapter = RequestSlots(weakly(self.counts), weakly(self._renew_in_child))
@@ -114,7 +114,8 @@ class Connections:
     def _begin_request(self) -> None:
         if not SAME_PROCESS[0]:
             fork.ensure_process()
-        self.before_request()
+        if self.before_request is not None:
+            self.before_request()
 
     def take(self, host: Host, limits: Limits) -> Hold:
         """Wait for a connection to a host, then for a request slot.
@@ -221,10 +222,6 @@ class Connections:
         waiting = len(state.waiters) + sum(len(host.pool.engine.state.waiters) for host in hosts)
         text = f"{state.in_use}/{state.max_size} in use, {sum(host.idle for host in hosts)} idle, {waiting} waiting"
         return text + (", paused" if state.paused else "")
-
-
-def _do_nothing() -> None:
-    """Stand for `Connections.before_request` where there is no health probe."""
 
 
 def weakly(method: Callable[..., T]) -> Callable[..., T | None]:

@@ -123,15 +123,6 @@ class Limits(Timeout):
         self.answers: list[tuple[weakref.ref[Any], bool]] = []
         self.end = math.inf if timeout.total is None else now() + timeout.total
 
-    @classmethod
-    def of(cls, timeout: Any, default: HTTPTimeout) -> Limits:
-        """Return the limits of a request that begins now, or of the request that this one is a redirect of.
-
-        Raises:
-            ValueError, TypeError: As for `HTTPTimeout.of`.
-        """
-        return timeout if isinstance(timeout, Limits) else cls(HTTPTimeout.of(timeout, default))
-
     def left(self, limit: Seconds) -> Seconds:
         """Return a time limit, but no more than what is left of the total.
 

@@ -168,6 +168,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
         self.adapter: Transport = Transport(self._connections, timeouts, retries(retry), pooled)
         """The transport adapter, to be mounted on other sessions."""
+        self._mounted = self.adapter.mounted
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
         url = checked_url("health_url", url)
         self._health = self._start_health(url) if url else None
@@ -227,11 +228,11 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """
         if timeout is not None:
             seconds(timeout)
-        connections, transport = self._connections, self.adapter
+        connections = self._connections
         connections.slots.engine.ensure_usable()
         connections.check_open()
-        view = View(connections, transport.mounted)
-        return SessionLease(connections, self._sessions.make(transport, view), view)
+        view = View(connections, self._mounted)
+        return SessionLease(connections, self._sessions.make(self.adapter, view), view)
 
     def session(self) -> requests.Session:
         """Return a new session on the pool's sockets, to keep as long as you like.
@@ -241,7 +242,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """
         if not SAME_PROCESS[0]:
             fork.ensure_process()  # the lock of a shared cookie jar may be locked by the parent
-        return self._sessions.make(self.adapter, self.adapter.mounted)
+        return self._sessions.make(self.adapter, self._mounted)
 
     # -- open and close -------------------------------------------------------------
 

@@ -53,7 +53,9 @@ class Transport(requests.adapters.HTTPAdapter):
 
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
-        return Limits.of(timeout, self._timeout)
+        if isinstance(timeout, Limits):
+            return timeout  # of the request that this one is a redirect of
+        return Limits(HTTPTimeout.of(timeout, self._timeout))
 
     def send(
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None,

@@ -42,7 +42,7 @@ class Unpooled(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         metrics, began = self._enter(request), monotonic()
-        limits = Limits.of(timeout, self._timeout)
+        limits = timeout if isinstance(timeout, Limits) else Limits(HTTPTimeout.of(timeout, self._timeout))
         recorded = hasattr(HTTPConnectionPool.ConnectionCls, "cassette")  # by vcrpy, see `Transport.send`
         adapter_class = requests.adapters.HTTPAdapter if recorded else _Plain
         adapter = adapter_class(max_retries=self._retry)
