@@ -295,7 +295,8 @@ class View(requests.adapters.BaseAdapter):
         self.check()
         response = self._below.send(request, *args, **kwargs)
         if not isinstance(getattr(response, "connection", None), SameConnection):
-            response.connection = self  # type: ignore[assignment]  # hooks may use it to repeat the request, as for digest authentication
+            # Hooks may use it to repeat the request, as for digest authentication.
+            response.connection = self  # type: ignore[assignment]
         if len(self._answers) >= 32:
             self._drop_read()
         self._answers.append(weakref.ref(response))
