@@ -19,8 +19,9 @@ from urllib3.util import Retry
 
 from pooling import HTTPPool, LeaseError, PoolSettings, config
 from pooling.adapters.http.client import pool_arguments
+from pooling.adapters.http.wire import Answer
 from tests.conftest import Authority
-from tests.integration.test_http import wait_until
+from tests.integration.test_http import in_thread, wait_until
 from tests.raw import Asked, RawServer, ok
 from tests.web import ForwardProxy, WebServer
 
@@ -54,6 +55,27 @@ def test_interim_answers_are_skipped(interim: bytes, pieces: int, pooled: bool) 
             assert (response.status_code, response.text) == (200, f"/{number}")
             assert "Link" not in response.headers
         assert server.accepted == (1 if pooled else 3)
+
+
+def test_a_socket_can_be_evicted_while_urllib3_closes_its_last_answer_once_more(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """urllib3 does so after the connection has been released: two threads close one answer."""
+    evicted: list[str] = []
+
+    def flush(answer: Any) -> None:  # the first step of a close
+        if not evicted:
+            evicted.append("now")
+            [host] = http._connections.hosts.all()
+            thread = in_thread(host.evict_oldest, "room")
+            thread.join()
+        super(Answer, answer).flush()
+
+    monkeypatch.setattr(Answer, "flush", flush)
+    with RawServer(lambda asked: ok(asked.target)) as server, HTTPPool(ONE, base_url=server.url) as http:
+        assert http.get("/").text == "/"
+        assert evicted and http.metrics.snapshot().closed == {"room": 1}
+        assert http.get("/again").text == "/again"
 
 
 def test_interim_answers_without_end_are_an_error() -> None:

@@ -209,7 +209,7 @@ def _addresses(wire: Any, host: str) -> list[str]:
 
 
 class Answer(http.client.HTTPResponse):
-    """An answer of ``http.client`` that skips every interim answer (1xx), not only 100."""
+    """An answer of ``http.client`` that skips every interim answer (1xx), and can be closed by two threads at once."""
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(_MAX_INTERIM):
@@ -218,6 +218,17 @@ class Answer(http.client.HTTPResponse):
                 return found
             http.client.parse_headers(self.fp)
         raise http.client.HTTPException(f"more than {_MAX_INTERIM} interim answers")
+
+    def close(self) -> None:
+        """Close the answer, which two threads may do at once.
+
+        urllib3 closes it again after it has released the connection. By then
+        another thread may evict the connection, which closes its last answer.
+        """
+        try:
+            super().close()
+        except ValueError:  # "I/O operation on closed file": the other thread was faster
+            pass
 
 
 class _Source:
