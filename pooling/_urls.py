@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 
 from ._masking import masked, shown
-from .core.pool import Pool
+from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
 __all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "names_of", "normal", "scheme_of", "settings_for"]
 
-Build = Callable[..., Pool[Any]]
+Build = Callable[..., ManagedPool[Any]]
 
 GROUP = "pooling.schemes"
 
@@ -49,7 +49,7 @@ _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?"
 
 def from_url(
     url: str, *, name: str | None = None, settings: PoolSettings | None = None, **arguments: Any
-) -> Pool[Any]:
+) -> ManagedPool[Any]:
     """Make the pool that a URL describes; nothing is opened.
 
     ::
@@ -229,7 +229,7 @@ def _hint(parameters: Iterable[str], error: str) -> str:
 
 def http_pool(
     url: str, *, settings: PoolSettings | None = None, name: str | None = None, **arguments: Any
-) -> Pool[Any]:
+) -> ManagedPool[Any]:
     """Make an `HTTPPool` whose ``base_url`` is the URL; it has none if that names no host.
 
     Args:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from ._masking import SECRETS, masked, shown, suspicious
 from ._urls import _SQLITE, from_url, names_of, normal, parameters, settings_for
-from .core.pool import Pool
+from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, variable
 
 __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
@@ -55,7 +55,7 @@ class PoolConfig:
     critical: bool = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def create(self) -> Pool[Any]:
+    def create(self) -> ManagedPool[Any]:
         """Make the pool.
 
         Raises:
