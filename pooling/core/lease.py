@@ -67,6 +67,14 @@ class Lease(Generic[R]):
         resource: R = token.entry.resource
         return resource
 
+    @property
+    def active(self) -> bool:
+        """Whether the lease has not ended and belongs to this process."""
+        token = self._token
+        if token is None or token.entry.resource is None:  # ended, or inherited over a fork
+            return False
+        return SAME_PROCESS[0] != 0 or self._pool._checkin.engine.owns(token.entry)
+
     def __enter__(self) -> R:
         token = self._token
         if token is None:

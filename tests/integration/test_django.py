@@ -601,7 +601,7 @@ def test_a_child_makes_connections_of_its_own(connection: Any, recwarn: pytest.W
     [
         ({"max_size": 0}, "max_size"),
         ({"max_sise": 3}, "max_sise"),
-        ({"num_workers": 3}, "num_workers is not known here"),
+        ({"num_workers": 3}, "num_workers is not supported"),
         ({"session": "dirty"}, "session"),
         ({"settings": 3}, "settings must be a PoolSettings"),
         (7, "must be True, a mapping or a PoolSettings"),

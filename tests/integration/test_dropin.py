@@ -96,7 +96,7 @@ def test_what_is_given_back_is_the_very_connection(postgres: PostgresServer) -> 
         conn = pool.getconn(PATIENCE)
         conn.row_factory = psycopg.rows.dict_row
         pool.putconn(conn)
-        with pytest.raises(ValueError, match="takes back what it has lent"):
+        with pytest.raises(ValueError, match="cannot return a connection that this pool has not lent"):
             pool.putconn(conn)
         with pool.connection() as same:
             assert same is conn and same.row_factory is psycopg.rows.tuple_row

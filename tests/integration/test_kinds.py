@@ -55,8 +55,9 @@ def test_a_package_adds_a_kind(tmp_path: Path) -> None:
         " (known: absent, broken, http, https, mq, postgres, postgresql, sqlite"
     )
     assert lines[2:] == [
-        "ImportError absent:// needs a driver that is not installed or does not load: No module named 'no_such_module'",
-        "ImportError broken:// needs a driver that is not installed or does not load:"
+        "ImportError absent:// needs a driver that is not installed or cannot be loaded:"
+        " No module named 'no_such_module'",
+        "ImportError broken:// needs a driver that is not installed or cannot be loaded:"
         " module 'theirs' has no attribute 'Missing'",
     ]
 

@@ -143,7 +143,7 @@ def test_other_pools_sizes_say_where_they_come_from() -> None:
 
 def test_an_empty_database_is_none_in_memory() -> None:
     for empty in ("", " "):
-        with pytest.raises(ValueError, match="the argument database: the database must not be empty; ':memory:'"):
+        with pytest.raises(ValueError, match="the argument database: the database must not be empty; use ':memory:'"):
             from_env("", {}, database=empty)
 
 
@@ -176,7 +176,8 @@ def test_what_is_wrong_is_named_by_its_variable(environ: dict[str, str], words: 
 def test_misspelled_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         from_env("", {"DB_MAX_SIZ": "3", "DATABASE_URL": "sqlite:///x", "HTTP_READ_TIMEOUT": "3"})
-    assert [record.getMessage() for record in caplog.records] == ["DB_MAX_SIZ is not a setting; was DB_MAX_SIZE meant?"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["DB_MAX_SIZ is not a setting; did you mean DB_MAX_SIZE?"]
 
 
 @pytest.mark.parametrize(
@@ -225,8 +226,8 @@ def test_settings_are_laid_over_what_holds_for_the_scheme() -> None:
     ("mapping", "error", "words"),
     [
         ({"db": 3}, TypeError, "db must be a URL or a mapping, not int"),
-        ({"": "sqlite://"}, TypeError, "name of a pool"),
-        ({"db": {"max_size": 3}}, ValueError, "db: url must be a text"),
+        ({"": "sqlite://"}, TypeError, "a pool's name must be"),
+        ({"db": {"max_size": 3}}, ValueError, "db: url must be a string"),
         ({"db": {"url": "sqlite://", "max_size": 0}}, ValueError, "db: max_size=0: max_size must be at least 1"),
         ({"db": {"url": "sqlite://", "critical": "no"}}, TypeError, "db: critical must be true or false"),
     ],

@@ -57,7 +57,7 @@ def test_nothing_is_wrong() -> None:
     assert report.findings == ()
     assert not report.breaks
     text = str(report)
-    assert "nothing is wrong with 4 workers x max_size 10" in text
+    assert "no problems found for 4 workers x max_size 10" in text
     assert "7 'psql' from 10.0.0.1 as dba, 1 idle in a transaction" in text
     assert "as much as 40 queries" in text
 
@@ -79,7 +79,7 @@ def test_more_than_is_free_now() -> None:
 
 
 def test_too_many_workers_for_any_size() -> None:
-    assert "fewer workers: with max_size 1 there is room for 90" in only(findings(workers=98, max_size=1))
+    assert "fewer workers: with max_size 1, 90 fit" in only(findings(workers=98, max_size=1))
 
 
 @pytest.mark.parametrize("what", ["role", "database"])
@@ -148,12 +148,12 @@ def test_sessions_that_are_not_cleaned() -> None:
 
 
 def test_resets_that_keep_failing() -> None:
-    assert "come back instead of kept: OSError: no" in only(findings(resets_fail="OSError: no"))
+    assert "when they are released: OSError: no" in only(findings(resets_fail="OSError: no"))
 
 
 def test_what_an_ordinary_role_is_not_shown() -> None:
-    clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
-    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")
+    clients = (*FACTS.clients, Client("report", "a hidden host", "other", 5, 0, hidden=True))
+    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: this role may not see where 5 connections")
 
 
 def test_other_settings() -> None:

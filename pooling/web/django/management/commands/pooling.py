@@ -24,13 +24,13 @@ _ACTIVITY = """
 
 
 class Command(BaseCommand):  # noqa: D101
-    help = "The pools of this project: who uses what at the servers, and what is wrong."
-    requires_system_checks: list[str] = []  # `doctor` runs ours, and says more
+    help = "Show the pools of this project and their servers' connections, or report problems."
+    requires_system_checks: list[str] = []  # `doctor` runs ours, with more detail
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
-        actions.add_parser("status", help="Print the bounds of each pool, and who is connected to its server.")
-        doctor = actions.add_parser("doctor", help="Take a connection of every pool, and say what is wrong.")
+        actions.add_parser("status", help="Print the limits of each pool and its server's connections.")
+        doctor = actions.add_parser("doctor", help="Acquire a connection from every pool and report problems.")
         doctor.add_argument("--timeout", type=float, default=5.0, help="seconds for all pools together")
 
     def handle(self, *args: object, **options: Any) -> None:
@@ -59,9 +59,9 @@ class Command(BaseCommand):  # noqa: D101
                 cursor.execute(_ACTIVITY)
                 rows = cursor.fetchall()
         except Error as error:
-            self.stdout.write(f"  the server cannot be asked: {format_error(error)}")
+            self.stdout.write(f"  cannot query the server: {format_error(error)}")
             return
-        self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
+        self.stdout.write(f"  the server accepts {allowed}; connected now, besides this command:")
         for name, state, count in rows:
             self.stdout.write(f"  {count:5} {state:<20} {printable(name)}")
 
@@ -69,10 +69,10 @@ class Command(BaseCommand):  # noqa: D101
         said = check_settings(None)
         if any(message.is_serious() for message in said):
             self._say(said)
-            raise CommandError("the settings are bad")
+            raise CommandError("the settings are invalid")
         manager = all_pools()
         if not len(manager):
-            raise CommandError("no pools: no database has an engine of pooling.web.django, and POOLING is empty")
+            raise CommandError("no pools: no database uses an engine of pooling.web.django, and POOLING is empty")
         health = manager.health_check(timeout)
         for name, one in health.items():
             line = f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms"
