@@ -129,7 +129,7 @@ class Lease(Generic[R]):
         closed, and its slot goes to the next waiter.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         self._held()
         self.__exit__(None, None, None)
@@ -138,7 +138,7 @@ class Lease(Generic[R]):
         """Release the resource as broken: it is closed, and replaced when needed.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         token = self._held()
         self._token = None
@@ -148,7 +148,7 @@ class Lease(Generic[R]):
         """Remove the resource from the pool; the caller has to close it.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         token = self._held()
         self._token = None

@@ -195,7 +195,7 @@ def test_ctrl_c_ends_it_cleanly_at_any_moment(tmp_path: Path, moment: str, times
         run.process.send_signal(signal.SIGINT)
     code, output, errors = run.end()
     assert (code, errors) == (130, "")
-    assert output.endswith("interrupted, clearing up\n")
+    assert output.endswith("interrupted, cleaning up\n")
     assert run.leftovers() == []
 
 
