@@ -18,7 +18,7 @@ from urllib.parse import quote
 from ._masking import SECRETS, masked, shown, suspicious
 from ._urls import _SQLITE, from_url, names_of, normal, parameters, settings_for
 from .core.pool import Pool
-from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, variable
+from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, truth, variable
 
 __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
 
@@ -178,6 +178,10 @@ def _one(name: str, value: object) -> PoolConfig:
     url, critical = rest.pop("url", None), rest.pop("critical", True)
     if not isinstance(url, str):
         raise ValueError(f"{masked(name)}: url must be a string such as postgresql://..., and is missing or none")
+    try:
+        critical = truth(critical) if isinstance(critical, str) else critical
+    except ValueError as rule:
+        raise ValueError(f"{masked(name)}: critical {rule}, not {shown(critical)}") from None
     if not isinstance(critical, bool):
         raise TypeError(f"{masked(name)}: critical must be true or false, not {shown(critical)}")
     try:

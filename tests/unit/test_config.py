@@ -229,12 +229,24 @@ def test_settings_are_laid_over_what_holds_for_the_scheme() -> None:
         ({"": "sqlite://"}, TypeError, "a pool's name must be"),
         ({"db": {"max_size": 3}}, ValueError, "db: url must be a string"),
         ({"db": {"url": "sqlite://", "max_size": 0}}, ValueError, "db: max_size=0: max_size must be at least 1"),
-        ({"db": {"url": "sqlite://", "critical": "no"}}, TypeError, "db: critical must be true or false"),
+        ({"db": {"url": "sqlite://", "critical": "so"}}, ValueError, "db: critical must be true or false, not 'so'"),
+        ({"db": {"url": "sqlite://", "critical": 0}}, TypeError, "db: critical must be true or false, not 0"),
     ],
 )
 def test_a_bad_mapping(mapping: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         from_mapping(mapping)
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("ON", True), ("1", True), ("no", False), ("off", False)])
+def test_booleans_are_parsed_in_the_same_way_everywhere(text: str, value: bool) -> None:
+    with from_url(f"https://h?trust_env={text}&compression={text}&enable_metrics={text}") as pool:
+        assert pool.settings.enable_metrics is value
+    (config,) = from_mapping({"db": {"url": "sqlite://", "critical": text, "track_holders": text}}).values()
+    assert (config.critical, config.create().settings.track_holders) == (value, value)
+    assert from_env("", {"HTTP_POOLING": text})[HTTP].arguments["pooled"] is value
+    settings = from_env("", {"DB_URL": "sqlite://", "DB_TRACK_HOLDERS": text})[DATABASE].settings
+    assert settings is not None and settings.track_holders is value
 
 
 # -- the command -----------------------------------------------------------------

@@ -392,7 +392,7 @@ def test_nothing_that_owns_a_resource_is_copied(make: Make, way: Callable[[objec
     for thing, instead in [
         (lease, "Lease objects cannot be copied or pickled: a resource has one borrower; pass the lease itself on, or"),
         (pool, "Pool objects cannot be copied or pickled: threads share one, forked processes inherit it, and other"),
-        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; snapshot() is"),
+        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; keep or send a"),
         (PoolManager(), "PoolManager objects cannot be copied or pickled: threads share one, forked processes"),
     ]:
         with pytest.raises(TypeError, match=re.escape(instead)):
