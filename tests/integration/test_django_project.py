@@ -97,11 +97,11 @@ def serving(
     """Run a server until the block ends, then stop it: it must end at once, without output.
 
     Args:
-command, database, port: The command, its database and port.
-folder: The folder of the project.
-own_words: Beginnings of allowed lines on standard error; without any, all lines that are not errors.
-ends: The signal that stops it.
-group: Whether its children get the signal, too, as from a terminal.
+        command, database, port: The command, its database and port.
+        folder: The folder of the project.
+        own_words: Beginnings of allowed lines on standard error; without any, all lines that are not errors.
+        ends: The signal that stops it.
+        group: Whether its children get the signal, too, as from a terminal.
     """
     process = subprocess.Popen(
         command, cwd=folder, env=environment(database, BIND=f"127.0.0.1:{port}"),
