@@ -210,9 +210,9 @@ def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
     for word, argument in words.items():
         if variable(environ, own + word):
             sources[argument] = ", ".join(filter(None, [sources.get(argument), own + word]))
-    settings, said = _shared(prefix, environ, arguments.pop("settings"), _said(own, environ, {*words, "TIMEOUT"}))
+    settings, given = _shared(prefix, environ, arguments.pop("settings"), _set_by(own, environ, {*words, "TIMEOUT"}))
     url = variable(environ, f"{own}BASE_URL") or "http://"
-    return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **said})
+    return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **given})
 
 
 def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
@@ -222,7 +222,7 @@ def _database(prefix: str, environ: Mapping[str, str], database: str, source: st
         url = url_of(database)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    base = _room_for(DATABASE_SETTINGS, parameters(url)[0])
+    base = _lower_min_size(DATABASE_SETTINGS, parameters(url)[0])
     settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, base)
     return PoolConfig(DATABASE, url, settings, sources={"url": source, **sources})
 
@@ -231,19 +231,19 @@ def _settings(
     prefix: str, parts: tuple[str, ...], environ: Mapping[str, str], base: PoolSettings
 ) -> tuple[PoolSettings, dict[str, str]]:
     """Read settings whose variables begin with one of the parts; return them and the source of each."""
-    said: list[tuple[str, str, object]] = []
+    given: list[tuple[str, str, object]] = []
     for part in parts:
         known = {prefix + part + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix + part, environ, known)
-        said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
-    sources = {setting: variable for variable, setting, _ in reversed(said)}
-    base = _room_for(base, {setting: environ[variable] for setting, variable in sources.items()})
+        given += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
+    sources = {setting: variable for variable, setting, _ in reversed(given)}
+    base = _lower_min_size(base, {setting: environ[variable] for setting, variable in sources.items()})
     if "max_overflow" in sources:
         sources.setdefault("max_idle", sources.get("max_size", ""))
-    return _shared(prefix, environ, _overlay(base, _read(said)), sources)
+    return _shared(prefix, environ, _overlay(base, _read(given)), sources)
 
 
-def _said(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -> dict[str, str]:
+def _set_by(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -> dict[str, str]:
     """Return the variable that sets each setting with this prefix."""
     return {
         setting: prefix + name.upper()
@@ -263,9 +263,9 @@ def _shared(
     return settings, sources
 
 
-def _room_for(base: PoolSettings, said: Mapping[str, str]) -> PoolSettings:
+def _lower_min_size(base: PoolSettings, given: Mapping[str, str]) -> PoolSettings:
     """Lower our default ``min_size`` to a smaller maximum that was set."""
-    texts = (said.get(setting, "").strip() for setting in ("max_size", "max_idle"))
+    texts = (given.get(setting, "").strip() for setting in ("max_size", "max_idle"))
     most = min([int(text) for text in texts if text.isdecimal()], default=base.min_size)
     return base.replace(min_size=min(base.min_size, most))
 

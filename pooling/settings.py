@@ -347,8 +347,8 @@ class PoolSettings:
         for name in mapping:
             if name not in _ALL_NAMES:
                 raise ValueError(_unknown(name, _ALL_NAMES))
-        said = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
-        return _overlay(base or cls(), _read(said))
+        given = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
+        return _overlay(base or cls(), _read(given))
 
     @classmethod
     def from_env(
@@ -378,8 +378,8 @@ class PoolSettings:
         environ = os.environ if environ is None else environ
         known = {prefix + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix, environ, known)
-        said = ((var, _ALL_NAMES[known[var]], variable(environ, var)) for var in known)
-        return _overlay(base or cls(), _read(one for one in said if one[2] is not None))
+        given = ((var, _ALL_NAMES[known[var]], variable(environ, var)) for var in known)
+        return _overlay(base or cls(), _read(one for one in given if one[2] is not None))
 
 
 class _Options(TypedDict, total=False):

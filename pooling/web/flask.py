@@ -73,11 +73,11 @@ class Pooling:
         """
         if _KEY in app.extensions:
             raise RuntimeError("this application already has the extension pooling")
-        said = app.config.get("POOLING") or {}
-        if not isinstance(said, Mapping):
-            raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(said).__name__}')
+        given = app.config.get("POOLING") or {}
+        if not isinstance(given, Mapping):
+            raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(given).__name__}')
         manager = self._given if self._given is not None else PoolManager()
-        manager.configure(said)
+        manager.configure(given)
         app.extensions[_KEY] = manager
         app.after_request(_watch_stream)
         app.teardown_request(_end_request)

@@ -656,11 +656,11 @@ def ids(function: Callable[..., Any], **arguments: Any) -> list[str]:
 def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.test import override_settings
 
-    from pooling.web.django.checks import check_server, check_settings, crowd
+    from pooling.web.django.checks import check_server, check_settings, worker_layout
 
     assert ids(check_settings) == []
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 3 --threads=8 --bind :8000")
-    assert crowd() == (3, 8)
+    assert worker_layout() == (3, 8)
     assert ids(check_settings) == ["pooling.W001"]
     with override_settings(POOLING_THREADS=2, POOLING_WORKERS=90):
         assert ids(check_settings) == []

@@ -91,6 +91,14 @@ def test_lease_may_be_released_inside_its_block(make: Make, end: Callable[[Lease
     assert pool.stats()["in_use"] == 0
 
 
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_lease_is_active_until_it_ends(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+    lease = make().acquire()
+    assert lease.active
+    end(lease)
+    assert not lease.active
+
+
 def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
     pool = make(max_size=1)
     late = pool.acquire()

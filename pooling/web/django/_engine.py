@@ -144,11 +144,11 @@ class PooledWrapper:
             return None if self.connection is None else self.connection.close()
         connection, self.connection = self.connection, None
         # A lease of the parent process is dropped without sending anything to the server (P9).
-        error = self._death_of(connection) if lease.active else None
+        error = self._error_of_dead(connection) if lease.active else None
         lease.__exit__(None if error is None else type(error), error, None)
         return None
 
-    def _death_of(self, connection: Any) -> BaseException | None:
+    def _error_of_dead(self, connection: Any) -> BaseException | None:
         """Return the error if the connection died while it was in use."""
         return None
 

@@ -17,7 +17,7 @@ from ...core.pool import Pool
 from ...manager import PoolManager
 from ._engine import PooledWrapper, bad_age
 
-__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "crowd"]
+__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "worker_layout"]
 
 
 class WorkerLayout(NamedTuple):
@@ -27,7 +27,7 @@ class WorkerLayout(NamedTuple):
     threads: int | None
 
 
-def crowd() -> WorkerLayout:
+def worker_layout() -> WorkerLayout:
     """Return what is known about the server that runs the project.
 
     The settings ``POOLING_WORKERS`` and ``POOLING_THREADS`` take precedence over
@@ -36,15 +36,15 @@ def crowd() -> WorkerLayout:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("-w", "--workers", type=int)
     parser.add_argument("--threads", type=int)
-    said = argparse.Namespace(workers=None, threads=None)
+    given = argparse.Namespace(workers=None, threads=None)
     try:
-        parser.parse_known_args(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")), said)
+        parser.parse_known_args(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")), given)
     except (argparse.ArgumentError, ValueError):
         pass  # gunicorn reports it itself
     workers = os.environ.get("WEB_CONCURRENCY", "")
     return WorkerLayout(
-        getattr(settings, "POOLING_WORKERS", said.workers or (int(workers) if workers.isdigit() else None)),
-        getattr(settings, "POOLING_THREADS", said.threads),
+        getattr(settings, "POOLING_WORKERS", given.workers or (int(workers) if workers.isdigit() else None)),
+        getattr(settings, "POOLING_THREADS", given.threads),
     )
 
 
@@ -76,16 +76,17 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
     except ImproperlyConfigured as error:
         yield checks.Error(str(error), id="pooling.E001")
         return
-    limits, threads = pool.settings, crowd().threads
+    limits, threads = pool.settings, worker_layout().threads
     if threads is not None and limits.max_size < threads:
         yield checks.Warning(
             f"{where}: max_size is {limits.max_size}, but a worker has {threads} threads, so some will have to wait",
             hint=f'Set OPTIONS["pool"]["max_size"] to {threads}.', id="pooling.W001",
         )  # fmt: skip
-    said = options.get("pool")
-    if isinstance(said, dict) and isinstance(said.get("max_idle"), (int, float)) and said["max_idle"] > limits.max_size:
+    given = options.get("pool")
+    max_idle = given.get("max_idle") if isinstance(given, dict) else None
+    if isinstance(max_idle, (int, float)) and max_idle > limits.max_size:
         yield checks.Warning(
-            f"{where}: max_idle is {said['max_idle']}, more than max_size. It is a number of connections, not a time",
+            f"{where}: max_idle is {max_idle}, more than max_size. It is a number of connections, not a time",
             hint="For psycopg_pool's max_idle, in seconds, set idle_timeout.", id="pooling.W003",
         )  # fmt: skip
 
@@ -111,7 +112,7 @@ def check_server(
 
 
 def _check_room(alias: str, wrapper: PooledWrapper) -> Iterator[checks.CheckMessage]:
-    workers = crowd().workers
+    workers = worker_layout().workers
     if workers is None:
         return
     most, wish = clients_allowed(wrapper), workers * wrapper.pool.settings.max_size

@@ -53,20 +53,20 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         errors.PoolTimeout: psycopg_pool.PoolTimeout, errors.TooManyWaiting: psycopg_pool.TooManyRequests,
         errors.PoolClosed: psycopg_pool.PoolClosed,
     }  # fmt: skip
-    _grounds: tuple[Any, ...] | None = None
-    _noted: dict[str, Any]
+    _params_inputs: tuple[Any, ...] | None = None
+    _params_options: dict[str, Any]
     _params: dict[str, Any]
-    _suits: Known | None = None  # the pool created from these
+    _last_pool: Known | None = None  # the pool created from these
 
     def _options(self) -> PoolOptions:
         wish = self.settings_dict["OPTIONS"].get("pool", True)
         return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
 
     def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        told = self.settings_dict
-        checks, options = told["CONN_HEALTH_CHECKS"], {**told["OPTIONS"]}
+        given = self.settings_dict
+        checks, options = given["CONN_HEALTH_CHECKS"], {**given["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
-        if _asks(self):  # a new password does not need a new pool
+        if _overrides_params(self):  # a new password does not need a new pool
             recipe.pop("password", None)
         return recipe
 
@@ -95,30 +95,30 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def _pool_for(self, params: dict[str, Any]) -> Known:
         known = super()._pool_for(params)
-        if not _asks(self):  # otherwise they may differ next time
-            self._suits = known
+        if not _overrides_params(self):  # otherwise they may differ next time
+            self._last_pool = known
         return known
 
     def _cached_pool(self) -> Pool[Any] | None:
-        known = self._suits
+        known = self._last_pool
         return known.pool if known is not None and self.pools.current(self.alias) is known else None
 
-    def _death_of(self, connection: Any) -> BaseException | None:
+    def _error_of_dead(self, connection: Any) -> BaseException | None:
         if connection.closed:
             return psycopg.OperationalError("the connection was lost while it was in use")
         return None
 
     def get_connection_params(self) -> dict[str, Any]:
         # Called for each request, so computed again only when its inputs have changed.
-        told = self.settings_dict
-        options = told["OPTIONS"]
-        grounds = (*told.values(), settings.USE_TZ, self.timezone, self.timezone_name)
-        if grounds != self._grounds or options != self._noted:  # the same mapping may have other contents
-            self._suits = None
+        given = self.settings_dict
+        options = given["OPTIONS"]
+        inputs = (*given.values(), settings.USE_TZ, self.timezone, self.timezone_name)
+        if inputs != self._params_inputs or options != self._params_options:  # the same mapping may have other contents
+            self._last_pool = None
             params = super().get_connection_params()
             if self._is_pooled():
                 params["autocommit"] = True  # Django changes it as needed; this is the value after a reset
-            self._grounds, self._noted, self._params = grounds, {**options}, params
+            self._params_inputs, self._params_options, self._params = inputs, {**options}, params
         return {**self._params}
 
     def ensure_timezone(self) -> bool:
@@ -133,15 +133,15 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         connection = self.connection
         if connection.autocommit == autocommit and connection.pgconn.transaction_status == IDLE:
             return  # the usual state of a lent connection
-        self._unnoted(super()._set_autocommit, autocommit)
+        self._without_marking(super()._set_autocommit, autocommit)
 
     def _commit(self) -> None:
-        self._unnoted(super()._commit)
+        self._without_marking(super()._commit)
 
     def _rollback(self) -> None:
-        self._unnoted(super()._rollback)
+        self._without_marking(super()._rollback)
 
-    def _unnoted(self, do: Callable[..., object], *args: Any) -> None:
+    def _without_marking(self, do: Callable[..., object], *args: Any) -> None:
         """Run something that leaves no session state and uses no cursor, without marking the connection dirty."""
         notes = getattr(self.connection, "_pooling", None)
         if notes is None:  # not from a pool
@@ -160,12 +160,12 @@ def _connect_kwargs(
 ) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
     """Return the connection parameters; a callable, called for each connection, if they may change."""
     wrapper = make()
-    if not _asks(wrapper) and not callable(more):
+    if not _overrides_params(wrapper) and not callable(more):
         return {**params, **(more or {})}
     return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
 
 
-def _asks(wrapper: DatabaseWrapper) -> bool:
+def _overrides_params(wrapper: DatabaseWrapper) -> bool:
     """Whether its class overrides the connection parameters, for example with a new token each time."""
     return type(wrapper).get_connection_params is not DatabaseWrapper.get_connection_params
 

@@ -12,7 +12,7 @@ from django.db import Error, connections
 
 from .....core.report.messages import format_error, printable
 from ..._pools import all_pools, database_pools
-from ...checks import check_server, check_settings, clients_allowed, crowd
+from ...checks import check_server, check_settings, clients_allowed, worker_layout
 
 __all__ = ["Command"]
 
@@ -40,7 +40,7 @@ class Command(BaseCommand):  # noqa: D101
             self._doctor(options["timeout"])
 
     def _status(self) -> None:
-        workers = crowd().workers
+        workers = worker_layout().workers
         for alias, pool in database_pools().items():
             most = pool.settings.max_size
             all_of_them = "" if workers is None else f", {workers} workers: {workers * most}"
@@ -66,9 +66,9 @@ class Command(BaseCommand):  # noqa: D101
             self.stdout.write(f"  {count:5} {state:<20} {printable(name)}")
 
     def _doctor(self, timeout: float) -> None:
-        said = check_settings(None)
-        if any(message.is_serious() for message in said):
-            self._say(said)
+        messages = check_settings(None)
+        if any(message.is_serious() for message in messages):
+            self._report(messages)
             raise CommandError("the settings are invalid")
         manager = all_pools()
         if not len(manager):
@@ -78,11 +78,11 @@ class Command(BaseCommand):  # noqa: D101
             line = f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms"
             self.stdout.write(f"{line}: {one.reason}" if one.reason else line)
         up = [alias for alias in database_pools() if health[f"database:{alias}"]]
-        self._say(said + check_server(None, databases=up))
+        self._report(messages + check_server(None, databases=up))
         if not health:
             raise CommandError(f"overall: {health.status}")
         self.stdout.write(f"overall: {health.status}")
 
-    def _say(self, said: list[CheckMessage]) -> None:
-        for message in said:
+    def _report(self, messages: list[CheckMessage]) -> None:
+        for message in messages:
             self.stdout.write(f"{message.id}: {message.msg}" + (f". {message.hint}" if message.hint else ""))
