@@ -155,7 +155,7 @@ def test_a_user_cursor_class(make: Make, kind: Any) -> None:
     with make(kwargs={"cursor_factory": Mine}).acquire() as conn:
         cursor: Any = conn.cursor()
         assert cursor.answer() == 42 and issubclass(type(cursor), Mine) and issubclass(type(cursor), FastCursor)
-        assert repr(cursor).startswith(f"<{__name__}.{Mine.__qualname__} ") and cursor.__doc__ == "Mine."
+        assert repr(cursor).startswith(f"<{__name__}.{Mine.__qualname__} ") and cursor.__doc__ == "The user's."
 
 
 def test_a_class_with_its_own_implementation_is_used_unchanged(make: Make, kind: Any) -> None:

@@ -32,7 +32,7 @@ def pool(postgres: PostgresServer) -> Iterator[ConnectionPool[Any]]:
 @pytest.mark.parametrize("close_returns", [False, True])
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
 @pytest.mark.skipif(tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3), reason="close_returns")
-def test_a_dropped_connection_is_reported_and_its_slot_freed(
+def test_an_unreturned_connection_is_reported_and_its_slot_freed(
     kind: Any, close_returns: bool, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     least = 1 if kind is ConnectionPool else 0
@@ -50,7 +50,7 @@ def test_a_dropped_connection_is_reported_and_its_slot_freed(
         assert again.info.backend_pid != backend
         pool.putconn(again)
         (warning,) = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
-        assert f"{__file__}:{line} test_a_forgotten_connection" in warning
+        assert f"{__file__}:{line} test_an_unreturned_connection" in warning
     with postgres.connect(autocommit=True) as conn:
         find = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
         wait_until(lambda: conn.execute(find, [backend]).rowcount == 0)
