@@ -28,7 +28,7 @@ def find_pgbouncer() -> Path | None:
 
 
 def needs_pgbouncer() -> None:
-    """Skip the test where there is no PgBouncer; with ``CI=true`` fail it."""
+    """Skip the test if PgBouncer is not installed; with ``CI=true`` fail it."""
     requires("PgBouncer", find_pgbouncer(), "apt-get install pgbouncer")
 
 
@@ -76,10 +76,10 @@ class PgBouncer:
         return psycopg.connect(self.dsn, **options)
 
     def admin(self, command: str) -> list[dict[str, str | None]]:
-        """Execute a command of its console, and return what it shows."""
+        """Execute a command on its console and return the result."""
         conninfo = f"host={LOOPBACK} port={self.port} user=postgres dbname=pgbouncer"
         with contextlib.closing(psycopg.connect(conninfo, autocommit=True)) as conn:
-            result = conn.pgconn.exec_(command.encode())  # the console knows simple queries only
+            result = conn.pgconn.exec_(command.encode())  # the console supports only simple queries
             if result.error_message:
                 raise RuntimeError(result.error_message.decode())
             names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
@@ -167,7 +167,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def bouncers(server: PostgresServer, **settings: object) -> Iterator[PgBouncer]:
-    """For fixtures: one PgBouncer, ended with the test or the module."""
+    """For fixtures: a PgBouncer that is stopped with the test or the module."""
     needs_pgbouncer()
     with PgBouncer(server, **settings) as bouncer:
         yield bouncer

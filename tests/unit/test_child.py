@@ -59,6 +59,12 @@ def use_all(pool: Pool[Any]) -> None:
     assert pool.stats()["idle"] == pool.stats()["size"] == len(leases)
 
 
+def test_an_inherited_lease_is_not_active(make: Make, fork: Fork) -> None:
+    inherited = make().acquire()
+    fork()
+    assert not inherited.active
+
+
 def idle(pool: Pool[Any], clock: VirtualClock) -> None:
     pass
 

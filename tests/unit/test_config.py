@@ -143,7 +143,7 @@ def test_pool_size_and_max_overflow_state_their_source() -> None:
 
 def test_empty_database_is_not_an_in_memory_one() -> None:
     for empty in ("", " "):
-        with pytest.raises(ValueError, match="the argument database: the database must not be empty; ':memory:'"):
+        with pytest.raises(ValueError, match="the argument database: the database must not be empty; use ':memory:'"):
             from_env("", {}, database=empty)
 
 
@@ -176,7 +176,8 @@ def test_error_names_the_variable(environ: dict[str, str], words: str) -> None:
 def test_misspelled_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         from_env("", {"DB_MAX_SIZ": "3", "DATABASE_URL": "sqlite:///x", "HTTP_READ_TIMEOUT": "3"})
-    assert [record.getMessage() for record in caplog.records] == ["DB_MAX_SIZ is not a setting; was DB_MAX_SIZE meant?"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["DB_MAX_SIZ is not a setting; did you mean DB_MAX_SIZE?"]
 
 
 @pytest.mark.parametrize(
@@ -225,15 +226,27 @@ def test_settings_override_the_defaults_of_the_scheme() -> None:
     ("mapping", "error", "words"),
     [
         ({"db": 3}, TypeError, "db must be a URL or a mapping, not int"),
-        ({"": "sqlite://"}, TypeError, "name of a pool"),
-        ({"db": {"max_size": 3}}, ValueError, "db: url must be a text"),
+        ({"": "sqlite://"}, TypeError, "a pool's name must be"),
+        ({"db": {"max_size": 3}}, ValueError, "db: url must be a string"),
         ({"db": {"url": "sqlite://", "max_size": 0}}, ValueError, "db: max_size=0: max_size must be at least 1"),
-        ({"db": {"url": "sqlite://", "critical": "no"}}, TypeError, "db: critical must be true or false"),
+        ({"db": {"url": "sqlite://", "critical": "so"}}, ValueError, "db: critical must be true or false, not 'so'"),
+        ({"db": {"url": "sqlite://", "critical": 0}}, TypeError, "db: critical must be true or false, not 0"),
     ],
 )
 def test_bad_mapping_is_refused(mapping: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         from_mapping(mapping)
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("ON", True), ("1", True), ("no", False), ("off", False)])
+def test_booleans_are_parsed_in_the_same_way_everywhere(text: str, value: bool) -> None:
+    with from_url(f"https://h?trust_env={text}&compression={text}&enable_metrics={text}") as pool:
+        assert pool.settings.enable_metrics is value
+    (config,) = from_mapping({"db": {"url": "sqlite://", "critical": text, "track_holders": text}}).values()
+    assert (config.critical, config.create().settings.track_holders) == (value, value)
+    assert from_env("", {"HTTP_POOLING": text})[HTTP].arguments["pooled"] is value
+    settings = from_env("", {"DB_URL": "sqlite://", "DB_TRACK_HOLDERS": text})[DATABASE].settings
+    assert settings is not None and settings.track_holders is value
 
 
 # -- the command -----------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_no_findings_when_nothing_is_wrong() -> None:
     assert report.findings == ()
     assert not report.breaks
     text = str(report)
-    assert "nothing is wrong with 4 workers x max_size 10" in text
+    assert "no problems found for 4 workers x max_size 10" in text
     assert "7 'psql' from 10.0.0.1 as dba, 1 idle in a transaction" in text
     assert "as much as 40 queries" in text
 
@@ -67,7 +67,7 @@ def test_more_connections_than_the_server_allows() -> None:
     assert report.breaks
     text = only([str(finding) for finding in report.findings])
     assert "10 workers x max_size 10 = 100 connections" in text
-    assert "takes 97" in text
+    assert "accepts only 97" in text
     assert "at most 9," in text
     assert "at least 110" in text
     assert "BREAKS" in str(report)
@@ -79,7 +79,7 @@ def test_more_connections_than_are_free_now() -> None:
 
 
 def test_too_many_workers_for_any_size() -> None:
-    assert "fewer workers: with max_size 1 there is room for 90" in only(findings(workers=98, max_size=1))
+    assert "fewer workers: with max_size 1, 90 fit" in only(findings(workers=98, max_size=1))
 
 
 @pytest.mark.parametrize("what", ["role", "database"])
@@ -113,7 +113,7 @@ def test_unknown_number_of_workers() -> None:
 )
 def test_server_closes_idle_connections_before_the_pool(limit: float, options: dict[str, Any], warns: bool) -> None:
     found = findings(settings={"idle_session_timeout": limit}, **options)
-    assert [text for text in found if "hangs up" in text] == found
+    assert [text for text in found if "closes idle connections" in text] == found
     assert bool(found) is warns
 
 
@@ -148,12 +148,12 @@ def test_sessions_without_cleaning() -> None:
 
 
 def test_resets_that_keep_failing() -> None:
-    assert "come back instead of kept: OSError: no" in only(findings(resets_fail="OSError: no"))
+    assert "when they are released: OSError: no" in only(findings(resets_fail="OSError: no"))
 
 
 def test_clients_hidden_from_an_ordinary_role() -> None:
-    clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
-    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")
+    clients = (*FACTS.clients, Client("report", "a hidden host", "other", 5, 0, hidden=True))
+    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: this role may not see where 5")
 
 
 def test_other_settings() -> None:
@@ -320,7 +320,7 @@ def test_command_reads_metrics_from_a_file(tmp_path: Path, capsys: pytest.Captur
     file.write_text(json.dumps(record))
     assert main(["doctor", "--metrics", str(file), "--wait-target", "5"]) == 0
     output = capsys.readouterr().out
-    assert "3 gave up" in output
+    assert "3 timed out" in output
     assert "below 5 ms" in output
 
 

@@ -196,7 +196,7 @@ def test_max_leases_bounds_each_request(manager: PoolManager) -> None:
     pools = Pooling(app, manager=manager, max_leases=1)
     with app.test_request_context():
         pools.lease("a")
-        with pytest.raises(LeaseError, match="may hold 1 at most, and holds 'a'"):
+        with pytest.raises(LeaseError, match="may hold at most 1 at once, and holds 'a'"):
             pools.lease("b")
 
 
@@ -314,7 +314,7 @@ def test_a_pool_in_the_configuration(manager: PoolManager) -> None:
 
 
 def test_bad_configuration_is_reported(app: Flask) -> None:
-    with pytest.raises(RuntimeError, match="has the extension pooling already"):
+    with pytest.raises(RuntimeError, match="already has the extension pooling"):
         Pooling(app)
     bad = Flask("bad")
     for said, error, words in (

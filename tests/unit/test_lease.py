@@ -91,6 +91,14 @@ def test_lease_may_be_released_inside_its_block(make: Make, end: Callable[[Lease
     assert pool.stats()["in_use"] == 0
 
 
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_lease_is_active_until_it_ends(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+    lease = make().acquire()
+    assert lease.active
+    end(lease)
+    assert not lease.active
+
+
 def test_second_release_does_not_affect_the_next_borrower(make: Make) -> None:
     pool = make(max_size=1)
     late = pool.acquire()
@@ -392,7 +400,7 @@ def test_owners_of_resources_cannot_be_copied(make: Make, way: Callable[[object]
     for thing, instead in [
         (lease, "Lease objects cannot be copied or pickled: a resource has one borrower; pass the lease itself on, or"),
         (pool, "Pool objects cannot be copied or pickled: threads share one, forked processes inherit it, and other"),
-        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; snapshot() is"),
+        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; keep or send a"),
         (PoolManager(), "PoolManager objects cannot be copied or pickled: threads share one, forked processes"),
     ]:
         with pytest.raises(TypeError, match=re.escape(instead)):

@@ -552,9 +552,9 @@ def test_summary_states_counts_and_durations(make: Make, clock: VirtualClock, ad
     pool.metrics.print_summary(out)
     assert out.getvalue().splitlines()[:5] == [
         "pool 'orders' over 6.0 s",
-        "  now       0 in use, 0 idle, 0 waiting, 0 open of 3 at most; 1 in use at the peak",
-        "  requests  2: 2 served, 0 timed out, 0 refused, 0 failed otherwise; exhausted 0 times",
-        "  made      1 created, 1 closed (1 reset)",
+        "  now       0 in use, 0 idle, 0 waiting, 0 open of at most 3; peak 1 in use",
+        "  requests  2: 2 served, 0 timed out, 0 refused, 0 other errors; exhausted 0 times",
+        "  resources 1 created, 1 closed (1 reset)",
         "  errors    1 (1 reset)",
     ]
     assert "  use       mean 3.00 s, p50 " in out.getvalue()

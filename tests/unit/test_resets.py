@@ -63,7 +63,7 @@ def test_repeated_reset_failures_are_one_incident(caplog: pytest.LogCaptureFixtu
     assert ears.heard == ["p: cannot clean", "p: recovered", "p: cannot clean"]
     texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert texts == [
-        "pool 'p': resets keep failing, so that things are closed instead of kept: RuntimeError: cannot clean"
+        "pool 'p': resets keep failing, so things are closed at release instead of kept: RuntimeError: cannot clean"
     ] * 2
     pool.close()
 

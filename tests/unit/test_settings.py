@@ -64,7 +64,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
         "max_validation_failures", "max_attempts",
     },
     "true or false": {"validate_on_acquire", "track_holders", "enable_metrics", "jitter"},
-    "a text": {"validation_query"},
+    "a string": {"validation_query"},
     "a Backoff": {"backoff"},
 }  # fmt: skip
 SECONDS = {
@@ -211,7 +211,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         "a whole number": type(value) is int,
         "a number": type(value) in (int, float),
         "true or false": type(value) is bool,
-        "a text": type(value) is str,
+        "a string": type(value) is str,
         "a Backoff": False,
     }
     for name in [] if right[kind] else KINDS[kind]:
@@ -395,7 +395,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "a whole number": ("7", 7),
     "a number": ("0.75", 0.75),
     "true or false": ("off", False),
-    "a text": ("SELECT 2", "SELECT 2"),
+    "a string": ("SELECT 2", "SELECT 2"),
 }
 
 
@@ -516,7 +516,7 @@ def test_pool_size_and_max_overflow_are_those_of_sqlalchemy(kind: Any) -> None:
     assert PoolSettings.from_env("DB_", {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "3"}).max_size == 5
     with pytest.raises(ValueError, match="max_overflow=-1: max_overflow must be at least 0"):
         PoolSettings.from_mapping({"pool_size": 5, "max_overflow": -1})
-    with pytest.raises(ValueError, match="max_overflow is added to pool_size, which is missing; here max_size is both"):
+    with pytest.raises(ValueError, match="max_overflow is added to pool_size, which is missing; set max_size to the"):
         PoolSettings.from_mapping({"max_size": 5, "max_overflow": 1})
 
 
@@ -528,13 +528,13 @@ def test_pool_recycle_of_minus_one_is_never(value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("maximumPoolSize", "maximumPoolSize is HikariCP's; here it is max_size"),
-        ("minimumIdle", "minimumIdle is HikariCP's; here it is min_size"),
-        ("connectionTimeout", "HikariCP's, in milliseconds; here it is acquire_timeout, in seconds"),
-        ("idleTimeout", "HikariCP's, in milliseconds; here it is idle_timeout, in seconds"),
-        ("maxLifetime", "HikariCP's, in milliseconds; here it is max_lifetime, in seconds"),
-        ("keepaliveTime", "here it is keepalive_interval, in seconds"),
-        ("leakDetectionThreshold", "here it is leak_timeout, in seconds"),
+        ("maximumPoolSize", "maximumPoolSize is HikariCP's name; use max_size"),
+        ("minimumIdle", "minimumIdle is HikariCP's name; use min_size"),
+        ("connectionTimeout", "HikariCP's name, in milliseconds; use acquire_timeout, in seconds"),
+        ("idleTimeout", "HikariCP's name, in milliseconds; use idle_timeout, in seconds"),
+        ("maxLifetime", "HikariCP's name, in milliseconds; use max_lifetime, in seconds"),
+        ("keepaliveTime", "use keepalive_interval, in seconds"),
+        ("leakDetectionThreshold", "use leak_timeout, in seconds"),
     ],
 )
 def test_hikaricps_names_are_refused_with_our_name_and_unit(
@@ -654,7 +654,7 @@ def test_misspelt_variable_is_logged_without_its_value(
 ) -> None:
     assert PoolSettings.from_env("DB_", {variable: "hunter2"}) == PoolSettings()
     assert caplog.record_tuples == [
-        ("pooling.settings", logging.WARNING, f"{variable} is not a setting; was {meant} meant?")
+        ("pooling.settings", logging.WARNING, f"{variable} is not a setting; did you mean {meant}?")
     ]
 
 

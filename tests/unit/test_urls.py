@@ -128,16 +128,16 @@ def test_timeout_parameter_of_the_adapter_is_not_a_setting() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://h/x", "sqlite:///x.db", "https://h"])
 def test_hikaricps_names_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="HikariCP's, in milliseconds; here it is acquire_timeout, in seconds"):
+    with pytest.raises(ValueError, match="HikariCP's name, in milliseconds; use acquire_timeout, in seconds"):
         from_url(f"{url}?connectionTimeout=30000")
 
 
 def test_hint_is_about_the_parameter_that_the_error_names() -> None:
     for url, hint in (
-        ("postgresql://h/x?connect_timeout=5&max_sise=1", "was 'max_size' meant by 'max_sise'.$"),
+        ("postgresql://h/x?connect_timeout=5&max_sise=1", "did you mean 'max_size' instead of 'max_sise'.$"),
         ("postgresql://h/x?connect_timeout=5&foo=1", '"foo"$'),
         ("sqlite:///x.db?timeout=soon", "not 'soon'$"),
-        ("sqlite:///x.db?pool_sise=3", "was 'pool_size' meant by 'pool_sise'"),
+        ("sqlite:///x.db?pool_sise=3", "did you mean 'pool_size' instead of 'pool_sise'"),
         ("sqlit:///x.db", "did you mean 'sqlite'"),
         ("pgsql+psycopg2://h/x", "did you mean 'postgresql'"),
         ("mysql://h/x", "unknown scheme 'mysql' .known"),
@@ -198,14 +198,14 @@ def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, ti
         ("://x", "must begin with a scheme"),
         ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
         ("ftp://x", "known: http, https, postgres, postgresql, sqlite"),
-        ("gopher://x", r"packages that have an entry point 'pooling.schemes'.*create_pool.name, connect"),
+        ("gopher://x", r"packages add others with an entry point 'pooling.schemes'.*create_pool.name, connect"),
         ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
         ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),
-        ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; was 'max_size' meant by 'max_sise'"),
+        ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; did you mean 'max_size' instead of 'max_sise'"),
         ("sqlite:///x?readers=many", "readers must be a whole number, not 'many'"),
         ("sqlite:///x?optimize=perhaps", "optimize must be true or false"),
         ("sqlite://host/x", "a host .'host'. is not supported"),
-        ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
+        ("postgresql://h/x?max_sise=2", "did you mean 'max_size'"),
         ("postgresql://a:pw@h/x?foo=1", '[*]@h/x.foo=1: conninfo: invalid URI query parameter: "foo"'),
         ("postgresql://h/x?foo", 'conninfo: missing key/value separator "=" in URI query parameter: "foo"'),
         ("https://h?tiemout=3", "unknown parameter 'tiemout'"),
@@ -255,7 +255,7 @@ def test_a_question_mark_in_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_argument_is_named() -> None:
     with pytest.raises(TypeError, match="colour"):
         from_url("sqlite:///x", colour="blue")
-    with pytest.raises(TypeError, match="url must be a text, not int"):
+    with pytest.raises(TypeError, match="url must be a string, not int"):
         from_url(3)  # type: ignore[arg-type]
 
 

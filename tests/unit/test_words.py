@@ -27,6 +27,7 @@ from pooling import (
     PoolUnavailable,
     TooManyWaiting,
 )
+from pooling.core.report.holders import depth_of_borrower
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, entry_of, fill, lent_elsewhere, oversleep, run_jobs
 
@@ -866,3 +867,17 @@ def test_names_are_escaped(clock: VirtualClock, adapter: FakeAdapter, warnings: 
     for text in [told, holder, *warnings(), repr(pool), repr(manager), report, *summary.getvalue().split("\n")]:
         assert text.isprintable(), text
     assert SHOWN in told and SHOWN in report and SHOWN in summary.getvalue()
+
+
+def test_the_holder_is_the_innermost_frame_outside_the_given_modules() -> None:
+    def function(module: str, body: str, **names: object) -> Callable[[], Any]:
+        namespace: dict[str, Any] = {"__name__": module, **names}
+        exec(f"def call():\n    return {body}", namespace)  # noqa: S102
+        return namespace["call"]  # type: ignore[no-any-return]
+
+    between = ("between.",)
+    inner = function("between.engine", "depth(between)", depth=depth_of_borrower, between=between)
+    outer = function("between.orm", "inner()", inner=inner)
+    assert function("shop.views", "inner()", inner=inner)() == 2
+    assert function("shop.views", "outer()", outer=outer)() == 3
+    assert function("betweens", "outer()", outer=outer)() == 3

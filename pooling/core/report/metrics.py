@@ -3,9 +3,9 @@
 How the figures are collected (P12):
 
 - Each lease is counted in its entry, by its holder only, without a lock. A
-  snapshot adds the counters of the entries to the totals of the closed ones.
-  These counters only grow; they may lag by the operations in flight and never
-  lose one.
+  snapshot adds the counters of the entries to the totals of closed entries.
+  These counters only grow; they may lag behind by the operations in progress,
+  but never lose one.
 - Events on slow paths are counted under the pool's lock, which is held there
   anyway. A snapshot takes the same lock once, so its gauges add up.
 - Durations are appended to a deque, which is atomic and safe in a destructor
@@ -75,7 +75,7 @@ class PoolMetrics:
         self._stacked = stacked  # a released resource is on top of the idle stack at once
 
     def renew(self, lock: Any, state: PoolState) -> None:
-        """Begin with zeros, for a state and its lock; also in a forked child, where exporters may keep this object."""
+        """Start from zero for a state and its lock; also in a forked child, where exporters may keep this object."""
         self.lock = lock
         self._state = state
         # All below: guarded by the lock.
@@ -98,7 +98,7 @@ class PoolMetrics:
         self._done_busy += entry.busy
 
     def note_in_use(self) -> None:
-        """Record how many are in use now; called on slow paths. Needs the lock."""
+        """Record the number of resources in use; called on slow paths. Needs the lock."""
         in_use = self._state.in_use
         if in_use > self._peak:
             self._peak = in_use
@@ -106,8 +106,8 @@ class PoolMetrics:
     def estimate_peak(self) -> None:
         """Estimate the peak from the number of resources ever lent. Needs the lock.
 
-        The stack lends the resource used last first, so all resources that
-        were ever lent were in use at the same time at least once. This covers
+        The stack lends the most recently used resource first, so all resources
+        ever lent were in use at the same time at least once. This includes
         leases on the fast path, which takes no lock.
         """
         self.note_in_use()
@@ -203,7 +203,7 @@ class PoolMetrics:
             raise
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
+        no_copy(self, "they belong to their pool; keep or send a snapshot() instead")
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a summary, to standard output by default."""
