@@ -295,9 +295,9 @@ class FakeAdapter(Adapter[FakeResource]):
 
     noun = "thing"
 
-    def __init__(self, *, blocking: bool = True, bounded: bool = True) -> None:
+    def __init__(self, *, blocking: bool = True, enforces_timeouts: bool = True) -> None:
         self.blocking = blocking
-        self.bounded = bounded
+        self.enforces_timeouts = enforces_timeouts
         self.made = self.closed = self.most_open = 0
         self.open: set[FakeResource] = set()
         self.calls: defaultdict[str, int] = defaultdict(int)

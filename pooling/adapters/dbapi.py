@@ -22,7 +22,9 @@ class DBAPIAdapter(Adapter[C]):
 
     Example::
 
-        adapter = DBAPIAdapter(lambda: pymysql.connect(host="db", read_timeout=10, write_timeout=10), bounded=True)
+        adapter = DBAPIAdapter(
+            lambda: pymysql.connect(host="db", read_timeout=10, write_timeout=10), enforces_timeouts=True
+        )
         pool = Pool(adapter=adapter, settings=PoolSettings(max_size=20))
         with pool.acquire() as connection:
             ...
@@ -35,7 +37,7 @@ class DBAPIAdapter(Adapter[C]):
         creator: Returns a new connection, which many threads use, one at a
             time; sqlite3 needs ``check_same_thread=False`` for that.
         query: The query that validates a connection.
-        bounded: Whether the driver itself limits the time of a query (by a
+        enforces_timeouts: Whether the driver itself limits the time of a query (by a
             socket timeout). Validation and rollback then run in the borrower's
             thread. Otherwise they run on a worker, which costs a thread
             switch, so that one that hangs blocks no borrower.
@@ -47,14 +49,14 @@ class DBAPIAdapter(Adapter[C]):
 
     noun = "connection"
 
-    def __init__(self, creator: Callable[[], C], *, query: str = "SELECT 1", bounded: bool = False) -> None:
+    def __init__(self, creator: Callable[[], C], *, query: str = "SELECT 1", enforces_timeouts: bool = False) -> None:
         if not callable(creator):
             raise TypeError(f"creator must be callable, not {type(creator).__name__}")
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, not {shown(query)}")
         if not query.strip():
             raise ValueError("query must not be empty")
-        self._creator, self._query, self.bounded = creator, query, bool(bounded)
+        self._creator, self._query, self.enforces_timeouts = creator, query, bool(enforces_timeouts)
 
     def create(self) -> C:
         return self._creator()

@@ -262,7 +262,7 @@ class _Records(Adapter[_Slot]):
 class _PostgresRecords(_Records):
     """Records of psycopg's connections, with validation and stall detection."""
 
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(self, owner: Pool) -> None:
         from .postgres.limits import check_limit

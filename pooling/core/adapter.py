@@ -48,7 +48,7 @@ class Adapter(Generic[R]):
         noun: The word for the resource in messages (``"connection"``, ``"session"``).
         blocking: ``False`` if :meth:`create` does no I/O. The pool then runs it
             in the borrower's thread, not on a worker.
-        bounded: ``True`` if :meth:`validate` and :meth:`reset` enforce their
+        enforces_timeouts: ``True`` if :meth:`validate` and :meth:`reset` enforce their
             time limits themselves (with a socket timeout, or because they do
             no I/O). They then run in the borrower's thread. Otherwise they run
             on a worker, so that a call that hangs blocks no borrower.
@@ -65,7 +65,7 @@ class Adapter(Generic[R]):
 
     noun: str = "resource"
     blocking: bool = True
-    bounded: bool = False
+    enforces_timeouts: bool = False
     close_inline: bool = False
     lifo: bool = True
     stall_timeout: float | None = None

@@ -30,7 +30,7 @@ class Checkin(Generic[R]):
         self.liveness = liveness
         adapter = engine.adapter
         self._reset = overridden(adapter, "reset")
-        self._resets_inline = self._reset is not None and adapter.bounded  # in the releasing thread
+        self._resets_inline = self._reset is not None and adapter.enforces_timeouts  # in the releasing thread
         self._judges_errors = overridden(adapter, "is_broken") is not None
 
     def run(self, token: Token, error: BaseException | None, reason: str | None = None) -> None:

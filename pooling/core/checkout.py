@@ -99,7 +99,7 @@ class Checkout(Generic[R]):
             return True  # no time for a round trip, not needed, or already made for this borrower
         elif liveness.suspicion.trusts(entry, now, engine.clock.wall(), liveness.validation_interval):
             return True
-        elif not adapter.bounded:
+        elif not adapter.enforces_timeouts:
             self._reject = lambda: liveness.validate_on_worker(token)  # it comes back through `make_available`
         else:
             limit = min(engine.settings.health_check_timeout, max(0.0, self.arrived + self.timeout - now))

@@ -129,7 +129,7 @@ class Liveness(Generic[R]):
             self.found_dead(token, "dead", None)
         elif self.validate_hook is None:
             self.engine.make_available(token)
-        elif not self.engine.adapter.bounded:
+        elif not self.engine.adapter.enforces_timeouts:
             self.validate_on_worker(token)
         else:
             self.check(token)

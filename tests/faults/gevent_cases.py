@@ -468,7 +468,7 @@ def timeout_in_an_inline_create() -> Case:
 def timeout_in_the_reset() -> Case:
     """After an interrupted reset the resource is closed, and the next waiter is served."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
     slow: list[float] = []
     adapter.reset = lambda resource: time.sleep(slow.pop() if slow else 0)  # type: ignore[method-assign]
     pool = make(adapter, max_size=1)
@@ -494,7 +494,7 @@ def timeout_in_the_reset() -> Case:
 def timeout_in_the_validation() -> Case:
     """After an interrupted validation the resource is closed, and the slot is free."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
     slow: list[float] = []
     adapter.validate = lambda resource, limit: time.sleep(slow.pop() if slow else 0)  # type: ignore[method-assign]
     pool = make(adapter, max_size=1, validation_interval=0)
@@ -541,7 +541,7 @@ def timeout_right_after_being_served() -> Case:
 def timeout_storm() -> Case:
     """Timeouts are raised anywhere, for a second (P8)."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
 
     def nap(*args: object) -> None:
         time.sleep(random.choice((0, 0, 0.001, 0.005)))

@@ -702,7 +702,7 @@ def test_fork(postgres: PostgresServer) -> None:
 
 def test_any_driver_sqlite(tmp_path: Path) -> None:
     path = tmp_path / "any.db"
-    adapter = DBAPIAdapter(lambda: sqlite3.connect(path, check_same_thread=False), bounded=True)
+    adapter = DBAPIAdapter(lambda: sqlite3.connect(path, check_same_thread=False), enforces_timeouts=True)
     with CorePool(adapter=adapter, settings=PoolSettings(min_size=0, max_size=1)) as pool:
         with pool.acquire() as conn:
             conn.execute("CREATE TABLE t (n int)")
@@ -716,10 +716,10 @@ def test_any_driver_sqlite(tmp_path: Path) -> None:
         assert pool.stats()["idle"] == 1
 
 
-@pytest.mark.parametrize("bounded", [False, True])
-def test_any_driver_postgres(postgres: PostgresServer, bounded: bool) -> None:
+@pytest.mark.parametrize("enforces_timeouts", [False, True])
+def test_any_driver_postgres(postgres: PostgresServer, enforces_timeouts: bool) -> None:
     settings = PoolSettings(min_size=0, max_size=1, validation_interval=0, acquire_timeout=PATIENCE)
-    adapter = DBAPIAdapter(postgres.connect, query="SELECT 2", bounded=bounded)
+    adapter = DBAPIAdapter(postgres.connect, query="SELECT 2", enforces_timeouts=enforces_timeouts)
     with CorePool(adapter=adapter, settings=settings) as pool:
         with pool.acquire() as conn:
             first = conn.info.backend_pid
@@ -735,7 +735,7 @@ def test_any_driver_postgres(postgres: PostgresServer, bounded: bool) -> None:
 
 def test_any_driver_mysql(mariadb: MariaDBServer) -> None:
     settings = PoolSettings(min_size=0, max_size=2, validation_interval=0, acquire_timeout=PATIENCE)
-    adapter = DBAPIAdapter(lambda: mariadb.connect(read_timeout=10, write_timeout=10), bounded=True)
+    adapter = DBAPIAdapter(lambda: mariadb.connect(read_timeout=10, write_timeout=10), enforces_timeouts=True)
     with CorePool(adapter=adapter, settings=settings) as pool:
         with pool.acquire() as conn, closing(conn.cursor()) as cursor:
             cursor.execute("CREATE OR REPLACE TABLE pooled (n int) ENGINE=InnoDB")

@@ -185,7 +185,7 @@ def test_max_waiting_zero_still_lends_available_resources(make: Make, adapter: F
 
 def test_max_waiting_does_not_refuse_a_borrower_of_a_dead_resource(make: Make, manual: VirtualClock) -> None:
     """A resource that is being reset counts as available."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, max_waiting=0, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, max_waiting=0, clock=manual)
     fill(pool, 1)
     pool.acquire().release()
     again = Task(pool.acquire)
@@ -236,7 +236,7 @@ def test_creation_continues_after_its_borrower_timed_out(
 
 
 def test_the_deadline_bounds_a_validation_on_a_worker(make: Make, manual: VirtualClock) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     fill(pool, 1)
     manual.advance(10)
     waiting = Task(pool.acquire, 3)
@@ -249,8 +249,8 @@ def test_the_deadline_bounds_a_validation_on_a_worker(make: Make, manual: Virtua
 class Timed(FakeAdapter):
     """Records the time limits of its validations."""
 
-    def __init__(self, bounded: bool = True) -> None:
-        super().__init__(bounded=bounded)
+    def __init__(self, enforces_timeouts: bool = True) -> None:
+        super().__init__(enforces_timeouts=enforces_timeouts)
         self.limits: list[float] = []
 
     def validate(self, resource: FakeResource, timeout: float) -> None:
@@ -503,11 +503,11 @@ def test_socket_is_checked_before_lending(make: Make, clock: VirtualClock) -> No
         ({"validate_on_acquire": False}, 100, 0),
     ],
 )
-@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
 def test_resource_idle_longer_than_the_interval_is_pinged(
-    make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, bounded: bool
+    make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, enforces_timeouts: bool
 ) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter, idle_timeout=None, **settings)
     pool.acquire().release()
     made = adapter.calls["validate"]
@@ -527,7 +527,7 @@ class Ticking(VirtualClock):
 def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
     """However strict the settings: a resource validated since the acquire began is not validated again."""
     clock = Ticking(workers="manual")
-    pool = make(adapter=FakeAdapter(bounded=False), validation_interval=0, clock=clock)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), validation_interval=0, clock=clock)
     (resource,) = fill(pool, 1)
     clock.advance(10)
     waiting = Task(pool.acquire)
@@ -536,9 +536,9 @@ def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
     assert waiting.result().resource is resource
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-def test_resource_that_fails_its_ping_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
+def test_resource_that_fails_its_ping_is_replaced(make: Make, clock: VirtualClock, enforces_timeouts: bool) -> None:
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter)
     fill(pool, 1)
     clock.advance(10)
@@ -606,7 +606,7 @@ def test_max_validation_failures_replaces_the_rest_without_pings(
 
 def test_one_borrower_causes_one_check(make: Make, manual: VirtualClock) -> None:
     """The check on a worker is not repeated with all others while the borrower waits for it."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=5, clock=manual)
     fill(pool, 5)
     manual.advance(10)
     waiting = Task(pool.acquire)
@@ -633,7 +633,7 @@ def test_waiter_for_a_check_on_a_worker_is_not_an_audit_repair(
     make: Make, manual: VirtualClock
 ) -> None:
     """The audit gives the waiter another idle resource, and counts no repair."""
-    pool = make(clock=manual, adapter=FakeAdapter(bounded=False), validation_interval=0)
+    pool = make(clock=manual, adapter=FakeAdapter(enforces_timeouts=False), validation_interval=0)
     fill(pool, 2)
     manual.advance(1)
     task = Task(pool.acquire)

@@ -121,7 +121,7 @@ def test_pools_are_empty_in_a_child(
     make: Make, manual: VirtualClock, fork: Fork, state: Callable[[Pool[Any], VirtualClock], Any]
 ) -> None:
     """The parent's resources are neither used nor closed, but abandoned, once."""
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(clock=manual, adapter=adapter)
     (parents,) = fill(pool, 1)
     kept = state(pool, manual)

@@ -71,7 +71,7 @@ class Plain(Adapter[object]):
 class Checked(Plain):
     """Checks and resets within the borrower's thread."""
 
-    bounded = True
+    enforces_timeouts = True
 
     def is_alive(self, resource: object) -> bool:
         return True

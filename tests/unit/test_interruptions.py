@@ -387,7 +387,7 @@ class CheckedOnWorker(Checked):
     """... and reset, on a worker."""
 
     def make_adapter(self) -> FakeAdapter:
-        return FakeAdapter(bounded=False)
+        return FakeAdapter(enforces_timeouts=False)
 
 
 class Dead(Again):
@@ -517,7 +517,7 @@ class ReleaseSlowly(Waiting):
     """A reset on a worker, then a hand-over to the next waiter."""
 
     def make_adapter(self) -> FakeAdapter:
-        return FakeAdapter(bounded=False)
+        return FakeAdapter(enforces_timeouts=False)
 
     def act(self) -> None:
         self.lease.release()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Lease, LeaseError, Pool, PoolManager
+from pooling import HTTPPool, Lease, LeaseError, Pool, PoolManager
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, run_jobs
 
@@ -97,6 +97,14 @@ def test_a_lease_is_active_until_it_ends(make: Make, end: Callable[[Lease[Any]],
     assert lease.active
     end(lease)
     assert not lease.active
+
+
+def test_lease_of_a_session_is_active_until_it_ends() -> None:
+    with HTTPPool() as http:
+        lease = http.acquire()
+        assert lease.active
+        lease.release()
+        assert not lease.active
 
 
 def test_second_release_does_not_affect_the_next_borrower(make: Make) -> None:
@@ -289,7 +297,7 @@ def test_interrupted_reset_closes_the_resource_and_is_reraised(make: Make, adapt
 
 def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None:
     """It is done on a worker; the resource is lent only after it (P5)."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     (resource,) = fill(pool, 1)
     with pool.acquire():
         resource.dirty = True

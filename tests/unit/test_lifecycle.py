@@ -259,7 +259,7 @@ def test_drain_replaces_resources_being_created(make: Make, manual: VirtualClock
 
 
 def test_drain_replaces_resources_being_checked(make: Make, manual: VirtualClock) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     fill(pool, 1)
     pool.acquire().release()
     pool.drain()
@@ -467,9 +467,9 @@ def test_paused_pool_is_still_warmed_up(make: Make) -> None:
 # -- check --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-def test_check_validates_idle_resources(make: Make, clock: VirtualClock, bounded: bool) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
+def test_check_validates_idle_resources(make: Make, clock: VirtualClock, enforces_timeouts: bool) -> None:
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter, max_size=4)
     dead, socket, good, used = fill(pool, 4)
     with pool.acquire() as lent:

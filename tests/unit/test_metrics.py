@@ -50,7 +50,7 @@ def hold(pool: Pool[Any], clock: VirtualClock, seconds: float) -> None:
 
 def test_counts_of_a_snapshot_add_up(make: Make, manual: VirtualClock) -> None:
     """One resource in each state, and one waiter."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=5, clock=manual)
     fill(pool, 4)
     leases = [pool.acquire() for _ in range(4)]
     for lease in leases[:2]:
@@ -154,7 +154,7 @@ def test_peak_starts_again_after_a_reset(make: Make) -> None:
 
 def test_peak_is_not_more_than_was_in_use_at_once(make: Make, manual: VirtualClock) -> None:
     """Two resources are lent one after the other: the first is being reset when the second is lent."""
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().release()

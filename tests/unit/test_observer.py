@@ -371,7 +371,7 @@ def test_every_counted_close_is_reported(
     reason: str,
     way: Callable[[Pool[Any], VirtualClock, FakeAdapter], None],
 ) -> None:
-    adapter.bounded = way is not _overdue_check
+    adapter.enforces_timeouts = way is not _overdue_check
     pool = make(observers=[diary], clock=manual, close_timeout=5, reset_timeout=5, health_check_timeout=5)
     way(pool, manual, adapter)
     assert pool.metrics.snapshot().closed == {reason: 1}

@@ -389,7 +389,7 @@ def test_death_does_not_delay_filling_to_min_size(make: Make, manual: VirtualClo
 
 
 def test_check_without_an_answer_counts_as_a_death(make: Make, manual: VirtualClock) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter, max_size=4, min_size=4, clock=manual, health_check_timeout=2)
     fill(pool, 4)
     pool.check()  # on workers, which hang

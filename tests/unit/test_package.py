@@ -260,6 +260,55 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     return found
 
 
+def private_overrides(sources: dict[str, str]) -> list[str]:
+    """Say which classes override a private method or attribute of a class of another module."""
+    classes: dict[tuple[str, str], tuple[list[tuple[str, str]], set[str]]] = {}
+    for module, source in sources.items():
+        tree, origins = ast.parse(source), {}
+        package = module.rpartition(".")[0].split(".")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                origin = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+                origins.update({alias.asname or alias.name: (origin, alias.name) for alias in node.names})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                bare = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+                bases = [origins.get(base.id, (module, base.id)) for base in bare if isinstance(base, ast.Name)]
+                names = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+                for item in node.body:
+                    if isinstance(item, ast.Assign):
+                        names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
+                private = {name for name in names if name.startswith("_") and not name.endswith("__")}
+                classes[module, node.name] = bases, private
+    found = []
+    for (module, name), (bases, private) in classes.items():
+        ancestors, seen = list(bases), set(bases)
+        while ancestors:
+            above = ancestors.pop()
+            its_bases, its_private = classes.get(above, ([], set()))
+            if above[0] != module:
+                both = sorted(private & its_private)
+                found += [f"{module}.{name} overrides {each} of {above[0]}.{above[1]}" for each in both]
+            ancestors += [base for base in its_bases if base not in seen]
+            seen.update(its_bases)
+    return found
+
+
+def test_no_class_overrides_a_private_name_of_another_module() -> None:
+    found = {module: path for module, path in modules().items() if path.stem != "__init__"}
+    sources = {module: path.read_text(encoding="utf-8") for module, path in found.items()}
+    assert private_overrides(sources) == []
+
+
+def test_override_of_a_private_name_is_seen() -> None:
+    above = "class Base:\n    def _step(self): ...\n    def step(self): ..."
+    below = "from .above import Base\nclass Mine(Base[int]):\n    def _step(self): ...\n    def step(self): ..."
+    assert private_overrides({"pooling.above": above, "pooling.below": below}) == [
+        "pooling.below.Mine overrides _step of pooling.above.Base"
+    ]
+
+
 def test_every_module_has_a_step() -> None:
     names = {path.stem for path in PACKAGE.glob("*.py")}
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

@@ -190,8 +190,8 @@ class Server(FakeAdapter):
 
     plain = False
 
-    def __init__(self, *, blocking: bool, bounded: bool) -> None:
-        super().__init__(blocking=blocking, bounded=bounded)
+    def __init__(self, *, blocking: bool, enforces_timeouts: bool) -> None:
+        super().__init__(blocking=blocking, enforces_timeouts=enforces_timeouts)
         self.final = (WrongPassword,)
         self.slots: Callable[[], int] = int
         self.too_many = False
@@ -285,7 +285,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         kind=some(Server, AnsweringServer, PlainServer),
         blocking=st.booleans(),
-        bounded=st.booleans(),
+        enforces_timeouts=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
         limits=some({}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}),
         ages=some(
@@ -298,7 +298,7 @@ class PoolMachine(RuleBasedStateMachine):
         self,
         kind: type[Server],
         blocking: bool,
-        bounded: bool,
+        enforces_timeouts: bool,
         sizes: tuple[int, int],
         limits: dict[str, int],
         ages: dict[str, float],
@@ -308,7 +308,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.clock = Turns(self.workers)
         self.clock.runtime.workers.do = lambda function, args: function(*args)  # let errors out
         self.clock.runtime.reaper.collect_after = math.inf  # there are no cycles here
-        self.server = kind(blocking=blocking, bounded=bounded)
+        self.server = kind(blocking=blocking, enforces_timeouts=enforces_timeouts)
         settings = PoolSettings(
             min_size=sizes[0], max_size=sizes[1], lifetime_jitter=0, health_check_interval=None
         ).replace(backoff_jitter=False, **limits, **ages)
@@ -652,7 +652,8 @@ class PoolMachine(RuleBasedStateMachine):
         entry = next(entry for entry in self.state.entries if entry.resource is lease.resource)
         answer = self.server.answers.get(lease.resource, -math.inf)
         recent = answer > borrower.arrived or entry.since - answer < ANSWER_TTL
-        if self.server.bounded and recent and answer >= self.server.last_death:  # at the same time, in either order
+        # At the same time: in either order.
+        if self.server.enforces_timeouts and recent and answer >= self.server.last_death:
             return True
         seen = max(entry.idle_since, entry.checked)
         beyond_suspicion = seen > self.server.last_death or self.struck  # interrupted: unreported
@@ -780,7 +781,7 @@ def test_lease_that_is_never_released_counts_as_acquired(
 def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
     """The checked resource is dead: another is created at once in the free slot (P8)."""
     clock = Turns("manual")
-    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
+    pool = make(clock=clock, adapter=Server(blocking=True, enforces_timeouts=False), max_size=2)
     (resource,) = fill(pool, 1)
     clock.advance(1)
     clock.start(Borrower(pool, 5, clock.now()))
@@ -800,7 +801,7 @@ def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
             assert super().now() < 10, "an endless loop"
             return super().now()
 
-    server = Server(blocking=True, bounded=False)
+    server = Server(blocking=True, enforces_timeouts=False)
     pool = make(clock=Running(start=0), adapter=server, validation_interval=0)
     for _ in range(2):
         pool.acquire(timeout=2).release()
@@ -810,7 +811,8 @@ def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
 def test_pool_is_filled_up_after_two_checks_that_hang(make: Make) -> None:
     """The sweep for the second one replaced the one for the end of the limit after a death (P8)."""
     clock = Turns("manual")
-    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), min_size=2, max_size=3, reset_timeout=5)
+    server = Server(blocking=True, enforces_timeouts=False)
+    pool = make(clock=clock, adapter=server, min_size=2, max_size=3, reset_timeout=5)
     fill(pool, 2)
     lease = pool.acquire()
     pool.check()
@@ -840,7 +842,7 @@ def test_resource_released_during_close_is_closed(make: Make) -> None:
 
 def test_failed_check_leaves_no_cycle_that_holds_the_token(make: Make, manual: VirtualClock) -> None:
     """Else the slot would not be reclaimed when its close is lost (P8)."""
-    server = Server(blocking=True, bounded=False)
+    server = Server(blocking=True, enforces_timeouts=False)
     pool = make(clock=manual, adapter=server)
     fill(pool, 1)
     server.fail("validate", ConnectionError("dead"))
@@ -856,7 +858,7 @@ def test_expired_resource_released_to_a_closed_pool_is_closed(
     make: Make, clock: VirtualClock
 ) -> None:
     """On the fast path, which takes no lock (P2)."""
-    pool = make(adapter=PlainServer(blocking=True, bounded=True), max_lifetime=10)
+    pool = make(adapter=PlainServer(blocking=True, enforces_timeouts=True), max_lifetime=10)
     lease = pool.acquire()
     clock.advance(20)
     pool.close(timeout=0)
@@ -866,7 +868,7 @@ def test_expired_resource_released_to_a_closed_pool_is_closed(
 
 def test_error_of_an_outage_keeps_no_frame_of_a_borrower_alive(make: Make) -> None:
     """An error raised in the borrower's thread has a context whose frames may hold leases (P8)."""
-    server = PlainServer(blocking=False, bounded=True)
+    server = PlainServer(blocking=False, enforces_timeouts=True)
     pool = make(adapter=server)
     server.down = OSError
     with pytest.raises(PoolUnavailable):

@@ -497,7 +497,7 @@ def test_creation_that_ends_just_after_its_time_limit(adapter: FakeAdapter) -> N
 @pytest.mark.parametrize("step", ["validate", "reset"])
 def test_check_that_ends_exactly_at_its_time_limit(step: str) -> None:
     """The resource may be lent by then, and must not be interrupted."""
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
     pool.fill(1)
     clock.run_job()
@@ -520,7 +520,7 @@ def test_check_that_ends_exactly_at_its_time_limit(step: str) -> None:
 
 def test_check_that_ends_while_it_is_interrupted() -> None:
     """It is not lent any more, and closed once."""
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
     pool.fill(1)
     clock.run_job()
@@ -562,7 +562,7 @@ def test_long_lent_resource_is_not_overdue_when_its_close_begins(adapter: FakeAd
 
 
 def test_long_lent_resource_is_not_overdue_when_its_check_begins() -> None:
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock)
     pool.fill(1)
     clock.run_job()

@@ -306,7 +306,7 @@ def test_hung_check_frees_its_slot(
     failures: int,
 ) -> None:
     """The hung check is interrupted, and its resource is closed when it returns."""
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     if way is _fail:  # without is_broken, each error is followed by a validation
         monkeypatch.delattr(FakeAdapter, "is_broken")
     pool = make(
@@ -331,7 +331,7 @@ def test_hung_check_frees_its_slot(
 
 @pytest.mark.parametrize("hanging", ["create", "reset", "close"])
 def test_slot_of_a_hung_resource_goes_to_the_next_waiter(make: Make, manual: VirtualClock, hanging: str) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
         create_timeout=5, reset_timeout=5, health_check_timeout=5, close_timeout=5,
@@ -469,7 +469,7 @@ def test_shorter_interval_applies_at_once(make: Make, clock: VirtualClock, adapt
 
 
 def test_hung_check_makes_the_other_resources_suspect(make: Make, manual: VirtualClock) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter, clock=manual, max_size=2, health_check_interval=10, health_check_timeout=1,
                 reset_timeout=5, idle_timeout=None, max_validation_failures=9)  # fmt: skip
     fill(pool, 2)
@@ -572,7 +572,7 @@ def test_dropped_token_frees_its_slot(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     """Whichever job was lost: a creation, a check, a close."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=3, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=3, clock=manual)
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().discard()

@@ -37,7 +37,7 @@ def threads() -> VirtualClock:
 def test_pool_dropped_during_a_workers_job_closes_the_resource_once_after_it(
     threads: VirtualClock, step: str
 ) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = Pool(adapter=adapter, clock=threads, min_size=0)
     lease = pool.acquire()
     adapter.hold(step)

@@ -25,7 +25,7 @@ class Ears(Observer):
 class Resetting(FakeAdapter):
     """Resets in the releasing thread; fails on demand."""
 
-    bounded = True
+    enforces_timeouts = True
     failing = False
 
     def reset(self, resource: object) -> None:
@@ -81,7 +81,7 @@ def test_health_reports_repeated_reset_failures() -> None:
 
 
 def test_hung_resets_count_as_failures() -> None:
-    ears, adapter, clock = Ears(), FakeAdapter(bounded=False), VirtualClock()
+    ears, adapter, clock = Ears(), FakeAdapter(enforces_timeouts=False), VirtualClock()
     pool: Pool[object] = Pool(
         adapter=adapter, settings=PoolSettings(min_size=0, max_size=3, reset_timeout=5), name="p",
         observers=[ears], clock=clock,

@@ -86,7 +86,7 @@ def test_pool_timeout_is_a_timeout_error() -> None:
 
 
 def test_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
-    pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting>"
     fill(pool, 3)
     pool.acquire().release()
@@ -304,7 +304,7 @@ def test_idle_resource_has_no_holder(make: Make, clock: VirtualClock) -> None:
 
 
 def test_creating_checking_and_closing_entries_have_no_holder(make: Make, manual: VirtualClock) -> None:
-    pool = make(max_size=3, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=3, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().discard()
@@ -482,7 +482,7 @@ def test_interrupted_release_is_not_reported_as_dropped(
 def test_lost_job_is_not_reported_as_a_dropped_lease(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 1)
     end(pool.acquire())
     manual.drop_job()
@@ -579,7 +579,7 @@ def test_wait_for_a_reset_on_a_worker_is_not_a_deadlock(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
     """The reset, or the close, of the resource is in progress."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 1)
 
     def twice() -> None:
@@ -597,7 +597,7 @@ def test_resource_being_validated_for_a_waiter_is_not_held_by_it(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
     """The only resource is being validated for the thread that had it last: it waits for a worker."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
 
     def twice() -> None:
         for _ in range(2):
@@ -618,7 +618,7 @@ def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
     """It was checked after its last lease, and is in a waiter's box when its last holder acquires again."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 1)
     again, seen = threading.Event(), threading.Event()
 
@@ -758,7 +758,7 @@ def test_final_error_is_logged_once_for_all_borrowers(
 def test_hung_work_logs_one_line(
     make: Make, manual: VirtualClock, warnings: Warnings, held: str, reason: str
 ) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 1)
     lease = pool.acquire()
     lease.discard() if held == "close" else lease.release()
@@ -775,7 +775,7 @@ def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     make: Make, warnings: Warnings, step: str, use: Callable[[Pool[Any]], None]
 ) -> None:
     """For example ``SystemExit`` of a driver, or ``gevent.Timeout``."""
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter)
     fill(pool, 1)
     adapter.fail(step, SystemExit("gave up"))

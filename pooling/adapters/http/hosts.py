@@ -76,7 +76,7 @@ class Wires(Adapter[Wire]):
 
     noun = "connection"
     blocking = False
-    bounded = True
+    enforces_timeouts = True
     close_inline = True
 
     def __init__(self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]]) -> None:

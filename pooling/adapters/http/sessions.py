@@ -369,6 +369,14 @@ class SessionLease(Lease[requests.Session]):
         self._view.check()
         return self._session
 
+    @property
+    def active(self) -> bool:
+        """Whether the lease belongs to this process and has not ended."""
+        try:
+            return self.resource is not None
+        except LeaseError:
+            return False
+
     def __enter__(self) -> requests.Session:
         return self.resource
 

@@ -58,7 +58,7 @@ class RequestSlots(Adapter[RequestSlot]):
 
     noun = "connection"
     blocking = False
-    bounded = True
+    enforces_timeouts = True
     close_inline = True
 
     def __init__(self, describe: Callable[[], str | None], renew: Callable[[], object]) -> None:

@@ -69,7 +69,7 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
     """
 
     noun = "connection"
-    bounded = True  # checks and rollbacks wait only for the disk
+    enforces_timeouts = True  # checks and rollbacks wait only for the disk
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class EchoAdapter(Adapter[Connection]):
     """
 
     noun = "connection"
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -71,10 +71,14 @@ class PooledWrapper:
     Django "opens" a connection at a request's first query and, with
     ``CONN_MAX_AGE = 0``, "closes" it when the response is closed. Here this
     acquires and releases a lease.
+
+    An engine overrides `make_pool` and `pool_recipe`, and where it has more to
+    say `is_pooled`, `pool_for`, `cached_pool`, `error_of_dead_connection` and
+    `other_errors`.
     """
 
     pools: AliasPools
-    _other_errors: Mapping[type[PoolError], type[Exception]] = {}  # further base classes of the pool's errors
+    other_errors: Mapping[type[PoolError], type[Exception]] = {}  # further base classes of the pool's errors
     _lease: Lease[Any] | None = None
 
     # Django's attributes.
@@ -85,15 +89,16 @@ class PooledWrapper:
     close: Callable[[], None]
     get_connection_params: Callable[[], dict[str, Any]]
 
-    def _make_pool(self, params: dict[str, Any]) -> Pool[Any]:
+    def make_pool(self, params: dict[str, Any]) -> Pool[Any]:
         """Create the pool of this alias."""
         raise NotImplementedError
 
-    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+    def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return everything that connections depend on: if it changes, a new pool is needed."""
         raise NotImplementedError
 
-    def _is_pooled(self) -> bool:
+    def is_pooled(self) -> bool:
+        """Whether this alias has a pool."""
         wish = self.settings_dict["OPTIONS"].get("pool", True)
         return not (wish is None or wish is False or self.alias == NO_DB_ALIAS)
 
@@ -102,11 +107,16 @@ class PooledWrapper:
         """The pool of this alias; ``None`` if pooling is turned off."""
         if self._lease is not None:
             return self._lease._pool
-        return self._pool_for(self.get_connection_params()).pool if self._is_pooled() else None
+        return self.pool_for(self.get_connection_params()).pool if self.is_pooled() else None
 
-    def _pool_for(self, params: dict[str, Any]) -> Known:
+    def pool_for(self, params: dict[str, Any]) -> Known:
+        """Return the pool for these connection parameters, created if needed.
+
+        Raises:
+            ImproperlyConfigured: An option is wrong.
+        """
         try:
-            return self.pools.suiting(self.alias, self._recipe(params), lambda: self._checked_pool(params))
+            return self.pools.suiting(self.alias, self.pool_recipe(params), lambda: self._checked_pool(params))
         except (ValueError, TypeError) as error:
             raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: {error}") from error
 
@@ -114,28 +124,28 @@ class PooledWrapper:
         age = self.settings_dict.get("CONN_MAX_AGE", 0)
         if age != 0:
             raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {bad_age(age)}")
-        return self._make_pool(params)
+        return self.make_pool(params)
 
     def close_pool(self) -> None:
         """Close the pool; the next connection creates another."""
         self.pools.close(self.alias)
 
-    def _cached_pool(self) -> Pool[Any] | None:
+    def cached_pool(self) -> Pool[Any] | None:
         """Return the pool used last, if it is known to be still right."""
         return None
 
     # -- a connection's life ---------------------------------------------------------
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        pool = self._cached_pool()
+        pool = self.cached_pool()
         if pool is None:
-            if not self._is_pooled():
+            if not self.is_pooled():
                 return super().get_new_connection(conn_params)  # type: ignore[misc]
-            pool = self._pool_for(conn_params).pool
+            pool = self.pool_for(conn_params).pool
         try:
             self._lease = lease = pool.acquire(None, depth_of_borrower(_FRAMEWORK))
         except PoolError as error:
-            raise as_django(error, self._other_errors) from error.__cause__
+            raise as_django(error, self.other_errors) from error.__cause__
         return lease.__enter__()
 
     def _close(self) -> Any:
@@ -144,11 +154,11 @@ class PooledWrapper:
             return None if self.connection is None else self.connection.close()
         connection, self.connection = self.connection, None
         # A lease of the parent process is dropped without sending anything to the server (P9).
-        error = self._error_of_dead(connection) if lease.active else None
+        error = self.error_of_dead_connection(connection) if lease.active else None
         lease.__exit__(None if error is None else type(error), error, None)
         return None
 
-    def _error_of_dead(self, connection: Any) -> BaseException | None:
+    def error_of_dead_connection(self, connection: Any) -> BaseException | None:
         """Return the error if the connection died while it was in use."""
         return None
 

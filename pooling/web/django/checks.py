@@ -66,7 +66,7 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
     where = f"DATABASES[{alias!r}]"
     options = wrapper.settings_dict["OPTIONS"]
     age = wrapper.settings_dict.get("CONN_MAX_AGE", 0)
-    if not wrapper._is_pooled():
+    if not wrapper.is_pooled():
         return
     if age != 0:
         yield checks.Error(f"{where}: {bad_age(age)}", hint="Remove CONN_MAX_AGE.", id="pooling.E002")
@@ -102,7 +102,7 @@ def check_server(
     found: list[checks.CheckMessage] = []
     for alias in databases or ():
         wrapper = connections[alias]
-        if not isinstance(wrapper, PooledWrapper) or not wrapper._is_pooled():
+        if not isinstance(wrapper, PooledWrapper) or not wrapper.is_pooled():
             continue
         try:
             found += [*_check_room(alias, wrapper), *_check_watching(alias, wrapper)]

@@ -49,7 +49,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """
 
     pools = AliasPools()
-    _other_errors = {  # the errors of Django's own pool
+    other_errors = {  # the errors of Django's own pool
         errors.PoolTimeout: psycopg_pool.PoolTimeout, errors.TooManyWaiting: psycopg_pool.TooManyRequests,
         errors.PoolClosed: psycopg_pool.PoolClosed,
     }  # fmt: skip
@@ -62,7 +62,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         wish = self.settings_dict["OPTIONS"].get("pool", True)
         return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
 
-    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+    def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         given = self.settings_dict
         checks, options = given["CONN_HEALTH_CHECKS"], {**given["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
@@ -70,7 +70,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
             recipe.pop("password", None)
         return recipe
 
-    def _make_pool(self, params: dict[str, Any]) -> PostgresPool:
+    def make_pool(self, params: dict[str, Any]) -> PostgresPool:
         options = self._options()
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
         watched = arguments["session"] == "watch"
@@ -93,17 +93,17 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
                 f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
             ) from None
 
-    def _pool_for(self, params: dict[str, Any]) -> Known:
-        known = super()._pool_for(params)
+    def pool_for(self, params: dict[str, Any]) -> Known:
+        known = super().pool_for(params)
         if not _overrides_params(self):  # otherwise they may differ next time
             self._last_pool = known
         return known
 
-    def _cached_pool(self) -> Pool[Any] | None:
+    def cached_pool(self) -> Pool[Any] | None:
         known = self._last_pool
         return known.pool if known is not None and self.pools.current(self.alias) is known else None
 
-    def _error_of_dead(self, connection: Any) -> BaseException | None:
+    def error_of_dead_connection(self, connection: Any) -> BaseException | None:
         if connection.closed:
             return psycopg.OperationalError("the connection was lost while it was in use")
         return None
@@ -116,7 +116,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         if inputs != self._params_inputs or options != self._params_options:  # the same mapping may have other contents
             self._last_pool = None
             params = super().get_connection_params()
-            if self._is_pooled():
+            if self.is_pooled():
                 params["autocommit"] = True  # Django changes it as needed; this is the value after a reset
             self._params_inputs, self._params_options, self._params = inputs, {**options}, params
         return {**self._params}

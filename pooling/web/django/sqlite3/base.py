@@ -31,14 +31,14 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     pools = AliasPools()
 
-    def _is_pooled(self) -> bool:
-        return super()._is_pooled() and not self.is_in_memory_db()
+    def is_pooled(self) -> bool:
+        return super().is_pooled() and not self.is_in_memory_db()
 
-    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+    def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         options = self.settings_dict["OPTIONS"]
         return {**params, "init_command": options.get("init_command"), "pool": options.get("pool")}
 
-    def _make_pool(self, params: dict[str, Any]) -> Pool[sqlite3.Connection]:
+    def make_pool(self, params: dict[str, Any]) -> Pool[sqlite3.Connection]:
         given = self.settings_dict["OPTIONS"].get("pool", True)
         options = PoolOptions(given, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
         # Not with this wrapper, which belongs to a thread: the pool would keep its lease alive.
