@@ -1,8 +1,8 @@
 """Checkout: one acquire that could not take an idle resource at once (P3, P4, P8).
 
 A borrower enters the wait queue, ordered by the time its acquire began, and
-blocks on a box of its own. It leaves the queue with a resource, or through
-`_cancel_wait`, which passes on what it was given meanwhile.
+blocks on its own box. It leaves the queue with a resource, or through
+`_cancel_wait`, which passes on anything that it was given meanwhile.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ AUDIT = 0.25
 class Checkout(Generic[R]):
     """One slow acquire, with one deadline for everything.
 
-    A resource that proves unfit is rejected: the borrower queues again first,
-    and only then the resource is closed, so that its slot cannot go to a
-    borrower that came later (P3).
+    If a resource may not be lent, the borrower first queues again, and only
+    then is the resource closed, so that its slot cannot go to a borrower that
+    came later (P3).
     """
 
     __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "_reject")
@@ -92,14 +92,14 @@ class Checkout(Generic[R]):
         if entry.generation is DEAD:
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif state.fast_path_closed or state.unfit(entry, now):
-            self._reject = lambda: engine.make_available(token)  # it decides: idle stack, or close
+            self._reject = lambda: engine.make_available(token)  # which keeps it idle or closes it
         elif not liveness.is_alive(entry):
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif self.timeout == 0 or liveness.validate_hook is None or entry.checked >= self.arrived:
-            return True  # no time for a round trip, no need, or one was made for this borrower
+            return True  # no time for a round trip, not needed, or already made for this borrower
         elif liveness.suspicion.trusts(entry, now, engine.clock.wall(), liveness.validation_interval):
             return True
-        elif not adapter.bounded:
+        elif not adapter.enforces_timeouts:
             self._reject = lambda: liveness.validate_on_worker(token)  # it comes back through `make_available`
         else:
             limit = min(engine.settings.health_check_timeout, max(0.0, self.arrived + self.timeout - now))
@@ -123,7 +123,7 @@ class Checkout(Generic[R]):
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
                 if not engine.state.exhausted:
-                    if self._reject is None:  # else there is more to plan with when it is disposed of
+                    if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
                 elif engine.fast.track_holders:
@@ -233,7 +233,7 @@ class Checkout(Generic[R]):
         if first is None or not first.held or first.thread not in state.waiters.threads:
             return False  # the usual case: the holder is working
         if any(has_ended(entry) for entry in state.entries):
-            return False  # its identifier is another thread's now
+            return False  # its identifier may belong to another thread now
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # reported in the thread that closes the circle
         if state.creating or state.checking or state.closing or waiter.given:

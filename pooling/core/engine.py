@@ -79,7 +79,7 @@ class Engine(Generic[R]):
         prepare_random()
         self.fast = FastPath(clock.now)
         resets = overridden(adapter, "reset") is not None
-        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.bounded)
+        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.enforces_timeouts)
         self.events = Events(name, adapter.noun, self.metrics)
         self.settings = settings
         self.renew()

@@ -1,4 +1,4 @@
-"""What acquire and release of an idle resource read, without a lock."""
+"""The values that acquire and release of an idle resource read without a lock."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NO_GENERATION = object()  # equals the generation of no entry
 
 
 class FastPath:
-    """What acquire and release of an idle resource read: slots, which CPython reads fastest.
+    """The values that acquire and release of an idle resource read, in slots, which CPython reads fastest.
 
-    One identity test answers many questions: an entry of
-    ``lendable_generation`` is lent, and one of ``returnable_generation`` is
-    put back, without a look at the state.
+    One identity test replaces many checks of the state: an entry of
+    ``lendable_generation`` may be lent, and one of ``returnable_generation``
+    may be put back.
     """
 
     __slots__ = (

@@ -2,8 +2,8 @@
 
 A sweep does all work that is due: it frees the slots of hung work, evicts by
 idle time and lifetime, sends keepalives and health checks, reports leaks, and
-audits the wait queue. The reaper also reclaims orphans here, and fork and exit
-end here. A `Maintenance` lives as long as its pool; the reaper refers to it
+audits the wait queue. It also reclaims orphans for the reaper, and handles fork
+and exit. A `Maintenance` lives as long as its pool; the reaper refers to it
 weakly.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["Maintenance"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
-_OVERDUE = 1.0  # seconds of waiting after which forgotten leases in reference cycles are collected
+_OVERDUE = 1.0  # seconds of waiting after which dropped leases in reference cycles are collected
 _COLLECT_EVERY = 10.0  # minimum seconds between two such collections
 
 
@@ -53,7 +53,7 @@ class Maintenance(Generic[R]):
             ``False`` if an earlier sweep has superseded this one.
         """
         engine = self.engine
-        with engine.lock:  # whoever requested this sweep has stored its time when the lock is free
+        with engine.lock:  # when the lock is free, the thread that requested this sweep has stored its time
             if engine.sweep_due != due:
                 return False
             engine.sweep_due = NEVER
@@ -131,7 +131,7 @@ class Maintenance(Generic[R]):
     def reclaim_hung(self, entry: Entry, now: float, limit: float) -> None:
         """Free the slot of work that has exceeded its limit, unless it has just ended.
 
-        The lock decides whether it has ended, and who owns the resource then.
+        Whether it has ended, and which side owns the resource, is decided under the lock.
         """
         engine = self.engine
         state, noun, took = engine.state, engine.adapter.noun, now - entry.since
@@ -148,7 +148,7 @@ class Maintenance(Generic[R]):
         engine.events.hung("closing" if closing else "checking", took)
         resource = entry.resource
         try:
-            if resource is not None:  # else its close has just returned
+            if resource is not None:  # otherwise its close has just returned
                 (engine.adapter.abandon if closing else engine.adapter.interrupt)(resource)
         except Exception:
             logger.exception("pool %r: abandoning a %s failed", engine.name, noun)
@@ -232,7 +232,7 @@ class Maintenance(Generic[R]):
         engine, interval = self.engine, self.engine.settings.health_check_interval
         if interval is None or self.liveness.validate_hook is None or not engine.state.entries:
             return NEVER
-        # A creation proves the server well; and the interval may have been shortened.
+        # A creation also proves that the server is up. The interval may have been shortened.
         self.health_check_at = min(self.health_check_at, now + interval)
         due = min(max(self.health_check_at, engine.outage.succeeded_at + interval), now + interval)
         if now < due:
@@ -278,7 +278,7 @@ class Maintenance(Generic[R]):
         return min(due, now + AUDIT)
 
     def _collect(self, now: float, waited: float) -> None:
-        """Run the garbage collector for leases forgotten in cycles: a process that waits allocates nothing."""
+        """Collect dropped leases in reference cycles: a process that only waits allocates nothing, so never does."""
         reaper = self.engine.runtime.reaper
         if now < reaper.collect_after or not self.engine.state.in_use or not gc.isenabled():
             return
@@ -305,7 +305,7 @@ class Maintenance(Generic[R]):
                 logger.exception("pool %r: interrupt() failed", engine.name)
 
     def after_fork(self) -> None:
-        """In a child: begin empty. Inherited resources have been invalidated and kept before."""
+        """In a child: start empty. Inherited resources were invalidated and kept before."""
         engine, closed = self.engine, self.engine.state.closed
         engine.runtime.pools.pop(id(engine.ref), None)
         engine.renew()
@@ -326,10 +326,10 @@ class Maintenance(Generic[R]):
         engine.runtime.pools.pop(id(before), None)
 
     def close_idle(self) -> None:
-        """At exit: close idle resources, in the reaper where it runs."""
+        """At exit: close idle resources, on the reaper if it runs."""
         engine = self.engine
         state = engine.state
-        state.min_size = 0  # nothing is created ahead any more
+        state.min_size = 0  # create nothing ahead of need
         for _ in range(len(state.idle)):
             try:
                 token = engine.fast.pop()
@@ -340,7 +340,7 @@ class Maintenance(Generic[R]):
             engine.close_entry(token.entry, "exit")
 
     def go_on_as_last_thread(self) -> None:
-        """During finalization: a thread that is gone may hold the lock, and none answers a wait."""
+        """During finalization: replace the lock, which a vanished thread may hold; wait for no other thread."""
         engine = self.engine
         engine.lock = _thread.RLock()
         engine.metrics.renew(engine.lock, engine.state)

@@ -14,10 +14,10 @@ __all__ = ["WaitQueue", "Waiter"]
 
 
 class Waiter:
-    """A borrower in the wait queue, blocked on a one-slot box of its own.
+    """A borrower in the wait queue, blocked on its own one-slot box.
 
-    Not a condition variable: that acquires its inner lock in Python code, and
-    an asynchronous exception there would leave the lock held for ever.
+    Not a condition variable, which acquires its inner lock in Python code: an
+    asynchronous exception there would leave the lock held for ever.
     """
 
     __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context")
@@ -27,9 +27,9 @@ class Waiter:
         self.box: Box = queue.SimpleQueue()
         self.given = False  # guarded by the pool's lock
         self.arrived = arrived  # when its acquire began; orders the wait queue
-        self.again = again  # it took an idle resource that proved dead, and keeps its place
+        self.again = again  # its idle resource proved dead, and it keeps its position in the queue
         self.thread = thread
-        # What is made for it is made in a copy; dropped as soon as it has left the line. Guarded by the lock.
+        # Creations for this waiter run in a copy of it. Dropped when the waiter leaves the queue. Guarded by the lock.
         self.context: Context | None = copy_context()
         self.attempts = 0  # failed creations it has waited through; guarded by the lock
 
@@ -37,7 +37,7 @@ class Waiter:
         """Give the waiter a token, or the error to raise. Needs the pool's lock.
 
         Returns:
-            Whether it was accepted; a waiter that has left accepts nothing.
+            Whether it was accepted; a waiter that has left the queue accepts nothing.
         """
         if self.given:
             return False
@@ -46,7 +46,7 @@ class Waiter:
             box.put(item)  # stores the item and wakes the waiter in one C call
         else:
             hand(box, item)
-        self.given = True  # after it: or an exception between the two leaves it waiting, passed over
+        self.given = True  # set last: otherwise an exception in between would leave the waiter waiting for ever
         self.context = None
         return True
 

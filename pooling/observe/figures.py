@@ -6,7 +6,7 @@ its counters counters.
 
 Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``created``; ``closed/expired`` by reason; ``errors/OSError`` by kind;
-``wait/17`` by the place of the bucket (see `histogram.BOUNDS`), ``wait.short``
+``wait/17`` by the place of the bucket (see `histogram.bound_of`), ``wait.short``
 for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
 all in nanoseconds. What was counted for one host has the host and a tab before
 its key. All are whole numbers: a sum of floats depends on the order of the
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..core.report.histogram import BOUNDS, HistogramSnapshot
+from ..core.report.histogram import Buckets, HistogramSnapshot, bound_of
 from ..core.report.holders import holders_of
 from ..core.report.metrics import PoolMetrics
 from ..core.report.snapshot import PoolSnapshot
@@ -45,6 +45,7 @@ _COUNTERS = (
 )  # fmt: skip
 _TIMES = ("wait", "use", "create")
 _HOLDERS = 10
+_NONE = Buckets({}, 0.0, 0.0)
 _HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
 
 
@@ -196,7 +197,7 @@ def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, floa
     ]  # fmt: skip
     place = max(grown, default=0)
     longest: float = all_of_them.max
-    return min(longest, BOUNDS[place]) if place < len(BOUNDS) and grown else longest if grown else 0.0
+    return min(longest, bound_of(place)) if grown else 0.0
 
 
 def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
@@ -207,9 +208,9 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
     buckets = metrics.buckets()
     for name in _TIMES:
         _durations(found, name, getattr(snapshot, name), buckets[name])
-    hosts, host_buckets = getattr(metrics, "hosts", None), getattr(metrics, "host_buckets", None)
-    if hosts is not None and host_buckets is not None:
-        by_host = host_buckets()
+    hosts, latencies = getattr(metrics, "hosts", None), getattr(metrics, "latencies", None)
+    if hosts is not None and latencies is not None:
+        by_host = latencies()
         for host in hosts():
             own: dict[str, float] = {
                 "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
@@ -217,7 +218,7 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             }  # fmt: skip
             _by_kind(own, "statuses", host.statuses)
             _by_kind(own, "failures", host.failures)
-            _durations(own, "latency", host.latency, by_host.get(host.host, {}).get("latency", {}))
+            _durations(own, "latency", host.latency, by_host.get(host.host, _NONE))
             found.update({f"{host.host}{HOST}{key}": value for key, value in own.items()})
     return {key: value for key, value in found.items() if value > 0}
 
@@ -226,11 +227,11 @@ def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> N
     into.update({f"{name}/{kind}": number for kind, number in numbers.items()})
 
 
-def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, buckets: Mapping[int, int]) -> None:
+def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, buckets: Buckets) -> None:
     # A use is counted a moment before it is timed. If a sample falls in between, it counts as a short one, too.
-    into[f"{name}.short"] = snapshot.count - sum(buckets.values())
+    into[f"{name}.short"] = snapshot.count - sum(buckets.counts.values())
     into[f"{name}.ns"] = round(snapshot.count * snapshot.mean * 1e9)
-    _by_kind(into, name, buckets)
+    _by_kind(into, name, buckets.counts)
 
 
 def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:

@@ -37,7 +37,7 @@ except ImportError as error:
     raise ImportError("prometheus_client is missing: pip install 'pooling[prometheus]'") from error
 
 from .._masking import shown
-from ..core.report.histogram import BOUNDS
+from ..core.report.histogram import bound_of
 from .figures import HOST, Figures
 from .shared import Totals, current
 
@@ -49,8 +49,8 @@ NAMES = ("otel", "hikari")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _OWN_LABELS = {"pool", "host", "state", "reason", "kind", "code", "le", "quantile"}
 
-# Buckets of our own bounds, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts in steps of 4.
-_PLACES = range(14, 54, 2)
+# Bounds of the pools' own buckets, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts of 4.
+PLACES = range(14, 54, 2)
 _HOST_PLACES = range(14, 54, 4)
 
 _GAUGES = (
@@ -218,7 +218,7 @@ class _Families:
         for key, name, text in _HIKARI_TIMES:
             summary = SummaryMetricFamily(name, text, labels=[*self._names, "pool"])
             for pool, one in self._pools:
-                buckets, total = _cumulated(one["counters"], key, _PLACES)
+                buckets, total = _cumulated(one["counters"], key, PLACES)
                 summary.add_metric([*self._values, pool], buckets[-1][1], total)
             yield summary
             yield self._gauge(f"{name}_max", text, "peaks", key)
@@ -260,7 +260,7 @@ class _Families:
     def _histogram(self, name: str, text: str, key: str) -> Metric:
         found = HistogramMetricFamily(name, text, labels=[*self._names, "pool"])
         for pool, one in self._pools:
-            buckets, total = _cumulated(one["counters"], key, _PLACES)
+            buckets, total = _cumulated(one["counters"], key, PLACES)
             found.add_metric([*self._values, pool], buckets, total)
         return found
 
@@ -315,7 +315,7 @@ def _cumulated(counters: Mapping[str, float], name: str, places: range) -> tuple
     short = counters.get(f"{name}.short", 0)  # than 100 µs, so below the first bound
     count = short + sum(number for _, number in timed)
     buckets = [
-        (str(round(BOUNDS[bound], 9)), short + sum(number for place, number in timed if place <= bound))
+        (str(round(bound_of(bound), 9)), short + sum(number for place, number in timed if place <= bound))
         for bound in places
     ]
     return [*buckets, ("+Inf", count)], counters.get(f"{name}.ns", 0) / 1e9

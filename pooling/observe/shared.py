@@ -61,7 +61,8 @@ VARIABLE = "POOLING_METRICS_DIR"
 INTERVAL = 1.0
 """Seconds between two writes of a process."""
 
-_PATIENCE = 5.0  # seconds that a reader waits for its turn
+PATIENCE = 5.0
+"""Seconds that a reader waits for its turn."""
 _EXIT_PATIENCE = 0.5  # the same, for a process that exits
 _RETIRED = "retired.v1"
 _NAME = re.compile(r"\d+-[0-9a-f]{16}\.v1")
@@ -79,7 +80,7 @@ class Totals(NamedTuple):
     processes: int
 
 
-class _Process:
+class Process:
     """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
 
     def __init__(self) -> None:
@@ -121,29 +122,30 @@ class _Source:
     """Where totals come from. One object serves a process and all its forked children."""
 
     def __init__(self) -> None:
-        self._processes: dict[int, _Process] = {}  # by process id: this one's, or its parent's
+        self.processes: dict[int, Process] = {}  # by process id: this one's, or its parent's
         self._locks: dict[int, Any] = {}  # by process id: never one that a thread of the parent held
 
-    def _process(self) -> _Process:
+    def process(self) -> Process:
+        """Return what this process has open."""
         if not SAME_PROCESS[0]:
             ensure_process()  # forked in C, and no pool was used since
         pid = os.getpid()
-        found = self._processes.get(pid)
+        found = self.processes.get(pid)
         return self._begin(pid) if found is None else found
 
-    def _begin(self, pid: int) -> _Process:
+    def _begin(self, pid: int) -> Process:
         with self._locks.setdefault(pid, _thread.RLock()):
-            if pid not in self._processes:
+            if pid not in self.processes:
                 # Before this process has a lock on these files, which it would lose. The parent keeps its own.
-                for inherited in self._processes.values():
+                for inherited in self.processes.values():
                     inherited.close()
                     keep_forever(inherited)  # it refers to resources of the parent
-                self._processes = {pid: _Process()}
+                self.processes = {pid: Process()}
                 self._locks = {pid: self._locks[pid]}
-            return self._processes[pid]
+            return self.processes[pid]
 
     @contextmanager
-    def _exclusive(self, process: _Process, patience: float = _PATIENCE) -> Iterator[None]:
+    def _exclusive(self, process: Process, patience: float = PATIENCE) -> Iterator[None]:
         """Let the threads of this process take turns. Never blocks the hub of gevent."""
         deadline = time.monotonic() + patience
         while not process.lock.acquire(False):
@@ -155,7 +157,7 @@ class _Source:
 
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Count a pool that was dropped. Called by the reaper."""
-        process = self._process()
+        process = self.process()
         if dropped is not None and not dropped.metrics.inner and dropped.runtime in registry.runtimes:
             with self._exclusive(process):
                 process.recorder.end(dropped.metrics)
@@ -168,7 +170,7 @@ class Local(_Source):
         """Return the figures of all pools of this process; peaks since the last call."""
         if self.listen not in LISTENERS:
             LISTENERS.append(self.listen)
-        process = self._process()
+        process = self.process()
         with self._exclusive(process):
             process.epoch += 1
             return Totals(process.recorder.sample(process.epoch - 1), 1)
@@ -210,7 +212,7 @@ class SharedDirectory(_Source):
         """Begin to write, or count a pool that was dropped. Called by the reaper, at the first use of a pool."""
         super().listen(reaper, dropped)
         if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
-            process = self._process()
+            process = self.process()
             process.active = True
             process.due = SYSTEM.now()
             reaper.inbox.put(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]  # like a pool's
@@ -220,7 +222,7 @@ class SharedDirectory(_Source):
 
     def sweep(self, due: float, now: float) -> bool:
         """Write on a worker thread, and schedule the next time. Called by the reaper."""
-        process = self._process()
+        process = self.process()
         if due != process.due:
             return False  # requested by a reaper that ended since
         runtime = registry.runtime_of(SYSTEM)
@@ -231,7 +233,7 @@ class SharedDirectory(_Source):
             runtime.workers.submit(self._write_on_worker, process)
         return True
 
-    def _write_on_worker(self, process: _Process) -> None:
+    def _write_on_worker(self, process: Process) -> None:
         try:
             self.write()
         finally:
@@ -241,7 +243,7 @@ class SharedDirectory(_Source):
         """Write for the last time, unless a disk hangs."""
         self.write(_EXIT_PATIENCE)
 
-    def write(self, patience: float = _PATIENCE) -> bool:
+    def write(self, patience: float = PATIENCE) -> bool:
         """Write the figures of this process now, if a pool was used in it; log a failure, but each kind only once.
 
         Args:
@@ -250,7 +252,7 @@ class SharedDirectory(_Source):
         Returns:
             Whether they are stored.
         """
-        process = self._process()
+        process = self.process()
         if not (self.writes and process.used):
             return True
         try:
@@ -265,7 +267,7 @@ class SharedDirectory(_Source):
             self._complain(error)
             return False
 
-    def _write(self, process: _Process) -> None:
+    def _write(self, process: Process) -> None:
         assert process.file is not None and process.retired is not None
         record = process.retired.read()
         pools = process.recorder.sample(0 if record is None else record.tag)
@@ -274,7 +276,7 @@ class SharedDirectory(_Source):
             process.file.write(json.dumps(wanted, separators=(",", ":")).encode())
             process.written = wanted  # after it: readers count what is stored
 
-    def _join(self, process: _Process, retired: SlotFile) -> None:
+    def _join(self, process: Process, retired: SlotFile) -> None:
         """Create this process's file. Needs the turn: nothing may find it before it is locked."""
         self._fold(process, retired, scrape=False)  # first, so that the number of files is bounded
         if process.file is not None:
@@ -311,7 +313,7 @@ class SharedDirectory(_Source):
             OSError: The directory cannot be used.
             TimeoutError: Another process has been reading for seconds.
         """
-        process = self._process()
+        process = self.process()
         with self._exclusive(process):
             self._open(process)
             with self._turn(process) as retired:
@@ -324,7 +326,7 @@ class SharedDirectory(_Source):
                         self._complain(error)  # the last figures that are stored count
                 return self._fold(process, retired, scrape=True)
 
-    def _open(self, process: _Process) -> None:
+    def _open(self, process: Process) -> None:
         """Open the directory and ``retired``, again if they were deleted."""
         if process.directory >= 0 and process.retired is not None and process.retired.linked:
             return
@@ -333,11 +335,11 @@ class SharedDirectory(_Source):
         process.retired = SlotFile.open(_RETIRED, process.directory, create=True)
 
     @contextmanager
-    def _turn(self, process: _Process) -> Iterator[SlotFile]:
+    def _turn(self, process: Process) -> Iterator[SlotFile]:
         """Have the directory for this process alone."""
         retired = process.retired
         assert retired is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not retired.lock():
             _pause(deadline, f"another process has locked {self.path}")
         try:
@@ -345,7 +347,7 @@ class SharedDirectory(_Source):
         finally:
             retired.unlock()
 
-    def _fold(self, process: _Process, retired: SlotFile, *, scrape: bool) -> Totals:
+    def _fold(self, process: Process, retired: SlotFile, *, scrape: bool) -> Totals:
         """Add up all files, and move those of dead processes into ``retired``. Needs the turn.
 
         Args:

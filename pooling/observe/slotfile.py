@@ -21,9 +21,10 @@ import os
 import struct
 from typing import NamedTuple
 
-__all__ = ["MOST_BYTES", "Record", "SlotFile"]
+__all__ = ["HEAD", "MOST_BYTES", "Record", "SlotFile", "offset_of"]
 
-_HEAD = struct.Struct("<QQQ16s")  # number, tag, length, checksum
+HEAD = struct.Struct("<QQQ16s")
+"""What stands before a record: its number, tag, length and checksum."""
 _ATTEMPTS = 5  # to read while the writer writes
 _FIRST = 4096  # where the first slot begins; the bytes before it are for locks
 MOST_BYTES = 1 << 24
@@ -98,12 +99,12 @@ class SlotFile:
             ValueError: The record is too long.
             OSError: It could not be written, because the disk is full for example; the last record is still there.
         """
-        if len(data) > MOST_BYTES - _HEAD.size:
-            raise ValueError(f"data must be at most {MOST_BYTES - _HEAD.size} bytes long, not {len(data)}")
+        if len(data) > MOST_BYTES - HEAD.size:
+            raise ValueError(f"data must be at most {MOST_BYTES - HEAD.size} bytes long, not {len(data)}")
         last = self.read()
         number = 1 if last is None else last.number + 1
-        block = _HEAD.pack(number, tag, len(data), _checksum(number, tag, data)) + data
-        offset = _offset(number)
+        block = HEAD.pack(number, tag, len(data), _checksum(number, tag, data)) + data
+        offset = offset_of(number)
         while block:
             written = os.pwrite(self.descriptor, block, offset)
             block, offset = block[written:], offset + written
@@ -118,16 +119,16 @@ class SlotFile:
 
     def _read(self) -> Record | None:
         """Return ``None`` also if the writer has written twice meanwhile."""
-        heads = [_HEAD.unpack(head) for head in map(self._head, (0, 1)) if len(head) == _HEAD.size]
+        heads = [HEAD.unpack(head) for head in map(self._head, (0, 1)) if len(head) == HEAD.size]
         for number, tag, length, checksum in sorted(heads, reverse=True):
-            if number > 0 and length <= MOST_BYTES - _HEAD.size:
-                data = os.pread(self.descriptor, length, _offset(number) + _HEAD.size)
+            if number > 0 and length <= MOST_BYTES - HEAD.size:
+                data = os.pread(self.descriptor, length, offset_of(number) + HEAD.size)
                 if len(data) == length and _checksum(number, tag, data) == checksum:
                     return Record(number, tag, data)
         return None
 
     def _head(self, slot: int) -> bytes:
-        return os.pread(self.descriptor, _HEAD.size, _offset(slot))
+        return os.pread(self.descriptor, HEAD.size, offset_of(slot))
 
     def close(self) -> None:
         """Close the file, which releases this process's locks on it. Idempotent."""
@@ -136,7 +137,8 @@ class SlotFile:
             os.close(descriptor)
 
 
-def _offset(number: int) -> int:
+def offset_of(number: int) -> int:
+    """Return where the record with this number, and its head, begins."""
     return _FIRST + number % 2 * MOST_BYTES
 
 

@@ -198,7 +198,7 @@ class Load:
 
 
 def is_counter(name: str) -> bool:
-    return name.endswith(("_total", "_bucket", "_count", "_sum")) and name != "db_client_connection_count"
+    return name.rpartition("_")[2] in {"total", "bucket", "count", "sum"} and name != "db_client_connection_count"
 
 
 def acquired(series: Series) -> dict[str, float]:

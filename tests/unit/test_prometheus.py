@@ -22,7 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from pooling import Pool
-from pooling.core.report.histogram import BOUNDS, SHORT
+from pooling.core.report.histogram import SHORT, bound_of
 from pooling.observe import prometheus
 from pooling.observe.prometheus import PoolCollector
 from pooling.observe.shared import Totals
@@ -49,6 +49,14 @@ CONVENTIONS = {
 }
 # How the OpenTelemetry specification ("Prometheus and OpenMetrics Compatibility") translates them.
 TYPES = {"updowncounter": "gauge", "counter": "counter", "histogram": "histogram"}
+
+UNITS = {"s": "seconds"}
+
+
+def translate(name: str, unit: str) -> str:
+    parts = [*name.split("."), UNITS.get(unit, "")]
+    return "_".join(part for part in parts if part)
+
 
 # What Micrometer's binding of HikariCP exports (MicrometerMetricsTracker) in the Prometheus format.
 HIKARI = {
@@ -138,14 +146,14 @@ def value(page: str, name: str, **labels: str) -> float:
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_names_types_and_units_are_those_of_the_conventions(name: str) -> None:
     instrument, unit = CONVENTIONS[name]
-    translated = name.replace(".", "_") + ("_seconds" if unit == "s" else "")
+    translated = translate(name, unit)
     found = collected(source=FULL)
     assert found[translated].type == TYPES[instrument]
     assert found[translated].samples
 
 
 def test_other_names_are_of_a_namespace_of_their_own() -> None:
-    known = {name.replace(".", "_") + ("_seconds" if unit == "s" else "") for name, (_, unit) in CONVENTIONS.items()}
+    known = {translate(name, unit) for name, (_, unit) in CONVENTIONS.items()}
     others = collected(source=FULL).keys() - known
     assert {name for name in others if not name.startswith("pooling_")} == set()
     for metric in collected(source=FULL).values():
@@ -218,8 +226,8 @@ def test_histogram_counts_every_duration_once() -> None:
 
 
 def test_buckets_are_bounds_of_the_pool_s_own() -> None:
-    assert all(BOUNDS[place] > SHORT for place in prometheus._PLACES)
-    assert [round(BOUNDS[place], 6) for place in prometheus._PLACES][:4] == [0.000128, 0.000256, 0.000512, 0.001024]
+    assert all(bound_of(place) > SHORT for place in prometheus.PLACES)
+    assert [round(bound_of(place), 6) for place in prometheus.PLACES][:4] == [0.000128, 0.000256, 0.000512, 0.001024]
 
 
 def test_http_by_host() -> None:

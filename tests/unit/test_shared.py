@@ -69,7 +69,7 @@ def path(tmp_path: Path) -> Path:
 def directory(path: Path) -> Iterator[SharedDirectory]:
     made = SharedDirectory(path)
     yield made
-    made._process().close()
+    made.process().close()
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def name() -> str:
 
 def another(directory: SharedDirectory) -> SharedDirectory:
     """The same for the next process, after this one was killed, which has closed its files."""
-    directory._process().close()
+    directory.process().close()
     return SharedDirectory(directory.path)
 
 
@@ -136,7 +136,7 @@ def test_failure_to_write_is_logged_once_and_raises_nothing(
     directory: SharedDirectory, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.touch()
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     with caplog.at_level(logging.WARNING, "pooling"):
         assert not directory.write()
         assert not directory.write()
@@ -146,7 +146,7 @@ def test_failure_to_write_is_logged_once_and_raises_nothing(
 
 
 def test_directory_that_was_deleted_is_made_again(directory: SharedDirectory, path: Path) -> None:
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     assert directory.write() and len(names(path)) == 2
     for name in names(path):
         (path / name).unlink()
@@ -156,9 +156,9 @@ def test_directory_that_was_deleted_is_made_again(directory: SharedDirectory, pa
 
 
 def test_own_file_that_was_deleted_is_made_again(directory: SharedDirectory, path: Path) -> None:
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     assert directory.write()
-    (path / directory._process().name).unlink()
+    (path / directory.process().name).unlink()
     assert directory.read().processes == 1
     assert len(names(path)) == 2
 
@@ -332,7 +332,7 @@ def test_full_disk_loses_nothing(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "pooling"):
         patch.setattr(os, "pwrite", full)
         for _ in range(2):
@@ -347,7 +347,7 @@ def test_full_disk_loses_nothing(
 def test_reader_whose_turn_does_not_come_says_so(
     directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_PATIENCE", 0.0)
+    monkeypatch.setattr(shared, "PATIENCE", 0.0)
     monkeypatch.setattr(SlotFile, "lock", lambda self: False)
     with pytest.raises(TimeoutError, match=r"no turn to read or write the metrics: another process has locked /"):
         directory.read()
@@ -372,7 +372,7 @@ def use(pool: Pool[Any], times: int) -> None:
 
 
 def test_own_pools_are_in_the_totals(directory: SharedDirectory, name: str) -> None:
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     pool: Pool[Any] = Pool(object, name=name, max_size=3)
     use(pool, 10)
     with pool.acquire():
@@ -397,7 +397,7 @@ def test_process_that_uses_no_pool_writes_nothing(
 
 
 def test_unchanged_figures_are_not_written_again(directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = directory._process()
+    process = directory.process()
     directory.writes = process.active = True
     monkeypatch.setattr(process.recorder, "sample", lambda epoch: {"db": add_up([])})
     directory.write()
@@ -429,7 +429,7 @@ def test_directory_of_another_application_is_only_read(directory: SharedDirector
 @pytest.mark.parametrize("sampled", [True, False])
 def test_counters_survive_the_pool(directory: SharedDirectory, name: str, sampled: bool) -> None:
     """Also those of a pool that came and went between two samples."""
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     shared.LISTENERS.append(directory.listen)
     try:
         pool: Pool[Any] = Pool(object, name=name)
@@ -523,7 +523,7 @@ def test_peaks_are_those_since_the_last_scrape(name: str) -> None:
 
 
 def test_scrape_of_the_directory_begins_a_new_peak(directory: SharedDirectory, name: str) -> None:
-    directory.writes = directory._process().active = True
+    directory.writes = directory.process().active = True
     pool: Pool[Any] = Pool(object, name=name, max_size=5)
     for expected in (3, 1, 2):
         for lease in [pool.acquire() for _ in range(expected)]:
@@ -689,17 +689,17 @@ def test_child_closes_the_files_of_its_parent_before_it_has_its_own(
 ) -> None:
     """Otherwise it would lose a lock that one of its other threads has just taken."""
     directory.read()
-    parent, pid, seen = directory._process(), os.getpid() + 1, []
+    parent, pid, seen = directory.process(), os.getpid() + 1, []
     close = type(parent).close
 
     def closing(self: Any) -> None:
-        seen.append(pid in directory._processes)
+        seen.append(pid in directory.processes)
         close(self)
 
     monkeypatch.setattr(type(parent), "close", closing)
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    child = directory._process()
-    assert seen == [False] and child is directory._process() is not parent
+    child = directory.process()
+    assert seen == [False] and child is directory.process() is not parent
     assert (parent.directory, parent.retired, parent.file) == (-1, None, None)
 
 
@@ -720,4 +720,4 @@ except ValueError as error:
 
 
 def test_slots_of_both_files_are_apart() -> None:
-    assert slotfile._offset(1) - slotfile._offset(2) == slotfile.MOST_BYTES
+    assert slotfile.offset_of(1) - slotfile.offset_of(2) == slotfile.MOST_BYTES

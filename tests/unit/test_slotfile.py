@@ -62,7 +62,7 @@ def test_empty_record_is_a_record(file: SlotFile) -> None:
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_torn_write_leaves_the_last_record(file: SlotFile, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
     """At each byte boundary, in either slot, over nothing and over an older record."""
-    size = slotfile._HEAD.size + len(NEW)
+    size = slotfile.HEAD.size + len(NEW)
     for written in range(size + 1):
         for number in range(before):
             file.write(OLD + b" " * (number % 2))
@@ -78,7 +78,7 @@ def test_torn_write_leaves_the_last_record(file: SlotFile, monkeypatch: pytest.M
 
 
 def test_torn_first_write_is_no_record(file: SlotFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    for written in range(slotfile._HEAD.size + len(NEW)):
+    for written in range(slotfile.HEAD.size + len(NEW)):
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", killed_after(written))
             with pytest.raises(Killed):
@@ -100,8 +100,8 @@ def test_writer_goes_on_after_a_torn_write(file: SlotFile, monkeypatch: pytest.M
 def test_changed_byte_is_noticed(file: SlotFile) -> None:
     file.write(OLD)
     file.write(NEW, tag=3)
-    start = slotfile._offset(2)
-    for place in range(slotfile._HEAD.size + len(NEW)):
+    start = slotfile.offset_of(2)
+    for place in range(slotfile.HEAD.size + len(NEW)):
         (byte,) = os.pread(file.descriptor, 1, start + place)
         os.pwrite(file.descriptor, bytes([byte ^ 0x10]), start + place)
         assert file.read() == Record(1, 0, OLD), f"byte {place}"
@@ -168,7 +168,7 @@ def test_record_that_is_too_long_is_refused(file: SlotFile) -> None:
 
 
 def test_longest_record_stays_in_its_slot(file: SlotFile) -> None:
-    longest = bytes(MOST_BYTES - slotfile._HEAD.size)
+    longest = bytes(MOST_BYTES - slotfile.HEAD.size)
     file.write(OLD)
     file.write(longest)
     assert file.read() == Record(2, 0, longest)

@@ -54,7 +54,7 @@ class PostgresAdapter(Adapter[Connection]):
     """
 
     noun = "connection"
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(
         self,

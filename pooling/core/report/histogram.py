@@ -7,7 +7,7 @@ from collections import Counter, deque
 from functools import partial
 from typing import Any, NamedTuple
 
-__all__ = ["BOUNDS", "SHORT", "Histogram", "HistogramSnapshot"]
+__all__ = ["SHORT", "Buckets", "Histogram", "HistogramSnapshot", "bound_of"]
 
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
@@ -15,9 +15,7 @@ SHORT = 1e-4
 # 1 µs to about 18 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.
 _BOUNDS = [1e-6 * 2 ** (step / 2) for step in range(61)]
-BOUNDS = tuple(_BOUNDS)
-"""Seconds: the bucket at place ``p`` has durations from ``BOUNDS[p - 1]`` up to, but without, ``BOUNDS[p]``."""
-_bucket = partial(bisect, _BOUNDS)  # the place of a duration's bucket
+_bucket = partial(bisect, _BOUNDS)  # the index of a duration's bucket
 _FOLD_AT = 256
 
 
@@ -32,11 +30,28 @@ class HistogramSnapshot(NamedTuple):
     p99: float
 
 
+class Buckets(NamedTuple):
+    """The durations that were recorded one by one, by bucket: the difference of two of these is what came between.
+
+    ``counts`` has a number by the bucket's place (see `bound_of`), ``total`` is their sum in seconds, ``max`` the
+    longest.
+    """
+
+    counts: dict[int, int]
+    total: float
+    max: float
+
+
+def bound_of(place: int) -> float:
+    """Return the upper bound of a bucket in seconds; infinity for the last."""
+    return _BOUNDS[place] if place < len(_BOUNDS) else float("inf")
+
+
 class Histogram:
     """Durations in fixed buckets.
 
     Args:
-        lock: The pool's lock: re-entrant, and able to say who owns it.
+        lock: The pool's lock, which is re-entrant and reports its owner.
     """
 
     __slots__ = ("_lock", "_fresh", "_counts", "_total", "_max")
@@ -47,9 +62,9 @@ class Histogram:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all durations."""
         self._fresh.clear()
-        self._counts: Counter[int] = Counter()  # by the place of the bucket
+        self._counts: Counter[int] = Counter()  # by the index of the bucket
         self._total = self._max = 0.0
 
     def record(self, seconds: float) -> None:
@@ -105,10 +120,10 @@ class Histogram:
             seen += number
         return self._max
 
-    def buckets(self) -> dict[int, int]:
-        """Return the number of recorded durations by the place of their bucket, see `BOUNDS`. Needs the lock."""
+    def buckets(self) -> Buckets:
+        """Return a copy of the recorded durations by bucket. Needs the lock."""
         self._fold()
-        return dict(self._counts)
+        return Buckets(dict(self._counts), self._total, self._max)
 
     @property
     def timed(self) -> tuple[int, float]:

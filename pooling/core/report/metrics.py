@@ -3,9 +3,9 @@
 How the figures are collected (P12):
 
 - Each lease is counted in its entry, by its holder only, without a lock. A
-  snapshot adds the counters of the entries to the totals of the closed ones.
-  These counters only grow; they may lag by the operations in flight and never
-  lose one.
+  snapshot adds the counters of the entries to the totals of closed entries.
+  These counters only grow; they may lag behind by the operations in progress,
+  but never lose one.
 - Events on slow paths are counted under the pool's lock, which is held there
   anyway. A snapshot takes the same lock once, so its gauges add up.
 - Durations are appended to a deque, which is atomic and safe in a destructor
@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from ..clock import Clock
 from ..entry import Entry
 from ..state import PoolState
-from .histogram import Histogram
+from .histogram import Buckets, Histogram
 from .messages import no_copy
 from .snapshot import PoolSnapshot, summary
 
@@ -78,7 +78,7 @@ class PoolMetrics:
         self._stacked = stacked  # a released resource is on top of the idle stack at once
 
     def renew(self, lock: Any, state: PoolState) -> None:
-        """Begin with zeros, for a state and its lock; also in a forked child, where exporters may keep this object."""
+        """Start from zero for a state and its lock; also in a forked child, where exporters may keep this object."""
         self.lock = lock
         self._state = state
         # All below: guarded by the lock.
@@ -101,7 +101,7 @@ class PoolMetrics:
         self._done_busy += entry.busy
 
     def note_in_use(self) -> None:
-        """Record how many are in use now; called on slow paths. Needs the lock."""
+        """Record the number of resources in use; called on slow paths. Needs the lock."""
         in_use = self._state.in_use
         if in_use > self._peak:
             self._peak = in_use
@@ -109,8 +109,8 @@ class PoolMetrics:
     def estimate_peak(self) -> None:
         """Estimate the peak from the number of resources ever lent. Needs the lock.
 
-        The stack lends the resource used last first, so all resources that
-        were ever lent were in use at the same time at least once. This covers
+        The stack lends the most recently used resource first, so all resources
+        ever lent were in use at the same time at least once. This includes
         leases on the fast path, which takes no lock.
         """
         self.note_in_use()
@@ -130,14 +130,6 @@ class PoolMetrics:
     def since(self) -> float:
         """When counting began, by the pool's clock: the first use in this process, or the last `reset`."""
         return self._baseline.since
-
-    def buckets(self) -> dict[str, dict[int, int]]:
-        """Return the recorded durations of ``wait``, ``use`` and ``create`` in buckets, see `Histogram.buckets`.
-
-        Those that are only counted, because they are shorter than `SHORT`, are not among them.
-        """
-        with self.lock:
-            return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
 
     def uses(self) -> dict[int, int] | None:
         """Return how often each open resource was lent, the current lease included, by the ``id`` of its entry.
@@ -207,6 +199,14 @@ class PoolMetrics:
                 release=durations.release.snapshot(uses - durations.release.timed[0]),
             )
 
+    def buckets(self) -> dict[str, Buckets]:
+        """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``.
+
+        The leases that `snapshot` counts beyond these waited for nothing, or were shorter than 0.1 ms.
+        """
+        with self.lock:
+            return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
+
     def to_dict(self) -> dict[str, Any]:
         """Return `PoolSnapshot.to_dict` of a new snapshot."""
         return self.snapshot().to_dict()
@@ -230,7 +230,7 @@ class PoolMetrics:
             raise
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
+        no_copy(self, "they belong to their pool; keep or send a snapshot() instead")
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a summary, to standard output by default."""

@@ -15,12 +15,15 @@ from collections.abc import Callable
 __all__ = ["keep_forever", "prepare"]
 
 _incref: Callable[[object], object] | None = None
+_kept: list[object] = []  # where there is no `Py_INCREF`
 _clears_parked_threads: list[bool] = []  # not empty: the fork handler for parked threads is registered
 
 
 def keep_forever(thing: object) -> None:
     """Prevent the destruction of an object, also at interpreter exit."""
-    if _incref is not None:
+    if _incref is None:
+        _kept.append(thing)
+    else:
         _incref(thing)
 
 
@@ -31,7 +34,7 @@ def prepare() -> None:
         # Imported here, not in a child: a thread of the parent may hold the import lock at the fork.
         from _ctypes import Py_INCREF as _incref
     except ImportError:
-        return  # such objects are then destroyed at interpreter exit
+        return
     if sys.version_info >= (3, 13) and hasattr(os, "fork") and not _clears_parked_threads:
         _clears_parked_threads.append(True)
         _clear_parked_threads()
