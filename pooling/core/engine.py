@@ -86,7 +86,8 @@ class Engine(Generic[R]):
 
     def use_metrics(self, metrics: PoolMetrics) -> None:
         """Count into these metrics; before the pool is used."""
-        self.metrics = self.events.metrics = self.ref.metrics = metrics
+        self.metrics = self.events.metrics = metrics
+        self.ref.metrics = metrics if metrics.standalone else None
         metrics.renew(self.lock, self.state)
 
     def renew(self) -> None:
@@ -123,7 +124,7 @@ class Engine(Generic[R]):
         """Register the pool's `Maintenance` with the reaper, weakly."""
         self.ref = PoolRef(owner, self.runtime.reaper.drop)
         self.ref.state, self.ref.adapter, self.ref.runtime = self.state, self.adapter, self.runtime
-        self.ref.metrics = self.metrics
+        self.ref.metrics = self.metrics if self.metrics.standalone else None
         self.runtime.pools[id(self.ref)] = self.ref
         for entry in self.state.entries:
             entry.pool = self.ref

@@ -16,7 +16,7 @@ addends, so it could decrease in the last digit from one reader to the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.report.histogram import Buckets, HistogramSnapshot, bound_of
@@ -49,16 +49,22 @@ _NONE = Buckets({}, 0.0, 0.0)
 _HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
 
 
-def all_pools() -> list[PoolRef]:
-    """Return the pools of this process, those inside of others left out."""
-    return [ref for runtime in registry.runtimes for ref in list(runtime.pools.values()) if not ref.metrics.inner]
+def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
+    """Return the live pools of this process with their metrics, those inside of others left out."""
+    found = []
+    for runtime in registry.runtimes:
+        for ref in list(runtime.pools.values()):
+            owner = ref()
+            if owner is not None and not owner.engine.metrics.inner:
+                found.append((ref, owner.engine.metrics))
+    return found
 
 
 class Recorder:
     """Records the pools of one process. Not thread-safe: its user holds a lock."""
 
     def __init__(self) -> None:
-        self._sources: dict[PoolMetrics, _Source] = {}
+        self._sources: dict[int, _Source] = {}  # by the id of the metrics
         self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
         self._names: set[str] = set()
 
@@ -68,32 +74,36 @@ class Recorder:
         Args:
             epoch: Peaks are those since this number changed.
         """
-        for ref in all_pools():
-            if ref.metrics not in self._sources:
-                self._sources[ref.metrics] = _Source(ref)
-            else:
-                self._sources[ref.metrics].ref = ref  # another one after gevent has patched the process
+        for number, source in list(self._sources.items()):
+            if source.metrics is None and source.ref() is None:
+                self._end(self._sources.pop(number))
+        for ref, metrics in all_pools():
+            source = self._sources.setdefault(id(metrics), _Source(metrics))
+            source.ref = ref  # another one after gevent has patched the process
         found: dict[str, list[Figures]] = {}
-        for metrics, source in list(self._sources.items()):
+        for source in self._sources.values():
             owner = source.ref()
-            if owner is None:  # the reaper will call `end`
-                source.count(metrics)
-                figures: Figures = {"counters": source.counters}
-            else:
+            if owner is not None:
                 figures = source.sample(owner.engine, epoch)
-            found.setdefault(self._name_of(metrics), []).append(figures)
+            else:  # `end` will be called, or it was dropped just now
+                if source.metrics is not None:
+                    source.count(source.metrics)
+                figures = {"counters": source.counters}
+            found.setdefault(self._public(source.name), []).append(figures)
         for name, counters in self._ended.items():
             found.setdefault(name, []).append({"counters": counters})
         return {name: add_up(figures) for name, figures in found.items()}
 
     def end(self, metrics: PoolMetrics) -> None:
         """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
-        source = self._sources.pop(metrics, None) or _Source(None)
+        source = self._sources.pop(id(metrics), None) or _Source(metrics)
         source.count(metrics)
-        _add(self._ended.setdefault(self._name_of(metrics), {}), source.counters)
+        self._end(source)
 
-    def _name_of(self, metrics: PoolMetrics) -> str:
-        name = metrics.name
+    def _end(self, source: _Source) -> None:
+        _add(self._ended.setdefault(self._public(source.name), {}), source.counters)
+
+    def _public(self, name: str) -> str:
         if name not in self._names:
             if len(self._names) >= MOST_POOLS:
                 return OTHERS
@@ -104,8 +114,10 @@ class Recorder:
 class _Source:
     """One pool, as it was at the last sample."""
 
-    def __init__(self, ref: Any) -> None:
-        self.ref = ref
+    def __init__(self, metrics: PoolMetrics) -> None:
+        self.name = metrics.name
+        self.metrics = metrics if metrics.standalone else None  # never what keeps a pool alive
+        self.ref: Callable[[], Any] = _nothing
         self._since = float("-inf")
         self._base: dict[str, float] = {}  # counted before the last reset
         self._last: dict[str, float] = {}
@@ -186,6 +198,10 @@ class _Source:
         times["wait"] = max(times["wait"], oldest)
         for key, value in {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited)), **times}.items():
             self._peaks[key] = max(self._peaks.get(key, 0), value)
+
+
+def _nothing() -> None:
+    """Stand in for the reference of a pool that is gone."""
 
 
 def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, float], all_of_them: Any) -> float:

@@ -100,7 +100,7 @@ class Process:
     def used(self) -> bool:
         """Whether a pool was used in this process."""
         if not self.active:
-            self.active = any(ref.state.started or ref.state.entries for ref in all_pools())
+            self.active = any(ref.state.started or ref.state.entries for ref, _ in all_pools())
         return self.active
 
     @property
@@ -158,9 +158,12 @@ class _Source:
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Count a pool that was dropped. Called by the reaper."""
         process = self.process()
-        if dropped is not None and not dropped.metrics.inner and dropped.runtime in registry.runtimes:
+        if dropped is None or dropped.runtime not in registry.runtimes:
+            return
+        metrics = dropped.metrics
+        if metrics is not None and not metrics.inner:
             with self._exclusive(process):
-                process.recorder.end(dropped.metrics)
+                process.recorder.end(metrics)
 
 
 class Local(_Source):

@@ -309,7 +309,7 @@ def test_1000_forked_workers(tmp_path: Path) -> None:
 
 
 HTTP = """
-import sys
+import sys, weakref
 import pooling
 from pooling.observe import shared
 http = pooling.HTTPPool(base_url=sys.argv[1], name="api", max_size=4)
@@ -318,7 +318,11 @@ for status in (200, 200, 503):
     http.get("/echo")
 found = shared.current().read()
 assert list(found.pools) == ["api"], list(found.pools)
-http.close()
+gone = weakref.ref(http)
+del http
+assert gone() is None  # what is recorded keeps no pool alive
+again = shared.current().read().pools["api"]
+assert again["counters"] == found.pools["api"]["counters"] and not again["gauges"], again
 """
 
 

@@ -171,6 +171,7 @@ class HTTPMetrics(PoolMetrics):
     ``exhausted`` counts waits for either. See :meth:`hosts` for each host.
     """
 
+    standalone = False
     sockets: Sockets  # set by `Connections`
 
     def renew(self, lock: Any, state: PoolState) -> None:

@@ -72,6 +72,9 @@ class PoolMetrics:
     inner = False
     """Whether the metrics of another pool include these, so that exporters leave them out."""
 
+    standalone = True
+    """Whether these refer to no pool, so that they may be kept longer than theirs."""
+
     def __init__(self, name: str, clock: Clock, stacked: bool = True) -> None:
         self.name = name
         self._clock = clock

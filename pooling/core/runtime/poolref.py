@@ -49,4 +49,4 @@ class PoolRef(weakref.ref):  # type: ignore[type-arg]
     state: PoolState
     adapter: Adapter[Any]
     runtime: Any
-    metrics: Any  # the pool's `PoolMetrics`
+    metrics: Any  # the pool's `PoolMetrics`; None if they would keep a pool alive
