@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+import requests
 
 from pooling import (
     HTTPPool,
@@ -158,7 +159,8 @@ def connections(url: str) -> Kind:
 
     def make(settings: PoolSettings) -> Pool[Any]:
         kept.append(HTTPPool(settings.replace(min_size=0), max_per_host=settings.max_size))
-        pool = kept[-1]._host_of(url).pool
+        request = requests.Request("GET", url).prepare()
+        pool = kept[-1].connections.host_of(kept[-1].adapter, request, True, {}, None).pool
         pool.reconfigure(min_size=settings.min_size)
         return pool
 

@@ -16,6 +16,7 @@ import urllib3
 from requests.auth import HTTPDigestAuth
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout
+from pooling.core.runtime import registry
 from tests.conftest import Authority
 from tests.web import ForwardProxy, WebServer
 
@@ -608,6 +609,7 @@ def test_a_pool_that_is_dropped_closes_its_sockets(web: WebServer) -> None:
 def test_a_pool_that_is_dropped_is_freed_without_the_garbage_collector(
     web: WebServer, options: dict[str, Any], closed: bool
 ) -> None:
+    before = registry.pools()
     http = HTTPPool(base_url=web.url, **options)
     with http.acquire() as session:
         session.get(web.url + "/echo")
@@ -617,14 +619,12 @@ def test_a_pool_that_is_dropped_is_freed_without_the_garbage_collector(
     http.health_check(ask=True)
     if closed:
         http.close()
-    hosts = http._connections.hosts.all()
-    objects = [http, http._connections, http._connections.slots, http.adapter, *(host.pool for host in hosts)]
-    if http._health is not None:
-        objects += [http._health, http._health._pool]
-    references = [weakref.ref(each) for each in objects]
+    pools = [pool for pool in registry.pools() if pool not in before]  # of slots, of sockets, of the health probe
+    assert len(pools) == 2 + ("health_url" in options)
+    references = [weakref.ref(each) for each in (http, http.connections, http.adapter, *pools)]
     gc.disable()
     try:
-        del http, session, response, hosts, objects
+        del http, session, response, pools, before
         wait_until(lambda: not any(reference() for reference in references))  # a worker may just end its job
     finally:
         gc.enable()

@@ -68,7 +68,7 @@ def test_stats_repr_and_messages_state_the_same_counts(private: WebServer) -> No
         assert repr(http) == "<HTTPPool 'web': 1/10 in use, 0 idle, 3 waiting>"
         http.resize(1)
         with pytest.raises(PoolTimeout) as caught:
-            http._connections.slots.acquire(0)
+            http.connections.slots.acquire(0)
         assert "(1/1 in use, 0 idle, 3 waiting)" in str(caught.value)
         blocker.close()
         for thread in threads:
@@ -317,7 +317,7 @@ def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypa
     """The connection is dead, and looks alive until it is written to."""
     with HTTPPool(ONE, base_url=private.url) as http:
         first = echo(http.get("/echo"))["connection"]
-        (host,) = http._connections.hosts.all()
+        (host,) = http.connections.hosts.all()
         wire = host.pool.engine.state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
         wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
@@ -565,7 +565,7 @@ def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPa
     from pooling.adapters.http import hosts
 
     monkeypatch.setattr(hosts, "MOST_LABELS", 5)
-    monkeypatch.setattr(hosts, "_MOST_HOSTS", 10)
+    monkeypatch.setattr(hosts, "MOST_HOSTS", 10)
     with HTTPPool() as http:
         for number in range(50):
             with pytest.raises(requests.ConnectionError):

@@ -66,7 +66,7 @@ def test_a_socket_can_be_evicted_while_urllib3_closes_its_last_answer_once_more(
     def flush(answer: Any) -> None:  # the first step of a close
         if not evicted:
             evicted.append("now")
-            [host] = http._connections.hosts.all()
+            [host] = http.connections.hosts.all()
             thread = in_thread(host.evict_oldest, "room")
             thread.join()
         super(Answer, answer).flush()
@@ -164,7 +164,7 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 
 def _arrived(http: HTTPPool) -> bool:
     """Whether the system has bytes for the idle socket."""
-    [host] = http._connections.hosts.all()
+    [host] = http.connections.hosts.all()
     [key] = host.pool.engine.state.idle
     try:
         return bool(socket.socket.recv(key.entry.resource.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -462,10 +462,10 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, st
         for thread in threads:
             thread.join()
         assert seen == ["fine"] * count
-        assert (http.stats()["in_use"], http._connections.calls.requests) == (0, {})
+        assert (http.stats()["in_use"], http.connections.calls.requests) == (0, {})
         seen.clear()
         gc.collect()
-        assert http._connections.calls.answers == {}
+        assert http.connections.calls.answers == {}
 
 
 def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:

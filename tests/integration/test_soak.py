@@ -177,13 +177,13 @@ def test_ctrl_c_prints_the_verdict_so_far(tmp_path: Path, number: signal.Signals
     assert "BAD" not in marks(output).values() and marks(output)["own count"] == "ok"
 
 
-def test_the_trend_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trend_of_the_memory() -> None:
     """A peak and a step during warm-up are not a trend, a slope is; too few samples give no verdict."""
     machine = Machine(1.0)
     flat = [30_000_000] * 100
 
     def judged(samples: list[int]) -> bool | None:
-        monkeypatch.setattr(machine, "_samples", samples)
+        machine.samples = samples
         return machine.memory().good
 
     assert judged(flat) is True
