@@ -751,10 +751,10 @@ def run(*arguments: str) -> str:
 
 
 def test_status(connection: Any, postgres: PostgresServer) -> None:
-    with postgres.connect(dbname="django_site", application_name="somebody else"):
+    with postgres.connect(dbname="django_site", application_name="another program"):
         told = run("status")
     assert "default: PostgresPool, at most 2 in each process" in told
-    assert "somebody else" in told
+    assert "another program" in told
     assert "database:default" in told
     assert "api" in told
 
