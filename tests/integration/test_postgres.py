@@ -26,9 +26,9 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.postgres import address, blocks, failures, limits, wire
+from pooling.adapters.postgres import address, blocks, failures, limits, peek, trace, wire
 from pooling.adapters.postgres.adapter import PostgresAdapter
-from pooling.adapters.postgres.session import notes_of
+from pooling.adapters.postgres.tracking import notes_of, tracked
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
@@ -414,10 +414,10 @@ def test_how_a_whole_answer_is_told_from_a_part() -> None:
         told = []
         for part in (b"C\0\0\0\x0bCOMMIT\0", b"Z\0\0\0\5", b"I", b"A", b"x" * 1024, b"Z\0\0\0\5I"):
             far.send(part)
-            told.append(wire._has_answered(near.fileno()))
+            told.append(peek.has_complete_answer(near.fileno()))
         assert told == [False, False, True, False, False, False]  # of a long one it is not known
         assert near.recv(3) == b"C\0\0"
-    assert not wire._has_answered(near.fileno())
+    assert not peek.has_complete_answer(near.fileno())
 
 
 @pytest.mark.parametrize("pieces", [False, True])
@@ -426,13 +426,13 @@ def test_an_answer_in_pieces_is_waited_for(
 ) -> None:
     """What comes at once is taken without asking libpq after each result; what does not is not waited for in libpq."""
     told: list[bool] = []
-    real = wire._has_answered
+    real = peek.has_complete_answer
 
     def noting(fd: int) -> bool:
         told.append(real(fd))
         return told[-1]
 
-    monkeypatch.setattr(wire, "_has_answered", noting)
+    monkeypatch.setattr(peek, "has_complete_answer", noting)
     with Proxy(postgres.port) as proxy:
         if pieces:
             proxy.crumble(40)
@@ -1001,7 +1001,7 @@ def test_what_is_cut_off_ends_at_the_server_before_its_slot_is_free(
     with monkeypatch.context() as patch:
         patch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
         for _ in range(6):
-            with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not heed a cancel"):
+            with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not respond to the c"):
                 pool.execute_query("SELECT pg_sleep(600)", timeout=0.2)
             seen.append(sessions(postgres, pool))
     assert max(seen) <= 2
@@ -1169,7 +1169,7 @@ def test_the_environment_says_what_nobody_else_does(
     ("arguments", "error", "message"),
     [
         ({"conninfo": "postgresql//u:s3cret@h"}, ValueError, "conninfo is neither"),
-        ({"conninfo": 3}, TypeError, "conninfo must be a text or a callable"),
+        ({"conninfo": 3}, TypeError, "conninfo must be a string or a callable"),
         ({"kwargs": {"pasword": "s3cret"}}, ValueError, "kwargs: .*pasword"),
         ({"kwargs": 3}, TypeError, "kwargs must be a mapping"),
         ({"session": "dirty"}, ValueError, "session must be 'clean', 'trust' or a callable, not 'dirty'"),
@@ -1489,14 +1489,12 @@ def test_what_will_never_work_is_told_at_once_in_any_language(
 
 @needs_to_be_told
 def test_a_text_is_learnt_once(postgres: PostgresServer) -> None:
-    listener = failures.Listener()
+    listener = trace.Listener()
     dsn = postgres.dsn.removesuffix("postgres") + "nope"
     traced = []
     for _ in range(4):
         with pytest.raises(psycopg.OperationalError) as caught, listener.attempt():
-            traced.append(failures.listening() is not None)
-            from pooling.adapters.postgres.session import tracked
-
+            traced.append(trace.listening() is not None)
             tracked(psycopg.Connection, False).connect(dsn)
         assert caught.value.sqlstate == "3D000" and failures.is_hopeless(caught.value, False)
     assert traced == [True, False, False, False]

@@ -12,8 +12,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.postgres.session import Tracking
 from pooling.adapters.postgres.stalls import Watch
+from pooling.adapters.postgres.tracking import Tracking
 from pooling.compat.psycopg_pool import ConnectionPool, NullConnectionPool
 from tests.servers import PostgresServer
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pooling"
 
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
-    {"errors", "_masking"},
+    {"errors", "_masking", "_plain"},
     {"settings"},
     {"core"},
     {"tools.doctor"},
@@ -42,8 +42,8 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
 # The same inside the core: each module imports from lower steps only.
 CORE = [
-    {"adapter", "clock", "hangup", "runtime.gevent", "report.histogram", "runtime.immortal"},
-    {"entry", "observer", "report.snapshot"},
+    {"adapter", "clock", "hangup", "runtime.gevent", "report.histogram", "runtime.parking"},
+    {"entry", "observer", "report.snapshot", "runtime.immortal"},
     {"waiter", "fastpath"},
     {"state", "suspicion"},
     {"report.messages", "runtime.poolref"},

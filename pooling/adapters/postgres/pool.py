@@ -8,7 +8,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import psycopg
 
@@ -17,21 +17,21 @@ from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.messages import format_error
-from ...core.waiting import wait_until
-from ...errors import PoolClosed, PoolTimeout, TransactionRolledBack
+from ...errors import TransactionRolledBack
 from ...settings import Backoff, PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
-from ...tools.doctor.facts import read
-from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
-from ...tools.doctor.rules import examine
 from . import failures
 from .adapter import PostgresAdapter
-from .address import OWN, Address, Answer, program
+from .address import Address, Answer, program
+from .advice import advise
 from .blocks import Block, CommitUnknown, Transaction, commit
+from .client_state import begin_autocommit
 from .limits import CommandTimeout, Limit, check_limit, server_limits
-from .session import Connection, Hook, Session, SessionMode, notes_of
+from .rotation import Rotation, rotate, try_again_now
+from .session import Hook, Session, SessionMode
 from .statistics import QueryStatistics
+from .tracking import Connection, notes_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +42,7 @@ T = TypeVar("T")
 logger = logging.getLogger("pooling")
 Params = Sequence[Any] | Mapping[str, Any]
 
-# Between two runs of a unit of work that failed on a conflict with others.
+# Between two runs of a unit of work that failed because of a conflict with others.
 _CONFLICT = Backoff(initial=0.01, maximum=1.0)
 
 
@@ -58,62 +58,60 @@ class PostgresPool(Pool[Connection]):
 
     Args:
         conninfo: A URL or ``key=value`` text as for ``psycopg.connect``. Or a
-            callable that returns one, asked anew for each connection; see
+            callable that returns one, called for each connection; see
             `rotate`. If it is empty and ``kwargs`` has none of ``host``,
             ``hostaddr``, ``port``, ``dbname``, ``user``, ``service`` and
-            ``servicefile``, ``DATABASE_URL`` is read instead; else that
-            variable is ignored as a whole. libpq takes what is then still
-            missing from its ``PG*`` variables, as always.
+            ``servicefile``, ``DATABASE_URL`` is read instead; otherwise that
+            variable is ignored. libpq takes what is then still missing from
+            its ``PG*`` variables, as always.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
-            Or a callable, as for ``conninfo``. What nobody says is set:
-            ``connect_timeout``, which holds for each host, so that one that
-            is silent leaves time for the others within ``create_timeout``;
-            ``fallback_application_name`` to ``name``, or to the program's and
-            the pool's name; keepalive to 10 + 3 x 3 s and
-            ``tcp_user_timeout`` to 10 s.
-        connection_class: The class of the connections. What is lent is of a
-            subclass that notes whether a session ran anything. Its ``connect()``
-            is called with ``conninfo`` and ``kwargs`` as they were given, and
+            Or a callable, as for ``conninfo``. Defaults of the pool's own are
+            ``connect_timeout``, which applies to each host, so that a silent
+            one leaves time for the others within ``create_timeout``;
+            ``fallback_application_name``: ``name``, or the program's and the
+            pool's name; keepalive: 10 + 3 x 3 s; ``tcp_user_timeout``: 10 s.
+        connection_class: The class of the connections; they are of a subclass
+            that notes whether anything was executed. Its ``connect()`` is called
+            with ``conninfo`` and ``kwargs`` as they were given, and
             ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
-        configure: Called with each new connection; what it did is committed.
-            What a cleaning undoes of it is done again, with the cleaning:
-            by the statements that were executed then, else by the hook.
-        reset: Called with each connection that comes back, cleaned already.
-        check: Called with a connection to prove it alive, instead of a query;
+        configure: Called with each new connection, then committed. What a
+            cleaning undoes of it is done again with each cleaning: by the
+            statements that the hook executed, otherwise by the hook.
+        reset: Called with each connection that comes back, after the cleaning.
+        check: Called with a connection to validate it, instead of a query;
             raises if it is dead.
-        validation_query: What else proves it; ``None`` means the settings'.
-        session: ``"clean"``: for the next borrower all is as new, on the server
-            too (``SET``, role, temporary tables, advisory locks, ``LISTEN``);
-            a lease that ran nothing costs nothing, any other a round trip, and
-            that is the one of the COMMIT or ROLLBACK where there is one.
-            ``"trust"``: only the transaction and the client's side. A callable:
-            these, and what it does with the connection.
+        validation_query: The query that validates it; ``None`` means the settings'.
+        session: ``"clean"``: each borrower gets a session that is as new, on the
+            server too (``SET``, role, temporary tables, advisory locks,
+            ``LISTEN``). An unused lease costs nothing, any other a round trip,
+            which is that of the COMMIT or ROLLBACK where there is one.
+            ``"trust"``: only the transaction and the client's side are reset. A
+            callable: the same, and it is called with the connection.
         command_timeout: Seconds that a command may take, ``None`` for no limit.
-            The server stops it a moment before; if the server is silent, the
-            holder gets `CommandTimeout` at the limit.
+            The server stops it shortly before; if the server does not respond,
+            the holder gets `CommandTimeout` at the limit.
         stall_timeout: Seconds that a holder may wait for one command before the
-            server is asked, over a connection beside the pool's, whether it is at
-            work on it. If it does not know that connection any more, or says that
+            server is asked, over a connection outside of the pool, whether it is
+            working on it. If it does not have that session any more, or says that
             it is idle, the holder gets a ``psycopg.OperationalError`` that says
-            so; what runs is left alone, and asked about again after as long.
+            so; otherwise the server is asked again after the same time.
             ``None``: only BEGIN and COMMIT, which the pool sends, are asked
             about, after 60 s. Through a proxy with process ids of its own, such
             as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
-            session that does nothing in the middle of a transaction.
+            session that is idle in a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
             `query_statistics`.
-        name: How the pool is called in messages, and on the server (see
-            ``kwargs``).
-        observers: Told what happens, see `Observer`.
-        clock: Where time comes from; tests pass their own.
-        options: Fields of `PoolSettings`; they beat ``settings``.
+        name: The pool's name in messages, and on the server (see ``kwargs``).
+        observers: Notified of events, see `Observer`.
+        clock: The source of time; tests pass their own.
+        options: Fields of `PoolSettings`, which override ``settings``.
 
     Raises:
-        ValueError, TypeError: An argument is not of its kind. The message
-            leaves ``conninfo`` out, because it may hold a password.
+        ValueError, TypeError: An argument is invalid. The message leaves
+            ``conninfo`` out, because it may contain a password.
     """
 
     def __init__(
@@ -152,11 +150,10 @@ class PostgresPool(Pool[Connection]):
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
-        self._proved = Answer(0, 0, {})
-        self._changed: Answer | None = None
-        self._learnt_of: object = None  # the generation
-        self._told_lacking: set[str] = set()  # guarded by the lock
+        self._learnt_of: object = None  # the generation for which `Session.missing` holds
+        self._warned_of: set[str] = set()  # missing steps of the cleaning; guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
+        self._rotation = Rotation(self._address)
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
@@ -170,13 +167,13 @@ class PostgresPool(Pool[Connection]):
             stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
-        called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
+        called = self.name if name else f"{program()} {self.name}"  # the default name is pool-1 in each program
         self._address.add_default("fallback_application_name", called)
 
     # -- verbs --------------------------------------------------------------------
 
     def open(self, timeout: float | None = None) -> None:
-        self._judge_anew()
+        try_again_now(self.engine)
         super().open(timeout)
 
     open.__doc__ = Pool.open.__doc__
@@ -268,9 +265,9 @@ class PostgresPool(Pool[Connection]):
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
             self._limit_to(conn, timeout, deadline)
-            # A statement outside of a transaction is one by itself, two round trips cheaper.
+            # A statement outside of a transaction is one by itself, which saves two round trips.
             if not notes_of(conn).foreign and (conn.isolation_level, conn.read_only, conn.deferrable) == (None,) * 3:
-                conn._autocommit = True  # `autocommit` would take a lock and a generator; the reset undoes it
+                begin_autocommit(conn)
             cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
             try:
                 cursor.execute(sql, params)
@@ -361,26 +358,7 @@ class PostgresPool(Pool[Connection]):
             PoolClosed: The pool was closed.
         """
         limit = self.engine.settings.acquire_timeout if timeout is None else seconds(timeout)
-        state, began = self.engine.state, self.engine.clock.now()
-        self._judge_anew()
-        mark = self._address.asked
-
-        def proved() -> bool:
-            return self._proved.number > mark or state.closed or self.engine.outage.final
-
-        if len(state.entries) >= state.max_size:
-            self.acquire(limit).discard()
-            wait_until(self.engine, lambda: proved() or len(state.entries) < state.max_size, limit)
-        size = state.live
-        left = limit
-        while not proved() and left > 0:
-            self.fill(min(size + 1, state.max_size))  # again and again: nobody else may want one
-            left = began + limit - self.engine.clock.now()
-            wait_until(self.engine, proved, max(0.0, min(left, self.engine.settings.backoff.probe_interval)))
-        if self._proved.number <= mark:
-            self._raise_not_rotated(limit)
-        self.drain()
-        self.fill(min(size, state.max_size))
+        rotate(self, self._rotation, lambda: self._address.asked, limit)
 
     # -- looking ------------------------------------------------------------------
 
@@ -434,73 +412,36 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        arguments = self._address.ask().arguments
-        failing = self.engine.resets.error
-        plan = Plan(
-            settings=self.engine.settings, workers=workers, cleans=bool(self._session._clean),
-            prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session.command_timeout, unlimited=self._session.command_timeout is None,
-            resets_fail=None if failing is None else format_error(failing),
-        )  # fmt: skip
-        plain = {name: value for name, value in arguments.items() if name not in OWN}
-        ours = plain.get("application_name") or plain["fallback_application_name"]
-        return examine(read(lambda **other: psycopg.connect(**{**plain, **other}), ours), plan)
+        return advise(self._address, self._session, self.engine.settings, self.engine.resets.error, workers)
 
     # -- how it works ---------------------------------------------------------------
 
     def _begin_creation(self) -> None:
-        """Before a connection is made: after a drain the server may be another one."""
+        """Before a connection is made: after a drain it may lead to another server."""
         if self._learnt_of is not self.engine.state.generation:
             self._learnt_of = self.engine.state.generation
-            self._session.learn_anew()
+            self._session.forget_missing()
 
     def _replace_if_changed(self) -> None:
-        """Replace all connections after the first one that was made with other credentials or another address."""
-        changed, self._changed = self._changed, None
-        if changed is not None and self._is_here_to_stay(changed):
+        """Replace all connections after the first one that was made with changed parameters."""
+        if self._rotation.take_change(self.name):
             logger.info("pool %r: connection parameters have changed; replacing all connections", self.name)
             self.drain()
 
+    def _note_proved(self, answer: Answer) -> None:
+        with self.engine.lock:
+            self._rotation.note_locked(answer)
+
     def _note_lacking(self, missing: dict[str, psycopg.Error]) -> None:
         with self.engine.lock:
-            new = {step: error for step, error in missing.items() if step not in self._told_lacking}
-            self._told_lacking |= set(new)
+            new = {step: error for step, error in missing.items() if step not in self._warned_of}
+            self._warned_of |= set(new)
         if new:
             logger.warning(
                 "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
                 self.name, "; ".join(f"{step} ({format_error(error)})" for step, error in new.items()),
                 ", ".join(STEPS[step] for step in new),
             )  # fmt: skip
-
-    def _note_proved(self, answer: Answer) -> None:
-        with self.engine.lock:
-            before = self._proved
-            if answer.number > before.number:
-                self._proved = answer.without_secrets()
-                if before.number and answer.digest != before.digest:
-                    self._changed = self._proved
-
-    def _is_here_to_stay(self, answer: Answer) -> bool:
-        try:
-            return self._address.ask().digest == answer.digest
-        except Exception:
-            logger.debug("pool %r: asking again failed", self.name, exc_info=True)
-            return False
-
-    def _judge_anew(self) -> None:
-        """Somebody says that it works now: what failed before is no reason to wait, and not final."""
-        with self.engine.lock:
-            self.engine.outage.final = False
-            self.engine.outage.retry_at = min(self.engine.outage.retry_at, self.engine.clock.now())
-
-    def _raise_not_rotated(self, limit: float) -> NoReturn:
-        if self.engine.state.closed:
-            raise PoolClosed(f"pool {self.name!r} is closed")
-        cause = self.engine.outage.error
-        if self.engine.outage.final:
-            raise self.engine.cannot_create() from cause
-        text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
-        raise PoolTimeout(text) from cause
 
     def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:
         """Outside of a transaction the statement is the commit."""

@@ -1,4 +1,4 @@
-"""How long queries take, which are the slowest, and how they fail."""
+"""How long queries take, which ones are the slowest, and how they fail."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Any
 from psycopg.sql import Composable
 
 from ...core.report.histogram import Histogram
+from .steps import query_of
 
 __all__ = ["QueryStatistics", "text_of"]
 
 SLOWEST = 10
 _LONGEST = 500  # characters of a text that are kept
-# What a user says may be a secret: ALTER ROLE ... PASSWORD '...', the number of a card, the
-# remark in a comment. Comments and names are known so that a quote in one begins no literal,
-# and what has no end where the text was cut goes to the end.
+# Literals, numbers and comments may be secrets: ALTER ROLE ... PASSWORD '...', the number of a card. Comments and
+# names are matched so that a quote in one does not begin a literal. The text may be cut: what is not terminated
+# extends to its end.
 _HIDDEN = re.compile(
     r"""
     (?P<kept> "(?:[^"]|"")*(?:"|\Z) )                       # a name
     | (?P<comment>
         --[^\n]*
         | /\*(?:(?!/\*).)*?\*/
-        | /\*.*                                             # one in another: who knows where it ends
+        | /\*.*                                             # one in another: to the end of the text
     )
     | (?<!\w)[eE]'(?:[^'\\]|''|\\(?:.|\Z))*(?:'|\Z)
     | '(?:[^']|'')*(?:'|\Z)
@@ -41,34 +42,32 @@ _HIDDEN = re.compile(
 
 
 class QueryStatistics:
-    """Counts and times the queries of one pool: what a cursor executes, not BEGIN and COMMIT.
+    """Counts and times the queries of one pool: everything that cursors execute, not BEGIN and COMMIT.
 
-    A query is timed from its sending until its answer is there. A COPY is timed
-    until it can begin, what goes through a pipeline or is streamed until it is
-    sent, and is an error only if it fails until then. Texts are kept without
-    parameters and comments, with ``'?'`` for literals and ``?`` for numbers.
+    A query is timed until its answer has arrived; a COPY until it can begin; in
+    a pipeline, and by ``stream()``, until it is sent. Only errors until then are
+    counted. Texts are kept without parameters and comments, with ``'?'`` for
+    literals and ``?`` for numbers.
     """
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Start anew, with a lock that nobody holds: in a forked child."""
+        """Start again with a new lock, in a forked child."""
         self._lock: Any = _thread.RLock()
         self._times = Histogram(self._lock)
         self._errors: Counter[str] = Counter()  # guarded by the lock
         self._slowest: list[tuple[float, str]] = []  # a heap, the fastest first; guarded by the lock
-        self._bar = 0.0  # whoever is slower belongs to the slowest
+        self._bar = 0.0  # seconds; a slower query belongs to the slowest
 
-    def timed(self, steps: Generator[Any, Any, Any]) -> AbstractContextManager[None] | None:
-        """Return what times these steps of psycopg's; ``None`` if they are none of a query."""
-        frame = getattr(steps, "gi_frame", None)
-        given = {} if frame is None else frame.f_locals
-        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
+    def timed(self, generator: Generator[Any, Any, Any]) -> AbstractContextManager[None] | None:
+        """Return a context manager that times the query of this generator of psycopg's; ``None`` if it has none."""
+        query = query_of(generator)
         return None if query is None else _Timer(self, query)
 
     def count(self, query: Any, seconds: float, error: BaseException | None) -> None:
-        """Count one query."""
+        """Count one query, which took so many seconds and raised ``error``, if not ``None``."""
         self._times.record(seconds)
         if error is not None:
             with self._lock:
@@ -85,7 +84,7 @@ class QueryStatistics:
         # signal handler raises in a loop that ends in a condition.
         slowest = self._slowest
         for place, (known, other) in enumerate(slowest):
-            if other == text:  # each text once, with its longest time
+            if other == text:  # each text is kept once, with its longest time
                 slowest[place] = (max(known, seconds), text)
                 heapq.heapify(slowest)
                 break
@@ -104,7 +103,7 @@ class QueryStatistics:
             self._bar = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return count, errors, seconds (mean, p50, p95, p99, max) and the slowest texts."""
+        """Return the count, errors, durations in seconds (mean, p50, p95, p99, max) and the slowest texts."""
         with self._lock:
             times = self._times.snapshot()
             errors, slowest = dict(self._errors), sorted(self._slowest, reverse=True)
@@ -132,7 +131,7 @@ class _Timer:
 
 
 def text_of(query: Any) -> str:
-    """Return a statement in one line, without its literals and comments."""
+    """Return a statement on one line, without its literals and comments, at most 500 characters."""
     if isinstance(query, Composable):
         query = query.as_string(None)
     text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
