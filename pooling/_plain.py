@@ -5,7 +5,7 @@ and what happens without it. The plain way is also taken, automatically, when
 the installed version lacks the internal.
 
 The environment variable ``POOLING_PLAIN``, read once at import, switches the
-plain way on: ``POOLING_PLAIN=1`` everywhere, ``POOLING_PLAIN=cursors,peek`` in
+plain way on: ``POOLING_PLAIN=1`` everywhere, ``POOLING_PLAIN=cursors,steps`` in
 these modules. It serves to find out whether such a module is at fault, and to
 test that everything works without them.
 """

@@ -257,7 +257,7 @@ def test_a_backend_that_is_gone(how: str) -> None:
                 with server.connect(autocommit=True) as conn:
                     conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pids[0]])
             thread.join(30)
-        assert "does not know its backend any more" in str(told[0])
+        assert "does not have its backend any more" in str(told[0])
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
@@ -265,7 +265,7 @@ def test_a_backend_that_is_gone(how: str) -> None:
 def test_the_pools_own_commit_has_a_limit(
     dsn: str, proxy: Proxy, session: Any, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_adapter, "OWN_LIMIT", 0.5)
+    monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
     ended: list[BaseException] = []
     with contextlib.closing(PostgresPool(dsn, SETTINGS, session=session, stall_timeout=limit)) as db:
 
@@ -288,7 +288,7 @@ def test_the_pools_own_commit_has_a_limit(
 def test_the_pools_own_begin_has_a_limit_even_if_nothing_can_be_asked(
     dsn: str, proxy: Proxy, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_adapter, "OWN_LIMIT", 0.5)
+    monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
     ended: list[BaseException] = []
     settings = SETTINGS.replace(health_check_timeout=2)
     with contextlib.closing(PostgresPool(dsn, settings, stall_timeout=limit)) as db:
@@ -398,9 +398,9 @@ def test_what_moves_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
         watch: Any = vars(conn)["_pooling"]
-        first = stalls._passed(conn.fileno())
+        first = stalls._transferred(conn.fileno())
         conn.execute("SELECT 1")
-        second = stalls._passed(conn.fileno())
+        second = stalls._transferred(conn.fileno())
         assert first is None or (second is not None and second > first)
         assert stalls.command_of(conn, watch) is None
         conn.pgconn.send_query(b"SELECT 1")

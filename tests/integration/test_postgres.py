@@ -26,7 +26,7 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.postgres import address, blocks, failures, limits, peek, trace, wire
+from pooling.adapters.postgres import address, blocks, committing, failures, limits, steps, trace, wire
 from pooling.adapters.postgres.adapter import PostgresAdapter
 from pooling.adapters.postgres.tracking import notes_of, tracked
 from tests.proxy import Proxy
@@ -38,9 +38,11 @@ ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
 TWO = ONE.replace(max_size=2)
 Make = Callable[..., PostgresPool]
 
-# libpq tells what the server refused with since 18, and psycopg passes it on where there is Linux.
-TOLD = sys.platform == "linux" and psycopg.pq.version() >= 180000
+# libpq traces what the server refused with since 18.
+TOLD = trace.AVAILABLE and psycopg.pq.version() >= 180000
 needs_to_be_told = pytest.mark.skipif(not TOLD, reason="this libpq does not tell, and nothing is final")
+needs_own_commit = pytest.mark.skipif(not committing.AVAILABLE, reason="psycopg commits")
+needs_statements = pytest.mark.skipif(not steps.AVAILABLE, reason="no query is counted")
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_nothing_of_the_last_borrower_is_left_on_the_client(make: Make) -> None:
     pool = make(kwargs={"row_factory": dict_row})
 
     def state(conn: Any) -> dict[str, Any]:
-        noted = {name: value for name, value in vars(conn).items() if name != "_adapters"}
+        noted = {name: value for name, value in vars(conn).items() if name not in ("_adapters", "_own_adapters")}
         noted["handlers"] = (list(conn._notice_handlers), list(conn._notify_handlers))
         noted["prepare"] = (conn.prepare_threshold, conn.prepared_max)
         noted["loader"] = conn.adapters.get_loader(20, psycopg.pq.Format.TEXT)
@@ -190,7 +192,7 @@ def test_nothing_of_the_last_borrower_is_left_on_the_client(make: Make) -> None:
         assert again.execute("SELECT 1 AS n").fetchone() == {"n": 1}
 
 
-def test_who_ran_nothing_costs_no_round_trip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_lease_costs_no_round_trip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make()
     with Requests(pool).watched(monkeypatch) as sent:
         for _ in range(3):
@@ -199,6 +201,14 @@ def test_who_ran_nothing_costs_no_round_trip(make: Make, monkeypatch: pytest.Mon
             with pool.connection():
                 pass
         assert sent == []
+
+
+@needs_own_commit
+def test_cleaning_takes_no_round_trip_of_its_own_after_a_transaction(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make()
+    with Requests(pool).watched(monkeypatch) as sent:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
         assert [query.split(b";")[0] for query in sent] == [b"COMMIT"]  # one for both
@@ -408,41 +418,15 @@ def test_a_check_of_ones_own_is_made_also_where_the_server_has_just_answered(mak
     assert len(checked) == 6
 
 
-def test_how_a_whole_answer_is_told_from_a_part() -> None:
-    near, far = socket.socketpair()
-    with near, far:
-        told = []
-        for part in (b"C\0\0\0\x0bCOMMIT\0", b"Z\0\0\0\5", b"I", b"A", b"x" * 1024, b"Z\0\0\0\5I"):
-            far.send(part)
-            told.append(peek.has_complete_answer(near.fileno()))
-        assert told == [False, False, True, False, False, False]  # of a long one it is not known
-        assert near.recv(3) == b"C\0\0"
-    assert not peek.has_complete_answer(near.fileno())
-
-
-@pytest.mark.parametrize("pieces", [False, True])
-def test_an_answer_in_pieces_is_waited_for(
-    make: Make, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer, pieces: bool
-) -> None:
-    """What comes at once is taken without asking libpq after each result; what does not is not waited for in libpq."""
-    told: list[bool] = []
-    real = peek.has_complete_answer
-
-    def noting(fd: int) -> bool:
-        told.append(real(fd))
-        return told[-1]
-
-    monkeypatch.setattr(peek, "has_complete_answer", noting)
+def test_answer_that_arrives_in_pieces_is_read_whole(make: Make, postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
-        if pieces:
-            proxy.crumble(40)
+        proxy.crumble(40)
         pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
         for _ in range(20):
             with pool.connection() as conn:
                 conn.execute("SELECT set_config('a.b', 'c', false)")
         assert pool.stats()["size"] == 1
         pool.close()
-    assert len(told) > 20 if pieces else told.count(True) > 10
 
 
 # -- all of psycopg works through it -----------------------------------------------
@@ -702,6 +686,7 @@ def test_a_statement_lost_in_autocommit_may_hold(
         pool.close()
 
 
+@needs_own_commit
 def test_what_was_lost_after_the_commit_holds(make: Make, postgres: PostgresServer, table: str) -> None:
     """In the cleaning, which is sent with it: that costs the connection, and no error."""
     pool = make()
@@ -1391,6 +1376,7 @@ def test_what_was_final_is_so_no_more(make: Make, postgres: PostgresServer, mend
 # -- what it says ------------------------------------------------------------------
 
 
+@needs_statements
 def test_pool_stats_have_the_promised_names(make: Make) -> None:
     pool = make(query_statistics=True)
     one(pool, "SELECT 1")
@@ -1409,6 +1395,7 @@ def test_pool_stats_have_the_promised_names(make: Make) -> None:
     assert stats["queries"]["count"] == 1
 
 
+@needs_statements
 def test_queries_are_counted_and_the_slowest_known(make: Make, table: str) -> None:
     pool = make(query_statistics=True)
     assert pool.query_statistics is not None

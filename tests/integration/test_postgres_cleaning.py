@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from pooling import Observer, PoolSettings, PostgresPool
+from pooling.adapters.postgres import committing
 from tests.servers import PostgresServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
@@ -71,6 +72,7 @@ def test_what_a_server_does_not_execute_is_left_out(
         assert ADVISORY in report and "resets keep failing" not in report
 
 
+@pytest.mark.skipif(not committing.AVAILABLE, reason="psycopg commits, which takes a round trip of its own")
 def test_it_is_found_out_once_for_each_generation(
     hardened: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

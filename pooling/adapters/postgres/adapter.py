@@ -157,7 +157,7 @@ class PostgresAdapter(Adapter[Connection]):
 
     def command_of(self, resource: Connection) -> object:
         notes = notes_of(resource)
-        return stalls.command_of(resource, notes) if notes.waits or self._stall_limit is not None else None
+        return stalls.command_of(resource, notes) if notes.own or self._stall_limit is not None else None
 
     def end_stalled(self, waiting: Sequence[tuple[Connection, object]], seconds: float) -> Verdicts:
         greenlets.adopt()

@@ -13,10 +13,18 @@ Without (other names, or ``POOLING_PLAIN=1``) psycopg's ``commit()`` and
 
 from __future__ import annotations
 
-from .internals import available
-from .tracking import Connection
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-__all__ = ["AVAILABLE", "forget_prepared", "in_own_transaction"]
+import psycopg
+
+from .internals import available
+from .stalls import Watch, explained
+from .tracking import IDLE, Connection
+
+__all__ = ["AVAILABLE", "forget_prepared", "in_own_transaction", "waiting"]
+
+R = TypeVar("R")
 
 AVAILABLE = available(
     "committing",
@@ -24,9 +32,31 @@ AVAILABLE = available(
 )  # fmt: skip
 
 
-def in_own_transaction(conn: Connection) -> bool:
+def in_own_transaction(conn: Connection, status: int) -> bool:
     """Return whether psycopg must commit: it is within a ``transaction()`` or a two-phase one, or that is unknown."""
-    return not AVAILABLE or bool(conn._num_transactions or conn._tpc)
+    if not AVAILABLE:
+        return status != IDLE
+    return bool(conn._num_transactions or conn._tpc)
+
+
+def waiting(conn: Connection, watch: Watch, function: Callable[..., R], *args: Any) -> R:
+    """Call a function that waits for the server other than by ``conn.wait()``.
+
+    Meanwhile ``conn.close()`` in another thread only shuts the socket down,
+    and the connection is closed here: libpq is still using it.
+    """
+    watch.turn += 1
+    watch.own = watch.waits = True
+    try:
+        return function(*args)
+    except psycopg.Error as error:
+        if watch.stalled is not None:
+            raise explained(watch, error)  # noqa: B904
+        raise
+    finally:
+        watch.own = watch.waits = False
+        if watch.closing:
+            conn.pgconn.finish()
 
 
 def forget_prepared(conn: Connection) -> None:

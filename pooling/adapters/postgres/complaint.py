@@ -25,7 +25,7 @@ def complaint_of(conninfo: object, error: Exception, source: str = "conninfo") -
         return f"{source}: {text}"
     if str(conninfo).startswith(("postgresql://", "postgres://")):
         return f"{source} is no well-formed postgresql:// URL"
-    return f"{source} is neither a postgresql:// URL nor key=value pairs, or has a parameter that libpq does not know"
+    return f"{source} is neither a postgresql:// URL nor key=value pairs, or names a parameter that libpq does not know"
 
 
 def _names(conninfo: str) -> list[str]:

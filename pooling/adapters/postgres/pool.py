@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import queue
-import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import psycopg
@@ -17,8 +15,7 @@ from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.messages import format_error
-from ...errors import TransactionRolledBack
-from ...settings import Backoff, PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
 from . import failures
@@ -28,9 +25,10 @@ from .advice import advise
 from .blocks import Block, CommitUnknown, Transaction, commit
 from .client_state import begin_autocommit
 from .limits import CommandTimeout, Limit, check_limit, server_limits
+from .retrying import run
 from .rotation import Rotation, rotate, try_again_now
 from .session import Hook, Session, SessionMode
-from .statistics import QueryStatistics
+from .statistics import QueryStatistics, pool_stats
 from .tracking import Connection, notes_of
 
 if TYPE_CHECKING:
@@ -41,9 +39,6 @@ __all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 T = TypeVar("T")
 logger = logging.getLogger("pooling")
 Params = Sequence[Any] | Mapping[str, Any]
-
-# Between two runs of a unit of work that failed because of a conflict with others.
-_CONFLICT = Backoff(initial=0.01, maximum=1.0)
 
 
 class PostgresPool(Pool[Connection]):
@@ -137,14 +132,14 @@ class PostgresPool(Pool[Connection]):
     ) -> None:
         settings = PoolSettings() if settings is None else settings
         if not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")  # but a DSN?
+            raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")
         settings = with_options(settings, options, PostgresPool.__init__)
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
-        connection_class = get_origin(connection_class) or connection_class  # of MyConnection[Row]
+        connection_class = get_origin(connection_class) or connection_class  # MyConnection for MyConnection[Row]
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
@@ -189,13 +184,13 @@ class PostgresPool(Pool[Connection]):
             A context manager that gives the connection.
 
         Raises:
-            PoolTimeout: None came in time.
-            CreateFailed: None can be made, and trying again would not help.
+            PoolTimeout: No connection became available in time.
+            CreateFailed: Connecting failed, and trying again would not help.
             CommitUnknown: The connection was lost during the commit; or before it,
-                in a block of less than 0.1 s, and the server had not said so.
-            TransactionRolledBack: A statement failed, and its error did not leave
-                the block: nothing was stored. An explicit ``rollback()``, or a
-                savepoint (``conn.transaction()``) around what may fail, is none.
+                in a block of less than 0.1 s, and the server has not said why.
+            TransactionRolledBack: The block caught the error of a statement and
+                went on: nothing was stored. To avoid that, call ``rollback()``, or
+                use a savepoint (``conn.transaction()``) around what may fail.
             psycopg.ProgrammingError: The block ended with an open ``stream()``,
                 ``copy()``, ``pipeline()`` or ``notifies()``: the transaction is
                 rolled back and the connection closed.
@@ -212,14 +207,14 @@ class PostgresPool(Pool[Connection]):
         deferrable: bool | None = None,
         timeout: float | None = None,
     ) -> Iterator[Connection]:
-        """Lend a connection in a transaction of this kind, also where the pool's are in autocommit.
+        """Lend a connection in a transaction with these properties, also if the pool's are in autocommit.
 
         Within it ``commit()`` and ``rollback()`` are refused, and
         ``conn.transaction()`` makes savepoints.
 
         Args:
             isolation_level: Of ``psycopg.IsolationLevel``; ``None`` means the connection's.
-            read_only: Whether it may not write; ``None`` means the connection's.
+            read_only: Whether writing is refused; ``None`` means the connection's.
             deferrable: Whether a serializable read-only one waits until it can
                 run safely; ``None`` means the connection's.
             timeout: Seconds to wait for a connection.
@@ -245,9 +240,9 @@ class PostgresPool(Pool[Connection]):
 
         Args:
             sql: The statement, with ``%s`` or ``%(name)s`` for parameters.
-            params: Their values. With ``None`` a ``%`` in ``sql`` is just that.
+            params: Their values. With ``None``, a ``%`` in ``sql`` has no special meaning.
             row_factory: Makes the rows; ``None`` means the connection's.
-            timeout: Seconds for everything: the line and the statement. ``None``
+            timeout: Seconds for waiting and executing together. ``None``
                 means the pool's ``acquire_timeout`` and ``command_timeout``.
 
         Returns:
@@ -258,8 +253,8 @@ class PostgresPool(Pool[Connection]):
             psycopg.errors.QueryCanceled: The statement took too long;
                 `CommandTimeout` if the server could not be made to stop, and
                 then it may still take effect.
-            CommitUnknown: The connection was lost during the statement, and
-                what it writes, if anything, may hold or not.
+            CommitUnknown: The connection was lost during the statement; whether
+                it took effect is unknown.
             psycopg.Error: As from psycopg.
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
@@ -283,14 +278,14 @@ class PostgresPool(Pool[Connection]):
 
         Args:
             sql: The statement.
-            params: Its parameters, one after the other.
+            params: Its parameters, for one execution after the other.
             timeout: As for `execute_query`.
 
         Returns:
             How many rows were affected.
 
         Raises:
-            As for `execute_query`; nothing holds then.
+            As for `execute_query`; nothing is stored then.
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
@@ -303,73 +298,57 @@ class PostgresPool(Pool[Connection]):
         """Run a unit of work in a transaction, and again in a new one where that helps.
 
         It is run again after a serialization failure or a deadlock (40001,
-        40P01), where a prepared statement was stale (see the README), and when
-        the connection was lost before the commit was sent, or undone with it.
-        Other errors are passed on, a `CommandTimeout` among them, and never is
-        it run again when it may have been committed.
+        40P01), if a prepared statement was stale (see the README), and if the
+        connection was lost before the commit was sent, or the server rolled it
+        back. Other errors are raised, a `CommandTimeout` among them. It is never
+        run again when it may have been committed.
 
         Args:
             function: The work; called with the connection, perhaps several times.
             retries: How often it may be run again, at least 0.
-            timeout: Seconds to wait for a connection, each time.
+            timeout: Seconds to wait for a connection, for each run.
 
         Returns:
             What the function returned.
 
         Raises:
             CommitUnknown: The connection was lost during the commit.
-            TransactionRolledBack: As for `connection`, of the first run in which it happens.
+            TransactionRolledBack: As for `connection`; it is not run again then.
+            TypeError, ValueError: ``retries`` is invalid.
             As for `connection`: the last error, when there are no retries left.
         """
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {shown(retries)}")
-        if retries < 0:
-            raise ValueError(f"retries must be at least 0, not {shown(retries)}")
-        for run in range(1, retries + 2):
-            again = False
-            try:
-                with self.acquire(timeout, 2) as conn:
-                    try:
-                        with Transaction(self, conn):
-                            return function(conn)
-                    except Exception as error:
-                        again = run <= retries and self._may_run_again(conn, error)
-                        raise
-            except Exception:
-                if not again:
-                    raise
-            self._sleep(_CONFLICT.delay(run, waiting=False, random=random.random))
-        raise AssertionError("the last run returns or raises")
+        return run(self, function, retries, timeout)
 
     def rotate(self, timeout: float | None = None) -> None:
-        """Replace every connection, as soon as one has been made with what is answered now.
+        """Replace every connection, as soon as one was made with the current parameters.
 
-        Until then the old ones are lent, and if none can be made they stay.
-        A change of what the callables answer does the same by itself when the
-        next connection is made; one that answers differently each time gives
-        tokens, which are good for connecting only, and nothing is replaced.
+        Until then the old ones are lent, and they stay if connecting fails.
+        This happens automatically when a connection is made and ``conninfo`` or
+        ``kwargs``, as callables, return something new. A callable that returns
+        something else each time gives tokens, which are needed for connecting
+        only: then nothing is replaced.
 
         Args:
             timeout: Seconds to wait for the first; ``None`` means ``acquire_timeout``.
 
         Raises:
-            PoolTimeout: None could be made in time; the last real error is the cause.
-            CreateFailed: None can be made; the driver's error is the cause.
+            PoolTimeout: No connection was made in time; the last error is the cause.
+            CreateFailed: Connecting failed for good; the driver's error is the cause.
             PoolClosed: The pool was closed.
         """
         limit = self.engine.settings.acquire_timeout if timeout is None else seconds(timeout)
         rotate(self, self._rotation, lambda: self._address.asked, limit)
 
-    # -- looking ------------------------------------------------------------------
+    # -- observation --------------------------------------------------------------
 
     @property
     def query_statistics(self) -> QueryStatistics | None:
-        """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
+        """How long queries take: ``to_dict()``, ``reset()``. ``None`` if they are not measured."""
         return self._queries
 
     @property
     def stall_timeout(self) -> float | None:
-        """Seconds of one command after which the server is asked whether it is at work on it; can be set."""
+        """Seconds that a command may take before the server is asked whether it works on it; can be set."""
         assert isinstance(self.engine.adapter, PostgresAdapter)
         return self.engine.adapter.stall_limit
 
@@ -380,33 +359,25 @@ class PostgresPool(Pool[Connection]):
         self.engine.schedule_sweep(self.engine.clock.now())
 
     def get_pool_stats(self) -> dict[str, Any]:
-        """Return what a health endpoint shows.
+        """Return figures for a health endpoint.
 
         Returns:
-            ``current_state``: how many are where, as `stats`, and
+            ``current_state``: the counts of `stats`;
             ``health_metrics``: counters since the start, times in seconds;
-            ``queries``: `query_statistics`, if they are on.
+            ``queries``: `query_statistics`, if they are measured.
         """
-        everything = self.metrics.to_dict()
-        return {
-            "current_state": {
-                **self.stats(),
-                **{name: everything[name] for name in _STATE_NAMES},
-            },
-            "health_metrics": {name: everything[name] for name in _HEALTH_NAMES},
-            **({} if self._queries is None else {"queries": self._queries.to_dict()}),
-        }
+        return pool_stats(self.stats(), self.metrics.to_dict(), self._queries)
 
     def advise(self, workers: int | None = None) -> Report:
-        """Look at the server through a few connections of its own, and say what is wrong and what to set.
+        """Compare the pool's settings with those of the server, over a few connections outside of the pool.
 
         Args:
             workers: How many processes have a pool like this one; ``None`` if
-                that is not known.
+                it is not known.
 
         Returns:
-            A report: ``str()`` tells it in words, ``findings`` has them one by
-            one, ``breaks`` says whether anything will break.
+            A report: ``str()`` is the text, ``findings`` are its parts,
+            ``breaks`` says whether anything will fail.
 
         Raises:
             psycopg.Error: The server does not answer.
@@ -414,7 +385,7 @@ class PostgresPool(Pool[Connection]):
         """
         return advise(self._address, self._session, self.engine.settings, self.engine.resets.error, workers)
 
-    # -- how it works ---------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------
 
     def _begin_creation(self) -> None:
         """Before a connection is made: after a drain it may lead to another server."""
@@ -444,32 +415,20 @@ class PostgresPool(Pool[Connection]):
             )  # fmt: skip
 
     def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:
-        """Outside of a transaction the statement is the commit."""
+        """Raise `CommitUnknown` if a statement outside of a transaction may have taken effect."""
         if conn.closed and conn.autocommit and not isinstance(error, CommandTimeout) and failures.in_doubt(error):
             raise CommitUnknown(
-                f"pool {self.name!r}: the connection was lost during a statement, which may hold or not"
+                f"pool {self.name!r}: the connection was lost during a statement: it is unknown whether it took effect"
             ) from error
 
-    def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
-            return False  # it may hold; or the work is at fault, and would be again
-        if notes_of(conn).cancel is not None:
-            return False  # it was cut off at its limit, or as the pool was closed
-        return failures.repeatable(error) or self.engine.adapter.is_broken(conn, error)
-
     def _limit_to(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
-        """Limit the commands of this lease, all together, to what is left of the timeout."""
+        """Limit the commands of this lease, all together, to what is left of ``timeout``."""
         if deadline is not None:
             notes_of(conn).limit = Limit(self._session.command_timeout, timeout, deadline - self.engine.clock.now())
 
-    def _sleep(self, seconds: float) -> None:
-        box: queue.SimpleQueue[None] = queue.SimpleQueue()
-        with suppress(queue.Empty):
-            self.engine.clock.get(box, seconds)
-
 
 def _weakly(method: Callable[..., object]) -> Callable[..., object]:
-    """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
+    """Return a function that calls a method while its object lives: an adapter outlives its pool."""
     reference = weakref.WeakMethod(method)
 
     def call(*args: Any) -> None:
@@ -485,13 +444,5 @@ def _check_hooks(**hooks: object) -> None:
         if not (hook is None or callable(hook)):
             raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
-
-_STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
-_HEALTH_NAMES = (
-    "active_connections", "idle_connections", "waiting_requests", "total_connections_created",
-    "total_connections_closed", "connection_errors", "connection_timeouts",
-    "avg_connection_acquisition_time", "max_connection_acquisition_time", "health_check_failures",
-    "last_health_check", "pool_exhausted_count",
-)  # fmt: skip
 
 PostgresPool.__module__ = "pooling"  # where users import them from

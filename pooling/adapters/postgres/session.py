@@ -25,7 +25,6 @@ import psycopg
 from ...tools.doctor.cleaning import LACKING, STEPS
 from . import committing, failures
 from .client_state import client_state
-from .commands import execute, may_block, waiting
 from .configured import Recorder
 from .cursors import fast_cursor
 from .limits import Limit
@@ -257,7 +256,7 @@ class Session:
             return
         status = conn.pgconn.transaction_status
         own: bool = conn._commits  # type: ignore[attr-defined]
-        by_psycopg = own or committing.in_own_transaction(conn) or is_unfinished(conn, status)
+        by_psycopg = own or committing.in_own_transaction(conn, status) or is_unfinished(conn, status)
         if status != IN_TRANSACTION or by_psycopg:
             if by_psycopg:
                 self.refuse_open(conn, pipelines)
@@ -267,11 +266,8 @@ class Session:
                 cut_off(conn)  # in this thread: another one's close would interrupt the pipeline's own end
             return
         try:
-            if notes.limit is None and not self._clean and may_block(conn.pgconn):
-                waiting(conn, notes, execute, conn.pgconn, self._commit)
-            else:
-                text = self._commit + notes.configuration.statements
-                waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
+            text = self._commit + notes.configuration.statements
+            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; `clean` will find that the session is dirty

@@ -89,13 +89,14 @@ class Place(NamedTuple):
 class Watch:
     """What is noted of a connection to tell a stall from a long query.
 
-    Only its holder writes the first three attributes; other threads read them.
+    Only its holder writes the first four attributes; other threads read them.
     """
 
     def __init__(self) -> None:
         self.turn = 0  # the number of the wait
         self.within = False  # its holder waits for the server, in psycopg's wait()
-        self.waits = False  # its holder waits for a COMMIT that the pool sent, not in wait()
+        self.own = False  # its holder waits for a BEGIN, COMMIT or the like, which the pool sent
+        self.waits = False  # likewise, and not in wait()
         self.closing = False  # another thread has closed the connection meanwhile
         self.stalled: str | None = None  # why it was closed
         self.born = monotonic()
@@ -120,7 +121,7 @@ class Command(NamedTuple):
 
 def command_of(conn: psycopg.Connection[Any], watch: Watch) -> Command | None:
     """Return what the holder of a connection waits for, ``None`` if it does not wait; for other threads."""
-    own = watch.waits
+    own = watch.own
     if not (own or (watch.within and not watch.proxied)) or conn.pgconn.transaction_status != _ACTIVE:
         return None
     turn = watch.turn

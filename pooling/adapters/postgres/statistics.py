@@ -17,7 +17,7 @@ from psycopg.sql import Composable
 from ...core.report.histogram import Histogram
 from .steps import query_of
 
-__all__ = ["QueryStatistics", "text_of"]
+__all__ = ["QueryStatistics", "pool_stats", "text_of"]
 
 SLOWEST = 10
 _LONGEST = 500  # characters of a text that are kept
@@ -141,3 +141,21 @@ def text_of(query: Any) -> str:
 def _hidden(found: re.Match[str]) -> str:
     kind = found.lastgroup if found.lastgroup != "tag" else None
     return found[0] if kind == "kept" else {"comment": " ", "number": "?"}.get(kind or "", "'?'")
+
+
+def pool_stats(counts: dict[str, Any], totals: dict[str, Any], queries: QueryStatistics | None) -> dict[str, Any]:
+    """Return what `PostgresPool.get_pool_stats` returns, of a pool's counts and its metrics."""
+    return {
+        "current_state": {**counts, **{name: totals[name] for name in _STATE_NAMES}},
+        "health_metrics": {name: totals[name] for name in _HEALTH_NAMES},
+        **({} if queries is None else {"queries": queries.to_dict()}),
+    }
+
+
+_STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
+_HEALTH_NAMES = (
+    "active_connections", "idle_connections", "waiting_requests", "total_connections_created",
+    "total_connections_closed", "connection_errors", "connection_timeouts",
+    "avg_connection_acquisition_time", "max_connection_acquisition_time", "health_check_failures",
+    "last_health_check", "pool_exhausted_count",
+)  # fmt: skip

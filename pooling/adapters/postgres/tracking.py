@@ -37,7 +37,7 @@ _COMMIT, _ROLLBACK = psycopg.Connection.commit, psycopg.Connection.rollback
 IDLE, IN_TRANSACTION, IN_ERROR, ACTIVE = (
     int(pq.TransactionStatus[name]) for name in ("IDLE", "INTRANS", "INERROR", "ACTIVE")
 )
-BETWEEN = commands.BETWEEN  # nothing runs
+BETWEEN = (IDLE, IN_TRANSACTION, IN_ERROR)  # nothing runs
 NO_PIPELINE = int(pq.PipelineStatus.OFF)
 
 
@@ -156,9 +156,9 @@ class Tracking(_Base):
 
     def close(self) -> None:
         """As psycopg's; during a COMMIT, another thread only wakes the one that waits, which then closes it."""
-        if self._pooling.waits:
+        if self._pooling.waits:  # without psycopg's lock
             self._pooling.closing = True
-            self._closed = True  # psycopg: closed on purpose, not broken
+            self._closed = True  # to psycopg this means: closed on purpose, not broken
             hang_up(self)  # type: ignore[arg-type]
         else:
             super().close()  # type: ignore[misc]

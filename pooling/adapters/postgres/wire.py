@@ -18,8 +18,6 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
-from . import peek
-
 __all__ = [
     "Cancel", "answers", "copying", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
     "round_trip", "spare_handle", "wait_for_end",
@@ -62,10 +60,10 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PG
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
     """Send ``query``, and collect the results as `answers` does."""
     pgconn.send_query(query)
-    return answers(pgconn, results, b";" in query)
+    return answers(pgconn, results)
 
 
-def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> Generator[int, Any, None]:
+def answers(pgconn: PGconn, results: list[PGresult]) -> Generator[int, Any, None]:
     """Collect the results of a query that was sent; yields for what to wait.
 
     As psycopg's ``generators.execute()`` does, but releases the GIL about half
@@ -74,8 +72,6 @@ def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> G
     Args:
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
-        several: Whether to expect several short ones. Then `peek` can spare a
-            call of libpq for each; for a single one it costs more than it saves.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     try:
@@ -85,10 +81,9 @@ def answers(pgconn: PGconn, results: list[PGresult], several: bool = False) -> G
         while True:
             if (yield WAIT_R) == READY_NONE:
                 continue  # psycopg wakes up at intervals, to handle signals
-            complete = several and peek.has_complete_answer(pgconn.socket)
             pgconn.consume_input()
             # Else libpq itself would wait, without a limit and without releasing the GIL.
-            while complete or not is_busy():
+            while not is_busy():
                 result = get_result()
                 if result is None:
                     return
