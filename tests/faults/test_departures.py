@@ -185,7 +185,7 @@ def test_a_notification_is_kept_for_the_borrower(server: PostgresServer) -> None
     assert heard == ["first", "second"]
 
 
-def test_words_of_the_server_that_are_no_death(server: PostgresServer) -> None:
+def test_messages_of_the_server_that_do_not_end_the_connection(server: PostgresServer) -> None:
     with contextlib.closing(PostgresPool(server.dsn, SETTINGS)) as pool:
         pids = set()
         for _ in range(3):
@@ -353,7 +353,7 @@ def test_haproxy_ends_idle_connections(server: PostgresServer, way: str, rest: f
 
 
 @keeps_notifications
-def test_a_look_reads_to_the_end_however_much_has_come(server: PostgresServer) -> None:
+def test_is_alive_reads_everything_that_has_come(server: PostgresServer) -> None:
     """More notifications than libpq reads at once, and the end behind them."""
 
     def listen(conn: psycopg.Connection[Any]) -> None:

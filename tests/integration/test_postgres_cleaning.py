@@ -73,7 +73,7 @@ def test_what_a_server_does_not_execute_is_left_out(
 
 
 @pytest.mark.skipif(not committing.AVAILABLE, reason="psycopg commits, which takes a round trip of its own")
-def test_it_is_found_out_once_for_each_generation(
+def test_missing_steps_are_found_once_for_each_generation(
     hardened: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pooling.adapters.postgres import session
@@ -148,7 +148,7 @@ def test_every_step_may_be_missing(postgres: PostgresServer, caplog: pytest.LogC
         assert len(warnings_of(caplog)) == 1
 
 
-def test_resets_that_keep_failing_are_told(postgres: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_resets_that_keep_failing_are_reported(postgres: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     told: list[str] = []
 
     class Ears(Observer):

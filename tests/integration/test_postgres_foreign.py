@@ -268,7 +268,7 @@ def test_a_generic_alias(make: Make, postgres: PostgresServer) -> None:
         make(connection_class=list[int])
 
 
-def test_connect_of_a_subclass_sees_what_was_said(make: Make, postgres: PostgresServer) -> None:
+def test_connect_of_a_subclass_gets_the_users_arguments(make: Make, postgres: PostgresServer) -> None:
     Minting.asked.clear()
     pool = make(connection_class=Minting, kwargs={"autocommit": True}, command_timeout=30, name="reports")
     works(pool, postgres)
