@@ -384,7 +384,7 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
 )
 def test_verdict(row: list[bytes | None] | None, server: stalls.Server, in_vain: bool | None) -> None:
     watch = stalls.Watch()
-    watch.born, watch.server = time.monotonic() - 100, HERE
+    watch.made_at, watch.server = time.monotonic() - 100, HERE
     verdict = stalls._verdict(watch, server, row, 60.0)
     assert (None if verdict is None else verdict[0]) == in_vain
     if verdict is not None and row is None:  # nor where that server was never known, or process ids are a proxy's

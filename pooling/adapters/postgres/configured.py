@@ -153,23 +153,23 @@ def kind_of(text: str) -> tuple[Kind, bool]:
 
 def _only_reads(tokens: list[tuple[str | None, str]]) -> bool:
     """Return whether all functions that are called are known to change nothing."""
-    for place, (_, token) in enumerate(tokens[1:], 1):
-        kind, name = tokens[place - 1]
+    for index, (_, token) in enumerate(tokens[1:], 1):
+        kind, name = tokens[index - 1]
         if token != "(" or kind not in ("word", "name"):
             continue
         name = name.lower()
-        qualified = place > 1 and tokens[place - 2][1] == "."
+        qualified = index > 1 and tokens[index - 2][1] == "."
         if kind == "name" or name not in (_READING if qualified else _READING | _BEFORE_PARENTHESIS):
-            if _has_column_list(tokens, place - 1):
+            if _has_column_list(tokens, index - 1):
                 continue
             return False
-        if qualified and tokens[place - 3][1].lower() != "pg_catalog":
+        if qualified and tokens[index - 3][1].lower() != "pg_catalog":
             return False
     return True
 
 
-def _has_column_list(tokens: list[tuple[str | None, str]], place: int) -> bool:
+def _has_column_list(tokens: list[tuple[str | None, str]], index: int) -> bool:
     """Return whether the name there is followed by a list of columns: INSERT INTO t (...), WITH t (...) AS."""
-    while place >= 2 and tokens[place - 1][1] == ".":
-        place -= 2
-    return place >= 1 and tokens[place - 1][1].lower() in ("into", "with", "recursive")
+    while index >= 2 and tokens[index - 1][1] == ".":
+        index -= 2
+    return index >= 1 and tokens[index - 1][1].lower() in ("into", "with", "recursive")

@@ -108,7 +108,7 @@ class Session:
             return
         lent, conn = conn, bare_of(conn) or conn
         conn._pool = owner  # type: ignore[assignment]
-        conn.add_notice_handler(notes.hear)
+        conn.add_notice_handler(notes.on_message)
         conn.cursor_factory = fast_cursor(conn.cursor_factory)
         notes.client = notes.configuration.before = client_state(conn)
         notes.changed = notes.dirty = False

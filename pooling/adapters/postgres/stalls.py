@@ -93,13 +93,13 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.turn = 0  # the number of the wait
+        self.wait_number = 0  # the number of the wait
         self.within = False  # its holder waits for the server, in psycopg's wait()
         self.own = False  # its holder waits for a BEGIN, COMMIT or the like, which the pool sent
         self.waits = False  # likewise, and not in wait()
         self.closing = False  # another thread has closed the connection meanwhile
         self.stalled: str | None = None  # why it was closed
-        self.born = monotonic()
+        self.made_at = monotonic()
         self.pid = 0
         self.place = Place("", "", "")
         self.server: Server | None = None  # if it is known
@@ -107,14 +107,14 @@ class Watch:
 
     def begin(self, conn: psycopg.Connection[Any]) -> None:
         """Note where a new connection leads."""
-        self.born, self.pid, self.place = monotonic(), conn.pgconn.backend_pid, Place.of(conn)
+        self.made_at, self.pid, self.place = monotonic(), conn.pgconn.backend_pid, Place.of(conn)
 
 
 class Command(NamedTuple):
     """A command that a holder waits for; if one of these values differs later, it is another one, or makes progress."""
 
-    born: float  # when the connection was made
-    turn: int
+    made_at: float  # when the connection was made
+    number: int  # of the wait
     transferred: tuple[int, int] | None  # bytes
     own: bool  # a BEGIN or COMMIT of the pool, which does not take long
 
@@ -124,12 +124,12 @@ def command_of(conn: psycopg.Connection[Any], watch: Watch) -> Command | None:
     own = watch.own
     if not (own or (watch.within and not watch.proxied)) or conn.pgconn.transaction_status != _ACTIVE:
         return None
-    turn = watch.turn
+    number = watch.wait_number
     try:
         transferred = _transferred(conn.fileno())
     except (OSError, ValueError, psycopg.Error):  # an answer has come, or the connection has just been closed
         return None
-    return Command(watch.born, turn, transferred, own)
+    return Command(watch.made_at, number, transferred, own)
 
 
 def _transferred(fd: int) -> tuple[int, int] | None:
@@ -234,7 +234,7 @@ def _judge(
             _end_own([each], waited, why, ended)
         elif _cut_off(conn, watch, command, waited, why):
             ended.append(why)
-            age = monotonic() - watch.born
+            age = monotonic() - watch.made_at
             with suppress(psycopg.Error, TimeoutError):
                 end = _END.format(watch.pid, age - _slack(age))
                 round_trip(asking, end.encode(), timeout)
@@ -248,7 +248,7 @@ def _verdict(
     watch: Watch, server: Server, row: list[bytes | None] | None, waited: float
 ) -> tuple[bool, str] | None:
     """Return whether a connection has stalled, and why that is known or not; ``None`` if the server works for it."""
-    age = monotonic() - watch.born
+    age = monotonic() - watch.made_at
     if row is not None:
         state, idle, old = row
         if old is None or state is None or state == b"disabled":
@@ -326,7 +326,7 @@ def _watching(connection_class: type[C]) -> type[C]:
 
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
         watch: Watch = self._pooling
-        watch.turn += 1
+        watch.wait_number += 1
         watch.within = True
         try:
             return plain(self, *args, **kwargs)

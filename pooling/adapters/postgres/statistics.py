@@ -83,9 +83,9 @@ class QueryStatistics:
         # Not in the block that holds the lock: CPython 3.13.0 does not release it if a
         # signal handler raises in a loop that ends in a condition.
         slowest = self._slowest
-        for place, (known, other) in enumerate(slowest):
+        for index, (known, other) in enumerate(slowest):
             if other == text:  # each text is kept once, with its longest time
-                slowest[place] = (max(known, seconds), text)
+                slowest[index] = (max(known, seconds), text)
                 heapq.heapify(slowest)
                 break
         else:

@@ -55,9 +55,9 @@ class Listener:
 
     An attempt that failed with an unknown text is made again at once, with
     tracing, to find out whether the error is final, or means that the server
-    is up. Not when the server hung up without a message last time: then it is
-    down, its next message may be another one, and the next regular attempt is
-    soon enough to trace it (P7).
+    is up. Not if the last traced attempt ended without a message of the server:
+    then it is down, and the next regular attempt is soon enough to trace its
+    next message (P7).
     """
 
     def __init__(self) -> None:

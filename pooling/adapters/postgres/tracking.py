@@ -67,7 +67,7 @@ class Notes(Watch):
         self.dirty = False  # something was executed since the session was clean
         self.answered = False  # the server has answered a COMMIT, and nothing was executed since
         self.fatal = False  # the server has said that it is about to close the connection
-        self.heard = False  # it has sent a message since the last check
+        self.got_message = False  # it has sent a message since the last check
         self.failed: str | None = None  # the statement that aborted the transaction
         self.limit: Limit | None = None  # of the commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
@@ -77,12 +77,12 @@ class Notes(Watch):
         self.cancel: Cancel | None = None  # stops the command on the server
         self.peer: socket.socket | None = None  # shows when the server has ended the session
 
-    def hear(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+    def on_message(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Take a message that is no answer to a query: a notice, or the last one of a session.
 
         In a crash and in an immediate shutdown the last one is only a WARNING.
         """
-        self.heard = True
+        self.got_message = True
         state = diagnostic.sqlstate or ""
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC") or state in failures.DEAD:
             self.fatal = True
@@ -134,7 +134,7 @@ class Tracking(_Base):
         """As psycopg's, within the time limit of the command."""
         notes = self._pooling
         notes.dirty = True
-        notes.turn += 1
+        notes.wait_number += 1
         notes.within = True
         try:
             if notes.limit is not None:

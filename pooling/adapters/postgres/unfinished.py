@@ -21,7 +21,7 @@ def is_unfinished(conn: Connection, status: int) -> bool:
 
 
 def left_open(conn: Connection, patience: float) -> str | None:
-    """Return what is open on a connection, in words; ``None`` if nothing is.
+    """Return a description of what is open on a connection; ``None`` if nothing is.
 
     Args:
         conn: The connection.
