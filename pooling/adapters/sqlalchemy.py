@@ -291,7 +291,7 @@ class _PostgresRecords(_Records):
         def connect(place: Any) -> Any:
             import psycopg
 
-            info = next(conn.info for conn, watch, _ in asked if watch.place == place)
+            info = next(conn.info for conn, watch, _ in asked if watch.backend.place == place)
             wish = {name: value for name, value in place._asdict().items() if value and place.is_remote}
             parameters = {**info.get_parameters(), "password": info.password, **wish, "connect_timeout": _ANSWER_LIMIT}
             try:

@@ -365,7 +365,7 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
 
 
 @pytest.mark.parametrize(
-    ("row", "server", "in_vain"),
+    ("row", "server", "stalled"),
     [
         ([b"active", b"100", b"100"], HERE, None),
         ([b"idle", b"100", b"100"], HERE, True),
@@ -382,16 +382,16 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
         ([b"disabled", b"100", b"100"], HERE, False),
     ],
 )
-def test_verdict(row: list[bytes | None] | None, server: stalls.Server, in_vain: bool | None) -> None:
+def test_verdict(row: list[bytes | None] | None, server: stalls.Server, stalled: bool | None) -> None:
     watch = stalls.Watch()
-    watch.made_at, watch.server = time.monotonic() - 100, HERE
-    verdict = stalls._verdict(watch, server, row, 60.0)
-    assert (None if verdict is None else verdict[0]) == in_vain
+    watch.backend = watch.backend._replace(made_at=time.monotonic() - 100, server=HERE)
+    verdict = stalls._verdict(watch.backend, server, row, 60.0)
+    assert (None if verdict is None else verdict[0]) == stalled
     if verdict is not None and row is None:  # nor where that server was never known, or process ids are a proxy's
-        watch.server = None
-        assert stalls._verdict(watch, server, row, 60.0)[0] is False  # type: ignore[index]
-        watch.server, watch.proxied = HERE, True
-        assert stalls._verdict(watch, server, row, 60.0)[0] is False  # type: ignore[index]
+        watch.backend = watch.backend._replace(server=None)
+        assert stalls._verdict(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
+        watch.backend = watch.backend._replace(server=HERE, proxied=True)
+        assert stalls._verdict(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
 
 
 def test_transfer_in_progress_is_no_stall(dsn: str) -> None:

@@ -410,5 +410,5 @@ def test_a_proxy_in_an_engine_of_sqlalchemy(postgres: PostgresServer) -> None:
         with engine.begin() as conn:
             assert conn.execute(sqlalchemy.text("SELECT 1")).scalar() == 1
             watch = conn.connection.dbapi_connection._pooling
-            assert isinstance(watch, Watch) and watch.pid  # it is watched
+            assert isinstance(watch, Watch) and watch.backend.pid  # it is watched
     engine.dispose()

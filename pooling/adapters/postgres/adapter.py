@@ -136,7 +136,7 @@ class PostgresAdapter(Adapter[Connection]):
         if notes.foreign:
             return
         notes.begin(conn)
-        if self.stall_limit is None or not notes.place.is_remote or not self._identifies:
+        if self.stall_limit is None or not notes.backend.place.is_remote or not self._identifies:
             return
         try:
             stalls.server_of(conn, notes, self._session.create_timeout)

@@ -30,7 +30,9 @@ from psycopg import pq
 from ...core.adapter import Verdicts
 from .wire import hang_up, round_trip
 
-__all__ = ["Place", "Server", "Watch", "bare_of", "command_of", "end_stalled", "explained", "server_of", "watched"]
+__all__ = [
+    "Backend", "Place", "Server", "Watch", "bare_of", "command_of", "end_stalled", "explained", "server_of", "watched",
+]  # fmt: skip
 
 C = TypeVar("C", bound="psycopg.Connection[Any]")
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
@@ -86,6 +88,16 @@ class Place(NamedTuple):
         return not self.host.startswith(("/", "@"))
 
 
+class Backend(NamedTuple):
+    """The server process that a connection leads to."""
+
+    made_at: float  # when the connection was made, by `time.monotonic`
+    pid: int
+    place: Place
+    server: Server | None = None  # if it is known
+    proxied: bool = False  # the process id is one of a proxy
+
+
 class Watch:
     """What is noted of a connection to tell a stall from a long query.
 
@@ -99,15 +111,11 @@ class Watch:
         self.waits = False  # likewise, and not in wait()
         self.closing = False  # another thread has closed the connection meanwhile
         self.stalled: str | None = None  # why it was closed
-        self.made_at = monotonic()
-        self.pid = 0
-        self.place = Place("", "", "")
-        self.server: Server | None = None  # if it is known
-        self.proxied = False  # its process id is one of a proxy
+        self.backend = Backend(monotonic(), 0, Place("", "", ""))
 
     def begin(self, conn: psycopg.Connection[Any]) -> None:
         """Note where a new connection leads."""
-        self.made_at, self.pid, self.place = monotonic(), conn.pgconn.backend_pid, Place.of(conn)
+        self.backend = Backend(monotonic(), conn.pgconn.backend_pid, Place.of(conn))
 
 
 class Command(NamedTuple):
@@ -122,14 +130,14 @@ class Command(NamedTuple):
 def command_of(conn: psycopg.Connection[Any], watch: Watch) -> Command | None:
     """Return what the holder of a connection waits for, ``None`` if it does not wait; for other threads."""
     own = watch.own
-    if not (own or (watch.within and not watch.proxied)) or conn.pgconn.transaction_status != _ACTIVE:
+    if not (own or (watch.within and not watch.backend.proxied)) or conn.pgconn.transaction_status != _ACTIVE:
         return None
     number = watch.wait_number
     try:
         transferred = _transferred(conn.fileno())
     except (OSError, ValueError, psycopg.Error):  # an answer has come, or the connection has just been closed
         return None
-    return Command(watch.made_at, number, transferred, own)
+    return Command(watch.backend.made_at, number, transferred, own)
 
 
 def _transferred(fd: int) -> tuple[int, int] | None:
@@ -170,8 +178,8 @@ def server_of(conn: psycopg.Connection[Any], watch: Watch, timeout: float | None
     Raises:
         TimeoutError, psycopg.Error: There is no answer.
     """
-    pid, watch.server = _identity(round_trip(conn, _SERVER, timeout)[0])
-    watch.proxied = pid != watch.pid
+    pid, server = _identity(round_trip(conn, _SERVER, timeout)[0])
+    watch.backend = watch.backend._replace(server=server, proxied=pid != watch.backend.pid)
 
 
 def _identity(result: pq.abc.PGresult) -> tuple[int, Server]:
@@ -198,8 +206,8 @@ def end_stalled(waiting: Sequence[Waiting], waited: float, connect: Connect, tim
     ended: list[str] = []
     unknown: list[str] = []
     again = False
-    for place in {watch.place for _, watch, _ in waiting}:
-        ours = [each for each in waiting if each[1].place == place]
+    for place in {watch.backend.place for _, watch, _ in waiting}:
+        ours = [each for each in waiting if each[1].backend.place == place]
         try:
             with closing(connect(place)) as asking:
                 _judge(asking, ours, waited, timeout, ended, unknown)
@@ -215,9 +223,9 @@ def _judge(
     asking: psycopg.Connection[Any], ours: list[Waiting], waited: float, timeout: float,
     ended: list[str], unknown: list[str],
 ) -> None:  # fmt: skip
-    if Place.of(asking) != ours[0][1].place:
+    if Place.of(asking) != ours[0][1].backend.place:
         raise psycopg.OperationalError("another server has answered")
-    pids = ", ".join(str(watch.pid) for _, watch, _ in ours)
+    pids = ", ".join(str(watch.backend.pid) for _, watch, _ in ours)
     identity, backends = round_trip(asking, b"%s; %s" % (_SERVER, _BACKENDS.format(pids).encode()), timeout)[-2:]
     pid, server = _identity(identity)
     if pid != asking.pgconn.backend_pid:
@@ -225,7 +233,7 @@ def _judge(
     seen = {row[0]: row[1:] for row in _rows(backends)}
     for each in ours:
         conn, watch, command = each
-        verdict = _verdict(watch, server, seen.get(b"%d" % watch.pid), waited)
+        verdict = _verdict(watch.backend, server, seen.get(b"%d" % watch.backend.pid), waited)
         if verdict is None:
             continue
         stalled, why = verdict
@@ -234,9 +242,9 @@ def _judge(
             _end_own([each], waited, why, ended)
         elif _cut_off(conn, watch, command, waited, why):
             ended.append(why)
-            age = monotonic() - watch.made_at
+            age = monotonic() - watch.backend.made_at
             with suppress(psycopg.Error, TimeoutError):
-                end = _END.format(watch.pid, age - _slack(age))
+                end = _END.format(watch.backend.pid, age - _slack(age))
                 round_trip(asking, end.encode(), timeout)
 
 
@@ -245,10 +253,10 @@ def _rows(result: pq.abc.PGresult) -> list[list[bytes | None]]:
 
 
 def _verdict(
-    watch: Watch, server: Server, row: list[bytes | None] | None, waited: float
+    backend: Backend, server: Server, row: list[bytes | None] | None, waited: float
 ) -> tuple[bool, str] | None:
     """Return whether a connection has stalled, and why that is known or not; ``None`` if the server works for it."""
-    age = monotonic() - watch.made_at
+    age = monotonic() - backend.made_at
     if row is not None:
         state, idle, old = row
         if old is None or state is None or state == b"disabled":
@@ -258,9 +266,9 @@ def _verdict(
                 return None
             return True, f"the server says that its backend has been {state.decode()} for {float(idle):.0f} s"
     # There is none, or a later one with the same process id.
-    if watch.proxied:
+    if backend.proxied:
         return False, "a proxy has process ids of its own"
-    if watch.server is None or watch.server[:2] != server[:2]:
+    if backend.server is None or backend.server[:2] != server[:2]:
         return False, "the server that answers has no such backend, and may be another one"
     return True, "the server does not have its backend any more"
 
