@@ -1,7 +1,7 @@
-"""Fetch many URLs from several threads, with progress: the pool bounds what each host is asked at once.
+"""Fetches many URLs with several threads and shows progress; the pool limits concurrent requests to each host.
 
 ``python examples/http_fetcher.py URL...``; without arguments it fetches two
-hundred pages of a service of its own.
+hundred pages from its own service.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pooling import HTTPPool, HTTPTimeout, PoolSettings
 
 
 def fetch_all(http: HTTPPool, urls: Iterable[str], threads: int = 20) -> Iterator[tuple[str, requests.Response | None]]:
-    """Yield each URL with its answer as it comes; ``None`` if there was none."""
+    """Yield each URL with its response as it arrives; ``None`` if the request failed."""
     with ThreadPoolExecutor(threads) as executor:
         futures = {executor.submit(http.get, url): url for url in urls}
         for future in as_completed(futures):
@@ -35,9 +35,9 @@ def fetch_all(http: HTTPPool, urls: Iterable[str], threads: int = 20) -> Iterato
 
 
 def run(urls: list[str]) -> None:
-    """Fetch, and show how far it is."""
+    """Fetch all URLs and show the progress."""
     settings = PoolSettings(min_size=0, max_size=50)
-    limits = HTTPTimeout(connect=5, read=30, total=60)  # no URL takes longer than a minute, whatever happens
+    limits = HTTPTimeout(connect=5, read=30, total=60)  # no URL ever takes longer than a minute
     with HTTPPool(settings, max_per_host=10, timeout=limits, retry=3, name="fetcher") as http:
         size = 0
         for number, (_, response) in enumerate(fetch_all(http, urls), 1):
@@ -52,7 +52,7 @@ def run(urls: list[str]) -> None:
 
 
 class Pages(BaseHTTPRequestHandler):
-    """A service with some pages, in no hurry."""
+    """A slow service with some pages."""
 
     protocol_version = "HTTP/1.1"
 
@@ -69,7 +69,7 @@ class Pages(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Fetch what was given, or the pages of a service of our own."""
+    """Fetch the given URLs, or the pages of our own service."""
     if sys.argv[1:]:
         run(sys.argv[1:])
         return

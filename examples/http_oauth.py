@@ -1,12 +1,12 @@
-"""A library's own session, on the pool's sockets.
+"""A session of another library, on the pool's sockets.
 
-Clients of APIs are often sessions themselves: ``OAuth2Session`` of
-requests-oauthlib, ``AuthorizedSession`` of google-auth. They cannot be lent
-by a pool, but they can mount its transport adapter: each keeps its token to
-itself, and all share the warm sockets.
+API clients are often sessions themselves: ``OAuth2Session`` of
+requests-oauthlib, ``AuthorizedSession`` of google-auth. A pool cannot lend them,
+but they can mount its transport adapter: each keeps its own token, and all
+share the warm sockets.
 
-``python examples/http_oauth.py`` shows it with a service of its own, and with
-``OAuth2Session`` where requests-oauthlib is installed.
+``python examples/http_oauth.py`` demonstrates it with its own service, and with
+``OAuth2Session`` if requests-oauthlib is installed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pooling import HTTPPool
 
 
 class BearerSession(requests.Session):
-    """What such a library does: fetches a token, and sends it along."""
+    """Works like such a library: fetches a token, and sends it with each request."""
 
     def __init__(self, token_url: str, client_id: str) -> None:
         super().__init__()
         self._token_url, self._client_id = token_url, client_id
 
     def fetch_token(self) -> None:
-        """Ask for a token, and keep it."""
+        """Request a token and store it."""
         answer = self.post(self._token_url, data={"client_id": self._client_id})
         self.headers["Authorization"] = "Bearer " + answer.json()["access_token"]
 
@@ -50,7 +50,7 @@ def session_for(http: HTTPPool, url: str, user: str) -> Any:
         session = BearerSession(url + "/token", user)
     else:
         session = OAuth2Session(client_id=user, token=token)
-    session.mount("https://", http.adapter)  # this is all
+    session.mount("https://", http.adapter)  # all that is needed
     session.mount("http://", http.adapter)
     if isinstance(session, BearerSession):
         session.fetch_token()
@@ -58,7 +58,7 @@ def session_for(http: HTTPPool, url: str, user: str) -> Any:
 
 
 class Service(BaseHTTPRequestHandler):
-    """Gives tokens, and says whose token it was shown."""
+    """Issues tokens, and returns the token of each request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -92,7 +92,7 @@ def main() -> None:
             for name, session in users.items():
                 print(name, "is known as", session.get(url + "/me").json()["token"])
             for session in users.values():
-                session.close()  # closes nobody's sockets
+                session.close()  # leaves the pool's sockets open
             print(http.metrics.hosts()[0].opened, "socket for all")
         server.shutdown()
 

@@ -1,7 +1,7 @@
-"""A script that asks many pages of one service: one line is all it takes.
+"""A script that fetches many pages from one service; pooling takes one line.
 
-``python examples/http_script.py [URL...]``; without arguments it asks a
-service of its own.
+``python examples/http_script.py [URL...]``; without arguments it starts its own
+service.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Here(SimpleHTTPRequestHandler):
 
 
 def fetch(urls: list[str]) -> None:
-    """Print the size of each, and what it took."""
+    """Print the size of each page, and the number of sockets used."""
     with HTTPPool(timeout=(5, 30), retry=3, name="script") as http:
         for url in urls:
             response = http.get(url)
@@ -40,7 +40,7 @@ def fetch(urls: list[str]) -> None:
 
 
 def main() -> None:
-    """Ask what was given, or a service of our own."""
+    """Fetch the given URLs, or pages of our own service."""
     if sys.argv[1:]:
         fetch(sys.argv[1:])
         return

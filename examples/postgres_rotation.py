@@ -2,8 +2,8 @@
 
     python examples/postgres_rotation.py postgresql://postgres@localhost/app
 
-as somebody who may create roles. The callable stands for a secrets manager: it
-is asked for each new connection.
+with a role that may create roles. The callable stands for a secrets manager; it
+is called for each new connection.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(dsn: str) -> None:
         for thread in crew:
             thread.start()
         current[0] = ROLES[1]  # the secret is rotated ...
-        db.rotate()            # ... and need not wait for the next connection that is made anyway
+        db.rotate()            # ... and applied now, not when the next connection is created
         over.set()
         for thread in crew:
             thread.join()

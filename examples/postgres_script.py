@@ -1,8 +1,8 @@
-"""A cron script: import orders, report, end. Run it with a PostgreSQL of yours:
+"""A cron script: imports orders, prints a report, ends. Run it with your PostgreSQL server:
 
     python examples/postgres_script.py postgresql://localhost/app
 
-Without an argument it takes ``DATABASE_URL`` or the ``PG*`` variables.
+Without an argument it uses ``DATABASE_URL`` or the ``PG*`` variables.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ ORDERS = [("lamp", 2), ("chair", 4), ("table", 1), ("lamp", 5)]
 
 
 def main(dsn: str) -> None:
-    # A script waits for its server a while, and holds few connections. `with` opens them,
-    # or says why it cannot, and closes them at the end.
+    # A script may wait longer for its server, and needs few connections. `with` opens them,
+    # or raises the reason why it cannot, and closes them at the end.
     settings = PoolSettings(min_size=1, max_size=2, acquire_timeout=30)
     with PostgresPool(dsn, settings, name="nightly-import", command_timeout=60) as db:
-        with db.connection() as conn:  # one transaction: all of it, or nothing
+        with db.connection() as conn:  # one transaction: all or nothing
             conn.execute("CREATE TABLE IF NOT EXISTS example_orders (item text, quantity int)")
             conn.execute("TRUNCATE example_orders")
             with conn.cursor().copy("COPY example_orders FROM STDIN") as copy:

@@ -1,8 +1,8 @@
-"""A threaded worker: many threads take jobs, few connections serve them. Run it with
+"""A threaded worker: many threads run jobs on few connections. Run it with
 
     python examples/postgres_worker.py postgresql://localhost/app
 
-Money goes from account to account; conflicts are run again, and not a cent is lost.
+It transfers money between accounts. Transactions that conflict are run again, and no money is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THREADS, JOBS, ACCOUNTS = 16, 200, 5
 
 
 def transfer(conn: psycopg.Connection[Any], source: int, target: int) -> None:
-    """Move 1; called again in a new transaction if another one came between."""
+    """Move 1; called again in a new transaction after a conflict."""
     conn.execute("UPDATE example_accounts SET money = money - 1 WHERE id = %s", [source])
     conn.execute("UPDATE example_accounts SET money = money + 1 WHERE id = %s", [target])
 

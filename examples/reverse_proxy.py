@@ -1,30 +1,32 @@
-"""A reverse proxy as a WSGI application: streams answers over the pool's sockets.
+"""A reverse proxy as a WSGI application: streams responses over the pool's sockets.
 
-Serve it with any threaded WSGI server (urllib3 must be 2.2 or newer)::
+Serve it with any threaded WSGI server (needs urllib3 2.2 or newer)::
 
     UPSTREAM=https://api.example.com gunicorn --threads 100 "examples.reverse_proxy:from_env()"
-    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # probed now and then, for our own /healthz
-    UPSTREAM=... HEALTH_TOKEN=secret ...             # "Authorization: Bearer secret" sees counts there
+    UPSTREAM=... UPSTREAM_HEALTH=/health ...         # probed periodically, for our own /healthz
+    UPSTREAM=... HEALTH_TOKEN=secret ...             # "Authorization: Bearer secret" shows counts there
     python examples/reverse_proxy.py --upstream https://api.example.com --port 8080
 
-Without arguments it starts a service of its own, sends requests to it through
-itself from some threads, and prints what the pool has done.
+Without arguments it starts its own service, sends requests to it through the
+proxy from several threads, and prints the pool's metrics.
 
-The duties of a proxy, and how they are kept here:
+What the proxy guarantees:
 
-- A request goes to the upstream and nowhere else: its path is data, put behind
-  the upstream's own. Dot segments are resolved before; percent-escapes stay.
-- Headers that are meant for the next hop end here (RFC 9110, 7.6.1). What
-  cannot be passed on unambiguously is refused, in either direction: 400 or 502.
-- A request's body is read before a connection to the upstream is taken, at a
-  least rate and up to a limit, to memory if it is small and else to a file. So
-  slow clients hold no connection: 408 if it is late, 413 if it is too long.
-- Answers are passed on as they come, and never decoded. One that breaks off
-  does not look complete.
-- The connection is given back when the answer has been read, a small one
-  before a slow client has taken the first byte, or when the client has gone.
+- A request goes only to the upstream: its path is appended to the upstream's
+  path. Dot segments are resolved first; percent-escapes are kept.
+- Hop-by-hop headers end here (RFC 9110, 7.6.1). Anything that cannot be passed
+  on unambiguously is refused in both directions: 400 or 502.
+- A request's body is read before a connection to the upstream is taken, with a
+  minimum rate and a size limit, into memory if it is small, otherwise into a
+  file. Slow clients therefore hold no connection: 408 if the body is late, 413
+  if it is too long.
+- Responses are passed on as they arrive, and never decoded. A response that is
+  cut off does not look complete.
+- The connection is released when the response has been read (a small one before
+  a slow client has received the first byte), or when the client has
+  disconnected.
 - No wait is endless: 503 and ``Retry-After`` when all connections are in use,
-  504 when the upstream is late, 502 when it is down or breaks off.
+  504 when the upstream is too slow, 502 when it is down or cuts a response off.
 """
 
 from __future__ import annotations
@@ -60,9 +62,9 @@ if __name__ == "__main__":  # from a checkout, too
 from pooling import HTTPPool, HTTPTimeout, PoolError, PoolSettings
 
 PIECE = 65_536
-SMALL = 65_536  # bytes of a body that are kept in memory
-MAX_BODY = 100_000_000  # bytes of a request
-PATIENCE = 30.0  # seconds in which a client has to send or take a piece
+SMALL = 65_536  # largest body in bytes that is kept in memory
+MAX_BODY = 100_000_000  # largest request body in bytes
+PATIENCE = 30.0  # seconds for a client to send or receive a piece
 HOP_BY_HOP = frozenset((
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "trailers", "transfer-encoding", "upgrade",
@@ -75,24 +77,24 @@ METHOD = re.compile(r"(?!CONNECT$|TRACE$)[A-Z][A-Z-]*")
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 LENGTH = re.compile(r"[0-9]{1,18}")
-FOLDED = re.compile(r"[ \t]*[\r\n]+[ \t]*")  # a header's value over several lines
-DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\;]|$)")  # what other servers may take for dot segments
+FOLDED = re.compile(r"[ \t]*[\r\n]+[ \t]*")  # in a header value that spans several lines
+DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:[/\\;]|$)")  # what other servers may interpret as dot segments
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 
 
 class Refused(Exception):
-    """Will not be passed on; the text is the status to answer with."""
+    """The request is refused; the message is the status of the response."""
 
 
 class ReverseProxy:
     """The application.
 
     Args:
-        upstream: Where requests go; its path is put before theirs.
-        http: The pool; ``None`` makes one that suits.
-        health_token: Who sends it to ``/healthz`` sees counts; others see up or down.
+        upstream: The URL to forward to; its path is prepended to each request's.
+        http: The pool; ``None`` creates a suitable one.
+        health_token: Callers that send it to ``/healthz`` see counts; others only up or down.
 
     Raises:
         ValueError: The upstream is not the URL of an HTTP server.
@@ -125,7 +127,7 @@ class ReverseProxy:
         return reply(environ, start_response, status, f"{status}\n".encode(), headers)
 
     def forward(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Pass a request on, and its answer back."""
+        """Forward a request, and return its response."""
         method, path, headers = environ["REQUEST_METHOD"], target(environ), request_headers(environ, self.host)
         if not METHOD.fullmatch(method):
             raise Refused("501 Not Implemented")
@@ -135,12 +137,12 @@ class ReverseProxy:
             lease = self.http.acquire()
             try:
                 session = lease.resource
-                session.headers.clear()  # only the client's own
+                session.headers.clear()  # send only the client's headers
                 data = body.read() if small else body
                 request = session.prepare_request(requests.Request(method, self.upstream, headers, data=data))
                 assert request.url is not None
-                request.url = request.url.rstrip("/") + path  # as it is: requests would decode some of it
-                # Not by `session.send`: even where it does not follow a redirect it reads its body.
+                request.url = request.url.rstrip("/") + path  # unchanged: requests would decode part of it
+                # Not `session.send`, which reads the body of a redirect even if it does not follow it.
                 settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
                 response = session.get_adapter(request.url).send(request, **settings)
                 answer = Answer(response, lease.release, environ)
@@ -151,7 +153,7 @@ class ReverseProxy:
         return answer
 
     def health(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Say how the pool is, and the upstream if it is probed."""
+        """Report the health of the pool, and of the upstream if it is probed."""
         found = self.http.health_check()
         well = found["status"] in ("healthy", "unknown")
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1")
@@ -165,7 +167,7 @@ class ReverseProxy:
 
 
 class Answer:
-    """What the upstream answered; the WSGI server reads it, and closes it whatever happens."""
+    """The upstream's response; the WSGI server reads it, and always closes it."""
 
     def __init__(self, response: requests.Response, done: Callable[[], object], environ: Environ) -> None:
         self._raw, self._done, self._environ = response.raw, done, environ
@@ -173,7 +175,7 @@ class Answer:
         self.headers = answer_headers(response)
         length = CaseInsensitiveDict(self.headers).get("Content-Length")
         small = length is not None and int(length) <= SMALL
-        try:  # the server waits for the first piece before it sends the head: there is still time to say what fails
+        try:  # the server sends the headers with the first piece, so an error here can still change the status
             self._first = self._raw.read(decode_content=False) if small else self._piece()
         except ReadTimeoutError as error:
             raise exceptions.ReadTimeout(error) from error
@@ -181,7 +183,7 @@ class Answer:
             raise exceptions.ConnectionError(error) from error
 
     def _piece(self) -> bytes:
-        """Return what has come; `stream` would wait until a piece is full."""
+        """Return the data that has arrived; `stream` would wait until a piece is full."""
         data: bytes = self._raw.read1(PIECE, decode_content=False)
         return data
 
@@ -196,13 +198,13 @@ class Answer:
                 raise  # the server closes the connection
 
     def close(self) -> None:
-        """Give the connection to the upstream back."""
+        """Release the connection to the upstream."""
         done, self._done = self._done, lambda: None
         done()
 
 
 def pool_for(upstream: str, health_url: str | None = None) -> HTTPPool:
-    """Return a pool for some hundreds of clients."""
+    """Return a pool for several hundred clients."""
     return HTTPPool(
         PoolSettings(min_size=0, max_size=200, max_idle=50, acquire_timeout=5.0), base_url=upstream, max_per_host=200,
         timeout=HTTPTimeout(connect=5, read=30, write=30), trust_env=False, health_url=health_url, name="upstream",
@@ -222,14 +224,14 @@ def from_env() -> ReverseProxy:
 def target(environ: Environ) -> str:
     """Return path and query as the client wrote them, without dot segments.
 
-    Most servers have them as they came, under one of two names. The standard
-    one is decoded, and so cannot tell ``%2F`` from a slash.
+    Most servers provide them unchanged, under one of two names. The standard
+    variable is decoded, so it cannot distinguish ``%2F`` from a slash.
     """
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    if not raw or environ.get("SCRIPT_NAME"):  # the application is mounted below a prefix, which is not passed on
+    if not raw or environ.get("SCRIPT_NAME"):  # the application is mounted below a prefix, which is not forwarded
         query = environ.get("QUERY_STRING")
         raw = quote(environ["PATH_INFO"].encode("latin-1"), safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
-    raw = re.sub(r"^(?i:https?)://[^/?]*", "", raw)  # some clients write the whole URL
+    raw = re.sub(r"^(?i:https?)://[^/?]*", "", raw)  # some clients send the whole URL
     if not raw.startswith("/") or re.search(r"[\x00-\x20\x7f]", raw):
         raise Refused("400 Bad Request")
     raw = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", raw)
@@ -242,7 +244,7 @@ def target(environ: Environ) -> str:
 
 
 def without_dots(path: str) -> str:
-    """Resolve ``.`` and ``..``, however they are written (RFC 3986, 5.2.4)."""
+    """Resolve ``.`` and ``..``, also if they are escaped (RFC 3986, 5.2.4)."""
     kept: list[str] = []
     for segment in path.split("/")[1:]:
         plain = segment.lower().replace("%2e", ".")
@@ -256,7 +258,7 @@ def without_dots(path: str) -> str:
 
 
 def request_headers(environ: Environ, host: str) -> dict[str, str]:
-    """Return the client's headers, and where the request came from."""
+    """Return the client's headers, with headers that identify the client."""
     given = end_to_end(
         [(name[5:].replace("_", "-").title(), value) for name, value in environ.items() if name.startswith("HTTP_")]
     )
@@ -274,12 +276,12 @@ def request_headers(environ: Environ, host: str) -> dict[str, str]:
     if not all(NAME.fullmatch(name) and VALUE.fullmatch(value) for name, value in headers.items()):
         raise Refused("400 Bad Request")
     for name in ("User-Agent", "Accept-Encoding"):
-        headers.setdefault(name, SKIP_HEADER)  # else urllib3 would speak for the client
+        headers.setdefault(name, SKIP_HEADER)  # otherwise urllib3 would add its own
     return headers
 
 
 def read_body(environ: Environ, body: SpooledTemporaryFile[bytes]) -> int:
-    """Write to a file what the client sends; return how long it is."""
+    """Write the request's body to a file; return its length."""
     rest, size = request_length(environ), 0
     while rest is None or size < rest:
         if max(rest or 0, size) > MAX_BODY:
@@ -287,30 +289,30 @@ def read_body(environ: Environ, body: SpooledTemporaryFile[bytes]) -> int:
         piece = read_piece(environ, PIECE if rest is None else min(PIECE, rest - size))
         if not piece and rest is None:
             break
-        if not piece:  # the client has gone, or is late
+        if not piece:  # the client has disconnected, or is late
             raise Refused("408 Request Timeout")
         size += body.write(piece)
     return size
 
 
 def request_length(environ: Environ) -> int | None:
-    """Return how long the body is; ``None`` means that its end shows when it is read."""
+    """Return the length of the body; ``None`` means that it is known only after reading."""
     length, coding = environ.get("CONTENT_LENGTH"), environ.get("HTTP_TRANSFER_ENCODING")
     if coding is None:
         if length and not LENGTH.fullmatch(length):
             raise Refused("400 Bad Request")
         return int(length or 0)
-    if length:  # two lengths: servers in a row may believe different ones
+    if length:  # two lengths: chained servers may use different ones
         raise Refused("400 Bad Request")
     if coding.strip().lower() != "chunked":
         raise Refused("501 Not Implemented")
-    if not environ.get("wsgi.input_terminated"):  # the server would not hand it over
+    if not environ.get("wsgi.input_terminated"):  # the server does not support reading it
         raise Refused("411 Length Required")
     return None
 
 
 def read_piece(environ: Environ, size: int) -> bytes:
-    """Read a piece of the body; one that takes longer than ``PATIENCE`` is none."""
+    """Read a piece of the body; return nothing if it takes longer than ``PATIENCE``."""
     sock = connection(environ)
     timer = Timer(PATIENCE, stop_reading, [sock])
     timer.daemon = True
@@ -318,7 +320,7 @@ def read_piece(environ: Environ, size: int) -> bytes:
         timer.start()
     try:
         piece: bytes = environ["wsgi.input"].read(size)
-    except OSError:  # the server has limits of its own
+    except OSError:  # the server's own time limit
         raise Refused("408 Request Timeout") from None
     finally:
         timer.cancel()
@@ -331,7 +333,7 @@ def read_piece(environ: Environ, size: int) -> bytes:
 
 
 def answer_headers(response: requests.Response) -> Headers:
-    """Return an answer's headers; there must be one way only to tell where it ends."""
+    """Return a response's headers, which must determine its end unambiguously."""
     headers = [(name, FOLDED.sub(" ", value)) for name, value in response.raw.headers.items()]
     clean = all(NAME.fullmatch(name) and VALUE.fullmatch(value) for name, value in headers)
     lengths = [value for name, value in headers if name.lower() == "content-length"]
@@ -346,7 +348,7 @@ def answer_headers(response: requests.Response) -> Headers:
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """Leave out what is meant for this hop only."""
+    """Remove hop-by-hop headers."""
     values = [value for name, value in headers if name.lower() == "connection"]
     named = {part.strip().lower() for part in ",".join(values).split(",")}
     return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP | named]
@@ -355,7 +357,7 @@ def end_to_end(headers: Headers) -> Headers:
 def reply(
     environ: Environ, start_response: Callable[..., Any], status: str, body: bytes, headers: dict[str, str]
 ) -> list[bytes]:
-    """Answer in the upstream's stead."""
+    """Return a response of the proxy itself."""
     headers = {"Content-Type": "text/plain", "Content-Length": str(len(body)), **headers}
     start_response(status, list(headers.items()))
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
@@ -365,7 +367,7 @@ def reply(
 
 
 def connection(environ: Environ) -> socket.socket | None:
-    """Return a handle of our own on the client's socket, if the server shows it; waitress does not."""
+    """Return a duplicate of the client's socket, if the server provides it; waitress does not."""
     sock = environ.get("gunicorn.socket") or environ.get("reverse_proxy.socket")
     if sock is not None:
         return socket.socket(fileno=os.dup(sock.fileno()))
@@ -374,36 +376,36 @@ def connection(environ: Environ) -> socket.socket | None:
 
 
 def stop_reading(sock: socket.socket) -> None:
-    """End a read that waits for the client: no byte will come any more."""
+    """End a read that waits for the client."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RD)
 
 
 def reset(environ: Environ) -> None:
-    """Let the client's connection end with a reset: its mere end may look like the end of the body."""
+    """End the client's connection with a reset, because a normal close may look like the end of the body."""
     sock = connection(environ) if environ["SERVER_PROTOCOL"].startswith("HTTP/1") else None
     if sock is not None:
         with sock, contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if gunicorn := environ.get("gunicorn.socket"):
-                gunicorn.close()  # gunicorn would say a goodbye before
+                gunicorn.close()  # otherwise gunicorn would shut it down properly first
 
 
-# -- to run it -------------------------------------------------------------------------
+# -- running it ------------------------------------------------------------------------
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each client: enough to try it out."""
+    """A server with a thread for each client, enough for trying it out."""
 
     daemon_threads = True
     request_queue_size = 1024
 
     def shutdown_request(self, request: Any) -> None:
-        self.close_request(request)  # without a goodbye, see `reset`
+        self.close_request(request)  # without a shutdown, see `reset`
 
 
 class Quiet(WSGIRequestHandler):
-    """Keeps no log, and shows more of a request than the standard asks for."""
+    """Logs nothing, and provides the raw path and the socket of a request."""
 
     timeout = PATIENCE
 
@@ -418,7 +420,7 @@ class Quiet(WSGIRequestHandler):
 
 
 class Example(BaseHTTPRequestHandler):
-    """A service to stand behind the proxy."""
+    """A service behind the proxy."""
 
     protocol_version = "HTTP/1.1"
 
@@ -434,7 +436,7 @@ class Example(BaseHTTPRequestHandler):
 
 
 def show() -> None:
-    """Ask a service through the proxy, from ten threads."""
+    """Send requests to a service through the proxy, from ten threads."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Example) as service:
         Thread(target=service.serve_forever, daemon=True).start()
         proxy = ReverseProxy(f"http://127.0.0.1:{service.server_port}")
@@ -459,7 +461,7 @@ def show() -> None:
 
 
 def main() -> None:
-    """Serve, or show."""
+    """Serve, or run the demonstration."""
     parser = argparse.ArgumentParser(description="A streaming reverse proxy.")
     parser.add_argument("--upstream", metavar="URL", default=os.environ.get("UPSTREAM"))
     parser.add_argument("--port", type=int, default=8080)

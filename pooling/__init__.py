@@ -1,8 +1,8 @@
 """Sync, thread-safe pooling for WSGI applications and scripts.
 
-Lends HTTP sessions, PostgreSQL connections and anything else that is costly
-to make to threads, one borrower at a time, in the order they asked, and never
-a broken one. Drivers are imported on first use of the class that needs them.
+Lends HTTP sessions, PostgreSQL connections and anything else that is expensive
+to create to threads: to one at a time, in order of arrival, and never broken.
+Drivers are imported on first use of the class that needs them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
 for _class in (
     Adapter, Holder, HistogramSnapshot, Lease, Observer, Pool, PoolMetrics, PoolSnapshot
 ):
-    _class.__module__ = __name__  # users import from here; say so in tracebacks
+    _class.__module__ = __name__  # where users import them from, for tracebacks
 
 
 def __getattr__(name: str) -> Any:

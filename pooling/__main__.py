@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # before the imports that take a while: Ctrl-C ends them quietly
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C ends them without a traceback
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 import argparse
@@ -24,11 +24,11 @@ _COMMANDS = {
     "config": ".config", "demo": ".tools.demo.run", "doctor": ".tools.doctor.run", "soak": ".tools.soak.run"
 }  # fmt: skip
 
-_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE has ended
+_PIPE = 128 + 13  # a shell's exit code for a program ended by SIGPIPE
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains without the passwords of addresses that are where they should not be."""
+    """Masks the passwords of misplaced addresses in error messages."""
 
     given: Sequence[str] = ()
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; ``None`` means ``sys.argv``.
 
     Raises:
-        SystemExit: Help or version were asked for (0), or an option is bad (2).
+        SystemExit: After printing help or the version (0), or for an invalid option (2).
     """
     _Parser.given = sys.argv[1:] if arguments is None else arguments
     parser = _Parser(
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run() -> int:
-    """Run the command of this process; who reads no further (``| head``) gets no traceback."""
+    """Run the command of this process, without a traceback if the output is cut off (``| head``)."""
     try:
         code = main()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _PIPE
 
 

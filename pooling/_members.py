@@ -1,13 +1,12 @@
-"""What a manager holds: our pools and those of others, under one set of verbs.
+"""The pools in a manager, ours and other libraries', behind one interface.
 
-A kind that is not ours is known by its class's name and module, so that no
-driver is imported to find out.
+Other libraries' pools are recognised by the name and module of their class, so
+that no driver has to be imported.
 """
 
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from .core.managed import ManagedPool
+from .core.report.holders import depth_of_borrower
 from .core.report.messages import format_error
 from .errors import PoolTimeout
 
@@ -28,10 +28,11 @@ class Member:
 
     Attributes:
         pool: The pool itself.
-        kind: What it is called in tables.
-        critical: Whether the application is down without it.
+        kind: Its kind, as shown in tables.
+        critical: Whether the application counts as down without it.
         owned: Whether the manager closes it.
-        recipe: What it was made from, to tell whether another wish is the same.
+        recipe: The arguments it was created with, compared when the same name
+            is requested again.
     """
 
     def __init__(self, pool: Any, critical: bool, owned: bool, recipe: object) -> None:
@@ -43,12 +44,12 @@ class Member:
 
     @property
     def name(self) -> str | None:
-        """What the pool itself is called."""
+        """The pool's own name."""
         return getattr(self.pool, "name", None)
 
     @property
     def closed(self) -> bool:
-        """Whether it lends nothing any more."""
+        """Whether it was closed."""
         return bool(getattr(self.pool, "closed", False))
 
     def open(self, timeout: float) -> None:
@@ -60,35 +61,27 @@ class Member:
         raise NotImplementedError
 
     def probe(self, timeout: float) -> str | None:
-        """Make a round trip to the server, or raise; return what is worth a word nevertheless."""
+        """Make a round trip to the server, or raise; return a warning if there is one."""
         raise NotImplementedError
 
     def trouble(self) -> str | None:
-        """Return why it is not at its best, as far as can be known without asking anybody."""
+        """Return why it is degraded, as far as known without contacting the server."""
         return None
 
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
-        """Take a resource."""
+        """Acquire a resource."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Any]:
-        """Return its figures under the names that `PoolSnapshot.to_dict` has."""
+        """Return its metrics under the names of `PoolSnapshot.to_dict`."""
         raise NotImplementedError
 
 
-_BETWEEN = ("pooling.manager", "pooling.web.", "werkzeug.local")
-
-
-def _depth_of_the_user() -> int:
-    """Return how many frames above the acquire the code stands that shows as the holder (P12)."""
-    frame, depth = sys._getframe(2), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
-        frame, depth = frame.f_back, depth + 1
-    return depth
+_BETWEEN = ("pooling.manager", "pooling.web.", "werkzeug.local")  # modules that are never the holder (P12)
 
 
 class Ours(Member):
-    """One of ours."""
+    """A pool of this package."""
 
     pool: ManagedPool[Any]
 
@@ -99,7 +92,7 @@ class Ours(Member):
         self.pool.close(timeout)
 
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
-        return self.pool.acquire(timeout, _depth_of_the_user())
+        return self.pool.acquire(timeout, depth_of_borrower(_BETWEEN))
 
     def probe(self, timeout: float) -> str | None:
         return self.pool.probe(timeout)
@@ -191,12 +184,12 @@ class SQLAlchemy(Member):
 
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
         if timeout is not None:
-            raise ValueError("timeout must be None: a SQLAlchemy engine waits for its own pool_timeout")
+            raise ValueError("timeout must be None for a SQLAlchemy engine, which uses its own pool_timeout")
         return self.pool.connect()  # type: ignore[no-any-return]
 
     def probe(self, timeout: float) -> str | None:
         lent = self.trouble()
-        if lent is None:  # or it would wait for its own timeout, 30 s by default
+        if lent is None:  # otherwise it would wait for its own timeout, 30 s by default
             with self.pool.connect() as conn:
                 conn.exec_driver_sql("SELECT 1")
         return lent
@@ -215,12 +208,12 @@ class SQLAlchemy(Member):
 
 
 def _number(pool: Any, name: str) -> int:
-    method = getattr(pool, name, None)  # NullPool and its like count nothing
+    method = getattr(pool, name, None)  # NullPool and similar pools have no counts
     return int(method()) if callable(method) else 0
 
 
 def _figures(size: int, idle: int, limit: int, **more: float) -> dict[str, Any]:
-    """Another's figures under the names of ours, as far as it counts them; a ``limit`` of 0 is none."""
+    """Another library's counts under our names, as far as it has them; a ``limit`` of 0 means none."""
     lent = size - idle
     found: dict[str, Any] = {
         "size": size, "idle": idle, "in_use": lent, "max_size": limit,
@@ -241,10 +234,10 @@ _FOREIGN: dict[tuple[str, str], type[Member]] = {
 def member_of(
     pool: object, *, critical: bool = True, owned: bool = True, recipe: object = None
 ) -> Member:
-    """Return what a manager holds of a pool.
+    """Return the member for a pool.
 
     Raises:
-        TypeError: It is none that can be managed.
+        TypeError: It is not a pool that can be managed.
     """
     if isinstance(pool, ManagedPool):
         return Ours(pool, critical, owned, recipe)
@@ -261,12 +254,12 @@ def member_of(
 def in_parallel(
     jobs: Mapping[str, Callable[[], T]], timeout: float
 ) -> dict[str, tuple[T | BaseException, float]]:
-    """Run each job on a thread of its own; return results or errors, and their seconds.
+    """Run each job on its own thread; return results or errors, and the seconds each took.
 
-    One that does not return in time gives a `TimeoutError`; its thread, which
-    holds nobody up, may go on.
+    A job that does not return in time gives a `TimeoutError`; its thread is a
+    daemon and may continue.
     """
-    done: Any = queue.SimpleQueue()  # looked up late: gevent replaces it
+    done: Any = queue.SimpleQueue()  # looked up here, because gevent replaces it
     began = time.monotonic()
 
     def run(name: str, job: Callable[[], T]) -> None:
@@ -274,7 +267,7 @@ def in_parallel(
         try:
             result = job()
         except BaseException as error:
-            result = error.with_traceback(None)  # whose frames may hold a lease
+            result = error.with_traceback(None)  # its frames may hold a lease
         done.put((name, result, time.monotonic() - began))
 
     for name, job in jobs.items():
@@ -291,6 +284,6 @@ def in_parallel(
 
 
 def reason_of(error: BaseException) -> tuple[bool, str]:
-    """Say whether an error means "down" rather than "busy", and what it says in one line."""
+    """Return whether an error means "down" rather than "busy", and its one-line description."""
     busy = isinstance(error, PoolTimeout) and error.__cause__ is None
     return not busy, format_error(error)

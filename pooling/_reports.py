@@ -1,4 +1,4 @@
-"""What a manager tells of its pools: their health, their readiness, and a table."""
+"""A manager's reports on its pools: health, readiness, and a table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UP, DEGRADED, DOWN = "up", "degraded", "down"
 
 @dataclass(frozen=True)
 class PoolHealth:
-    """How one pool is; true unless it is down.
+    """The health of one pool; true unless the pool is down.
 
     Attributes:
-        status: ``"up"``; ``"degraded"``: it works, but somebody should look;
-            ``"down"``: nobody gets anything from it.
-        seconds: What it took to take a resource and make a round trip.
+        status: ``"up"``; ``"degraded"``: works, but needs attention;
+            ``"down"``: does not work.
+        seconds: Time to acquire a resource and make a round trip.
         reason: Why it is not up.
-        critical: Whether the application is down without it.
+        critical: Whether the application counts as down without this pool.
     """
 
     status: str
@@ -35,13 +35,13 @@ class PoolHealth:
         return self.status != DOWN
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON; the latency in milliseconds."""
+        """Return it as JSON data; the latency is in milliseconds."""
         found = {"status": self.status, "latency_ms": round(self.seconds * 1e3, 3), "critical": self.critical}
         return found if self.reason is None else {**found, "reason": self.reason}
 
 
 class _Report(Mapping[str, Any]):
-    """Something about each pool, by its name."""
+    """A report on each pool, by name."""
 
     def __init__(self, found: Mapping[str, Any]) -> None:
         self._found = dict(found)
@@ -60,26 +60,26 @@ class _Report(Mapping[str, Any]):
 
 
 class Health(_Report):
-    """The health of every pool by its name, a `PoolHealth` each."""
+    """The health of every pool by name, each a `PoolHealth`."""
 
     def __bool__(self) -> bool:
         return self.status != DOWN
 
     @property
     def status(self) -> str:
-        """Overall: down if a critical pool is, degraded if another is or one is degraded."""
+        """Overall status: down if a critical pool is down, degraded if any other is not up."""
         if any(one.status == DOWN and one.critical for one in self.values()):
             return DOWN
         return UP if all(one.status == UP for one in self.values()) else DEGRADED
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it as JSON data."""
         return {"status": self.status, "pools": {name: one.to_dict() for name, one in self.items()}}
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether a pool was ready in time, after how many seconds, and the error if not."""
+    """Whether a pool was ready in time, the seconds it took, and the error if not."""
 
     ready: bool
     seconds: float
@@ -90,7 +90,7 @@ class Readiness:
 
 
 class Startup(_Report):
-    """What a warm-up reached: a `Readiness` for every pool by its name."""
+    """The result of a warm-up: a `Readiness` for every pool by name."""
 
     def __bool__(self) -> bool:
         return all(self.values())
@@ -104,7 +104,7 @@ class Startup(_Report):
 
 
 def judge(member: Member, result: object, took: float) -> PoolHealth:
-    """What an answer, or its absence, means."""
+    """Turn the result of a probe, or its error, into a health."""
     if isinstance(result, BaseException):
         down, reason = reason_of(result)
         return PoolHealth(DOWN if down else DEGRADED, took, reason, member.critical)

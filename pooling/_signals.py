@@ -1,4 +1,4 @@
-"""Signals as the end of a ``with`` block, for those who ask for it."""
+"""Signals that end a ``with`` block, on request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _SERVERS = {"uwsgi": "uWSGI", "gunicorn.arbiter": "gunicorn"}
 
 
 def server_around() -> str | None:
-    """Return which server runs this process and handles its signals, or ``None``."""
+    """Return the server that runs this process and handles its signals, or ``None``."""
     return next((name for module, name in _SERVERS.items() if module in sys.modules), None)
 
 
 class SignalWatch:
-    """Turns signals into an exception in the main thread, after whoever handled them before.
+    """Turns signals into an exception in the main thread.
 
-    A handler that was installed before is called, and decides. Where the
-    default is to end the process, ``SystemExit`` is raised instead (with the
-    code 128 + number, as shells say), so that ``finally`` and ``with`` blocks
-    do their work. What is ignored stays ignored.
+    A handler that was installed before is called instead and decides. Where
+    the default would end the process, ``SystemExit`` is raised (with the code
+    128 + number, as in shells), so that ``finally`` and ``with`` blocks run.
+    Ignored signals stay ignored.
 
     Args:
-        numbers: Which signals.
+        numbers: The signals.
     """
 
     def __init__(self, numbers: Iterable[signal.Signals]) -> None:
@@ -40,23 +40,23 @@ class SignalWatch:
         self.seen: signal.Signals | None = None
 
     def install(self) -> bool:
-        """Begin to watch; ``False`` if that is not ours to do, and the log says why."""
+        """Install the handlers; ``False``, with a line in the log, where that is not possible."""
         server = server_around()
         if server is not None:
-            logger.info("signals stay with %s, which runs this process", server)
+            logger.info("signal handlers not installed: %s runs this process and handles its signals", server)
             return False
         if threading.current_thread() is not threading.main_thread():
-            logger.warning("signals are not handled: that takes the main thread")
+            logger.warning("signal handlers not installed: this is not the main thread")
             return False
         for number in self._numbers:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN and before is not None:  # None: not Python's
+            if before is not signal.SIG_IGN and before is not None:  # None: installed outside Python
                 self._before[number] = before
                 signal.signal(number, self._handle)
         return True
 
     def restore(self) -> None:
-        """Put back what was there, unless somebody else has come after us."""
+        """Restore the previous handlers, except where another one was installed since."""
         for number, before in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, before)

@@ -1,12 +1,12 @@
-"""Pools by URL: the scheme says which kind, through one table that other packages can add to.
+"""Pools by URL: the scheme selects the kind of pool, and other packages can add schemes.
 
-A package adds a kind by an entry point of the group ``pooling.schemes``, named
-like the scheme; its object is called as those in `SCHEMES` are::
+A package adds a scheme with an entry point in the group ``pooling.schemes``,
+named like the scheme. Its object is called like those in `SCHEMES`::
 
     build(url, *, settings, name, **arguments) -> Pool
 
-``url`` is without the parameters that are settings of a pool; what else its
-query holds is the kind's own business.
+Pool settings have been removed from the query of ``url``; the function handles
+the remaining parameters.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
 
 from ._masking import masked, shown
-from .core.pool import Pool
+from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
 __all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "names_of", "normal", "scheme_of", "settings_for"]
 
-Build = Callable[..., Pool[Any]]
+Build = Callable[..., ManagedPool[Any]]
 
 GROUP = "pooling.schemes"
 
@@ -36,21 +36,21 @@ SCHEMES = {
     "https": "pooling._urls:http_pool",
 }
 
-# Sockets are cheaper than connections to a database: as `HTTPPool` has it by itself.
+# The defaults of `HTTPPool`: sockets are cheaper than database connections.
 _BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
-_EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # what pip installs the driver with
-# Where a kind has a parameter of its own that elsewhere is another library's name of a setting.
+_EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # the extra that installs the driver
+# Parameters of a kind itself, which for other kinds are another library's name for a setting.
 _OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
-# Before the query: a ? in a user or password is none of the query's, where an @ comes before the next slash.
+# What precedes the query: a ? followed by an @ before the next slash is part of a user or password.
 _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?")
 
 
 def from_url(
     url: str, *, name: str | None = None, settings: PoolSettings | None = None, **arguments: Any
-) -> Pool[Any]:
-    """Make the pool that a URL describes; nothing is opened.
+) -> ManagedPool[Any]:
+    """Create the pool that a URL describes. Opens nothing.
 
     ::
 
@@ -59,18 +59,18 @@ def from_url(
         from_url("https://api.example.com?max_connections=50&timeout=5")
 
     Args:
-        url: Its scheme says the kind of pool. Parameters of its query that are
-            settings of a pool, under any name that `PoolSettings.from_mapping`
-            knows, are taken out; the others are the driver's.
-        name: How the pool is called in messages.
-        settings: What the URL does not say; ``None`` means the defaults.
-        arguments: Further ones of the pool's class, and fields of
-            `PoolSettings`, which beat the URL.
+        url: The scheme selects the kind of pool. Query parameters that are
+            pool settings, under any name that `PoolSettings.from_mapping`
+            accepts, are applied and removed; the others go to the driver.
+        name: The pool's name in messages.
+        settings: Settings for what the URL leaves open; ``None`` means the defaults.
+        arguments: Further arguments of the pool's class, and fields of
+            `PoolSettings`, which take precedence over the URL.
 
     Raises:
-        ValueError: The scheme is unknown, or a parameter is unknown or bad.
-        ImportError: The kind's driver is not installed.
-        TypeError: An argument is unknown or of the wrong type.
+        ValueError: The scheme is unknown, or a parameter is unknown or invalid.
+        ImportError: The driver is not installed.
+        TypeError: An argument is unknown or has the wrong type.
     """
     url = normal(url)
     build = _builder(scheme_of(url))
@@ -81,10 +81,10 @@ def from_url(
         except ValueError as error:
             rule = str(error)
             if "@" in url.partition("?")[2]:  # the value may be a part of a password with a ? in it
-                rule = f"{' or '.join(given)} is not what it must be"
+                rule = f"invalid value for {' or '.join(given)}"
             raise ValueError(f"{masked(url)}: {rule}") from None
     options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES}
-    if options and (settings is None or isinstance(settings, PoolSettings)):  # not every kind takes them
+    if options and (settings is None or isinstance(settings, PoolSettings)):  # other packages' kinds may not take them
         settings = (settings or settings_for(url, {})).replace(**options)
     try:
         return build(rest, settings=settings, name=name, **arguments)
@@ -94,18 +94,18 @@ def from_url(
 
 
 def settings_for(url: str, given: Mapping[str, object], base: PoolSettings | None = None) -> PoolSettings:
-    """Lay settings over those that hold where nothing is said of such a URL.
+    """Return settings for a URL: the given ones over the defaults of its scheme.
 
     Args:
-        url: Where to; its query is not read.
-        given: As for `PoolSettings.from_mapping`, which says what it raises.
-        base: Instead of what holds for the URL's scheme.
+        url: The URL; its query is not read.
+        given: As for `PoolSettings.from_mapping`, with the same errors.
+        base: Replaces the defaults of the scheme.
     """
     return PoolSettings.from_mapping(given, base=base or _BASES.get(scheme_of(url)))
 
 
 def parameters(url: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the texts in a URL's query by name: of settings, under their own names, and of all else."""
+    """Return a URL's query parameters by name: the settings, under our names, and the others."""
     _, given, others = _split(normal(url))
     found = {_ALL_NAMES[name]: text for name, text in given.items()}
     if "max_overflow" in found and "max_size" in found:
@@ -114,14 +114,14 @@ def parameters(url: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def scheme_of(url: str) -> str:
-    """Return a URL's scheme as we call it, see `OTHER_SCHEMES`.
+    """Return our name for a URL's scheme, see `OTHER_SCHEMES`.
 
     Raises:
-        TypeError: It is not a text.
-        ValueError: It is not a URL; the message leaves it out, because it may hold a password.
+        TypeError: It is not a string.
+        ValueError: It is not a URL. The message omits it, because it may contain a password.
     """
     if not isinstance(url, str):
-        raise TypeError(f"url must be a text, not {type(url).__name__}")
+        raise TypeError(f"url must be a string, not {type(url).__name__}")
     if _SQLITE.match(url):
         return "sqlite"
     scheme, separator, _ = url.partition("://")
@@ -131,9 +131,9 @@ def scheme_of(url: str) -> str:
 
 
 def normal(url: str) -> str:
-    """Return a URL with its scheme as we write it, whatever it is called elsewhere (`OTHER_SCHEMES`).
+    """Return a URL with other libraries' schemes replaced by ours (`OTHER_SCHEMES`).
 
-    ``sqlite:/abs/path`` is ``sqlite:////abs/path``.
+    ``sqlite:/abs/path`` becomes ``sqlite:////abs/path``.
 
     Raises:
         As for `scheme_of`.
@@ -146,7 +146,7 @@ def normal(url: str) -> str:
 
 
 def names_of(url: str) -> Mapping[str, str]:
-    """Return by name which settings a URL's query, or a mapping with such a URL, may hold."""
+    """Return the setting for each name that a URL's query, or a mapping with such a URL, may use."""
     own = _OWN_PARAMETERS.get(scheme_of(url), {"timeout"})
     return {name: setting for name, setting in _ALL_NAMES.items() if name not in own}
 
@@ -159,24 +159,24 @@ def _builder(scheme: str) -> Build:
         for point in _entry_points():
             if point.name == scheme:
                 return point.load()  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:  # no module, or nothing of that name in it
+    except (ImportError, AttributeError) as error:  # no module, or the name is not in it
         extra = _EXTRAS.get(scheme)
         advice = f'; pip install "pooling[{extra}]"' if extra else ""
         raise ImportError(
-            f"{scheme}:// needs a driver that is not installed or does not load: {error}{advice}"
+            f"{scheme}:// needs a driver that is not installed or cannot be loaded: {error}{advice}"
         ) from error
     known = sorted({*SCHEMES, *(point.name for point in _entry_points())})
     closest = _closest(scheme, [*known, *OTHER_SCHEMES], 0.75)
     closest = OTHER_SCHEMES.get(closest or "", closest)
     hint = f"; did you mean {closest!r}?" if closest else ""
     raise ValueError(
-        f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)}; others come with packages that have an "
-        f"entry point {GROUP!r}; a pool of anything else is made of a function: create_pool(name, connect))"
+        f"unknown scheme {scheme!r}{hint} (known: {', '.join(known)}; packages add others with an entry point "
+        f"{GROUP!r}; for anything else pass a factory function: create_pool(name, connect))"
     )
 
 
 def _entry_points() -> Any:
-    from importlib.metadata import entry_points  # here: most need none, and it takes a while
+    from importlib.metadata import entry_points  # here: slow, and most programs need no entry point
 
     return entry_points(group=GROUP)
 
@@ -190,7 +190,7 @@ def _load(target: str) -> Build:
 
 
 def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Take a URL apart: without settings; the texts of the settings; those of the other parameters."""
+    """Split a URL: the URL without settings, the settings, the other parameters."""
     authority = _AUTHORITY.match(url)
     start = authority.end() if authority else 0
     head, mark, query = url[start:].partition("?")
@@ -206,8 +206,8 @@ def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
                 raise ValueError(f"{masked(url)}: {theirs}")
         elif key in given:
             raise ValueError(f"{masked(url)}: {key} is given twice")
-        elif "@" in text:  # it may be a part of a password with a ? in it, and is not to be shown
-            raise ValueError(f"{masked(url)}: {key} has an @ in it; a user and password must be percent-encoded")
+        elif "@" in text:  # it may be part of a password that contains a ?, and must not be shown
+            raise ValueError(f"{masked(url)}: {key} contains an @; user and password must be percent-encoded")
         if key in names:
             given[key] = unquote_plus(text)
         elif re.fullmatch(r"[\w.-]+", key) and "@" not in query:  # likewise
@@ -216,12 +216,12 @@ def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
 
 
 def _hint(parameters: Iterable[str], error: str) -> str:
-    """What may have been meant by parameters that an error names."""
+    """Suggest names for the unknown parameters that an error mentions."""
     named = [name for name in parameters if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", error)]
     if not re.search(r"(?i)unknown parameter|query parameter|keyword", error):
         return ""
     near = {name: _meant(name, _ALL_NAMES) for name in named}
-    return "".join(f"; was {close!r} meant by {name!r}?" for name, close in near.items() if close)
+    return "".join(f"; did you mean {close!r} instead of {name!r}?" for name, close in near.items() if close)
 
 
 # -- http ------------------------------------------------------------------------
@@ -229,21 +229,21 @@ def _hint(parameters: Iterable[str], error: str) -> str:
 
 def http_pool(
     url: str, *, settings: PoolSettings | None = None, name: str | None = None, **arguments: Any
-) -> Pool[Any]:
-    """Make an `HTTPPool` whose ``base_url`` is the URL; it has none if that names no host.
+) -> ManagedPool[Any]:
+    """Create an `HTTPPool` with the URL as its ``base_url``; without a host it has none.
 
     Args:
-        url: Its query may hold ``timeout``, or ``connect_timeout``,
+        url: Its query may have ``timeout``, or ``connect_timeout``,
             ``read_timeout`` and so on as in `HTTPTimeout`, and the arguments
             in `_HTTP_PARAMETERS`.
         settings, name, arguments: As for the class.
 
     Raises:
-        ValueError: A parameter is unknown or bad.
+        ValueError: A parameter is unknown or invalid.
     """
     from .adapters.http import HTTPPool, HTTPTimeout
 
-    if "@" in url.partition("?")[2]:  # urlsplit would end the host at the ?
+    if "@" in url.partition("?")[2]:  # urlsplit ends the host at the ?
         raise ValueError("user, password and parameters must be percent-encoded, ? as %3F and @ as %40")
     parts = urlsplit(url)
     given: dict[str, Any] = {}
@@ -266,11 +266,11 @@ def _read(kind: Callable[[str], Any], key: str, text: str) -> Any:
     try:
         return kind(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{key}={shown(text)} is not what it must be") from None
+        raise ValueError(f"invalid value: {key}={shown(text)}") from None
 
 
 def _trust(text: str) -> bool | str:
-    """``verify``: yes, no, or a file of certificates."""
+    """``verify``: a boolean, or a file of certificates."""
     try:
         return truth(text)
     except ValueError:

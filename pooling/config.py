@@ -1,7 +1,6 @@
-"""Which pools there are and how they are set: from the environment, a mapping, or a URL.
+"""Configuration of pools from the environment, a mapping, or a URL.
 
-Each value remembers where it came from, so that ``python -m pooling config``
-can tell.
+The source of each value is recorded, for ``python -m pooling config``.
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from urllib.parse import quote
 
 from ._masking import SECRETS, masked, shown, suspicious
 from ._urls import _SQLITE, from_url, names_of, normal, parameters, settings_for
-from .core.pool import Pool
-from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, variable
+from .core.managed import ManagedPool
+from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, truth, variable
 
 __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
 
 HTTP, DATABASE = "http_pool", "db_pool"
-"""How the pools of `from_env` are called."""
+"""The names of the pools of `from_env`."""
 
 DATABASE_SETTINGS = PoolSettings(min_size=5, max_size=20, acquire_timeout=30.0)
-"""What holds for the database where nothing is said."""
+"""The defaults for the database."""
 
 _SHARED = {"ENABLE_METRICS": "enable_metrics", "METRICS_EXPORT_INTERVAL": "metrics_interval"}
 _SECRETS = (*SECRETS, "auth", "cert", "header", "prox", "cookie")
-_CONNINFO = re.compile(r"\b(?:host|hostaddr|port|dbname|user|service)\s*=")  # libpq's key=value text
+_CONNINFO = re.compile(r"\b(?:host|hostaddr|port|dbname|user|service)\s*=")  # libpq's key=value string
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """One pool: what it is made from, and where each part was said.
+    """The configuration of one pool, and where each value came from.
 
     Attributes:
-        name: How the pool is called.
-        url: Where to, see `from_url`.
-        settings: Its settings; those in the query of the URL come on top.
+        name: The pool's name.
+        url: Its URL, see `from_url`.
+        settings: Its settings; those in the query of the URL take precedence.
         arguments: Further arguments of the pool's class.
-        critical: Whether the application is down without it.
-        sources: Where a field, an argument or the ``url`` was said: the name
-            of a variable, or of the mapping's key. What is missing is a default.
+        critical: Whether the application counts as down without it.
+        sources: The source of each field, argument and the ``url``: the name of
+            a variable, or a key of the mapping. A missing entry is a default.
     """
 
     name: str
@@ -55,8 +54,8 @@ class PoolConfig:
     critical: bool = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def create(self) -> Pool[Any]:
-        """Make the pool.
+    def create(self) -> ManagedPool[Any]:
+        """Create the pool.
 
         Raises:
             ValueError, TypeError, ImportError: As from `from_url`.
@@ -64,7 +63,7 @@ class PoolConfig:
         return from_url(self.url, name=self.name, settings=self.settings, **self.arguments)
 
     def lines(self) -> list[tuple[str, str, str]]:
-        """Return what is in force, as it may be shown: what, the value, where it was said."""
+        """Return the values in force for display, with secrets masked: name, value, source."""
         made = _flat(self.create().settings)  # opens nothing
         settings, others = parameters(self.url)
         rows = [("url", masked(self.url), self._source("url"))]
@@ -79,7 +78,7 @@ class PoolConfig:
 
 
 def _flat(settings: PoolSettings) -> dict[str, object]:
-    """Settings by name, those of the backoff among them."""
+    """Settings by name, including those of the backoff."""
     found = dataclasses.asdict(settings)
     parts: dict[str, object] = found.pop("backoff")
     return {**found, **{f"backoff_{name}": value for name, value in parts.items()}}
@@ -92,9 +91,9 @@ def from_env(
     database: str | None = None,
     source: str = "the argument database",
 ) -> dict[str, PoolConfig]:
-    """Read the pools of an application that fetches by HTTP and stores in a database.
+    """Read the pools of an application that fetches over HTTP and stores in a database.
 
-    ``http_pool`` is set by ``HTTP_...`` (``HTTP_MAX_CONNECTIONS``,
+    ``http_pool`` is configured by ``HTTP_...`` (``HTTP_MAX_CONNECTIONS``,
     ``HTTP_MAX_CONNECTIONS_PER_HOST``, ``HTTP_MAX_KEEPALIVE_CONNECTIONS``,
     ``HTTP_KEEPALIVE_EXPIRY``, ``HTTP_CONNECTION_TIMEOUT`` or
     ``HTTP_CONNECT_TIMEOUT``, ``HTTP_READ_TIMEOUT``, ``HTTP_RETRY_ATTEMPTS``,
@@ -106,14 +105,15 @@ def from_env(
     `PoolSettings` can be set that way.
 
     Args:
-        prefix: What stands before all of these names, with its underscore.
-        environ: Where to look; ``None`` means ``os.environ``.
+        prefix: A prefix of all these names, including its underscore.
+        environ: The variables; ``None`` means ``os.environ``.
         database: The database's file or URL; ``None`` means ``DATABASE_URL``.
             Without either there is no ``db_pool``.
-        source: What to call the place where ``database`` was said.
+        source: The source of ``database``, for messages.
 
     Raises:
-        ValueError: A value does not parse or breaks a rule; named by its variable.
+        ValueError: A value cannot be parsed or breaks a rule; the message
+            names its variable.
     """
     environ = os.environ if environ is None else environ
     configs = {HTTP: _http(prefix, environ)}
@@ -135,41 +135,41 @@ def from_mapping(mapping: Mapping[str, object]) -> dict[str, PoolConfig]:
          "api": {"url": "https://api.example.com", "max_size": 50, "critical": False}}
 
     Args:
-        mapping: By the pool's name its URL, or a mapping with ``url``, fields
+        mapping: For each pool name, its URL, or a mapping with ``url``, fields
             of `PoolSettings`, ``critical`` and further arguments of the
             pool's class.
 
     Raises:
         ValueError: A pool has no URL, or a value breaks a rule.
-        TypeError: A value is of the wrong type.
+        TypeError: A value has the wrong type.
     """
     return {name: _one(name, value) for name, value in mapping.items()}
 
 
 def url_of(database: str | os.PathLike[str]) -> str:
-    """Return the URL of a database that may be given as the path of a SQLite file.
+    """Return the URL of a database that may also be given as the path of a SQLite file.
 
     Raises:
-        ValueError: It is no URL, and looks like an address for all that; the
-            message leaves it out, because it may hold a password.
+        ValueError: It is not a URL, but looks like an address. The message
+            omits it, because it may contain a password.
     """
-    if isinstance(database, str) and not database.strip():  # to SQLite, a database in memory
-        raise ValueError("the database must not be empty; ':memory:' is one in memory")
+    if isinstance(database, str) and not database.strip():  # SQLite would open a database in memory
+        raise ValueError("the database must not be empty; use ':memory:' for a database in memory")
     if not isinstance(database, str):  # a path
         return "sqlite:///" + quote(os.fsencode(database))
     if _SQLITE.match(database) or ("://" in database and not database.startswith("file:")):
         return normal(database)
     if database != ":memory:" and (suspicious(database) or _CONNINFO.search(database)):
         raise ValueError(
-            "the database is neither a URL, such as postgresql://..., nor the name of a file; "
-            "one that is called like that is written as sqlite:///name"
+            "the database is neither a URL, such as postgresql://..., nor a file name; "
+            "for a file with that name write sqlite:///name"
         )
     return "sqlite:///" + ("" if database == ":memory:" else quote(os.fsencode(database)))
 
 
 def _one(name: str, value: object) -> PoolConfig:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"the name of a pool must be a non-empty string, not {shown(name)}")
+        raise TypeError(f"a pool's name must be a non-empty string, not {shown(name)}")
     if isinstance(value, str):
         return PoolConfig(name, value, sources={"url": name})
     if not isinstance(value, Mapping):
@@ -177,7 +177,11 @@ def _one(name: str, value: object) -> PoolConfig:
     rest = dict(value)
     url, critical = rest.pop("url", None), rest.pop("critical", True)
     if not isinstance(url, str):
-        raise ValueError(f"{masked(name)}: url must be a text such as postgresql://..., and is missing or none")
+        raise ValueError(f"{masked(name)}: url must be a string such as postgresql://..., and is missing or none")
+    try:
+        critical = truth(critical) if isinstance(critical, str) else critical
+    except ValueError as rule:
+        raise ValueError(f"{masked(name)}: critical {rule}, not {shown(critical)}") from None
     if not isinstance(critical, bool):
         raise TypeError(f"{masked(name)}: critical must be true or false, not {shown(critical)}")
     try:
@@ -206,9 +210,9 @@ def _http(prefix: str, environ: Mapping[str, str]) -> PoolConfig:
     for word, argument in words.items():
         if variable(environ, own + word):
             sources[argument] = ", ".join(filter(None, [sources.get(argument), own + word]))
-    settings, said = _shared(prefix, environ, arguments.pop("settings"), _said(own, environ, {*words, "TIMEOUT"}))
+    settings, given = _shared(prefix, environ, arguments.pop("settings"), _set_by(own, environ, {*words, "TIMEOUT"}))
     url = variable(environ, f"{own}BASE_URL") or "http://"
-    return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **said})
+    return PoolConfig(HTTP, url, settings, arguments, sources={**sources, **given})
 
 
 def _database(prefix: str, environ: Mapping[str, str], database: str, source: str) -> PoolConfig:
@@ -218,7 +222,7 @@ def _database(prefix: str, environ: Mapping[str, str], database: str, source: st
         url = url_of(database)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    base = _room_for(DATABASE_SETTINGS, parameters(url)[0])
+    base = _lower_min_size(DATABASE_SETTINGS, parameters(url)[0])
     settings, sources = _settings(prefix, ("DB_", "DATABASE_"), others, base)
     return PoolConfig(DATABASE, url, settings, sources={"url": source, **sources})
 
@@ -226,21 +230,21 @@ def _database(prefix: str, environ: Mapping[str, str], database: str, source: st
 def _settings(
     prefix: str, parts: tuple[str, ...], environ: Mapping[str, str], base: PoolSettings
 ) -> tuple[PoolSettings, dict[str, str]]:
-    """Read settings whose variables begin with one of the parts; and where each was said."""
-    said: list[tuple[str, str, object]] = []
+    """Read settings whose variables begin with one of the parts; return them and the source of each."""
+    given: list[tuple[str, str, object]] = []
     for part in parts:
         known = {prefix + part + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix + part, environ, known)
-        said += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
-    sources = {setting: variable for variable, setting, _ in reversed(said)}
-    base = _room_for(base, {setting: environ[variable] for setting, variable in sources.items()})
+        given += [(name, _ALL_NAMES[known[name]], environ[name]) for name in known if variable(environ, name)]
+    sources = {setting: variable for variable, setting, _ in reversed(given)}
+    base = _lower_min_size(base, {setting: environ[variable] for setting, variable in sources.items()})
     if "max_overflow" in sources:
         sources.setdefault("max_idle", sources.get("max_size", ""))
-    return _shared(prefix, environ, _overlay(base, _read(said)), sources)
+    return _shared(prefix, environ, _overlay(base, _read(given)), sources)
 
 
-def _said(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -> dict[str, str]:
-    """Return by which variable each setting with this prefix is said."""
+def _set_by(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -> dict[str, str]:
+    """Return the variable that sets each setting with this prefix."""
     return {
         setting: prefix + name.upper()
         for name, setting in _ALL_NAMES.items()
@@ -251,7 +255,7 @@ def _said(prefix: str, environ: Mapping[str, str], except_for: Container[str]) -
 def _shared(
     prefix: str, environ: Mapping[str, str], settings: PoolSettings, sources: dict[str, str]
 ) -> tuple[PoolSettings, dict[str, str]]:
-    """Lay what is said for both pools below what is said for this one."""
+    """Apply the variables for both pools, except where this pool has its own value."""
     for name, setting in _SHARED.items():
         if variable(environ, prefix + name) and setting not in sources:
             settings = _overlay(settings, _read([(prefix + name, setting, environ[prefix + name])]))
@@ -259,32 +263,32 @@ def _shared(
     return settings, sources
 
 
-def _room_for(base: PoolSettings, said: Mapping[str, str]) -> PoolSettings:
-    """Let our own ``min_size`` not stand in the way of a smaller maximum that was said."""
-    texts = (said.get(setting, "").strip() for setting in ("max_size", "max_idle"))
+def _lower_min_size(base: PoolSettings, given: Mapping[str, str]) -> PoolSettings:
+    """Lower our default ``min_size`` to a smaller maximum that was set."""
+    texts = (given.get(setting, "").strip() for setting in ("max_size", "max_idle"))
     most = min([int(text) for text in texts if text.isdecimal()], default=base.min_size)
     return base.replace(min_size=min(base.min_size, most))
 
 
 # -- the command -------------------------------------------------------------------
 
-HELP = "print which settings are in force, and where each was said"
+HELP = "print the settings in force and the source of each"
 DESCRIPTION = """
-Reads the environment as application_lifespan() and PoolManager.from_env() do, and prints the
-pools, their settings and where each value comes from. Passwords and other secrets are masked.
-Opens nothing. The exit code is 0, or 1 if a value is bad.
+Reads the environment like application_lifespan() and PoolManager.from_env(), and prints the
+pools, their settings and the source of each value. Passwords and other secrets are masked.
+Opens no connection. The exit code is 0, or 1 if a value is invalid.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--prefix", default="", metavar="P", help="what stands before all names")
-    parser.add_argument("--database", metavar="URL", help="a database's file or URL (default: DATABASE_URL)")
-    parser.add_argument("--url", metavar="URL", help="a single pool, by its URL, instead of the environment")
+    parser.add_argument("--prefix", default="", metavar="P", help="prefix of all variables")
+    parser.add_argument("--database", metavar="URL", help="the database's file or URL (default: DATABASE_URL)")
+    parser.add_argument("--url", metavar="URL", help="show a single pool by its URL, instead of the environment")
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Print what is in force and return the exit code."""
+    """Print the settings in force and return the exit code."""
     try:
         if options.url is not None:
             configs = {"pool": PoolConfig("pool", options.url, sources={"url": "--url"})}
@@ -308,7 +312,7 @@ def _block(config: PoolConfig) -> str:
 
 
 def _shown(name: str, value: object) -> object:
-    """A value as it may be shown, those in mappings and lists too."""
+    """A value for display, also within mappings and lists."""
     if any(word in name.lower() for word in _SECRETS) and value is not None:
         return "***"
     if isinstance(value, Mapping):

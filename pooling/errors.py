@@ -1,15 +1,15 @@
-"""What can go wrong, as a tree::
+"""The exceptions::
 
     PoolError
-    ├── PoolTimeout (TimeoutError)   none in time: exhausted (who holds them) or down (the cause chained)
-    ├── PoolUnavailable              the server is down and the caller should not wait (cause chained)
+    ├── PoolTimeout (TimeoutError)   no resource in time: exhausted (names the holders) or down (cause chained)
+    ├── PoolUnavailable              the server is down and the caller did not want to wait (cause chained)
     ├── TooManyWaiting               max_waiting reached
     ├── PoolClosed                   the pool was closed before or during the call
     ├── CreateFailed                 final: wrong password, unknown database (cause chained)
-    ├── TransactionRolledBack        a block ended well, and its transaction was rolled back all the same
-    └── LeaseError                   released twice, used after release or after a fork: a bug, so loud
+    ├── TransactionRolledBack        a block ended without an error, but its transaction was rolled back
+    └── LeaseError                   released twice, used after release or after a fork: a bug in the caller
 
-Every message names the pool and its counts (P12).
+Every message gives the pool's name and counts (P12).
 """
 
 __all__ = [
@@ -25,53 +25,54 @@ __all__ = [
 
 
 class PoolError(Exception):
-    """Any failure of a pool itself; catching it catches all the others."""
+    """Base class of all errors raised by a pool."""
 
 
 class PoolTimeout(PoolError, TimeoutError):
-    """No resource came within the time the caller was ready to wait.
+    """No resource became available within the timeout.
 
-    Either all are in use, and the message says who holds them since when, or
-    the server is down, and the last real error is the ``__cause__``.
+    Either all are in use, and the message gives the holders and how long they
+    have held them, or the server is down, and the last real error is the
+    ``__cause__``.
     """
 
 
 class PoolUnavailable(PoolError):
-    """The server is down and the caller asked not to wait for it.
+    """The server is down, and the caller asked not to wait.
 
     The last real error is the ``__cause__``.
     """
 
 
 class TooManyWaiting(PoolError):
-    """``max_waiting`` threads are in line already, so this one was refused."""
+    """The wait queue is full: ``max_waiting`` threads are already waiting."""
 
 
 class PoolClosed(PoolError):
-    """The pool was closed before the call or while it waited."""
+    """The pool was closed before the call or while it was waiting."""
 
 
 class CreateFailed(PoolError):
-    """A resource cannot be made, and trying again would not help.
+    """A resource cannot be created, and another attempt would not help.
 
-    A wrong password, an unknown database: the driver's error is the
-    ``__cause__``.
+    Examples are a wrong password and an unknown database. The driver's error
+    is the ``__cause__``.
     """
 
 
 class TransactionRolledBack(PoolError):
-    """A block ended without an error, and yet nothing that it did was stored.
+    """A block ended without an error, but none of its changes were stored.
 
-    A statement failed in it, the block caught the error and went on, and the
-    database had already rolled the transaction back. The message names the
-    statement. What a pool raises is an error of its driver as well
+    A statement in the block failed, the block caught the error and continued,
+    and the database had already rolled the transaction back. The message names
+    the statement. The error that a pool raises is also an error of its driver
     (``psycopg.Error``, ``sqlite3.Error``).
     """
 
 
 class LeaseError(PoolError):
-    """A lease was released twice, or used after its release or after a fork."""
+    """A lease was released twice, used after its release, or used after a fork."""
 
 
-for _name in __all__:  # users import from `pooling`; say so in tracebacks
+for _name in __all__:  # where users import them from, for tracebacks
     globals()[_name].__module__ = "pooling"

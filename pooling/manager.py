@@ -1,4 +1,4 @@
-"""Named pools, and their life in an application: warm-up, health, shutdown."""
+"""Named pools of an application: warm-up, health, shutdown."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ __all__ = [
 
 logger = logging.getLogger("pooling")
 
-_ALIASES = {config.DATABASE: "database_pool"}  # what performance summaries call it, too
-_GRACE = 0.5  # seconds beyond its limit that a pool's own error may take to arrive
+_ALIASES = {config.DATABASE: "database_pool"}  # second name in performance summaries
+GRACE = 0.5
+"""Seconds after the limit to wait for a pool's own error. Internal."""
 
 
 class PoolManager:
@@ -47,19 +48,20 @@ class PoolManager:
         manager = PoolManager()
         manager.create_pool("db", "postgresql://app@db/orders?max_size=20")
         manager.create_pool("ldap", connect, close=Connection.unbind, max_size=5)
-        with manager:                                # warm up; close in the end
+        with manager:                                # warms up; closes at the end
             with manager.get_pool("db").connection() as conn: ...
 
-    Nothing is opened before the first use or `startup`; make it at import.
+    Nothing is opened before the first use or `startup`, so it can be created
+    at import.
 
     Args:
-        shutdown_timeout: Seconds for closing all pools at the end of a
-            ``with`` block.
-        startup_timeout: Seconds for the warm-up at its beginning.
+        startup_timeout: Seconds for the warm-up at the beginning of a ``with``
+            block.
+        shutdown_timeout: Seconds for closing all pools at its end.
     """
 
     def __init__(self, *, startup_timeout: float = 10.0, shutdown_timeout: float = 10.0) -> None:
-        # No lock: a fork would copy it locked. Setting a dict's item, once, is atomic.
+        # No lock, because a fork could copy it in the locked state. Assumes: `dict.setdefault` is atomic.
         self._members: dict[str, Member] = {}
         self._startup_timeout = seconds(startup_timeout)
         self._shutdown_timeout = seconds(shutdown_timeout)
@@ -68,14 +70,15 @@ class PoolManager:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], **limits: float) -> PoolManager:
-        """Make a manager from configuration, see `pooling.config.from_mapping`.
+        """Create a manager from configuration, see `pooling.config.from_mapping`.
 
         Args:
-            mapping: A value may also be a pool that was made elsewhere.
+            mapping: As there; a value may also be an existing pool.
             limits: As for the class.
 
         Raises:
-            ValueError, TypeError, ImportError: A pool cannot be made from what is said.
+            ValueError, TypeError, ImportError: A pool's configuration is
+                invalid, or its driver is missing.
         """
         manager = cls(**limits)
         manager.configure(mapping)
@@ -90,14 +93,14 @@ class PoolManager:
         database: str | None = None,
         **limits: float,
     ) -> PoolManager:
-        """Make a manager from the environment, see `pooling.config.from_env`.
+        """Create a manager from the environment, see `pooling.config.from_env`.
 
         Args:
             prefix, environ, database: As there.
             limits: As for the class.
 
         Raises:
-            ValueError: A variable's value is bad.
+            ValueError: A variable's value is invalid.
         """
         manager = cls(**limits)
         for one in config.from_env(prefix, environ, database=database).values():
@@ -124,20 +127,20 @@ class PoolManager:
     def create_pool(
         self, name: str, source: Any, *, critical: bool = True, **arguments: Any
     ) -> Pool[Any]:
-        """Make a pool under a name; the one that is there, if it was made in the same way.
+        """Create a pool with a name, or return the existing one if it was created with the same arguments.
 
         Args:
-            name: How to get it, and what messages call it.
-            source: A URL as for `from_url`, a function that makes a resource,
-                or an `Adapter`.
-            critical: Whether the application is down without it.
-            arguments: ``settings=``, fields of `PoolSettings`, which beat it,
-                and further ones of the pool's class.
+            name: The pool's name, here and in messages.
+            source: A URL as for `from_url`, a function that creates a
+                resource, or an `Adapter`.
+            critical: Whether the application counts as down without this pool.
+            arguments: ``settings=``, fields of `PoolSettings`, which take
+                precedence, and further arguments of the pool's class.
 
         Raises:
-            ValueError: The name is taken by a pool that was made otherwise;
-                or as from `from_url`.
-            TypeError: ``source`` is none of these, or an argument is bad.
+            ValueError: The name is taken by a pool with other arguments; or as
+                from `from_url`.
+            TypeError: ``source`` is none of these, or an argument is invalid.
             PoolError: The manager was shut down.
         """
         recipe = (source, critical, arguments)
@@ -156,18 +159,19 @@ class PoolManager:
     def add_pool(
         self, pool: Any, name: str | None = None, *, critical: bool = True, owned: bool = True
     ) -> None:
-        """Put a pool that was made elsewhere under a name.
+        """Add an existing pool.
 
         Args:
-            pool: One of ours, a ``psycopg_pool.ConnectionPool`` or a
+            pool: A pool of this package, a ``psycopg_pool.ConnectionPool`` or a
                 SQLAlchemy engine.
-            name: ``None`` means the pool's own.
-            critical: Whether the application is down without it.
-            owned: Whether to close it together with the others.
+            name: ``None`` means the pool's own name.
+            critical: Whether the application counts as down without this pool.
+            owned: Whether the manager closes it together with the others.
 
         Raises:
-            ValueError: The name is taken by another pool, or there is none.
-            TypeError: It is no pool.
+            ValueError: The name is taken by another pool, or none was given
+                and the pool has none.
+            TypeError: It is not a supported pool.
             PoolError: The manager was shut down.
         """
         member = member_of(pool, critical=critical, owned=owned, recipe=(pool, critical, owned))
@@ -180,19 +184,19 @@ class PoolManager:
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a non-empty string, not {shown(name)}")
         if "://" in name and masked(name) != name:
-            raise ValueError("name must not be an address with a password: it stands in every message")
+            raise ValueError("name must not be an address with a password, because it appears in every message")
         if self._closing:
-            raise PoolError(f"the manager was shut down; no pool {shown(name)} any more")
+            raise PoolError(f"cannot add pool {shown(name)}: the manager was shut down")
         found = self._members.setdefault(name, member)
         if found is not member and found.recipe != member.recipe:
-            raise ValueError(f"name {shown(name)} is taken by another pool, or by one with other settings")
+            raise ValueError(f"name {shown(name)} is already used by another pool, or by one with other settings")
         return found
 
     def get_pool(self, name: str) -> Any:
-        """Return the pool of that name.
+        """Return the pool with that name.
 
         Raises:
-            KeyError: There is none; the message names those that there are.
+            KeyError: There is none; the message lists the existing names.
         """
         return self._member(name).pool
 
@@ -200,33 +204,35 @@ class PoolManager:
         try:
             return self._members[name]
         except KeyError:
-            known = ", ".join(map(shown, self._members)) or "none at all"
-            raise KeyError(f"no pool {shown(name)}; there are: {known}") from None
+            known = ", ".join(map(shown, self._members)) or "none"
+            raise KeyError(f"no pool {shown(name)}; existing pools: {known}") from None
 
     def lease(self, name: str, timeout: float | None = None) -> AbstractContextManager[Any]:
-        """Take a resource of a pool, ours or foreign, as a context manager.
+        """Acquire a resource from any of the pools, as a context manager.
 
         Args:
             name: The pool.
-            timeout: Seconds to wait; ``None`` means what the pool itself says.
+            timeout: Seconds to wait; ``None`` means the pool's own timeout.
 
         Raises:
             KeyError: There is no such pool.
-            ValueError: A ``timeout`` for a SQLAlchemy engine, which has its own.
-            PoolError: As from `Pool.acquire`; foreign pools raise their own.
+            ValueError: A ``timeout`` was given for a SQLAlchemy engine, which
+                uses its own.
+            PoolError: As from `Pool.acquire`; other libraries' pools raise
+                their own errors.
         """
         return self._member(name).lease(timeout)
 
     def close_pool(self, name: str, timeout: float | None = None) -> None:
-        """Close a pool and forget it: its name is free again.
+        """Close and remove a pool; its name can be used again.
 
         Args:
-            name: Which.
-            timeout: Seconds to wait for what is in use; ``None`` means the
+            name: The pool.
+            timeout: Seconds to wait for leases in use; ``None`` means the
                 manager's ``shutdown_timeout``.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is no such pool.
         """
         member = self._member(name)
         self._members.pop(name, None)
@@ -234,10 +240,10 @@ class PoolManager:
             member.close(self._shutdown_timeout if timeout is None else timeout)
 
     def close_all(self, timeout: float | None = None) -> None:
-        """Close every pool and forget it: its name is free again.
+        """Close and remove all pools; their names can be used again.
 
-        The last one made is closed first, all within one deadline. Pools that
-        are not ``owned`` stay.
+        They are closed in reverse order, within one deadline. Pools that are
+        not ``owned`` stay.
 
         Args:
             timeout: Seconds for all together; ``None`` means ``shutdown_timeout``.
@@ -246,7 +252,7 @@ class PoolManager:
             self._members.pop(name, None)
 
     def _close_owned(self, timeout: float | None) -> list[str]:
-        """Close what is ours to close; return its names."""
+        """Close the pools that the manager owns; return their names."""
         limit = self._shutdown_timeout if timeout is None else seconds(timeout)
         deadline = time.monotonic() + limit
         names = [name for name in reversed(list(self._members)) if self._members[name].owned]
@@ -272,23 +278,24 @@ class PoolManager:
     # -- life ---------------------------------------------------------------------------
 
     def startup(self, timeout: float | None = None, *, strict: bool = False) -> Startup:
-        """Warm up all pools at the same time, and report which are ready.
+        """Warm up all pools in parallel, and report which are ready.
 
-        A pool that is not ready goes on trying, and is used as soon as it can be.
+        A pool that is not ready keeps trying, and works as soon as its server does.
 
         Args:
             timeout: Seconds for all together; ``None`` means ``startup_timeout``.
-            strict: Raise if one is not ready, instead of logging a warning.
+            strict: Raise if a pool is not ready, instead of logging a warning.
 
         Raises:
-            PoolError: ``strict``, and at least one is not ready; the first error is the cause.
+            PoolError: ``strict``, and at least one pool is not ready; the first
+                error is the cause.
         """
         limit = self._startup_timeout if timeout is None else seconds(timeout)
         jobs = {name: _opening(member, limit) for name, member in self._members.items()}
         report = Startup({
             name: Readiness(not isinstance(result, BaseException), took,
                             result if isinstance(result, BaseException) else None)
-            for name, (result, took) in in_parallel(jobs, limit + _GRACE).items()
+            for name, (result, took) in in_parallel(jobs, limit + GRACE).items()
         })  # fmt: skip
         if not report:
             errors = [one.error for one in report.values() if one.error is not None]
@@ -298,12 +305,12 @@ class PoolManager:
         return report
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Shut down in order: no new pool, no new lease, wait for what is in use, close.
+        """Shut down: accept no new pool, then close the pools one after the other.
 
-        The last pool made is closed first: it may need those before it. Each
-        stops lending when its turn comes, so that what is under way can still
-        end well, and what is not back at the deadline is interrupted. The pools
-        can still be looked at. Twice is fine.
+        They are closed in reverse order, because a pool may depend on earlier
+        ones. Each lends until it is closed, so that work in progress can finish.
+        Leases that are still in use at the deadline are interrupted. The pools
+        can still be inspected. Idempotent.
 
         Args:
             timeout: Seconds for all together; ``None`` means ``shutdown_timeout``.
@@ -328,31 +335,32 @@ class PoolManager:
     ) -> None:
         self.shutdown()
 
-    # -- looking --------------------------------------------------------------------------
+    # -- inspection ----------------------------------------------------------------------
 
     def health_check(self, timeout: float = 5.0) -> Health:
-        """Take a resource of every pool, all at the same time, and make a round trip.
+        """Acquire a resource from every pool and make a round trip, all in parallel.
 
         Args:
             timeout: Seconds; a pool that does not answer in time is down, or
-                degraded if all that it has is lent.
+                degraded if all its resources are in use.
         """
         timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}
-        answers = in_parallel(jobs, timeout + _GRACE)
+        answers = in_parallel(jobs, timeout + GRACE)
         return Health({
             name: judge(self._members[name], *answer) for name, answer in answers.items() if name in self._members
         })  # fmt: skip
 
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Return the figures of every pool by its name, see `PoolSnapshot.to_dict`."""
+        """Return the metrics of each pool by name, see `PoolSnapshot.to_dict`."""
         return {name: member.metrics() for name, member in list(self._members.items())}
 
     def get_performance_summary(self) -> dict[str, Any]:
-        """Return a status and the figures of every pool; nobody is asked anything.
+        """Return a status and the metrics of every pool, without contacting any server.
 
-        Under ``"pools"`` by their names, and each beside ``"status"`` as well;
-        ``db_pool`` is called ``database_pool`` there, too.
+        ``"pools"`` has the metrics by pool name. They are also at the top level,
+        beside ``"status"``, where ``db_pool`` has the second name
+        ``database_pool``.
         """
         figures = self.metrics()
         beside = {**figures, **{_ALIASES[name]: figures[name] for name in figures if name in _ALIASES}}
@@ -404,7 +412,7 @@ def _signals(wanted: bool | Iterable[signal.Signals]) -> tuple[signal.Signals, .
     try:
         return tuple(signal.Signals(number) for number in wanted)
     except (TypeError, ValueError):
-        raise TypeError(f"signals must be true, false or several of signal.Signals, not {shown(wanted)}") from None
+        raise TypeError(f"signals must be True, False or signal.Signals members, not {shown(wanted)}") from None
 
 
 @contextmanager
@@ -420,7 +428,7 @@ def application_lifespan(
     strict: bool = False,
     signals: bool | Iterable[signal.Signals] = False,
 ) -> Iterator[PoolManager]:
-    """Warm up an application's pools, give their manager, and close them in the end.
+    """Warm up an application's pools, yield their manager, and close them at the end.
 
     ::
 
@@ -430,25 +438,27 @@ def application_lifespan(
 
     Args:
         database: The file or URL of ``db_pool``.
-        manager: One that was made before; instead of what the environment
-            and ``database`` say, see `pooling.config.from_env`.
+        manager: An existing manager, used instead of the environment and
+            ``database`` (see `pooling.config.from_env`).
         pools: Further pools, as for `PoolManager.from_mapping`.
         prefix, environ: As for `pooling.config.from_env`.
         startup_timeout, shutdown_timeout: Seconds for all pools together.
         strict: Raise if a pool is not ready in time.
-        signals: ``True`` for SIGTERM and SIGINT, or which: they end the block,
-            by ``SystemExit`` where nobody else handles them, after what was
-            installed before has had its say. In the main thread only, and
-            not inside gunicorn and uWSGI, whose signals stay theirs.
+        signals: Signals that end the block; ``True`` means SIGTERM and SIGINT.
+            A handler installed before is called; where the default would end
+            the process, ``SystemExit`` is raised. Works only in the main
+            thread, and not under gunicorn and uWSGI, which handle signals
+            themselves.
 
     Raises:
         PoolError: ``strict``, and a pool is not ready.
-        ValueError, TypeError, ImportError: A pool cannot be made from what is said.
+        ValueError, TypeError, ImportError: A pool's configuration is invalid,
+            or its driver is missing.
     """
     if manager is None:
         manager = PoolManager.from_env(prefix, environ, database=database)
     elif database is not None:
-        raise TypeError("application_lifespan() takes either a manager or a database")
+        raise TypeError("application_lifespan() takes either a manager or a database, not both")
     if pools is not None:
         manager.configure(pools)
     numbers = _signals(signals)

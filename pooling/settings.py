@@ -1,8 +1,8 @@
-"""What a pool may be told: one frozen object, checked in one place.
+"""The settings of a pool: one immutable object, validated in one place.
 
 Code, presets, mappings and the environment all build the same
-:class:`PoolSettings`. Nothing is repaired silently: a value that breaks a rule
-raises, naming the field, the value and the rule. All times are seconds.
+:class:`PoolSettings`. Invalid values are never adjusted silently: the error
+names the field, the value and the rule. All times are seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._masking import shown
 
 __all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
 
-#: What our fields are called elsewhere: `from_mapping` and `from_env` accept both.
+#: Other libraries' names for our fields: `from_mapping` and `from_env` accept both.
 OTHER_NAMES = {
     # HTTP and SQLite pools with a limit on connections; httpx
     "max_connections": "max_size",
@@ -28,7 +28,7 @@ OTHER_NAMES = {
     "connection_timeout": "acquire_timeout",
     "max_keepalive_connections": "max_idle",
     "keepalive_expiry": "idle_timeout",
-    # SQLAlchemy, and the frameworks that speak its dialect; max_overflow is added to pool_size
+    # SQLAlchemy, and frameworks that use its names; max_overflow is added to pool_size
     "max_pool_size": "max_size",
     "min_pool_size": "min_size",
     "pool_size": "max_size",
@@ -39,7 +39,7 @@ OTHER_NAMES = {
     # psycopg_pool; Prisma
     "timeout": "acquire_timeout",
     "connection_limit": "max_size",
-    # pools that count and pace the attempts to connect
+    # pools that limit and delay the attempts to connect
     "retry_limit": "max_attempts",
     "retry_delay": "backoff_initial",
     "max_retry_attempts": "max_attempts",
@@ -51,7 +51,7 @@ OTHER_NAMES = {
     "enable_pool_metrics": "enable_metrics",
     "metrics_collection_interval": "metrics_interval",
 }
-#: HikariCP's names, which are refused: its times are milliseconds.
+#: HikariCP's names, which are refused because its times are milliseconds.
 _HIKARI = {
     "maximumPoolSize": "max_size",
     "minimumIdle": "min_size",
@@ -65,7 +65,7 @@ _HIKARI = {
     "leakDetectionThreshold": "leak_timeout, in seconds",
     "initializationFailTimeout": "the argument of open(), in seconds",
 }
-#: What the schemes of URLs are called elsewhere.
+#: Other libraries' names for URL schemes.
 OTHER_SCHEMES = {
     "postgres": "postgresql",
     "postgresql+psycopg": "postgresql",
@@ -76,19 +76,19 @@ OTHER_SCHEMES = {
     "sqlite3": "sqlite",
     "sqlite+pysqlite": "sqlite",
 }
-# Variables of the HTTP pools that look like misspelt names of ours, and are not.
+# Valid variables of the HTTP pools that look like misspelt names of settings.
 _NOT_MISSPELT = {"connect_timeout", "retry_attempts"}
-# What a name that looks like another one of ours means: a hint that only goes by looks would mislead.
+# Names whose closest spelling among ours means something else, so a hint by spelling would mislead.
 _MEANT = {
     "connect_timeout": "create_timeout", "size": "max_size", "recycle": "max_lifetime",
     "pre_ping": "validate_on_acquire",
 }  # fmt: skip
 
 _HOLDS = {"at least": ge, "above": gt, "at most": le, "below": lt}
-_Bounds = tuple[tuple[str, float], ...]  # words of _HOLDS and a number; nan holds none of them
-# Any longer wait is an OverflowError in the interpreter. This refuses inf as well.
+_Bounds = tuple[tuple[str, float], ...]  # a key of _HOLDS and a number; nan satisfies none of them
+# A longer wait raises OverflowError in the interpreter. This refuses inf as well.
 _LONGEST = ("at most", threading.TIMEOUT_MAX)
-_BOUNDS: dict[str, _Bounds] = {  # of the fields that differ from their kind's in _KINDS
+_BOUNDS: dict[str, _Bounds] = {  # of fields whose bounds differ from those of their kind in _KINDS
     "min_size": (("at least", 0),),
     "max_idle": (("at least", 0),),
     "max_waiting": (("at least", 0),),
@@ -103,10 +103,12 @@ _TRUTH |= dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 def truth(text: str) -> bool:
-    """Return whether a text means yes: the one reading of such texts, in URLs and variables alike.
+    """Return the boolean that a string stands for: ``1/0``, ``true/false``, ``yes/no`` or ``on/off``.
+
+    URLs, variables and mappings all use this function.
 
     Raises:
-        ValueError: It means neither.
+        ValueError: It is none of these.
     """
     try:
         return _TRUTH[text.strip().lower()]
@@ -115,26 +117,27 @@ def truth(text: str) -> bool:
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:
-    """Return the text of a variable; ``None`` if it is unset or empty: compose files pass what is unset so."""
+    """Return the value of a variable; ``None`` if it is unset or empty (compose files pass unset ones as empty)."""
     text = environ.get(name)
     return text if text is not None and text.strip() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """How long to wait between attempts to reach a server that is down (P7).
+    """Delays between attempts to reach a server that is down (P7).
 
     Attributes:
         initial: Seconds before the second attempt. Short, because most
-            outages are: redis-py begins with 0.01.
-        maximum: No delay is longer than this many seconds.
-        multiplier: Each further failure makes the delay so many times longer.
-        jitter: Draw each delay evenly from 0 to its full length, so that
-            clients which failed together do not return together ("full
+            outages are short: redis-py begins with 0.01.
+        maximum: The longest delay in seconds.
+        multiplier: Factor by which each further failure increases the delay.
+        jitter: Choose each delay at random between 0 and its full length, so
+            that clients which failed together do not retry together ("full
             jitter", AWS Architecture Blog, "Exponential Backoff And Jitter").
-        probe_interval: The longest delay in seconds while somebody waits for
-            the server. In simulated outages of 1 to 60 s, 0.25 let the first
-            success follow the recovery by 0.07 s; without it, seconds.
+        probe_interval: The longest delay in seconds while a thread waits for
+            the server. In simulated outages of 1 to 60 s, the first success
+            came 0.07 s after the recovery with 0.25, and seconds after it
+            without this limit.
     """
 
     initial: float = 0.05
@@ -150,9 +153,9 @@ class Backoff:
         """Return the seconds to wait before the next attempt.
 
         Args:
-            failures: Attempts that failed in a row, at least 1.
-            waiting: Whether anybody waits for a resource now.
-            random: Gives a number from 0 to 1, as ``random.random`` does.
+            failures: Number of consecutive failed attempts, at least 1.
+            waiting: Whether a thread is waiting for a resource.
+            random: Returns a number from 0 to 1, as ``random.random`` does.
 
         Raises:
             ValueError: ``failures`` is below 1.
@@ -170,7 +173,7 @@ class Backoff:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """The settings of a pool, checked when they are made.
+    """The settings of a pool, validated when the object is created.
 
     The presets take ``changes`` as :meth:`replace` does.
 
@@ -182,57 +185,60 @@ class PoolSettings:
 
     Attributes:
         min_size: Resources kept open, idle or in use; 0 keeps none.
-        max_size: The most resources at once, in whatever state (P2). 10 is
+        max_size: The maximum number of resources, in any state (P2). 10 is
             HikariCP's default.
-        max_idle: The most idle ones kept; what is released above it is
-            closed. ``None`` means ``max_size``, and so does any number above
-            it. Not below ``min_size``: the pool would close and refill for ever.
-        max_waiting: The most threads in line; the next is refused with
-            :class:`TooManyWaiting`. ``None`` means no limit, 0 no waiting.
+        max_idle: The maximum number of idle resources; more are closed when
+            they are released. ``None`` means ``max_size``, and so does any
+            larger number. Must not be below ``min_size``, or the pool would
+            close and create resources for ever.
+        max_waiting: The maximum number of waiting threads; further ones are
+            refused with :class:`TooManyWaiting`. ``None`` means no limit, 0
+            means no waiting.
         acquire_timeout: Seconds until ``acquire`` gives up; 0 means do not wait.
-        create_timeout: Seconds one creation may take before its slot is given up.
-        max_lifetime: Seconds after its creation at which a resource is
-            replaced, once it is not in use. ``None`` means never. 3600 is
-            psycopg_pool's default.
-        lifetime_jitter: The fraction of ``max_lifetime``, at least 0 and below
-            1, of which a random part is subtracted for each resource, so that
-            those made together do not end together. Never added: the maximum holds.
+        create_timeout: Seconds one creation may take before its slot is freed.
+        max_lifetime: Age in seconds at which a resource is replaced, once it is
+            not in use. ``None`` means never. 3600 is psycopg_pool's default.
+        lifetime_jitter: A fraction of ``max_lifetime``, at least 0 and below 1.
+            A random part of it is subtracted for each resource, so that
+            resources created together do not expire together. Nothing is ever
+            added to the maximum.
         idle_timeout: Seconds unused after which a resource above ``min_size``
             is closed. ``None`` means never.
-        max_uses: Leases after which a resource is replaced. ``None`` means no limit.
-        validate_on_acquire: Make a round trip before lending what has been idle
-            for longer than ``validation_interval``. The check that costs no
-            round trip is always made.
-        validation_interval: Seconds idle during which a resource is trusted
+        max_uses: Number of leases after which a resource is replaced. ``None``
+            means no limit.
+        validate_on_acquire: Make a round trip before lending a resource that
+            was idle for longer than ``validation_interval``. The check that
+            needs no round trip is always made.
+        validation_interval: Seconds for which an idle resource is trusted
             without a round trip; 0 means never. 0.5 is HikariCP's
             ``aliveBypassWindowMs``.
-        validation_query: What a database adapter sends as that round trip.
-            ``None`` means the cheapest that it knows.
+        validation_query: The query a database adapter sends as that round trip.
+            ``None`` means the cheapest one it has.
         keepalive_interval: Seconds idle after which a round trip is made in the
-            background, so that firewalls do not forget the connection.
-            ``None`` means no keepalive.
-        max_validation_failures: Round trips that fail in a row before the rest
-            is replaced without being asked. Each resource that fails one is
-            discarded.
-        max_attempts: Attempts to create that fail in a row before a borrower
-            that waits gets the server's error. ``None`` means that its deadline
-            decides. The pool itself never gives up.
-        backoff: The pace of these attempts, a :class:`Backoff`.
-        health_check_interval: Seconds between two looks at the server.
-            ``None`` means no health check.
-        health_check_timeout: Seconds until such a look counts as failed.
+            background, so that firewalls do not drop the connection. ``None``
+            means no keepalive.
+        max_validation_failures: Number of consecutive failed round trips after
+            which the other resources are replaced without a check. Each
+            resource whose round trip fails is discarded.
+        max_attempts: Number of consecutive failed creations after which waiting
+            borrowers get the server's error. ``None`` means that they wait
+            until their deadline. The pool itself never gives up.
+        backoff: The delays between these attempts, a :class:`Backoff`.
+        health_check_interval: Seconds between two health checks. ``None`` means
+            no health check.
+        health_check_timeout: Seconds until a health check counts as failed.
         reset_timeout: Seconds a release may spend on cleaning the resource (P4).
         close_timeout: Seconds until a close that hangs is abandoned (P2). 5 is
             psycopg_pool's default.
         leak_timeout: Seconds in use after which a lease is reported as a leak.
             ``None`` means never.
-        track_holders: Remember where each resource was acquired, for messages
+        track_holders: Record where each resource was acquired, for messages
             and ``pool.holders()`` (P12).
         enable_metrics: Count and time what the pool does.
         metrics_interval: Seconds between two samples of the metrics.
 
     Raises:
-        TypeError: A value is of the wrong type: a text or a bool for a number.
+        TypeError: A value has the wrong type: a string or a bool for a number.
         ValueError: A value breaks its field's rule.
     """
 
@@ -267,7 +273,7 @@ class PoolSettings:
 
     @classmethod
     def conservative(cls, **changes: object) -> PoolSettings:
-        """For a small application or a shared server: few, kept long."""
+        """For a small application or a shared server: few resources, kept for a long time."""
         return cls(
             min_size=1, max_size=5, max_idle=2, max_lifetime=7200, idle_timeout=1800,
             acquire_timeout=30, max_attempts=3, backoff=Backoff(initial=1.0),
@@ -283,7 +289,7 @@ class PoolSettings:
 
     @classmethod
     def aggressive(cls, **changes: object) -> PoolSettings:
-        """For throughput: many, lent without a round trip."""
+        """For throughput: many resources, lent without a round trip."""
         return cls(
             min_size=10, max_size=100, max_idle=20, max_lifetime=1800, idle_timeout=600,
             acquire_timeout=5, max_attempts=5, backoff=Backoff(initial=0.1),
@@ -299,16 +305,16 @@ class PoolSettings:
         ).replace(**changes)  # fmt: skip
 
     def replace(self, **changes: object) -> PoolSettings:
-        """Return new settings that differ in ``changes``, checked like any others.
+        """Return new, validated settings that differ in ``changes``.
 
-        The fields of ``backoff`` can be set one by one: ``backoff_initial=0.1``.
+        The fields of ``backoff`` can be set individually: ``backoff_initial=0.1``.
 
         Args:
-            changes: New values by name of field.
+            changes: New values by field name.
 
         Raises:
-            TypeError: No field has that name; the message names the closest.
-                Or a value is of the wrong type.
+            TypeError: No field has that name; the message suggests the closest.
+                Or a value has the wrong type.
             ValueError: A value breaks a rule, or a field is given twice.
         """
         for name in changes:
@@ -323,25 +329,26 @@ class PoolSettings:
         """Build settings from a parsed file, a framework's configuration or the like.
 
         Args:
-            mapping: Values by name: of a field, of a field of ``backoff``
-                (``backoff_initial``), or another library's (:data:`OTHER_NAMES`):
-                ``pool_size`` and ``max_overflow`` together are ``max_size``, and
-                ``pool_size`` of them are kept; ``pool_recycle`` of -1 means never.
-                Texts are parsed: numbers, ``1/0/true/false/yes/no/on/off``, and
-                ``none`` or ``never`` where a field may be ``None``.
-            base: What is not in ``mapping`` comes from here; ``None`` means the
+            mapping: Values by name. A name is a field, a field of ``backoff``
+                (``backoff_initial``), or another library's name for one
+                (:data:`OTHER_NAMES`): ``pool_size`` and ``max_overflow`` together
+                are ``max_size``, with ``pool_size`` as ``max_idle``; a
+                ``pool_recycle`` of -1 means never. Strings are parsed: numbers,
+                ``1/0/true/false/yes/no/on/off``, and ``none`` or ``never`` where
+                a field may be ``None``.
+            base: Settings for everything not in ``mapping``; ``None`` means the
                 defaults.
 
         Raises:
-            ValueError: A name is unknown (the message names the closest), a
-                field is given twice, or a value does not parse or breaks a rule.
-            TypeError: A value that is not a text is of the wrong type.
+            ValueError: A name is unknown (the message suggests the closest), a
+                field is given twice, or a value cannot be parsed or breaks a rule.
+            TypeError: A value that is not a string has the wrong type.
         """
         for name in mapping:
             if name not in _ALL_NAMES:
                 raise ValueError(_unknown(name, _ALL_NAMES))
-        said = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
-        return _overlay(base or cls(), _read(said))
+        given = ((name, _ALL_NAMES[name], mapping[name]) for name in mapping)
+        return _overlay(base or cls(), _read(given))
 
     @classmethod
     def from_env(
@@ -353,30 +360,30 @@ class PoolSettings:
     ) -> PoolSettings:
         """Build settings from environment variables: ``DB_MAX_SIZE``, ...
 
-        Names and values are those of :meth:`from_mapping`, the names in upper
-        case. An empty variable counts as unset. Other variables with the
-        prefix may belong to others and are ignored; one that looks like a
-        misspelt setting is logged as a warning.
+        Names and values are those of :meth:`from_mapping`, with the names in
+        upper case. An empty variable counts as unset. Other variables with the
+        prefix are ignored; one that looks like a misspelt setting causes a
+        warning in the log.
 
         Args:
-            prefix: How the names begin, with the underscore: ``"DB_"``.
-            environ: Where to look; ``None`` means ``os.environ``.
-            base: What is not set there comes from here; ``None`` means the defaults.
+            prefix: How the names begin, including the underscore: ``"DB_"``.
+            environ: The variables; ``None`` means ``os.environ``.
+            base: Settings for everything not set there; ``None`` means the defaults.
 
         Raises:
-            ValueError: A value does not parse or breaks its field's rule, or a
-                field is given twice (these state the variable's full name), or
-                two fields do not go together.
+            ValueError: A value cannot be parsed or breaks its field's rule, or a
+                field is given twice (these errors give the variable's full
+                name), or two fields conflict.
         """
         environ = os.environ if environ is None else environ
         known = {prefix + name.upper(): name for name in _ALL_NAMES if name != "backoff"}
         _warn_of_misspelt(prefix, environ, known)
-        said = ((var, _ALL_NAMES[known[var]], variable(environ, var)) for var in known)
-        return _overlay(base or cls(), _read(one for one in said if one[2] is not None))
+        given = ((var, _ALL_NAMES[known[var]], variable(environ, var)) for var in known)
+        return _overlay(base or cls(), _read(one for one in given if one[2] is not None))
 
 
 class _Options(TypedDict, total=False):
-    # For `PostgresPool`, which has an argument validation_query of its own.
+    # For `PostgresPool`, which has its own argument validation_query.
     min_size: int
     max_size: int
     max_idle: int | None
@@ -409,22 +416,22 @@ class _Options(TypedDict, total=False):
 
 
 class PoolOptions(_Options, total=False):
-    """The fields of `PoolSettings`, for type checkers: what every pool class takes as keyword arguments."""
+    """The fields of `PoolSettings`, which every pool class takes as keyword arguments; for type checkers."""
 
     validation_query: str | None
 
 
 def with_options(settings: PoolSettings, options: Mapping[str, object], init: Any) -> PoolSettings:
-    """Return settings with a pool's further keyword arguments laid over them.
+    """Return settings with a pool's further keyword arguments applied.
 
     Args:
-        settings: What holds where nothing else is said.
-        options: Values by name of field.
-        init: The pool's ``__init__``: its own arguments may have been meant, too.
+        settings: The settings to start from.
+        options: Values by field name.
+        init: The pool's ``__init__``, so that an error can suggest its arguments, too.
 
     Raises:
-        TypeError: No argument and no field has that name; the message names
-            the closest. Or a value is of the wrong type.
+        TypeError: No argument and no field has that name; the message suggests
+            the closest. Or a value has the wrong type.
         ValueError: A value breaks its field's rule.
     """
     if not isinstance(settings, PoolSettings):
@@ -437,12 +444,12 @@ def with_options(settings: PoolSettings, options: Mapping[str, object], init: An
     return settings.replace(**options) if options else settings
 
 
-# The types accepted, what messages call them, the usual bounds, how a text is parsed.
+# The accepted types, their name in messages, the usual bounds, the parser for strings.
 _KINDS: dict[str, tuple[Any, str, _Bounds, Callable[[str], object]]] = {
     "int": (int, "a whole number", (("at least", 1),), int),
     "float": ((int, float), "a number", (("above", 0), _LONGEST), float),
     "bool": (bool, "true or false", (), truth),
-    "str": (str, "a text", (), str),
+    "str": (str, "a string", (), str),
     "Backoff": (Backoff, "a Backoff", (), str),
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(PoolSettings)}
@@ -453,20 +460,20 @@ _ALL_NAMES = _OWN_NAMES | OTHER_NAMES
 
 @dataclass(frozen=True)
 class _Elsewhere:
-    """What others can be told and we cannot: it becomes something else in `_overlay`."""
+    """Other libraries' settings that we do not have: `_overlay` converts them."""
 
     max_overflow: int = 0
 
 
 _FIELDS |= {field.name: field for field in dataclasses.fields(_Elsewhere)}
 
-_Given = Iterable[tuple[str, str, object]]  # the name the user wrote, the one of _FIELDS, the value
+_Given = Iterable[tuple[str, str, object]]  # the name as the user wrote it, its name in _FIELDS, the value
 
 
 def _accept(field: dataclasses.Field[Any], value: Any) -> object:
-    """Return ``value`` as ``field`` keeps it, or raise the rule that it breaks.
+    """Return ``value`` as ``field`` stores it, or raise the rule that it breaks.
 
-    Only the rule: the callers put in front what their reader wrote.
+    The message is only the rule: callers prepend the name that the user wrote.
     """
     kind, _, optional = str(field.type).partition(" | ")
     if value is None and optional:
@@ -487,7 +494,7 @@ def _accept(field: dataclasses.Field[Any], value: Any) -> object:
 
 
 def _check(settings: Backoff | PoolSettings, *ordered: tuple[str, str]) -> None:
-    """Hold every field to its rule, and each pair of ``ordered`` to its order."""
+    """Check every field against its rule, and each pair in ``ordered``: the first must not exceed the second."""
     owner = type(settings).__name__
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -502,7 +509,7 @@ def _check(settings: Backoff | PoolSettings, *ordered: tuple[str, str]) -> None:
 
 
 def _parse(field: dataclasses.Field[Any], text: object) -> object:
-    """Return what ``text`` means; itself where it means nothing or is no text."""
+    """Return the parsed value; ``text`` itself if it cannot be parsed or is not a string."""
     if not isinstance(text, str):
         return text
     if text.strip().lower() in ("none", "never"):
@@ -514,7 +521,7 @@ def _parse(field: dataclasses.Field[Any], text: object) -> object:
 
 
 def _read(given: _Given) -> _Given:
-    """Parse and check values that come from outside, under the names they came by."""
+    """Parse and check values from outside; errors use the names that the user wrote."""
     for label, name, value in given:
         if label.lower().endswith("pool_recycle") and str(value).strip() == "-1":  # its "never"
             value = None
@@ -526,7 +533,7 @@ def _read(given: _Given) -> _Given:
 
 
 def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
-    """Return ``base`` with the given values laid over it, each field at most once."""
+    """Return ``base`` with the given values applied, each field at most once."""
     labels: dict[str, str] = {}
     own: dict[str, Any] = {}
     parts: dict[str, Any] = {}
@@ -538,7 +545,9 @@ def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
     if "max_overflow" in own:
         overflow = own.pop("max_overflow")
         if not labels.get("max_size", "").lower().endswith("pool_size"):
-            raise ValueError(f"{labels['max_overflow']} is added to pool_size, which is missing; here max_size is both")
+            raise ValueError(
+                f"{labels['max_overflow']} is added to pool_size, which is missing; set max_size to the total instead"
+            )
         own.setdefault("max_idle", own["max_size"])
         own["max_size"] += overflow
     if parts:
@@ -550,7 +559,7 @@ def _overlay(base: PoolSettings, given: _Given) -> PoolSettings:
 
 
 def _warn_of_misspelt(prefix: str, environ: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Log which variables with the prefix look like misspelt settings."""
+    """Log a warning for each variable with the prefix that looks like a misspelt setting."""
     for variable in environ:
         rest = variable[len(prefix) :].lower()
         if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
@@ -559,21 +568,21 @@ def _warn_of_misspelt(prefix: str, environ: Mapping[str, str], known: Mapping[st
             logging.getLogger(__name__).warning("%s is ignored: %s", variable, theirs)
         elif closest := _closest(rest, known.values(), 0.85):
             logging.getLogger(__name__).warning(
-                "%s is not a setting; was %s meant?", variable, prefix + closest.upper()
+                "%s is not a setting; did you mean %s?", variable, prefix + closest.upper()
             )
 
 
 def _hikari(name: str) -> str | None:
-    """Say what one of HikariCP's names is here."""
+    """Return which of our names to use instead of one of HikariCP's; ``None`` if it is not one."""
     found = next((theirs for theirs in _HIKARI if theirs.lower() == name.lower().replace("_", "")), None)
     if found is None or name in _ALL_NAMES:
         return None
     unit = ", in milliseconds" if "seconds" in _HIKARI[found] else ""
-    return f"{found} is HikariCP's{unit}; here it is {_HIKARI[found]}"
+    return f"{found} is HikariCP's name{unit}; use {_HIKARI[found]}"
 
 
 def _closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    import difflib  # here: only a mistake pays for it
+    import difflib  # here: only an error needs it
 
     return next(iter(difflib.get_close_matches(name, list(names), 1, cutoff)), None)
 
@@ -582,13 +591,13 @@ def _unknown(name: str, names: Iterable[str]) -> str:
     if theirs := _hikari(str(name)):
         return f"unknown setting {shown(name)}: {theirs}"
     if name == "max_overflow":
-        return f"unknown setting {name!r}; max_size is pool_size and max_overflow together"
+        return f"unknown setting {name!r}; max_size is the sum of pool_size and max_overflow"
     closest = _meant(str(name), names)
     return f"unknown setting {shown(name)}" + (f"; did you mean {closest!r}?" if closest else "")
 
 
 def _meant(name: str, names: Iterable[str]) -> str | None:
-    """Return the known name for what an unknown one means; ``None`` if that is not clear."""
+    """Return the known name that an unknown one probably means; ``None`` if that is not clear."""
     return _MEANT.get(name) or OTHER_NAMES.get(name) or _closest(name, names, 0.8)
 
 

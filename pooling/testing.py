@@ -1,8 +1,8 @@
-"""Tools for testing what uses a pool, and the pool itself: nothing here sleeps.
+"""Tools for tests of code that uses a pool, and of the pool itself. Nothing here sleeps.
 
-- `VirtualClock`: time passes when the test says so, and no thread runs that
-  the test did not start.
-- `FakeAdapter`: resources without a server, that fail, hang and die on demand.
+- `VirtualClock`: time passes when the test says so, and only threads that the
+  test started run.
+- `FakeAdapter`: resources without a server, which fail, hang and die on demand.
 - `Script`: a named interleaving of threads, step by step.
 - `UnpooledPool`: the same API, and a new resource for each lease.
 - `no_leaked_leases`: a pytest fixture; import it in ``conftest.py``.
@@ -40,18 +40,19 @@ __all__ = [
 
 R = TypeVar("R")
 
-_PATIENCE = 30.0  # real seconds before a test that waits for something is called stuck
+PATIENCE = 30.0
+"""Real seconds after which a test that waits for something fails, because something is stuck."""
 
 
 class _InlineWorkers(Workers):
-    """Does each job at once, in the thread that asks for it."""
+    """Runs each job at once, in the thread that submits it."""
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
-        self._do(function, args)
+        self.do(function, args)
 
 
 class _ManualWorkers(Workers):
-    """Keeps jobs until the test runs them."""
+    """Keeps jobs until a test runs them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,14 +63,14 @@ class _ManualWorkers(Workers):
 
 
 class _StillReaper(Reaper):
-    """Has no thread: `VirtualClock` takes its steps."""
+    """Has no thread: `VirtualClock` calls its steps."""
 
     def ensure(self) -> None:
         pass
 
 
 class _Parked:
-    """A thread that waits, and until when. Also the token that ends its wait."""
+    """A waiting thread and its deadline; put into the box, it ends the wait."""
 
     def __init__(self, box: Box, deadline: float | None) -> None:
         self.box = box
@@ -87,16 +88,16 @@ class VirtualClock:
         pool = Pool(adapter=FakeAdapter(), clock=clock)
         thread = threading.Thread(target=pool.acquire)
         thread.start()
-        clock.until_parked(1)   # it waits in line now, surely
+        clock.until_parked(1)   # it is in the wait queue now
         clock.advance(10)       # and has timed out now
 
-    The reaper has no thread here: `advance` and `settle` do its work, in the
-    thread that calls them, in the order in which things fall due.
+    The reaper has no thread here: `advance` and `settle` do its work in the
+    thread that calls them, in the order in which it falls due.
 
     Args:
         start: The monotonic time to begin with, in seconds.
-        workers: What becomes of slow jobs (creating, closing, ...):
-            ``"inline"`` does each at once in the thread that causes it,
+        workers: How slow jobs (creating, closing, ...) are run:
+            ``"inline"`` runs each at once in the thread that causes it,
             ``"manual"`` keeps it until `run_job`, ``"threads"`` uses real
             worker threads.
 
@@ -115,13 +116,15 @@ class VirtualClock:
         self._time = start
         self._parked: list[_Parked] = []
         self._changed = threading.Condition()
-        self._strikes: deque[BaseException] = deque()
+        self._strikes: deque[BaseException | None] = deque()  # what each of the next readings raises
         self.runtime = registry.Runtime(self, kinds[workers], _StillReaper)
 
     def now(self) -> float:
         """Return the virtual monotonic time."""
         if self._strikes:
-            raise self._strikes.popleft()
+            error = self._strikes.popleft()
+            if error is not None:
+                raise error
         return self._time
 
     def wall(self) -> float:
@@ -149,9 +152,9 @@ class VirtualClock:
     def _wait(self, place: _Parked) -> Any:
         while True:
             try:
-                item = place.box.get(True, _PATIENCE)
+                item = place.box.get(True, PATIENCE)
             except queue.Empty:
-                raise AssertionError("a thread waits, and nobody advances the clock") from None
+                raise AssertionError("a thread waits, and the clock is not advanced") from None
             if item is place:
                 if place.error is not None:
                     raise place.error
@@ -159,35 +162,41 @@ class VirtualClock:
             if not isinstance(item, _Parked):
                 return item
 
-    # -- what the test does ---------------------------------------------------
+    # -- for the test ---------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and do what falls due meanwhile, in its order."""
+        """Let time pass, and do the work that falls due meanwhile, in order."""
         if not seconds >= 0:
             raise ValueError(f"seconds must be at least 0, not {seconds!r}")
         end = self._time + min(seconds, threading.TIMEOUT_MAX)
         while True:
             self.settle()
-            upcoming = [at for at in self._moments() if self._time < at <= end]
+            upcoming = [at for at in self.upcoming() if self._time < at <= end]
             if not upcoming:
                 break
             self._time = min(upcoming)
-            self._wake()
+            self.wake_due()
         self._time = end
-        self._wake()
+        self.wake_due()
         self.settle()
 
+    def skip(self, seconds: float) -> None:
+        """Let time pass without doing the work that falls due, as if the process were suspended."""
+        self._time += seconds
+
     def settle(self) -> None:
-        """Do what the reaper would do now: orphans, messages, what is due."""
+        """Do what the reaper would do now: handle messages, reclaim dropped leases, sweep."""
         while self.runtime.reaper.step(False):
             pass
 
-    def _moments(self) -> list[float]:
+    def upcoming(self) -> list[float]:
+        """Return the times at which a sweep is due or a wait ends, in no order."""
         due = [at for at, _, _ in self.runtime.reaper._due]
         with self._changed:
             return due + [p.deadline for p in self._parked if p.deadline is not None]
 
-    def _wake(self) -> None:
+    def wake_due(self) -> None:
+        """End the waits that are over; `advance` calls it. Internal, for subclasses that park threads themselves."""
         with self._changed:
             for place in self._parked:
                 if place.deadline is not None and place.deadline <= self._time:
@@ -199,13 +208,13 @@ class VirtualClock:
             place.box.put(place)
 
     def until_parked(self, number: int) -> None:
-        """Wait (in real time) until so many threads are parked in `get`, neither more nor fewer.
+        """Wait, in real time, until exactly so many threads are parked in `get`.
 
         Raises:
-            AssertionError: That did not come true; something is stuck.
+            AssertionError: That did not happen in time.
         """
         with self._changed:
-            parked = self._changed.wait_for(lambda: self._still() == number, _PATIENCE)
+            parked = self._changed.wait_for(lambda: self._still() == number, PATIENCE)
         assert parked, f"{self._still()} threads are parked, not {number}"
 
     def _still(self) -> int:
@@ -215,30 +224,40 @@ class VirtualClock:
         """Raise ``error`` in a parked thread, as a signal or ``gevent.Timeout`` would.
 
         Args:
-            error: What the thread's wait raises.
-            place: Which one, in the order in which they parked.
+            error: The exception.
+            place: The thread's number in the order of parking, from 0.
         """
         with self._changed:
             parked = self._parked[place]
             parked.error = error
             self._end_wait(parked)
 
-    def strike(self, error: BaseException) -> None:
-        """Raise ``error`` from the next reading of the clock, in whatever thread reads it."""
+    def strike(self, error: BaseException, after: int = 0) -> None:
+        """Raise ``error`` from a later reading of the clock, in the thread that reads it.
+
+        Args:
+            error: The exception.
+            after: How many readings succeed before it.
+        """
+        self._strikes.extend([None] * after)
         self._strikes.append(error)
+
+    def call_off(self) -> None:
+        """Forget the errors planned by `strike`."""
+        self._strikes.clear()
 
     @property
     def jobs(self) -> int:
-        """How many jobs wait for `run_job` (``workers="manual"``)."""
+        """Number of jobs that wait for `run_job` (``workers="manual"``)."""
         return len(self._manual().jobs)
 
     def run_job(self, number: int = 0) -> None:
-        """Do one of the jobs that wait; the oldest by default."""
+        """Run one of the waiting jobs; the oldest by default."""
         workers = self._manual()
-        workers._do(*workers.jobs.pop(number))
+        workers.do(*workers.jobs.pop(number))
 
     def drop_job(self, number: int = 0) -> None:
-        """Lose one of the jobs, as if its worker had died."""
+        """Drop one of the jobs, as if its worker had died."""
         self._manual().jobs.pop(number)
 
     def _manual(self) -> _ManualWorkers:
@@ -248,7 +267,7 @@ class VirtualClock:
 
 
 class FakeResource:
-    """What `FakeAdapter` makes."""
+    """A resource of `FakeAdapter`."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -262,23 +281,23 @@ class FakeResource:
 
 
 class FakeAdapter(Adapter[FakeResource]):
-    """Resources without a server, that fail, hang and die on demand.
+    """Resources without a server, which fail, hang and die on demand.
 
     ``fail("create", error)`` makes the next call of that step raise;
     ``hold("create")`` makes calls of that step hang until ``let_go("create")``.
 
     Attributes:
-        made, closed: How many resources were made and closed.
-        open: Those made and not yet closed.
-        most_open: The most that were open or being made at once.
+        made, closed: How many resources were created and closed.
+        open: Resources created and not yet closed.
+        most_open: The most that were open or being created at once.
         calls: How often each step was called.
     """
 
     noun = "thing"
 
-    def __init__(self, *, blocking: bool = True, bounded: bool = True) -> None:
+    def __init__(self, *, blocking: bool = True, enforces_timeouts: bool = True) -> None:
         self.blocking = blocking
-        self.bounded = bounded
+        self.enforces_timeouts = enforces_timeouts
         self.made = self.closed = self.most_open = 0
         self.open: set[FakeResource] = set()
         self.calls: defaultdict[str, int] = defaultdict(int)
@@ -290,7 +309,7 @@ class FakeAdapter(Adapter[FakeResource]):
         self._gates: dict[str, threading.Event] = {}
         self._arrivals: defaultdict[str, queue.SimpleQueue[None]] = defaultdict(queue.SimpleQueue)
 
-    # -- what the test does ---------------------------------------------------
+    # -- for the test ---------------------------------------------------------
 
     def fail(self, step: str, error: BaseException, times: int = 1) -> None:
         """Make the next calls of a step raise."""
@@ -298,12 +317,12 @@ class FakeAdapter(Adapter[FakeResource]):
         self._failures[step].extend([error] * times)
 
     def mend(self, step: str) -> None:
-        """Forget the failures that were planned for a step."""
+        """Cancel the planned failures of a step."""
         self._known(step)
         self._failures[step].clear()
 
     def hold(self, step: str) -> None:
-        """Make calls of a step hang."""
+        """Make calls of a step hang until `let_go`."""
         self._known(step)
         self._gates[step] = threading.Event()
 
@@ -313,14 +332,14 @@ class FakeAdapter(Adapter[FakeResource]):
             raise ValueError(f"step must be a method of Adapter, not {step!r}")
 
     def let_go(self, step: str) -> None:
-        """End what `hold` began."""
+        """End `hold`: hanging calls continue."""
         self._gates.pop(step).set()
 
     def until_held(self, step: str) -> None:
-        """Wait (in real time) until one more call hangs in a held step."""
-        self._arrivals[step].get(timeout=_PATIENCE)
+        """Wait, in real time, until one more call hangs in a held step."""
+        self._arrivals[step].get(timeout=PATIENCE)
 
-    # -- what the pool does -----------------------------------------------------
+    # -- for the pool -----------------------------------------------------------
 
     def _at(self, step: str) -> None:
         with self._lock:
@@ -328,7 +347,7 @@ class FakeAdapter(Adapter[FakeResource]):
         gate = self._gates.get(step)
         if gate is not None:
             self._arrivals[step].put(None)
-            assert gate.wait(_PATIENCE), f"nobody let go of {step!r}"
+            assert gate.wait(PATIENCE), f"let_go({step!r}) was not called"
         if self._failures[step]:
             raise self._failures[step].popleft()
 
@@ -386,7 +405,7 @@ class FakeAdapter(Adapter[FakeResource]):
 
 
 class Script:
-    """A named interleaving: threads that take their steps in one given order.
+    """A named interleaving: threads take their steps in a given order.
 
     ::
 
@@ -399,13 +418,13 @@ class Script:
                 lease.release()
 
         def b():
-            script.pass_by("B asks")     # done when begun: it will block
+            script.pass_by("B asks")     # ends at once, because acquire() blocks
             with pool.acquire(): ...
 
         script.run(a, b)
 
     Args:
-        steps: The names of all steps, in their order.
+        steps: The names of all steps, in order.
     """
 
     def __init__(self, *steps: str) -> None:
@@ -415,7 +434,7 @@ class Script:
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
-        """Wait for this step's turn; the next one's turn comes at the end of the block."""
+        """Wait for this step's turn; the next step may begin at the end of the block."""
         self._await(step)
         try:
             yield
@@ -423,7 +442,7 @@ class Script:
             self._done()
 
     def pass_by(self, step: str) -> None:
-        """Wait for this step's turn, and let the next one go at once."""
+        """Wait for this step's turn, and let the next step begin at once."""
         self._await(step)
         self._done()
 
@@ -432,7 +451,7 @@ class Script:
         with self._changed:
             ready = self._changed.wait_for(
                 lambda: self._next < len(self._steps) and self._steps[self._next] == step,
-                _PATIENCE,
+                PATIENCE,
             )
         assert ready, f"step {step!r} never had its turn; step {self._next} is next"
 
@@ -442,10 +461,10 @@ class Script:
             self._changed.notify_all()
 
     def run(self, *actors: Callable[[], object]) -> None:
-        """Run each actor in a thread of its own; raise what the first one raised.
+        """Run each actor in a thread of its own, and raise the first error of one.
 
         Raises:
-            AssertionError: One is stuck, or not every step was taken.
+            AssertionError: An actor is stuck, or a step was not taken.
         """
         errors: list[BaseException] = []
 
@@ -459,7 +478,7 @@ class Script:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(_PATIENCE)
+            thread.join(PATIENCE)
         if errors:
             raise errors[0]
         assert not any(thread.is_alive() for thread in threads), "an actor is stuck"
@@ -467,10 +486,10 @@ class Script:
 
 
 class UnpooledPool(Pool[R]):
-    """The same API, and a new resource for each lease: a pool that does not pool.
+    """A pool that does not pool: the same API, and a new resource for each lease.
 
-    To compare with, or to switch pooling off without changing the caller.
-    ``max_size`` still bounds how many there are at once.
+    For comparisons, or to switch pooling off without changes in the caller.
+    ``max_size`` still limits the number of resources at once.
     """
 
     def __init__(
@@ -485,14 +504,14 @@ class UnpooledPool(Pool[R]):
 
 @contextmanager
 def leaked_leases() -> Iterator[list[str]]:
-    """Collect which leases of any pool were taken in the block and not given back.
+    """Collect the leases of all pools that were acquired in the block and not released.
 
-    Gives a list that is filled at the end of the block, one text for each.
+    Gives a list, which is filled at the end of the block with a text for each lease.
     """
     found: list[str] = []
     before = {pool: _taken(pool.engine) for pool in registry.pools()}
     yield found
-    gc.collect()  # a lease that was merely dropped shows as an orphan
+    gc.collect()  # a dropped lease in a cycle becomes an orphan
     for pool in registry.pools():
         leases, orphans = _taken(pool.engine)
         old_leases, old_orphans = before.get(pool, ([], 0))
@@ -517,7 +536,7 @@ else:
 
     @pytest.fixture
     def no_leaked_leases() -> Iterator[None]:
-        """Fail a test that leaves a lease out, with the place where it was acquired."""
+        """Fail a test that does not release a lease, and name the place where it was acquired."""
         with leaked_leases() as found:
             yield
         assert not found, "; ".join(found)

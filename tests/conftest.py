@@ -23,7 +23,7 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, dera
 hypothesis.settings.load_profile("ci" if CI else "few")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell ignores it for what runs in its background, and so would the servers that the tests end by it.
+    # A shell ignores SIGINT for background jobs, and so would the servers that the tests end with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name in [name for name in os.environ if name.startswith("PG")]:
@@ -102,7 +102,7 @@ def _secure_web(authority: Authority) -> Iterator[WebServer]:
 
 @pytest.fixture
 def web(_web: WebServer) -> WebServer:
-    """An HTTP server for all tests that leave it running; its book begins anew."""
+    """An HTTP server for all tests that leave it running; its record of requests starts empty."""
     _web.new_book()
     return _web
 

@@ -1,4 +1,4 @@
-"""A mail server for tests: enough of SMTP for ``smtplib``, and the ways in which one takes leave."""
+"""A mail server for tests: enough of SMTP for ``smtplib``, and several ways to end a session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Session(socketserver.StreamRequestHandler):
         while line := self.rfile.readline():
             word = line.decode().strip()
             verb = word.upper().partition(" ")[0]
-            if self.tired:  # the session has timed out, and the client learns it by its next command
+            if self.tired:  # the session has timed out, which the client notices at its next command
                 self.say("421 4.4.2 timeout exceeded")
             elif verb == "DATA":
                 self.say("354 go on")
@@ -43,15 +43,15 @@ class _Session(socketserver.StreamRequestHandler):
         try:
             self.wfile.write(f"{text}\r\n".encode())
         except OSError:
-            pass  # the client has gone
+            pass  # the client has disconnected
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """Answers on a port of its own; stores what is sent.
+    """Listens on its own port and stores the mails.
 
     Attributes:
-        sessions: Those that were begun; one that is ``tired`` answers every command with 421, as after its time limit.
-        mails: The headers and bodies that came.
+        sessions: All sessions; a ``tired`` one answers every command with 421, as after a timeout.
+        mails: The headers and bodies received.
     """
 
     daemon_threads = True
@@ -78,7 +78,7 @@ class MailServer(socketserver.ThreadingTCPServer):
         return sock, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet: clients leave as they like."""
+        """Log nothing: clients may disconnect at any time."""
 
     def __enter__(self) -> MailServer:
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()

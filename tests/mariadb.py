@@ -1,4 +1,4 @@
-"""A MariaDB of one's own: private, throw-away, on loopback; it trusts everybody."""
+"""A private MariaDB server, thrown away afterwards, on loopback, without passwords."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MariaDBServer:
         return f"mysql+pymysql://root@{LOOPBACK}:{self.port}/test"
 
     def start(self, timeout: float = 60.0) -> None:
-        """Start it on a new data directory, or on the one it has; return when it takes connections."""
+        """Start it on a new data directory, or on its present one; return when it accepts connections."""
         data = self._home.path / "data"
         if not data.exists():
             (data / "test").mkdir(parents=True)  # a database is a directory; without grants no other is needed
@@ -98,7 +98,7 @@ class MariaDBServer:
         return [f"--user={account.pw_name}"] if account is not None else []
 
     def close(self) -> None:
-        """End it and remove all it had."""
+        """Stop it and remove its files."""
         self.kill()
         self._home.remove()
 

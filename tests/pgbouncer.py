@@ -1,4 +1,4 @@
-"""A PgBouncer of one's own, in front of a `PostgresServer`: private, throw-away, free to be killed."""
+"""A private PgBouncer in front of a `PostgresServer`; tests may kill it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["PgBouncer", "find_pgbouncer", "needs_pgbouncer"]
 
 
 def find_pgbouncer() -> Path | None:
-    """Return PgBouncer's program, or ``None``; Debian's is not on everybody's path."""
+    """Return PgBouncer's program, or ``None``; Debian's is often not on the path."""
     found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
     return Path(found) if found else None
 
 
 def needs_pgbouncer() -> None:
-    """Skip the test where there is no PgBouncer; with ``CI=true`` fail it."""
+    """Skip the test if PgBouncer is not installed; with ``CI=true`` fail it."""
     requires("PgBouncer", find_pgbouncer(), "apt-get install pgbouncer")
 
 
 class PgBouncer:
-    """A private PgBouncer that trusts everybody on loopback.
+    """A private PgBouncer on loopback, without passwords.
 
     Args:
-        server: What stands behind it.
+        server: The server behind it.
         settings: Lines of its ``[pgbouncer]`` section; see `configure`.
     """
 
@@ -49,7 +49,7 @@ class PgBouncer:
             "listen_addr": LOOPBACK,
             "listen_port": self.port,
             "unix_socket_dir": "",
-            "auth_type": "any",  # whoever comes is the user of the line below
+            "auth_type": "any",  # every client is the user of the line below
             "admin_users": "postgres",
             "server_login_retry": 0.1,
             "logfile": self._home.path / "log",
@@ -76,10 +76,10 @@ class PgBouncer:
         return psycopg.connect(self.dsn, **options)
 
     def admin(self, command: str) -> list[dict[str, str | None]]:
-        """Execute a command of its console, and return what it shows."""
+        """Execute a command on its console and return the result."""
         conninfo = f"host={LOOPBACK} port={self.port} user=postgres dbname=pgbouncer"
         with contextlib.closing(psycopg.connect(conninfo, autocommit=True)) as conn:
-            result = conn.pgconn.exec_(command.encode())  # the console knows simple queries only
+            result = conn.pgconn.exec_(command.encode())  # the console supports only simple queries
             if result.error_message:
                 raise RuntimeError(result.error_message.decode())
             names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
@@ -89,7 +89,7 @@ class PgBouncer:
             ]
 
     def start(self, timeout: float = 30.0) -> None:
-        """Start it and return when it answers; nothing happens if it runs."""
+        """Start it, unless it runs, and return when it answers."""
         if self._process is not None and self._process.poll() is None:
             return
         account = _account()
@@ -128,7 +128,7 @@ class PgBouncer:
         self.admin("RELOAD")
 
     def close(self) -> None:
-        """End it and remove all it had."""
+        """Stop it and remove its files."""
         self.kill()
         self._home.remove()
 
@@ -167,7 +167,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def bouncers(server: PostgresServer, **settings: object) -> Iterator[PgBouncer]:
-    """For fixtures: one PgBouncer, ended with the test or the module."""
+    """For fixtures: a PgBouncer that is stopped with the test or the module."""
     needs_pgbouncer()
     with PgBouncer(server, **settings) as bouncer:
         yield bouncer

@@ -1,6 +1,6 @@
 """A TCP proxy of the tests' own: the network between a pool and its server, with all its faults.
 
-One thread, loopback only. Faults begin and end at a word of the test's; what
+One thread, loopback only. Faults begin and end when the test says so; what
 passes is counted. Kernel buffers belong to the network too: what was sent into
 them before a fault may still arrive.
 """
@@ -32,7 +32,7 @@ class Proxy:
             connect(proxy.port)
             with proxy.held():      # nothing passes, nothing is lost
                 ...
-            proxy.drop()            # those that are open hear nothing any more, for ever
+            proxy.drop()            # the open connections receive nothing any more
 
     Args:
         target: The server's port on loopback.
@@ -68,7 +68,7 @@ class Proxy:
         """Refuse new connections until `accept`; those that are open stay."""
         with self._changing():
             if self._listener is not None:
-                self._take_in()  # who came before
+                self._take_in()  # connections that arrived before
                 self._selector.unregister(self._listener)
                 self._listener.close()
                 self._listener = None
@@ -107,7 +107,7 @@ class Proxy:
             self.release()
 
     def drop(self, new: bool = False, keep: bool = False) -> int:
-        """Swallow all that comes over the open connections, for ever, and say nothing.
+        """Swallow all that comes over the open connections, for ever, silently.
 
         Args:
             new: Whether new ones are swallowed as well, until `heal`.

@@ -1,4 +1,4 @@
-"""Real servers for the tests: private, throw-away, and free to be killed.
+"""Real servers for the tests: private and temporary; tests may kill them.
 
 Nothing that happens to run on the machine is used. Each server has a data
 directory and a loopback port of its own, keeps both over a restart, and is
@@ -70,9 +70,9 @@ def find_postgres() -> Path | None:
 
 
 class PostgresServer:
-    """A PostgreSQL server of one's own.
+    """A private PostgreSQL server.
 
-    It trusts everybody on loopback, has one superuser, ``postgres``, and does
+    It needs no password on loopback, has one superuser, ``postgres``, and does
     not sync to disk unless asked to; what was committed survives
     :meth:`kill` all the same, because the operating system lives on.
 
@@ -204,7 +204,7 @@ class PostgresServer:
             _wait_for(lambda: self._loaded_at() > before, "the new settings")
 
     def close(self) -> None:
-        """Stop the server and remove all it had."""
+        """Stop the server and remove its files."""
         self.stop()
         self._home.remove()
 
@@ -238,7 +238,7 @@ class PostgresServer:
         return float(row[0])
 
     def _remove_shared_memory(self) -> None:
-        """Remove the segment whose only use is to count who is attached; nobody is."""
+        """Remove the shared memory segment; no process is attached to it any more."""
         record = self.data / "postmaster.pid"
         lines = record.read_text().splitlines() if record.exists() else []
         if len(lines) > 6:  # else it was killed before it had one
@@ -303,7 +303,7 @@ class _Home:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom the server runs as: PostgreSQL refuses to be root. ``None``: as we are."""
+    """The account of the server, because PostgreSQL refuses to run as root; ``None``: the present one."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
@@ -385,7 +385,7 @@ def _free_port() -> int:
 
 
 def _wait_until_gone(processes: Iterable[psutil.Process]) -> None:
-    """Wait until all have ended; a zombie has, it only waits for whoever adopted it."""
+    """Wait until all processes have ended; a zombie counts as ended."""
 
     def gone(process: psutil.Process) -> bool:
         try:

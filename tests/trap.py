@@ -1,4 +1,4 @@
-"""A server that asks each client for its password and writes down all that it sends: nothing else may see it."""
+"""A server that asks each client for its password and records all that it receives."""
 
 from __future__ import annotations
 

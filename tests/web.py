@@ -1,4 +1,4 @@
-"""HTTP servers for the tests, each in a process of its own: well-behaved, and all the other ways.
+"""HTTP servers for the tests, each in a process of its own: well-behaved and misbehaving.
 
 `WebServer` and `ForwardProxy` are the tests' side; ``python -m tests.web`` is
 the other. A server ends when its owner does: it reads its commands from a
@@ -36,13 +36,13 @@ LOOPBACK = "127.0.0.1"
 class WebServer:
     """A server of HTTP/1.1 with keep-alive.
 
-    What it does depends on the path, see `_Exchange`. It keeps a book: how
-    many connections it accepted, and what was asked of it.
+    What it does depends on the path, see `_Exchange`. It keeps a record of the
+    connections that it accepted and the requests that it got.
 
     Args:
-        certificate: File of its certificate and key; ``None``: no TLS.
-        per_connection: After so many requests it closes a connection, without
-            having said so.
+        certificate: File with its certificate and key; ``None``: no TLS.
+        per_connection: Number of requests after which it closes a connection without
+            announcing it.
         delay: Seconds before each answer.
         kind: ``"server"``, or ``"proxy"``.
     """
@@ -63,11 +63,11 @@ class WebServer:
 
     @property
     def url(self) -> str:
-        """Its address, the same after a restart."""
+        """Its address, which stays the same after a restart."""
         return f"{self.scheme}://{self.host}:{self.port}"
 
     def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start it and wait until it listens."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.web", self.kind, "--port", str(self.port), *self._options],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -84,7 +84,7 @@ class WebServer:
             process.communicate()
 
     def tell(self, command: str) -> Any:
-        """Send a command, and return the answer."""
+        """Send a command and return the answer."""
         with self._lock:
             process = self._process
             assert process is not None and process.stdin is not None and process.stdout is not None
@@ -93,15 +93,15 @@ class WebServer:
             return json.loads(process.stdout.readline())
 
     def book(self) -> dict[str, Any]:
-        """Return its book: ``accepted``, ``open``, ``requests``, ``most`` at once, ``paths``."""
+        """Return its record: ``accepted``, ``open``, ``requests``, ``most`` at once, ``paths``."""
         return self.tell("book")  # type: ignore[no-any-return]
 
     def new_book(self) -> None:
-        """Begin a new book."""
+        """Begin a new record."""
         self.tell("new_book")
 
     def hang_up(self) -> None:
-        """Close all connections, and go on."""
+        """Close all connections, and continue to serve."""
         self.tell("hang_up")
 
     def __enter__(self) -> Any:
@@ -115,12 +115,12 @@ class WebServer:
 
 
 class ForwardProxy(WebServer):
-    """A proxy: CONNECT, and plain requests by their whole URL; it wants ``user:secret`` if told so."""
+    """A proxy for CONNECT and for plain requests with absolute URLs; requires ``user:secret`` if configured."""
 
     kind = "proxy"
 
 
-# -- the other side -----------------------------------------------------------------
+# -- the server process -------------------------------------------------------------
 
 
 class _Book:
@@ -165,7 +165,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__((LOOPBACK, options.port), _Proxying if options.kind == "proxy" else _Serving)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """Log nothing about clients that disconnect."""
 
 
 class _Serving(socketserver.BaseRequestHandler):
@@ -224,7 +224,7 @@ class _Serving(socketserver.BaseRequestHandler):
 def _read(connection: _Serving, served: int) -> _Exchange | None:
     """Read a request with its body."""
     line = connection.file.readline().decode("latin-1").split()
-    if len(line) != 3 or not line[2].startswith("HTTP/"):  # a greeting of TLS is random, and may be three words
+    if len(line) != 3 or not line[2].startswith("HTTP/"):  # a TLS handshake is random, and may contain two spaces
         return None
     headers: list[tuple[str, str]] = []
     while True:
@@ -252,7 +252,7 @@ def _read_body(connection: _Serving, fields: dict[str, str]) -> bytes:
 
 
 class _Exchange:
-    """A request and what is answered; each ``do_PATH`` is a way to behave."""
+    """A request and its response; each ``do_PATH`` is one behaviour."""
 
     serial = 0
     body = b""
@@ -304,16 +304,16 @@ class _Exchange:
         self.reply(b"nothing here", status=404)
 
     def do_echo(self) -> None:
-        """Say what was asked."""
+        """Return the request."""
         self.reply_json(self.described())
 
     def do_slow(self) -> None:
-        """The same, after so many seconds."""
+        """The same, after the given number of seconds."""
         time.sleep(self.number("s"))
         self.do_echo()
 
     def do_status(self) -> None:
-        """Answer ``/status/CODE`` for the first ``times`` with this ``key``, then well."""
+        """Answer ``/status/CODE`` for the first ``times`` with this ``key``, then 200."""
         book, key = self.connection.server.book, self.query.get("key", "")
         with book.lock:
             book.times[key] += 1
@@ -323,11 +323,11 @@ class _Exchange:
         self.reply_json(self.described(), *rows, status=status)
 
     def do_redirect(self) -> None:
-        """To the URL ``to``."""
+        """Redirect to the URL ``to``."""
         self.reply(b"", ("Location", self.query["to"]), status=int(self.number("code", 302)))
 
     def do_loop(self) -> None:
-        """To itself."""
+        """Redirect to itself."""
         self.reply(b"", ("Location", "/loop"), status=302)
 
     def do_cookie(self) -> None:
@@ -335,7 +335,7 @@ class _Exchange:
         self.reply_json(self.described(), *(("Set-Cookie", f"{n}={v}; Path=/") for n, v in self.query.items()))
 
     def do_digest(self) -> None:
-        """Say what was asked to whoever knows the ``word`` of ``user``; else ask for it (RFC 7616)."""
+        """Describe the request to a client that knows the ``word`` of ``user``; else ask for it (RFC 7616)."""
         kind, _, given = self.fields.get("authorization", "").partition(" ")
         if kind == "Digest" and _proves("user", "word", self.method, parse_keqv_list(parse_http_list(given))):
             length = int(self.number("n"))
@@ -344,7 +344,7 @@ class _Exchange:
             self.reply(b"who?", ("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"'), status=401)
 
     def do_gzip(self) -> None:
-        """Compressed, if that is accepted."""
+        """Compressed, if the client accepts it."""
         data = b"well compressed " * 100
         if "gzip" in self.fields.get("accept-encoding", ""):
             self.reply(gzip.compress(data), ("Content-Encoding", "gzip"))
@@ -361,11 +361,11 @@ class _Exchange:
         self.send(b"0\r\n\r\n")
 
     def do_bytes(self) -> None:
-        """So many bytes."""
+        """The given number of bytes."""
         self.reply(b"b" * int(self.number("n", 10)))
 
     def do_drip(self) -> None:
-        """A byte now and then, for a minute."""
+        """Single bytes with pauses, for a minute."""
         self.head(200, ("Content-Length", "100000"))
         for _ in range(600):
             self.send(b".")
@@ -373,7 +373,7 @@ class _Exchange:
         raise _Hangup
 
     def do_drip_head(self) -> None:
-        """The same before the head is complete."""
+        """The same before the headers are complete."""
         self.send(b"HTTP/1.1 200 Whatever\r\nX-Slow: ")
         for _ in range(600):
             self.send(b".")
@@ -386,24 +386,24 @@ class _Exchange:
         raise _Hangup
 
     def do_stall_body(self) -> None:
-        """The first half of a body, and no more."""
+        """The first half of a body, then nothing."""
         self.head(200, ("Content-Length", "1000"))
         self.send(b"h" * 500)
         time.sleep(60)
         raise _Hangup
 
     def do_half(self) -> None:
-        """Half a body."""
+        """Half a body, then close."""
         self.head(200, ("Content-Length", "1000"))
         self.send(b"h" * 500)
         raise _Hangup
 
     def do_reset(self) -> None:
-        """Reset, without a byte."""
+        """Reset without a byte."""
         self.reset()
 
     def do_reset_body(self) -> None:
-        """Reset amid the body."""
+        """Reset in the middle of the body."""
         self.head(200, ("Content-Length", "1000"))
         self.send(b"h" * 500)
         time.sleep(0.2)
@@ -417,13 +417,13 @@ class _Exchange:
         raise _Hangup
 
     def do_die_when_kept(self) -> None:
-        """Well on a new connection; on a kept one hang up without a byte."""
+        """Answer on a new connection; disconnect without a byte on a reused one."""
         if self.served:
             raise _Hangup
         self.do_echo()
 
     def do_half_head_when_kept(self) -> None:
-        """Well on a new connection; on a kept one a few bytes, and reset."""
+        """Answer on a new connection; on a reused one send a few bytes and reset."""
         if self.served:
             self.send(b"HTTP/1.1 200 Whatever\r\nX-")
             time.sleep(0.2)
@@ -431,7 +431,7 @@ class _Exchange:
         self.do_echo()
 
     def do_goodbye(self) -> None:
-        """Say that the connection will be closed, and close it."""
+        """Announce that the connection will be closed, and close it."""
         self.reply_json(self.described(), ("Connection", "close"))
         raise _Hangup
 
@@ -471,7 +471,7 @@ class _Proxying(_Serving):
             answer = upstream.makefile("rb")
             while data := answer.read1(65536):
                 self.request.sendall(data)
-                if data.endswith(b"}"):  # the end of what ``/echo`` says; it would keep the connection
+                if data.endswith(b"}"):  # the end of the response to ``/echo``, which would keep the connection open
                     return
 
     def tunnel(self, host: str, port: int) -> None:
@@ -502,7 +502,7 @@ def _main() -> None:
     server = _Server(parser.parse_args())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
-    for line in sys.stdin:  # its end is ours
+    for line in sys.stdin:  # its end is also ours
         if line.strip() == "hang_up":
             with server.book.lock:
                 for sock in server.book.open:

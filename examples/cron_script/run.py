@@ -1,12 +1,12 @@
-"""A script for cron: fetches many things at once, stores them, ends.
+"""A cron script: fetches many items concurrently, stores them, ends.
 
 ::
 
     pip install pooling
-    python examples/cron_script/run.py                       # from a small service that it starts itself, into SQLite
+    python examples/cron_script/run.py                       # from its own small service, into SQLite
     python examples/cron_script/run.py https://your.service DATABASE_URL
 
-There is nothing to close: the process ends at once, whatever is open.
+Nothing needs to be closed: the process ends at once, whatever is still open.
 """
 
 import sys
@@ -22,7 +22,7 @@ ITEMS = 200
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers with the item's number, so that the example needs no other service."""
+    """Answers with the item's number."""
 
     protocol_version = "HTTP/1.1"
 

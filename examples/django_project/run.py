@@ -1,4 +1,4 @@
-"""A Django project whose database connections come from a pool.
+"""A Django project with pooled database connections.
 
 ::
 
@@ -6,9 +6,9 @@
     python examples/django_project/run.py                                # SQLite, in this directory
     DATABASE_URL=postgresql://... python examples/django_project/run.py  # your PostgreSQL
 
-Makes the tables and serves http://127.0.0.1:8000/ from 2 processes of 8 threads
+Creates the tables and serves http://127.0.0.1:8000/ from 2 processes of 8 threads
 each. /orders/ lists orders and POST adds one, /export/ streams them all, /health/
-says whether the database is up.
+reports whether the database is up.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A Flask application under gunicorn --preload: its pool is made, and used, before the workers are forked.
+"""A Flask application under gunicorn --preload: its pool is created and used before the workers are forked.
 
 ::
 
@@ -6,7 +6,7 @@
     cd examples/flask_gunicorn && gunicorn                               # SQLite, in this directory
     cd examples/flask_gunicorn && DATABASE_URL=postgresql://... gunicorn
 
-http://127.0.0.1:8000/ counts visits, /export streams, /health says up or down.
+http://127.0.0.1:8000/ counts visits, /export streams them, /health reports up or down.
 """
 
 import os
@@ -21,14 +21,14 @@ app.config["POOLING"] = {"db": os.environ.get("DATABASE_URL") or "sqlite:///visi
 pools = Pooling(app)
 app.register_blueprint(pools.health_blueprint())
 
-# In the parent. Each worker finds an empty pool and connects by itself: there is nothing to be done.
+# In the parent. Each worker starts with an empty pool and connects by itself; no hook is needed.
 with app.app_context(), pools.manager["db"].connection() as conn:
     conn.execute("CREATE TABLE IF NOT EXISTS visit (at text)")
 
 
 @app.get("/")
 def visit() -> str:
-    conn = pools.lease("db")  # this request's connection; given back at the end of the response
+    conn = pools.lease("db")  # this request's connection; released at the end of the response
     conn.execute("INSERT INTO visit VALUES (CURRENT_TIMESTAMP)")
     conn.commit()
     (number,) = conn.execute("SELECT count(*) FROM visit").fetchone()
@@ -43,4 +43,4 @@ def export() -> Response:
         for (at,) in cursor:
             yield f"{at}\n"
 
-    return Response(lines(), content_type="text/plain")  # the connection is given back after the last line
+    return Response(lines(), content_type="text/plain")  # the connection is released after the last line

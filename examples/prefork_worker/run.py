@@ -1,4 +1,4 @@
-"""Forked workers, as Celery's or those of multiprocessing: the pool is made and used before the fork.
+"""Forked workers, as in Celery or multiprocessing: the pool is created and used before the fork.
 
 ::
 
@@ -6,7 +6,7 @@
     python examples/prefork_worker/run.py                           # SQLite, in a temporary directory
     DATABASE_URL=postgresql://... python examples/prefork_worker/run.py
 
-Each worker finds the same pool, empty, and connects by itself; the parent keeps its connections.
+Each worker starts with the same pool, empty, and connects by itself; the parent keeps its connections.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A worker of several threads that goes on until it is told to end, by SIGTERM or Ctrl-C.
+"""A worker with several threads that runs until SIGTERM or Ctrl-C.
 
 ::
 
@@ -6,7 +6,7 @@
     python examples/threaded_worker/run.py                          # SQLite in memory
     DATABASE_URL=postgresql://... python examples/threaded_worker/run.py
 
-Ends in order: no new work, what is under way is finished, the pools are closed.
+It shuts down in order: it accepts no new work, finishes running jobs, and closes the pools.
 """
 
 import os
@@ -22,7 +22,7 @@ jobs: "queue.Queue[int | None]" = queue.Queue(maxsize=100)
 
 def work(manager: PoolManager) -> None:
     while (job := jobs.get()) is not None:
-        with manager["db"].connection(timeout=5) as conn:  # waits in line if all are in use; commits
+        with manager["db"].connection(timeout=5) as conn:  # waits if all are in use; commits
             conn.execute(f"INSERT INTO job VALUES ({job})")
 
 

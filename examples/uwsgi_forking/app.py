@@ -1,4 +1,4 @@
-"""A WSGI application under uWSGI, whose workers are forked after it was loaded: no lazy-apps, no fork hooks.
+"""A WSGI application under uWSGI, which forks its workers after loading it: no lazy-apps, no fork hooks.
 
 ::
 
@@ -6,7 +6,7 @@
     cd examples/uwsgi_forking && uwsgi uwsgi.ini                         # SQLite, in this directory
     cd examples/uwsgi_forking && DATABASE_URL=postgresql://... uwsgi uwsgi.ini
 
-http://127.0.0.1:8000/ counts visits, /health says up or down.
+http://127.0.0.1:8000/ counts visits, /health reports up or down.
 """
 
 import os
@@ -17,7 +17,7 @@ from pooling.web.wsgi import PoolingMiddleware, lease
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    conn = lease(environ, "db")  # this request's connection; given back at the end of the response
+    conn = lease(environ, "db")  # this request's connection; released at the end of the response
     conn.execute("INSERT INTO visit VALUES (CURRENT_TIMESTAMP)")
     conn.commit()
     (number,) = conn.execute("SELECT count(*) FROM visit").fetchone()
@@ -29,6 +29,6 @@ application = PoolingMiddleware(
     app, database_url=os.environ.get("DATABASE_URL") or "sqlite:///visits.db", health_path="/health"
 )
 
-# In the parent. Each worker finds an empty pool and connects by itself: there is nothing to be done.
+# In the parent. Each worker starts with an empty pool and connects by itself; no hook is needed.
 with application.manager["db"].connection() as conn:
     conn.execute("CREATE TABLE IF NOT EXISTS visit (at text)")

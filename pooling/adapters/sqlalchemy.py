@@ -1,4 +1,4 @@
-"""SQLAlchemy: engines whose connections are lent by our pool.
+"""SQLAlchemy: a pool class for engines, based on our pool.
 
 ::
 
@@ -6,11 +6,12 @@
 
     engine = create_engine("postgresql+psycopg://...", poolclass=Pool, pool_size=10, max_overflow=0)
 
-SQLAlchemy keeps a *record* for each slot of a pool: it connects and pings it,
-recycles and invalidates it, and tells its events. What is left to a pool, who
-gets which record when, is done by ours. So all of SQLAlchemy's settings keep
-their meaning, with any driver. `DBAPIAdapter` is the opposite: our pool of what
-any DB-API driver makes, without SQLAlchemy.
+SQLAlchemy keeps a *record* for each slot of a pool. The record connects, pings,
+recycles and invalidates its connection, and fires the events. A pool class only
+decides which borrower gets which record, and when; here our pool does that. So
+all settings of SQLAlchemy keep their meaning, with any driver.
+
+`DBAPIAdapter` is for the connections of any DB-API driver without SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -40,49 +41,55 @@ from .dbapi import DBAPIAdapter, leave_to_parent
 __all__ = ["DBAPIAdapter", "Pool"]
 
 _UNBOUNDED = 1 << 20
-_ANSWER_LIMIT = 5  # seconds for what the server is asked about others' connections
-_BETWEEN = ("sqlalchemy.", "contextlib", __name__)  # modules between a borrower and us
+_ANSWER_LIMIT = 5  # seconds for a query to the server about stalled connections
+_BETWEEN = ("sqlalchemy.", "contextlib", __name__)  # modules between the borrower and this one
 
-# The core keeps what it lends longer than the pool lives, in order to close it; a
-# record leads to its pool, so the core gets a weak reference to it.
+# The core keeps its resources after the pool is gone, in order to close them. A record refers
+# to its pool, so the core gets a weak reference.
 _Slot = weakref.ref[_ConnectionRecord]
 
 
 class Pool(pool.Pool):
-    """A pool for ``create_engine(poolclass=...)`` with the whole contract of ``QueuePool``.
+    """A pool for ``create_engine(poolclass=...)`` that fulfils the contract of ``QueuePool``.
 
-    Beyond it: who waits is served in the order of arrival; a forked child finds
-    the pool empty and usable, and nothing that it does reaches the parent's
-    connections: those in its hands close without a word, and refuse all else
-    with a `LeaseError`; `holders` tells who has a connection since when, and the
-    error of a timeout says so. A connection that was out when the pool was
-    disposed of is closed when it comes back (``QueuePool`` keeps and lends it);
-    and a record whose connection could not be made anew is not kept, so that
-    `overflow` is one less then. The private attributes of ``QueuePool``
+    In addition:
+
+    - Waiters are served in the order of their arrival.
+    - A forked child finds the pool empty and usable, and does not affect the
+      parent's connections. An inherited connection can be closed, which sends
+      nothing; any other use raises a `LeaseError`.
+    - `holders` returns where and when each connection in use was acquired, and
+      the error of a timeout contains it.
+
+    Differences: A connection in use during `dispose` is closed when it is
+    released (``QueuePool`` keeps it). A record that failed to reconnect is
+    dropped, so `overflow` is one less. The private attributes of ``QueuePool``
     (``_pool``, ``_overflow``) do not exist.
 
-    Connections are made, pinged and closed in the borrower's thread, as
-    SQLAlchemy does, so that its events run there and its errors go there.
+    Connections are created, pinged and closed in the borrower's thread, as
+    SQLAlchemy does, so that events and errors occur there.
 
     Args:
-        creator: Makes a DB-API connection.
-        pool_size: Connections that are kept; 0 means no limit.
-        max_overflow: How many more may be open, closed when they come back;
-            a negative number means no limit.
-        timeout: Seconds to wait for one (``pool_timeout``); ``None`` means without limit.
-        use_lifo: Take the one used last, so that a surplus ages out on the
-            server; otherwise each in turn (``pool_use_lifo``).
-        stall_timeout: As of `PostgresPool`, for psycopg's connections; they are
-            asked by a round trip, too, before they are lent after half a second
-            of rest. No effect with other drivers.
-        **kw: Those of ``sqlalchemy.pool.Pool``.
+        creator: Returns a new DB-API connection.
+        pool_size: The number of connections to keep; 0 means no limit.
+        max_overflow: How many more may be open; they are closed when released.
+            A negative number means no limit.
+        timeout: Seconds to wait for a connection (``pool_timeout``); ``None``
+            means no limit.
+        use_lifo: Lend the connection that was used last, so that a surplus
+            reaches the server's idle timeout; otherwise the one unused for
+            longest (``pool_use_lifo``).
+        stall_timeout: As for `PostgresPool`, for connections of psycopg. They
+            are also validated by a round trip if they were idle for half a
+            second. No effect with other drivers.
+        **kw: As for ``sqlalchemy.pool.Pool``.
 
     Raises:
-        ValueError, TypeError: An argument breaks its rule.
+        ValueError, TypeError: An argument is out of bounds or of the wrong type.
     """
 
     _is_asyncio = False
-    _sqla_logger_namespace = "sqlalchemy.pool.pooling.Pool"  # what is set for "sqlalchemy.pool" holds here
+    _sqla_logger_namespace = "sqlalchemy.pool.pooling.Pool"  # inherits the level of "sqlalchemy.pool"
 
     def __init__(
         self,
@@ -100,22 +107,26 @@ class Pool(pool.Pool):
         super().__init__(creator, **kw)
         self._pool_size, self._max_overflow = pool_size, -1 if pool_size == 0 else max(-1, max_overflow)
         self._timeout, self._use_lifo = timeout, use_lifo
-        self._patience = threading.TIMEOUT_MAX if timeout is None else timeout
-        self._records: set[_ConnectionRecord] = set()  # keeps those of all slots
+        self._acquire_timeout = threading.TIMEOUT_MAX if timeout is None else timeout
+        self._records: set[_ConnectionRecord] = set()  # of all slots; the core has weak references only
         self._lent: dict[_ConnectionRecord, Lease[_Slot]] = {}
         self.core = _Core(self)
 
     # -- SQLAlchemy's hooks ---------------------------------------------------------
 
     def connect(self) -> PoolProxiedConnection:
-        """Lend a connection; its ``close()`` gives it back."""
+        """Return a connection; its ``close()`` releases it.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: None came in time; the message states counts and holders.
+        """
         fairy = super().connect()
-        fairy.__class__ = _Fairy  # SQLAlchemy knows of no other class: it makes one of its own
+        fairy.__class__ = _Fairy  # SQLAlchemy always creates one of its own class
         return fairy
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = self.core.acquire(self._patience, _steps_to_borrower())
+            lease = self.core.acquire(self._acquire_timeout, _steps_to_borrower())
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
@@ -132,11 +143,11 @@ class Pool(pool.Pool):
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         lease = self._lent.pop(record, None)  # type: ignore[call-overload]
-        if lease is not None:  # else it is the parent's
+        if lease is not None:  # otherwise the connection belongs to the parent process
             lease.__exit__(None, None, None)
 
     def recreate(self) -> Pool:
-        """Return a new pool like this one."""
+        """Return a new, empty pool with the same settings."""
         self.logger.info("Pool recreating")
         return type(self)(
             self._creator, pool_size=self._pool_size, max_overflow=self._max_overflow, timeout=self._timeout,
@@ -146,51 +157,51 @@ class Pool(pool.Pool):
         )  # fmt: skip
 
     def dispose(self) -> None:
-        """Close what is idle now, and what is out when it comes back."""
+        """Close idle connections now, and those in use when they are released."""
         self.core.drain()
         self.logger.info("Pool disposed. %s", self.status())
 
-    # -- looking --------------------------------------------------------------------
+    # -- observe --------------------------------------------------------------------
 
     def status(self) -> str:
-        """Return how many are where, as ``QueuePool`` does."""
+        """Return the counts in the words of ``QueuePool``."""
         return (
             f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
             f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
         )
 
     def size(self) -> int:
-        """Return how many connections are kept."""
+        """Return the number of connections to keep."""
         return self._pool_size
 
     def timeout(self) -> float | None:
-        """Return for how many seconds a borrower waits; ``None``: without limit."""
+        """Return how many seconds a borrower waits; ``None`` means no limit."""
         return self._timeout
 
     def checkedin(self) -> int:
-        """Return how many are idle."""
+        """Return the number of idle connections."""
         return len(self.core.engine.state.idle)
 
     def checkedout(self) -> int:
-        """Return how many are lent."""
+        """Return the number of connections in use."""
         return self.core.engine.state.in_use
 
     def overflow(self) -> int:
-        """Return how many more than ``pool_size`` there are; negative: how many less."""
+        """Return by how many the connections exceed ``pool_size``; negative if there are fewer."""
         return len(self.core.engine.state.entries) - self._pool_size if self._pool_size else 0
 
     @property
     def metrics(self) -> PoolMetrics:
-        """The metrics of the pool beneath."""
+        """Counters and durations, see `PoolMetrics`."""
         return self.core.metrics
 
     def holders(self) -> list[Holder]:
-        """Return who holds a connection, where it was taken and for how long; longest first."""
+        """Return who holds a connection, where it was acquired and for how many seconds; longest first."""
         return self.core.holders()
 
 
 class _Core(Core[_Slot]):
-    """The pool beneath: of slots, in SQLAlchemy's order, closed by whoever gives them back."""
+    """The pool of slots; they are closed in the thread that releases them."""
 
     def __init__(self, owner: Pool) -> None:
         unbounded = owner._max_overflow == -1
@@ -198,7 +209,7 @@ class _Core(Core[_Slot]):
             adapter=_PostgresRecords(owner) if owner._is_postgres else _Records(owner),
             settings=PoolSettings(
                 min_size=0, max_size=_UNBOUNDED if unbounded else owner._pool_size + owner._max_overflow,
-                max_idle=owner._pool_size or None, acquire_timeout=owner._patience,
+                max_idle=owner._pool_size or None, acquire_timeout=owner._acquire_timeout,
                 max_lifetime=None, idle_timeout=None, health_check_interval=None,
             ),
             name=owner._orig_logging_name,
@@ -206,7 +217,7 @@ class _Core(Core[_Slot]):
 
 
 class _Records(Adapter[_Slot]):
-    """SQLAlchemy's records as resources; what they connect to is their own business."""
+    """SQLAlchemy's records as resources; the records manage their connections themselves."""
 
     noun = "connection"
     blocking = False
@@ -218,7 +229,7 @@ class _Records(Adapter[_Slot]):
 
     def create(self) -> _Slot:
         owner = self._owner()
-        assert owner is not None  # it asked
+        assert owner is not None  # it called `acquire`
         record = _Record(owner, connect=False)
         owner._records.add(record)
         return weakref.ref(record)
@@ -237,8 +248,8 @@ class _Records(Adapter[_Slot]):
             leave_to_parent(record.driver_connection)
         fairy: Any = None if record.fairy_ref is None else record.fairy_ref()
         if fairy is not None:
-            fairy.dbapi_connection = None  # as SQLAlchemy does when one is invalidated: there is nothing to end
-        record.dbapi_connection = record.fairy_ref = None  # who holds it can give back nothing
+            fairy.dbapi_connection = None  # as in an invalidation: no rollback follows
+        record.dbapi_connection = record.fairy_ref = None  # a later close by its holder does nothing
 
     def _forget(self, resource: _Slot) -> _ConnectionRecord | None:
         record, owner = resource(), self._owner()
@@ -249,9 +260,9 @@ class _Records(Adapter[_Slot]):
 
 
 class _PostgresRecords(_Records):
-    """Those of psycopg's connections, of which more is known."""
+    """Records of psycopg's connections, with validation and stall detection."""
 
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(self, owner: Pool) -> None:
         from .postgres.limits import check_limit
@@ -264,7 +275,7 @@ class _PostgresRecords(_Records):
         from .postgres.wire import round_trip
 
         conn = _connection_of(resource)
-        # Else it connects when it is lent, or was left in a transaction (reset_on_return=None), which goes on.
+        # None: it connects when it is lent. In a transaction (reset_on_return=None): the next borrower continues it.
         if conn is not None and conn.pgconn.transaction_status == IDLE:
             round_trip(conn, b"SELECT 1", timeout)
 
@@ -286,14 +297,19 @@ class _PostgresRecords(_Records):
         return end_stalled(asked, seconds, self._connect_like(asked), _ANSWER_LIMIT)
 
     def _connect_like(self, asked: list[Any]) -> Callable[[Any], Any]:
-        """Return what connects as these have; else the creator, without a time limit, where it may have news."""
+        """Return a function that connects with the parameters of these connections.
 
-        def connect(place: Any) -> Any:
+        If that fails and the engine has events that may change the parameters,
+        the creator is called, which has no time limit.
+        """
+
+        def connect(address: Any) -> Any:
             import psycopg
 
-            info = next(conn.info for conn, watch, _ in asked if watch.backend.place == place)
-            wish = {name: value for name, value in place._asdict().items() if value and place.is_remote}
-            parameters = {**info.get_parameters(), "password": info.password, **wish, "connect_timeout": _ANSWER_LIMIT}
+            info = next(conn.info for conn, watch, _ in asked if watch.backend.place == address)
+            remote = {name: value for name, value in address._asdict().items() if value and address.is_remote}
+            parameters = {**info.get_parameters(), "password": info.password, **remote}
+            parameters["connect_timeout"] = _ANSWER_LIMIT
             try:
                 return psycopg.connect(**parameters)
             except psycopg.OperationalError:
@@ -301,13 +317,13 @@ class _PostgresRecords(_Records):
                 if owner is None or not getattr(owner._dialect, "_has_events", False):
                     raise
                 creator: Any = owner._invoke_creator
-                return creator(None)  # tokens that have been good for one connection
+                return creator(None)  # for tokens that are valid for one connection only
 
         return connect
 
 
 def _connection_of(resource: _Slot) -> Any:
-    """Return psycopg's connection of a slot, without what it may be wrapped in."""
+    """Return psycopg's connection of a slot, without any wrapper."""
     from .postgres.stalls import bare_of
 
     record: Any = resource()
@@ -318,9 +334,8 @@ def _is_psycopg(dialect: Any) -> bool:
     return (getattr(dialect, "name", None), getattr(dialect, "driver", None)) == ("postgresql", "psycopg")
 
 
-# A child that C forked learns at the latest when it reaches for a connection that
-# it has inherited: SQLAlchemy does, in order to roll back, where one is closed,
-# collected or left by an error.
+# After a fork in C, a child detects the fork at the latest when it accesses an inherited
+# connection. SQLAlchemy does so to roll back, when one is closed, collected or left by an error.
 
 
 class _Record(_ConnectionRecord):
@@ -342,23 +357,23 @@ class _Record(_ConnectionRecord):
 
 
 class _Fairy(_ConnectionFairy):
-    """What a borrower has in his hands."""
+    """The proxy of a connection that a borrower holds."""
 
     __slots__ = ()
 
     @property
     def dbapi_connection(self) -> Any:
-        return _carried(self) if SAME_PROCESS[0] or fork.ensure_process() else None
+        return _get_connection(self) if SAME_PROCESS[0] or fork.ensure_process() else None
 
     @dbapi_connection.setter
     def dbapi_connection(self, value: Any) -> None:
-        _carry(self, value)
+        _set_connection(self, value)
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         connection = self.dbapi_connection
         if connection is None:
             self._refuse()
-            return super().cursor(*args, **kwargs)  # which says what is wrong
+            return super().cursor(*args, **kwargs)  # which raises
         return connection.cursor(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -369,20 +384,20 @@ class _Fairy(_ConnectionFairy):
 
     def _refuse(self) -> None:
         if self._connection_record is None:
-            return  # closed or invalidated, and told as SQLAlchemy tells it
+            return  # closed or invalidated: SQLAlchemy raises its own error
         pool: Any = self._pool
         raise LeaseError(
-            f"pool {pool.core.name!r}: this connection belongs to the process that forked this one; "
-            "connect anew here"
+            f"pool {pool.core.name!r}: this connection belongs to the parent process; "
+            "connect again in this one"
         )
 
 
-_hands: Any = _ConnectionFairy.dbapi_connection  # the slot itself
-_carried, _carry = _hands.__get__, _hands.__set__
+_slot: Any = _ConnectionFairy.dbapi_connection  # the descriptor of the attribute
+_get_connection, _set_connection = _slot.__get__, _slot.__set__
 
 
 def _steps_to_borrower() -> int:
-    """How many frames above what our caller calls stands who called SQLAlchemy: the connection's holder."""
+    """Return the depth, for `acquire`, of the frame that called SQLAlchemy: the connection's holder."""
     steps = 1
     frame: FrameType | None = sys._getframe(1).f_back
     while frame is not None:

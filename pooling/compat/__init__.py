@@ -1,1 +1,1 @@
-"""The faces of other pools, over ours: an application changes one import line."""
+"""Drop-in replacements for other pools: an application changes one import line."""

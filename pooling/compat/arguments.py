@@ -1,4 +1,4 @@
-"""What psycopg_pool's arguments mean to a `PostgresPool`, and what is said of what comes back."""
+"""Translates psycopg_pool's arguments for a `PostgresPool`, and handles connections that return in a bad state."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Hook = Callable[[CT], None]
 
 
 RESTED = 0.5
-"""Seconds of rest after which a connection is asked by a round trip before it is lent, with no ``check`` either."""
+"""Seconds idle after which a connection is checked with a round trip before it is lent, even without a ``check``."""
 
 
 def settings_of(
     *, timeout: float, checked: bool, max_lifetime: float, idle_timeout: float, **sizes: Any
 ) -> PoolSettings:
-    """Say in our words what psycopg_pool's mean."""
+    """Return settings for psycopg_pool's arguments; errors use psycopg_pool's names."""
     try:
         return PoolSettings(
             acquire_timeout=seconds(timeout), max_lifetime=or_none(max_lifetime), lifetime_jitter=0.05,
@@ -51,37 +51,37 @@ _NAMES = {
 
 
 def seconds(timeout: float) -> float:
-    """A time to wait, of which the interpreter bears the length."""
+    """Limit a timeout to what the interpreter accepts."""
     return min(max(0.0, timeout), threading.TIMEOUT_MAX)
 
 
 def or_none(value: float) -> float | None:
-    """Say infinite in our word."""
+    """Return ``None``, our word for infinite, for ``math.inf``."""
     return None if value == math.inf else value
 
 
 def or_never(value: float | None) -> float:
-    """And back."""
+    """The reverse of `or_none`."""
     return math.inf if value is None else value
 
 
 def not_empty(conninfo: str | Callable[[], str]) -> str | Callable[[], str]:
-    """An empty one means libpq's own environment here, and not ``DATABASE_URL``."""
+    """Keep an empty conninfo from meaning ``DATABASE_URL``: here it means libpq's environment variables."""
     if callable(conninfo):
         return lambda: conninfo() or " "
     return conninfo or " "
 
 
 def pace_of(reconnect_timeout: float) -> Backoff:
-    """Return how often to try while nobody waits: so that the end of ``reconnect_timeout`` is not missed by much."""
+    """Return delays short enough that the end of ``reconnect_timeout`` is noticed soon, even if no thread waits."""
     return Backoff(maximum=max(0.1, min(30.0, reconnect_timeout / 10)))
 
 
-_IN_HOOK = object()  # in the place of a connection's pool: a ``with`` of the user's does not close it then
+_IN_HOOK = object()  # a connection's `_pool` during a hook, so that a ``with`` block there does not close it
 
 
 def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
-    """Refuse a connection that the user's function leaves in a transaction, and log what becomes of it."""
+    """Wrap a hook so that a connection which it leaves in a transaction is refused and logged."""
     if hook is None or not callable(hook):
         return hook
 
@@ -94,7 +94,7 @@ def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
                 name = TransactionStatus(status).name
                 raise psycopg.ProgrammingError(f"{what}() left the connection in status {name}; it is discarded")
         except Exception as error:
-            if what == "reset":  # else it is a failed attempt to connect, which is logged as such
+            if what == "reset":  # otherwise it is logged as a failed attempt to connect
                 logger.warning("error resetting connection: %s", error)
             raise
         finally:
@@ -104,7 +104,7 @@ def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
 
 
 def outside(conn: psycopg.Connection[Any]) -> None:
-    """Note that a new connection is not lent: by ``_pool``, where psycopg and subclasses look."""
+    """Mark a new connection as not lent, in ``_pool``, which psycopg and subclasses read."""
     notes = getattr(conn, "_pooling", None)
     vars(conn)["_pool"] = None
     if isinstance(notes, Notes) and hasattr(notes, "client"):
@@ -112,10 +112,10 @@ def outside(conn: psycopg.Connection[Any]) -> None:
 
 
 def tidy(conn: psycopg.Connection[Any]) -> None:
-    """Log that a connection does not come back as it should; have a ``rollback()`` of the user's own called."""
+    """Log that a connection returns in a bad state; call its ``rollback()`` if the user has overridden it."""
     status = conn.pgconn.transaction_status
     if status == TransactionStatus.UNKNOWN:
-        return  # that it is closed is logged when it is discarded
+        return  # closed: logged when it is discarded
     if status == TransactionStatus.ACTIVE:
         logger.warning("closing returned connection, which is in the middle of a command: %s", conn)
         return
@@ -130,8 +130,8 @@ def tidy(conn: psycopg.Connection[Any]) -> None:
 def stand_in(conn: CT) -> CT:
     """Return another object of the same class with the same attributes.
 
-    It can do all that the connection can, and does not keep it alive. One of a
-    class that does not allow that, as a proxy's may, is returned itself.
+    It works like the connection and does not keep it alive. If the class does
+    not allow that, as for a proxy, the connection itself is returned.
     """
     kind = type(conn)
     try:

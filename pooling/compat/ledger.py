@@ -1,4 +1,4 @@
-"""The books of a psycopg_pool facade: its statistics, its log, and the outages it tells of."""
+"""The statistics, log and outage reports of a psycopg_pool facade."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["BAD", "Ledger", "logger"]
 
 logger = logging.getLogger("psycopg.pool")
 
-_LOST = {"dead", "invalid", "check_timeout"}  # found so while idle, or when it was to be lent
-BAD = {"broken", "reset", "interrupted"}  # came back so
+_LOST = {"dead", "invalid", "check_timeout"}  # found while idle, or before it was lent
+BAD = {"broken", "reset", "interrupted"}  # returned in this state
 
 
 class Ledger(Observer):
-    """Keeps psycopg_pool's statistics of one core; no event of the hot path is listened to.
+    """Keeps psycopg_pool's statistics for one core, without observing an event of the hot path.
 
     Args:
-        facade: The facade, weakly: called, it gives the pool or ``None``.
-        waits: Whether whoever waits for a connection to be made counts as queued.
+        facade: A weak reference to the facade.
+        waits: Whether requests that wait for a new connection count as queued.
     """
 
     def __init__(self, facade: Any, waits: bool = True) -> None:
@@ -31,13 +31,13 @@ class Ledger(Observer):
         self.renew()
 
     def renew(self) -> None:
-        """Start anew: in a forked child, whose core counts from nothing."""
-        self._heard: Counter[str] = Counter()  # guarded by the core's lock, which a child has anew
-        self._popped: Counter[str] = Counter()  # what the totals were at the last pop; likewise
+        """Reset the counters, in a forked child, whose core also counts from zero."""
+        self._heard: Counter[str] = Counter()  # guarded by the core's lock, which is new in a child
+        self._popped: Counter[str] = Counter()  # the totals at the last pop; guarded likewise
         self._told = 0  # how often this outage was reported
         self._down_since: float | None = None
 
-    # -- what is heard ------------------------------------------------------------
+    # -- events -------------------------------------------------------------------
 
     def created(self, pool: str, seconds: float) -> None:
         self._count(connections_num=1, connections_ms=int(seconds * 1000))
@@ -54,7 +54,7 @@ class Ledger(Observer):
     def outage_began(self, pool: str, error: BaseException) -> None:
         facade = self._facade()
         if facade is None or facade.closed:
-            return  # an attempt that was under way when it was closed
+            return  # an attempt in progress when the pool was closed
         self._told, self._down_since = 0, facade.core.engine.clock.now()
         logger.warning("error connecting in %r: %s", pool, format_error(error))
 
@@ -70,7 +70,7 @@ class Ledger(Observer):
         self._count(requests_queued=1, requests_wait_ms=int(waited * 1000))
 
     def forget_request(self) -> None:
-        """Leave out a request that was the pool's own."""
+        """Do not count a request that the pool itself made."""
         self._count(requests_num=-1)
 
     def leaves(self, reason: str) -> None:
@@ -78,11 +78,11 @@ class Ledger(Observer):
         self._count(connections_lost=reason in _LOST, returns_bad=reason in BAD)
 
     def closed(self, pool: str, reason: str) -> None:
-        self._count(connections_lost=reason == "check_timeout")  # the others were counted before
+        self._count(connections_lost=reason == "check_timeout")  # `leaves` has counted the others
         logger.info("pool %r: a connection was closed: %s", pool, reason)
 
     def _overdue(self, facade: Any) -> bool:
-        """Whether the outage has lasted for one more ``reconnect_timeout`` since it was told of."""
+        """Whether another ``reconnect_timeout`` of this outage has passed since the last report."""
         with facade.core.engine.lock:
             if self._down_since is None:
                 return False
@@ -99,13 +99,13 @@ class Ledger(Observer):
                 for name, number in numbers.items():
                     self._heard[name] += number
 
-    # -- what is told -------------------------------------------------------------
+    # -- statistics ---------------------------------------------------------------
 
     def counters(self, pop: bool) -> dict[str, int]:
-        """Return what was counted since the last pop; ``pop`` makes this one."""
+        """Return the counts since the last pop; with ``pop``, start counting again."""
         core = self._facade().core
         with core.engine.lock:
-            waits = core.metrics.wait.timed if self._waits else (0, 0.0)
+            waits = core.metrics.durations.wait.timed if self._waits else (0, 0.0)
             totals = _totals(core.metrics.snapshot(), waits, self._heard)
             since = {name: totals[name] - self._popped[name] for name in totals}
             if pop:

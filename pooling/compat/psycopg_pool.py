@@ -1,93 +1,94 @@
-"""psycopg_pool's pools, over ours::
+"""A drop-in replacement for psycopg_pool::
 
     from pooling.compat.psycopg_pool import ConnectionPool      # instead of: from psycopg_pool import ...
 
-`ConnectionPool` and `NullConnectionPool` take what those of psycopg_pool 3.3
-take, with the same meaning (``max_idle`` is seconds), do the same and raise the
-same: the errors here are also psycopg_pool's own, so that an ``except`` clause
-elsewhere goes on working. Beneath is a `pooling.PostgresPool`, ``pool.core``,
-with its metrics, its holders and its `advise`.
+`ConnectionPool` and `NullConnectionPool` take the arguments of psycopg_pool 3.3
+with the same meaning (``max_idle`` is seconds) and behave the same. The errors
+are also psycopg_pool's own, so ``except`` clauses elsewhere keep working.
+``pool.core`` is the underlying `pooling.PostgresPool`, with its metrics, its
+holders and its `advise`.
 
-What differs, and why:
+Differences, and the reasons:
 
-- *A connection that died while idle* is not lent, without a ``check``: a look
-  at its socket costs no round trip, and one that rested for over half a second is
-  proved by one. After one such death the others are proved
-  by a round trip before they are lent, and replaced at once, where psycopg_pool
-  waits between two attempts.
-- *A silent network* does not keep a borrower for ever: see ``stall_timeout`` of
+- *Connections that died while idle* are not lent, even without a ``check``: the
+  socket is checked without a round trip, and a connection that was idle for more
+  than half a second with one. After one such death the others are checked with a
+  round trip before they are lent, and replaced at once; psycopg_pool waits between
+  two attempts.
+- *A silent network* does not block a borrower for ever: see ``stall_timeout`` of
   `PostgresPool`, which is an attribute here.
-- *Connecting fails*: one attempt at a time, 0.25 s apart at most while anybody
-  waits, instead of one of each worker with a delay that doubles; the pool sees
-  the server come back sooner and asks it less often. It goes on for ever.
-  ``reconnect_failed`` is called when that has lasted for ``reconnect_timeout``
-  seconds, and once more after each further ``reconnect_timeout``.
-- *What cannot succeed* (a wrong password, an unknown database) makes `getconn`
-  raise `PoolTimeout` at once, with the server's error as its ``__cause__``,
-  instead of after ``timeout`` without it. `wait` waits its whole time.
+- *Reconnecting*: one attempt at a time, at most 0.25 s apart while a thread waits,
+  where psycopg_pool makes one attempt per worker with a doubling delay. The pool
+  notices the server's return sooner and contacts it less often. It never gives up.
+  ``reconnect_failed`` is called after ``reconnect_timeout`` seconds of failures, and
+  again after each further ``reconnect_timeout``.
+- *Errors that are final* (a wrong password, an unknown database) make `getconn`
+  raise `PoolTimeout` at once, with the server's error as its ``__cause__``;
+  psycopg_pool raises it after ``timeout``, without the cause. `wait` waits its whole
+  time.
 - *Classes*: there is no ``AsyncConnectionPool`` and no ``AsyncNullConnectionPool``,
-  since nothing here runs in an event loop; and ours are no subclasses of
-  psycopg_pool's, whose threads and queues they would inherit: ``isinstance`` wants
-  the class that was imported from here.
-- *Overriding* ``getconn`` and ``putconn`` in a subclass changes nothing about
+  because nothing here runs in an event loop. The classes are not subclasses of
+  psycopg_pool's, whose threads and queues they would inherit, so ``isinstance``
+  needs the class imported from here.
+- *Overriding* ``getconn`` and ``putconn`` in a subclass has no effect on
   ``connection()``, which does not call them.
-- ``connection()`` *gives an object* for one ``with`` statement, which costs less
-  than a generator's: it is no decorator, and no ``contextlib`` class.
-- *BEGIN and COMMIT* are waited for within libpq in threads other than the main one:
-  an exception that another thread sets there comes when the server has answered.
-- *A stream or COPY that is left open* at the end of a block is an error, and the connection is closed; psycopg
-  waits for its end for ever.
-- *A block that catches a statement's error* and ends well is rolled back without an error, as psycopg does it,
-  where the verbs of `PostgresPool` raise `TransactionRolledBack`.
-- *Cursors* are of a subclass of ``cursor_factory``, which gets the answer of a query
-  with fewer turns at the GIL.
-- *Waiting*: strictly first come, first served, connections still to be made
-  included. ``timeout=0`` takes what is idle, and
-  a negative one is 0. ``max_waiting`` counts those who
-  wait for what others hold.
-- *Idle connections* are lent last in, first out, not in turn: what is not
-  needed is closed after ``max_idle`` seconds of its own rest, not one each
-  ``max_idle`` seconds. ``resize`` to less closes at once what is idle.
-- *Age* (``max_lifetime``) is looked at when a connection is lent, too.
+- ``connection()`` *returns an object* for one ``with`` statement, which costs less
+  than a generator. It is not a decorator, and not a ``contextlib`` class.
+- *BEGIN and COMMIT* wait within libpq in threads other than the main thread: an
+  exception set by another thread is raised when the server has answered.
+- *A stream or COPY left open* at the end of a block is an error, and the connection
+  is closed; psycopg waits for its end for ever.
+- *A block that catches a statement's error* and ends without one is rolled back
+  silently, as in psycopg, where `PostgresPool` raises `TransactionRolledBack`.
+- *Cursors* belong to a subclass of ``cursor_factory`` that releases the GIL less
+  often for each query.
+- *Waiting* is strictly in order of arrival, also for connections still being
+  created. ``timeout=0`` takes an idle connection or fails; a negative timeout is 0.
+  ``max_waiting`` counts the requests that wait for a connection in use.
+- *Idle connections* are lent last in, first out, not in rotation. Each is closed
+  after it was idle for ``max_idle`` seconds itself, not one every ``max_idle``
+  seconds. ``resize`` to a smaller size closes idle ones at once.
+- *Age* (``max_lifetime``) is also checked when a connection is lent.
 - *The client's side* (``row_factory``, ``autocommit``, adapters, handlers) is
-  as ``configure`` left it for each borrower. On the server's side nothing but
+  restored to the state after ``configure`` for each borrower. On the server only
   the transaction is ended: ``session="trust"`` of `PostgresPool`.
 - *Closing* happens on a worker, since it may hang. ``close``, and ``putconn`` to a
-  closed pool, wait for that, 5 seconds at most; a connection that comes back bad
-  to an open pool is closed a moment later.
-- *Broken arguments* are refused by the constructor, not by each attempt to
+  closed pool, wait up to 5 seconds for it. A connection returned to an open pool in
+  a bad state is closed a moment later.
+- *Invalid arguments* are refused by the constructor, not by each attempt to
   connect; ``max_lifetime`` and ``max_idle`` must be above 0.
-- *Keyword arguments* for connecting are psycopg's and libpq's; what nobody sets
-  is set to what ends a silent network: see `PostgresPool`.
+- *Keyword arguments* for connecting are psycopg's and libpq's. Those that are unset
+  get values that detect a silent network: see `PostgresPool`.
 - *close_returns* needs psycopg 3.3, whose ``close()`` asks the pool.
-- *A fork*: the child finds the pool empty and usable. What it inherited in its
-  hands is the parent's: its copy of a ``connection()`` block ends, and ``putconn``
-  returns, without a word to the server.
-- *Exit*: nothing keeps the process, and nothing warns.
-- *A connection of* ``getconn`` that nothing refers to any more is closed, its slot
-  comes back, and a warning says where it was taken; there it stays out for ever.
-- *Statistics* are all there from the start, with zeros. ``usage_ms`` counts
-  ``getconn``, too. ``pool_size`` counts those that are being made or closed.
-- *Threads*: ``num_workers`` is how many connections are made at once; the threads
-  are started when they are needed and end when they are not.
+- *Forks*: the child's pool is empty and usable. Connections in use at the fork
+  belong to the parent: in the child, a ``connection()`` block ends and ``putconn``
+  returns without sending anything to the server.
+- *Exit*: no thread keeps the process alive, and there are no warnings.
+- *A connection of* ``getconn`` to which no reference is left is closed, its slot is
+  freed, and a warning says where it was acquired; in psycopg_pool the slot is lost.
+- *Statistics* all exist from the start, as zeros. ``usage_ms`` includes
+  ``getconn``. ``pool_size`` includes connections being created or closed.
+- *Threads*: ``num_workers`` is the number of connections created at once; threads
+  are started when needed and end when they are not.
 - *Log*: ``psycopg.pool`` gets records of the same events at the same levels, often
-  in other words; each further failure of an outage at INFO.
+  with other texts; further failures in an outage are logged at INFO.
 - *A check that fails* closes its connection, where psycopg_pool rolls it back and
-  keeps it; where a new connection fails it, that is a failed attempt to connect.
+  keeps it. If a new connection fails it, that counts as a failed attempt to connect.
 
-psycopg_pool's own tests of what it documents pass, but for these, on purpose:
+psycopg_pool's own tests of its documented behaviour pass, with these intended
+exceptions:
 
-- ``test_connect_no_check``: expects that a dead connection is lent.
-- ``test_uniform_use``, ``test_resize`` and both of ``test_grow``: measure when it
-  grows, shrinks and which connection it lends; see *Idle connections*. Ours makes
-  as many as are waited for, ``num_workers`` at once, not one after the other.
-- ``test_max_lifetime`` and, now and then, ``test_close_returns_no_loop`` and
-  ``test_override_close_no_loop_subclass``: expect that a connection past its age is
-  lent, or rests; see *Age*.
+- ``test_connect_no_check`` expects a dead connection to be lent.
+- ``test_uniform_use``, ``test_resize`` and both of ``test_grow`` measure when the
+  pool grows and shrinks, and which connection it lends; see *Idle connections*. This
+  pool creates as many as are waited for, ``num_workers`` at once, not one by one.
+- ``test_max_lifetime`` and, occasionally, ``test_close_returns_no_loop`` and
+  ``test_override_close_no_loop_subclass`` expect an expired connection to be lent
+  or kept idle; see *Age*.
 - ``test_check_returns_an_ok_connection``: see *A check that fails*.
 
-Those that look at private parts (``_workers``, ``_sched_runner``, ``_jitter``,
-``_add_to_pool``, ``ShrinkPool``, ``AttemptWithBackoff``) find none here.
+Tests of private parts (``_workers``, ``_sched_runner``, ``_jitter``,
+``_add_to_pool``, ``ShrinkPool``, ``AttemptWithBackoff``) do not apply.
 """
 
 from __future__ import annotations
@@ -134,21 +135,21 @@ from .ledger import BAD, Ledger, logger
 __all__ = ["ConnectionPool", "NullConnectionPool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
 
 P = TypeVar("P", bound="ConnectionPool[Any]")
-_UNBOUNDED = 1 << 20  # what a size of 0 means to a null pool
+_UNBOUNDED = 1 << 20  # for a null pool, stands for a size of 0
 _IDLE = TransactionStatus.IDLE
 _PSYCOPG = tuple(map(int, psycopg.__version__.split(".")[:2]))
 
 
 class PoolClosed(psycopg_pool.PoolClosed, errors.PoolClosed):
-    """The pool is not open yet, or not any more."""
+    """The pool is not open yet, or was closed."""
 
 
 class PoolTimeout(psycopg_pool.PoolTimeout, errors.PoolTimeout):
-    """No connection in time, or none at all: then the real error is the ``__cause__``."""
+    """No connection in time. If none could be created, the real error is the ``__cause__``."""
 
 
 class TooManyRequests(psycopg_pool.TooManyRequests, errors.TooManyWaiting):
-    """``max_waiting`` requests are in line already."""
+    """The wait queue is full: ``max_waiting`` requests are already waiting."""
 
 
 _THEIRS: dict[type[errors.PoolError], type[psycopg.OperationalError]] = {
@@ -161,11 +162,11 @@ _THEIRS: dict[type[errors.PoolError], type[psycopg.OperationalError]] = {
 
 
 class _Core(PostgresPool):
-    """The pool beneath; a child counts from nothing."""
+    """The underlying pool; its statistics restart in a forked child."""
 
     def __init__(self, *args: Any, ledger: Ledger, workers: int, **options: Any) -> None:
         self._ledger = ledger
-        self._inspector = 0  # the thread that is in `check`
+        self._inspector = 0  # the thread running `check`
         self._came_back_bad: set[int] = set()  # connections by id, until they are closed
         super().__init__(*args, observers=[ledger], query_statistics=False, session="trust", **options)
         adapter = self.engine.adapter
@@ -188,7 +189,7 @@ class _Core(PostgresPool):
 
 
 class _NullCore(_Core):
-    """Beneath a null pool: requests that wait for a release are queued, and what is to be closed is not reset."""
+    """For a null pool: requests that wait for a release count as queued, and connections are closed without a reset."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -199,7 +200,7 @@ class _NullCore(_Core):
         try:
             return super().acquire(timeout, _depth + 1)
         except errors.TooManyWaiting:
-            exhausted = False  # it was turned away, not queued
+            exhausted = False  # refused, not queued
             raise
         finally:
             if exhausted:
@@ -229,14 +230,14 @@ def _close(core: weakref.ref[_Core], close: Callable[[Any], None], conn: Any) ->
     bad = pool is not None and id(conn) in pool._came_back_bad
     if pool is not None:
         pool._came_back_bad.discard(id(conn))
-    vars(conn)["_pool"] = None  # a forgotten one would come back: `close_returns`
+    vars(conn)["_pool"] = None  # otherwise `close_returns` would return a forgotten connection
     close(conn)
     if bad:
         logger.warning("discarding closed connection: %s", conn)
 
 
 def _create(core: weakref.ref[_Core], create: Callable[[], Any], checks: bool) -> Any:
-    """Make a connection, and check it if somebody waits for it: to fail is a failed attempt, and has its pace."""
+    """Create a connection, and check it if a thread waits for it; a failed check is a failed attempt to connect."""
     conn = create()
     outside(conn)
     pool = core()
@@ -253,32 +254,32 @@ class ConnectionPool(Generic[CT]):
     """A pool of psycopg connections; the arguments are those of ``psycopg_pool.ConnectionPool``.
 
     Args:
-        conninfo: Where to connect, or a callable that says it for each connection.
+        conninfo: Where to connect, or a callable that returns it for each connection.
         connection_class: The class of the connections.
-        kwargs: Further arguments of ``psycopg.connect``, or a callable that gives them.
+        kwargs: Further arguments of ``psycopg.connect``, or a callable that returns them.
         min_size: Connections kept open.
-        max_size: The most connections; ``None`` means ``min_size``.
-        open: Whether to connect at once. ``None`` does, and the first use
-            without an explicit `open` gives a DeprecationWarning.
-        configure: Called with each new connection; must leave no transaction.
+        max_size: The maximum number of connections; ``None`` means ``min_size``.
+        open: Whether to connect at once. ``None`` also does, and the first use
+            without an explicit `open` causes a DeprecationWarning.
+        configure: Called with each new connection; must not leave a transaction open.
         check: Called with each connection before it is lent; raises if it is bad.
-        reset: Called with each connection that comes back; must leave no transaction.
-        name: For messages.
-        close_returns: ``connection.close()`` gives it back instead.
+        reset: Called with each returned connection; must not leave a transaction open.
+        name: The pool's name in messages.
+        close_returns: Whether ``connection.close()`` returns it to the pool instead.
         timeout: Seconds to wait for a connection.
-        max_waiting: The most requests in line; 0 means no limit.
+        max_waiting: The maximum number of waiting requests; 0 means no limit.
         max_lifetime: Seconds after which a connection is replaced, less up to 5 %.
-        max_idle: Seconds of rest after which one above ``min_size`` is closed.
-        reconnect_timeout: Seconds of failing after which ``reconnect_failed`` is called.
-        reconnect_failed: Called with the pool then.
-        num_workers: How many connections are made at once, at least 1.
+        max_idle: Seconds idle after which a connection above ``min_size`` is closed.
+        reconnect_timeout: Seconds of failures after which ``reconnect_failed`` is called.
+        reconnect_failed: Called with the pool.
+        num_workers: How many connections are created at once, at least 1.
 
     Raises:
         ValueError, TypeError: An argument breaks its rule.
     """
 
     _core_class = _Core
-    _keeps_all = True  # connections that come back
+    _keeps_all = True  # returned connections
 
     def __init__(
         self,
@@ -305,18 +306,18 @@ class ConnectionPool(Generic[CT]):
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
         if close_returns and _PSYCOPG < (3, 3):
-            raise TypeError("close_returns needs a psycopg whose close() knows of it: 3.3")
+            raise TypeError("close_returns needs psycopg 3.3 or newer")
         self.conninfo, self.kwargs, self.connection_class = conninfo, kwargs, connection_class
         self.close_returns, self.num_workers = close_returns, num_workers
         self.reconnect_timeout, self._reconnect_failed = reconnect_timeout, reconnect_failed
         self._min_size, self._max_size = self._check_size(min_size, max_size)
-        # By the id of the connection, which its lease keeps alive; weakly, so that what is forgotten comes back.
+        # By the id of the connection, which its lease keeps alive; weak, so that forgotten leases are reclaimed.
         self._lent: dict[int, weakref.ref[Lease[CT]]] = {}
-        self._taken: dict[weakref.ref[CT], Lease[CT]] = {}  # by `getconn`, of which its borrower alone keeps it alive
-        self._kept: dict[int, Lease[CT]] = {}  # likewise, of a class for which that is not possible
+        self._taken: dict[weakref.ref[CT], Lease[CT]] = {}  # from `getconn`; only the borrower keeps these alive
+        self._kept: dict[int, Lease[CT]] = {}  # from `getconn`, of a class for which that is not possible
         self._opened = self._closed = False
         self._owes_warning = open is None
-        self._ready = False  # open, and nothing is to be said about it
+        self._ready = False  # open, and no warning is due
         self.core = self._core_class(
             not_empty(conninfo),
             settings_of(
@@ -329,7 +330,7 @@ class ConnectionPool(Generic[CT]):
             configure=leaving_idle(configure, "configure"), reset=leaving_idle(reset, "reset"),
             check=None if check in _ROUND_TRIPS else check, name=name or None,
             ledger=Ledger(weakref.ref(self), self._keeps_all),
-            workers=num_workers if self._keeps_all else UNLIMITED,  # those of a null pool connect in their own threads
+            workers=num_workers if self._keeps_all else UNLIMITED,  # psycopg's null pool connects in callers' threads
         )  # fmt: skip
         self.name = self.core.name
         if open is None or open:
@@ -338,14 +339,14 @@ class ConnectionPool(Generic[CT]):
     # -- life -----------------------------------------------------------------------
 
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
-        """Open the pool: begin to connect, and to take requests. Opening an open one is fine.
+        """Open the pool: start connecting and accept requests. Idempotent.
 
         Args:
-            wait: Return when ``min_size`` connections are there, as `wait` does.
+            wait: Wait until ``min_size`` connections are ready, as `wait` does.
             timeout: Seconds to wait.
 
         Raises:
-            PoolClosed: It was closed; a pool does not open again.
+            PoolClosed: The pool was closed; it cannot be opened again.
             PoolTimeout: As for `wait`.
         """
         self._open()
@@ -361,10 +362,10 @@ class ConnectionPool(Generic[CT]):
         self._ready = not self._owes_warning
 
     def wait(self, timeout: float = 30.0) -> None:
-        """Wait until ``min_size`` connections are there; close the pool if they do not come.
+        """Wait until ``min_size`` connections are ready; close the pool if that fails.
 
         Raises:
-            PoolTimeout: They did not come in time; the real error is the ``__cause__``.
+            PoolTimeout: They were not ready in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
         self._wait(timeout, 4)
@@ -374,20 +375,20 @@ class ConnectionPool(Generic[CT]):
         state = self.core.engine.state
 
         def ready() -> bool:
-            return state.closed or state.live - len(state.checking) >= state.min_size
+            return state.closed or state.ready >= state.min_size
 
         logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
         if not wait_until(self.core.engine, ready, seconds(timeout)):
             cause = self.core.engine.outage.error
             self.close()
-            raise PoolTimeout(f"pool {self.name!r}: not complete after {timeout} s") from cause
+            raise PoolTimeout(f"pool {self.name!r}: min_size connections not ready after {timeout} s") from cause
         logger.info("pool %r is ready", self.name)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool: who waits fails, what is idle is closed, what is lent when it comes back.
+        """Close the pool: waiters fail, idle connections are closed, those in use when they are returned.
 
         Args:
-            timeout: Seconds to wait until what is idle has been closed.
+            timeout: Seconds to wait until the idle connections have been closed.
         """
         if self._closed or not self._opened:
             return
@@ -399,7 +400,7 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def closed(self) -> bool:
-        """Whether the pool is closed, or not open yet."""
+        """Whether the pool was closed, or is not open yet."""
         return self._closed or not self._opened
 
     def __enter__(self: P) -> P:
@@ -418,17 +419,17 @@ class ConnectionPool(Generic[CT]):
         """Lend a connection for a ``with`` block, which commits, or rolls back on an error.
 
         Args:
-            timeout: Seconds to wait; ``None`` means the pool's.
+            timeout: Seconds to wait; ``None`` means the pool's ``timeout``.
 
         Raises:
-            PoolTimeout: None came in time.
-            TooManyRequests: Too many wait already.
+            PoolTimeout: No connection became available in time.
+            TooManyRequests: ``max_waiting`` requests are already waiting.
             PoolClosed: The pool is not open.
         """
         return Block(self, timeout)
 
     def getconn(self, timeout: float | None = None) -> CT:
-        """Lend a connection, to be given back with `putconn`.
+        """Lend a connection, to be returned with `putconn`.
 
         Raises:
             As for `connection`.
@@ -437,7 +438,7 @@ class ConnectionPool(Generic[CT]):
         assert lease._token is not None
         entry = lease._token.entry
         conn: CT = entry.resource
-        # If the borrower forgets it, the callback, a C function, drops the lease: the core does the rest.
+        # If the borrower forgets it, the callback (a C function) drops the lease, and the core reclaims the slot.
         entry.resource = stand_in(conn)
         if entry.resource is not conn:
             self._taken[weakref.ref(conn, self._taken.pop)] = lease
@@ -448,27 +449,27 @@ class ConnectionPool(Generic[CT]):
         return conn
 
     def putconn(self, conn: CT) -> None:
-        """Take back a connection of `getconn`.
+        """Return a connection of `getconn`.
 
         Raises:
-            ValueError: It is not lent by this pool.
+            ValueError: This pool has not lent it.
         """
         lent = self._lent.get(id(conn))
         lease = (None if lent is None else lent()) or self._taken.get(weakref.ref(conn))
         if lease is None or lease._token is None or getattr(conn, "_pool", None) is not self:
-            raise ValueError(f"pool {self.name!r} takes back what it has lent, and not {conn}")
-        # Without a resource it is the parent process's.
+            raise ValueError(f"pool {self.name!r}: cannot return a connection that this pool has not lent: {conn}")
+        # Without a resource it belongs to the parent process.
         if (SAME_PROCESS[0] or fork.ensure_process()) and lease._token.entry.resource is not None:
             self._take_back(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
         if not self._ready:
             self._check_ready(4)
-        logger.info("pool %r: a connection is wanted", self.name)
+        logger.info("pool %r: connection requested", self.name)
         if timeout is not None:
             timeout = seconds(timeout)
         try:
-            # The holder is whoever called the method that called this.
+            # The holder is the caller of the method that called this.
             lease: Lease[CT] = self.core.acquire(timeout, 3)  # type: ignore[assignment]
         except errors.PoolError as error:
             theirs = _THEIRS.get(type(error))
@@ -489,8 +490,8 @@ class ConnectionPool(Generic[CT]):
                 and (self._keeps_all or self.core.engine.state.waiters)
             ):  # fmt: skip
                 tidy(conn)
-            logger.info("pool %r: a connection comes back", self.name)
-        finally:  # whatever that raises, its slot is free
+            logger.info("pool %r: connection returned", self.name)
+        finally:  # free the slot even if that raises
             self._kept.pop(id(conn), None)
             if self._lent.pop(id(conn), None) is None:
                 self._taken.pop(weakref.ref(conn), None)
@@ -501,7 +502,7 @@ class ConnectionPool(Generic[CT]):
             self._until_closed(entry, conn)
 
     def _until_closed(self, entry: Entry, conn: CT) -> None:
-        """Wait until a worker has closed a connection, if it is to: that may hang, but usually is done at once."""
+        """Wait until a worker has closed a connection that is to be closed: usually at once, but it may hang."""
         core = self.core
 
         def over() -> bool:
@@ -511,18 +512,18 @@ class ConnectionPool(Generic[CT]):
             wait_until(core.engine, over, core.settings.close_timeout)
 
     def _check_ready(self, steps: int) -> None:
-        """Refuse, or warn of an eager `open`: in the name of the caller so many frames up."""
+        """Refuse a closed pool, or warn about an implicit `open`; ``steps`` is the warning's stack level."""
         if self.closed:
             raise PoolClosed(f"the pool {self.name!r} is {'already closed' if self._closed else 'not open yet'}")
         if self._owes_warning:
             self._owes_warning, self._ready = False, True
             warnings.warn(
                 f"{type(self).__name__} will not open by itself in a future release: pass open=True or "
-                "open=False, or use it in a with statement",
+                "open=False, or use a with statement",
                 DeprecationWarning, stacklevel=steps,
             )  # fmt: skip
 
-    # -- steering -------------------------------------------------------------------
+    # -- control --------------------------------------------------------------------
 
     @property
     def min_size(self) -> int:
@@ -531,12 +532,12 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def max_size(self) -> int:
-        """The most connections."""
+        """The maximum number of connections."""
         return self._max_size
 
     @property
     def timeout(self) -> float:
-        """Seconds to wait for a connection, where a call does not say."""
+        """Seconds to wait for a connection, unless a call gives its own."""
         return self.core.settings.acquire_timeout
 
     @timeout.setter
@@ -545,7 +546,7 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def max_waiting(self) -> int:
-        """The most requests in line; 0 means no limit."""
+        """The maximum number of waiting requests; 0 means no limit."""
         return self.core.settings.max_waiting or 0
 
     @max_waiting.setter
@@ -554,7 +555,7 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def max_lifetime(self) -> float:
-        """Seconds after which a connection is replaced; a change holds for new ones."""
+        """Seconds after which a connection is replaced; a change applies to new ones."""
         return or_never(self.core.settings.max_lifetime)
 
     @max_lifetime.setter
@@ -563,7 +564,7 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def max_idle(self) -> float:
-        """Seconds of rest after which a connection above ``min_size`` is closed."""
+        """Seconds idle after which a connection above ``min_size`` is closed."""
         return or_never(self.core.settings.idle_timeout)
 
     @max_idle.setter
@@ -572,7 +573,7 @@ class ConnectionPool(Generic[CT]):
 
     @property
     def stall_timeout(self) -> float | None:
-        """Seconds of one command after which the server is asked whether it is at work on it; see `PostgresPool`."""
+        """Seconds of one command after which the server is asked whether it is working on it; see `PostgresPool`."""
         return self.core.stall_timeout
 
     @stall_timeout.setter
@@ -580,7 +581,7 @@ class ConnectionPool(Generic[CT]):
         self.core.stall_timeout = value
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """Change the sizes; ``None`` for the larger means the smaller.
+        """Change the sizes; a ``max_size`` of ``None`` means ``min_size``.
 
         Raises:
             ValueError: As for the constructor.
@@ -600,19 +601,19 @@ class ConnectionPool(Generic[CT]):
         return min_size, most
 
     def drain(self) -> None:
-        """Replace all connections: the idle ones now, the others when they come back."""
+        """Replace all connections: the idle ones now, the others when they are returned."""
         size = self.core.engine.state.live
         self.core.drain()
         if not self.closed:
             self.core.fill(min(size, self.core.settings.max_size))
 
     def check(self) -> None:
-        """Look at the idle connections now; those that do not work are replaced."""
+        """Check the idle connections now; those that do not work are replaced."""
         self.core.check()
 
     @staticmethod
     def check_connection(conn: CT) -> None:
-        """Prove a connection alive by a round trip, outside of any transaction; also as ``check``.
+        """Check a connection with a round trip outside of any transaction; can be used as ``check``.
 
         Raises:
             psycopg.Error: It does not work.
@@ -628,18 +629,18 @@ class ConnectionPool(Generic[CT]):
                 conn.autocommit = False
 
     def reconnect_failed(self) -> None:
-        """Called when no connection could be made for ``reconnect_timeout`` seconds."""
+        """Called when no connection could be created for ``reconnect_timeout`` seconds."""
         if self._reconnect_failed is not None:
             self._reconnect_failed(self)
 
-    # -- looking --------------------------------------------------------------------
+    # -- inspection -----------------------------------------------------------------
 
     def get_stats(self) -> dict[str, int]:
-        """Return how many are where, and what was counted, times in milliseconds."""
+        """Return the current counts and the statistics; times are milliseconds."""
         return self._stats(pop=False)
 
     def pop_stats(self) -> dict[str, int]:
-        """Return the same, and begin to count from zero."""
+        """Return the same, and restart the statistics from zero."""
         return self._stats(pop=True)
 
     def _stats(self, pop: bool) -> dict[str, int]:
@@ -662,16 +663,16 @@ class ConnectionPool(Generic[CT]):
 
 
 class NullConnectionPool(ConnectionPool[CT]):
-    """Keeps no connection: each is made when it is wanted and closed when nobody waits for it.
+    """Keeps no idle connection: each is created on request, and closed when it is returned and no thread waits.
 
-    It bounds the number of connections, and its line is fair. ``min_size``
-    is 0; a ``max_size`` of 0, or ``None``, means no limit.
+    It limits the number of connections and serves requests in order of
+    arrival. ``min_size`` is 0; a ``max_size`` of 0, or ``None``, means no limit.
     """
 
     _core_class = _NullCore
     _keeps_all = False
 
-    def __init__(  # in full, for the sake of help() and type checkers
+    def __init__(  # in full, for help() and type checkers
         self,
         conninfo: str | Callable[[], str] = "",
         *,
@@ -684,7 +685,7 @@ class NullConnectionPool(ConnectionPool[CT]):
         check: Hook[CT] | None = None,
         reset: Hook[CT] | None = None,
         name: str | None = None,
-        close_returns: bool = False,  # without effect: there is nothing to return to
+        close_returns: bool = False,  # no effect: connections are not kept
         timeout: float = 30.0,
         max_waiting: int = 0,
         max_lifetime: float = 3600.0,
@@ -708,10 +709,10 @@ class NullConnectionPool(ConnectionPool[CT]):
         return 0, max_size or 0
 
     def wait(self, timeout: float = 30.0) -> None:
-        """Make one connection, to see that it works; close the pool if it does not.
+        """Create one connection to check that it works; close the pool if it does not.
 
         Raises:
-            PoolTimeout: There was none in time; the real error is the ``__cause__``.
+            PoolTimeout: It was not ready in time; the real error is the ``__cause__``.
             PoolClosed: The pool is not open.
         """
         self._wait(timeout, 4)
@@ -733,7 +734,7 @@ class NullConnectionPool(ConnectionPool[CT]):
 
 
 class Block(Generic[CT]):
-    """``with pool.connection()``: by hand, because a generator would cost more than the lease."""
+    """``with pool.connection()``: a class, because a generator would cost more than the lease."""
 
     __slots__ = ("_pool", "_timeout", "_lease")
 
@@ -750,29 +751,29 @@ class Block(Generic[CT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not SAME_PROCESS[0] and not fork.ensure_process():
-            return  # destroyed amid a child's renewal: the parent's, like all there is
+            return  # destroyed while a child renews itself: it belongs to the parent
         lease, self._lease = self._lease, None
         if lease is None or lease._token is None:
-            return  # given back inside the block: it may be somebody else's by now
+            return  # returned inside the block: it may already be lent again
         conn: CT = lease._token.entry.resource
         try:
             if error is None and not conn.closed:
                 self._pool.core._session.commit(conn, pipelines=True)
             elif notes_of(conn).foreign:
                 pass  # the reset calls its rollback()
-            elif error is None or left_open(conn, 0.0) is None:  # else the reset finds that: psycopg would wait for it
+            elif error is None or left_open(conn, 0.0) is None:  # otherwise left to the reset; psycopg would wait
                 conn.__exit__(kind, error, traceback)
         except BaseException as problem:
             if conn is None:
-                return  # a child's copy: what was lent is the parent's, and so is the transaction (asked only here: P9)
+                return  # a child's copy: connection and transaction belong to the parent (checked only here, P9)
             self._pool._take_back(lease, conn, problem)
             raise
         self._pool._take_back(lease, conn, error)
 
     def __del__(self) -> None:
-        if getattr(self, "_lease", None) is not None:  # dropped in the middle, as a generator may be
+        if getattr(self, "_lease", None) is not None:  # dropped inside the block, as a generator may be
             self.__exit__(GeneratorExit, GeneratorExit(), None)
 
 
-# What these do the core does without them, with a time limit and for less.
+# The core does the same itself, faster and with a time limit.
 _ROUND_TRIPS = (ConnectionPool.check_connection, psycopg_pool.ConnectionPool.check_connection)

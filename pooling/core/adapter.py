@@ -1,4 +1,4 @@
-"""The seam between the pool and one kind of resource.
+"""The interface between the pool and one kind of resource.
 
 An adapter says how a resource is created, checked, reset and closed. The pool
 knows nothing else about it, and calls no method under its lock, except `counts`.
@@ -7,6 +7,7 @@ knows nothing else about it, and calls no method under its lock, except `counts`
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,12 +15,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .._masking import shown
 from ..settings import PoolSettings
 
-__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "overridden"]
+__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
 
 R = TypeVar("R")
+logger = logging.getLogger("pooling")
 _FAULTS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 _ENDED = (ConnectionError, EOFError)
-_LOST = {  # further errors of the system for a descriptor that cannot be used any more
+_LOST = {  # further system errors that mean a descriptor is no longer usable
     getattr(errno, name, None)
     for name in (
         "EBADF", "ENOTCONN", "ENOTSOCK", "ESHUTDOWN", "ETIMEDOUT", "ENETDOWN", "ENETRESET", "ENETUNREACH",
@@ -31,38 +33,39 @@ _LOST = {  # further errors of the system for a descriptor that cannot be used a
 class Verdicts(NamedTuple):
     """The result of :meth:`Adapter.end_stalled`."""
 
-    ended: Sequence[str] = ()  # the reason, for each holder that was interrupted
-    unknown: Sequence[str] = ()  # the reason, for each holder that nothing could be found out about
-    again: bool = False  # asking the server failed, and should be tried again soon
+    ended: Sequence[str] = ()  # a reason for each holder that was interrupted
+    unknown: Sequence[str] = ()  # a reason for each holder whose state could not be determined
+    again: bool = False  # the server could not be asked; try again soon
 
 
 class Adapter(Generic[R]):
-    """How one kind of resource is created and maintained; a new kind is one subclass.
+    """Creates and maintains one kind of resource; a new kind is one subclass.
 
-    Only :meth:`create` is required. A method that a subclass does not override
-    costs nothing: the pool skips that step.
+    Only :meth:`create` is required. Methods that a subclass does not override
+    cost nothing, because the pool skips them.
 
     Attributes:
         noun: The word for the resource in messages (``"connection"``, ``"session"``).
         blocking: ``False`` if :meth:`create` does no I/O. The pool then runs it
             in the borrower's thread, not on a worker.
-        bounded: ``True`` if :meth:`validate` and :meth:`reset` enforce their
-            time limits themselves (by a socket timeout, or because they do no
-            I/O). They then run in the borrower's thread. Otherwise they run on
-            a worker, so that one that hangs blocks no borrower.
+        enforces_timeouts: ``True`` if :meth:`validate` and :meth:`reset` enforce their
+            time limits themselves (with a socket timeout, or because they do
+            no I/O). They then run in the borrower's thread. Otherwise they run
+            on a worker, so that a call that hangs blocks no borrower.
         stall_timeout: Seconds that a holder may wait for one command before
             :meth:`end_stalled` is called; ``None`` for never.
         close_inline: ``True`` if :meth:`close` never blocks. It then runs in
             the thread that discards the resource, not on a worker.
-        max_creating: Maximum number of creations at once; ``None`` for no
-            limit but the pool's size.
-        lifo: ``True`` lends the idle resource that was used last, so that a
-            surplus reaches its idle timeout; ``False`` the one used first.
+        max_creating: Maximum number of creations at once; ``None`` for the
+            pool's size.
+        lifo: ``True`` lends the most recently used idle resource, so that
+            surplus ones reach their idle timeout; ``False`` lends the least
+            recently used one.
     """
 
     noun: str = "resource"
     blocking: bool = True
-    bounded: bool = False
+    enforces_timeouts: bool = False
     close_inline: bool = False
     lifo: bool = True
     stall_timeout: float | None = None
@@ -73,31 +76,31 @@ class Adapter(Generic[R]):
         raise NotImplementedError(f"{type(self).__name__}.create")
 
     def is_alive(self, resource: R) -> bool:
-        """Return whether the resource can still be used, without a round trip.
+        """Return whether the resource is still usable, without a round trip.
 
         Every acquire calls it, so it should take microseconds: check a flag, or
-        the socket (readable means closed). Return ``True`` where only a round
-        trip could tell. If it is not overridden, the pool itself checks
-        resources that are connected sockets (``fileno()``), or keep one in
-        ``sock``: they are dead when the peer has closed the connection.
+        the socket (readable means closed). Return ``True`` if only a round trip
+        could tell. If it is not overridden, the pool itself checks resources
+        that are connected sockets (have ``fileno()``), or keep one in ``sock``:
+        they are dead when the peer has closed the connection.
         """
         return True
 
     def validate(self, resource: R, timeout: float) -> None:
-        """Make a round trip of at most ``timeout`` seconds; raise if it is dead."""
+        """Make a round trip of at most ``timeout`` seconds; raise if the resource is dead."""
 
     def reset(self, resource: R) -> bool | None:
-        """Make the resource as good as new for the next borrower, or raise.
+        """Clean the resource for the next borrower, or raise.
 
         Returns:
             ``True`` if its peer has answered during this reset or right before
-            it. The resource is then not checked again for a borrower that waits
-            for it, or acquires it within a tenth of a millisecond.
+            it. The resource is then not checked again for a borrower that is
+            already waiting, or acquires it within a tenth of a millisecond.
         """
         return None
 
     def close(self, resource: R) -> None:
-        """Close the resource; return when the peer has closed it too, where that can be seen."""
+        """Close the resource; return when the peer has closed it too, if that can be detected."""
 
     def interrupt(self, resource: R) -> None:
         """Make a holder that is blocked on the resource fail now; called from another thread.
@@ -107,18 +110,18 @@ class Adapter(Generic[R]):
         """
 
     def command_of(self, resource: R) -> object:
-        """Return what the holder of a lent resource is blocked in; called from another thread from time to time.
+        """Return the command that the holder of a lent resource is blocked in; called periodically from another thread.
 
         Returns:
-            ``None`` if it is not blocked. Otherwise a value that equals the
-            last one only if there was no progress since then.
+            ``None`` if the holder is not blocked. Otherwise a value that equals
+            the previous one only if there was no progress in between.
         """
         return None
 
     def end_stalled(self, waiting: Sequence[tuple[R, object]], seconds: float) -> Verdicts:
         """Find the holders that wait for a command which the server is not working on, and interrupt them.
 
-        Called on a worker, one call at a time; it must enforce a time limit of its own.
+        Called on a worker, one call at a time; it must enforce its own time limit.
 
         Args:
             waiting: Resources, with the values of :meth:`command_of`.
@@ -138,37 +141,37 @@ class Adapter(Generic[R]):
         """
         if isinstance(error, _ENDED) or (isinstance(error, OSError) and error.errno in _LOST):
             return True
-        ssl = sys.modules.get("ssl")  # an error of it is raised by who has imported it
+        ssl = sys.modules.get("ssl")  # if it is not imported, the error cannot be one of its errors
         return ssl is not None and isinstance(error, ssl.SSLError)
 
     def is_final(self, error: BaseException) -> bool:
-        """Say whether :meth:`create`, having raised ``error``, can never succeed.
+        """Return whether :meth:`create`, which raised ``error``, can never succeed.
 
-        As it stands: if the program is at fault and not the server (a wrong
-        argument, a name that does not exist, a module that is missing). Who
-        overrides it asks this one too.
+        The default: whether the error is the program's and not the server's (a
+        wrong argument, an undefined name, a missing module). An override should
+        call this method, too.
         """
         return isinstance(error, _FAULTS)
 
     def is_full(self, error: BaseException) -> bool:
-        """Say whether ``error``, raised by :meth:`create`, means that the server is up but has no room.
+        """Return whether ``error``, raised by :meth:`create`, means that the server is up but at its connection limit.
 
-        Such a refusal is no outage: the pool makes do with what it has for a
-        while, and tries again.
+        This does not count as an outage: the pool works with the resources it
+        has for a while, then tries again.
         """
         return False
 
     # Hooks of the pool's life; none of them has to be overridden.
 
     def counts(self) -> str | None:
-        """Return the counts for messages, where the adapter knows more than the pool; must not block."""
+        """Return the counts for messages, if the adapter knows more than the pool; must not block."""
         return None
 
     def created(self) -> None:
         """Called after a new resource has been made available."""
 
     def refuse(self, resource: R, waiting: bool) -> str | None:
-        """Called at each release, before the reset: return a reason to close the resource instead, or ``None``.
+        """Called at each release, before the reset; return a reason to close the resource instead, or ``None``.
 
         Args:
             resource: The released resource.
@@ -177,13 +180,13 @@ class Adapter(Generic[R]):
         return None
 
     def evicted(self, resource: R, reason: str) -> None:
-        """Called before an evicted resource is closed, for whatever reason."""
+        """Called before an evicted resource is closed, with the reason."""
 
     def settings_changed(self, settings: PoolSettings) -> None:
         """Called with the settings of a new pool, and after they were changed."""
 
     def after_fork(self) -> None:
-        """Called in a forked child, after the pool has been emptied: renew locks and caches."""
+        """Called in a forked child after the pool has been emptied; renew locks and caches here."""
 
     def threads_patched(self) -> None:
         """Called after gevent has replaced the threading primitives of this process."""
@@ -192,8 +195,8 @@ class Adapter(Generic[R]):
 class FunctionAdapter(Adapter[R]):
     """The adapter behind ``Pool(factory, close=..., validate=..., reset=...)``.
 
-    Nothing is known about the functions, so all of them run on workers, with
-    the pool's time limits around them.
+    Nothing is known about the functions, so all of them run on workers, under
+    the pool's time limits.
     """
 
     def __init__(
@@ -227,16 +230,33 @@ class FunctionAdapter(Adapter[R]):
 
     def _judged(self, resource: R, error: BaseException) -> bool:
         if not isinstance(error, (Exception, GeneratorExit)):
-            return True  # cut off in the middle of who knows what
+            return True  # interrupted at an unknown point
         answer = self._is_broken(resource, error)
         return super().is_broken(resource, error) if answer is None else bool(answer)
 
 
 def overridden(adapter: Adapter[Any], method: str) -> Callable[..., Any] | None:
-    """An adapter's method if it overrides it: what it does not override costs nothing."""
+    """Return an adapter's method if it overrides the default; otherwise ``None``, and the pool skips the step."""
     if getattr(type(adapter), method) is getattr(Adapter, method) and method not in vars(adapter):
         return None
     return getattr(adapter, method)  # type: ignore[no-any-return]
+
+
+def call_hook(adapter: Adapter[Any], pool: str, hook: str, *args: Any) -> None:
+    """Call a hook. Its errors are logged: they must not cost a slot, or stop a sweep or a fork."""
+    try:
+        getattr(adapter, hook)(*args)
+    except Exception:
+        logger.exception("pool %r: %s() failed", pool, hook)
+
+
+def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -> bool:
+    """Ask the adapter what an error means. Its own errors are logged, and mean no."""
+    try:
+        return bool(getattr(adapter, question)(error))
+    except Exception:
+        logger.exception("pool %r: %s() failed", pool, question)
+        return False
 
 
 def as_adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
@@ -250,11 +270,11 @@ def as_adapter(adapter: Adapter[R] | None, given: dict[str, Any]) -> Adapter[R]:
     if adapter is not None:
         extra = [name for name, function in given.items() if function is not None]
         if extra:
-            raise TypeError(f"Pool() takes no {extra[0]} beside an adapter, which has its own")
+            raise TypeError(f"Pool() takes no {extra[0]} together with an adapter, which has its own")
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapter must be a pooling.Adapter, not {shown(adapter)}")
         if overridden(adapter, "create") is None:
-            raise TypeError(f"adapter must override create(), and {adapter!r} does not")
+            raise TypeError(f"adapter must override create(), but {adapter!r} does not")
         return adapter
     for name, function in given.items():
         if function is not None and not callable(function):

@@ -1,6 +1,6 @@
 """Checkin: the release of a resource that needs more than a push onto the idle stack (P5).
 
-It is reset, judged by the error that left the block, closed after
+The resource is reset, checked after an error left the block, closed after
 ``max_uses``, or discarded.
 """
 
@@ -30,21 +30,21 @@ class Checkin(Generic[R]):
         self.liveness = liveness
         adapter = engine.adapter
         self._reset = overridden(adapter, "reset")
-        self._resets_inline = self._reset is not None and adapter.bounded  # in the releasing thread
+        self._resets_inline = self._reset is not None and adapter.enforces_timeouts  # in the releasing thread
         self._judges_errors = overridden(adapter, "is_broken") is not None
 
     def run(self, token: Token, error: BaseException | None, reason: str | None = None) -> None:
-        """Release a resource: reset it where the pool has a reset; close it if it is not fit to be lent again.
+        """Release a resource: reset it, if the pool has a reset; close it if it must not be lent again.
 
         Args:
             token: The resource.
             error: The exception that left the block.
-            reason: Why it must be closed, if that is known already.
+            reason: Why it must be closed, if that is already known.
         """
         engine, entry = self.engine, token.entry
         if entry() is not token or not engine.owns(entry):
             return  # the garbage collector, or the parent process, owns it
-        if engine.lock._is_owned():  # what follows calls the adapter
+        if engine.lock._is_owned():  # the rest calls the adapter
             engine.defer(self.run, token, error, reason)
             return
         now = engine.fast.now()
@@ -79,7 +79,7 @@ class Checkin(Generic[R]):
             self._reset_on_worker(token, doubtful=False)
 
     def _push(self, token: Token) -> None:
-        """Push a resource onto the idle stack, as `run` does: above ``max_idle`` the longest unused one is closed."""
+        """Push a resource onto the idle stack, as `run` does; above ``max_idle`` the least recently used is closed."""
         fast, entry = self.engine.fast, token.entry
         fast.push(token)
         if (fast.waiters or entry.generation is not fast.returnable_generation) and self.engine.owns(entry):
@@ -88,7 +88,7 @@ class Checkin(Generic[R]):
     def record_use(self, held: float) -> None:
         """Record the duration of a lease longer than `SHORT`; shorter ones are only counted and summed."""
         if self.engine.settings.enable_metrics:
-            self.engine.metrics.use.record(held)
+            self.engine.metrics.durations.use.record(held)
 
     def leak_returned(self, entry: Entry, held: float) -> None:
         """Report the release of a lease that was reported as a leak."""
@@ -105,11 +105,11 @@ class Checkin(Generic[R]):
             engine.serve()
             return entry.resource
         except BaseException:
-            if not engine.state.owns(entry):  # else the reaper reclaims it
+            if not engine.state.owns(entry):  # otherwise the reaper reclaims it
                 engine.close_entry(entry, None)
             raise
 
-    # -- judge ----------------------------------------------------------------
+    # -- discard or keep ------------------------------------------------------
 
     def _run_doubtful(self, token: Token, error: BaseException | None) -> None:
         """Release a resource that may have to be closed, because of its uses or its borrower's error."""
@@ -156,13 +156,13 @@ class Checkin(Generic[R]):
             engine.evict(token, "reset")
             if not isinstance(error, Exception):
                 raise
-            engine.resets.failed(error, engine.fast.now())
+            self.liveness.resets.failed(error, engine.fast.now())
             return False
-        if engine.resets.trouble:
-            engine.resets.succeeded()
+        if self.liveness.resets.trouble:
+            self.liveness.resets.succeeded()
         now = engine.fast.now()
         if engine.settings.enable_metrics:
-            engine.metrics.release.record(now - entry.idle_since)
+            engine.metrics.durations.release.record(now - entry.idle_since)
         entry.idle_since = now
         entry.answered = False
         if answered and self._resets_inline:  # the return value of a plain function means nothing

@@ -1,8 +1,8 @@
 """Checkout: one acquire that could not take an idle resource at once (P3, P4, P8).
 
 A borrower enters the wait queue, ordered by the time its acquire began, and
-blocks on a box of its own. It leaves the queue with a resource, or through
-`_cancel_wait`, which passes on what it was given meanwhile.
+blocks on its own box. It leaves the queue with a resource, or through
+`_cancel_wait`, which passes on anything that it was given meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .engine import EMPTY_PLAN, Engine
 from .entry import DEAD, Token
 from .liveness import Liveness
 from .report.holders import borrower, describe, has_ended, holders_of
-from .report.messages import format_error
+from .report.messages import format_counts, format_error
 from .waiter import Waiter
 
 __all__ = ["AUDIT", "Checkout"]
@@ -33,9 +33,9 @@ AUDIT = 0.25
 class Checkout(Generic[R]):
     """One slow acquire, with one deadline for everything.
 
-    A resource that proves unfit is rejected: the borrower queues again first,
-    and only then the resource is closed, so that its slot cannot go to a
-    borrower that came later (P3).
+    If a resource may not be lent, the borrower first queues again, and only
+    then is the resource closed, so that its slot cannot go to a borrower that
+    came later (P3).
     """
 
     __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "_reject")
@@ -67,7 +67,7 @@ class Checkout(Generic[R]):
             token = self._wait()
             now = engine.fast.now()
         if self.waited and engine.settings.enable_metrics:
-            engine.metrics.wait.record(now - self.arrived)
+            engine.metrics.durations.wait.record(now - self.arrived)
         if engine.events.leases_observed:
             engine.events.notify("acquired", now - self.arrived)
         if engine.fast.track_holders:
@@ -92,14 +92,14 @@ class Checkout(Generic[R]):
         if entry.generation is DEAD:
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif state.fast_path_closed or state.unfit(entry, now):
-            self._reject = lambda: engine.make_available(token)  # it decides: idle stack, or close
+            self._reject = lambda: engine.make_available(token)  # which keeps it idle or closes it
         elif not liveness.is_alive(entry):
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif self.timeout == 0 or liveness.validate_hook is None or entry.checked >= self.arrived:
-            return True  # no time for a round trip, no need, or one was made for this borrower
+            return True  # no time for a round trip, not needed, or already made for this borrower
         elif liveness.suspicion.trusts(entry, now, engine.clock.wall(), liveness.validation_interval):
             return True
-        elif not adapter.bounded:
+        elif not adapter.enforces_timeouts:
             self._reject = lambda: liveness.validate_on_worker(token)  # it comes back through `make_available`
         else:
             limit = min(engine.settings.health_check_timeout, max(0.0, self.arrived + self.timeout - now))
@@ -123,7 +123,7 @@ class Checkout(Generic[R]):
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
                 if not engine.state.exhausted:
-                    if self._reject is None:  # else there is more to plan with when it is disposed of
+                    if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
                 elif engine.fast.track_holders:
@@ -139,7 +139,7 @@ class Checkout(Generic[R]):
             item = engine.clock.get(waiter.box, self.arrived + self.timeout - engine.fast.now())
         except queue.Empty:
             with engine.lock:
-                item = engine.state.leave(waiter)
+                item = engine.state.waiters.leave(waiter)
             if item is None:
                 engine.serve()  # a free slot may have been meant for this waiter
                 self._raise_timeout(waiter)
@@ -153,7 +153,7 @@ class Checkout(Generic[R]):
             raise
         if not waiter.given:
             with engine.lock:  # the thread that gave the item may have been interrupted
-                engine.state.leave(waiter)
+                engine.state.waiters.leave(waiter)
         if isinstance(item, Token):
             return item
         engine.events.count("turned_away")
@@ -174,11 +174,10 @@ class Checkout(Generic[R]):
         if outage.error is not None and outage.hurry(now, engine.settings.backoff):
             engine.schedule_sweep(outage.retry_at)
         if outage.final and not state.live and now < outage.retry_at:
-            raise engine.cannot_create() from outage.error
+            raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
         if limit is not None and state.waiting_for_release >= limit and not waiter.again:
-            raise TooManyWaiting(
-                f"pool {engine.name!r}: the wait queue is full (max_waiting={limit}; {engine.counts()})"
-            )
+            counts = format_counts(engine.adapter, state)
+            raise TooManyWaiting(f"pool {engine.name!r}: the wait queue is full (max_waiting={limit}; {counts})")
         state.started = True
         if not state.waiters:
             state.exhaustion_reported = False  # the wait queue begins anew
@@ -187,14 +186,14 @@ class Checkout(Generic[R]):
             state.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1
             engine.metrics.note_in_use()
-        state.join(waiter)
+        state.waiters.join(waiter)
         engine.schedule_sweep(now + AUDIT)
         return exhausted
 
     def _cancel_wait(self, waiter: Waiter) -> None:
         """Leave the queue because of an exception; what the waiter was given goes to the next one."""
         with self.engine.lock:
-            item = self.engine.state.leave(waiter)
+            item = self.engine.state.waiters.leave(waiter)
         if isinstance(item, Token):
             self.engine.make_available(item)
         else:
@@ -205,7 +204,7 @@ class Checkout(Generic[R]):
     def _raise_timeout(self, waiter: Waiter) -> NoReturn:
         engine, timeout = self.engine, self.timeout
         with engine.lock:
-            counts, down = engine.counts(), engine.outage.error
+            counts, down = format_counts(engine.adapter, engine.state), engine.outage.error
             cause = down or engine.outage.full
             lent = engine.state.lent()
             now = engine.fast.now()
@@ -231,12 +230,12 @@ class Checkout(Generic[R]):
         """
         state, me = self.engine.state, waiter.thread
         first: Any = next(iter(state.entries), None)
-        if first is None or not first.held or first.thread not in state.queued:
+        if first is None or not first.held or first.thread not in state.waiters.threads:
             return False  # the usual case: the holder is working
         if any(has_ended(entry) for entry in state.entries):
-            return False  # its identifier is another thread's now
+            return False  # its identifier may belong to another thread now
         if not any(entry.thread == me and entry.held for entry in state.entries):
             return False  # reported in the thread that closes the circle
         if state.creating or state.checking or state.closing or waiter.given:
             return False
-        return all(entry.held and entry.thread in state.queued for entry in state.entries)
+        return all(entry.held and entry.thread in state.waiters.threads for entry in state.entries)

@@ -1,6 +1,6 @@
-"""Time as an argument: everything in the core reads the pool's clock.
+"""Time as an argument: the core reads time only from the pool's clock.
 
-No test of the core sleeps: `pooling.testing.VirtualClock` stands in for the
+Tests of the core never sleep: `pooling.testing.VirtualClock` replaces the
 system's clock, and time passes when the test says so.
 """
 
@@ -16,36 +16,36 @@ __all__ = ["Box", "Clock", "SystemClock", "SYSTEM", "seconds"]
 
 
 class Box(Protocol):
-    """What a thread parks on: a queue whose ``put`` is re-entrant and never blocks."""
+    """A queue for a thread to block on; its ``put`` is re-entrant and never blocks."""
 
     def put(self, item: Any) -> None:
-        """Put one item in and wake one thread."""
+        """Add an item and wake one thread."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take one item out, or raise :class:`queue.Empty`."""
+        """Remove and return an item, or raise :class:`queue.Empty`."""
 
 
 class Clock(Protocol):
-    """What the core asks of time."""
+    """The time functions that the core needs."""
 
     def now(self) -> float:
-        """Return monotonic seconds: ages and deadlines are counted in these."""
+        """Return monotonic seconds, for ages and deadlines."""
 
     def wall(self) -> float:
-        """Return seconds since the epoch: only to date things for people."""
+        """Return seconds since the epoch, for dates shown to people."""
 
     def get(self, box: Box, timeout: float | None) -> Any:
         """Wait at most ``timeout`` seconds for an item from ``box``.
 
         Raises:
-            queue.Empty: Nothing came in time.
+            queue.Empty: No item arrived in time.
         """
 
 
 class SystemClock:
-    """The machine's own time."""
+    """The system's time."""
 
-    now = staticmethod(time.monotonic)  # bound as it is: a hot path reads it twice a checkout
+    now = staticmethod(time.monotonic)  # without a wrapper: the hot path reads it twice for each lease
     wall = staticmethod(time.time)
 
     @staticmethod
@@ -63,4 +63,4 @@ def seconds(timeout: float) -> float:
         raise TypeError(f"timeout must be a number of seconds, not {shown(timeout)}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {shown(timeout)}")
-    return float(min(timeout, threading.TIMEOUT_MAX))  # in this order: a whole number may be too large for a float
+    return float(min(timeout, threading.TIMEOUT_MAX))  # min first: an integer may be too large for a float

@@ -24,8 +24,6 @@ jumps and after calls).
 from __future__ import annotations
 
 import _thread
-import logging
-import math
 import queue
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -34,27 +32,27 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import CreateFailed, PoolError, PoolUnavailable
 from ..settings import PoolSettings
-from .adapter import Adapter, overridden
+from .adapter import Adapter, ask, call_hook, overridden
 from .clock import Clock
 from .entry import Entry, Token
-from .events import Events, Resets
+from .events import Events
 from .fastpath import FastPath
 from .hangup import watchable
 from .observer import Observer
-from .outage import SETTLE, Incident, Outage
-from .report.messages import format_counts, format_error
+from .outage import SETTLE, Outage
+from .report.messages import format_error
 from .report.metrics import PoolMetrics
 from .runtime import fork, registry
 from .runtime.fork import SAME_PROCESS
 from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
+from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
 from .state import PoolState
 
-__all__ = ["EMPTY_PLAN", "NEVER", "Engine", "replace_ahead"]
+__all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
 
 R = TypeVar("R")
-logger = logging.getLogger("pooling")
 
 Creation = tuple[Token, Context]
 """A reserved slot, and the context in which its resource is created: a copy of the context of the acquire that needs
@@ -62,13 +60,8 @@ it, or of the caller where it is created ahead of need. Dropped with the job: it
 
 Plan = tuple[list[Creation], list[tuple[Token, str]]]
 EMPTY_PLAN: Plan = ([], [])
-NEVER = float("inf")
-
-REPLACE_AHEAD = 2.0
-"""At most so many seconds before it expires, a resource that ``min_size`` needs is replaced."""
 
 DEATHS = {"broken", "dead", "invalid"}  # close reasons of resources that proved dead
-_NO_GENERATION = object()  # equals the generation of no entry
 
 
 class Engine(Generic[R]):
@@ -83,15 +76,11 @@ class Engine(Generic[R]):
         self.adapter = adapter
         self.clock = clock
         self.runtime = registry.runtime_of(clock)
-        self.fast = FastPath()
-        self.fast.now = clock.now
+        prepare_random()
+        self.fast = FastPath(clock.now)
         resets = overridden(adapter, "reset") is not None
-        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.bounded)
+        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.enforces_timeouts)
         self.events = Events(name, adapter.noun, self.metrics)
-        self.resets = Resets(self.events)
-        self.last_created = -NEVER
-        # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
-        self._may_watch = adapter.blocking and overridden(adapter, "is_alive") is None
         self.settings = settings
         self.renew()
 
@@ -102,45 +91,26 @@ class Engine(Generic[R]):
 
     def renew(self) -> None:
         """Begin with no entry, no waiter, and a new lock; also in a forked child."""
-        from random import random  # here, because it would double the time of the import
-
-        self.random = random
         self.lock: Any = _thread.RLock()  # native, under gevent too: see `runtime.gevent`
         self.state = PoolState(self.settings.min_size, self.settings.max_size, self.settings.max_idle)
-        self.outage = Outage()
-        self.incident = Incident()  # guarded by the lock
+        self.outage = Outage(self.adapter.max_creating)
         self.metrics.renew(self.lock, self.state)
         self.sweep_due = NEVER  # guarded by the lock
         self.watchers: set[Weak] = set()  # each removes itself when its thread is gone
-        idle = self.state.idle
-        self.fast.waiters = self.state.waiters
-        self.fast.push = idle.append
-        self.fast.pop = idle.pop if self.adapter.lifo else idle.popleft
+        self.fast.use(self.state, self.adapter.lifo)
         self.configure(self.settings)
 
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings. Needs the lock, except in the constructor."""
-        self.settings = settings
-        self.state.min_size, self.state.max_size = settings.min_size, settings.max_size
-        self.state.max_idle = settings.max_idle
-        adapter, fast = self.adapter, self.fast
-        fast.track_holders = settings.track_holders
-        checks = [overridden(adapter, name) for name in ("is_alive", "validate")]
-        fast.checks_on_acquire = checks != [None, None] or any(entry.watched for entry in self.state.entries)
+        self.settings, state = settings, self.state
+        state.min_size, state.max_size, state.max_idle = settings.min_size, settings.max_size, settings.max_idle
+        watched = any(entry.watched for entry in state.entries)
+        self.fast.configure(settings, self.adapter, watched)
         self.refresh_fast_path_locked()
 
     def refresh_fast_path_locked(self) -> None:
         """Update what the fast path compares a resource's generation with."""
-        state, fast, max_idle = self.state, self.fast, self.settings.max_idle
-        current = _NO_GENERATION if state.fast_path_closed else state.generation
-        observed = self.events.leases_observed
-        max_idle_binds = max_idle is not None and max_idle < state.max_size
-        fast.slow_release = (
-            observed or self.settings.max_uses is not None
-            or any(overridden(self.adapter, name) is not None for name in ("reset", "refuse"))
-        )
-        fast.lendable_generation = _NO_GENERATION if observed else current
-        fast.returnable_generation = _NO_GENERATION if max_idle_binds else current
+        self.fast.refresh(self.state, self.events.leases_observed)
 
     def observe(self, observers: tuple[Observer, ...]) -> None:
         """Notify these observers from now on."""
@@ -210,7 +180,7 @@ class Engine(Generic[R]):
     def plan_locked(self) -> Plan:
         """Decide which slots are reserved for creations, and what is to be closed."""
         now = self.fast.now()
-        number, closes = self.state.serve(self._allowed(now), now)
+        number, closes = self.state.serve(self.outage.allowed(now), now)
         creations = self.reserve_locked(number) if number else []
         if self.watchers:
             for reference in self.watchers.copy():
@@ -224,21 +194,17 @@ class Engine(Generic[R]):
         for token, reason in closes:
             self.close(token, reason)
         while creations:
+            token, context = creations.pop(0)
             if self.adapter.blocking:
-                self.runtime.workers.submit(self.create, *creations.pop(0), self.ref())
+                self.runtime.workers.submit(context.run, self.create, token, self.ref())
             else:
-                self.create(*creations.pop(0))
-
-    def _allowed(self, now: float) -> int:
-        """How many creations may be in progress at once."""
-        allowed, most = self.outage.allowed(now), self.adapter.max_creating
-        return allowed if most is None else min(allowed, most)
+                context.run(self.create, token)
 
     def fill_locked(self, missing: int) -> list[Creation]:
         """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
         room = min(
             self.state.max_size - len(self.state.entries),
-            self._allowed(self.fast.now()) - len(self.state.creating),
+            self.outage.allowed(self.fast.now()) - len(self.state.creating),
         )
         return self.reserve_locked(0 if self.state.closed else min(missing, room))
 
@@ -246,37 +212,38 @@ class Engine(Generic[R]):
 
     def reserve_locked(self, number: int) -> list[Creation]:
         """Take slots: for the first waiters that no creation or check will serve, or ahead of need."""
-        coming, number = len(self.state.creating) + len(self.state.checking), max(0, number)
-        contexts = [waiter.context for waiter in islice(self.state.waiters, coming, coming + number)]
+        state, now = self.state, self.fast.now()
+        coming, number = len(state.creating) + len(state.checking), max(0, number)
+        contexts = [waiter.context for waiter in islice(state.waiters, coming, coming + number)]
         contexts += [None] * (number - len(contexts))
-        return [(self._reserve_one_locked(), copy_context() if one is None else one.copy()) for one in contexts]
+        creations = []
+        for context in contexts:
+            # First: the sweep reclaims what an exception leaves.
+            self.schedule_sweep(now + self.settings.create_timeout)
+            token = Token()
+            token.entry = entry = Entry(token, self.runtime.reaper.drop)
+            entry.pool = self.ref
+            entry.begin(state.generation, now + lifetime(self.settings), now)
+            state.reserve(entry)  # it counts from here on (P2)
+            creations.append((token, copy_context() if context is None else context.copy()))
+        if creations:
+            self.metrics.note_in_use()
+        return creations
 
-    def _reserve_one_locked(self) -> Token:
-        """Take a slot: it counts from here on (P2)."""
-        settings, now = self.settings, self.fast.now()
-        self.schedule_sweep(now + settings.create_timeout)  # first: the sweep reclaims what an exception leaves
-        token = Token()
-        token.entry = entry = Entry(token, self.runtime.reaper.drop)
-        entry.pool = self.ref
-        lifetime = math.inf if settings.max_lifetime is None else settings.max_lifetime
-        entry.begin(self.state.generation, now + lifetime * (1 - settings.lifetime_jitter * self.random()), now)
-        self.state.reserve(entry)
-        self.metrics.note_in_use()
-        return token
-
-    def create(self, token: Token, context: Context, owner: object = None) -> None:
-        """Create the resource of a reserved slot in a context, and make it available.
+    def create(self, token: Token, owner: object = None) -> None:
+        """Create the resource of a reserved slot, and make it available. Runs in a copy of the borrower's context.
 
         Args:
             token: The slot.
-            context: A copy of the borrower's.
             owner: As for `close_entry`.
         """
         entry, started = token.entry, self.fast.now()
         if not self.state.owns(entry):
             return
         try:
-            context.run(_store_new, self.adapter, entry)
+            entry.resource = self.adapter.create()
+            if entry.resource is None:
+                raise TypeError("the factory returned None instead of a resource")
         except BaseException as error:
             if entry.resource is not None:  # interrupted just after it was created
                 self.close_entry(entry, None)
@@ -290,7 +257,9 @@ class Engine(Generic[R]):
                 raise
             self.create_failed(entry, error)
             return
-        watched = self._may_watch and watchable(entry.resource)
+        # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
+        may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
+        watched = may_watch and watchable(entry.resource)
         now = self.fast.now()
         entry.idle_since = entry.checked = now
         with self.lock:
@@ -299,31 +268,30 @@ class Engine(Generic[R]):
             wanted = self.state.owns(entry)
             if wanted:
                 self.metrics.count["created"] += 1
-                self.last_created = now
                 down_since = self.outage.since
                 recovered = self.outage.succeeded(self.state.max_size, now)
                 if recovered:
-                    self.incident.ends(now)
-                    self.schedule_sweep(self.incident.due)
+                    self.outage.incident.ends(now)
+                    self.schedule_sweep(self.outage.incident.due)
         if not wanted:  # it came after `create_timeout`, or a greenlet went on in a child
             self.close_entry(entry, None)
             return
         if self.settings.enable_metrics:
-            self.metrics.create.record(now - started)
+            self.metrics.durations.create.record(now - started)
         self.make_available(token)
-        self.schedule_sweep(_first_sweep(self, entry))
+        self.schedule_sweep(first_sweep(entry, self.settings, self.adapter))
         if recovered:
             self.events.outage_ended(now - down_since)
         self.events.created(now - started)
-        self.call_hook("created")
+        call_hook(self.adapter, self.name, "created")
         self.serve()
 
     def create_failed(self, entry: Entry, error: BaseException) -> None:
         """Free the slot, record the outage, fail the waiters that nothing can serve."""
-        final, full = _ask(self, "is_final", error), _ask(self, "is_full", error)
+        final, full = (ask(self.adapter, self.name, question, error) for question in ("is_final", "is_full"))
         now = self.fast.now()
         began = refused = news = False
-        self.report_recovery(now)  # if it is due, and the reaper has not done it yet
+        report_recovery(self, now)  # if it is due, and the reaper has not done it yet
         with self.lock:
             state, outage = self.state, self.outage
             if entry not in state.creating:
@@ -331,16 +299,16 @@ class Engine(Generic[R]):
             state.retire(entry)
             self.metrics.errors[type(error).__name__] += 1
             if full and state.live and outage.error is None:
-                refused = outage.refused(error, now, self.random)
+                refused = outage.refused(error, now, uniform)
             else:
                 # A borrower does not wait for the end of a final error.
                 waiting = bool(state.waiters or self.watchers) and not final
                 took = now - entry.since
-                began = outage.failed(error, final, now, self.settings.backoff, waiting, self.random, took)
-                self._fail_waiters_locked(error)
+                began = outage.failed(error, final, now, self.settings.backoff, waiting, uniform, took)
+                _fail_waiters(self, error)
                 if final and (state.waiters or self.watchers):  # they wait for a resource in use
                     outage.hurry(now, self.settings.backoff)
-                news = began and self.incident.begins(now)
+                news = began and self.outage.incident.begins(now)
             self.schedule_sweep(outage.retry_at)
         if refused:
             self.events.server_full(error)
@@ -349,34 +317,6 @@ class Engine(Generic[R]):
             self.events.outage_began(error, log=news and not self.state.closed)
         self.events.create_failed(error)
         self.serve()
-
-    def report_recovery(self, now: float, settle: float = SETTLE) -> float:
-        """Log the end of an outage once creations have succeeded for ``settle`` seconds; return when to call again."""
-        with self.lock:
-            over, due = self.incident.over(now, settle), self.incident.due
-        if over is not None:
-            self.events.recovered(*over)
-        return due
-
-    def _fail_waiters_locked(self, error: BaseException) -> None:
-        """Fail waiters after a final error, or after ``max_attempts``."""
-        state, most = self.state, self.settings.max_attempts
-        if self.outage.final and not state.live:
-            state.fail_waiters(CreateFailed, str(self.cannot_create()), error)
-        if most is not None:
-            for waiter in state.waiters:
-                waiter.attempts += 1
-            text = f"pool {self.name!r}: {most} attempts to create a {self.adapter.noun} failed"
-            state.fail_waiters(PoolUnavailable, f"{text}: {format_error(error)}", error, most)
-
-    def counts(self) -> str:
-        """Return the current counts, for messages."""
-        return self.adapter.counts() or format_counts(self.state)
-
-    def cannot_create(self) -> CreateFailed:
-        """Return the error for a creation that can never succeed."""
-        cause = format_error(self.outage.error)
-        return CreateFailed(f"pool {self.name!r}: cannot create a {self.adapter.noun}: {cause}")
 
     # -- close ----------------------------------------------------------------
 
@@ -402,7 +342,7 @@ class Engine(Generic[R]):
             if reason in DEATHS:
                 self.note_death_locked(token.entry)  # before its replacement is planned
             self.refresh_fast_path_locked()
-        self.call_hook("evicted", resource, reason)
+        call_hook(self.adapter, self.name, "evicted", resource, reason)
         del resource  # it is to be destroyed before its slot is free (P2)
         self.close(token, reason)
         self.serve()
@@ -461,13 +401,6 @@ class Engine(Generic[R]):
             self.events.closed(reason)
         return retired
 
-    def call_hook(self, name: str, *args: Any) -> None:
-        """Call a hook of the adapter. Its errors are logged: they must not cost a slot, or stop a sweep or a fork."""
-        try:
-            getattr(self.adapter, name)(*args)
-        except Exception:
-            logger.exception("pool %r: %s() failed", self.name, name)
-
     # -- reaper, process ------------------------------------------------------
 
     def schedule_sweep(self, due: float) -> None:
@@ -494,34 +427,22 @@ def _run_unless_dropped(ref: PoolRef, function: Callable[..., object], *args: An
         function(*args)
 
 
-def replace_ahead(settings: PoolSettings) -> float:
-    """Seconds before it expires that a resource which ``min_size`` needs is replaced."""
-    return REPLACE_AHEAD if settings.max_lifetime is None else min(REPLACE_AHEAD, settings.max_lifetime / 10)
+def report_recovery(engine: Engine[Any], now: float, settle: float = SETTLE) -> float:
+    """Log the end of an outage once creations have succeeded for ``settle`` seconds; return when to call again."""
+    with engine.lock:
+        over, due = engine.outage.incident.over(now, settle), engine.outage.incident.due
+    if over is not None:
+        engine.events.recovered(*over)
+    return due
 
 
-def _first_sweep(engine: Engine[Any], entry: Entry) -> float:
-    """When a new entry may need a sweep for the first time."""
-    settings = engine.settings
-    limits = [settings.idle_timeout, settings.leak_timeout]
-    if engine.adapter.stall_timeout is not None:
-        limits.append(engine.adapter.stall_timeout / 4)
-    if overridden(engine.adapter, "validate") is not None:
-        limits += [settings.keepalive_interval, settings.health_check_interval]
-    due = [entry.idle_since + limit for limit in limits if limit is not None]
-    return min([entry.expires - replace_ahead(settings), *due])
-
-
-def _store_new(adapter: Adapter[R], entry: Entry) -> None:
-    """Create a resource. Stored here: an exception raised when `Context.run` returns would lose its result."""
-    entry.resource = adapter.create()
-    if entry.resource is None:
-        raise TypeError("the factory returned None instead of a resource")
-
-
-def _ask(engine: Engine[Any], question: str, error: BaseException) -> bool:
-    """Ask the adapter what the error of a creation means."""
-    try:
-        return bool(getattr(engine.adapter, question)(error))
-    except Exception:
-        logger.exception("pool %r: %s() failed", engine.name, question)
-        return False
+def _fail_waiters(engine: Engine[Any], error: BaseException) -> None:
+    """Fail waiters after a final error, or after ``max_attempts``. Needs the lock."""
+    state, most = engine.state, engine.settings.max_attempts
+    if engine.outage.final and not state.live:
+        state.waiters.fail(CreateFailed, str(engine.outage.cannot_create(engine.name, engine.adapter.noun)), error)
+    if most is not None:
+        for waiter in state.waiters:
+            waiter.attempts += 1
+        text = f"pool {engine.name!r}: {most} attempts to create a {engine.adapter.noun} failed"
+        state.waiters.fail(PoolUnavailable, f"{text}: {format_error(error)}", error, most)

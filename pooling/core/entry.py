@@ -75,13 +75,13 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     code: CodeType | None  # caller's code; never its frame, which would keep the lease alive
     lasti: int
     leaked: bool  # this lease was reported as a leak
-    watched: bool  # has a socket, of which alone is known whether it is alive (see `hangup`)
+    watched: bool  # has a socket, which is checked for a hangup (see `hangup`)
 
-    # A weak reference hashes what it refers to, and cannot once that has gone.
+    # A weak reference hashes its referent, and cannot do so once that is gone.
     __hash__ = object.__hash__
-    borrower: Any  # a `holders.Borrower` and the `since` of the lease that it was noted for, or None
+    borrower: Any  # a `holders.Borrower` and the `since` of its lease, or None
 
-    if TYPE_CHECKING:  # what a weak reference does when called; in Python it would cost
+    if TYPE_CHECKING:  # calling a weak reference; implemented in Python it would be slow
 
         def __call__(self) -> Token | None: ...
 

@@ -1,8 +1,8 @@
 """Events of a pool: one method per event counts it, logs it and notifies the observers.
 
 Called after the pool's lock has been released, because observers and logging
-handlers are foreign code. What must change together with the state (the
-counters of a closed entry) is counted inside the critical section instead.
+handlers are foreign code. Counters that must change together with the state
+(those of a closed entry) are updated inside the critical section instead.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ class Events:
         self.notify("closed", reason)
 
 
-# Resets keep failing from three in a row, or more than one in five, until they work again: a failure weighs as much
-# as so many successes. What fails again so soon after the end of an incident belongs to it.
+# "Resets keep failing" means three failures in a row, or more than one failure in five resets: a failure counts as
+# _WEIGHT successes. Failures within _SAME_INCIDENT of the last report belong to the same incident.
 _WEIGHT, _BEGINS, _MOST = 4, 12, 48
 _SAME_INCIDENT = 60.0  # seconds
 
@@ -218,7 +218,7 @@ class Resets:
                 self._reported, self._quiet_until = True, now + _SAME_INCIDENT
         if news:
             logger.warning(
-                "pool %r: resets keep failing, so that %ss are closed instead of kept: %s",
+                "pool %r: resets keep failing, so %ss are closed at release instead of kept: %s",
                 events.name, events.noun, format_error(error),
             )
             events.notify("resets_failed", error)

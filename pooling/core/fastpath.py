@@ -1,26 +1,31 @@
-"""What acquire and release of an idle resource read, without a lock."""
+"""The values that acquire and release of an idle resource read without a lock."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from ..settings import PoolSettings
+from .adapter import Adapter, overridden
 from .entry import Token
+from .state import PoolState
 
 __all__ = ["FastPath"]
 
+_NO_GENERATION = object()  # equals the generation of no entry
+
 
 class FastPath:
-    """What acquire and release of an idle resource read: slots, which CPython reads fastest.
+    """The values that acquire and release of an idle resource read, in slots, which CPython reads fastest.
 
-    One identity test answers many questions: an entry of
-    ``lendable_generation`` is lent, and one of ``returnable_generation`` is
-    put back, without a look at the state.
+    One identity test replaces many checks of the state: an entry of
+    ``lendable_generation`` may be lent, and one of ``returnable_generation``
+    may be put back.
     """
 
     __slots__ = (
         "waiters", "pop", "push", "now", "lendable_generation", "returnable_generation",
-        "track_holders", "checks_on_acquire", "slow_release",
+        "track_holders", "checks_on_acquire", "slow_release", "_always_slow",
     )  # fmt: skip
 
     waiters: Any
@@ -32,3 +37,39 @@ class FastPath:
     track_holders: bool
     checks_on_acquire: bool
     slow_release: bool
+    _always_slow: bool
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+
+    def use(self, state: PoolState, lifo: bool) -> None:
+        """Lend from a state."""
+        self.waiters = state.waiters
+        self.push = state.idle.append
+        self.pop = state.idle.pop if lifo else state.idle.popleft
+
+    def configure(self, settings: PoolSettings, adapter: Adapter[Any], watched: bool) -> None:
+        """Apply settings; `refresh` has to follow.
+
+        Args:
+            settings: The settings.
+            adapter: The adapter, whose hooks decide what a fast acquire and release must do.
+            watched: Whether sockets of resources are watched.
+        """
+        hooks = {name for name in ("is_alive", "validate", "reset", "refuse") if overridden(adapter, name) is not None}
+        self.track_holders = settings.track_holders
+        self.checks_on_acquire = watched or not hooks.isdisjoint(("is_alive", "validate"))
+        self._always_slow = settings.max_uses is not None or not hooks.isdisjoint(("reset", "refuse"))
+
+    def refresh(self, state: PoolState, observed: bool) -> None:
+        """Update what a resource's generation is compared with. Needs the pool's lock.
+
+        Args:
+            state: The state.
+            observed: Whether an observer is notified of each lease.
+        """
+        current = _NO_GENERATION if state.fast_path_closed else state.generation
+        max_idle_binds = state.max_idle is not None and state.max_idle < state.max_size
+        self.slow_release = observed or self._always_slow
+        self.lendable_generation = _NO_GENERATION if observed else current
+        self.returnable_generation = _NO_GENERATION if max_idle_binds else current

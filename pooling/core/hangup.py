@@ -1,9 +1,9 @@
-"""Has the peer of a resource hung up? The kernel tells, without a round trip and without reading a byte.
+"""Detects that the peer of a resource has hung up, without a round trip and without reading a byte.
 
-For resources of which nothing else is known: those that are a connected
-socket, or have one where clients of the standard library and others keep it.
-What they were when they were made is decided once (`watchable`), so that
-others cost nothing later.
+For resources without a check of their own that are a connected socket, or have
+one in the attribute where clients of the standard library and others keep it.
+This is decided once, after creation (`watchable`), so that other resources cost
+nothing later.
 
 Assumes: ``poll()`` reports the end of a stream even behind unread data: by
 POLLRDHUP on Linux and FreeBSD, by POLLHUP on macOS.
@@ -21,15 +21,15 @@ __all__ = ["connected", "native_poll", "watchable"]
 
 _SOCKETS = ("sock", "socket")  # smtplib, ftplib, imaplib, poplib, http.client, paramiko; ldap3
 _RDHUP = getattr(select, "POLLRDHUP", 0)
-_PEEKED = 4096  # bytes; what a peer sends unasked before it ends a TLS session is some tickets
+_PEEKED = 4096  # bytes; before the end of a TLS session a peer sends at most a few tickets unasked
 _ALERT, _DATA = 21, 23  # types of TLS records
-# A close_notify of TLS 1.3 looks like data: 2 bytes, 1 for the type, 16 of a tag (8 with CCM_8). So do two bytes of
-# data that were not asked for; then a good resource is replaced.
+# A close_notify of TLS 1.3 looks like data: 2 bytes, 1 for the type, 16 for a tag (8 with CCM_8). Two bytes of
+# unsolicited data look the same; then a good resource is replaced.
 _ENCRYPTED_ALERTS = (19, 11)
 
 
 def native_poll() -> Any:
-    """Return the system's ``poll``, or ``None``: gevent's takes 10 µs and switches greenlets, and ours never waits."""
+    """Return the system's ``poll``, or ``None``. gevent's takes 10 µs and switches greenlets; this use never waits."""
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("select"):
         return gevent.get_original("select", "poll") if hasattr(select, "poll") else None
@@ -40,25 +40,25 @@ _poll = native_poll()
 
 
 def watchable(resource: object) -> bool:
-    """Say whether a resource that was made just now is a connected socket, or has one."""
+    """Return whether a newly created resource is a connected socket, or has one."""
     if _poll is None:  # Windows
         return False
     try:
         found = _socket_of(resource)
         fd = -1 if found is None else found.fileno()
-        # One that is not connected yet looks as one that has ended: it is left alone.
+        # A socket that is not connected yet looks like one that has ended, so it is not watched.
         return type(fd) is int and fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode) and connected(resource)
-    except Exception:  # its fileno() is something else
+    except Exception:  # its fileno() has another meaning
         return False
 
 
 def connected(resource: object) -> bool:
-    """Say whether a `watchable` resource still has its socket, and the peer has not hung up."""
+    """Return whether a `watchable` resource still has its socket, and the peer has not hung up."""
     found = _socket_of(resource)
     fd = -1 if found is None else found.fileno()
     if fd < 0:
         return False
-    poll = _poll()  # select() knows no descriptor above 1023
+    poll = _poll()  # not select(), which supports no descriptor above 1023
     poll.register(fd, select.POLLIN | _RDHUP)
     ready = poll.poll(0)
     if not ready:
@@ -70,9 +70,9 @@ def connected(resource: object) -> bool:
 
 
 def _socket_of(resource: object) -> Any:
-    """Return what has the descriptor.
+    """Return the object with the descriptor.
 
-    Without ``__getattr__``: a proxy would ask its server for ``fileno``.
+    Bypasses ``__getattr__``, because a proxy would ask its server for ``fileno``.
     """
     try:
         object.__getattribute__(resource, "fileno")
@@ -92,7 +92,7 @@ def _socket_of(resource: object) -> Any:
 def _says_goodbye(sock: Any) -> bool:
     """Whether the unread records of a TLS socket end with an alert; tickets and data do not count."""
     try:
-        # The system's own recv: that of the TLS socket decrypts, and so consumes.
+        # The system's recv: the TLS socket's decrypts, and so consumes.
         system: Any = sys.modules["_socket"]
         data = system.socket.recv(getattr(sock, "_sock", sock), _PEEKED, system.MSG_PEEK)
     except (OSError, TypeError):

@@ -67,6 +67,14 @@ class Lease(Generic[R]):
         resource: R = token.entry.resource
         return resource
 
+    @property
+    def active(self) -> bool:
+        """Whether the lease has not ended and belongs to this process."""
+        token = self._token
+        if token is None or token.entry.resource is None:  # ended, or inherited over a fork
+            return False
+        return SAME_PROCESS[0] != 0 or self._pool._checkin.engine.owns(token.entry)
+
     def __enter__(self) -> R:
         token = self._token
         if token is None:
@@ -121,7 +129,7 @@ class Lease(Generic[R]):
         closed, and its slot goes to the next waiter.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         self._held()
         self.__exit__(None, None, None)
@@ -130,7 +138,7 @@ class Lease(Generic[R]):
         """Release the resource as broken: it is closed, and replaced when needed.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         token = self._held()
         self._token = None
@@ -140,7 +148,7 @@ class Lease(Generic[R]):
         """Remove the resource from the pool; the caller has to close it.
 
         Raises:
-            LeaseError: It was released before, or inherited over a fork.
+            LeaseError: It was already released, or inherited over a fork.
         """
         token = self._held()
         self._token = None

@@ -1,8 +1,9 @@
-"""Liveness: is a resource alive, and which resources are suspect (P6)?
+"""Liveness: checks whether resources are alive, and which are suspect (P6).
 
-A check that the adapter bounds itself runs in the thread that needs it.
-Otherwise it runs on a worker with a time limit that the reaper enforces, so a
-check that hangs blocks no borrower, and beyond its limit no slot (P4).
+If the adapter enforces time limits itself, a check runs in the thread that
+needs it. Otherwise it runs on a worker with a time limit that the reaper
+enforces, so that a check that hangs blocks no borrower, and after its limit no
+slot (P4).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..settings import PoolSettings
 from .adapter import overridden
 from .engine import Engine
 from .entry import DEAD, Entry, Token
+from .events import Resets
 from .hangup import connected
 from .report.messages import format_error
 from .state import WorkerTask
@@ -28,8 +30,8 @@ R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
 ANSWER_TTL = 1e-4
-"""Seconds for which a peer that answered during a release counts as alive: a check's result is as old when it is
-used. Not more: a server that is told to end a session needs half a millisecond to do so (P6)."""
+"""Seconds for which a peer that answered during a release counts as alive: a check's result would be just as old by
+the time it is used. Not more, because a server that is told to end a session does so within half a millisecond (P6)."""
 
 ABANDONED = object()
 """The generation of an entry whose check or close exceeded its time limit."""
@@ -42,11 +44,12 @@ class Liveness(Generic[R]):
         self.engine = engine
         self._is_alive = overridden(engine.adapter, "is_alive")
         self.validate_hook: Callable[[R, float], Any] | None = overridden(engine.adapter, "validate")
+        self.resets = Resets(engine.events)
         self.configure(engine.settings)
         self.renew()
 
     def renew(self) -> None:
-        """Begin with no suspicion; also in a forked child."""
+        """Start without suspicion; also in a forked child."""
         self.suspicion = Suspicion(self.engine.fast.now(), self.engine.clock.wall())
 
     def configure(self, settings: PoolSettings) -> None:
@@ -99,7 +102,7 @@ class Liveness(Generic[R]):
         entry.checked = now = engine.fast.now()
         self.suspicion.survived()
         if engine.settings.enable_metrics:
-            engine.metrics.validate.record(now - started)
+            engine.metrics.durations.validate.record(now - started)
         return None
 
     def check(self, token: Token, then: Callable[[Token], object] | None = None, health: bool = False) -> None:
@@ -126,7 +129,7 @@ class Liveness(Generic[R]):
             self.found_dead(token, "dead", None)
         elif self.validate_hook is None:
             self.engine.make_available(token)
-        elif not self.engine.adapter.bounded:
+        elif not self.engine.adapter.enforces_timeouts:
             self.validate_on_worker(token)
         else:
             self.check(token)
@@ -139,7 +142,7 @@ class Liveness(Generic[R]):
     # -- deaths ---------------------------------------------------------------
 
     def found_dead(self, token: Token, reason: str, error: Exception | None) -> None:
-        """Evict a dead resource. Those last seen alive before become suspect, or are replaced."""
+        """Evict a dead resource. Resources last seen alive earlier become suspect, or are replaced."""
         self.engine.evict(token, reason)
         self.suspect_older(by_round_trip=error is not None)
         self.engine.serve()
@@ -178,7 +181,7 @@ class Liveness(Generic[R]):
         entry, now = token.entry, engine.fast.now()
         with engine.lock:
             entry.since = now  # set first: it must not look overdue in `checking`
-            engine.state.check(entry, task)
+            engine.state.checking[entry] = task
             engine.schedule_sweep(now + task.limit)
         engine.runtime.workers.submit(self._work, token, job, copy_context(), engine.ref())
 

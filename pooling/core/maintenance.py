@@ -2,8 +2,8 @@
 
 A sweep does all work that is due: it frees the slots of hung work, evicts by
 idle time and lifetime, sends keepalives and health checks, reports leaks, and
-audits the wait queue. The reaper also reclaims orphans here, and fork and exit
-end here. A `Maintenance` lives as long as its pool; the reaper refers to it
+audits the wait queue. It also reclaims orphans for the reaper, and handles fork
+and exit. A `Maintenance` lives as long as its pool; the reaper refers to it
 weakly.
 """
 
@@ -15,12 +15,14 @@ import logging
 import threading
 from typing import Generic, TypeVar
 
+from .adapter import call_hook
 from .checkout import AUDIT
-from .engine import NEVER, Engine, replace_ahead
+from .engine import Engine, report_recovery
 from .entry import Entry
 from .liveness import ABANDONED, Liveness
 from .report.holders import describe, holders_of
 from .runtime import shutdown
+from .schedule import NEVER, replace_ahead
 from .stalls import Stalls
 
 __all__ = ["Maintenance"]
@@ -28,7 +30,7 @@ __all__ = ["Maintenance"]
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
-_OVERDUE = 1.0  # seconds of waiting after which forgotten leases in reference cycles are collected
+_OVERDUE = 1.0  # seconds of waiting after which dropped leases in reference cycles are collected
 _COLLECT_EVERY = 10.0  # minimum seconds between two such collections
 
 
@@ -51,7 +53,7 @@ class Maintenance(Generic[R]):
             ``False`` if an earlier sweep has superseded this one.
         """
         engine = self.engine
-        with engine.lock:  # whoever requested this sweep has stored its time when the lock is free
+        with engine.lock:  # when the lock is free, the thread that requested this sweep has stored its time
             if engine.sweep_due != due:
                 return False
             engine.sweep_due = NEVER
@@ -76,7 +78,7 @@ class Maintenance(Generic[R]):
             self._health_check(now),
             self._leaks(now),
             self.stalls.sweep(now),
-            self.engine.report_recovery(now),
+            report_recovery(self.engine, now),
             self._audit(now),
         )
 
@@ -129,7 +131,7 @@ class Maintenance(Generic[R]):
     def reclaim_hung(self, entry: Entry, now: float, limit: float) -> None:
         """Free the slot of work that has exceeded its limit, unless it has just ended.
 
-        The lock decides whether it has ended, and who owns the resource then.
+        Whether it has ended, and which side owns the resource, is decided under the lock.
         """
         engine = self.engine
         state, noun, took = engine.state, engine.adapter.noun, now - entry.since
@@ -146,7 +148,7 @@ class Maintenance(Generic[R]):
         engine.events.hung("closing" if closing else "checking", took)
         resource = entry.resource
         try:
-            if resource is not None:  # else its close has just returned
+            if resource is not None:  # otherwise its close has just returned
                 (engine.adapter.abandon if closing else engine.adapter.interrupt)(resource)
         except Exception:
             logger.exception("pool %r: abandoning a %s failed", engine.name, noun)
@@ -157,7 +159,7 @@ class Maintenance(Generic[R]):
         if task is not None and task.round_trip:
             self.liveness.no_answer(task)
         elif task is not None:
-            engine.resets.failed(TimeoutError(f"a reset took over {limit:g} s"), now)
+            self.liveness.resets.failed(TimeoutError(f"a reset took over {limit:g} s"), now)
         engine.serve()
 
     def _idle_too_long(self, now: float) -> float:
@@ -191,8 +193,8 @@ class Maintenance(Generic[R]):
         Resources that ``min_size`` needs are replaced shortly before they expire.
         """
         engine, due, expiring = self.engine, NEVER, 0
-        for token in engine.state.idle_tokens():
-            if token.entry.expires <= now and engine.state.take(token):
+        for token in engine.state.idle.tokens():
+            if token.entry.expires <= now and engine.state.idle.take(token):
                 engine.evict(token, "lifetime")
         ahead = replace_ahead(engine.settings)
         for entry in list(engine.state.entries):
@@ -217,11 +219,11 @@ class Maintenance(Generic[R]):
         if interval is None or self.liveness.validate_hook is None or not state.entries:
             return NEVER
         due = now + interval
-        for token in state.idle_tokens():
+        for token in state.idle.tokens():
             seen = max(token.entry.idle_since, token.entry.checked)
             if seen + interval > now:
                 due = min(due, seen + interval)
-            elif state.take(token):
+            elif state.idle.take(token):
                 self.liveness.validate_on_worker(token)  # it returns to its former position
         return due
 
@@ -230,14 +232,14 @@ class Maintenance(Generic[R]):
         engine, interval = self.engine, self.engine.settings.health_check_interval
         if interval is None or self.liveness.validate_hook is None or not engine.state.entries:
             return NEVER
-        # A creation proves the server well; and the interval may have been shortened.
+        # A creation also proves that the server is up. The interval may have been shortened.
         self.health_check_at = min(self.health_check_at, now + interval)
-        due = min(max(self.health_check_at, engine.last_created + interval), now + interval)
+        due = min(max(self.health_check_at, engine.outage.succeeded_at + interval), now + interval)
         if now < due:
             return due
         self.health_check_at = now + interval
-        for token in engine.state.idle_tokens():
-            if engine.state.take(token):
+        for token in engine.state.idle.tokens():
+            if engine.state.idle.take(token):
                 self.liveness.validate_on_worker(token, health=True)
                 break
         return self.health_check_at
@@ -276,7 +278,7 @@ class Maintenance(Generic[R]):
         return min(due, now + AUDIT)
 
     def _collect(self, now: float, waited: float) -> None:
-        """Run the garbage collector for leases forgotten in cycles: a process that waits allocates nothing."""
+        """Collect dropped leases in reference cycles: a process that only waits allocates nothing, so never does."""
         reaper = self.engine.runtime.reaper
         if now < reaper.collect_after or not self.engine.state.in_use or not gc.isenabled():
             return
@@ -303,7 +305,7 @@ class Maintenance(Generic[R]):
                 logger.exception("pool %r: interrupt() failed", engine.name)
 
     def after_fork(self) -> None:
-        """In a child: begin empty. Inherited resources have been invalidated and kept before."""
+        """In a child: start empty. Inherited resources were invalidated and kept before."""
         engine, closed = self.engine, self.engine.state.closed
         engine.runtime.pools.pop(id(engine.ref), None)
         engine.renew()
@@ -312,22 +314,22 @@ class Maintenance(Generic[R]):
         self.stalls.renew()
         engine.state.closed = closed
         engine.refresh_fast_path_locked()
-        engine.call_hook("after_fork")
+        call_hook(engine.adapter, engine.name, "after_fork")
 
     def threads_patched(self) -> None:
         """Follow gevent, which has replaced the threading primitives; keep all resources."""
         engine = self.engine
-        engine.call_hook("threads_patched")
+        call_hook(engine.adapter, engine.name, "threads_patched")
         with engine.lock:
             before = engine.ref
             engine.enlist(self)
         engine.runtime.pools.pop(id(before), None)
 
     def close_idle(self) -> None:
-        """At exit: close idle resources, in the reaper where it runs."""
+        """At exit: close idle resources, on the reaper if it runs."""
         engine = self.engine
         state = engine.state
-        state.min_size = 0  # nothing is created ahead any more
+        state.min_size = 0  # create nothing ahead of need
         for _ in range(len(state.idle)):
             try:
                 token = engine.fast.pop()
@@ -338,7 +340,7 @@ class Maintenance(Generic[R]):
             engine.close_entry(token.entry, "exit")
 
     def go_on_as_last_thread(self) -> None:
-        """During finalization: a thread that is gone may hold the lock, and none answers a wait."""
+        """During finalization: replace the lock, which a vanished thread may hold; wait for no other thread."""
         engine = self.engine
         engine.lock = _thread.RLock()
         engine.metrics.renew(engine.lock, engine.state)

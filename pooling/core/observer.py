@@ -23,8 +23,8 @@ class Observer:
     otherwise ignored. ``pool`` is the pool's name. Only `acquired` and
     `released` are on the hot path: with an observer that overrides one of
     them, every lease takes the slow path. All other events cost nothing until
-    they happen. An observer that uses the pool itself is not notified of what
-    that leads to.
+    they happen. An observer that uses the pool itself is not notified of the
+    events that it causes.
     """
 
     def acquired(self, pool: str, waited: float) -> None:
@@ -70,7 +70,7 @@ class Observer:
         """A creation succeeded again after ``seconds`` of outage."""
 
     def resets_failed(self, pool: str, error: BaseException) -> None:
-        """Resets keep failing, so that resources are closed when they come back; told once until they work again."""
+        """Resets keep failing, so resources are closed at release; called once until resets work again."""
 
     def resets_recovered(self, pool: str) -> None:
         """Resets work again."""
@@ -92,20 +92,20 @@ def _tell(observer: Observer, event: str, args: tuple[Any, ...]) -> None:
         logger.exception("observer %r failed in %s()", observer, event)
 
 
-# -- who uses the pool while it is told of it ----------------------------------
-# A logging handler that writes to a database by the pool, an observer that asks
-# the server: what that leads to would be told to it again, and so on for ever.
+# -- listeners that use the pool -----------------------------------------------
+# A logging handler may write to a database through the pool, and an observer may
+# query the server. Reporting the events that this causes would recurse for ever.
 
 _inside: dict[tuple[int, int], weakref.ref[Life]] = {}
 
 
 def _unless_inside(listener: object, call: Callable[..., object], *args: Any) -> None:
-    """Make a call, unless this thread is in the middle of one to that listener."""
-    key = (threading.get_ident(), id(listener))  # looked up late: gevent replaces it
+    """Make a call, unless this thread is already inside a call to that listener."""
+    key = (threading.get_ident(), id(listener))  # looked up at each call: gevent replaces it
     reference = _inside.get(key)
     if reference is not None and reference() is not None:
         return
-    life = Life()  # ends with this frame, whatever ends it
+    life = Life()  # ends with this frame, however that ends
     try:
         _inside[key] = weakref.ref(life)
         call(*args)

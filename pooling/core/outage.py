@@ -1,32 +1,35 @@
-"""Is the server up? How many creations may be under way, and when again (P7).
+"""Tracks whether the server is up: how many creations may run at once, and when to try again (P7).
 
-Up: any number. Down, after a failed creation: none until the backoff has
-passed, then a single probing attempt, in the mean of the outage never more
-often than every `PACE`. Recovered: 1, 2, 4, ... so that a server that has just
-come back is not stormed. A final error: one attempt, ever more seldom, but after
-`REMEMBERED` if somebody asks. Full (it is up, and takes no more clients than it
-has): none for a while, then one, and so on.
+- Up: any number.
+- Down, after a failed creation: none until the backoff delay has passed, then a
+  single attempt; averaged over the outage, never more often than every `PACE`.
+- Recovered: 1, 2, 4, ..., so that a server that has just returned is not flooded.
+- Final error: one attempt, at growing intervals, but after `REMEMBERED` if a
+  borrower asks.
+- Full (the server is up, but at its connection limit): none for a while, then
+  one, and so on.
+- In doubt, after a proven death: 1, 2, 4, ... as well. When a server goes down,
+  everything in use breaks at once. If each resource were replaced at once, the
+  dead server would see as many attempts as the pool is large before the first
+  one fails.
 
-In doubt, after a proven death: 1, 2, 4, ... as well. When a server goes, all
-that is in use breaks at once, and were each replaced at once a dead server
-would see as many attempts as the pool is large before the first has failed.
+Not every death starts a doubt. When hundreds have died, they are found one by
+one, long after the first was replaced; if each started a new doubt, they would
+be replaced one at a time. So a death counts only if its resource was proved
+alive (created, or seen to answer) after creations were last held back;
+otherwise it may have died of the same cause. A doubt ends with the first
+creation that succeeds (if that began before the death, the ramp starts with two
+instead of one), and after `PATIENCE` in any case, because a creation that hangs
+says nothing. Within that time there is no second doubt, so that resources that
+die all the time are still replaced. Consequently:
 
-Not every death is news. When hundreds have died they are found one by one,
-long after the first was replaced; were each a new doubt, they would be
-replaced one at a time. So a death counts only if its resource was proved
-alive (made, or seen to answer) since creations were held up last: else it
-may have died of the same. A doubt is over with the first creation that
-works (was it under way before the death, two may go then instead of one), and
-after a `PATIENCE` anyway, for one that hangs tells nothing. And within that
-time there is no second one: where resources die all the time they are to be
-replaced. Hence
-
-- a doubt holds all but one up for one creation's time or a `PATIENCE`,
-  whatever else is found dead meanwhile, or afterwards if it is as old;
-- what was proved alive since and dies is news: the next outage begins with
-  one attempt, too. If all that dies then was not (lent before and still out,
-  or of a kind that does not answer when it comes back), it begins with a
-  burst: fewer attempts would be nice, but a pool that fills slowly is worse.
+- A doubt holds all creations but one back for the duration of one creation or
+  `PATIENCE`, whatever else is found dead meanwhile, or later if it is as old.
+- The death of a resource that was proved alive since then starts a new doubt, so
+  the next outage begins with one attempt, too. If no resource was (all lent
+  before and still in use, or of a kind that does not answer at release), it
+  begins with a burst: more attempts than necessary, but better than a pool that
+  fills slowly.
 
 Pure: values in, values out; guarded by the pool's lock.
 """
@@ -35,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..errors import CreateFailed
 from ..settings import Backoff
 from .report.messages import format_error
 from .state import UNLIMITED
@@ -43,60 +47,67 @@ __all__ = ["Incident", "Outage"]
 
 _NEVER = float("inf")
 FULL = 1.0
-"""Seconds, on average, that a full server is left alone."""
+"""Average seconds without attempts after a server was full."""
 
 PATIENCE = 1.0
-"""Seconds that a death may hold creations up, at most: a server that is down mostly says so in milliseconds."""
+"""Maximum seconds for which a death holds creations back: a server that is down usually refuses within milliseconds."""
 
 REMEMBERED = 2.0
-"""Seconds after which a final error is looked at again when somebody asks: soon enough for whoever has just mended
-a password, and rare enough for a server that locks accounts. Not sooner than the answer took."""
+"""Seconds after which a final error is tried again when a borrower asks: soon enough after a password was corrected,
+and rare enough for a server that locks accounts. Never sooner than the failed attempt took."""
 
 SETTLE = 5.0
-"""Seconds for which creations must have worked before an outage is over, for the log: one that begins again sooner
-is the same."""
+"""Seconds for which creations must succeed before the log reports the end of an outage: one that begins again sooner
+is the same outage."""
 
 PACE = 0.125
-"""Seconds between attempts in the mean of an outage, at least: what full jitter over 0.25 s comes to."""
+"""Minimum average seconds between attempts during an outage: the mean of full jitter over 0.25 s."""
 
 
 class Outage:
-    """What the last creations told about the server."""
+    """The state of the server, according to the last creations."""
 
     __slots__ = (
         "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
-        "_ramp", "_settled", "_crowded",
+        "incident", "succeeded_at", "_most", "_ramp", "_settled", "_crowded",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = UNLIMITED if most is None else most  # creations at once, also while the server is up
+        self.incident = Incident()
+        self.succeeded_at = -_NEVER  # when a creation worked last
         self.error: BaseException | None = None  # the last real cause; None: up
-        self.final = False  # trying again would not help
-        self.failures = 0  # in a row
+        self.final = False  # another attempt would not help
+        self.failures = 0  # consecutive
         self.since = 0.0
         self.retry_at = 0.0
-        self.full: BaseException | None = None  # it is up and has no room; those that are open serve on
+        self.full: BaseException | None = None  # it is up, but at its connection limit; open resources stay in service
         self.lapses_at = _NEVER  # when the ramp ends by itself
-        self.again_at = 0.0  # when a final error may be tried again for those who ask
+        self.again_at = 0.0  # when a borrower may have a final error tried again
         self._ramp = UNLIMITED
-        self._settled = -_NEVER  # when creations were held up last, or will be at most
-        self._crowded = -_NEVER  # when the server was full last
+        self._settled = -_NEVER  # when creations were last held back, or will be at the latest
+        self._crowded = -_NEVER  # when the server was last full
 
     @property
     def text(self) -> str | None:
         """The last real cause in one line, or ``None`` while the server is up."""
         return None if self.error is None else format_error(self.error)
 
+    def cannot_create(self, pool: str, noun: str) -> CreateFailed:
+        """Return the error for a creation that can never succeed."""
+        return CreateFailed(f"pool {pool!r}: cannot create a {noun}: {self.text}")
+
     def allowed(self, now: float) -> int:
-        """How many creations may be under way at this moment."""
+        """Return how many creations may run at this moment."""
         if self.error is None and self.full is None:
-            return self._ramp if now < self.lapses_at else UNLIMITED
+            return min(self._most, self._ramp) if now < self.lapses_at else self._most
         return 1 if now >= self.retry_at else 0
 
     def died(self, seen: float, now: float) -> bool:
-        """Note a proven death; say whether a doubt begins with it, which lasts until ``lapses_at``.
+        """Record a proven death; return whether it starts a doubt, which lasts until ``lapses_at``.
 
         Args:
-            seen: When that resource was proved alive last: made, or answering.
+            seen: When that resource was last proved alive: created, or seen to answer.
             now: The time.
         """
         known = self.error is not None or self.full is not None or now < self.lapses_at < _NEVER
@@ -116,10 +127,10 @@ class Outage:
         uniform: Callable[[], float],
         took: float = 0.0,
     ) -> bool:
-        """Note a failed creation, and what it took; say whether the outage begins with it.
+        """Record a failed creation that took ``took`` seconds; return whether an outage begins with it.
 
-        What was in flight when the first one failed ends by itself: its
-        failures are of the same outage and do not lengthen the delay.
+        Creations that were in progress when the first one failed belong to the
+        same outage: their failures do not lengthen the delay.
         """
         begins = self.error is None
         self.full = None
@@ -128,7 +139,7 @@ class Outage:
         if begins or now >= self.retry_at:
             self.failures += 1
             delay = backoff.delay(self.failures, waiting=waiting, random=uniform)
-            pace = min(PACE, backoff.probe_interval / 2)  # jitter may give short delays, but not only such
+            pace = min(PACE, backoff.probe_interval / 2)  # jitter may give short delays, but not on average
             self.retry_at = max(now + delay, self.since + pace * (self.failures - 1))
         self.again_at = now + max(REMEMBERED, took)
         self.error = _bare(error)
@@ -137,7 +148,7 @@ class Outage:
         return begins
 
     def refused(self, error: BaseException, now: float, uniform: Callable[[], float]) -> bool:
-        """Note that a server that is up has no room for one more; say if that is news."""
+        """Record that the server is up, but at its connection limit; return whether to report it."""
         news = self.full is None and now > self._crowded + SETTLE
         self._crowded = now
         self.full = _bare(error)
@@ -146,11 +157,11 @@ class Outage:
         return news
 
     def _hold_back(self) -> None:
-        """From here on until it works, and then not all at once."""
+        """Allow one creation at a time until one succeeds, then ramp up."""
         self._ramp, self.lapses_at = 1, _NEVER
 
     def hurry(self, now: float, backoff: Backoff) -> bool:
-        """Somebody asks now: try again within ``probe_interval``, or `REMEMBERED`. Say if that is sooner."""
+        """Try again within ``probe_interval``, or `REMEMBERED`, for a borrower; return whether that is sooner."""
         soon = self.again_at if self.final else now + backoff.probe_interval
         if self.error is None or self.retry_at <= soon:
             return False
@@ -158,12 +169,13 @@ class Outage:
         return True
 
     def succeeded(self, enough: int, now: float) -> bool:
-        """Note a creation that worked; say whether an outage ends with it.
+        """Record a successful creation; return whether an outage ends with it.
 
         Args:
-            enough: The number from which on there is no need to hold back.
+            enough: The number of concurrent creations at which the ramp ends.
             now: The time.
         """
+        self.succeeded_at = now
         ends = self.error is not None
         if ends or self.full is not None or now < self._settled:
             self._settled = now
@@ -178,25 +190,25 @@ class Outage:
 
 
 class Incident:
-    """What the log is told of outages: those that follow each other closely are one (P12).
+    """Outages as reported in the log: those in quick succession are one incident (P12).
 
-    A link that loses a packet now and then makes creations fail and work again many times a second.
+    On a link that sometimes loses packets, creations may fail and succeed again many times a second.
     """
 
     __slots__ = ("since", "ended", "flaps")
 
     def __init__(self) -> None:
-        self.since: float | None = None  # None: there is none, or all was told
-        self.ended = _NEVER  # when creations began to work again
-        self.flaps = 0  # how often they failed once more after that
+        self.since: float | None = None  # None: no incident, or it was reported
+        self.ended = _NEVER  # when creations began to succeed again
+        self.flaps = 0  # how often they failed again after that
 
     @property
     def due(self) -> float:
-        """When to ask whether it is over."""
+        """When to check whether it is over."""
         return _NEVER if self.since is None else self.ended + SETTLE
 
     def begins(self, now: float) -> bool:
-        """Note that creations fail; say whether that is news."""
+        """Record that creations fail; return whether that is a new incident."""
         news = self.since is None
         if news:
             self.since, self.flaps = now, 0
@@ -206,11 +218,11 @@ class Incident:
         return news
 
     def ends(self, now: float) -> None:
-        """Note that creations work again."""
+        """Record that creations succeed again."""
         self.ended = now
 
     def over(self, now: float, settle: float = SETTLE) -> tuple[float, int] | None:
-        """Return its length and its `flaps`, once, when it has been over for so many seconds."""
+        """Return its length and its `flaps`, once, when it has been over for ``settle`` seconds."""
         if self.since is None or now < self.ended + settle:
             return None
         took, self.since = self.ended - self.since, None
@@ -218,7 +230,7 @@ class Incident:
 
 
 def _bare(error: BaseException) -> BaseException:
-    """An error without tracebacks: stored, they would keep frames alive, and leases in them."""
+    """Remove the tracebacks from an error and its causes: stored ones would keep frames, and leases in them, alive."""
     chain, seen = [error], {id(error)}
     while chain:
         one = chain.pop().with_traceback(None)

@@ -16,7 +16,7 @@ from .adapter import Adapter, as_adapter
 from .checkin import Checkin
 from .checkout import Checkout
 from .clock import SYSTEM, Clock, seconds
-from .engine import Engine
+from .engine import Engine, report_recovery
 from .entry import Token
 from .lease import Lease
 from .liveness import Liveness
@@ -24,7 +24,7 @@ from .maintenance import Maintenance
 from .managed import ManagedPool
 from .observer import Observer
 from .report.holders import Holder, holders_of
-from .report.messages import format_error
+from .report.messages import format_counts, format_error
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
 from .waiting import wait_until
@@ -216,11 +216,11 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} was closed while it opened")
             if outage.final:
-                raise engine.cannot_create() from outage.error
+                raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
             noun = engine.adapter.noun
             text = (
                 f"pool {self.name!r}: {state.ready} of {state.min_size} {noun}s "
-                f"ready within {limit:.1f} s ({engine.counts()})"
+                f"ready within {limit:.1f} s ({format_counts(engine.adapter, engine.state)})"
             )
             if outage.error is not None:
                 text += f"; last {noun} error: {format_error(outage.error)}"
@@ -247,7 +247,7 @@ class Pool(ManagedPool[R]):
             state.closed = True
             state.generation = object()
             engine.refresh_fast_path_locked()
-            state.fail_waiters(PoolClosed, f"pool {self.name!r} was closed during the wait")
+            state.waiters.fail(PoolClosed, f"pool {self.name!r} was closed during the wait")
         engine.serve()
         me = threading.get_ident()
 
@@ -257,7 +257,7 @@ class Pool(ManagedPool[R]):
 
         if (not wait_until(engine, all_closed, limit) or state.entries) and interrupt:
             self._maintenance.interrupt_holders()
-        engine.report_recovery(engine.fast.now(), 0.0)
+        report_recovery(engine, engine.fast.now(), 0.0)
 
     @property
     def closed(self) -> bool:
@@ -357,8 +357,8 @@ class Pool(ManagedPool[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        for token in engine.state.idle_tokens():
-            if engine.state.take(token):  # else it was lent meanwhile, and checked there
+        for token in engine.state.idle.tokens():
+            if engine.state.idle.take(token):  # else it was lent meanwhile, and checked there
                 self._liveness.check_idle(token)
         engine.serve()
 
@@ -402,7 +402,7 @@ class Pool(ManagedPool[R]):
 
     def check_health_now(self) -> None:
         """Make the next health check due at once."""
-        self._maintenance.health_check_at = self.engine.last_created = float("-inf")
+        self._maintenance.health_check_at = self.engine.outage.succeeded_at = float("-inf")
         self.engine.schedule_sweep(self.engine.fast.now())
 
     # -- observe --------------------------------------------------------------
@@ -426,7 +426,7 @@ class Pool(ManagedPool[R]):
         """Return the current counts and the settings that bound them."""
         engine = self.engine
         with engine.lock:
-            failing = engine.resets.error
+            failing = self._liveness.resets.error
             return {
                 "name": self.name, **engine.state.stats(), "down": engine.outage.text,
                 "resets_failing": None if failing is None else format_error(failing),
@@ -440,5 +440,5 @@ class Pool(ManagedPool[R]):
 
     def __repr__(self) -> str:
         with self.engine.lock:
-            text, closed = self.engine.counts(), self.engine.state.closed
+            text, closed = format_counts(self.engine.adapter, self.engine.state), self.engine.state.closed
         return f"<{type(self).__name__} {self.name!r}: {text}{', closed' if closed else ''}>"

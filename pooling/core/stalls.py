@@ -1,8 +1,9 @@
 """Stalls: holders that wait for a command which the server is not working on.
 
-The adapter says what the holder of a lent resource is blocked in. What has not
-moved for the adapter's ``stall_timeout`` is asked about on a worker, one
-question at a time; the adapter interrupts the holders that wait in vain.
+The adapter reports which command the holder of a lent resource is blocked in.
+If there was no progress for the adapter's ``stall_timeout``, it asks the server
+about it on a worker, one holder set at a time, and interrupts holders whose
+command the server is not working on.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections import Counter
 from typing import Any, Generic, TypeVar
 
 from .adapter import Verdicts
-from .engine import NEVER, Engine
+from .engine import Engine
 from .entry import Entry
+from .schedule import NEVER
 
 __all__ = ["Stalls"]
 
@@ -29,14 +31,14 @@ class Stalls(Generic[R]):
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew; also in a forked child."""
-        self._commands: dict[Entry, tuple[object, float]] = {}  # what holders are blocked in, and since when
+        """Start from scratch; also in a forked child."""
+        self._commands: dict[Entry, tuple[object, float]] = {}  # the commands that holders are blocked in, since when
         self._sweep_at = -NEVER
         self._asking_since: float | None = None
-        self._unknown = ""  # why nothing could be found out, if that was logged
+        self._unknown = ""  # the last logged reason why the server could not be asked
 
     def sweep(self, now: float) -> float:
-        """Look for holders blocked in one command for ``stall_timeout``; return when to look again."""
+        """Find holders blocked in one command for ``stall_timeout``; return when to check again."""
         engine, limit = self.engine, self.engine.adapter.stall_timeout
         if limit is None or not engine.state.entries:
             return NEVER
@@ -64,7 +66,7 @@ class Stalls(Generic[R]):
             return None
 
     def _ask_about(self, waiting: list[tuple[Entry, object]], now: float) -> None:
-        """Ask on a worker about holders that have been blocked for long; one question at a time (P2, P7)."""
+        """Ask the server about holders that have been blocked for long, on a worker, one call at a time (P2, P7)."""
         settings = self.engine.settings
         limit = settings.create_timeout + settings.health_check_timeout
         if self._asking_since is not None and now < self._asking_since + limit:
@@ -85,7 +87,7 @@ class Stalls(Generic[R]):
                 self._asking_since = None
         if not found.again:
             later = engine.fast.now()
-            for entry, command in waiting:  # those that are at work are asked about again after another limit
+            for entry, command in waiting:  # ask again about running commands after another limit
                 if entry in self._commands:
                     self._commands[entry] = (command, later)
         self._report(found, limit)
@@ -100,6 +102,6 @@ class Stalls(Generic[R]):
             level = logging.DEBUG if reason == self._unknown else logging.WARNING  # once for the same reason
             self._unknown = reason
             logger.log(
-                level, "pool %r: %d holder(s) in one command for %g s, and it could not be found out whether the "
+                level, "pool %r: %d holder(s) in one command for %g s or more, cannot determine whether the "
                 "server is working on it: %s", name, count, limit, reason,
             )

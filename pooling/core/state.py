@@ -21,13 +21,11 @@ the hot path uses them on ``idle`` without the lock.
 
 from __future__ import annotations
 
-import queue
-from collections import deque
 from typing import Any, NamedTuple
 
 from .entry import Entry, Token
-from .runtime.gevent import NATIVE, wake
-from .waiter import Waiter
+from .idle import IdleStack
+from .waiter import WaitQueue
 
 __all__ = ["WorkerTask", "PoolState", "UNLIMITED"]
 
@@ -55,9 +53,8 @@ class PoolState:
         self.creating: set[Entry] = set()
         self.checking: dict[Entry, WorkerTask] = {}  # being validated or reset on a worker
         self.closing: set[Entry] = set()
-        self.idle: deque[Token] = deque()  # right end: used last
-        self.waiters: deque[Waiter] = deque()  # left end: oldest
-        self.queued: set[int] = set()  # threads of the waiters
+        self.idle = IdleStack()
+        self.waiters = WaitQueue()
         self.generation: object = object()
         self.started = False  # a resource or a fill has been requested
         self.paused = False
@@ -125,73 +122,9 @@ class PoolState:
 
     def lent(self) -> list[Entry]:
         """Entries held by borrowers."""
-        resting = {token.entry for token in self.idle_tokens()}
+        resting = {token.entry for token in self.idle.tokens()}
         resting.update(self.creating, self.checking, self.closing)
         return [entry for entry in self.entries - resting if entry.held]
-
-    def idle_tokens(self) -> list[Token]:
-        """Copy the idle stack, which other threads may change at the same time.
-
-        ``list(deque)`` raises when the deque changes under it, which happens
-        without the GIL, or when the garbage collector runs a destructor in between.
-        """
-        while True:
-            try:
-                return list(self.idle)
-            except RuntimeError:
-                continue
-
-    def take(self, token: Token) -> bool:
-        """Remove a token from the idle stack; return ``False`` if it was lent meanwhile."""
-        try:
-            self.idle.remove(token)
-        except ValueError:
-            return False
-        return True
-
-    # -- wait queue ---------------------------------------------------------
-
-    def join(self, waiter: Waiter) -> None:
-        """Insert a waiter into the wait queue at its time of arrival."""
-        line = self.waiters
-        self.queued.add(waiter.thread)
-        if not line or line[-1].arrived < waiter.arrived:
-            line.append(waiter)
-            return
-        place = len(line)
-        while place and _before(waiter, line[place - 1]):
-            place -= 1
-        line.insert(place, waiter)
-
-    def leave(self, waiter: Waiter) -> Token | BaseException | None:
-        """Remove a waiter from the wait queue.
-
-        Returns:
-            The item that it was given meanwhile. A token must be passed on by the caller.
-        """
-        self.queued.discard(waiter.thread)
-        waiter.given = True
-        try:
-            self.waiters.remove(waiter)
-        except ValueError:
-            pass
-        waiter.context = None
-        try:
-            item: Token | BaseException = waiter.box.get(False)
-        except queue.Empty:
-            return None
-        return item
-
-    def fail_waiters(self, error: type[BaseException], text: str, cause: BaseException | None = None,
-                     attempts: int = 0) -> None:
-        """Fail the waiters that have waited through at least ``attempts`` failed creations."""
-        for waiter in list(self.waiters):
-            if waiter.attempts >= attempts and not waiter.given:
-                reason = error(text)
-                reason.__cause__ = cause
-                waiter.give(reason)
-                self.queued.discard(waiter.thread)
-                self.waiters.remove(waiter)
 
     # -- decisions ----------------------------------------------------------
 
@@ -228,33 +161,13 @@ class PoolState:
         if reason is None:
             self.settle(entry)
             entry.since = _NOT_LENT
-            if self.waiters and not self.paused:
-                self._hand_over(token)
-            else:
-                self._push_idle(token)
+            if self.paused or not self.waiters.hand_over(token):
+                self.idle.put_back(token)
         return reason
 
     def _full(self, resting: int) -> bool:
         """Whether ``resting`` idle resources exceed ``max_idle``."""
         return self.max_idle is not None and resting > self.max_idle
-
-    def _push_idle(self, token: Token) -> None:
-        """Put a token on the idle stack, ordered by the time of its last release.
-
-        A resource that was only checked returns to its former position. On top
-        it would count as used last, the stack would rotate, and no resource
-        would ever reach its idle timeout.
-        """
-        idle, entry = self.idle, token.entry
-        since = entry.idle_since
-        if entry.checked <= since and (not idle or idle[-1].entry.idle_since <= since):
-            idle.append(token)  # just released or created
-            return
-        for place, other in enumerate(self.idle_tokens()):
-            if other.entry.idle_since >= since:
-                idle.insert(place, token)  # near enough if the stack changed meanwhile
-                return
-        idle.append(token)
 
     def unfit(self, entry: Entry, now: float) -> str | None:
         """Return the reason why an entry must not be lent any more, or ``None``."""
@@ -281,7 +194,8 @@ class PoolState:
             token = idle.pop()
         except IndexError:  # lent meanwhile, without the lock
             return False
-        self._hand_over(token)
+        if not waiters.hand_over(token):
+            idle.append(token)
         return True
 
     def match_waiters(self, now: float) -> list[tuple[Token, str]]:
@@ -302,31 +216,10 @@ class PoolState:
             if entry.generation is not self.generation or now >= entry.expires:
                 self.close(entry)
                 closes.append((token, self.unfit(entry, now) or "drained"))
-            elif not waiters or self.paused:
+            elif self.paused or not waiters.hand_over(token):
                 idle.append(token)
                 break
-            else:
-                self._hand_over(token)
         return closes
-
-    def _hand_over(self, token: Token) -> None:
-        """Hand a token to the oldest waiter that accepts it: stored first, removed from the queue after."""
-        waiters = self.waiters
-        while waiters:
-            waiter = waiters[0]
-            accepts = not waiter.given  # one that has left accepts nothing
-            if accepts:
-                waiter.box.put(token)
-                if type(waiter.box) is not NATIVE:
-                    wake(waiter.box)
-                waiter.given = True  # after it: an exception between the two leaves it waiting, passed over
-                waiter.context = None
-            self.queued.discard(waiter.thread)
-            if waiters and waiters[0] is waiter:
-                waiters.popleft()
-            if accepts:
-                return
-        self.idle.append(token)
 
     def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Token, str]]]:
         """Match idle resources with waiters and plan creations and closes, from any state.
@@ -383,10 +276,6 @@ class PoolState:
         self.closing.add(entry)
         self.settle(entry)
 
-    def check(self, entry: Entry, task: WorkerTask) -> None:
-        """Mark an entry as being validated or reset on a worker."""
-        self.checking[entry] = task
-
     def drain(self) -> list[tuple[Token, str]]:
         """Begin a new generation; return the idle resources of the old one."""
         self.generation = object()
@@ -398,10 +287,3 @@ class PoolState:
                 return closes
             self.close(token.entry)
             closes.append((token, "drained"))
-
-
-def _before(one: Waiter, other: Waiter) -> bool:
-    """Whether one waiter goes before the other; at the same time, one that re-enters the queue goes first."""
-    if one.arrived == other.arrived:
-        return one.again and not other.again
-    return one.arrived < other.arrived

@@ -1,9 +1,9 @@
-"""Which resources are suspect, and since when (P6).
+"""Tracks which resources are suspect, and since when (P6).
 
 One proven death makes every resource suspect that was last seen alive before
 it: a suspect resource is lent only after a round trip has proved it alive.
-After ``max_validation_failures`` failed round trips in a row, the remaining
-ones are not validated: a new generation replaces them, so that N dead
+After ``max_validation_failures`` consecutive failed round trips, the remaining
+ones are not validated but replaced by a new generation, so that N dead
 resources do not cost N round trips.
 
 A jump between the wall clock and the monotonic clock means that the process
@@ -24,13 +24,13 @@ _JUMP = 2.0  # seconds; usually more than the wall clock is adjusted by in one s
 
 
 class Suspicion:
-    """Since when resources are suspect, and how many round trips failed in a row."""
+    """The time since which resources are suspect, and the number of consecutive failed round trips."""
 
     __slots__ = ("since", "failures", "_offset")
 
     def __init__(self, now: float, wall: float) -> None:
-        self.since = float("-inf")  # suspect: not seen alive since then
-        self.failures = 0  # failed round trips in a row
+        self.since = float("-inf")  # resources not seen alive since then are suspect
+        self.failures = 0  # consecutive failed round trips
         self._offset = wall - now
 
     def trusts(self, entry: Entry, now: float, wall: float, patience: float) -> bool:

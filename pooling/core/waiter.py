@@ -1,22 +1,23 @@
-"""One place in the wait queue."""
+"""The wait queue, and one borrower in it."""
 
 from __future__ import annotations
 
 import queue
+from collections import deque
 from contextvars import Context, copy_context
 
 from .clock import Box
 from .entry import Token
-from .runtime.gevent import NATIVE, hand
+from .runtime.gevent import NATIVE, hand, wake
 
-__all__ = ["Waiter"]
+__all__ = ["WaitQueue", "Waiter"]
 
 
 class Waiter:
-    """A borrower in the wait queue, blocked on a one-slot box of its own.
+    """A borrower in the wait queue, blocked on its own one-slot box.
 
-    Not a condition variable: that acquires its inner lock in Python code, and
-    an asynchronous exception there would leave the lock held for ever.
+    Not a condition variable, which acquires its inner lock in Python code: an
+    asynchronous exception there would leave the lock held for ever.
     """
 
     __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context")
@@ -26,9 +27,9 @@ class Waiter:
         self.box: Box = queue.SimpleQueue()
         self.given = False  # guarded by the pool's lock
         self.arrived = arrived  # when its acquire began; orders the wait queue
-        self.again = again  # it took an idle resource that proved dead, and keeps its place
+        self.again = again  # its idle resource proved dead, and it keeps its position in the queue
         self.thread = thread
-        # What is made for it is made in a copy; dropped as soon as it has left the line. Guarded by the lock.
+        # Creations for this waiter run in a copy of it. Dropped when the waiter leaves the queue. Guarded by the lock.
         self.context: Context | None = copy_context()
         self.attempts = 0  # failed creations it has waited through; guarded by the lock
 
@@ -36,7 +37,7 @@ class Waiter:
         """Give the waiter a token, or the error to raise. Needs the pool's lock.
 
         Returns:
-            Whether it was accepted; a waiter that has left accepts nothing.
+            Whether it was accepted; a waiter that has left the queue accepts nothing.
         """
         if self.given:
             return False
@@ -45,6 +46,84 @@ class Waiter:
             box.put(item)  # stores the item and wakes the waiter in one C call
         else:
             hand(box, item)
-        self.given = True  # after it: or an exception between the two leaves it waiting, passed over
+        self.given = True  # set last: otherwise an exception in between would leave the waiter waiting for ever
         self.context = None
         return True
+
+
+class WaitQueue(deque[Waiter]):
+    """The waiters of a pool in order of arrival, oldest first (P3). Guarded by the pool's lock.
+
+    A deque, because the fast path tests whether it is empty, and that must not cost a call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()  # of the waiters
+
+    def join(self, waiter: Waiter) -> None:
+        """Insert a waiter at its time of arrival."""
+        self.threads.add(waiter.thread)
+        if not self or self[-1].arrived < waiter.arrived:
+            self.append(waiter)
+            return
+        position = len(self)
+        while position and _before(waiter, self[position - 1]):
+            position -= 1
+        self.insert(position, waiter)
+
+    def leave(self, waiter: Waiter) -> Token | BaseException | None:
+        """Remove a waiter.
+
+        Returns:
+            The item that it was given meanwhile. A token must be passed on by the caller.
+        """
+        self.threads.discard(waiter.thread)
+        waiter.given = True
+        try:
+            self.remove(waiter)
+        except ValueError:
+            pass
+        waiter.context = None
+        try:
+            item: Token | BaseException = waiter.box.get(False)
+        except queue.Empty:
+            return None
+        return item
+
+    def hand_over(self, token: Token) -> bool:
+        """Hand a token to the oldest waiter that accepts it; return ``False`` if there is none."""
+        while self:
+            waiter = self[0]
+            accepts = not waiter.given  # one that has left accepts nothing
+            if accepts:  # as `Waiter.give`, without the call
+                waiter.box.put(token)
+                if type(waiter.box) is not NATIVE:
+                    wake(waiter.box)
+                waiter.given = True  # after it: an exception between the two leaves it waiting, passed over
+                waiter.context = None
+            self.threads.discard(waiter.thread)
+            if self and self[0] is waiter:
+                self.popleft()
+            if accepts:
+                return True
+        return False
+
+    def fail(
+        self, error: type[BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
+    ) -> None:
+        """Fail the waiters that waited through at least ``attempts`` failed creations, each with its own error."""
+        for waiter in list(self):
+            if waiter.attempts >= attempts and not waiter.given:
+                reason = error(text)
+                reason.__cause__ = cause
+                waiter.give(reason)
+                self.threads.discard(waiter.thread)
+                self.remove(waiter)
+
+
+def _before(one: Waiter, other: Waiter) -> bool:
+    """Whether one waiter goes before the other; at the same time, one that re-enters the queue goes first."""
+    if one.arrived == other.arrived:
+        return one.again and not other.again
+    return one.arrived < other.arrived

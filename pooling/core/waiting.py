@@ -1,4 +1,4 @@
-"""Waiting for a state of the pool: warm-up, close, rotation."""
+"""Waits for a state of the pool: warm-up, close, rotation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Watch:
 def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float) -> bool:
     """Wait until a condition on the state holds; return whether it does.
 
-    On a box of its own, as a waiter: the lock of a condition variable would
-    stay locked if an exception was raised inside it.
+    Like a waiter, the thread blocks on its own box: a condition variable's lock
+    would stay locked if an asynchronous exception was raised inside it.
     """
     box: Any = queue.SimpleQueue()
     watch = Watch(reached, box)

@@ -1,6 +1,7 @@
-"""The health of a manager's pools for whoever asks over HTTP.
+"""The health of a manager's pools over HTTP.
 
-Strangers learn up or down, and cost at most one check a second.
+Unauthenticated callers see only up or down. The pools are checked at most once
+a second.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 Admit = Callable[[Mapping[str, Any]], object]
 
 MAX_AGE = 1.0
-"""Seconds for which an answer is given again: nobody can load the servers by asking."""
+"""Seconds for which a result is reused, so that requests cannot overload the servers."""
 
-_GRACE = 1.0  # seconds beyond its limit that a check may take: more than the manager allows it
+GRACE = 1.0
+"""Seconds to wait for another thread's check after its limit: more than the manager's own. Internal."""
 
 
 class HealthEndpoint:
     """Answers with 200 while the pools are up or degraded, 503 when a critical one is down.
 
     Args:
-        manager: Whose pools.
-        token: Who sends it as ``Authorization: Bearer ...`` sees details.
-        admit: Called with the WSGI environment; who is let in sees details.
+        manager: Returns the manager of the pools.
+        token: Callers that send it as ``Authorization: Bearer ...`` see details.
+        admit: Called with the WSGI environment; the caller sees details if it
+            returns a true value.
         timeout: Seconds for a check.
 
     Raises:
-        ValueError, TypeError: The token is empty or no text, or ``admit`` cannot be called.
+        ValueError, TypeError: The token is empty or not a string, or ``admit``
+            is not callable.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class HealthEndpoint:
         timeout: float = 5.0,
     ) -> None:
         if token is not None and not isinstance(token, str):
-            raise TypeError(f"health token must be a text, not {type(token).__name__}")
+            raise TypeError(f"health token must be a string, not {type(token).__name__}")
         if token is not None and not token:
             raise ValueError("health token must not be empty")
         if admit is not None and not callable(admit):
@@ -60,7 +64,7 @@ class HealthEndpoint:
         self._admit = admit
         self._timeout = timeout
         self._last: tuple[PoolManager | None, float, Health | None] = (None, 0.0, None)
-        self._checks: dict[tuple[int, int], _Check] = {}  # that are under way, of each process and manager
+        self._checks: dict[tuple[int, int], _Check] = {}  # in progress, by process and manager
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """Return status, headers and body for a request."""
@@ -89,9 +93,9 @@ class HealthEndpoint:
         return self._admit is not None and bool(self._admit(environ))
 
     def _health(self) -> Health:
-        """Return the last answer if it is fresh, else ask; of many at once only one asks.
+        """Return the last result if it is fresh, otherwise check; only one of several threads checks.
 
-        Without a lock: it might be made before gevent comes, or be held at a fork.
+        Without a lock, which could be created before gevent patches, or held at a fork.
         """
         manager = self._manager()
         known = self._known(manager, MAX_AGE)
@@ -103,7 +107,7 @@ class HealthEndpoint:
             known = self._known(manager, MAX_AGE + self._timeout)
             return self._wait(check, key, manager) if known is None else known
         try:
-            known = self._known(manager, MAX_AGE)  # somebody may have asked just now
+            known = self._known(manager, MAX_AGE)  # another check may just have ended
             mine.health = self._ask(manager) if known is None else known
             return mine.health
         finally:
@@ -121,17 +125,17 @@ class HealthEndpoint:
         return health
 
     def _wait(self, check: _Check, key: tuple[int, int], manager: PoolManager) -> Health:
-        """Return what the other thread finds out; ask if it has failed to."""
-        if check.done.wait(self._timeout + _GRACE):
+        """Wait for the other thread's result; check here if that thread failed."""
+        if check.done.wait(self._timeout + GRACE):
             return self._ask(manager) if check.health is None else check.health
-        self._checks.pop(key, None)  # it may never end: its thread was killed, say
+        self._checks.pop(key, None)  # it may never end, for instance if its thread was killed
         late = PoolHealth(DOWN, self._timeout, f"no answer within {self._timeout:g} s")
         return Health(dict.fromkeys(manager, late))
 
 
 class _Check:
-    """A check that is under way, for those who come meanwhile."""
+    """A check in progress, for other threads to wait for."""
 
     def __init__(self) -> None:
-        self.done = threading.Event()  # made when it is needed: gevent has come by then, if it ever does
+        self.done = threading.Event()  # created on use, after gevent has patched, if it ever does
         self.health: Health | None = None

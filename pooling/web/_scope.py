@@ -1,4 +1,4 @@
-"""What one request holds: at most one lease of each pool, given back together."""
+"""The leases of one request: at most one of each pool, released together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger("pooling")
 class Scope:
     """The leases of one request.
 
-    One thread at a time works for a request, so there is no lock.
+    Only one thread at a time works on a request, so there is no lock.
 
     Args:
-        manager: Whose pools.
-        most: How many leases at most; ``None`` means one of each pool.
+        manager: The manager of the pools.
+        most: The maximum number of leases; ``None`` means one of each pool.
     """
 
     __slots__ = ("manager", "most", "_leases", "_ended")
@@ -33,11 +33,11 @@ class Scope:
         self._ended = False
 
     def lease(self, name: str, timeout: float | None = None) -> Any:
-        """Return this request's resource of a pool; it is taken at the first call.
+        """Return this request's resource of a pool; the first call acquires it.
 
         Raises:
-            LeaseError: The response was closed, or the request holds as many
-                as it may.
+            LeaseError: The response was closed, or the request already holds
+                the maximum number of leases.
             KeyError: There is no such pool.
             PoolError: As from `Pool.acquire`.
         """
@@ -45,12 +45,12 @@ class Scope:
         if leases is not None and name in leases:
             return leases[name][1]
         if self._ended:
-            raise LeaseError(f"pool {name!r}: no lease any more, the response of this request was closed")
+            raise LeaseError(f"pool {name!r}: cannot acquire, because this request's response was closed")
         if leases is None:
             leases = self._leases = {}
         if self.most is not None and len(leases) >= self.most:
             held = ", ".join(map(repr, leases)) or "nothing"
-            raise LeaseError(f"pool {name!r}: this request may hold {self.most} at most, and holds {held}")
+            raise LeaseError(f"pool {name!r}: this request may hold at most {self.most} at once, and holds {held}")
         lease = self.manager.lease(name, timeout)
         resource = lease.__enter__()
         leases[name] = lease, resource
@@ -58,15 +58,15 @@ class Scope:
 
     @property
     def held(self) -> bool:
-        """Whether there is anything to give back."""
+        """Whether there is a lease to release."""
         return bool(self._leases)
 
     def end(self, error: BaseException | None = None, *, final: bool = True) -> None:
-        """Give everything back, the last one first; twice is fine.
+        """Release all leases, the last one first. Idempotent.
 
         Args:
-            error: What ended the request, if anything did.
-            final: Whether no lease may be taken any more.
+            error: The error that ended the request, if any.
+            final: Whether to refuse further leases.
         """
         self._ended = final
         leases, self._leases = self._leases, None
@@ -78,8 +78,8 @@ class Scope:
                     lease.__exit__(kind, error, trace)
                 except Exception:
                     if error is None:
-                        logger.exception("pool %r: giving back failed at the end of a request", name)
+                        logger.exception("pool %r: releasing at the end of a request failed", name)
         finally:
-            if leases:  # interrupted, by a signal say; the others must not wait for the collector (P8)
+            if leases:  # interrupted, for instance by a signal; do not leave the others to garbage collection (P8)
                 self._leases = leases
                 self.end(error, final=final)

@@ -1,9 +1,9 @@
-"""Flask: an extension with the pools of an application, of any number of applications.
+"""Flask: an extension that gives any number of applications their pools.
 
 ::
 
-    pools = Pooling()                                # in a module of its own
-    db = pools.proxy("db")                           # this request's connection
+    pools = Pooling()                                # in its own module
+    db = pools.proxy("db")                           # the current request's connection
 
     def create_app():
         app = Flask(__name__)
@@ -11,9 +11,9 @@
         pools.init_app(app)
         return app
 
-What a request takes is given back at its end: when its context ends, or, where
-the response is streamed, when the last piece was made or the response is
-closed. What a command takes, at the end of its application context.
+A request's leases are released when its context ends or, if the response is
+streamed, when the last piece was produced or the response is closed. A
+command's leases are released when its application context ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ._scope import Scope
 __all__ = ["Pooling"]
 
 _KEY = "pooling"
-_SCOPE = "_pooling_scope"  # of a request, and in `g` outside of one
+_SCOPE = "_pooling_scope"  # attribute of a request; outside of one, of `g`
 _STREAM = "_pooling_stream"
 
 
@@ -42,12 +42,11 @@ class Pooling:
     """The extension.
 
     Args:
-        app: The application; ``None`` leaves it to `init_app`.
-        manager: Pools that were made elsewhere; ``None`` makes a manager for
-            each application, of what ``app.config["POOLING"]`` says (see
-            `PoolManager.from_mapping`).
-        max_leases: How many leases a request may hold at once; ``None`` means
-            one of each pool.
+        app: The application; ``None`` means that `init_app` is called later.
+        manager: Existing pools; ``None`` creates a manager for each application
+            from ``app.config["POOLING"]`` (see `PoolManager.from_mapping`).
+        max_leases: The maximum number of leases of a request at once; ``None``
+            means one of each pool.
 
     Raises:
         As `init_app`.
@@ -66,19 +65,19 @@ class Pooling:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Make the application's pools; nothing is opened.
+        """Create the application's pools. Opens nothing.
 
         Raises:
-            ValueError, TypeError, ImportError: ``POOLING`` is bad, or a driver is missing.
-            RuntimeError: The application has the extension already.
+            ValueError, TypeError, ImportError: ``POOLING`` is invalid, or a driver is missing.
+            RuntimeError: The application already has the extension.
         """
         if _KEY in app.extensions:
-            raise RuntimeError("this application has the extension pooling already")
-        said = app.config.get("POOLING") or {}
-        if not isinstance(said, Mapping):
-            raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(said).__name__}')
+            raise RuntimeError("this application already has the extension pooling")
+        given = app.config.get("POOLING") or {}
+        if not isinstance(given, Mapping):
+            raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(given).__name__}')
         manager = self._given if self._given is not None else PoolManager()
-        manager.configure(said)
+        manager.configure(given)
         app.extensions[_KEY] = manager
         app.after_request(_watch_stream)
         app.teardown_request(_end_request)
@@ -91,25 +90,26 @@ class Pooling:
 
         Raises:
             RuntimeError: There is no application context, or the application
-                has no pools.
+                does not have the extension.
         """
         return _manager()
 
     def lease(self, name: str, timeout: float | None = None) -> Any:
         """Return this request's resource of a pool, or this application context's.
 
-        The first call takes it, the others return the same one. What a
-        database connection has not committed in the end is rolled back.
+        The first call acquires it, later calls return the same one. Uncommitted
+        work on a database connection is rolled back at the end.
 
         Args:
             name: The pool.
             timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
-                A SQLAlchemy engine takes none, it has its own.
+                Must be ``None`` for a SQLAlchemy engine, which has its own.
 
         Raises:
             RuntimeError: There is no application context.
             KeyError: There is no such pool.
-            LeaseError: The request is over, or holds as many as it may.
+            LeaseError: The request has ended, or already holds the maximum
+                number of leases.
             PoolError: As from `Pool.acquire`.
         """
         # Not in `g` within a request: a test's application context may outlive it.
@@ -120,7 +120,7 @@ class Pooling:
         return scope.lease(name, timeout)
 
     def proxy(self, name: str) -> Any:
-        """Return an object that stands for ``lease(name)`` in every request; make it at import."""
+        """Return an object that acts as ``lease(name)`` in every request; create it at import."""
         return LocalProxy(lambda: self.lease(name), unbound_message=f"no application context for {name!r}")
 
     def health_blueprint(
@@ -131,19 +131,20 @@ class Pooling:
         admit: Callable[[Mapping[str, Any]], object] | None = None,
         name: str = "pooling_health",
     ) -> Blueprint:
-        """Return a blueprint that answers whether the pools are well.
+        """Return a blueprint with a health page.
 
-        Strangers learn up (200) or down (503) and no more.
+        Unauthenticated callers see only up (200) or down (503).
 
         Args:
-            path: Where.
-            token: Who sends it as ``Authorization: Bearer ...`` sees details.
-            admit: Called with the WSGI environment; whom it lets in sees details.
-            name: The blueprint's.
+            path: The path of the page.
+            token: Callers that send it as ``Authorization: Bearer ...`` see details.
+            admit: Called with the WSGI environment; the caller sees details if
+                it returns a true value.
+            name: The blueprint's name.
 
         Raises:
-            ValueError, TypeError: The token is empty or no text, or ``admit``
-                cannot be called.
+            ValueError, TypeError: The token is empty or not a string, or
+                ``admit`` is not callable.
         """
         endpoint = HealthEndpoint(_manager, token=token, admit=admit)
         blueprint = Blueprint(name, __name__)
@@ -159,8 +160,8 @@ class Pooling:
 def _of_request() -> dict[str, Any]:
     """Return the attributes of the request object.
 
-    It is one of this application and this request. Its environment is not: an
-    application called within another one, or once more, gets the same.
+    The object belongs to this application and this request only. Its
+    environment does not: a nested application shares it.
     """
     return vars(request._get_current_object())  # type: ignore[attr-defined,return-value]  # a LocalProxy
 
@@ -177,7 +178,7 @@ def _manager() -> PoolManager:
 
 
 def _watch_stream(response: Response) -> Response:
-    """Where the body is made while it is sent, let that be the end of the request."""
+    """If the body is produced while it is sent, end the request when that ends."""
     if response.is_streamed and not response.direct_passthrough and _is_sent(response):
         place = _of_request()
         response.response = place[_STREAM] = _Stream(response.response, place.get(_SCOPE))
@@ -189,7 +190,7 @@ def _is_sent(response: Response) -> bool:
 
 
 def _end_request(error: BaseException | None) -> None:
-    """The request's context ends, after its stream if that keeps it open."""
+    """End the request with its context, or later with its stream."""
     place = _of_request()
     scope: Scope | None = place.get(_SCOPE)
     if scope is None:
@@ -198,7 +199,7 @@ def _end_request(error: BaseException | None) -> None:
     if stream is None or stream.over or error is not None:
         scope.end(error)
     else:
-        stream.scope = scope  # the body is yet to be made, without a context, or ends right now
+        stream.scope = scope  # the body will be produced without a context, or ends now
 
 
 def _end_context(error: BaseException | None) -> None:
@@ -208,14 +209,14 @@ def _end_context(error: BaseException | None) -> None:
 
 
 class _Stream:
-    """A streamed body; at its end, or when it is closed, the request's leases are given back."""
+    """A streamed body; the request's leases are released at its end, or when it is closed."""
 
     __slots__ = ("_body", "_next", "scope", "over")
 
     def __init__(self, body: Iterable[Any], scope: Scope | None) -> None:
         self._body = body
         self._next: Callable[[], Any] | None = None
-        self.scope = scope  # None: it may be that the body takes a lease
+        self.scope = scope  # None: no lease yet, but the body may acquire one
         self.over = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -253,12 +254,12 @@ class _Stream:
 def _commands() -> AppGroup:
     group = AppGroup("pooling", help="The pools of this application.")
 
-    @group.command("status", help="Print who uses what in this process.")
+    @group.command("status", help="Print the use of each pool in this process.")
     def status() -> None:
         _manager().print_summary()
 
-    @group.command("doctor", help="Take a connection of every pool, and say what is wrong.")
-    @click.option("--timeout", default=5.0, show_default=True, help="Seconds for all of them.")
+    @group.command("doctor", help="Acquire a connection from every pool and report problems.")
+    @click.option("--timeout", default=5.0, show_default=True, help="Seconds for all pools together.")
     def doctor(timeout: float) -> None:
         manager = _manager()
         if not len(manager):

@@ -1,4 +1,4 @@
-"""WSGI: the pools of an application in every request, and what a request takes given back.
+"""WSGI middleware that gives each request access to the pools and releases its leases.
 
 ::
 
@@ -8,8 +8,8 @@
         conn = lease(environ, "db")
         ...
 
-A request holds its leases until its response is closed, which is when the
-server has sent the last of it, or the client has gone.
+A request holds its leases until its response is closed: when the server has
+sent all of it, or the client has disconnected.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 def lease(environ: Mapping[str, Any], name: str, timeout: float | None = None) -> Any:
-    """Return this request's resource of a pool; it is given back when the response is closed.
+    """Return this request's resource of a pool; it is released when the response is closed.
 
-    The first call takes it, the others return the same one. What a database
-    connection has not committed by then is rolled back.
+    The first call acquires it, later calls return the same one. Uncommitted
+    work on a database connection is then rolled back.
 
     Args:
         environ: The request's WSGI environment.
         name: The pool.
         timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
-            A SQLAlchemy engine takes none, it has its own.
+            Must be ``None`` for a SQLAlchemy engine, which has its own.
 
     Raises:
         LookupError: The request did not come through `PoolingMiddleware`, or
             there is no such pool.
-        LeaseError: The response was closed, or the request holds as many as it may.
+        LeaseError: The response was closed, or the request already holds the
+            maximum number of leases.
         PoolError: As from `Pool.acquire`.
     """
     scope: Scope | None = environ.get(SCOPE)
@@ -59,31 +60,34 @@ def lease(environ: Mapping[str, Any], name: str, timeout: float | None = None) -
 
 
 class PoolingMiddleware:
-    """Gives each request the pools, as ``environ["pooling.manager"]`` and by `lease`.
+    """Gives each request access to the pools, as ``environ["pooling.manager"]`` and through `lease`.
 
-    It opens nothing before a request asks for it; for a warm-up call
-    ``middleware.manager.startup()``.
+    It opens nothing before a request needs it; call
+    ``middleware.manager.startup()`` for a warm-up.
 
     Args:
         app: The WSGI application.
-        manager: The pools; ``None`` makes a manager for the URLs below.
-        database_url: Of a pool ``"db"``.
-        redis_url: Of a pool ``"redis"``, if anything installed knows the scheme, see `from_url`.
+        manager: The pools; ``None`` creates a manager for the URLs below.
+        database_url: The URL of a pool ``"db"``.
+        redis_url: The URL of a pool ``"redis"``; needs a package that provides
+            the scheme, see `from_url`.
         urls: Further pools by name, see `from_url`.
-        settings: Of the pools that are made here.
-        max_leases: How many leases a request may hold at once; ``None`` means
-            one of each pool, which is the limit anyway.
-        health_path: Where to answer whether the pools are well, such as
-            ``"/health"``; ``None`` means nowhere. Strangers learn up (200) or
-            down (503) and no more.
-        health_token: Who sends it as ``Authorization: Bearer ...`` sees details.
-        health_admit: Called with ``environ``; whom it lets in sees details.
+        settings: Settings for the pools created here.
+        max_leases: The maximum number of leases of a request at once; ``None``
+            means one of each pool, which is the limit anyway.
+        health_path: The path of the health page, such as ``"/health"``;
+            ``None`` means none. Unauthenticated callers see only up (200) or
+            down (503).
+        health_token: Callers that send it as ``Authorization: Bearer ...`` see
+            details.
+        health_admit: Called with ``environ``; the caller sees details if it
+            returns a true value.
         options: Further settings for the URLs, under any name that
-            `PoolSettings.from_mapping` knows: ``pool_recycle=1800``,
+            `PoolSettings.from_mapping` accepts: ``pool_recycle=1800``,
             ``pool_pre_ping=True``, ``connection_timeout=5``.
 
     Raises:
-        ValueError, TypeError, ImportError: An argument or URL is bad, or its
+        ValueError, TypeError, ImportError: An argument or URL is invalid, or a
             driver is missing.
     """
 
@@ -107,7 +111,7 @@ class PoolingMiddleware:
         if manager is not None and not isinstance(manager, PoolManager):
             raise TypeError(f"manager must be a PoolManager, not {type(manager).__name__}")
         if health_path is not None and not (isinstance(health_path, str) and health_path.startswith("/")):
-            raise ValueError(f"health_path must begin with a slash, not be {shown(health_path)}")
+            raise ValueError(f"health_path must be a string that begins with a slash, not {shown(health_path)}")
         if health_path is None and (health_token is not None or health_admit is not None):
             raise ValueError("health_token and health_admit need a health_path")
         _check_most(max_leases)
@@ -119,7 +123,7 @@ class PoolingMiddleware:
         given = {"db": database_url, "redis": redis_url, **(urls or {})}
         targets = {name: config.url_of(url) for name, url in given.items() if url is not None}
         if options and not targets:
-            PoolSettings.from_mapping(options, base=settings)  # refuses what is misspelt, here too
+            PoolSettings.from_mapping(options, base=settings)  # refuses misspelt names even without a URL
         for name, url in targets.items():
             laid = settings_for(url, options, settings) if options else settings
             self.manager.create_pool(name, url, settings=laid)
@@ -142,8 +146,8 @@ class PoolingMiddleware:
                 _enter(environ, around)
         kind = type(body_of_app)
         if kind is list or kind is tuple or kind is environ.get("wsgi.file_wrapper"):
-            # No code of the application runs any more: give back before a slow client
-            # reads, and let the server see what it is (its length, a file to send).
+            # The application's code has finished: release before a slow client reads.
+            # Return the body itself, so that the server sees its length, or a file to send.
             scope.end()
             return body_of_app
         return _Body(body_of_app, scope) if around is None else _InnerBody(body_of_app, scope, environ, around)
@@ -155,7 +159,7 @@ def _enter(environ: Environ, scope: Scope) -> None:
 
 
 class _Body:
-    """A response's body that ends the request's scope when the server closes it."""
+    """A response body that ends the request's scope when the server closes it."""
 
     __slots__ = ("_body", "_next", "_scope", "_error")
 
@@ -194,7 +198,7 @@ class _Body:
 
 
 class _InnerBody(_Body):
-    """The same within another middleware, whose scope is in the environment but while this body's code runs."""
+    """The same within another middleware, whose scope is in the environment except while this body's code runs."""
 
     __slots__ = ("_environ", "_around")
 

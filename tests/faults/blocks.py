@@ -30,14 +30,14 @@ from tests.faults.rest import let_others_come_to_rest
 CHILDS_TIME = 15  # seconds until a child that is stuck is killed
 SETTINGS = PoolSettings(min_size=0, max_size=2, acquire_timeout=10)
 Lend = Callable[[], AbstractContextManager[Any]]
-# How a connection is lent, and what a child is told that wants to end its copy of the block well.
+# How a connection is lent, and the error for a child that ends its copy of the block without an error.
 Kind = tuple[Lend, type[Exception] | None]
 
 
 def facade(dsn: str) -> Kind:
     pool: ConnectionPool[Any] = ConnectionPool(dsn, min_size=1, max_size=2, open=True)
     pool.wait(10)
-    return pool.connection, None  # psycopg_pool says nothing either
+    return pool.connection, None  # psycopg_pool logs nothing either
 
 
 def facade_by_hand(dsn: str) -> Kind:

@@ -24,10 +24,10 @@ at_the_end: list[Callable[[], object]] = []  # called when the pools' own handle
 atexit.register(lambda: [function() for function in at_the_end])  # so before it is registered
 
 from pooling import LeaseError, Observer, Pool, PoolSettings, PoolTimeout  # noqa: E402
-from tests.faults.recorder import Line  # noqa: E402
+from tests.faults.recorder import Connection  # noqa: E402
 
 PORT = int(os.environ.get("PORT", "0"))
-EVER = 3600.0  # seconds: for what would never end by itself
+EVER = 3600.0  # seconds, for a call that would never return
 
 kept: list[Any] = []  # to the very end, like an application's globals
 
@@ -47,7 +47,7 @@ class Resource:
 
 
 def hang() -> Any:
-    """What a server does that does not answer."""
+    """Hang like a server that does not answer."""
     while True:
         time.sleep(EVER)
 
@@ -85,7 +85,7 @@ def unused() -> None:
 
 
 def in_use() -> None:
-    """Something is idle, and something is out: held by a global, by a thread, by a cycle."""
+    """One resource is idle; others are held by a global, by a thread, by a reference cycle."""
     pool = make_pool(max_size=5, min_size=2)
     pool.open()
     kept.append(pool.acquire())
@@ -97,7 +97,7 @@ def in_use() -> None:
 
 
 def lend(pool: Pool[Resource]) -> None:
-    """Have a thread borrow one, and keep it."""
+    """Have a thread acquire a resource and keep it."""
     lent = threading.Event()
 
     def use() -> None:
@@ -110,7 +110,7 @@ def lend(pool: Pool[Resource]) -> None:
 
 
 def waiting() -> None:
-    """Threads stand in line."""
+    """Threads are in the wait queue."""
     pool = make_pool(max_size=1)
     lend(pool)
     for _ in range(3):
@@ -119,14 +119,14 @@ def waiting() -> None:
 
 
 def main_waiting() -> Callable[[], object]:
-    """The main thread itself stands in line."""
+    """The main thread itself is in the wait queue."""
     pool = make_pool(max_size=1)
     lend(pool)
     return pool.acquire
 
 
 def main_holding() -> Callable[[], object]:
-    """The main thread is at work with what it borrowed, and others wait for that."""
+    """The main thread uses a resource that other threads wait for."""
     pool = make_pool(max_size=1)
 
     def hold() -> None:
@@ -145,7 +145,7 @@ def main_opening() -> Callable[[], object]:
 
 
 def main_churning() -> Callable[[], object]:
-    """The main thread borrows and releases all the time, against others; it is struck anywhere."""
+    """The main thread acquires and releases continuously beside others; it is interrupted anywhere."""
     pool = make_pool(max_size=2, max_lifetime=0.01)
 
     def churn() -> None:
@@ -159,7 +159,7 @@ def main_churning() -> Callable[[], object]:
 
 
 def creating() -> None:
-    """A creation hangs, and somebody waits for it."""
+    """A creation hangs, and a thread waits for it."""
     pool = make_pool(hang)
     in_thread(lambda: kept.append(pool.acquire()))
     until(lambda: pool.stats()["creating"])
@@ -193,7 +193,7 @@ def hang_for(resource: Resource) -> None:
 
 
 def idle_with_hanging_close() -> None:
-    """What is idle cannot be closed."""
+    """Closing an idle resource hangs."""
     pool = make_pool(close=lambda resource: hang())
     pool.acquire().release()
 
@@ -214,7 +214,7 @@ def stuck_reaper() -> None:
 
 
 def churning() -> None:
-    """Threads borrow and release all the time, some carelessly."""
+    """Threads acquire and release continuously; some forget to release."""
     logging.getLogger("pooling").setLevel(logging.ERROR)  # what they forget is reported
     pool = make_pool(max_size=3, max_lifetime=0.01, idle_timeout=0.005)
 
@@ -239,7 +239,7 @@ def dropped_pool() -> None:
 
 
 def closed() -> Callable[[], object]:
-    """The main thread closes a pool, and waits for what is out."""
+    """The main thread closes a pool and waits for resources in use."""
     pool = make_pool()
     lend(pool)
     return lambda: pool.close(EVER)
@@ -285,7 +285,7 @@ def is_interrupted() -> None:
 
 
 def while_it_waits(wait: Callable[[], object], end: Callable[[], None]) -> None:
-    """Have a signal strike the main thread in the midst of something that would last for ever."""
+    """Interrupt the main thread with a signal during a call that would never return."""
     main = threading.main_thread().ident
     assert main is not None
     struck = threading.Event()
@@ -302,7 +302,7 @@ def while_it_waits(wait: Callable[[], object], end: Callable[[], None]) -> None:
             time.sleep(random.uniform(0, 0.05))
         else:
             until(lambda: _waits(sys._current_frames()[main]))
-        while not struck.is_set():  # CPython overlooks one that comes between its last look and the wait
+        while not struck.is_set():  # CPython misses a signal that arrives between its last check and the wait
             signal.pthread_kill(main, signal.SIGUSR1)
             time.sleep(0.05)
 
@@ -325,7 +325,7 @@ def _waits(frame: Any) -> bool:
 
 
 def handlers() -> None:
-    """Handlers of `atexit` borrow, before the pools have closed what is idle, and after it."""
+    """`atexit` handlers acquire, before the pools have closed idle resources and afterwards."""
     pool = make_pool(max_size=1)
 
     def borrow() -> None:
@@ -343,7 +343,7 @@ def handlers() -> None:
 
 
 def handlers_and_a_server_that_hangs() -> None:
-    """A handler's borrowing keeps to its time limit, though no thread can be started any more."""
+    """An acquire in an `atexit` handler times out, though no thread can be started any more."""
     pool = make_pool(close=lambda resource: hang())
     hanging = make_pool(hang)
 
@@ -361,7 +361,7 @@ def handlers_and_a_server_that_hangs() -> None:
 
 
 def handlers_that_close() -> None:
-    """A handler of `atexit` closes the pool, as many programs have it."""
+    """An `atexit` handler closes the pool, as in many programs."""
     pool = make_pool()
     pool.acquire().release()
     atexit.register(pool.close)
@@ -390,12 +390,12 @@ class User:
                     self.what, lambda: self.lease.__exit__(None, None, None)  # type: ignore[union-attr]
                 )()
             except LeaseError:
-                pass  # the collector was faster
+                pass  # the garbage collector was faster
         os.write(1, f"{self.what}\n".encode())
 
 
 class InCycle(User):
-    """The same, and only the collector can destroy it."""
+    """The same, in a reference cycle that only the garbage collector can destroy."""
 
     def __init__(self, pool: Pool[Resource], what: str) -> None:
         super().__init__(pool, what)
@@ -408,7 +408,7 @@ USES = ["release", "discard", "leave", "borrow", "close"]
 def application() -> list[User]:
     """Make a module with a global that is destroyed at the end.
 
-    Not so this module's globals: threads that are gone by then refer to them,
+    This module's globals are not: threads that are gone by then refer to them,
     by way of a pool and its factory.
     """
     module = sys.modules["application"] = ModuleType("application")
@@ -418,7 +418,7 @@ def application() -> list[User]:
 
 
 def destructors() -> None:
-    """Destructors use a pool when nothing else runs any more."""
+    """Destructors use a pool when no other thread runs any more."""
     gc.disable()
     users = application()
     for what in USES:
@@ -432,7 +432,7 @@ def destructors() -> None:
 
 
 def destructors_behind_a_lock() -> None:
-    """As before, but threads that are gone by then have the pools' locks, leases, and places in line."""
+    """As before, but threads that are gone by then hold the pools' locks and leases, or wait."""
     users = application()
     for what in USES:
         pool = make_pool(max_size=3 if what == "borrow" else 2)
@@ -442,12 +442,12 @@ def destructors_behind_a_lock() -> None:
             in_thread(lambda pool=pool: kept.append(pool.acquire()))
             in_thread(lambda pool=pool: kept.append(pool.acquire()))
             until(lambda pool=pool: pool.stats()["waiting"] == 2)
-        in_thread(pool.engine.lock.acquire).join()  # nobody will ever release it
+        in_thread(pool.engine.lock.acquire).join()  # it is never released
     mark()
 
 
 def outliving() -> None:
-    """Threads that are no daemons go on when the main thread has ended, for as long as they like."""
+    """Non-daemon threads go on after the main thread has ended, without a time limit."""
     pool, other = make_pool(max_size=2), make_pool(max_size=2, validate=lambda resource: True, reset=id)
     main = threading.main_thread()
     done: list[None] = []
@@ -472,9 +472,9 @@ def outliving() -> None:
 
 
 def goodbyes() -> None:
-    """What is idle is closed in order; what is out is not."""
+    """Idle resources are closed properly; resources in use are not."""
     settings = PoolSettings(min_size=2, max_size=4)
-    pool: Pool[Line] = Pool(lambda: Line(PORT), close=Line.close, settings=settings)
+    pool: Pool[Connection] = Pool(lambda: Connection(PORT), close=Connection.close, settings=settings)
     pool.open()
     kept.extend([pool, pool.acquire()])
     mark()

@@ -8,7 +8,7 @@
 - ``ADAPTER``: ``abandons`` what was inherited, or is made of ``functions``, and cannot;
 - ``PORT``: of a `Recorder`.
 
-What goes wrong is raised, in the parent or in a child, and shows in the exit status.
+Failures are raised, in the parent or in a child, and show in the exit status.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -49,7 +50,7 @@ def _collect_often() -> None:
 os.register_at_fork(after_in_child=_collect_often)
 
 from pooling import Lease, LeaseError, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout  # noqa: E402
-from tests.faults.recorder import Line, Lines  # noqa: E402
+from tests.faults.recorder import Connection, Connections  # noqa: E402
 from tests.faults.rest import let_others_come_to_rest  # noqa: E402
 
 CHILDS_TIME = 8  # seconds until a child that is stuck is killed
@@ -67,7 +68,7 @@ def fork() -> int:
 
 def end_if_stuck() -> None:
     """Have this child killed, and say where it is, when its time is up."""
-    if threading.current_thread() is threading.main_thread():  # elsewhere nobody has set one
+    if threading.current_thread() is threading.main_thread():  # elsewhere none was set
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.unregister(signal.SIGALRM)
     faulthandler.register(signal.SIGALRM, chain=True)
@@ -102,13 +103,13 @@ def expect_success(*children: int) -> None:
         assert status == 0, f"a child ended with {status}; -{signal.SIGALRM} means stuck"
 
 
-def make_pool(name: str = "lines", observers: tuple[Observer, ...] = (), **settings: Any) -> Pool[Line]:
-    """Make a pool of lines to the recorder."""
+def make_pool(name: str = "lines", observers: tuple[Observer, ...] = (), **settings: Any) -> Pool[Connection]:
+    """Make a pool of connections to the recorder."""
     chosen = PoolSettings(**{"min_size": 0, "max_size": 3, "acquire_timeout": 6.0, **settings})
     if KIND == "abandons":
-        return Pool(adapter=Lines(PORT), settings=chosen, name=name, observers=observers)
+        return Pool(adapter=Connections(PORT), settings=chosen, name=name, observers=observers)
     return Pool(
-        lambda: Line(PORT), close=Line.close, settings=chosen, name=name, observers=observers
+        lambda: Connection(PORT), close=Connection.close, settings=chosen, name=name, observers=observers
     )
 
 
@@ -134,8 +135,8 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def use_all(pool: Pool[Line]) -> None:
-    """Borrow as many as there can be, from an empty pool, and see that they are our own."""
+def use_all(pool: Pool[Connection]) -> None:
+    """Acquire ``max_size`` resources from an empty pool, and check that this process made them."""
     size = pool.settings.max_size
     leases = [pool.acquire() for _ in range(size)]
     raises(PoolTimeout, lambda: pool.acquire(timeout=0))
@@ -149,8 +150,8 @@ def use_all(pool: Pool[Line]) -> None:
     assert (used.acquired, used.created, used.timeouts, used.orphans) == (size, size, 1, 0), used
 
 
-def use_in_threads(pool: Pool[Line], threads: int = 4) -> None:
-    """Borrow in several threads at once, more than there are resources."""
+def use_in_threads(pool: Pool[Connection], threads: int = 4) -> None:
+    """Acquire in several threads at once, more than there are resources."""
     problems: list[BaseException] = []
 
     def borrow() -> None:
@@ -172,7 +173,7 @@ def use_in_threads(pool: Pool[Line], threads: int = 4) -> None:
         raise problems[0]
 
 
-def refuses(lease: Lease[Line]) -> None:
+def refuses(lease: Lease[Connection]) -> None:
     """See that an inherited lease is refused wherever it is used through the pool."""
     refused = raises(LeaseError, lambda: lease.resource)
     assert "fork" in str(refused), refused
@@ -183,9 +184,9 @@ def refuses(lease: Lease[Line]) -> None:
 
 
 class Holder(threading.Thread):
-    """A thread that waits in line for a resource, and uses it once."""
+    """A thread that waits for a resource and uses it once."""
 
-    def __init__(self, pool: Pool[Line]) -> None:
+    def __init__(self, pool: Pool[Connection]) -> None:
         super().__init__(daemon=True)
         self.pool = pool
         self.number: int | None = None
@@ -201,7 +202,7 @@ class Holder(threading.Thread):
 
 
 def everything() -> None:
-    """Leases out, something idle, somebody waiting, the locks held: the child knows nothing of it."""
+    """With leases, an idle resource, a waiter and held locks in the parent, the child starts empty."""
     pool, full, closed = make_pool(min_size=1), make_pool("full", max_size=1), make_pool("closed")
     pool.open()
     by_hand = pool.acquire()
@@ -257,7 +258,7 @@ def everything() -> None:
 
 
 def leaving_a_block() -> None:
-    """A child that leaves the block that its parent entered: before its first use, and after."""
+    """A child leaves the block that its parent entered: before its first use, and after."""
     for pool in (make_pool(), make_pool("careful", max_uses=100)):
         for used_before in (False, True):
             with pool.acquire():
@@ -281,7 +282,7 @@ def leaving_a_block() -> None:
 
 
 def leaving_a_block_that_others_wait_for() -> None:
-    """As before, while somebody waits in the parent and the lock is held: a release then takes it."""
+    """As before, while the parent has a waiter and its lock is held: a release then takes the lock."""
     pool = make_pool(max_size=1)
     release, held = threading.Event(), threading.Event()
 
@@ -327,7 +328,7 @@ def leaving_a_block_by_an_error() -> None:
 
 
 def busy_reaper() -> None:
-    """The reaper and a worker are in the middle of something; the child has its own."""
+    """The reaper and a worker are busy at the fork; the child has its own."""
     quiet()
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
@@ -345,16 +346,16 @@ def busy_reaper() -> None:
 
     slow_worker = False
     pool = make_pool(max_size=2, observers=(Slow(),))
-    pool.acquire()  # and forgotten: the reaper tells
+    pool.acquire()  # and dropped: the reaper logs it
     there.acquire()
     slow_worker = True
-    kept = pool.acquire()  # its worker tells
+    kept = pool.acquire()  # its worker logs it
     there.acquire()
 
     def child() -> None:
         use_all(pool)
         for _ in range(2):
-            pool.acquire()  # and forgotten, and found again
+            pool.acquire()  # dropped, and found again
         with pool.acquire(), pool.acquire():
             pass
 
@@ -362,22 +363,22 @@ def busy_reaper() -> None:
     release.set()
     kept.resource.ask("parent")
     kept.release()
-    with pool.acquire(), pool.acquire():  # its reaper has found the forgotten one
+    with pool.acquire(), pool.acquire():  # its reaper has found the dropped one
         pass
 
 
 def creation_under_way() -> None:
-    """A creation and a close are under way, and somebody waits for them."""
+    """A creation and a close are in progress, and a thread waits for them."""
     release, there = threading.Event(), threading.Semaphore(0)
     parent = os.getpid()
 
-    def create() -> Line:
+    def create() -> Connection:
         if os.getpid() == parent:
             there.release()
             release.wait()
-        return Line(PORT)
+        return Connection(PORT)
 
-    def close(line: Line) -> None:
+    def close(line: Connection) -> None:
         if os.getpid() == parent:
             there.release()
             release.wait()
@@ -408,7 +409,7 @@ def creation_under_way() -> None:
 
 
 def from_a_thread() -> None:
-    """Not the main thread forks, which stands in line."""
+    """Another thread forks while the main thread is in the wait queue."""
     pool = make_pool(max_size=1)
     problems: list[BaseException] = []
     taken = threading.Event()
@@ -445,21 +446,21 @@ def from_a_worker() -> None:
     children: list[int] = []
     parent = os.getpid()
 
-    def create() -> Line:
+    def create() -> Connection:
         if os.getpid() == parent:
             children.append(fork_into(lambda: (use_all(pool), use_all(other))))
-        return Line(PORT)
+        return Connection(PORT)
 
     other = make_pool("other")
     with other.acquire():
-        pool: Pool[Line] = Pool(create, close=Line.close, settings=PoolSettings(min_size=0, max_size=2))
+        pool: Pool[Connection] = Pool(create, close=Connection.close, settings=PoolSettings(min_size=0, max_size=2))
         with pool.acquire() as line:
             line.ask("parent")
     expect_success(*children)
 
 
 def child_of_a_child() -> None:
-    """Each generation has its own; one that used no pool passes nothing on."""
+    """Each generation of processes has its own resources; one that used no pool passes nothing on."""
     pool = make_pool()
     lease = pool.acquire()
 
@@ -479,9 +480,9 @@ def child_of_a_child() -> None:
 
 
 def while_waiting() -> None:
-    """A signal's handler forks while its thread stands in line: the child stands in its own line."""
+    """A signal handler forks while its thread waits: in the child, that thread waits in the child's queue."""
     pool = make_pool(max_size=1)
-    leases: list[Lease[Line]] = []
+    leases: list[Lease[Connection]] = []
     thread = threading.Thread(target=lambda: leases.append(pool.acquire()))
     thread.start()
     thread.join()
@@ -514,7 +515,7 @@ def while_waiting() -> None:
 
 
 def at_any_moment() -> None:
-    """A signal's handler forks in the midst of whatever the pool does; the child goes on with it."""
+    """A signal handler forks at any point of the pool's code; the child continues from there."""
     pool = make_pool(max_size=2, max_lifetime=0.05, idle_timeout=0.03)
     stop = threading.Event()
 
@@ -563,7 +564,7 @@ def at_any_moment() -> None:
 
 
 def unused() -> None:
-    """A child that uses no pool ends like any program, its destructors say what they like."""
+    """A child that uses no pool ends like any program, and its destructors run."""
     pool = make_pool()
     leases = [pool.acquire(), pool.acquire()]
     leases.pop().release()
@@ -584,12 +585,14 @@ def dropped() -> None:
     """A child drops what it inherited: leases, and pools, before and after its first use."""
     pool, other = make_pool(), make_pool("other")
     globals()["dropped_ones"] = [pool.acquire(), other.acquire(), pool.acquire()]
+    reference = weakref.ref(pool)
     pool.acquire().release()
     del pool, other
 
     def child() -> None:
         lease, other_lease, last = globals().pop("dropped_ones")
-        pool = lease._pool
+        pool = reference()
+        assert pool is not None
         del lease
         gc.collect()
         use_all(pool)
@@ -604,8 +607,8 @@ def dropped() -> None:
         lease.resource.ask("parent")
 
 
-def hands_off() -> None:
-    """A child that goes on using the resource in its hands talks to nobody, where a hook can see to it."""
+def held_across_a_fork() -> None:
+    """A child that goes on using an inherited resource reaches no server, where a fork hook can run."""
     pool = make_pool()
     with pool.acquire() as line:
 
@@ -622,27 +625,27 @@ def hands_off() -> None:
 def nothing_held_open() -> None:
     """A child that uses no pool does not keep its parent's connections from ending."""
 
-    class Terse(Lines):
-        def close(self, resource: Line) -> None:
-            resource.sock.close()  # no goodbye, no shutdown: the end is all that tells
+    class Terse(Connections):
+        def close(self, resource: Connection) -> None:
+            resource.sock.close()  # no goodbye, no shutdown: only the end of the connection shows it
 
-    pool: Pool[Line] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
+    pool: Pool[Connection] = Pool(adapter=Terse(PORT), settings=PoolSettings(min_size=0))
     with pool.acquire():
         pass
     go, stop = os.pipe()
     child = fork_into(lambda: (os.close(stop), os.read(go, 1)))
     pool.close()
-    assert sys.stdin.readline() == "ended\n"  # says the test, who sees it
+    assert sys.stdin.readline() == "ended\n"  # printed for the test
     os.close(stop)
     expect_success(child)
 
 
 def destructors() -> None:
-    """The collector runs destructors that use inherited leases, wherever it likes in the child."""
+    """The garbage collector runs destructors that use inherited leases, anywhere in the child."""
     pools = [make_pool(f"pool {number}") for number in range(5)]
 
     class Cycle:
-        def __init__(self, lease: Lease[Line]) -> None:
+        def __init__(self, lease: Lease[Connection]) -> None:
             self.lease, self.me = lease, self
 
         def __del__(self) -> None:
@@ -675,15 +678,15 @@ def destructors() -> None:
 
 
 def failing_abandon() -> None:
-    """An adapter that cannot abandon one keeps nobody from the others, and the child from nothing."""
+    """A failing abandon() does not prevent the others, nor the use of the pool in the child."""
 
-    class Failing(Lines):
-        def abandon(self, resource: Line) -> None:
+    class Failing(Connections):
+        def abandon(self, resource: Connection) -> None:
             if resource.number % 2:
                 raise OSError("cannot")
             super().abandon(resource)
 
-    pool: Pool[Line] = Pool(adapter=Failing(PORT), settings=PoolSettings(min_size=0, max_size=4))
+    pool: Pool[Connection] = Pool(adapter=Failing(PORT), settings=PoolSettings(min_size=0, max_size=4))
     leases = [pool.acquire() for _ in range(4)]
     expect_success(fork_into(lambda: use_all(pool), ending=leave))
     for lease in leases:
@@ -701,7 +704,7 @@ def no_warning() -> None:
         expect_success(fork_into(lambda: use_all(pool)))
         assert turn or pool.stats()["idle"] == 1
     until(lambda: not pool.stats()["size"])  # the reaper runs again
-    pool.acquire()  # and forgotten
+    pool.acquire()  # and dropped
     with pool.acquire(), pool.acquire(), pool.acquire():
         pass
 
@@ -761,13 +764,13 @@ def churn() -> None:
         lease.release()
 
 
-# -- other ways to have a child --------------------------------------------------------
+# -- other ways to start a child -------------------------------------------------------
 
-shared: Pool[Line] | None = None  # in a module, as an application has it
+shared: Pool[Connection] | None = None  # in a module, as an application has it
 
 
 def use_shared(_: object = None) -> tuple[int, int]:
-    """What a child of `multiprocessing` does with the pool that it finds in the module."""
+    """Use the module's pool in a child of `multiprocessing`."""
     global shared
     signal.alarm(CHILDS_TIME * 2)
     if shared is None:  # spawned, not forked
@@ -783,7 +786,7 @@ def use_shared(_: object = None) -> tuple[int, int]:
 
 
 def processes(kind: str) -> None:
-    """`multiprocessing`, by one of its three ways, and an executor on top of it."""
+    """`multiprocessing` with one of its three start methods, and an executor on top of it."""
     global shared
     shared = make_pool()
     context = multiprocessing.get_context(kind)

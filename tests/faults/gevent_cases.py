@@ -108,7 +108,7 @@ def make(adapter: Adapter[Resource] | None = None, **settings: Any) -> Pool[Reso
 
 
 def use(pool: Pool[Resource], seconds: float = 0.0, timeout: float | None = None) -> Resource:
-    """Borrow one for a while; nobody else has it meanwhile (P1)."""
+    """Hold a resource for a while; no other greenlet has it meanwhile (P1)."""
     with pool.acquire(timeout) as resource:
         assert not (resource.held or resource.closed), "lent twice, or dead"
         resource.held = True
@@ -120,7 +120,7 @@ def use(pool: Pool[Resource], seconds: float = 0.0, timeout: float | None = None
 
 
 def settled(pool: Pool[Resource]) -> None:
-    """All slots are there, and nobody waits."""
+    """Check that all slots can be lent and no waiter is left."""
     until(lambda: busy(pool) == 0)
     settings = pool.settings
     leases = [pool.acquire(timeout=SOON) for _ in range(settings.max_size)]
@@ -174,7 +174,7 @@ Case = Iterator[Pool[Resource]]
 
 
 def hundreds_in_order() -> Case:
-    """300 greenlets on 3 resources: served in the order of arrival (P1, P2, P3)."""
+    """300 greenlets share 3 resources and are served in order of arrival (P1, P2, P3)."""
     pool = make(max_size=3)
     yield pool
     import gevent
@@ -232,7 +232,7 @@ def cooperative_factory() -> Case:
 
 
 def native_factory() -> Case:
-    """What blocks natively blocks the hub, here as anywhere; nothing goes wrong by it."""
+    """A native blocking call blocks the hub, as always under gevent; the pool still works."""
     adapter = Fake()
     adapter.create = lambda: native_sleep(0.05) or Resource()  # type: ignore[method-assign]
     pool = make(adapter, max_size=3)
@@ -261,7 +261,7 @@ def open_and_close() -> Case:
 
 
 def close_with_waiters() -> Case:
-    """Waiters fail at once; a lease that is out when the pool closes is closed on its return."""
+    """Waiters fail at once; a resource in use when the pool closes is closed on release."""
     pool = make(max_size=1, close_timeout=0.2)
     yield pool
     import gevent
@@ -313,7 +313,7 @@ def drain_and_resize() -> Case:
 
 
 def timeout_in_the_wait() -> Case:
-    """``gevent.Timeout`` and ``kill`` strike waiters; the line closes up."""
+    """``gevent.Timeout`` and ``kill`` end waits; the other waiters keep their order."""
     pool = make(max_size=1)
     yield pool
     import gevent
@@ -354,7 +354,7 @@ def own_timeout_and_none() -> Case:
 
 
 def timeout_in_the_block() -> Case:
-    """What was cut off in the middle of who knows what is closed; its slot serves the next."""
+    """A resource whose borrower was interrupted is closed; its slot serves the next waiter."""
     pool = make(max_size=1)
     yield pool
     import gevent
@@ -403,7 +403,7 @@ def contexts() -> Case:
         gevent.joinall([gevent.spawn(borrow)], raise_error=True)
     assert seen == ["Value"] * 2, seen
     until(collected)
-    assert pool.engine.runtime.workers._parked, "the worker has gone, and so proves nothing"
+    assert pool.engine.runtime.workers.idle, "the worker has gone, and so proves nothing"
     settled(pool)
 
 
@@ -412,7 +412,7 @@ def a_peer_that_hung_up() -> Case:
     pairs: list[tuple[Any, Any]] = []
 
     class Client(Resource):
-        """Has a socket that was made in whatever world this is."""
+        """Has a socket of this world: native or gevent's."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -431,7 +431,7 @@ def a_peer_that_hung_up() -> Case:
     pairs[-1][1].close()
     switched: list[int] = []
     gevent.spawn(switched.append, 1)
-    assert not pool._liveness.is_alive(next(iter(pool.engine.state.entries))) and not switched
+    assert not pool.engine.ref().liveness.is_alive(next(iter(pool.engine.state.entries))) and not switched
     assert use(pool) is not first
     settled(pool)
     for ours, theirs in pairs:
@@ -440,7 +440,7 @@ def a_peer_that_hung_up() -> Case:
 
 
 def timeout_in_an_inline_create() -> Case:
-    """It is no failure of the server, and whoever waits behind is served."""
+    """It is not a failure of the server, and the next waiter is served."""
     adapter = Fake()
     adapter.blocking = False
     pool = make(adapter, max_size=1)
@@ -466,9 +466,9 @@ def timeout_in_an_inline_create() -> Case:
 
 
 def timeout_in_the_reset() -> Case:
-    """A reset that is cut off: closed, and the next is served."""
+    """After an interrupted reset the resource is closed, and the next waiter is served."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
     slow: list[float] = []
     adapter.reset = lambda resource: time.sleep(slow.pop() if slow else 0)  # type: ignore[method-assign]
     pool = make(adapter, max_size=1)
@@ -492,9 +492,9 @@ def timeout_in_the_reset() -> Case:
 
 
 def timeout_in_the_validation() -> Case:
-    """A round trip that is cut off: closed, and the slot is free."""
+    """After an interrupted validation the resource is closed, and the slot is free."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
     slow: list[float] = []
     adapter.validate = lambda resource, limit: time.sleep(slow.pop() if slow else 0)  # type: ignore[method-assign]
     pool = make(adapter, max_size=1, validation_interval=0)
@@ -516,7 +516,7 @@ def timeout_in_the_validation() -> Case:
 
 
 def timeout_right_after_being_served() -> Case:
-    """It strikes between the giving and the waking: the gift goes to the next in line."""
+    """A timeout between hand-over and wake-up: the resource goes to the next waiter."""
     pool = make(max_size=1)
     yield pool
     import gevent
@@ -539,9 +539,9 @@ def timeout_right_after_being_served() -> Case:
 
 
 def timeout_storm() -> Case:
-    """They strike anywhere, for a second (P8)."""
+    """Timeouts are raised anywhere, for a second (P8)."""
     adapter = Fake()
-    adapter.bounded = True
+    adapter.enforces_timeouts = True
 
     def nap(*args: object) -> None:
         time.sleep(random.choice((0, 0, 0.001, 0.005)))
@@ -570,7 +570,7 @@ def timeout_storm() -> Case:
 
 
 def holders_are_greenlets() -> Case:
-    """Each greenlet is a holder of its own; a circle of them is seen, and nothing else."""
+    """Each greenlet is a holder of its own; a deadlock among them is logged, and nothing else."""
     pool = make(max_size=2)
     yield pool
     import gevent
@@ -580,9 +580,9 @@ def holders_are_greenlets() -> Case:
     gevent.sleep(0.01)
     names = {holder.thread for holder in pool.holders()}
     assert len(names) == 2 and not any("ended" in name for name in names), names
-    third = gevent.spawn(use, pool)  # one who waits without holding
+    third = gevent.spawn(use, pool)  # it waits without holding a lease
     gevent.sleep(0.01)
-    leases.append(pool.acquire())  # and one who holds, but another is not waiting
+    leases.append(pool.acquire())  # it holds one, but the other holder does not wait
     assert not log.count("probable deadlock"), log.lines
     for lease in leases:
         lease.release()
@@ -602,7 +602,7 @@ def holders_are_greenlets() -> Case:
 
 
 def dropped_leases() -> Case:
-    """A lease that is dropped reaches who waits at once, one in a cycle when it is collected."""
+    """The resource of a dropped lease serves a waiter at once; in a cycle, when it is collected."""
     pool = make(max_size=1)
     yield pool
     import gevent
@@ -626,7 +626,7 @@ def dropped_leases() -> Case:
 
 
 def dropped_pool() -> Case:
-    """A pool that is dropped closes what was idle."""
+    """A dropped pool closes its idle resources."""
     pool = make()
     yield pool
     resource = use(pool)
@@ -636,7 +636,7 @@ def dropped_pool() -> Case:
 
 
 def reaper_sweeps() -> Case:
-    """What rests too long is closed, a creation that hangs loses its slot."""
+    """A resource idle for too long is closed; a hung creation frees its slot."""
     adapter = Fake()
     validated: list[object] = []
     adapter.validate = lambda resource, limit: None  # type: ignore[method-assign]
@@ -661,7 +661,7 @@ def reaper_sweeps() -> Case:
 
 
 def outage() -> Case:
-    """The server is down for a while: one probing greenlet, and all are served after."""
+    """The server is down for a while: one greenlet probes it, and all waiters are served afterwards."""
     adapter = Fake()
     pool = make(adapter, max_size=3)
     yield pool
@@ -687,7 +687,7 @@ def outage() -> Case:
 
 
 def native_thread_pool() -> Case:
-    """gevent's own native threads may borrow too: those who wait are woken, the hub does the work."""
+    """gevent's native threads may acquire too: their waits end, and the hub does the work."""
     adapter = Fake()
     pool = make(adapter, max_size=1)
     yield pool
@@ -723,7 +723,7 @@ def native_thread_pool() -> Case:
 
 
 def leases_over_the_patch() -> Case:
-    """What was lent natively comes back, or is dropped, in the new world."""
+    """Leases of native threads are released or dropped after patching."""
     pool = make(max_size=3)
     leases = [pool.acquire() for _ in range(3)]
     resources = [lease.resource for lease in leases]
@@ -751,7 +751,7 @@ def leases_over_the_patch() -> Case:
 
 
 def native_work_over_the_patch() -> Case:
-    """A native worker is at work, a native borrower waits and one holds, when gevent comes."""
+    """A native worker is busy, one native thread waits and one holds a lease when gevent patches the process."""
     adapter = Fake()
     go = NativeEvent()
     wait = go.wait
@@ -778,7 +778,7 @@ def native_work_over_the_patch() -> Case:
 
 
 def fork_of_greenlets() -> Case:
-    """A child inherits greenlets too, ours among them, which run on there: they do no harm (P9)."""
+    """A child inherits running greenlets, also the pool's own: they do no harm (P9)."""
     adapter = Fake()
     pool = make(adapter, max_size=3, keepalive_interval=0.05)
     adapter.validate = lambda resource, limit: None  # type: ignore[method-assign]
@@ -791,11 +791,11 @@ def fork_of_greenlets() -> Case:
         rested = use(pool)
         adapter.create = lambda: time.sleep(0.1) or Resource()  # type: ignore[method-assign]
         waiter = gevent.spawn(use, pool)
-        third = gevent.spawn(use, pool)  # its worker is at it
+        third = gevent.spawn(use, pool)  # a worker is creating it
         until(lambda: pool.stats()["creating"])
         inherited = [resource for resource in Resource.made if not resource.closed]
         made = len(Resource.made)
-        reaper = pool.engine.runtime._reaper
+        reaper = pool.engine.runtime.reaper
         child = os.fork()
         if not child:
             adapter.create = Resource  # type: ignore[method-assign]
@@ -804,7 +804,7 @@ def fork_of_greenlets() -> Case:
             gevent.sleep(0.3)
             late = Resource.made[made + 1 :]
             assert not any(resource.closed for resource in [*inherited, *late]), "the parent's"
-            assert pool.stats()["size"] == 1 and reaper._successor is pool.engine.runtime._reaper
+            assert pool.stats()["size"] == 1 and reaper.successor is pool.engine.runtime.reaper
             leases = [pool.acquire(timeout=SOON) for _ in range(3)]
             leases[0].release()
             os._exit(0)
@@ -846,7 +846,7 @@ def use_natively(pool: Pool[Resource]) -> None:
             start_native(lambda: done.append(use(pool, 0.01)), ())
         while len(done) < 4:
             native_sleep(0.001)
-    assert not pool.engine.runtime._reaper.asleep, "no native reaper"
+    assert not pool.engine.runtime.reaper.asleep, "no native reaper"
 
 
 def watch_the_hub() -> Callable[[], float]:

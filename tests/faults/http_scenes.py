@@ -120,9 +120,10 @@ def scene_fork_hook(url: str) -> None:
 def scene_fork_locked(url: str) -> None:
     http = HTTPPool(PoolSettings(max_size=3), base_url=url, cookies="shared")
     mine = connection(http.get("/echo"))
-    (host,) = http._hosts.all()
+    hosts = http._connections.hosts
+    (host,) = hosts.all()
     locks: list[Any] = [
-        http.engine.lock, host.pool.engine.lock, host.metrics._lock, http._hosts.contexts._lock,
+        http._connections.slots.engine.lock, host.pool.engine.lock, host.metrics._lock, hosts.contexts._lock,
         http._sessions._jar._cookies_lock, http.adapter.poolmanager.pools.lock,
     ]  # fmt: skip
     held, done = threading.Event(), threading.Event()

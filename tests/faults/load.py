@@ -34,7 +34,7 @@ class Load:
     Attributes:
         good: When each correct answer was there.
         bad: Each error: when its call began, when it ended, the error.
-        wrong: How many answers belonged to another question.
+        wrong: How many answers belonged to another query.
         committed, unknown: The numbers that were inserted, or may have been.
     """
 

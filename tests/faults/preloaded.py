@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pooling import Pool, PoolSettings
-from tests.faults.recorder import Line, Lines
+from tests.faults.recorder import Connection, Connections
 from tests.faults.rest import let_others_come_to_rest
 
 SETTINGS = PoolSettings(min_size=1, max_size=3, acquire_timeout=10.0)
 
-pool: Pool[Line] = Pool(adapter=Lines(int(os.environ["PORT"])), settings=SETTINGS, name="preloaded")
+pool: Pool[Connection] = Pool(adapter=Connections(int(os.environ["PORT"])), settings=SETTINGS, name="preloaded")
 
 
 def use(word: str, threads: int = 1) -> set[int]:
-    """Borrow in so many threads at once; return who made what they were lent."""
+    """Acquire in so many threads at once; return the processes that made the connections."""
     makers = set()
 
     def borrow() -> None:
@@ -40,7 +40,7 @@ def use(word: str, threads: int = 1) -> set[int]:
 
 pool.open()
 assert use("parent", threads=6) == {os.getpid()}
-kept = pool.acquire()  # and never given back
+kept = pool.acquire()  # and never released
 let_others_come_to_rest()
 
 

@@ -1,9 +1,9 @@
-"""A server that writes down what it hears, and connections to it that say who is speaking.
+"""A server that records what it receives, and connections that name the sending process.
 
-What a process does to a connection that another process made cannot hide: every
-line carries the speaker's process id, and the server sees the end of each
-connection. Imported by the tests, which run the server, and by the programs
-that they start, which use the connections.
+A process cannot use another process's connection unnoticed: every word carries
+the sender's process id, and the server sees the end of each connection.
+Imported by the tests, which run the server, and by the programs that they
+start, which use the connections.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Record:
 
     @property
     def maker(self) -> int:
-        """The process that made the connection: whoever spoke first."""
+        """The process that made the connection: the first to send a word."""
         return self.heard[0][0]
 
     @property
     def words(self) -> list[str]:
-        """What was said, by whomever."""
+        """All words, of any process."""
         return [word for _, word in self.heard]
 
     @property
-    def strangers(self) -> list[tuple[int, str]]:
-        """What was said by a process that did not make the connection."""
+    def foreign(self) -> list[tuple[int, str]]:
+        """The words of processes that did not make the connection."""
         return [(speaker, word) for speaker, word in self.heard if speaker != self.maker]
 
 
@@ -86,7 +86,7 @@ class Recorder:
                     lines.write(f"{record.number} {word}\n")
                     lines.flush()
             except (OSError, ValueError):
-                pass  # reset, or somebody spoke in the middle of another's line
+                pass  # reset, or two processes wrote at the same time
             finally:
                 record.ended = True
 
@@ -104,7 +104,7 @@ class Recorder:
         return True
 
 
-class Line:
+class Connection:
     """A connection to a `Recorder`; as rude as a driver can be: it speaks when it is destroyed."""
 
     def __init__(self, port: int) -> None:
@@ -130,7 +130,7 @@ class Line:
         self.sock.sendall(f"{os.getpid()} {word}\n".encode())
 
     def close(self) -> None:
-        """Say goodbye, and mean it."""
+        """Send the goodbye and close the connection."""
         self.say("bye")
         self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
@@ -143,21 +143,21 @@ class Line:
             pass
 
 
-class Lines(Adapter[Line]):
-    """Lines, with an adapter that knows what to do after a fork, as PostgreSQL's does."""
+class Connections(Adapter[Connection]):
+    """Makes connections, and abandons them in a forked child, as the PostgreSQL adapter does."""
 
     noun = "line"
 
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def create(self) -> Line:
-        return Line(self.port)
+    def create(self) -> Connection:
+        return Connection(self.port)
 
-    def close(self, resource: Line) -> None:
+    def close(self, resource: Connection) -> None:
         resource.close()
 
-    def abandon(self, resource: Line) -> None:
+    def abandon(self, resource: Connection) -> None:
         sink = os.open(os.devnull, os.O_RDWR)
         os.dup2(sink, resource.sock.fileno(), inheritable=False)
         os.close(sink)

@@ -1,13 +1,13 @@
 """When C may fork.
 
-When it does while another thread has the GIL, that is never given back in the
-child. While one waits for it, CPython's condition variable counts that thread
+If it does while another thread has the GIL, that is never released in the
+child. If a thread waits for it, CPython's condition variable counts that thread
 in the child too, and the child hangs in `pthread_cond_signal` or
 `pthread_cond_wait`. Python's own fork makes new ones; no library can, and so
 that is not what is tested.
 
-A thread that waits for the GIL wakes every few milliseconds. Whoever sleeps on,
-and does so while we do not hold it, waits for something else.
+A thread that waits for the GIL wakes every few milliseconds. A thread that goes on
+sleeping while we do not hold the GIL waits for something else.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@ collector, resizes, drains, forks. Ends with a verdict: what of P1, P2, P8 and P
 
 Run by hand for longer than the test does: ``python -m tests.faults.stress --seconds 60``.
 
-Strikes and calm show different things. A thread that is struck leaves a mess,
-which orphans and audits clear up. So that they do not hide a mistake of the
-ordinary ways, ``--calm`` strikes nobody and takes the audit away: a wake-up
-that is lost then stays lost, and every orphan has to be one that was forgotten
-on purpose. Where all are busy the next release would still wake whom the last
-one forgot; with ``--rounds`` each borrows once and waits for all others.
+The two kinds of attack find different bugs. Strikes raise asynchronous exceptions, whose
+effects are repaired by orphan recovery and audits. These would hide bugs of the ordinary
+paths, so ``--calm`` raises none and disables the audit: a lost wake-up stays lost, and
+every orphan must be a lease that was dropped on purpose. Under constant load the next
+release would still wake a forgotten waiter; with ``--rounds`` each thread acquires once
+and waits for all others.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _FOREVER = 3600.0
 
 
 class Boom(BaseException):
-    """What strikes a thread at a random moment."""
+    """Raised in a thread at a random moment."""
 
 
 class Resource:
-    """A pair of sockets that knows who uses it, and whether it was closed."""
+    """A pair of sockets that records its users and whether it was closed."""
 
     def __init__(self) -> None:
         self.owner: object = None
@@ -116,7 +116,7 @@ class Server:
 
 
 class Cycle:
-    """A lease and its user in a cycle: the collector finds it, and runs its destructor."""
+    """A lease and its user in a reference cycle: the garbage collector runs the destructor."""
 
     def __init__(self, lease: Lease[Resource]) -> None:
         self.lease = lease
@@ -147,8 +147,8 @@ class Options:
     size: int = 4
     seed: int = 1
     careful: bool = False  # with validate and reset
-    calm: bool = False  # no strikes, and no audits that would repair what a mistake lost
-    rounds: bool = False  # calm, and everybody waits for everybody after each loan
+    calm: bool = False  # no strikes, and no audits that would repair what a bug lost
+    rounds: bool = False  # calm, and all threads wait for each other after each lease
     forks: bool = False
     switch_interval: float | None = None
     gc_threshold: int | None = None  # allocations between collections
@@ -170,7 +170,7 @@ class Attack:
         self.server = Server(0.05)
         self.stop = False
         self.children: dict[int, float] = {}  # process id: when it has to have ended
-        self.dropped: list[str] = []  # leases that were forgotten on purpose
+        self.dropped: list[str] = []  # leases that were dropped on purpose
         self.tickets = itertools.count()
         self.together = threading.Barrier(options.threads, action=self._next_round)
         self.eager = 1.0
@@ -180,7 +180,7 @@ class Attack:
     def _make_pool(self) -> Pool[Resource]:
         careful, server = self.options.careful, self.server
         ages = {"max_lifetime": 0.05, "idle_timeout": 0.02}
-        if not self.options.strikes:  # nothing is ever due, lest a look wakes whom a mistake left asleep
+        if not self.options.strikes:  # no sweep is ever due: it would wake a waiter that a bug had left asleep
             ages = {"max_lifetime": None, "idle_timeout": None, "health_check_interval": None}
         settings = PoolSettings(
             min_size=1, max_size=self.options.size, acquire_timeout=4.0, validation_interval=0.001, **ages,
@@ -246,14 +246,14 @@ class Attack:
         self.pool.resize(self.options.size + random.randint(0, self.extra))
 
     def unraisable(self, what: sys.UnraisableHookArgs) -> None:
-        """A strike hit a destructor, or a worker at birth, which CPython takes for its parent."""
+        """A strike hit a destructor, or a starting worker, which CPython takes for its parent."""
         if isinstance(what.exc_value, Boom):
             self.verdict.operations["struck elsewhere"] += 1
         else:
             self.verdict.problems.append(f"ignored in {what.object!r}: {what.exc_value!r}")
 
     def died(self, what: threading.ExceptHookArgs) -> None:
-        """A strike came just when the one before it was caught; anything else is a mistake."""
+        """A strike came just when the one before it was caught; anything else is a bug."""
         if isinstance(what.exc_value, Boom):
             self.verdict.operations["killed"] += 1
         else:
@@ -302,11 +302,11 @@ class Attack:
                 self._drop(pool.acquire())
             elif chance < 0.963:
                 self._drop(Cycle(pool.acquire()))
-                if self.options.rounds:  # nobody else does so while all wait
+                if self.options.rounds:  # no other thread does so while all wait
                     gc.collect()
             elif chance < 0.97:
                 (pool.drain if chance < 0.966 else self._resize)()
-            elif chance < 0.98 and not self.options.strikes:  # one could lose what nobody else knows
+            elif chance < 0.98 and not self.options.strikes:  # or a strike could lose it for ever
                 self._keep(pool.acquire())
             else:
                 with pool.acquire():
@@ -338,7 +338,7 @@ class Attack:
         if chance < 0.3:
             request = b"%d" % next(self.tickets)
             if resource.echo(request) != request:
-                self.verdict.problems.append("P1, P9: somebody else spoke on a resource, or shut it down")
+                self.verdict.problems.append("P1, P9: another process used a resource, or shut it down")
         if resource.owner is not me:
             self.verdict.problems.append("P1: two borrowers of one resource")
 
@@ -366,7 +366,7 @@ class Attack:
                 raise AssertionError("P2: a child lends more than max_size")
             for lease in leases:
                 assert lease.resource.process == os.getpid(), "P9: a child was lent what its parent holds"
-                assert lease.resource.echo(b"child") == b"child", "P1: somebody else spoke in a child"
+                assert lease.resource.echo(b"child") == b"child", "P1: another process used a resource of a child"
                 lease.release()
             self.pool.close(_PATIENCE / 2)
             assert not self.pool.stats()["size"], f"P8: not empty after close in a child: {self.pool!r}"
@@ -394,7 +394,7 @@ class Attack:
     # -- the verdict -----------------------------------------------------------------
 
     def _calm_down(self) -> bool:
-        """Let the borrowers end; ``False`` if some do not."""
+        """End the borrowers; return ``False`` if some do not end."""
         self.pool.resize(self.options.size)
         self.stop = True
         self.together.abort()
@@ -402,7 +402,7 @@ class Attack:
         for thread in self.threads:
             while thread.is_alive() and time.monotonic() < patience:
                 thread.join(0.1)
-                gc.collect()  # a lease forgotten in a cycle is not found while all wait
+                gc.collect()  # a lease dropped in a cycle is not found while all wait
         stuck = [thread for thread in self.threads if thread.is_alive()]
         if stuck:
             self.verdict.problems.append(f"P8: threads are stuck: {self.pool!r}\n{_stacks()}")
@@ -440,8 +440,8 @@ class Attack:
         }  # fmt: skip
 
     def _judge_orphans(self, orphans: int) -> None:
-        """Each was forgotten on purpose. A cycle's own destructor is in time to give its lease
-        back where the key is of an older generation than the collector looks at.
+        """Each was dropped on purpose. A cycle's own destructor is in time to release its lease
+        back where the token is of an older generation than the garbage collector examines.
         """
         dropped = Counter(self.dropped)
         if not dropped["Lease"] <= orphans <= dropped.total():
@@ -458,7 +458,7 @@ class Attack:
             lease.release()
 
     def _judge_machine(self, descriptors: int, threads: int) -> None:
-        """No descriptor and no thread more than before, once nobody holds the pool."""
+        """No descriptor and no thread more than before, once the pool is dropped."""
         del self.pool
         self.threads.clear()
         gc.collect()
@@ -474,8 +474,8 @@ def _conditions(options: Options, attack: Attack) -> Iterator[None]:
     """Set what the whole process shares, and put it back afterwards."""
     switch_interval, threshold = sys.getswitchinterval(), gc.get_threshold()
     hooks = sys.unraisablehook, threading.excepthook
-    # A handler's lock is taken and given back in Python code: a strike there leaves it locked
-    # for ever, and all who have something to log stand still.
+    # A log handler's lock is taken and released in Python code: a strike there leaves it locked
+    # for ever, and every thread that logs hangs.
     logger = logging.getLogger("pooling")
     disabled, logger.disabled = logger.disabled, True
     audits = contextlib.nullcontext() if options.strikes else _no_audits()

@@ -43,7 +43,7 @@ def elsewhere(server: PostgresServer, database: str) -> str:
 def ask(pool: ConnectionPool[Any], number: int) -> int:
     with pool.connection(PATIENCE) as conn:
         row = conn.execute("SELECT %s::int", [number]).fetchone()
-        assert row == (number,), "an answer to somebody else's question"
+        assert row == (number,), "an answer to another query"
         return conn.info.backend_pid
 
 
@@ -132,16 +132,16 @@ def test_server_killed_and_restarted_under_load(private_postgres: PostgresServer
             thread.join(PATIENCE)
         assert results["error"] <= 4
         assert results["late"] == 0
-        assert asked <= 2 + 8 * away  # the first alone, the next at once, then 8 a second, whatever the jitter
+        assert asked <= 2 + 8 * away  # one, then another at once, then 8 a second, whatever the jitter
         with pool.connection() as conn:
             rows = {n for (n,) in conn.execute("SELECT n FROM done")}
         assert rows >= set(committed)
-        assert len(rows - set(committed)) <= results["error"]  # committed as the server died, and not told
+        assert len(rows - set(committed)) <= results["error"]  # committed as the server died, without an answer
         assert pool.get_stats()["pool_size"] <= 4
 
 
 def test_server_away_for_a_while(private_postgres: PostgresServer) -> None:
-    """Who comes meanwhile waits, and is served soon after: psycopg_pool's second attempt comes after a second."""
+    """Borrowers that arrive meanwhile wait and are served soon after; psycopg_pool retries after a second."""
     with opened(private_postgres.dsn) as pool:
         private_postgres.stop()
         answers: list[int] = []
@@ -169,7 +169,7 @@ def test_server_not_started_yet(private_postgres: PostgresServer) -> None:
         assert ask(pool, 1)
 
 
-def test_unknown_database_is_told_at_once(postgres: PostgresServer) -> None:
+def test_unknown_database_is_reported_at_once(postgres: PostgresServer) -> None:
     with ConnectionPool(elsewhere(postgres, "nowhere"), open=True, timeout=PATIENCE) as pool:
         began = time.monotonic()
         with pytest.raises(PoolTimeout, match="nowhere") as caught:
@@ -179,8 +179,8 @@ def test_unknown_database_is_told_at_once(postgres: PostgresServer) -> None:
             assert time.monotonic() - began < PATIENCE / 2
 
 
-def test_database_that_is_being_made_is_waited_for(private_postgres: PostgresServer) -> None:
-    """`wait` is for the start of an application, when others start, too."""
+def test_wait_waits_for_a_database_that_is_being_created(private_postgres: PostgresServer) -> None:
+    """`wait` is called while an application and its database start together."""
     with ConnectionPool(elsewhere(private_postgres, "soon"), open=True, min_size=1) as pool:
         wait_until(lambda: pool.get_stats()["connections_errors"] >= 1)
         with private_postgres.connect(autocommit=True) as conn:
@@ -197,7 +197,7 @@ def test_name_that_does_not_resolve() -> None:
 
 
 def test_server_is_full(private_postgres: PostgresServer) -> None:
-    """The pool makes do with what the server gives."""
+    """The pool works with the connections that the server allows."""
     private_postgres.configure(max_connections=6, superuser_reserved_connections=0, max_wal_senders=0)
     private_postgres.restart()
     with ConnectionPool(private_postgres.dsn, open=True, min_size=1, max_size=20) as pool:
@@ -211,7 +211,7 @@ def test_server_is_full(private_postgres: PostgresServer) -> None:
         assert pool.get_stats()["requests_errors"] == 0
 
 
-def test_network_holds_its_breath(postgres: PostgresServer) -> None:
+def test_network_stalls_for_a_while(postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy, opened(postgres.dsn.replace(str(postgres.port), str(proxy.port))) as pool:
         answers: list[int] = []
         with proxy.held():
@@ -234,12 +234,12 @@ def test_connections_cut(postgres: PostgresServer) -> None:
 
 
 class Struck(BaseException):
-    """What a signal's handler raises, like SystemExit in a worker that took too long."""
+    """Raised by a signal handler, like SystemExit in a worker that took too long."""
 
 
 @pytest.fixture
 def strike() -> Iterator[Callable[[], None]]:
-    """Strike the main thread."""
+    """Interrupt the main thread."""
 
     def handler(number: int, frame: object) -> None:
         raise Struck
@@ -273,7 +273,7 @@ def test_interrupted_in_the_block_and_in_the_wait(
             pool.getconn(PATIENCE)
         thread.join(PATIENCE)
         pool.putconn(conn)
-        assert ask(pool, 1)  # nobody who is gone was given it
+        assert ask(pool, 1)  # it was not handed to a waiter that had left
 
 
 FORKING = """
@@ -310,7 +310,7 @@ print("parent ok", flush=True)
 
 
 def test_fork(postgres: PostgresServer) -> None:
-    """Both sides ask at once; each answer belongs to its question, and both end by themselves."""
+    """Parent and child query at once; each gets its own answers, and both end by themselves."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING, postgres.dsn],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,

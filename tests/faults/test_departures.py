@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.postgres.adapter import _KEEPS
+from pooling.adapters.postgres.client_state import KEEPS_NOTIFICATIONS
 from pooling.core.clock import SystemClock
 from tests.faults.load import wait_until
 from tests.pgbouncer import PgBouncer, needs_pgbouncer
@@ -26,7 +26,7 @@ from tests.servers import LOOPBACK, PostgresServer, _account, _free_port, _Home,
 SIZE = 4
 SETTINGS = PoolSettings(min_size=0, max_size=SIZE, acquire_timeout=60)
 RESTS = [0, 0.005, 0.05, 0.499]  # seconds; within `validation_interval`, so that no round trip is made
-keeps_notifications = pytest.mark.skipif(not _KEEPS, reason="this psycopg drops notifications that nothing listens to")
+keeps_notifications = pytest.mark.skipif(not KEEPS_NOTIFICATIONS, reason="this psycopg drops what has no handler")
 Leave = Callable[[set[int]], object]
 
 

@@ -38,7 +38,7 @@ ERRORS = {"fails": "KeyError: 'the error itself'\n", "is_interrupted": "Keyboard
 
 
 class Program:
-    """One that ends; use it as a context, which cleans up after a test that failed."""
+    """A program that ends; a context manager, which cleans up after a failed test."""
 
     def __init__(self, state: str, end: str = "", **environment: str) -> None:
         self.name = f"{state}, {end}" if end else state
@@ -62,7 +62,7 @@ class Program:
         self.process.communicate()
 
     def result(self) -> list[str]:
-        """Wait for its end, and judge; returns what it printed, but for the time."""
+        """Wait for its end and check it; return what it printed, without the time."""
         try:
             out, err = self.process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -91,7 +91,7 @@ def server() -> Iterator[Recorder]:
 
 
 def result(program: Program) -> list[str]:
-    """Wait for one program's end, and judge."""
+    """Wait for the end of one program and check it."""
     with program:
         return program.result()
 
@@ -117,7 +117,7 @@ def all_ends(state: str, ends: list[str]) -> None:
         "dropped_pool",
     ],
 )
-def test_whatever_is_left(state: str) -> None:
+def test_exit_with_anything_left_open(state: str) -> None:
     all_ends(state, list(ENDS))
 
 
@@ -139,28 +139,28 @@ def test_a_signal_while_the_main_thread_waits(state: str) -> None:
 
 @pytest.mark.parametrize("end", ["exits", "is_killed", "is_told_to_exit"])
 def test_a_signal_at_any_moment(end: str) -> None:
-    """In the midst of whatever the pool does in the main thread."""
+    """At any point of the pool's code in the main thread."""
     all_ends("main_churning", [end] * 6)
 
 
-def test_handlers_of_atexit_can_still_borrow() -> None:
+def test_atexit_handlers_can_still_acquire() -> None:
     assert result(Program("handlers")) == ["borrowed"] * 2
 
 
-def test_a_handler_that_waits_for_a_server_keeps_to_its_time_limit() -> None:
+def test_atexit_handler_that_waits_for_a_server_times_out() -> None:
     assert len(result(Program("handlers_and_a_server_that_hangs"))) >= 2
 
 
-def test_handlers_of_atexit_can_close() -> None:
+def test_atexit_handlers_can_close_pools() -> None:
     result(Program("handlers_that_close"))
 
 
-def test_destructors_can_use_a_pool_to_the_end() -> None:
+def test_destructors_can_use_a_pool_during_finalization() -> None:
     done = result(Program("destructors"))
     assert sorted(done) == sorted(["release", "discard", "leave", "borrow", "close"] * 3)
 
 
-def test_no_thread_that_is_gone_locks_the_last_one_out() -> None:
+def test_lock_of_a_vanished_thread_does_not_block_the_last_one() -> None:
     done = result(Program("destructors_behind_a_lock"))
     assert sorted(done) == sorted(["release", "discard", "leave", "borrow", "close"])
 
@@ -171,8 +171,8 @@ def test_threads_may_outlive_the_main_thread(used: str) -> None:
     result(Program("outliving", USED=used))
 
 
-def test_what_is_idle_is_closed_in_order(server: Recorder) -> None:
-    """And neither what is out, nor by a destructor."""
+def test_only_idle_resources_are_closed_at_exit(server: Recorder) -> None:
+    """Resources in use are not closed, neither by the pool nor by a destructor."""
     result(Program("goodbyes", PORT=str(server.port)))
     assert server.until(lambda: len(server.records) == 2 and all(record.ended for record in server.records))
     assert sorted(record.words for record in server.records) == [["hello"], ["hello", "bye"]]

@@ -2,8 +2,8 @@
 
 Each test runs a program of `tests.faults.forked` and looks at three things: its
 exit status, which fails when anything in it or in its children does; what the
-server has heard, where no connection may have been spoken on by a process that
-did not make it, nor have ended before its maker ended it; and standard error,
+server has received, where no connection may have been used by a process that
+did not make it, nor have ended before that process ended it; and standard error,
 which must be empty.
 """
 
@@ -30,7 +30,7 @@ BESIDE_THREADS = "ignore:This process:DeprecationWarning"
 
 
 class Program:
-    """One that forks."""
+    """A program that forks."""
 
     def __init__(self, scene: str, how: str, adapter: str, server: Recorder, warnings: str = BESIDE_THREADS) -> None:
         self.server = server
@@ -41,7 +41,7 @@ class Program:
         )  # fmt: skip
 
     def result(self, say: str = "") -> list[Record]:
-        """Wait for its end, and judge; returns the connections that it made itself."""
+        """Wait for its end and check it; return the connections that it made itself."""
         try:
             out, err = self.process.communicate(say, TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -51,7 +51,7 @@ class Program:
         assert (out, err) == ("", "")
         assert self.server.until(lambda: all(record.ended for record in self.server.records))
         for record in self.server.records:
-            assert not record.strangers, f"{record.strangers} on the connection of {record.maker}: {record.heard}"
+            assert not record.foreign, f"{record.foreign} on the connection of {record.maker}: {record.heard}"
         return self.server.made_by(self.process.pid)
 
 
@@ -62,20 +62,20 @@ def server() -> Iterator[Recorder]:
 
 
 def test_recorder_detects_a_foreign_connection(server: Recorder) -> None:
-    """What the tests below look for is seen when it happens."""
-    from tests.faults.recorder import Line
+    """The failure that the tests below look for is detected when it happens."""
+    from tests.faults.recorder import Connection
 
-    line = Line(server.port)
+    line = Connection(server.port)
     line.sock.sendall(b"1 stolen\n")
     line.sock.close()
     assert server.until(lambda: server.records[0].ended)
-    assert server.records[0].strangers == [(1, "stolen")]
+    assert server.records[0].foreign == [(1, "stolen")]
 
 
 @pytest.mark.parametrize("adapter", ["abandons", "functions"])
 @pytest.mark.parametrize("how", ALL_WAYS)
-def test_child_does_not_list_pools_collected_in_the_parent(server: Recorder, how: str, adapter: str) -> None:
-    """With leases out, something idle, a waiter in line and the locks held by another thread."""
+def test_child_starts_empty_whatever_the_parent_has(server: Recorder, how: str, adapter: str) -> None:
+    """With leases, an idle resource, a waiter, and locks held by another thread."""
     mine = Program("everything", how, adapter, server).result()
     assert sorted(word for record in mine for word in record.words if word == "parent") == ["parent"] * 4
 
@@ -97,13 +97,13 @@ def test_forks_of_any_kind_at_any_point(server: Recorder, scene: str, how: str) 
 
 @pytest.mark.parametrize("how", HOOK_OR_BARE)
 @pytest.mark.parametrize("scene", ["busy_reaper", "creation_under_way", "from_a_worker"])
-def test_while_the_pools_threads_are_at_work(server: Recorder, scene: str, how: str) -> None:
+def test_fork_while_the_pools_threads_are_busy(server: Recorder, scene: str, how: str) -> None:
     Program(scene, how, "abandons", server).result()
 
 
 @pytest.mark.parametrize("scene", ["while_waiting", "at_any_moment"])
-def test_in_a_signal_handler(server: Recorder, scene: str) -> None:
-    """The thread that forks is the one that is in the midst of the pool's own code."""
+def test_fork_in_a_signal_handler(server: Recorder, scene: str) -> None:
+    """The forking thread itself is inside the pool's code."""
     Program(scene, "hook", "abandons", server).result()
 
 
@@ -113,16 +113,16 @@ def test_in_a_signal_handler(server: Recorder, scene: str) -> None:
 def test_exit_of_a_child_sends_nothing_to_the_parents_servers(
     server: Recorder, scene: str, how: str, adapter: str
 ) -> None:
-    """Not even by the destructors of a rude driver, at the very end of the interpreter."""
+    """Not even destructors of a driver, at the end of interpreter finalization, send anything."""
     mine = Program(scene, how, adapter, server).result()
     children = [record for record in server.records if record not in mine]
     assert bool(children) == (scene != "unused")
-    if how == "hook":  # else CPython does not know that its threads are gone, and may not end in order
+    if how == "hook":  # else CPython does not know that its threads are gone, and may not exit properly
         assert all(record.words[-1] == "bye" for record in children), "it did not close its own"
 
 
 @pytest.mark.parametrize("how", HOOK_OR_BARE)
-def test_destructors_in_the_midst_of_the_renewal(server: Recorder, how: str) -> None:
+def test_destructors_during_the_fork_handler(server: Recorder, how: str) -> None:
     Program("destructors", how, "abandons", server).result()
 
 
@@ -132,21 +132,21 @@ def test_failing_abandon_does_not_prevent_the_others(server: Recorder) -> None:
 
 def test_resource_held_across_a_fork_sends_nothing(server: Recorder) -> None:
     assert "stolen" not in [word for record in server.records for word in record.words]
-    Program("hands_off", "hook", "abandons", server).result()
+    Program("held_across_a_fork", "hook", "abandons", server).result()
 
 
-def test_an_idle_child_keeps_no_connection_of_its_parents_open(server: Recorder) -> None:
+def test_idle_child_keeps_no_connection_of_its_parent_open(server: Recorder) -> None:
     program = Program("nothing_held_open", "hook", "abandons", server)
     assert server.until(lambda: bool(server.records) and server.records[0].ended)
     program.result("ended\n")
 
 
 @pytest.mark.parametrize("scene", ["processes-fork", "processes-forkserver", "processes-spawn", "subprocesses"])
-def test_other_ways_to_have_a_child(server: Recorder, scene: str) -> None:
+def test_other_ways_to_start_a_child(server: Recorder, scene: str) -> None:
     Program(scene, "hook", "abandons", server).result()
 
 
-def test_no_thread_of_ours_makes_cpython_warn_of_the_fork(server: Recorder) -> None:
+def test_pools_threads_cause_no_warning_at_a_fork(server: Recorder) -> None:
     Program("no_warning", "hook", "abandons", server, warnings="error").result()
 
 

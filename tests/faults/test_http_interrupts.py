@@ -1,4 +1,4 @@
-"""An exception at any line of `HTTPPool` loses no place and no socket (P2, P8)."""
+"""An exception at any line of `HTTPPool` loses no slot and no socket (P2, P8)."""
 
 from __future__ import annotations
 

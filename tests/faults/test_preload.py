@@ -1,6 +1,6 @@
 """P9, P10 behind real servers that load the application first and fork then.
 
-uWSGI forks in C, and tells Python nothing of it (that is its default); gunicorn
+uWSGI forks in C, without Python's hooks (that is its default); gunicorn
 forks in Python, and its gevent worker patches the process after that. Each has
 two workers, of which one is killed and replaced, all are told to reload, and
 all to end.
@@ -47,7 +47,7 @@ SERVERS = {
 
 
 class Server:
-    """One that has loaded the application; a context."""
+    """A server that has loaded the application; a context manager."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
@@ -104,7 +104,7 @@ class Server:
         return worker
 
     def workers(self, without: frozenset[int] = frozenset()) -> frozenset[int]:
-        """Ask until all workers have answered, and none but those who are expected."""
+        """Ask until exactly the expected workers have answered."""
         found: set[int] = set()
         deadline = time.monotonic() + PATIENCE
         with ThreadPoolExecutor(4) as askers:
@@ -129,18 +129,18 @@ class Server:
         self.workers(without=workers)
 
     def end(self) -> float:
-        """Tell all to end; return how long that took."""
+        """Stop all workers; return how long that took."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGINT if self.kind.startswith("uwsgi") else signal.SIGTERM)
         assert self.process.wait(PATIENCE) == 0, self.log.read_text()
         return time.monotonic() - began
 
     def judge(self) -> None:
-        """See that nobody spoke on another's connection, and nobody complained."""
+        """Check that no process used another's connection, and that nothing was logged."""
         recorder = self.recorder
         assert recorder.until(lambda: all(record.ended for record in recorder.records))
         for record in recorder.records:
-            assert not record.strangers, f"{self.kind}: {record.strangers} on a connection of {record.maker}"
+            assert not record.foreign, f"{self.kind}: {record.foreign} on a connection of {record.maker}"
         complaints = [line for line in self.log.read_text().splitlines() if COMPLAINTS.search(line)]
         assert not complaints, f"{self.kind}: {complaints}"
 
@@ -162,7 +162,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_an_application_whose_pool_is_in_use_before_the_fork(servers: dict[str, Server], kind: str) -> None:
+def test_application_that_uses_its_pool_before_the_fork(servers: dict[str, Server], kind: str) -> None:
     requires("uWSGI", not kind.startswith("uwsgi") or program("uwsgi"), "pip install pyuwsgi")
     server = servers[kind]
     first = server.workers()

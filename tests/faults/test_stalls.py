@@ -385,22 +385,22 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
 def test_verdict(row: list[bytes | None] | None, server: stalls.Server, stalled: bool | None) -> None:
     watch = stalls.Watch()
     watch.backend = watch.backend._replace(made_at=time.monotonic() - 100, server=HERE)
-    verdict = stalls._verdict(watch.backend, server, row, 60.0)
+    verdict = stalls.verdict_on(watch.backend, server, row, 60.0)
     assert (None if verdict is None else verdict[0]) == stalled
     if verdict is not None and row is None:  # nor where that server was never known, or process ids are a proxy's
         watch.backend = watch.backend._replace(server=None)
-        assert stalls._verdict(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
+        assert stalls.verdict_on(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
         watch.backend = watch.backend._replace(server=HERE, proxied=True)
-        assert stalls._verdict(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
+        assert stalls.verdict_on(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
 
 
 def test_transfer_in_progress_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
         watch: Any = vars(conn)["_pooling"]
-        first = stalls._transferred(conn.fileno())
+        first = stalls.bytes_transferred(conn.fileno())
         conn.execute("SELECT 1")
-        second = stalls._transferred(conn.fileno())
+        second = stalls.bytes_transferred(conn.fileno())
         assert first is None or (second is not None and second > first)
         assert stalls.command_of(conn, watch) is None
         conn.pgconn.send_query(b"SELECT 1")

@@ -1,4 +1,4 @@
-"""Everything at once, for as long as ``POOLING_STRESS_SECONDS`` says: nothing is lost, nobody is stuck.
+"""All faults at once for ``POOLING_STRESS_SECONDS``: nothing is lost, and no thread is stuck.
 
 Each attack has a process of its own, so that its counts of threads and
 descriptors are its own, and one that hangs can be ended.
@@ -36,14 +36,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the attack fork
         ("--calm",),
         ("--calm", "--careful", "--switch-interval", "1e-6"),
         ("--rounds",),
-        # Few, so that nobody else comes by and wakes the one who was forgotten.
+        # Few, so that no other borrower wakes the forgotten waiter.
         ("--rounds", "--threads", "3", "--size", "1", "--switch-interval", "1e-6"),
         ("--rounds", "--threads", "3", "--size", "2", "--careful", "--switch-interval", "1e-6"),
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
 def test_stress_with_all_faults_at_once(options: tuple[str, ...]) -> None:
-    """Created = closed, no thread, no descriptor, nobody asleep beside a free slot (P1, P2, P8, P9)."""
+    """Created = closed, no thread, no descriptor, no waiter beside a free slot (P1, P2, P8, P9)."""
     run = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.faults.stress", "--seconds", str(SECONDS), *options],
         cwd=ROOT,
@@ -54,7 +54,7 @@ def test_stress_with_all_faults_at_once(options: tuple[str, ...]) -> None:
     assert (run.returncode, run.stderr) == (0, ""), run.stdout + run.stderr
 
 
-def test_the_attack_puts_back_what_it_changes() -> None:
+def test_stress_restores_what_it_changes() -> None:
     def shared() -> tuple[object, ...]:
         hooks = sys.unraisablehook, threading.excepthook
         return sys.getswitchinterval(), gc.get_threshold(), hooks, logging.getLogger("pooling").disabled
@@ -66,7 +66,7 @@ def test_the_attack_puts_back_what_it_changes() -> None:
 
 
 def test_unclosed_response_iterable_is_detected() -> None:
-    """The verdict can be bad."""
+    """The verdict is bad if a promise is broken."""
     attack = Attack(Options(seconds=0.1))
     attack.server.closed -= 1
     problems = attack.run().problems

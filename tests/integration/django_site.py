@@ -1,4 +1,4 @@
-"""A Django project for tests: two databases on PostgreSQL, one on SQLite, and whatever view a test wants."""
+"""A Django project for tests: two PostgreSQL databases, one SQLite database, and the views of the test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "p4ssw0rd-of-the-database"
 
 @contextlib.contextmanager
 def running(postgres: PostgresServer, folders: pytest.TempPathFactory) -> Iterator[None]:
-    """Have the project, until the block ends; the same one each time in this process, as Django wants it."""
+    """Set the project up until the block ends; Django allows only one per process, so it is always the same."""
     urls: Any = types.ModuleType(URLS)
     urls.urlpatterns = []
     sys.modules[URLS] = urls
@@ -75,7 +75,7 @@ def check_nothing_is_lent() -> None:
 
 
 def route(*views: Callable[..., Any], **places: Callable[..., Any]) -> None:
-    """Let the site have these views and no others, the first one at its root, or by the names of their places."""
+    """Give the site exactly these views: the first one at its root, or by the names of their paths."""
     pages = {"": views[0]} if views else {}
     pages.update(places)
     sys.modules[URLS].urlpatterns = [path(place, view) for place, view in pages.items()]  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def one(connection: Any, query: str, *params: Any) -> Any:
 
 
 def end_of_request() -> None:
-    """What happens when a response is closed."""
+    """Do what happens when a response is closed."""
     from django.core.signals import request_finished
 
     request_finished.send(sender=None)

@@ -1,4 +1,4 @@
-"""The thin adapters of databases against real servers: what is lent is clean, alive and bounded in time."""
+"""The database adapters against real servers: lent connections are clean, alive and limited in time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def run_forking(program: str) -> None:
-    """Run a program that forks in a process without pytest's threads; it prints what it saw."""
+    """Run a program that forks in a process without pytest's threads; return its output."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
@@ -49,7 +49,7 @@ def run_forking(program: str) -> None:
     try:
         output, errors = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the child as well, which may be what hangs
+        os.killpg(process.pid, signal.SIGKILL)  # the child as well, which may be the one that hangs
         process.communicate()
         raise
     assert (process.returncode, output, errors) == (0, "child ok\nparent ok\n", "")
@@ -90,7 +90,7 @@ def test_sqlite_lends_clean_connections(tmp_path: Path) -> None:
     with db:
         with db.acquire() as conn:
             conn.execute("CREATE TABLE t (n INTEGER)")
-            conn.execute("INSERT INTO t VALUES (1)")  # and no commit
+            conn.execute("INSERT INTO t VALUES (1)")  # without a commit
             conn.row_factory = sqlite3.Row
             conn.text_factory = bytes
             conn.commit()
@@ -122,7 +122,7 @@ def test_sqlite_replaces_a_connection_that_a_borrower_closed(tmp_path: Path) -> 
         assert db.execute_query("SELECT 1") == [(1,)]
 
 
-def test_sqlite_writers_wait_for_their_turn(db: SQLitePool) -> None:
+def test_sqlite_writers_wait_for_each_other(db: SQLitePool) -> None:
     def write(first: int) -> None:
         for number in range(first, first + 25):
             with db.connection() as conn:
@@ -145,19 +145,19 @@ def test_sqlite_interrupts_a_long_query(db: SQLitePool) -> None:
 
     thread = in_thread(count_for_ever)
     wait_until(lambda: db.stats()["in_use"])
-    while thread.is_alive():  # it may not have begun
+    while thread.is_alive():  # it may not have started yet
         db.close(timeout=0.05)
         thread.join(0.05)
     assert "interrupted" in str(failed[0])
 
 
-def test_sqlite_says_at_once_what_can_never_work(tmp_path: Path) -> None:
+def test_sqlite_final_errors_fail_at_once(tmp_path: Path) -> None:
     folder = SQLitePool(tmp_path / "missing" / "test.db", ONE)
     with pytest.raises(CreateFailed, match="unable to open database file"):
         folder.execute_query("SELECT 1")
     (tmp_path / "not.db").write_bytes(b"no database " * 1000)
     other = SQLitePool(tmp_path / "not.db", ONE)
-    if sys.version_info >= (3, 11):  # before, sqlite3 did not tell which error it was
+    if sys.version_info >= (3, 11):  # earlier versions of sqlite3 do not report which error it was
         with pytest.raises(CreateFailed, match="file is not a database"):
             other.execute_query("SELECT 1")
     folder.close()
@@ -234,23 +234,23 @@ def test_postgres_lends_clean_connections(pg: PostgresPool) -> None:
         assert (again.autocommit, again.prepare_threshold) == (False, 5)
 
 
-def test_postgres_closes_what_cannot_be_cleaned(pg: PostgresPool) -> None:
+def test_postgres_closes_connections_that_cannot_be_cleaned(pg: PostgresPool) -> None:
     with pg.acquire() as conn:
         before = conn.info.backend_pid
-        conn.pgconn.send_query(b"SELECT pg_sleep(600)")  # and nobody waits for its end
+        conn.pgconn.send_query(b"SELECT pg_sleep(600)")  # without waiting for its end
     assert backend(pg) != before
     assert conn.closed
 
 
-def test_postgres_replaces_a_killed_connection_unseen(pg: PostgresPool, postgres: PostgresServer) -> None:
+def test_postgres_replaces_a_killed_connection_without_an_error(pg: PostgresPool, postgres: PostgresServer) -> None:
     before = backend(pg)
-    with postgres.connect(autocommit=True) as conn:  # a transaction would always see the same
+    with postgres.connect(autocommit=True) as conn:  # within a transaction it would never change
         conn.execute("SELECT pg_terminate_backend(%s)", (before,))
         wait_until(lambda: not conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (before,)).fetchall())
-    assert backend(pg) != before  # though the server's process may not have hung up yet
+    assert backend(pg) != before  # although the server's process may not have disconnected yet
 
 
-def test_postgres_is_not_dead_because_of_a_notify(pg: PostgresPool, postgres: PostgresServer) -> None:
+def test_postgres_a_notification_does_not_count_as_dead(pg: PostgresPool, postgres: PostgresServer) -> None:
     with pg.acquire() as conn:
         conn.execute("LISTEN news")
         conn.commit()
@@ -261,12 +261,12 @@ def test_postgres_is_not_dead_because_of_a_notify(pg: PostgresPool, postgres: Po
     assert adapter.is_alive(conn) and backend(pg) == before
 
 
-def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
+def test_postgres_checks_respect_their_time_limit(postgres: PostgresServer) -> None:
     adapter = PostgresPool(postgres.dsn, PoolSettings(reset_timeout=0.2)).engine.adapter
     conn = adapter.create()
     adapter.validate(conn, 30.0)
     conn.execute("SELECT 1")
-    os.kill(conn.info.backend_pid, signal.SIGSTOP)  # the server is silent, the connection stands
+    os.kill(conn.info.backend_pid, signal.SIGSTOP)  # the server is silent, the connection is open
     try:
         with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
             adapter.reset(conn)
@@ -276,7 +276,7 @@ def test_postgres_checks_within_their_time(postgres: PostgresServer) -> None:
     with pytest.raises(psycopg.OperationalError):
         adapter.validate(conn, 30.0)
     assert not adapter.is_alive(conn)
-    adapter.close(conn)  # twice is fine
+    adapter.close(conn)  # idempotent
 
 
 def test_postgres_close_returns_when_the_server_has_closed(postgres: PostgresServer) -> None:
@@ -305,12 +305,12 @@ def test_postgres_interrupts_a_blocked_holder(pg: PostgresPool) -> None:
     assert failed
 
 
-def test_postgres_tells_what_broke_a_connection(postgres: PostgresServer) -> None:
+def test_postgres_recognises_errors_that_break_a_connection(postgres: PostgresServer) -> None:
     adapter = PostgresPool(postgres.dsn, ONE).engine.adapter
     conn = adapter.create()
     assert not adapter.is_broken(conn, ValueError("the borrower's own"))
     assert not adapter.is_broken(conn, psycopg.errors.UniqueViolation())
-    assert adapter.is_broken(conn, psycopg.errors.ReadOnlySqlTransaction())  # a standby by now
+    assert adapter.is_broken(conn, psycopg.errors.ReadOnlySqlTransaction())  # has become a standby
     adapter.close(conn)
     assert adapter.is_broken(conn, psycopg.OperationalError())
 
@@ -338,7 +338,7 @@ def test_postgres_never_shows_a_password(private_postgres: PostgresServer) -> No
     assert PostgresPool(dsn, ONE).execute_query("SELECT 1") == [(1,)]
     soon = PoolSettings(min_size=0, acquire_timeout=1.0)
     none = PostgresPool(dsn.replace(":s3cret", ""), soon)
-    with pytest.raises(CreateFailed):  # at once: nobody will type it in
+    with pytest.raises(CreateFailed):  # at once, instead of a password prompt
         none.execute_query("SELECT 1")
     wrong = PostgresPool(dsn.replace("s3cret", "wr0ng"), soon)
     with pytest.raises((CreateFailed, PoolTimeout)) as caught:

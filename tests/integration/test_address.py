@@ -1,4 +1,4 @@
-"""Whom a pool connects to: one source says it, and what another one says never goes there."""
+"""Where a pool connects: one source decides, and values of another source are never sent there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSED = (CreateFailed, PoolTimeout)
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trap]:
-    """The server that ``DATABASE_URL`` names, with the secret and options that are its alone."""
+    """The server of ``DATABASE_URL``, whose secret and options must go nowhere else."""
     with Trap() as trap:
         monkeypatch.setenv(
             "DATABASE_URL",
@@ -38,7 +38,7 @@ def other() -> Iterator[Trap]:
 
 
 def fails(make: Callable[[], Any]) -> None:
-    """Try to connect: the traps refuse everybody."""
+    """Try to connect; the traps refuse every connection."""
     pool = make()
     try:
         with pytest.raises(REFUSED):
@@ -52,8 +52,8 @@ def nothing_of_main(heard: bytes) -> None:
         assert piece not in heard
 
 
-def test_the_trap_hears_a_password(main: Trap) -> None:
-    """Else none of the others would prove anything."""
+def test_the_trap_receives_a_password(main: Trap) -> None:
+    """Otherwise none of the other tests would prove anything."""
     fails(lambda: PostgresPool(settings=QUICK))
     for piece in (b"MAIN-SECRET", b"main", b"app\0", b"main_schema"):
         assert piece in main.heard
@@ -65,7 +65,7 @@ def test_the_trap_hears_a_password(main: Trap) -> None:
         {"host": "127.0.0.1", "user": "report", "dbname": "r", "password": "theirs"},
         {"host": "127.0.0.1"},
         {"hostaddr": "127.0.0.1"},
-        {"port": None},  # the port alone, beside PGHOST
+        {"port": None},  # only the port, together with PGHOST
     ],
 )
 @pytest.mark.parametrize("called", [False, True])
@@ -83,7 +83,7 @@ def test_a_server_named_in_kwargs_gets_nothing_of_database_url(
 
 
 @pytest.mark.parametrize("kwargs", [{"dbname": "r"}, {"user": "report"}, {"dbname": "r", "autocommit": True}])
-def test_libpqs_variables_hold_for_what_kwargs_leave_out(
+def test_libpqs_variables_fill_in_what_kwargs_omit(
     monkeypatch: pytest.MonkeyPatch, main: Trap, other: Trap, kwargs: dict[str, Any]
 ) -> None:
     for name, value in (("HOST", "127.0.0.1"), ("PORT", str(other.port)), ("PASSWORD", "pg"), ("USER", "report")):
@@ -121,13 +121,13 @@ def test_a_conninfo_gets_nothing_of_database_url(main: Trap, other: Trap) -> Non
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"autocommit": True}, {"application_name": "x"}, {"host": None}])
-def test_without_a_word_where_database_url_says_all(main: Trap, kwargs: dict[str, Any]) -> None:
+def test_database_url_is_used_without_arguments(main: Trap, kwargs: dict[str, Any]) -> None:
     fails(lambda: PostgresPool(settings=QUICK, kwargs=kwargs))
     assert b"MAIN-SECRET" in main.heard and b"main_schema" in main.heard
 
 
 def test_a_password_in_kwargs_is_for_the_server_of_database_url(main: Trap) -> None:
-    """Where the password comes from elsewhere: a token, a file."""
+    """The password comes from another source: a token, a file."""
     fails(lambda: PostgresPool(settings=QUICK, kwargs=lambda: {"password": "token"}))
     assert b"token" in main.heard and b"MAIN-SECRET" not in main.heard
 
@@ -149,7 +149,7 @@ def test_the_drop_in_reads_libpqs_variables_and_nothing_else(
 
 
 def test_the_manager_reads_one_variable(main: Trap, other: Trap) -> None:
-    """What is said by argument or by the prefix's variable comes with nothing of the other one."""
+    """An argument and the variable with the prefix are never mixed."""
     theirs = f"postgresql://report:theirs@127.0.0.1:{other.port}/r"
     for manager in (
         PoolManager.from_env("X_", {"X_DATABASE_URL": theirs, "DATABASE_URL": f"postgresql://x:MAIN-SECRET@127.0.0.1:{main.port}"}),
@@ -164,7 +164,7 @@ def test_the_manager_reads_one_variable(main: Trap, other: Trap) -> None:
 
 
 def test_an_empty_variable_of_libpq_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files pass what is unset so."""
+    """Compose files pass unset variables like this."""
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "")
     assert Address("host=a", None, 30.0, {}).ask().arguments["connect_timeout"] == 15
 
@@ -179,7 +179,7 @@ def test_real_servers(monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer,
         assert db.execute_query("SHOW search_path") == [("public",)]
 
 
-def test_the_demo_wants_a_server_named(main: Trap) -> None:
+def test_the_demo_requires_a_named_server(main: Trap) -> None:
     for dsn in ("", " "):
         with pytest.raises(ValueError, match="must not be empty"):
             PostgresDatabase(dsn)
@@ -188,7 +188,7 @@ def test_the_demo_wants_a_server_named(main: Trap) -> None:
 def test_djangos_engine_connects_as_djangos_settings_say(
     monkeypatch: pytest.MonkeyPatch, main: Trap, other: Trap
 ) -> None:
-    """With the conninfo that it gives, whatever its settings leave out."""
+    """With Django's conninfo, whatever its settings omit."""
     monkeypatch.setenv("PGHOST", "127.0.0.1")
     monkeypatch.setenv("PGPORT", str(other.port))
     monkeypatch.setenv("PGPASSWORD", "pg")

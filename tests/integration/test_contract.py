@@ -305,7 +305,7 @@ def test_discarded_and_detached_are_gone(kind: Kind, pool: Pool[Any]) -> None:
         lease.release()
     with pool.acquire() as one, pool.acquire() as two:
         assert len({id(one), id(two), id(mine)}) == 3
-    pool.engine.adapter.close(mine)
+    getattr(pool, "writer", pool).engine.adapter.close(mine)  # a `SQLitePool` has pools
 
 
 @scarce

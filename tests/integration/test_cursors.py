@@ -1,4 +1,4 @@
-"""What a lent connection's cursors do, on a real server: the same as psycopg's own."""
+"""Cursors of lent connections behave like psycopg's own, on a real server."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ needs_a_backlog = pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request: pytest.FixtureRequest) -> Any:
-    """The cursor class that a pool is configured with."""
+    """The cursor class of a pool."""
     return request.param
 
 
 @pytest.fixture
 def make(postgres: PostgresServer, kind: Any) -> Iterator[Make]:
-    """Make pools of one connection, which are closed at the end."""
+    """Create pools of one connection, which are closed at the end."""
     with contextlib.ExitStack() as stack:
 
         def made(*, kwargs: Any = None, **options: Any) -> PostgresPool:
@@ -57,7 +57,7 @@ def make(postgres: PostgresServer, kind: Any) -> Iterator[Make]:
 
 @pytest.fixture
 def plain(postgres: PostgresServer, kind: Any) -> Iterator[Connection]:
-    """A connection of psycopg's own, to compare with."""
+    """A plain psycopg connection for comparison."""
     with postgres.connect(cursor_factory=kind) as conn:
         yield conn
 
@@ -71,7 +71,7 @@ def table(postgres: PostgresServer) -> Iterator[str]:
 
 
 def written(query: str, kind: Any) -> str:
-    """Write a query as this kind of cursor reads it."""
+    """Return a query in the syntax of this kind of cursor."""
     return query.replace("%s", "$1") if kind is psycopg.RawCursor else query
 
 
@@ -80,7 +80,7 @@ def works(conn: Connection) -> bool:
 
 
 def wait_for_word(conn: Connection) -> None:
-    """Wait until the server has sent something, which nobody has read yet."""
+    """Wait until the server has sent something that is still unread."""
     assert select.select([conn.fileno()], [], [], 30)[0]
 
 
@@ -98,7 +98,7 @@ def asleep(server: PostgresServer, name: str) -> bool:
 
 @contextlib.contextmanager
 def meanwhile(server: PostgresServer, name: str, act: Callable[[], object]) -> Iterator[None]:
-    """Do something in another thread as soon as a query of this pool sleeps."""
+    """Run a function in another thread as soon as a query of this pool sleeps."""
 
     def do() -> None:
         wait_until(lambda: asleep(server, name))
@@ -112,7 +112,7 @@ def meanwhile(server: PostgresServer, name: str, act: Callable[[], object]) -> I
 
 
 def throw(ident: int, error: type[BaseException]) -> None:
-    """Raise it in another thread, at its next step in Python."""
+    """Raise an exception in another thread, at its next Python instruction."""
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error)) == 1
 
 
@@ -121,7 +121,7 @@ class Stopped(BaseException):
 
 
 def told(error: psycopg.Error) -> dict[str, Any]:
-    """All that an error tells."""
+    """All information in an error."""
     names = ("severity", "message_primary", "message_hint", "statement_position", "context", "source_function")
     return {
         "class": type(error), "text": str(error), "sqlstate": error.sqlstate,
@@ -141,13 +141,13 @@ def test_a_cursor_looks_like_one_of_the_configured_class(make: Make, kind: Any) 
             getattr(kind, name) for name in ("__name__", "__qualname__", "__module__", "__doc__")
         ]
         assert repr(conn.cursor()).startswith(f"<{kind.__module__}.{kind.__qualname__} ")
-        assert type(conn.execute("SELECT 1")) is made and fast_cursor(kind) is made  # one for all
+        assert type(conn.execute("SELECT 1")) is made and fast_cursor(kind) is made  # one class for all
         assert hasattr(conn.cursor(), "__dict__") == hasattr(kind(conn), "__dict__")
 
 
-def test_a_cursor_class_of_ones_own(make: Make, kind: Any) -> None:
+def test_a_user_cursor_class(make: Make, kind: Any) -> None:
     class Mine(kind):  # type: ignore[misc]
-        """Mine."""
+        """The user's."""
 
         def answer(self) -> Any:
             return self.execute("SELECT 42").fetchone()[0]
@@ -155,10 +155,10 @@ def test_a_cursor_class_of_ones_own(make: Make, kind: Any) -> None:
     with make(kwargs={"cursor_factory": Mine}).acquire() as conn:
         cursor: Any = conn.cursor()
         assert cursor.answer() == 42 and issubclass(type(cursor), Mine) and issubclass(type(cursor), FastCursor)
-        assert repr(cursor).startswith(f"<{__name__}.{Mine.__qualname__} ") and cursor.__doc__ == "Mine."
+        assert repr(cursor).startswith(f"<{__name__}.{Mine.__qualname__} ") and cursor.__doc__ == "The user's."
 
 
-def test_who_goes_about_it_in_a_way_of_his_own_keeps_it(make: Make, kind: Any) -> None:
+def test_a_class_with_its_own_implementation_is_used_unchanged(make: Make, kind: Any) -> None:
     gone: list[str] = []
 
     class Own(kind):  # type: ignore[misc]
@@ -171,7 +171,7 @@ def test_who_goes_about_it_in_a_way_of_his_own_keeps_it(make: Make, kind: Any) -
     assert gone == ["own way"]
 
 
-def test_a_factory_that_is_no_class_is_left_as_it_is(make: Make, kind: Any) -> None:
+def test_a_factory_that_is_not_a_class_is_used_unchanged(make: Make, kind: Any) -> None:
     def function(conn: Any, **options: Any) -> Any:
         return kind(conn, **options)
 
@@ -180,7 +180,7 @@ def test_a_factory_that_is_no_class_is_left_as_it_is(make: Make, kind: Any) -> N
             assert conn.cursor_factory is factory and type(conn.cursor()) is kind and works(conn)
 
 
-def test_a_borrower_may_take_another_class(make: Make, kind: Any) -> None:
+def test_a_borrower_may_use_another_class(make: Make, kind: Any) -> None:
     pool = make()
     with pool.acquire() as conn:
         before = conn.cursor_factory
@@ -194,7 +194,7 @@ def test_a_borrower_may_take_another_class(make: Make, kind: Any) -> None:
 
 
 @everywhere
-def test_a_query_that_is_terminated_says_so(make: Make, postgres: PostgresServer) -> None:
+def test_the_error_of_a_terminated_query_says_why(make: Make, postgres: PostgresServer) -> None:
     pool = make(name="terminated")
     with pytest.raises(psycopg.errors.AdminShutdown) as caught, pool.connection() as conn:
         kill = functools.partial(terminate, postgres, conn.info.backend_pid)
@@ -217,7 +217,7 @@ AFTER = {
 @everywhere
 @pytest.mark.parametrize("what", AFTER)
 @pytest.mark.parametrize("why", [psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.AdminShutdown])
-def test_a_session_that_ended_before_says_why(
+def test_the_error_of_a_session_that_ended_before_says_why(
     make: Make, postgres: PostgresServer, what: str, why: type[psycopg.Error]
 ) -> None:
     pool = make()
@@ -233,10 +233,10 @@ def test_a_session_that_ended_before_says_why(
 @everywhere
 @pytest.mark.parametrize("session", ["clean", "trust"])
 @pytest.mark.parametrize("why", [psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.AdminShutdown])
-def test_a_session_that_ended_before_the_blocks_commit_says_why(
+def test_the_error_of_a_session_that_ended_before_the_commit_says_why(
     make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, why: type[psycopg.Error], session: str
 ) -> None:
-    monkeypatch.setattr(blocks, "BRIEF", 60.0)  # who has looked before the commit has no error of the server
+    monkeypatch.setattr(blocks, "BRIEF", 60.0)  # a check before the commit would consume the server's error
     pool = make(session=session)
     with pytest.raises(psycopg.OperationalError, match="lost before the commit") as caught, pool.connection() as conn:
         end_in_transaction(postgres, conn, why)
@@ -249,7 +249,7 @@ def test_a_session_that_ended_before_the_blocks_commit_says_why(
 @everywhere
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("why", [psycopg.errors.IdleSessionTimeout, psycopg.errors.AdminShutdown])
-def test_a_session_that_ended_before_the_blocks_begin_says_why(
+def test_the_error_of_a_session_that_ended_before_begin_says_why(
     make: Make, postgres: PostgresServer, why: type[psycopg.Error], autocommit: bool
 ) -> None:
     pool = make(kwargs={"autocommit": autocommit})
@@ -294,7 +294,7 @@ def results(cursor: psycopg.Cursor[Any]) -> list[Any]:
         "SET a.b = 'c'; SELECT generate_series(1, 1000); CREATE TEMP TABLE x (n int); INSERT INTO x VALUES (1), (2)",
     ],
 )  # fmt: skip
-def test_results_are_psycopgs(make: Make, plain: Connection, query: str) -> None:
+def test_results_are_those_of_psycopg(make: Make, plain: Connection, query: str) -> None:
     expected = results(plain.execute(query))
     with make().connection() as conn:
         assert results(conn.execute(query)) == expected
@@ -309,7 +309,7 @@ class Few(list[Any]):
 
 
 def few_answers(pgconn: Any, results: list[Any], *options: Any) -> Generator[int, Any, None]:
-    """Fail where libpq says that there is a COPY as often as it is asked, which would fill the memory."""
+    """Fail if libpq keeps reporting a COPY at every call, which would fill the memory."""
     found = Few()
     yield from answers(pgconn, found, *options)
     results += found
@@ -417,7 +417,7 @@ def test_a_statement_is_prepared_when_psycopg_would(
 @everywhere
 @pytest.mark.parametrize("kind", PREPARING, indirect=True)
 def test_a_prepared_statement_that_failed(make: Make, plain: Connection, kind: Any) -> None:
-    """At its first time psycopg forgets that it was prepared, later not."""
+    """After a failure at the first execution psycopg prepares it again, later it does not."""
     query = written("SELECT 2 / %s::int AS doubled", kind)
 
     def counts(conn: Connection) -> list[int]:
@@ -438,7 +438,7 @@ def test_a_prepared_statement_that_failed(make: Make, plain: Connection, kind: A
 
 @everywhere
 @pytest.mark.parametrize("kind", PREPARING, indirect=True)
-def test_who_drops_a_table_prepares_anew(make: Make) -> None:
+def test_statements_are_prepared_again_after_a_drop_table(make: Make) -> None:
     with make().acquire() as conn:
         conn.execute("CREATE TEMP TABLE mine (n integer)")
         for _ in range(2):
@@ -450,7 +450,7 @@ def test_who_drops_a_table_prepares_anew(make: Make) -> None:
 
 @everywhere
 @pytest.mark.parametrize("kind", PREPARING, indirect=True)
-def test_a_prepared_statement_whose_table_has_changed_fails_as_ever(
+def test_a_prepared_statement_whose_table_has_changed_fails_as_in_psycopg(
     make: Make, plain: Connection, postgres: PostgresServer, table: str
 ) -> None:
     def fail(conn: Connection, name: str) -> dict[str, Any]:
@@ -467,14 +467,14 @@ def test_a_prepared_statement_whose_table_has_changed_fails_as_ever(
     with make().acquire() as conn:
         assert fail(conn, "one") == fail(plain, "two")
         columns = [column.name for column in conn.execute("SELECT * FROM t").description or ()]
-    assert columns == ["n", "one", "two"]  # a ROLLBACK makes psycopg prepare anew
+    assert columns == ["n", "one", "two"]  # after a ROLLBACK psycopg prepares again
 
 
-# -- much ------------------------------------------------------------------------
+# -- large results ---------------------------------------------------------------
 
 
 @everywhere
-def test_much_arrives_whole(make: Make, kind: Any) -> None:
+def test_large_results_arrive_complete(make: Make, kind: Any) -> None:
     text = "0123456789" * (MEGABYTES * 100_000)
     with make().connection() as conn:
         assert conn.execute(written("SELECT length(%s::text)", kind), [text]).fetchone() == (len(text),)
@@ -488,7 +488,7 @@ def test_much_arrives_whole(make: Make, kind: Any) -> None:
 
 
 @everywhere
-def test_notices_are_told(make: Make) -> None:
+def test_notices_reach_their_handlers(make: Make) -> None:
     heard: list[Any] = []
     with make().connection() as conn:
         conn.add_notice_handler(lambda notice: heard.append((notice.severity, notice.message_primary)))
@@ -501,7 +501,7 @@ def test_notices_are_told(make: Make) -> None:
 
 
 @everywhere
-def test_handlers_hear_of_notifications_that_come_with_an_answer(make: Make, postgres: PostgresServer) -> None:
+def test_notifications_with_an_answer_reach_their_handlers(make: Make, postgres: PostgresServer) -> None:
     heard: list[Any] = []
     pool = make(kwargs={"autocommit": True})
     with pool.acquire() as conn, postgres.connect(autocommit=True) as other:
@@ -535,12 +535,12 @@ def test_notifications_without_a_handler_are_kept(make: Make, postgres: Postgres
         assert [notify.payload for notify in conn.notifies(timeout=1, stop_after=1)] == ["of its own"]
 
 
-# -- stopped -----------------------------------------------------------------------
+# -- interrupted queries -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [None, 60.0])
-def test_who_waits_for_an_answer_can_be_interrupted(postgres: PostgresServer, kind: Any, limit: float | None) -> None:
-    """And the query is cancelled: the connection is as good as before."""
+def test_waiting_for_an_answer_can_be_interrupted(postgres: PostgresServer, kind: Any, limit: float | None) -> None:
+    """The query is cancelled, and the connection remains usable."""
     program = (
         "import sys, psycopg, pooling\n"
         "dsn, kind, limit = sys.argv[1], getattr(psycopg, sys.argv[2]), eval(sys.argv[3])\n"
@@ -609,7 +609,7 @@ def test_a_query_that_takes_too_long_is_stopped(make: Make, whose: str) -> None:
         with pytest.raises(psycopg.errors.QueryCanceled):
             conn.execute("SELECT pg_sleep(30)")
         assert time.monotonic() - began < 10
-        if not conn.closed:  # by a machine too busy to hear of the cancel in time
+        if not conn.closed:  # on a machine too busy to cancel in time
             conn.rollback()
             assert works(conn) and conn.info.backend_pid == before
     with pool.connection() as again:
@@ -617,7 +617,7 @@ def test_a_query_that_takes_too_long_is_stopped(make: Make, whose: str) -> None:
 
 
 @everywhere
-def test_a_query_that_another_thread_cancels(make: Make, postgres: PostgresServer) -> None:
+def test_a_query_cancelled_by_another_thread(make: Make, postgres: PostgresServer) -> None:
     pool = make(name="cancelled")
     with pool.connection() as conn:
         before = conn.info.backend_pid
@@ -641,7 +641,7 @@ def test_a_query_that_another_thread_cancels(make: Make, postgres: PostgresServe
         "SELECT 1; SELECT 1 / 0; SELECT 2", "DO 'BEGIN RAISE EXCEPTION $$sch\u00f6n$$; END'",
     ],
 )  # fmt: skip
-def test_an_error_is_psycopgs(make: Make, plain: Connection, query: str, encoding: str) -> None:
+def test_errors_are_those_of_psycopg(make: Make, plain: Connection, query: str, encoding: str) -> None:
     def fail(conn: Connection) -> dict[str, Any]:
         conn.execute(f"SET client_encoding = {encoding}")
         with pytest.raises(psycopg.Error) as caught:
@@ -658,7 +658,7 @@ def test_an_error_is_psycopgs(make: Make, plain: Connection, query: str, encodin
 
 
 @everywhere
-def test_a_parameter_that_is_no_number_is_psycopgs_error(make: Make, plain: Connection, kind: Any) -> None:
+def test_an_invalid_parameter_raises_psycopgs_error(make: Make, plain: Connection, kind: Any) -> None:
     def fail(conn: Connection, **options: Any) -> dict[str, Any]:
         with pytest.raises(psycopg.errors.InvalidTextRepresentation) as caught:
             conn.execute(written("SELECT %s::int", kind), ["none"], **options)
@@ -670,17 +670,17 @@ def test_a_parameter_that_is_no_number_is_psycopgs_error(make: Make, plain: Conn
         assert fail(conn, prepare=True) == fail(plain, prepare=True)
 
 
-def test_a_generic_alias_is_as_good_as_its_class(make: Make, kind: Any) -> None:
+def test_a_generic_alias_works_like_its_class(make: Make, kind: Any) -> None:
     with make(kwargs={"cursor_factory": kind[Any]}).acquire() as conn:
         assert isinstance(conn.cursor(), kind) and works(conn)
 
 
 @everywhere
 @pytest.mark.parametrize("size", [10, 300_000, 3_000_000])
-def test_last_words_are_heard_that_were_read_amid_the_sending(
+def test_last_words_read_while_sending_are_reported(
     make: Make, plain: Connection, postgres: PostgresServer, size: int
 ) -> None:
-    """Where a long query cannot be sent, libpq reads what there is, at once."""
+    """While a long query cannot be sent, libpq reads the available input at once."""
 
     def fail(conn: Connection) -> type[Exception]:
         with pytest.raises(psycopg.OperationalError) as caught:

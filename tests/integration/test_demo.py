@@ -32,7 +32,7 @@ SEED = 1
 
 
 class Run:
-    """A demo that runs: its lines as they come, and what it leaves behind."""
+    """A running demo: its lines as they arrive, and its leftovers."""
 
     def __init__(self, folder: Path, *options: str, program: tuple[str, ...] = (), **environment: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ class Run:
         )
 
     def read_until(self, beginning: str) -> None:
-        """Read lines up to the first that begins so."""
+        """Read lines up to the first with this beginning."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(beginning):
@@ -62,7 +62,7 @@ class Run:
         return self.process.returncode, output, errors
 
     def leftovers(self) -> list[object]:
-        """Return the processes and files that are still there, after a moment's grace."""
+        """Return the processes and files that still exist after a short grace period."""
         deadline = time.monotonic() + 30
         while processes := [process for process in psutil.process_iter() if self._is_ours(process)]:
             if time.monotonic() > deadline:
@@ -112,17 +112,17 @@ def test_a_quick_run_stores_every_row_and_compares(tmp_path: Path) -> None:
     done = re.findall(r"^(?:un)?pooled .* ([\d,]+) quotes", output, re.MULTILINE)
     http = figures(output, "HTTP connections opened, counted by the service")
     database = figures(output, "database connections opened")
-    assert f"{http[0]:,.0f}" == f"{database[0]:,.0f}" in done  # one each for every piece of work
+    assert f"{http[0]:,.0f}" == f"{database[0]:,.0f}" in done  # one of each for every job
     assert http[1] <= 32 and database[1] <= 4
 
 
-def test_the_same_with_postgresql(tmp_path: Path, postgres: PostgresServer) -> None:
+def test_a_quick_run_with_postgresql(tmp_path: Path, postgres: PostgresServer) -> None:
     output = check_success(Run(tmp_path / "tmp", *SHORT, "--dsn", postgres.dsn))
     assert "PostgreSQL" in output
     assert schemas(postgres) == []
 
 
-def test_without_any_maker_of_certificates_it_says_so_and_uses_http(tmp_path: Path) -> None:
+def test_uses_http_if_no_certificate_can_be_created(tmp_path: Path) -> None:
     stub = tmp_path / "stub"
     stub.mkdir()
     (stub / "cryptography.py").write_text("raise ImportError('hidden by the test')")
@@ -141,7 +141,7 @@ def served(count: int) -> list[Quote]:
 
 @pytest.fixture
 def tampered(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """A function that stores ten quotes rightly, spoils them with SQL, and returns the verdict."""
+    """A function that stores ten quotes, changes them with SQL, and returns the verdict."""
 
     def store_and_check(spoil: str) -> str:
         place = SQLiteDatabase(tmp_path).place("pooled")
@@ -173,34 +173,34 @@ def tampered(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         ("DELETE FROM quotes", "0 rows as served; 10 missing"),
     ],
 )
-def test_a_tampered_table_is_found_out(tampered: Callable[[str], str], spoil: str, verdict: str) -> None:
+def test_a_tampered_table_is_detected(tampered: Callable[[str], str], spoil: str, verdict: str) -> None:
     assert tampered(spoil).startswith(verdict)
 
 
-def test_prices_are_computed_again_and_nothing_at_all_is_no_success() -> None:
+def test_wrong_records_and_empty_tables_fail() -> None:
     forged = [served(1)[0]._replace(price=1)]
-    assert not compare(forged, forged, SEED).perfect  # the service's own book is wrong
+    assert not compare(forged, forged, SEED).perfect  # the service's records are wrong
     assert not compare([], [], SEED).perfect
 
 
-# -- how it ends -----------------------------------------------------------------
+# -- the end ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("moment", ["pooling ", "database ", "service ", "unpooled ", "pooled "])
-def test_ctrl_c_ends_it_cleanly_at_any_moment(tmp_path: Path, moment: str, times: int) -> None:
+def test_ctrl_c_ends_cleanly_at_any_moment(tmp_path: Path, moment: str, times: int) -> None:
     run = Run(tmp_path / "tmp", "--seconds", "2", "--threads", "8")
     run.read_until(moment)
     for _ in range(times):
         run.process.send_signal(signal.SIGINT)
     code, output, errors = run.end()
     assert (code, errors) == (130, "")
-    assert output.endswith("interrupted, clearing up\n")
+    assert output.endswith("interrupted, cleaning up\n")
     assert run.leftovers() == []
 
 
 @pytest.mark.parametrize("moment", ["pooling ", "database ", "unpooled ", "pooled "])
-def test_ctrl_c_drops_what_it_made_in_postgresql(tmp_path: Path, postgres: PostgresServer, moment: str) -> None:
+def test_ctrl_c_drops_the_schema_in_postgresql(tmp_path: Path, postgres: PostgresServer, moment: str) -> None:
     run = Run(tmp_path / "tmp", "--seconds", "2", "--threads", "8", "--dsn", postgres.dsn)
     run.read_until(moment)
     run.process.send_signal(signal.SIGINT)
@@ -241,7 +241,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     assert [left for left in run.leftovers() if isinstance(left, psutil.Process)] == []
 
 
-def test_sigterm_clears_up_too(tmp_path: Path) -> None:
+def test_sigterm_cleans_up(tmp_path: Path) -> None:
     run = Run(tmp_path / "tmp", "--seconds", "60", "--threads", "4")
     run.read_until("unpooled ")
     run.process.terminate()
@@ -249,7 +249,7 @@ def test_sigterm_clears_up_too(tmp_path: Path) -> None:
     assert run.leftovers() == []
 
 
-def test_a_reader_that_leaves_is_no_accident(tmp_path: Path) -> None:
+def test_closed_output_is_not_an_error(tmp_path: Path) -> None:
     run = Run(tmp_path / "tmp", *SHORT)
     run.read_until("database ")
     assert run.process.stdout is not None and run.process.stderr is not None
@@ -323,7 +323,7 @@ def serving(made: certificates.Certificates) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("maker", ["cryptography", "openssl"])
-def test_either_maker_makes_what_clients_verify(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_tools_create_valid_certificates(tmp_path: Path, maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if maker == "openssl":
         requires("openssl", shutil.which("openssl"), "apt-get install openssl")
         monkeypatch.setitem(sys.modules, "cryptography", None)

@@ -1,4 +1,4 @@
-"""Django's engines on our pools, as a project sees them: on real servers, through real requests."""
+"""Django's engines on our pools, as a project uses them: with real servers and real requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 import pooling
 from tests.servers import PostgresServer
 
-django = pytest.importorskip("django")  # CI has it: see test_django_is_there
+django = pytest.importorskip("django")  # installed in CI: see test_django_is_installed
 
 from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 
@@ -29,7 +29,7 @@ from tests.integration import django_site  # noqa: E402
 from tests.integration.django_site import SECRET, alter, end_of_request, one, route  # noqa: E402
 
 
-def test_django_is_there() -> None:
+def test_django_is_installed() -> None:
     assert django.VERSION >= (5, 2)
 
 
@@ -41,7 +41,7 @@ def site(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def nothing_left(site: None) -> Iterator[None]:
-    """Each test begins and ends with nothing lent."""
+    """Each test begins and ends without a lease in use."""
     yield
     django.db.close_old_connections()
     django_site.check_nothing_is_lent()
@@ -71,7 +71,7 @@ def connection(site: None) -> Any:
 
 
 class Answer:
-    """A response on its way out of the WSGI handler, as a server has it in hands."""
+    """A response of the WSGI handler, as a server gets it."""
 
     def __init__(self, path: str = "/", **environ: Any) -> None:
         from django.core.handlers.wsgi import WSGIHandler
@@ -90,7 +90,7 @@ class Answer:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What cleaning costs."""
+    """Return the number of statements that cleaning sends."""
     from pooling.adapters.postgres import session
 
     made: list[bytes] = []
@@ -107,7 +107,7 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 # -- a request and its connection --------------------------------------------------
 
 
-def test_lent_at_the_first_query_and_given_back_at_the_end(connection: Any) -> None:
+def test_acquires_at_the_first_query_and_releases_at_the_end(connection: Any) -> None:
     assert connection.pool.stats()["in_use"] == 0
     assert one(connection, "SELECT 42") == 42
     assert connection.pool.stats()["in_use"] == 1
@@ -122,7 +122,7 @@ def test_the_same_session_serves_the_next_request(connection: Any) -> None:
     assert one(connection, "SELECT pg_backend_pid()") == first
 
 
-def test_a_streamed_response_keeps_it_until_the_last_piece(connection: Any, item: Any) -> None:
+def test_a_streamed_response_keeps_its_connection_until_the_last_piece(connection: Any, item: Any) -> None:
     from django.http import StreamingHttpResponse
 
     route(lambda request: StreamingHttpResponse(f"{one.id}\n" for one in item.objects.iterator(chunk_size=100)))
@@ -135,8 +135,8 @@ def test_a_streamed_response_keeps_it_until_the_last_piece(connection: Any, item
     assert connection.pool.stats()["in_use"] == 0
 
 
-def test_a_client_that_goes_away_in_the_middle(connection: Any, item: Any) -> None:
-    """The server closes the response: what the half-read cursor had is given back, clean."""
+def test_a_client_that_disconnects_early(connection: Any, item: Any) -> None:
+    """The server closes the response: the connection with the half-read cursor is released and cleaned."""
     from django.http import StreamingHttpResponse
 
     route(lambda request: StreamingHttpResponse(f"{one.id}\n" for one in item.objects.iterator(chunk_size=100)))
@@ -190,7 +190,7 @@ def test_atomic_requests(postgres: PostgresServer) -> None:
         assert conn.execute("DELETE FROM item WHERE id > 7000 RETURNING id").fetchall() == [(7001,)]
 
 
-def test_aliases_have_pools_of_their_own(connection: Any) -> None:
+def test_each_alias_has_its_own_pool(connection: Any) -> None:
     second = django.db.connections["second"]
     assert one(connection, "SELECT current_user") == "postgres"
     assert one(second, "SELECT current_user") == "clerk"
@@ -216,7 +216,7 @@ def test_threads_share_the_pool(connection: Any) -> None:
 
 
 def test_a_thread_that_ends_without_closing(connection: Any) -> None:
-    """With Django's own pool that connection would be lost for ever."""
+    """With Django's own pool that connection is lost for ever."""
     thread = threading.Thread(target=lambda: one(django.db.connections["default"], "SELECT 1"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pooling.core.events.logger.warning", lambda *args: None, raising=False)
@@ -257,7 +257,7 @@ def test_select_for_update(connection: Any, item: Any) -> None:
     assert order == ["first", "second"]
 
 
-def test_not_closed_inside_an_atomic_block_is_told(connection: Any) -> None:
+def test_closing_inside_an_atomic_block_is_deferred(connection: Any) -> None:
     from django.db import transaction
 
     with pytest.raises(django.db.ProgrammingError), transaction.atomic():
@@ -267,7 +267,7 @@ def test_not_closed_inside_an_atomic_block_is_told(connection: Any) -> None:
     connection.close()
 
 
-# -- clean, and at what price ----------------------------------------------------------
+# -- cleaning and its cost ---------------------------------------------------------------
 
 
 def test_what_django_does_costs_no_round_trip(connection: Any, item: Any, round_trips: list[bytes]) -> None:
@@ -297,7 +297,7 @@ def test_what_django_does_costs_no_round_trip(connection: Any, item: Any, round_
         ("SET ROLE clerk", "SELECT current_user"),
     ],
 )
-def test_what_a_view_set_is_gone(connection: Any, round_trips: list[bytes], dirty: str, look: str) -> None:
+def test_session_state_of_a_view_is_cleaned(connection: Any, round_trips: list[bytes], dirty: str, look: str) -> None:
     def ask() -> Any:
         pid, value = one(connection, "SELECT pg_backend_pid()"), one(connection, look)
         end_of_request()
@@ -366,10 +366,10 @@ def statement(text: str) -> Callable[[Any], None]:
         statement("""SELECT U&"set\\005fconfig"('work_mem', '7MB', false)"""),
     ],
 )  # fmt: skip
-def test_no_way_around_the_watch(connection: Any, act: Callable[[Any], None]) -> None:
-    """Not only what Django's own cursors execute is noticed."""
+def test_watch_detects_all_kinds_of_cursors(connection: Any, act: Callable[[Any], None]) -> None:
+    """Statements of cursors that are not Django's are detected, too."""
     look = "SELECT current_setting('work_mem') || pg_backend_pid()"
-    connection.close_pool()  # of what another test may have left
+    connection.close_pool()  # clean what another test may have left
     before = one(connection, look)
     end_of_request()
     connection.ensure_connection()
@@ -399,7 +399,7 @@ def test_a_transaction_left_open_is_rolled_back(connection: Any) -> None:
 
 
 @pytest.mark.parametrize(("session", "trips"), [("clean", 1), ("trust", 0)])
-def test_other_sessions_modes(
+def test_other_session_modes(
     connection: Any, monkeypatch: pytest.MonkeyPatch, round_trips: list[bytes], session: str, trips: int
 ) -> None:
     alter(monkeypatch, connection, OPTIONS={"pool": {"session": session}})
@@ -436,12 +436,12 @@ def test_role_and_isolation_level(connection: Any, monkeypatch: pytest.MonkeyPat
             assert one(connection, "SELECT current_user") == "clerk"
             assert one(connection, "SELECT current_setting('transaction_isolation')") == "serializable"
         with connection.cursor() as cursor:
-            cursor.execute("SET ROLE postgres")  # cleaned away, and set again as configured
+            cursor.execute("SET ROLE postgres")  # cleaned, then restored as configured
         end_of_request()
 
 
-def test_settings_that_change_take_another_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a test runner does, when it renames the database."""
+def test_changed_settings_create_a_new_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like a test runner that renames the database."""
     one(connection, "SELECT 1")
     end_of_request()
     before = connection.pool
@@ -455,11 +455,11 @@ def test_settings_that_change_take_another_pool(connection: Any, monkeypatch: py
     assert before.stats()["size"] == 0
 
 
-# -- trouble ---------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------
 
 
-def test_sessions_that_died_meanwhile(connection: Any, postgres: PostgresServer) -> None:
-    """No request sees what could be known before it."""
+def test_idle_sessions_that_died(connection: Any, postgres: PostgresServer) -> None:
+    """No request fails because of a death that could be detected before."""
     for _ in range(3):
         pid = one(connection, "SELECT pg_backend_pid()")
         end_of_request()
@@ -480,7 +480,7 @@ def test_a_session_that_dies_in_a_request(connection: Any, postgres: PostgresSer
     assert connection.pool.metrics.snapshot().closed["broken"] >= 1
 
 
-def test_none_in_time_is_djangos_error_and_ours(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_is_djangos_error_and_ours(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alter(monkeypatch, connection, OPTIONS={"pool": {"max_size": 1}})
     one(connection, "SELECT 1")
     connection.pool.reconfigure(acquire_timeout=0.01)
@@ -488,11 +488,11 @@ def test_none_in_time_is_djangos_error_and_ours(connection: Any, monkeypatch: py
     with pytest.raises(django.db.OperationalError, match=r"django_site.py:\d+ one\(\)") as caught:
         one(other, "SELECT 1")
     assert isinstance(caught.value, pooling.PoolTimeout)
-    assert isinstance(caught.value, psycopg_pool.PoolTimeout)  # which Django's own pool raises
+    assert isinstance(caught.value, psycopg_pool.PoolTimeout)  # the error of Django's own pool
     assert SECRET not in str(caught.value)
 
 
-def test_what_cannot_be_reached(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alter(monkeypatch, connection, NAME="no_such_database")
     with pytest.raises(django.db.OperationalError, match="no_such_database") as caught:
         one(connection, "SELECT 1")
@@ -513,7 +513,7 @@ def test_what_cannot_be_reached(connection: Any, monkeypatch: pytest.MonkeyPatch
 def test_health_checks_are_made_each_time(
     connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, interval: float
 ) -> None:
-    """Unless the mapping says how often."""
+    """Unless the mapping sets an interval."""
     alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True, OPTIONS={"pool": pool})
     settings = connection.pool.settings
     assert (settings.validate_on_acquire, settings.validation_interval) == (True, interval)
@@ -534,8 +534,8 @@ def test_a_new_password_is_used(connection: Any, monkeypatch: pytest.MonkeyPatch
     assert connection.connection.info.password == "rotated"
 
 
-def test_an_engine_that_asks_for_passwords_keeps_its_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token for each connection, not a pool for each token."""
+def test_an_engine_with_changing_passwords_keeps_its_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection uses a new token; the pool stays the same."""
     tokens = iter(range(1000))
     kind = type(connection)
 
@@ -564,13 +564,13 @@ def test_without_a_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert connection.pool is None
     assert one(connection, "SELECT 1") == 1
     end_of_request()
-    assert connection.connection is not None  # Django's own persistence
+    assert connection.connection is not None  # Django's persistent connections
     connection.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_child_makes_connections_of_its_own(connection: Any, recwarn: pytest.WarningsRecorder) -> None:
-    """Forked in the middle of a request, which goes on here and there."""
+def test_a_child_creates_its_own_connections(connection: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """Forked in the middle of a request, which continues in both processes."""
     pid = one(connection, "SELECT pg_backend_pid()")
     reading, writing = os.pipe()
     child = os.fork()
@@ -601,13 +601,13 @@ def test_a_child_makes_connections_of_its_own(connection: Any, recwarn: pytest.W
     [
         ({"max_size": 0}, "max_size"),
         ({"max_sise": 3}, "max_sise"),
-        ({"num_workers": 3}, "num_workers is not known here"),
+        ({"num_workers": 3}, "num_workers is not supported"),
         ({"session": "dirty"}, "session"),
         ({"settings": 3}, "settings must be a PoolSettings"),
         (7, "must be True, a mapping or a PoolSettings"),
     ],
 )
-def test_bad_options_are_named(connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, message: str) -> None:
+def test_errors_name_the_bad_option(connection: Any, monkeypatch: pytest.MonkeyPatch, pool: Any, message: str) -> None:
     from django.core.management import call_command
     from django.core.management.base import SystemCheckError
 
@@ -616,7 +616,7 @@ def test_bad_options_are_named(connection: Any, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ImproperlyConfigured, match=message) as caught:
         one(connection, "SELECT 1")
     assert "DATABASES['default']" in str(caught.value)
-    connection.close_pool()  # so that the check has to make one
+    connection.close_pool()  # so that the check has to create one
     with pytest.raises(SystemCheckError, match="pooling.E001"):
         call_command("check")
 
@@ -656,11 +656,11 @@ def ids(function: Callable[..., Any], **arguments: Any) -> list[str]:
 def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.test import override_settings
 
-    from pooling.web.django.checks import check_server, check_settings, crowd
+    from pooling.web.django.checks import check_server, check_settings, worker_layout
 
     assert ids(check_settings) == []
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 3 --threads=8 --bind :8000")
-    assert crowd() == (3, 8)
+    assert worker_layout() == (3, 8)
     assert ids(check_settings) == ["pooling.W001"]
     with override_settings(POOLING_THREADS=2, POOLING_WORKERS=90):
         assert ids(check_settings) == []
@@ -706,7 +706,7 @@ def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch) -> No
         ("CREATE FUNCTION reset_config() RETURNS int LANGUAGE sql AS 'SELECT 1'", None),
     ],
 )
-def test_check_of_what_watching_does_not_see(
+def test_check_reports_what_watch_cannot_detect(
     connection: Any, monkeypatch: pytest.MonkeyPatch, made: str, named: str | None
 ) -> None:
     from django.db import transaction
@@ -717,7 +717,7 @@ def test_check_of_what_watching_does_not_see(
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(made)
-        # The check looks through the connection that is open: it sees what this transaction made.
+        # The check uses the open connection, so it sees what this transaction created.
         monkeypatch.setattr(connection, "temporary_connection", connection.cursor)
         messages = check_server(None, databases=["default"])
         alter(monkeypatch, connection, OPTIONS={"pool": {"session": "clean", "max_size": 2}})
@@ -787,7 +787,7 @@ def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told["pools"]["database:default"]["status"] == "up"
         alter(monkeypatch, connection, NAME="no_such_database")
         connection.close_pool()
-        _endpoint.cache_clear()  # an answer is given again for a second
+        _endpoint.cache_clear()  # an answer is reused for a second
         down = Answer("/health/")
         assert (down.status, b"".join(down.parts)) == ("503 Service Unavailable", b"down")
         down.close()
@@ -832,7 +832,7 @@ def test_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda lite: lite.connection.set_authorizer(lambda *args: sqlite3.SQLITE_DENY),
     ],
 )
-def test_what_a_sqlite_request_left_cannot_reach_the_next(leave: Callable[[Any], Any]) -> None:
+def test_sqlite_state_does_not_leak_into_the_next_request(leave: Callable[[Any], Any]) -> None:
     lite = django.db.connections["lite"]
     lite.ensure_connection()
     before = lite.pool.metrics.snapshot().created
@@ -840,11 +840,11 @@ def test_what_a_sqlite_request_left_cannot_reach_the_next(leave: Callable[[Any],
         cursor.execute("CREATE TABLE IF NOT EXISTS left_behind (a integer)")
         cursor.execute("INSERT INTO left_behind VALUES (%s)", [1])
         cursor.executemany("INSERT INTO left_behind VALUES (%s)", [(2,), (3,)])
-        lite.introspection.get_table_description(cursor, "left_behind")  # by PRAGMAs that change nothing
+        lite.introspection.get_table_description(cursor, "left_behind")  # PRAGMAs that change nothing
     end_of_request()
     lite.ensure_connection()
     assert lite.pool.metrics.snapshot().created == before
-    with contextlib.suppress(TypeError):  # of a PRAGMA that has no row
+    with contextlib.suppress(TypeError):  # a PRAGMA without a row
         leave(lite)
     end_of_request()
     assert one(lite, "SELECT upper('a')") == "A"
@@ -857,7 +857,7 @@ def test_what_a_sqlite_request_left_cannot_reach_the_next(leave: Callable[[Any],
 def test_sqlite_init_command_and_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     lite = django.db.connections["lite"]
     lite.close()
-    assert one(lite, "PRAGMA journal_mode") == "delete"  # the file's: nothing was asked for
+    assert one(lite, "PRAGMA journal_mode") == "delete"  # the file's, because none was configured
     end_of_request()
     alter(monkeypatch, lite, OPTIONS={"init_command": "PRAGMA cache_size=-4321", "pool": {"max_size": 3}})
     for _ in range(2):
@@ -893,8 +893,8 @@ def test_a_child_does_not_touch_the_sqlite_file_of_its_parent(tmp_path: Path) ->
     end_of_request()
 
 
-def test_a_network_that_swallows_everything(connection: Any, postgres: PostgresServer) -> None:
-    """In the middle of a query, and while a connection rested."""
+def test_a_network_that_drops_everything(connection: Any, postgres: PostgresServer) -> None:
+    """In the middle of a query, and while a connection is idle."""
     from tests.proxy import Proxy
 
     good, errors = [0] * 6, []

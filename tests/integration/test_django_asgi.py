@@ -11,7 +11,7 @@ import pytest
 
 from tests.servers import PostgresServer
 
-django = pytest.importorskip("django")  # CI has it: see test_django.py
+django = pytest.importorskip("django")  # installed in CI: see test_django.py
 
 from asgiref.sync import sync_to_async  # noqa: E402
 from asgiref.testing import ApplicationCommunicator  # noqa: E402
@@ -32,7 +32,7 @@ def site(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def coroutines_allowed(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Django refuses them beside ATOMIC_REQUESTS, of any database."""
+    """Django refuses them if any database has ATOMIC_REQUESTS."""
     alter(monkeypatch, django.db.connections["second"], ATOMIC_REQUESTS=False)
 
 
@@ -67,12 +67,12 @@ class Client:
         await self._app.send_input({"type": "http.disconnect"})
 
     async def over(self) -> None:
-        """Wait until the application has done all that it does for this request."""
+        """Wait until the application has finished with this request."""
         await self._app.wait(PATIENCE)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; afterwards nothing is lent, nor was a connection lost or made beyond what may be."""
+    """Run it; afterwards no lease is in use, no connection was lost, and none was created beyond the limit."""
     answer = asyncio.run(work)
     django_site.check_nothing_is_lent()
     stats = django.db.connections["default"].pool.stats()
@@ -82,7 +82,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def ask(number: str) -> str:
-    """Ask the database, on the connection of the thread that this runs in."""
+    """Query the database on this thread's connection."""
     return str(one(django.db.connections["default"], "SELECT %s::int", number))
 
 
@@ -106,9 +106,9 @@ async def pieces(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(found())
 
 
-@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume:Warning")  # Django's word on `stream`
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume:Warning")  # Django's warning about `stream`
 def test_views_and_streams_of_both_kinds(site: None) -> None:
-    """More at once than there are connections: each is answered, and with its own number."""
+    """More requests at once than connections: each gets its own answer."""
     route(view=view, coroutine=coroutine, stream=stream, pieces=pieces)
 
     async def one_of_them(kind: str, number: int) -> str:
@@ -125,7 +125,7 @@ def test_views_and_streams_of_both_kinds(site: None) -> None:
 
 
 async def endless(request: HttpRequest) -> StreamingHttpResponse:
-    """Read by a cursor of the server's."""
+    """Read with a server-side cursor."""
 
     def open_cursor() -> Any:
         cursor = django.db.connections["default"].chunked_cursor()
@@ -143,7 +143,7 @@ async def endless(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(found())
 
 
-def test_a_client_that_goes_away_in_the_middle_of_a_stream(site: None) -> None:
+def test_a_client_that_disconnects_during_a_stream(site: None) -> None:
     route(endless=endless, view=view)
 
     async def leave() -> None:
@@ -164,8 +164,8 @@ def test_a_client_that_goes_away_in_the_middle_of_a_stream(site: None) -> None:
     assert run(more_often_than_there_are_connections()) == "7"
 
 
-def test_a_client_that_goes_away_in_the_middle_of_a_view(site: None) -> None:
-    """The view's thread cannot be stopped: it goes on to query, and what it took comes back."""
+def test_a_client_that_disconnects_during_a_view(site: None) -> None:
+    """The view's thread cannot be stopped: it continues with its query, and then releases its connection."""
     began, may_go_on = threading.Event(), threading.Event()
     told = []
 
@@ -183,7 +183,7 @@ def test_a_client_that_goes_away_in_the_middle_of_a_view(site: None) -> None:
         await client.ask()
         await asyncio.to_thread(began.wait, PATIENCE)
         await client.leave()
-        await asyncio.sleep(0)  # so that the application learns of it before the view goes on
+        await asyncio.sleep(0)  # so that the application notices it before the view continues
         may_go_on.set()
         await client.over()
 

@@ -1,4 +1,4 @@
-"""The example project, by its own command line, on Django's servers and its test runner."""
+"""The example project, through its own command line, on Django's servers and test runner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from tests.servers import PostgresServer, find_postgres
 
-pytest.importorskip("django")  # CI has it: see test_django.py
+pytest.importorskip("django")  # installed in CI: see test_django.py
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "django_project"
@@ -73,7 +73,7 @@ def test_command(migrated: str) -> None:
 
 
 def test_parallel_test_runner(migrated: str) -> None:
-    """Clones are made from a template that nobody may be connected to."""
+    """Clones are created from a template, to which there must be no connection."""
     run = manage(migrated, "test", "--parallel", "2", "--noinput")
     assert "Cloning test database" in run.stderr
     assert "OK" in run.stderr
@@ -94,14 +94,14 @@ def serving(
     ends: signal.Signals = signal.SIGINT,
     group: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a server until the block ends, then tell it to end: it does at once, and has said nothing.
+    """Run a server until the block ends, then stop it: it must end at once, without output.
 
     Args:
-        command, database, port: What, on what, where.
-        folder: Of the project.
-        own_words: How lines on standard error begin that it may say; without any, all that are no trouble.
-        ends: The signal that tells it.
-        group: Whether its children are told, too, as by a terminal.
+        command, database, port: The command, its database and port.
+        folder: The folder of the project.
+        own_words: Beginnings of allowed lines on standard error; without any, all lines that are not errors.
+        ends: The signal that stops it.
+        group: Whether its children get the signal, too, as from a terminal.
     """
     process = subprocess.Popen(
         command, cwd=folder, env=environment(database, BIND=f"127.0.0.1:{port}"),
@@ -152,8 +152,8 @@ def test_serve(migrated: str, server: str) -> None:
     port = free_port()
     command, ends = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}", "--noreload"], signal.SIGINT
     if server == "gunicorn":
-        # After SIGINT its threaded worker takes the lock of its thread pool in a signal handler, and
-        # the thread that was interrupted may hold it (27.0).
+        # After SIGINT its threaded worker acquires the lock of its thread pool in a signal handler, and
+        # the interrupted thread may hold it (27.0).
         command, ends = [sys.executable, "run.py"], signal.SIGTERM
     with serving(command, migrated, port, ends=ends):
         for number in range(5):
@@ -178,7 +178,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def test_serve_and_reload(migrated: str, postgres: PostgresServer, tmp_path: Path) -> None:
-    """The process that serves is another one after each change to a file; the last one leaves nothing behind."""
+    """A new process serves after each change to a file; the last one leaves nothing behind."""
     folder = tmp_path / "project"
     shutil.copytree(PROJECT, folder)
     views, port = folder / "shop" / "views.py", free_port()
@@ -186,7 +186,7 @@ def test_serve_and_reload(migrated: str, postgres: PostgresServer, tmp_path: Pat
     words = ("Watching for file changes", str(views), "[", "WARNING: This is a development server")
 
     def order() -> bool:
-        """Use a connection, unless it restarts just now."""
+        """Use a connection, unless the server is just restarting."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             return "1/8 in use" in json.loads(ask(port, "POST", "/orders/", "item=lamp"))["pool"]
         return False
@@ -195,7 +195,7 @@ def test_serve_and_reload(migrated: str, postgres: PostgresServer, tmp_path: Pat
         if not sessions(postgres) & before:
             return True
         age = views.stat().st_mtime
-        os.utime(views, (age + 1, age + 1))  # once more, in case it had not looked for the first time yet
+        os.utime(views, (age + 1, age + 1))  # once more, in case it had not yet read the file for the first time
         return False
 
     with serving(server, migrated, port, folder=folder, own_words=words, group=True):

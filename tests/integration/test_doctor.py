@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def doctor(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its exit code and all it said."""
+    """Run the command; return its exit code and its output."""
     run = subprocess.run(
         [sys.executable, "-m", "pooling", "doctor", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
@@ -30,7 +30,7 @@ def doctor(*arguments: str) -> tuple[int, str]:
 
 
 def role(server: PostgresServer, name: str, *settings: str) -> str:
-    """Make a role with these settings, and return an address with a password."""
+    """Create a role with these settings; return an address with its password."""
     with server.connect(autocommit=True) as conn:
         conn.execute(f"DROP ROLE IF EXISTS {name}")  # type: ignore[arg-type]
         conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'hidden-secret'")  # type: ignore[arg-type]
@@ -42,12 +42,12 @@ def role(server: PostgresServer, name: str, *settings: str) -> str:
 def test_all_is_well(postgres: PostgresServer) -> None:
     code, text = doctor("--dsn", role(postgres, "healthy"), "--workers", "4", "--max-size", "5")
     assert code == 0, text
-    assert "97 of max_connections=100 are for ordinary roles" in text
+    assert "97 of max_connections=100 are available to ordinary roles" in text
     assert "as healthy" in text
     assert "hidden-secret" not in text
 
 
-def test_what_will_break(postgres: PostgresServer) -> None:
+def test_plan_that_will_fail(postgres: PostgresServer) -> None:
     dsn = role(postgres, "crowd", "CONNECTION LIMIT 30")
     code, text = doctor("--dsn", dsn, "--workers", "20", "--max-size", "10")
     assert code == 1
@@ -56,23 +56,23 @@ def test_what_will_break(postgres: PostgresServer) -> None:
     assert "hidden-secret" not in text
 
 
-def test_settings_that_fight_the_pool(postgres: PostgresServer) -> None:
+def test_settings_that_conflict_with_the_pool(postgres: PostgresServer) -> None:
     dsn = role(postgres, "hasty", "SET idle_session_timeout = '20s'", "SET statement_timeout = 2000")
     with PostgresPool(dsn, PoolSettings(max_size=5), command_timeout=5, name="hasty") as db:
         texts = [finding.what for finding in db.advise(workers=2).findings]
     assert any("idle_session_timeout is 20 s" in text for text in texts)
-    # What the pool says while connecting wins over the role's: there is nothing to say of it.
+    # The pool's own setting takes precedence over the role's, so there is no finding.
     assert not any("statement_timeout" in text for text in texts)
 
 
-def test_server_that_does_not_answer() -> None:
+def test_unreachable_server() -> None:
     code, text = doctor("--dsn", "postgresql://u:hidden-secret@127.0.0.1:1/app")
     assert code == 1
-    assert "does not answer" in text
+    assert "cannot connect to the server" in text
     assert "hidden-secret" not in text
 
 
-def test_who_is_connected(postgres: PostgresServer) -> None:
+def test_connected_clients(postgres: PostgresServer) -> None:
     with postgres.connect(application_name="a-report") as conn:
         conn.execute("SELECT 1")
         with PostgresPool(postgres.dsn, PoolSettings(min_size=3), name="not-counted") as db:
@@ -86,8 +86,8 @@ def test_who_is_connected(postgres: PostgresServer) -> None:
         assert not report.breaks
 
 
-def test_who_is_connected_as_an_ordinary_role(postgres: PostgresServer) -> None:
-    """PostgreSQL shows it less of other roles' sessions; they take room all the same."""
+def test_connected_clients_seen_by_an_ordinary_role(postgres: PostgresServer) -> None:
+    """PostgreSQL shows it less about other roles' sessions, but they still use connections."""
     role(postgres, "neighbour")
     dsn = role(postgres, "tenant")
     with psycopg.connect(postgres.dsn.replace("postgres@", "neighbour@"), application_name="next-door") as conn:
@@ -95,7 +95,7 @@ def test_who_is_connected_as_an_ordinary_role(postgres: PostgresServer) -> None:
         code, text = doctor("--dsn", dsn, "--workers", "1")
         text = " ".join(text.split())
         assert code == 0, text
-        assert "1 'next-door' from an unseen host as neighbour" in text
+        assert "1 'next-door' from a hidden host as neighbour" in text
         assert "GRANT pg_monitor" in text
         with postgres.connect(autocommit=True) as chief:
             chief.execute("GRANT pg_monitor TO tenant")
@@ -104,19 +104,19 @@ def test_who_is_connected_as_an_ordinary_role(postgres: PostgresServer) -> None:
         assert "GRANT pg_monitor" not in text
 
 
-def test_room_beside_others_is_a_warning_that_counts_when_told_so(postgres: PostgresServer) -> None:
+def test_too_few_free_connections_is_a_warning_that_counts_if_strict(postgres: PostgresServer) -> None:
     dsn = role(postgres, "latecomer")
     with postgres.connect(), postgres.connect():
         arguments = ("--dsn", dsn, "--workers", "96", "--max-size", "1")
         code, text = doctor(*arguments)
         assert code == 0, text
-        assert "96 connections, and beside the" in " ".join(text.split())
+        assert "96 connections, but with the" in " ".join(text.split())
         assert doctor(*arguments, "--strict")[0] == 1
 
 
 @pytest.fixture(scope="module")
 def fussy(postgres: PostgresServer) -> Iterator[PostgresServer]:
-    """A server with settings that fight a pool, and 22 places for ordinary roles."""
+    """A server with settings that conflict with pooling, and 22 connections for ordinary roles."""
     with postgres.connect() as conn:
         reserves = conn.info.server_version >= 160000
     reserved = {"reserved_connections": 5} if reserves else {"superuser_reserved_connections": 8}
@@ -132,7 +132,7 @@ def test_settings_of_a_real_server(fussy: PostgresServer) -> None:
     code, text = doctor("--dsn", dsn, "--workers", "3", "--max-size", "7", "--leak-timeout", "10")
     text = " ".join(text.split())
     assert code == 0, text
-    assert "22 of max_connections=30 are for ordinary roles" in text
+    assert "22 of max_connections=30 are available to ordinary roles" in text
     assert "idle_in_transaction_session_timeout is 2 s on the server, shorter than the 10 s" in text
     assert "tcp_keepalives_idle is 7200 s on the server" in text
     assert "client_connection_check_interval" not in text  # it is set
@@ -140,11 +140,11 @@ def test_settings_of_a_real_server(fussy: PostgresServer) -> None:
     assert "idle_in_transaction_session_timeout is 2 s, and the pool has no limit" in text
 
 
-def test_room_without_what_is_reserved(fussy: PostgresServer) -> None:
+def test_reserved_connections_are_not_available(fussy: PostgresServer) -> None:
     dsn = role(fussy, "app")
     code, text = doctor("--dsn", dsn, "--workers", "23", "--max-size", "1")
     assert code == 1, text
-    assert "the server takes 22 from ordinary roles" in " ".join(text.split())
+    assert "the server accepts only 22 from ordinary roles" in " ".join(text.split())
 
 
 def test_limit_of_the_database(fussy: PostgresServer) -> None:
@@ -156,7 +156,7 @@ def test_limit_of_the_database(fussy: PostgresServer) -> None:
     assert "this database's CONNECTION LIMIT is 6" in " ".join(text.split())
 
 
-def test_silence_of_a_server_that_looks_after_its_clients(fussy: PostgresServer) -> None:
+def test_no_finding_for_a_server_that_checks_its_clients(fussy: PostgresServer) -> None:
     fussy.configure(tcp_keepalives_idle=60, idle_in_transaction_session_timeout=0)
     with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5), command_timeout=30) as db:
         assert db.advise(workers=2).findings == ()
@@ -180,7 +180,7 @@ def bouncer(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterato
     yield from bouncers(postgres, pool_mode=request.param, default_pool_size=4)
 
 
-def test_pgbouncer_is_seen(bouncer: PgBouncer) -> None:
+def test_pgbouncer_is_detected(bouncer: PgBouncer) -> None:
     mode = bouncer.admin("SHOW CONFIG")
     expected = next(row["value"] for row in mode if row["key"] == "pool_mode")
     facts = read(bouncer.connect)
@@ -191,7 +191,7 @@ def test_pgbouncer_is_seen(bouncer: PgBouncer) -> None:
     assert facts.pooler.version[:2] == bouncer.version
 
 
-def test_mode_is_seen_without_the_console(bouncer: PgBouncer) -> None:
+def test_mode_is_detected_without_the_console(bouncer: PgBouncer) -> None:
     expected = next(row["value"] for row in bouncer.admin("SHOW CONFIG") if row["key"] == "pool_mode")
 
     def connect(**options: Any) -> psycopg.Connection[Any]:
@@ -210,7 +210,7 @@ def test_command_behind_pgbouncer(bouncer: PgBouncer) -> None:
     assert "max_client_conn is 100" in " ".join(text.split())
 
 
-def test_a_missing_limit_is_named(fussy: PostgresServer) -> None:
+def test_a_missing_limit_is_reported(fussy: PostgresServer) -> None:
     fussy.configure(tcp_keepalives_idle=60, idle_in_transaction_session_timeout=0)
     with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5)) as db:
         (finding,) = db.advise(workers=2).findings

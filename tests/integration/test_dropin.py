@@ -1,4 +1,4 @@
-"""What the drop-in for psycopg_pool does beyond the original, or otherwise on purpose."""
+"""Where the drop-in for psycopg_pool does more than the original, or differs on purpose."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def pool(postgres: PostgresServer) -> Iterator[ConnectionPool[Any]]:
         yield pool
 
 
-# -- connections that are forgotten -------------------------------------------------
+# -- dropped connections ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("close_returns", [False, True])
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
 @pytest.mark.skipif(tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3), reason="close_returns")
-def test_a_forgotten_connection_is_reported_and_its_slot_comes_back(
+def test_an_unreturned_connection_is_reported_and_its_slot_freed(
     kind: Any, close_returns: bool, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     least = 1 if kind is ConnectionPool else 0
@@ -50,13 +50,13 @@ def test_a_forgotten_connection_is_reported_and_its_slot_comes_back(
         assert again.info.backend_pid != backend
         pool.putconn(again)
         (warning,) = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
-        assert f"{__file__}:{line} test_a_forgotten_connection" in warning
+        assert f"{__file__}:{line} test_an_unreturned_connection" in warning
     with postgres.connect(autocommit=True) as conn:
         find = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
         wait_until(lambda: conn.execute(find, [backend]).rowcount == 0)
 
 
-def test_a_connection_forgotten_in_a_cycle_is_found_by_whoever_waits(pool: ConnectionPool[Any]) -> None:
+def test_a_connection_dropped_in_a_cycle_is_found_while_a_thread_waits(pool: ConnectionPool[Any]) -> None:
     cycle: list[Any] = [pool.getconn()]
     cycle.append(cycle)
     gc.disable()
@@ -68,7 +68,7 @@ def test_a_connection_forgotten_in_a_cycle_is_found_by_whoever_waits(pool: Conne
         gc.enable()
 
 
-def test_a_thread_local_connection_comes_back_with_the_end_of_its_thread(pool: ConnectionPool[Any]) -> None:
+def test_a_thread_local_connection_is_reclaimed_when_its_thread_ends(pool: ConnectionPool[Any]) -> None:
     mine = threading.local()
 
     def work() -> None:
@@ -78,8 +78,8 @@ def test_a_thread_local_connection_comes_back_with_the_end_of_its_thread(pool: C
     pool.putconn(pool.getconn(PATIENCE))
 
 
-def test_a_thread_that_ended_with_a_connection_is_named(pool: ConnectionPool[Any]) -> None:
-    pool.putconn(pool.getconn())  # so that it is had without waiting
+def test_a_thread_that_ended_while_holding_a_connection_is_named(pool: ConnectionPool[Any]) -> None:
+    pool.putconn(pool.getconn())  # so that it is acquired without waiting
     kept: list[Any] = []
     thread = threading.Thread(target=lambda: kept.append(pool.getconn()), name="importer")
     thread.start()
@@ -89,14 +89,14 @@ def test_a_thread_that_ended_with_a_connection_is_named(pool: ConnectionPool[Any
     pool.putconn(kept.pop())
 
 
-def test_what_is_given_back_is_the_very_connection(postgres: PostgresServer) -> None:
-    """The pool keeps another object in its place while it is lent, and gives hooks the real one."""
+def test_the_connection_returned_is_the_original(postgres: PostgresServer) -> None:
+    """While a connection is lent, the pool keeps a stand-in for it; hooks get the real one."""
     seen: list[int] = []
     with ConnectionPool(postgres.dsn, min_size=1, open=False, reset=lambda conn: seen.append(id(conn))) as pool:
         conn = pool.getconn(PATIENCE)
         conn.row_factory = psycopg.rows.dict_row
         pool.putconn(conn)
-        with pytest.raises(ValueError, match="takes back what it has lent"):
+        with pytest.raises(ValueError, match="cannot return a connection that this pool has not lent"):
             pool.putconn(conn)
         with pool.connection() as same:
             assert same is conn and same.row_factory is psycopg.rows.tuple_row
@@ -106,7 +106,7 @@ def test_what_is_given_back_is_the_very_connection(postgres: PostgresServer) -> 
 
 
 class Slotted(psycopg.Connection[Any]):
-    """Of a class whose objects have more than a ``__dict__``."""
+    """A class whose objects have more than a ``__dict__``."""
 
     __slots__ = ("tenant",)
 
@@ -133,7 +133,7 @@ def test_a_class_with_slots(postgres: PostgresServer, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
-def test_what_comes_back_to_a_closed_pool_is_closed_when_the_call_returns(kind: Any, postgres: PostgresServer) -> None:
+def test_putconn_to_a_closed_pool_closes_the_connection_before_it_returns(kind: Any, postgres: PostgresServer) -> None:
     for _ in range(20):
         pool = kind(postgres.dsn, max_size=3, min_size=0, open=True)
         given, dirty = pool.getconn(PATIENCE), pool.getconn(PATIENCE)
@@ -148,7 +148,7 @@ def test_what_comes_back_to_a_closed_pool_is_closed_when_the_call_returns(kind: 
         assert dirty.closed
 
 
-def test_what_is_idle_is_closed_when_close_returns(postgres: PostgresServer) -> None:
+def test_idle_connections_are_closed_when_close_returns(postgres: PostgresServer) -> None:
     for _ in range(20):
         pool: ConnectionPool[Any] = ConnectionPool(postgres.dsn, min_size=4, open=True)
         pool.wait(PATIENCE)

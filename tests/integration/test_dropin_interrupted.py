@@ -23,7 +23,7 @@ class Strike(BaseException):
 
 
 def struck(work: Callable[[], object], number: int) -> bool:
-    """Do it, and raise at the line of that number; ``False``: there are not so many."""
+    """Do it, and raise at the line with that number; ``False`` if there are fewer lines."""
     seen = 0
 
     def line(frame: FrameType, event: str, arg: Any) -> Any:
@@ -64,13 +64,13 @@ def by_hand(pool: Any) -> None:
     pool.putconn(conn)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck in a __del__
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a __del__
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
 @pytest.mark.parametrize("work", [block, failing, by_hand])
-def test_struck_at_each_line(
+def test_exception_at_each_line(
     postgres: PostgresServer, kind: Any, work: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("psycopg.pool"), "disabled", True)  # pytest keeps what is logged: connections
+    monkeypatch.setattr(logging.getLogger("psycopg.pool"), "disabled", True)  # pytest keeps records: connections
     lost, number = [], 1
     sizes = {"max_size": 1} if kind is NullConnectionPool else {"min_size": 1, "max_size": 1}
     pool = kind(postgres.dsn, open=True, timeout=5, **sizes)

@@ -14,7 +14,7 @@ from pooling.web.wsgi import PoolingMiddleware, lease
 from tests.servers import PostgresServer
 
 
-def test_psycopgs_pool(postgres: PostgresServer) -> None:
+def test_psycopg_pool(postgres: PostgresServer) -> None:
     pool = psycopg_pool.ConnectionPool(postgres.dsn, min_size=1, max_size=2, open=False, name="theirs")
     manager = PoolManager(startup_timeout=30.0)
     manager.add_pool(pool)
@@ -36,7 +36,7 @@ def test_psycopgs_pool(postgres: PostgresServer) -> None:
     assert manager.health_check(1.0)["theirs"].status == "down"
 
 
-def test_a_psycopg_pool_whose_server_is_away() -> None:
+def test_a_psycopg_pool_whose_server_is_down() -> None:
     pool = psycopg_pool.ConnectionPool(
         "postgresql://postgres@127.0.0.1:1/x", min_size=0, max_size=1, open=False, reconnect_timeout=0.1
     )

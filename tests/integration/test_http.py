@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -282,11 +283,11 @@ def test_no_compression(web: WebServer) -> None:
 # -- streams (P8) ------------------------------------------------------------------------------
 
 
-def test_a_stream_holds_its_place_until_it_is_read(web: WebServer) -> None:
+def test_a_stream_holds_its_slot_until_it_is_read(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, name="api") as http:
         response = http.get("/stream?n=3", stream=True)
         assert http.stats()["in_use"] == 1
-        assert "test_a_stream_holds_its_place_until_it_is_read" in str(http.holders()[0])
+        assert "test_a_stream_holds_its_slot_until_it_is_read" in str(http.holders()[0])
         with pytest.raises(PoolTimeout, match=r"pool 'api.*test_http.py:\d+ test_a_stream_holds") as caught:
             http.get("/echo", timeout=HTTPTimeout(pool=0.0))
         assert isinstance(caught.value, requests.exceptions.ConnectTimeout)
@@ -449,8 +450,8 @@ def test_the_pools_trust_beats_the_environment(
         assert http.get("/echo").ok
         with http.acquire() as session:
             assert session.get(secure_web.url + "/echo").ok
-    with HTTPPool(base_url=secure_web.url) as stranger, pytest.raises(requests.exceptions.SSLError):
-        stranger.get("/echo")
+    with HTTPPool(base_url=secure_web.url) as distrustful, pytest.raises(requests.exceptions.SSLError):
+        distrustful.get("/echo")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority.file)
     with HTTPPool() as plain, plain.acquire() as session:
         assert session.get(secure_web.url + "/echo").ok
@@ -602,6 +603,45 @@ def test_a_pool_that_is_dropped_closes_its_sockets(web: WebServer) -> None:
     wait_until(lambda: web.book()["open"] <= before)
 
 
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("options", [{}, {"health_url": "/echo"}, {"pooled": False}, {"cookies": "shared"}])
+def test_a_pool_that_is_dropped_is_freed_without_the_garbage_collector(
+    web: WebServer, options: dict[str, Any], closed: bool
+) -> None:
+    http = HTTPPool(base_url=web.url, **options)
+    with http.acquire() as session:
+        session.get(web.url + "/echo")
+    with http.request_context("GET", "/stream?n=2", stream=True) as response:
+        assert response.content
+    http.warm_up(each=2)
+    http.health_check(ask=True)
+    if closed:
+        http.close()
+    hosts = http._connections.hosts.all()
+    objects = [http, http._connections, http._connections.slots, http.adapter, *(host.pool for host in hosts)]
+    if http._health is not None:
+        objects += [http._health, http._health._pool]
+    references = [weakref.ref(each) for each in objects]
+    gc.disable()
+    try:
+        del http, session, response, hosts, objects
+        wait_until(lambda: not any(reference() for reference in references))  # a worker may just end its job
+    finally:
+        gc.enable()
+
+
+def test_a_session_that_outlives_its_pool_keeps_the_health_probe_running(web: WebServer) -> None:
+    http = HTTPPool(health_check_interval=0.02, base_url=web.url, health_url="/bytes")
+    session = http.session()
+    assert session.get(web.url + "/echo").ok
+    reference = weakref.ref(http)
+    del http
+    assert reference() is None
+    probed = web.book()["paths"].get("/bytes", 0)
+    wait_until(lambda: web.book()["paths"].get("/bytes", 0) > probed + 2)
+    assert session.get(web.url + "/echo").ok
+
+
 def test_settings_of_a_running_pool(http: HTTPPool, web: WebServer) -> None:
     http.warm_up(each=4)
     assert http.stats()["idle"] == 4
@@ -632,7 +672,7 @@ def test_settings_of_a_running_pool(http: HTTPPool, web: WebServer) -> None:
         ({"retry": -1}, "retry must be at least 1"),
         ({"cookies": "mine"}, 'cookies must be "isolated" or "shared"'),
         ({"session_factory": None}, "session_factory must be callable"),
-        ({"health_url": 5}, "health_url must be a text"),
+        ({"health_url": 5}, "health_url must be a string"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""HTTPPool's lines, limits, deadlines, retries, and what it does about dead sockets; its metrics."""
+"""HTTPPool's wait queues, limits, deadlines and retries, dead sockets, and its metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import requests
 from urllib3.util import Retry
 
-from pooling import HTTPPool, HTTPTimeout, Observer, Pool, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling import HTTPPool, HTTPTimeout, Observer, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
@@ -29,7 +29,7 @@ def private() -> Iterator[WebServer]:
         yield server
 
 
-# -- lines -------------------------------------------------------------------------------
+# -- wait queues -------------------------------------------------------------------------------
 
 
 def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(private: WebServer) -> None:
@@ -47,7 +47,7 @@ def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(priva
         for number in range(10):
             threads.append(in_thread(ask, number))
             wait_until(lambda: http.stats()["waiting"] == len(threads))
-        blockers[0].close()  # one place: what is served is served one by one
+        blockers[0].close()  # only one request at a time is served now
         for thread in threads:
             thread.join()
         blockers[1].close()
@@ -56,8 +56,8 @@ def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(priva
     assert web.book()["most"] <= 2
 
 
-def test_all_places_that_count_say_the_same(private: WebServer) -> None:
-    """Who waits in the host's own line is counted by `stats`, `repr` and messages alike."""
+def test_stats_repr_and_messages_state_the_same_counts(private: WebServer) -> None:
+    """Requests that wait for a host are counted in all of them."""
     settings = PoolSettings(max_size=10, acquire_timeout=60)
     with HTTPPool(settings, base_url=private.url, max_per_host=1, name="web") as http:
         assert http.get("/echo").ok
@@ -68,7 +68,7 @@ def test_all_places_that_count_say_the_same(private: WebServer) -> None:
         assert repr(http) == "<HTTPPool 'web': 1/10 in use, 0 idle, 3 waiting>"
         http.resize(1)
         with pytest.raises(PoolTimeout) as caught:
-            Pool.acquire(http, 0)
+            http._connections.slots.acquire(0)
         assert "(1/1 in use, 0 idle, 3 waiting)" in str(caught.value)
         blocker.close()
         for thread in threads:
@@ -90,7 +90,7 @@ def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServ
         for _ in range(20):
             with http.acquire() as session:
                 assert session.get(web.url + "/echo").ok
-        assert http.stats()["waiting"] == 17  # the slow ones' line is as long as before
+        assert http.stats()["waiting"] == 17  # the slow requests still wait
         assert private.book()["most"] == 3
         http.close(timeout=0)
         for thread in threads:
@@ -238,7 +238,7 @@ def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
 
 
 def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
-    """A server whose line for connections is full: the system drops our greetings."""
+    """A server whose backlog is full: the system drops further connection attempts."""
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -317,7 +317,7 @@ def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypa
     """The connection is dead, and looks alive until it is written to."""
     with HTTPPool(ONE, base_url=private.url) as http:
         first = echo(http.get("/echo"))["connection"]
-        (host,) = http._hosts.all()
+        (host,) = http._connections.hosts.all()
         wire = host.pool.engine.state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
         wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
@@ -518,15 +518,15 @@ def test_metrics_of_a_host(web: WebServer) -> None:
         assert http.metrics.snapshot().acquired == 0
 
 
-@pytest.mark.parametrize("line", ["the host's", "that of all"])
-def test_waiting_is_measured_in_whichever_line(web: WebServer, line: str) -> None:
+@pytest.mark.parametrize("wait_for", ["host", "slot"])
+def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for: str) -> None:
     heard: list[float] = []
 
     class Ear(Observer):
         def acquired(self, pool: str, waited: float) -> None:
             heard.append(waited)
 
-    size, per_host = (10, 1) if line == "the host's" else (1, 10)
+    size, per_host = (10, 1) if wait_for == "host" else (1, 10)
     settings = PoolSettings(max_size=size, acquire_timeout=60)
     with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Ear()]) as http:
         with http.request_context("GET", "/stream", stream=True):
@@ -619,7 +619,7 @@ def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServe
             http.warm_up([web.url, "http://127.0.0.1:1"])
         with pytest.raises(ValueError, match="base_url"):
             http.warm_up()
-        with pytest.raises(TypeError, match="several URLs"):
+        with pytest.raises(TypeError, match="several URLs, not one string"):
             http.warm_up(web.url)
     with HTTPPool(base_url=web.url) as http:
         http.fill(2)
@@ -709,7 +709,16 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
     assert http.health_check()["status"] == "closed"
     failure = "api ConnectionError"
     assert "api NoneType" in heard and heard[heard.index("api drained") - 3 :][:3] == [failure] * 3
-    assert [r.getMessage() for r in caplog.records if "does not answer well" in r.getMessage()]
+    assert [r.getMessage() for r in caplog.records if "is unhealthy: " in r.getMessage()]
+
+
+def test_the_next_probe_can_be_made_due_at_once(web: WebServer) -> None:
+    with HTTPPool(RARELY, base_url=web.url, health_url="/echo") as http:
+        wait_until(lambda: http.health_check()["status"] == "healthy")
+        before = web.book()["requests"]
+        http.check_health_now()
+        wait_until(lambda: web.book()["requests"] > before)
+    HTTPPool().check_health_now()  # without a URL there is nothing to do
 
 
 def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
@@ -741,7 +750,7 @@ def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
         assert http.health_check(ask=True)["status"] == "healthy"
         with http.request_context("GET", "/stream", stream=True):
             http.reconfigure(health_check_interval=0.02)
-            wait_until(lambda: http.metrics.snapshot().refusals >= 3)  # no place in the line
+            wait_until(lambda: http.metrics.snapshot().refusals >= 3)  # the wait queue is full
             http.reconfigure(health_check_interval=None, health_check_timeout=1.0, max_waiting=None)
             timeouts = http.metrics.snapshot().timeouts
             health = http.health_check(ask=True)

@@ -19,8 +19,9 @@ from urllib3.util import Retry
 
 from pooling import HTTPPool, LeaseError, PoolSettings, config
 from pooling.adapters.http.client import pool_arguments
+from pooling.adapters.http.wire import Answer
 from tests.conftest import Authority
-from tests.integration.test_http import wait_until
+from tests.integration.test_http import in_thread, wait_until
 from tests.raw import Asked, RawServer, ok
 from tests.web import ForwardProxy, WebServer
 
@@ -54,6 +55,27 @@ def test_interim_answers_are_skipped(interim: bytes, pieces: int, pooled: bool) 
             assert (response.status_code, response.text) == (200, f"/{number}")
             assert "Link" not in response.headers
         assert server.accepted == (1 if pooled else 3)
+
+
+def test_a_socket_can_be_evicted_while_urllib3_closes_its_last_answer_once_more(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """urllib3 does so after the connection has been released: two threads close one answer."""
+    evicted: list[str] = []
+
+    def flush(answer: Any) -> None:  # the first step of a close
+        if not evicted:
+            evicted.append("now")
+            [host] = http._connections.hosts.all()
+            thread = in_thread(host.evict_oldest, "room")
+            thread.join()
+        super(Answer, answer).flush()
+
+    monkeypatch.setattr(Answer, "flush", flush)
+    with RawServer(lambda asked: ok(asked.target)) as server, HTTPPool(ONE, base_url=server.url) as http:
+        assert http.get("/").text == "/"
+        assert evicted and http.metrics.snapshot().closed == {"room": 1}
+        assert http.get("/again").text == "/again"
 
 
 def test_interim_answers_without_end_are_an_error() -> None:
@@ -142,7 +164,7 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 
 def _arrived(http: HTTPPool) -> bool:
     """Whether the system has bytes for the idle socket."""
-    [host] = http._hosts.all()
+    [host] = http._connections.hosts.all()
     [key] = host.pool.engine.state.idle
     try:
         return bool(socket.socket.recv(key.entry.resource.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -290,7 +312,7 @@ def test_a_login_keeps_its_connection_whoever_else_asks() -> None:
 
 @pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
 @pytest.mark.parametrize("how", ["wrong", "given up", "raised"])
-def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
+def test_a_login_that_fails_releases_its_slot(way: str, how: str) -> None:
     class Stops(Login):
         def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
             if "hello" not in value and how == "given up":
@@ -315,7 +337,7 @@ def test_a_login_that_fails_gives_its_place_back(way: str, how: str) -> None:
         assert http.get(server.url).text == "who?"
 
 
-# -- places that come back at once -----------------------------------------------------------------
+# -- slots that are released at once -----------------------------------------------------------------
 
 
 def raises_for_status(response: requests.Response, **kwargs: Any) -> None:
@@ -399,8 +421,8 @@ def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
         *((way, False, False) for way in ("session", "connection", "pool")),
     ],
 )
-def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, stream: bool, own: bool) -> None:
-    """As many threads as places, each with an answer in its hands when it asks for its token."""
+def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, stream: bool, own: bool) -> None:
+    """As many threads as slots, each with an unread answer when it requests its token."""
     count = 2
     all_hold = threading.Barrier(count)
 
@@ -440,10 +462,10 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_place(way: str, s
         for thread in threads:
             thread.join()
         assert seen == ["fine"] * count
-        assert (http.stats()["in_use"], http._calls) == (0, {})
+        assert (http.stats()["in_use"], http._connections.calls.requests) == (0, {})
         seen.clear()
         gc.collect()
-        assert http._answers == {}
+        assert http._connections.calls.answers == {}
 
 
 def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
@@ -692,7 +714,7 @@ def test_verify_holds_for_a_proxy_with_tls(
 
 
 def test_headers_of_a_cgi_request_are_not_the_environment() -> None:
-    """A CGI server puts each header of a request, whoever sends it, into a variable HTTP_..."""
+    """A CGI server puts each header of a request into a variable HTTP_..., also an untrusted one."""
     said = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
     found = pool_arguments("HTTP_", {**said, "REQUEST_METHOD": "GET"})
     assert (found["timeout"].read, "retry" in found, "pooled" in found) == (30, False, False)

@@ -1,4 +1,4 @@
-"""Kinds of pools that other packages bring, and gevent that comes late: in processes of their own."""
+"""Schemes added by other packages, and late gevent patching, in separate processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Queue(Pool):
 
 
 def run(code: str, **env: str) -> str:
-    """Run a program, and return what it printed."""
+    """Run a program and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(**env), text=True, capture_output=True, timeout=120
     )
@@ -28,8 +28,8 @@ def run(code: str, **env: str) -> str:
     return done.stdout
 
 
-def test_a_package_adds_a_kind(tmp_path: Path) -> None:
-    """As an installed distribution does it: metadata beside the module."""
+def test_a_package_adds_a_scheme(tmp_path: Path) -> None:
+    """Like an installed distribution: metadata beside the module."""
     (tmp_path / "theirs.py").write_text(THEIRS)
     metadata = tmp_path / "theirs-1.0.dist-info"
     metadata.mkdir()
@@ -55,14 +55,15 @@ def test_a_package_adds_a_kind(tmp_path: Path) -> None:
         " (known: absent, broken, http, https, mq, postgres, postgresql, sqlite"
     )
     assert lines[2:] == [
-        "ImportError absent:// needs a driver that is not installed or does not load: No module named 'no_such_module'",
-        "ImportError broken:// needs a driver that is not installed or does not load:"
+        "ImportError absent:// needs a driver that is not installed or cannot be loaded:"
+        " No module named 'no_such_module'",
+        "ImportError broken:// needs a driver that is not installed or cannot be loaded:"
         " module 'theirs' has no attribute 'Missing'",
     ]
 
 
-def test_gevent_may_come_after_us() -> None:
-    """As under gunicorn's gevent worker with ``--preload``: nobody blocks the hub."""
+def test_gevent_may_patch_after_the_import() -> None:
+    """As under gunicorn's gevent worker with ``--preload``: nothing blocks the hub."""
     output = run("""if True:
         import io
         from pooling import PoolManager

@@ -18,7 +18,7 @@ from pooling.compat.psycopg_pool import ConnectionPool
 from tests.integration.tools import wait_until
 from tests.servers import PostgresServer
 
-# psycopg complains when what was left open is destroyed at last, some versions by an error.
+# psycopg warns when an open operation is finally destroyed, some versions with an error.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30, reset_timeout=5)
@@ -76,7 +76,7 @@ LEFT: dict[Callable[[Any], object], str] = {
 
 
 class InTime:
-    """Calls a function in a thread that may hang, and says what it raised."""
+    """Calls a function in a thread that may hang, and returns its exception."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self.error: BaseException | None = None
@@ -95,7 +95,7 @@ class InTime:
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[object]]:
-    """What the borrowers keep for longer than their block."""
+    """Objects that borrowers keep beyond their block."""
     things: list[object] = []
     yield things
     things.clear()
@@ -103,7 +103,7 @@ def kept() -> Iterator[list[object]]:
 
 @pytest.mark.parametrize("leave", LEFT)
 @pytest.mark.parametrize("verb", ["connection", "transaction", "run"])
-def test_it_is_an_error_that_names_it(
+def test_the_error_names_what_was_left_open(
     db: PostgresPool, verb: str, leave: Callable[[Any], object], kept: list[object]
 ) -> None:
     runs = []
@@ -123,7 +123,7 @@ def test_it_is_an_error_that_names_it(
     error = InTime(use).error
     assert isinstance(error, psycopg.ProgrammingError) and LEFT[leave] in str(error)
     assert len(runs) == 1  # by run(), too
-    with db.connection() as conn:  # by another connection, and nothing was committed
+    with db.connection() as conn:  # on another connection; nothing was committed
         assert conn.info.backend_pid != runs[0]
         assert conn.execute("SELECT count(*) FROM left_open").fetchone() == (0,)
 
@@ -164,7 +164,7 @@ def test_a_lease_is_discarded_and_the_log_names_it(
     wait_until(lambda: db.metrics.snapshot().closed == {"reset": 1})
 
 
-def test_what_was_left_is_ended_at_the_server(
+def test_open_operations_are_ended_at_the_server(
     db: PostgresPool, postgres: PostgresServer, kept: list[object]
 ) -> None:
     pids = []
@@ -194,7 +194,7 @@ def test_notifications(db: PostgresPool, postgres: PostgresServer, kept: list[ob
     assert isinstance(error, psycopg.ProgrammingError) and "notifies()" in str(error)
 
 
-def test_what_was_ended_is_no_error(db: PostgresPool) -> None:
+def test_finished_operations_are_not_an_error(db: PostgresPool) -> None:
     for block in (db.connection, db.transaction):
         with block() as conn:
             assert len(list(conn.cursor().stream("SELECT generate_series(1, 1000)"))) == 1000
@@ -206,8 +206,8 @@ def test_what_was_ended_is_no_error(db: PostgresPool) -> None:
     assert db.execute_query("SELECT n FROM left_open ORDER BY n") == [(7,), (7,), (8,), (8,)]
 
 
-def test_a_stream_that_was_left_early_is_cancelled_and_so_the_transaction_aborted(db: PostgresPool) -> None:
-    """By psycopg, which says nothing."""
+def test_a_stream_left_early_is_cancelled_and_aborts_the_transaction(db: PostgresPool) -> None:
+    """By psycopg, without an error."""
     with pytest.raises(TransactionRolledBack, match="QueryCanceled"), db.connection() as conn:
         conn.execute("INSERT INTO left_open VALUES (1)")
         rows = conn.cursor().stream("SELECT generate_series(1, 1000000000)")
@@ -233,7 +233,7 @@ def test_a_command_of_another_thread_is_waited_for(db: PostgresPool) -> None:
     assert db.execute_query("SELECT n FROM left_open") == [(9,)]
 
 
-def test_but_not_for_ever(postgres: PostgresServer) -> None:
+def test_a_command_of_another_thread_is_not_waited_for_indefinitely(postgres: PostgresServer) -> None:
     settings = ONE.replace(reset_timeout=1)
     with PostgresPool(postgres.dsn, settings) as db:
         told: list[InTime] = []
@@ -280,8 +280,8 @@ def test_the_drop_in(
             assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_the_drop_in_commits_what_went_through_a_pipeline(postgres: PostgresServer) -> None:
-    """As psycopg does. The connection is closed, and the pipeline that is ended after the block says so."""
+def test_the_drop_in_commits_statements_of_a_pipeline(postgres: PostgresServer) -> None:
+    """As in psycopg. The connection is closed, and ending the pipeline after the block reports it."""
     with ConnectionPool(postgres.dsn, min_size=1, max_size=1, open=True) as pool:
         with pool.connection() as conn:
             conn.execute("DROP TABLE IF EXISTS left_open; CREATE TABLE left_open (n integer)")
@@ -289,7 +289,7 @@ def test_the_drop_in_commits_what_went_through_a_pipeline(postgres: PostgresServ
             with pool.connection() as conn:
                 stack.enter_context(conn.pipeline())
                 conn.execute("INSERT INTO left_open VALUES (1)")
-            assert conn.closed  # in this thread: a worker's close could come in the middle of the pipeline's end
+            assert conn.closed  # in this thread: a worker could close it during the end of the pipeline
             with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
                 stack.close()
         with pool.connection() as conn:

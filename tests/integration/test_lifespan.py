@@ -1,4 +1,4 @@
-"""Signals at the end of an application's life, in processes of their own."""
+"""Signals that end an application, in separate processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WAIT = "while True: time.sleep(0.05)"
 
 
 def run(number: signal.Signals, **parts: str) -> tuple[int, list[str], str]:
-    """Run the program, signal it when it is ready; return exit code, what it printed, and errors."""
+    """Run the program, send it a signal when it is ready; return exit code, output, and errors."""
     code = PROGRAM.format(**{"before": "", "signals": "True", "inside": "", "meanwhile": WAIT, "after": "", **parts})
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), text=True,
@@ -57,25 +57,25 @@ def test_a_signal_ends_the_block(number: signal.Signals) -> None:
     if number is signal.SIGTERM:
         assert (code, errors) == (128 + 15, "")
     else:
-        assert "KeyboardInterrupt" in errors  # what was installed before had its say
+        assert "KeyboardInterrupt" in errors  # the previous handler was called
 
 
-def test_who_does_not_ask_is_left_alone() -> None:
+def test_signals_are_unchanged_by_default() -> None:
     code, output, _ = run(signal.SIGTERM, signals="False")
     assert (code, output) == (-signal.SIGTERM, [])
 
 
-def test_a_handler_that_was_there_before_decides() -> None:
+def test_a_previous_handler_decides() -> None:
     code, output, errors = run(
         signal.SIGTERM,
         before="stop = []\nsignal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))",
         meanwhile="while not stop: time.sleep(0.01)",
-        after="signal.raise_signal(signal.SIGTERM); print(len(stop))",  # and it is there again
+        after="signal.raise_signal(signal.SIGTERM); print(len(stop))",  # and was restored
     )
     assert (code, output, errors) == (0, ["closed", "2"], "")
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_ignored_signals_stay_ignored() -> None:
     code, output, errors = run(
         signal.SIGTERM,
         before="signal.signal(signal.SIGTERM, signal.SIG_IGN)",
@@ -84,7 +84,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     assert (code, output, errors) == (0, ["closed"], "")
 
 
-def test_whoever_came_after_us_keeps_the_signal() -> None:
+def test_a_handler_installed_later_is_kept() -> None:
     code, output, _ = run(
         signal.SIGTERM,
         inside="stop = []; signal.signal(signal.SIGTERM, lambda *args: stop.append(1))",
@@ -95,6 +95,6 @@ def test_whoever_came_after_us_keeps_the_signal() -> None:
 
 
 @pytest.mark.parametrize("module", ["uwsgi", "gunicorn.arbiter"])
-def test_the_servers_signals_stay_theirs(module: str) -> None:
+def test_signals_of_servers_are_unchanged(module: str) -> None:
     code, output, _ = run(signal.SIGTERM, before=f"sys.modules[{module!r}] = sys")
     assert (code, output) == (-signal.SIGTERM, [])

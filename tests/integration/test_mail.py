@@ -1,4 +1,4 @@
-"""Pools of the standard library's clients, with a factory and functions, against servers that take leave."""
+"""Pools of the standard library's clients, with a factory and functions, against servers that end sessions."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def send(pool: Pool[smtplib.SMTP], text: str) -> smtplib.SMTP:
 
 
 def take_leave(server: MailServer, text: str) -> None:
-    """Say something that the client has not asked for, and hang up; return when that has arrived."""
+    """Send an unsolicited message and hang up; return when that has arrived."""
     session = server.sessions[-1]
     session.say(text)
     session.connection.shutdown(socket.SHUT_RDWR)
 
 
 def until(reached: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+    """Wait for another thread."""
     pause = threading.Event()
     for _ in range(2000):
         if reached():
@@ -66,12 +66,12 @@ def until_ended(sock: socket.socket) -> None:
 
 @pytest.fixture
 def example(server: MailServer) -> Iterator[dict[str, Any]]:
-    """What the README's first example defines, with our server's address."""
+    """The names that the README's first example defines, with our server's address."""
     names: dict[str, Any] = {}
     block = blocks()[0].replace('SMTP("mail.example.com"', f'SMTP("127.0.0.1", {server.port}')
     assert "127.0.0.1" in block
     exec(compile(block, "README.rst", "exec"), names)  # noqa: S102
-    # Asked at each lease, so that no time has to pass.
+    # Checked at each lease, so that no time has to pass.
     names["mail"].reconfigure(validation_interval=0)
     yield names
     names["mail"].close()
@@ -84,7 +84,7 @@ def test_the_first_example_of_the_readme_sends(example: dict[str, Any], server: 
     assert len(server.sessions) == 1
 
 
-def test_its_check_notices_a_session_that_has_timed_out(example: dict[str, Any], server: MailServer) -> None:
+def test_its_check_detects_a_timed_out_session(example: dict[str, Any], server: MailServer) -> None:
     """The server answers 421 to ``noop()``, which raises nothing, and keeps the connection open."""
     pool: Pool[smtplib.SMTP] = example["mail"]
     example["send"]("a@example.com", "b@example.com", "Subject: one")
@@ -95,7 +95,7 @@ def test_its_check_notices_a_session_that_has_timed_out(example: dict[str, Any],
     assert pool.metrics.snapshot().closed["invalid"] == 1
 
 
-def test_its_reset_notices_it_too(example: dict[str, Any], server: MailServer) -> None:
+def test_its_reset_detects_a_timed_out_session(example: dict[str, Any], server: MailServer) -> None:
     pool: Pool[smtplib.SMTP] = example["mail"]
     with pool.acquire() as first:
         server.sessions[0].tired = True
@@ -107,8 +107,8 @@ def test_its_reset_notices_it_too(example: dict[str, Any], server: MailServer) -
 # -- a factory alone --------------------------------------------------------------------------
 
 
-def test_with_a_factory_alone_a_session_that_the_server_has_ended_is_not_lent(server: MailServer) -> None:
-    """It says 421 before it hangs up, so that the end stands behind unread bytes."""
+def test_with_only_a_factory_an_ended_session_is_not_lent(server: MailServer) -> None:
+    """The server sends 421 before it hangs up, so the end comes after unread bytes."""
     pool = Pool(lambda: smtplib.SMTP("127.0.0.1", server.port), close=smtplib.SMTP.close, name="mail")
     first = send(pool, "one")
     assert send(pool, "two") is first
@@ -122,7 +122,7 @@ def test_with_a_factory_alone_a_session_that_the_server_has_ended_is_not_lent(se
 
 
 def test_a_session_that_ended_in_use_is_not_lent_again(server: MailServer) -> None:
-    """smtplib drops its socket and raises an error of its own, that is no ``ConnectionError``."""
+    """smtplib drops its socket and raises its own error, which is not a ``ConnectionError``."""
     pool = Pool(lambda: smtplib.SMTP("127.0.0.1", server.port), close=smtplib.SMTP.close, name="mail")
     with pytest.raises(smtplib.SMTPServerDisconnected), pool.acquire() as first:
         take_leave(server, "421 shutting down")
@@ -163,8 +163,8 @@ def test_a_tls_session_is_kept_and_replaced(
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_a_goodbye_of_tls_is_an_end_and_data_is_none(authority: Authority, version: ssl.TLSVersion) -> None:
-    """The server says close_notify and keeps the connection itself open; nothing is read to learn that."""
+def test_close_notify_ends_a_tls_session_and_data_does_not(authority: Authority, version: ssl.TLSVersion) -> None:
+    """The server sends close_notify and keeps the connection open; detecting it reads nothing."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(authority.server)
     asking = ssl.create_default_context(cafile=authority.file)
@@ -195,7 +195,7 @@ def test_a_goodbye_of_tls_is_an_end_and_data_is_none(authority: Authority, versi
 
 
 def unread(sock: socket.socket) -> int:
-    """How many bytes have arrived; the system's own recv takes none of them away."""
+    """Return the number of bytes that have arrived; the system's recv consumes none of them."""
     try:
         return len(super(ssl.SSLSocket, sock).recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT))  # type: ignore[misc]
     except BlockingIOError:

@@ -17,7 +17,7 @@ from tests.integration.matrix import cell, modes
 from tests.integration.matrix.server import ends_of_tracebacks
 from tests.servers import find_postgres, requires
 
-pytest.importorskip("django")  # CI has it: see test_django.py
+pytest.importorskip("django")  # installed in CI: see test_django.py
 
 AT_ONCE = 2  # they wait most of the time
 UWSGI = os.environ.get("UWSGI_REQUIRED") == "1"
@@ -66,5 +66,5 @@ def test_tracebacks_are_found_in_a_log() -> None:
         except BaseException:
             log.write("[ERROR] a record\n")
             traceback.print_exc(file=log)
-    log.write("OSError: write error\n")  # uWSGI's own word on a client that went away
+    log.write("OSError: write error\n")  # uWSGI's own message about a client that disconnected
     assert ends_of_tracebacks(log.getvalue()) == ["SystemExit: 1", "ValueError: two"]

@@ -17,8 +17,8 @@ from tests.servers import PostgresServer
 
 PATIENCE = 30.0
 SETTINGS = PoolSettings(min_size=0, max_size=4, acquire_timeout=PATIENCE)
-FOLLOWS = (1, 21)  # the PgBouncer that learned to follow prepared statements, if it is told to
-# What the README says for transaction mode.
+FOLLOWS = (1, 21)  # the first PgBouncer that can track prepared statements
+# The README's settings for transaction mode.
 TRANSACTION_MODE = {"session": "trust", "kwargs": {"prepare_threshold": None}}
 
 
@@ -38,7 +38,7 @@ def bouncer(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterato
 
 
 def test_work_in_transaction_mode(by_transaction: PgBouncer, postgres: PostgresServer) -> None:
-    """More connections than there are sessions: each transaction is whole all the same."""
+    """More connections than sessions: each transaction is still complete."""
     with postgres.connect() as conn:
         conn.execute("CREATE TABLE IF NOT EXISTS bounced (n int)")
         conn.execute("TRUNCATE bounced")
@@ -62,7 +62,7 @@ def test_work_in_transaction_mode(by_transaction: PgBouncer, postgres: PostgresS
 
 
 def use_a_statement_on_two_sessions(db: PostgresPool) -> None:
-    """Prepare one on one session, which is another's when it is executed again."""
+    """Prepare a statement on one session, and execute it again on another one."""
     query = "SELECT %s::int"
     with ExitStack() as stack:
         one = stack.enter_context(db.acquire())
@@ -70,12 +70,12 @@ def use_a_statement_on_two_sessions(db: PostgresPool) -> None:
         for _ in range(7):
             one.execute(query, [1])
             one.commit()
-        other.execute("SELECT 1")  # takes the session in which they were prepared
+        other.execute("SELECT 1")  # occupies the session in which they were prepared
         assert one.execute(query, [1]).fetchone() == (1,)
         one.commit()
 
 
-def test_a_newer_pgbouncer_follows_prepared_statements(postgres: PostgresServer) -> None:
+def test_a_newer_pgbouncer_tracks_prepared_statements(postgres: PostgresServer) -> None:
     for bouncer in bouncers(postgres, pool_mode="transaction", default_pool_size=2):
         if bouncer.version < FOLLOWS:
             pytest.skip(f"PgBouncer {'.'.join(map(str, bouncer.version))} has no max_prepared_statements; 1.21 has")
@@ -86,7 +86,7 @@ def test_a_newer_pgbouncer_follows_prepared_statements(postgres: PostgresServer)
 
 
 def test_prepared_statements_in_transaction_mode(by_transaction: PgBouncer) -> None:
-    """They are there where they were made: on another session, until PgBouncer 1.21 learned to follow them."""
+    """They exist only in the session that prepared them, unless PgBouncer (1.21) tracks them."""
     with PostgresPool(by_transaction.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         use_a_statement_on_two_sessions(db)
     if by_transaction.version < FOLLOWS:
@@ -110,14 +110,14 @@ def test_session_state_in_session_mode(by_session: PgBouncer) -> None:
             conn.execute("SET statement_timeout TO '77s'")
             conn.execute("SELECT pg_advisory_lock(7)")
             conn.execute("CREATE TEMP TABLE mine (n int)")
-        with db.connection() as conn:  # the same session, as new
+        with db.connection() as conn:  # the same session, cleaned
             assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
             assert conn.execute("SELECT to_regclass('mine')").fetchone() == (None,)
             assert conn.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'").fetchone() is None
 
 
 def test_server_reset_query_in_session_mode(by_session: PgBouncer) -> None:
-    """With "trust" a session is reset when its client leaves, by PgBouncer's DISCARD ALL, and not before."""
+    """With "trust" a session is reset only when its client disconnects, by PgBouncer's DISCARD ALL."""
     by_session.configure(default_pool_size=1)
     settings = SETTINGS.replace(max_size=1)
     with PostgresPool(by_session.dsn, settings, session="trust") as db:
@@ -150,7 +150,7 @@ def test_reload(bouncer: PgBouncer) -> None:
 
 
 def test_pause_and_resume(by_transaction: PgBouncer) -> None:
-    """Whoever comes meanwhile waits, and no error is seen: that is how a server is replaced."""
+    """Requests wait meanwhile without an error; this is how a server is replaced."""
     with PostgresPool(by_transaction.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         db.execute_query("SELECT 1")
         by_transaction.admin("PAUSE")
@@ -169,8 +169,8 @@ def test_pause_and_resume(by_transaction: PgBouncer) -> None:
         assert results == [[(1,)]] * 3
 
 
-def test_killed_and_restarted(bouncer: PgBouncer) -> None:
-    """What was idle is replaced without one error (P6)."""
+def test_pgbouncer_killed_and_restarted(bouncer: PgBouncer) -> None:
+    """Idle connections are replaced without an error (P6)."""
     with PostgresPool(bouncer.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         with ExitStack() as stack:
             for _ in range(3):
@@ -182,8 +182,8 @@ def test_killed_and_restarted(bouncer: PgBouncer) -> None:
         assert db.metrics.snapshot().timeouts == 0
 
 
-def test_down_for_a_while(bouncer: PgBouncer) -> None:
-    """Who comes while it is down waits, and is served when it is back (P7)."""
+def test_pgbouncer_down_for_a_while(bouncer: PgBouncer) -> None:
+    """Requests wait while it is down, and are served when it is back (P7)."""
     with PostgresPool(bouncer.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         db.execute_query("SELECT 1")
         bouncer.kill()
@@ -196,17 +196,17 @@ def test_down_for_a_while(bouncer: PgBouncer) -> None:
         assert results == [[(1,)]]
 
 
-def test_server_restarts_behind_it(private_postgres: PostgresServer) -> None:
+def test_server_restarts_behind_pgbouncer(private_postgres: PostgresServer) -> None:
     for bouncer in bouncers(private_postgres, pool_mode="transaction"):
         with PostgresPool(bouncer.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
             db.execute_query("SELECT 1")
             private_postgres.restart()
-            db.run(lambda conn: conn.execute("SELECT 1"))  # the first may hit the session that is gone
+            db.run(lambda conn: conn.execute("SELECT 1"))  # the first may use the session that is gone
             assert db.execute_query("SELECT 1") == [(1,)]
 
 
 def test_max_client_conn_is_reached(by_transaction: PgBouncer) -> None:
-    """The pool makes do with what it has got, and says what is wrong."""
+    """The pool works with the connections it has, and reports the problem."""
     by_transaction.configure(max_client_conn=3, default_pool_size=4)
     with PostgresPool(by_transaction.dsn, SETTINGS, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
         with ExitStack() as stack:
@@ -236,8 +236,8 @@ def test_options_are_refused_unless_ignored(by_transaction: PgBouncer) -> None:
         assert db.execute_query("SELECT 1") == [(1,)]
 
 
-def test_a_long_query_is_no_stall(bouncer: PgBouncer) -> None:
-    """Its process ids are its own, so that the server knows none of them: nothing is asked, and nothing ended."""
+def test_a_long_query_is_not_a_stall(bouncer: PgBouncer) -> None:
+    """PgBouncer has its own process ids, which the server does not know, so no holder is checked or interrupted."""
     done = []
     with PostgresPool(bouncer.dsn, SETTINGS, stall_timeout=0.3, **TRANSACTION_MODE) as db:  # type: ignore[arg-type]
 

@@ -162,6 +162,6 @@ def test_resets_that_keep_failing_are_reported(postgres: PostgresServer, caplog:
         assert len({use(pool, "block") for _ in range(10)}) == 10
         assert told == ["p: no"]
         assert [text for text in warnings_of(caplog) if "resets keep failing" in text] == [
-            "pool 'p': resets keep failing, so that connections are closed instead of kept: RuntimeError: no"
+            "pool 'p': resets keep failing, so connections are closed at release instead of kept: RuntimeError: no"
         ]
         assert "resets keep failing" in str(pool.advise(workers=1))

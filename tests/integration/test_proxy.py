@@ -1,4 +1,4 @@
-"""The tests' own proxy does what it says: otherwise fault tests prove nothing."""
+"""The tests' own proxy works as documented; otherwise the fault tests would prove nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.proxy import LOOPBACK, Proxy
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """The port of a server that says what it hears."""
+    """The port of an echo server."""
     listener = socket.create_server((LOOPBACK, 0))
 
     def serve(conn: socket.socket) -> None:
@@ -69,7 +69,7 @@ def silent(sock: socket.socket) -> bool:
     return False
 
 
-def test_it_passes_on_and_counts(proxy: Proxy) -> None:
+def test_forwards_and_counts(proxy: Proxy) -> None:
     with connect(proxy) as one, connect(proxy) as other:
         assert ask(one) == ask(other) == b"hello"
         big = b"x" * 5_000_000
@@ -86,7 +86,7 @@ def test_it_passes_on_and_counts(proxy: Proxy) -> None:
         time.sleep(0.01)
 
 
-def test_it_refuses_and_accepts(proxy: Proxy) -> None:
+def test_refuses_and_accepts(proxy: Proxy) -> None:
     with connect(proxy) as old:
         proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
@@ -97,7 +97,7 @@ def test_it_refuses_and_accepts(proxy: Proxy) -> None:
             assert ask(new) == b"hello"
 
 
-def test_it_cuts(proxy: Proxy) -> None:
+def test_cuts_connections(proxy: Proxy) -> None:
     with connect(proxy) as sock:
         assert ask(sock) == b"hello"
         assert proxy.cut() == 1
@@ -107,7 +107,7 @@ def test_it_cuts(proxy: Proxy) -> None:
         assert ask(new) == b"hello"
 
 
-def test_it_holds_and_releases(proxy: Proxy) -> None:
+def test_holds_and_releases_data(proxy: Proxy) -> None:
     with connect(proxy) as sock:
         assert ask(sock) == b"hello"
         with proxy.held():
@@ -120,7 +120,7 @@ def test_it_holds_and_releases(proxy: Proxy) -> None:
         assert sock.recv(10) == b"later"
 
 
-def test_it_drops_for_ever(proxy: Proxy) -> None:
+def test_drops_data_for_ever(proxy: Proxy) -> None:
     with connect(proxy) as sock:
         assert ask(sock) == b"hello"
         assert proxy.drop(new=True) == 1
@@ -135,9 +135,9 @@ def test_it_drops_for_ever(proxy: Proxy) -> None:
             assert ask(new) == b"hello"
 
 
-def test_it_delays(proxy: Proxy) -> None:
+def test_delays_data(proxy: Proxy) -> None:
     proxy.delay(0.3)
     with connect(proxy) as sock:
         began = time.monotonic()
         assert ask(sock) == b"hello"
-        assert time.monotonic() - began >= 0.6  # there and back
+        assert time.monotonic() - began >= 0.6  # in both directions

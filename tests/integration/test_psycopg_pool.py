@@ -1,4 +1,4 @@
-"""What psycopg_pool's documentation promises, point by point: by the original, and by our facade.
+"""What psycopg_pool's documentation promises, point by point, for the original and for our facade.
 
 Every test runs against both, on a real server, and passes on both.
 """
@@ -41,7 +41,7 @@ def lib(request: pytest.FixtureRequest) -> ModuleType:
 
 @pytest.fixture
 def make(lib: ModuleType, postgres: PostgresServer) -> Iterator[Make]:
-    """Make open pools of the server's, closed in the end."""
+    """Create open pools, which are closed at the end."""
     pools = []
 
     def make(kind: str = "ConnectionPool", conninfo: Any = postgres.dsn, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def make(lib: ModuleType, postgres: PostgresServer) -> Iterator[Make]:
 
 
 def outcome(function: Callable[[], object]) -> object:
-    """What a function returned, or the class of what it raised."""
+    """Return a function's result, or the class of its exception."""
     try:
         return function()
     except Exception as error:
@@ -83,7 +83,7 @@ def test_defaults(make: Make) -> None:
     assert pool.close_returns is False
 
 
-def test_opens_in_the_background_and_wait_returns_when_it_is_full(make: Make) -> None:
+def test_opens_in_the_background_and_wait_returns_when_ready(make: Make) -> None:
     pool = make(min_size=2)
     pool.wait(PATIENCE)
     assert pool.get_stats()["pool_available"] == 2
@@ -101,7 +101,7 @@ def test_not_open_until_opened(make: Make, lib: ModuleType) -> None:
     pool.putconn(pool.getconn())
 
 
-def test_closed_for_good(make: Make, lib: ModuleType) -> None:
+def test_a_closed_pool_cannot_be_reopened(make: Make, lib: ModuleType) -> None:
     pool = make()
     pool.close()
     pool.close()  # again is fine
@@ -122,22 +122,22 @@ def test_context_manager_opens_and_closes(make: Make) -> None:
     assert pool.closed
 
 
-def test_eager_open_is_deprecated(lib: ModuleType, postgres: PostgresServer) -> None:
+def test_implicit_open_is_deprecated(lib: ModuleType, postgres: PostgresServer) -> None:
     pool = lib.ConnectionPool(postgres.dsn, min_size=1)
     try:
         assert not pool.closed
         with pytest.warns(DeprecationWarning, match="open"):
             conn = pool.getconn()
         pool.putconn(conn)
-        pool.putconn(pool.getconn())  # once is enough: a warning would be an error here
+        pool.putconn(pool.getconn())  # warns only once: another warning would be an error here
     finally:
         pool.close()
 
 
 @pytest.mark.parametrize("use", ["connection", "getconn", "wait"])
 @pytest.mark.parametrize("kind", [ours.ConnectionPool, ours.NullConnectionPool])
-def test_eager_open_is_blamed_on_the_line_that_uses_it(kind: Any, use: str, postgres: PostgresServer) -> None:
-    """Ours only: the original's warning names its own file."""
+def test_implicit_open_warns_at_the_line_that_uses_it(kind: Any, use: str, postgres: PostgresServer) -> None:
+    """Only for ours: the original's warning names its own file."""
     pool = kind(postgres.dsn, max_size=1, **({"min_size": 1} if kind is ours.ConnectionPool else {}))
     with pytest.warns(DeprecationWarning, match="open") as caught:
         if use == "connection":
@@ -152,7 +152,7 @@ def test_eager_open_is_blamed_on_the_line_that_uses_it(kind: Any, use: str, post
 
 
 @pytest.mark.parametrize("name", ["ConnectionPool", "NullConnectionPool"])
-def test_arguments_are_the_originals(name: str) -> None:
+def test_signatures_are_the_originals(name: str) -> None:
     """In `help()`, in editors and to type checkers, too."""
 
     def arguments(lib: ModuleType) -> list[tuple[str, Any, Any]]:
@@ -174,7 +174,7 @@ def test_explicit_open_and_with_do_not_warn(lib: ModuleType, postgres: PostgresS
             pool.putconn(pool.getconn())
 
 
-def test_wait_in_vain_closes_the_pool(make: Make, lib: ModuleType) -> None:
+def test_wait_that_times_out_closes_the_pool(make: Make, lib: ModuleType) -> None:
     pool = make(conninfo=UNREACHABLE, min_size=1)
     with pytest.raises(lib.PoolTimeout):
         pool.wait(0.3)
@@ -186,13 +186,13 @@ def test_open_can_wait(make: Make, lib: ModuleType) -> None:
         make(conninfo=UNREACHABLE, min_size=1, open=False).open(wait=True, timeout=0.3)
 
 
-def test_close_fails_waiters_and_leaves_borrowers_alone(make: Make, lib: ModuleType) -> None:
+def test_close_fails_waiters_but_not_borrowers(make: Make, lib: ModuleType) -> None:
     pool = make(min_size=1)
     conn = pool.getconn()
     results: list[object] = []
     waiter = in_thread(lambda: results.append(outcome(pool.getconn)))
     wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
-    in_thread(pool.close).join(PATIENCE)  # by somebody else than the borrower
+    in_thread(pool.close).join(PATIENCE)  # not by the borrower
     waiter.join(PATIENCE)
     assert results == [lib.PoolClosed]
     assert conn.execute("SELECT 1").fetchone() == (1,)
@@ -201,7 +201,7 @@ def test_close_fails_waiters_and_leaves_borrowers_alone(make: Make, lib: ModuleT
     wait_until(lambda: conn.closed)
 
 
-def test_close_closes_what_is_idle(make: Make, postgres: PostgresServer) -> None:
+def test_close_closes_idle_connections(make: Make, postgres: PostgresServer) -> None:
     pool = make(min_size=2, kwargs={"application_name": "closes-idle"})
     pool.wait(PATIENCE)
     pool.close()
@@ -297,7 +297,7 @@ def test_conninfo_from_the_environment(
         assert conn.info.port == postgres.port
 
 
-# -- lending and taking back ------------------------------------------------------------
+# -- lending and returning --------------------------------------------------------------
 
 
 def test_connection_commits(make: Make) -> None:
@@ -318,7 +318,7 @@ def test_connection_rolls_back(make: Make) -> None:
         assert conn.execute("SELECT to_regclass('lost')").fetchone() == (None,)
 
 
-def test_block_dropped_in_the_middle_comes_back(make: Make) -> None:
+def test_a_dropped_block_is_reclaimed(make: Make) -> None:
     pool = make(min_size=1)
     block = pool.connection()
     block.__enter__()
@@ -347,7 +347,7 @@ def test_rolling_back_is_logged(make: Make, caplog: pytest.LogCaptureFixture) ->
     assert [record.levelname for record in caplog.records if record.name == "psycopg.pool"] == ["WARNING"]
 
 
-def test_returned_in_the_middle_of_a_command(make: Make) -> None:
+def test_returned_during_a_command(make: Make) -> None:
     pool = make(min_size=1)
     conn = pool.getconn()
     conn.pgconn.send_query(b"SELECT pg_sleep(30)")
@@ -357,7 +357,7 @@ def test_returned_in_the_middle_of_a_command(make: Make) -> None:
     wait_until(lambda: conn.closed)
 
 
-def test_foreign_connections_are_not_taken(make: Make, postgres: PostgresServer) -> None:
+def test_foreign_connections_are_refused(make: Make, postgres: PostgresServer) -> None:
     pool, other = make(min_size=1), make(min_size=1)
     conn = other.getconn()
     with pytest.raises(ValueError):
@@ -376,7 +376,7 @@ def test_timeout(make: Make, lib: ModuleType) -> None:
         with pytest.raises(lib.PoolTimeout):
             call()
     pool.putconn(conn)
-    pool.putconn(pool.getconn(PATIENCE))  # none of those who gave up is given it
+    pool.putconn(pool.getconn(PATIENCE))  # it is not given to waiters that timed out
 
 
 def test_errors_are_the_originals_and_operational(make: Make, lib: ModuleType) -> None:
@@ -424,7 +424,7 @@ def test_first_come_first_served(make: Make) -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_grows_up_to_max_size_and_no_further(make: Make, lib: ModuleType) -> None:
+def test_grows_up_to_max_size(make: Make, lib: ModuleType) -> None:
     pool = make(min_size=1, max_size=3)
     conns = [pool.getconn() for _ in range(3)]
     assert len(set(map(pid, conns))) == 3
@@ -525,7 +525,7 @@ def test_reset(make: Make) -> None:
         assert same is conn
         assert same.execute("SHOW application_name").fetchone() != ("dirty",)
     wait_until(lambda: len(calls) == 2)
-    assert set(calls) == {TransactionStatus.IDLE}  # the pool has rolled back first
+    assert set(calls) == {TransactionStatus.IDLE}  # the pool rolls back first
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "WAT"])
@@ -589,7 +589,7 @@ def test_check_of_the_pool(make: Make, postgres: PostgresServer) -> None:
     assert pool.get_stats()["connections_lost"] == 1
 
 
-# -- steering -------------------------------------------------------------------------------
+# -- control --------------------------------------------------------------------------------
 
 
 def test_resize(make: Make, lib: ModuleType) -> None:
@@ -639,7 +639,7 @@ def test_reconnect_failed(make: Make) -> None:
     assert told[0] is pool
 
 
-def test_connects_when_the_server_is_there_later(make: Make, private_postgres: PostgresServer) -> None:
+def test_connects_when_the_server_starts_later(make: Make, private_postgres: PostgresServer) -> None:
     private_postgres.stop()
     pool = make(conninfo=private_postgres.dsn, min_size=1)
     wait_until(lambda: pool.get_stats().get("connections_errors", 0) >= 1)
@@ -672,7 +672,7 @@ def test_get_stats(make: Make) -> None:
     stats = pool.get_stats()
     assert stats["requests_num"] == 4
     assert stats["requests_errors"] == 1
-    assert stats["requests_queued"] == 2  # for the second connection, and in vain
+    assert stats["requests_queued"] == 2  # for the second connection, without success
     assert stats["requests_wait_ms"] >= 50
     assert stats["usage_ms"] >= 20
     assert stats["connections_num"] == 2
@@ -693,7 +693,7 @@ def test_pop_stats(make: Make) -> None:
         pass
     stats = pool.pop_stats()
     assert stats["requests_num"] == 1
-    assert stats["pool_size"] == 1  # a measure is not reset
+    assert stats["pool_size"] == 1  # gauges are not reset
     assert not pool.get_stats().get("requests_num")
 
 
@@ -707,7 +707,7 @@ def test_failed_connections_are_counted(make: Make) -> None:
 # -- the null pool -------------------------------------------------------------------------------
 
 
-def test_null_pool_keeps_nothing(make: Make) -> None:
+def test_null_pool_keeps_no_connection(make: Make) -> None:
     pool = make("NullConnectionPool", max_size=1)
     assert (pool.min_size, pool.max_size) == (0, 1)
     with pool.connection() as conn:
@@ -718,7 +718,7 @@ def test_null_pool_keeps_nothing(make: Make) -> None:
     wait_until(lambda: pool.get_stats()["pool_size"] == 0)
 
 
-def test_null_pool_hands_over_to_who_waits(make: Make) -> None:
+def test_null_pool_hands_connections_to_waiters(make: Make) -> None:
     pool = make("NullConnectionPool", max_size=1)
     conn = pool.getconn()
     got: list[Any] = []
@@ -740,7 +740,7 @@ def test_null_pool_is_bounded(make: Make, lib: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 0])
-def test_null_pool_without_bound(make: Make, size: int | None) -> None:
+def test_null_pool_without_a_limit(make: Make, size: int | None) -> None:
     pool = make("NullConnectionPool", max_size=size)
     assert pool.max_size == 0
     conns = [pool.getconn(PATIENCE) for _ in range(6)]
@@ -768,7 +768,7 @@ def test_null_pool_refuses_a_min_size(make: Make) -> None:
         make("NullConnectionPool", min_size=1)
 
 
-def test_null_pool_resets_what_it_hands_over(make: Make) -> None:
+def test_null_pool_resets_connections_for_waiters(make: Make) -> None:
     calls: list[int] = []
     pool = make(
         "NullConnectionPool", max_size=1, reset=lambda conn: calls.append(2), configure=lambda conn: calls.append(1)
@@ -781,10 +781,10 @@ def test_null_pool_resets_what_it_hands_over(make: Make) -> None:
     assert calls[:2] == [1, 2]
 
 
-# -- details that programs have come to rely on ---------------------------------------
+# -- details that programs rely on ----------------------------------------------------
 
 
-def test_texts_of_a_pool_that_is_not_open(make: Make, lib: ModuleType) -> None:
+def test_messages_of_a_pool_that_is_not_open(make: Make, lib: ModuleType) -> None:
     pool = make(open=False)
     with pytest.raises(lib.PoolClosed, match="is not open yet"):
         pool.getconn()
@@ -796,7 +796,7 @@ def test_texts_of_a_pool_that_is_not_open(make: Make, lib: ModuleType) -> None:
         pool.open()
 
 
-def test_open_does_not_excuse_an_eager_open(lib: ModuleType, postgres: PostgresServer) -> None:
+def test_open_does_not_suppress_the_implicit_open_warning(lib: ModuleType, postgres: PostgresServer) -> None:
     pool = lib.ConnectionPool(postgres.dsn, min_size=1)
     pool.open()
     with pytest.warns(DeprecationWarning, match="open"):
@@ -834,11 +834,11 @@ def test_a_reset_that_fails_is_logged_with_the_status(make: Make, caplog: pytest
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "psycopg.pool"]  # as it was then
+    return [record.message for record in caplog.records if record.name == "psycopg.pool"]  # its status at that time
 
 
 @pytest.mark.parametrize("kind", ["ConnectionPool", "NullConnectionPool"])
-def test_a_connection_amid_a_command_is_logged_before_and_after_its_close(
+def test_a_connection_returned_during_a_command_is_logged_before_and_after_its_close(
     make: Make, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="psycopg.pool")
@@ -853,7 +853,7 @@ def test_a_connection_amid_a_command_is_logged_before_and_after_its_close(
     assert "BAD" in messages(caplog)[1]
 
 
-def test_a_rollback_of_ones_own_is_called_and_may_fail(
+def test_an_overridden_rollback_is_called_and_may_fail(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="psycopg.pool")
@@ -890,7 +890,7 @@ def test_check_of_the_pool_logs_what_it_discards(make: Make, caplog: pytest.LogC
 
 
 class Returning(psycopg.Connection[Any]):
-    """Comes back when it is closed, as programs for psycopg_pool < 3.3 do it."""
+    """Returns to the pool when it is closed, as in programs for psycopg_pool < 3.3."""
 
     def close(self) -> None:
         pool = getattr(self, "_pool", None)
@@ -900,7 +900,7 @@ class Returning(psycopg.Connection[Any]):
             super().close()
 
 
-def test_a_class_whose_close_gives_back(make: Make) -> None:
+def test_a_class_whose_close_returns_the_connection(make: Make) -> None:
     pool = make(min_size=1, connection_class=Returning)
     conn = pool.getconn(PATIENCE)
     conn.close()
@@ -933,7 +933,7 @@ def test_reconnect_failed_is_called_again_while_the_server_is_away(make: Make) -
     assert called == [pool, pool]
 
 
-def test_null_pool_closes_what_comes_back_before_the_call_returns(make: Make) -> None:
+def test_null_pool_closes_connections_before_putconn_returns(make: Make) -> None:
     resets: list[object] = []
     pool = make("NullConnectionPool", reset=resets.append)
     with pool.connection(PATIENCE) as conn:
@@ -942,10 +942,10 @@ def test_null_pool_closes_what_comes_back_before_the_call_returns(make: Make) ->
     conn = pool.getconn(PATIENCE)
     pool.putconn(conn)
     assert conn.closed
-    assert resets == []  # nobody is to have it
+    assert resets == []  # must not be lent
 
 
-def test_null_pool_counts_those_who_wait_for_others(make: Make) -> None:
+def test_null_pool_counts_requests_that_wait_for_a_release(make: Make) -> None:
     pool = make("NullConnectionPool", max_size=1)
     pool.wait(PATIENCE)
     stats = pool.get_stats()
@@ -963,7 +963,7 @@ def test_null_pool_counts_those_who_wait_for_others(make: Make) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_num_workers_connect_at_once(make: Make, workers: int) -> None:
+def test_num_workers_connections_are_created_at_once(make: Make, workers: int) -> None:
     lock, now, most = threading.Lock(), 0, 0
 
     def configure(conn: psycopg.Connection[Any]) -> None:
@@ -980,7 +980,7 @@ def test_num_workers_connect_at_once(make: Make, workers: int) -> None:
     assert most <= workers
 
 
-def test_who_is_turned_away_by_a_null_pool_was_not_queued(postgres: PostgresServer) -> None:
+def test_requests_refused_by_a_null_pool_do_not_count_as_queued(postgres: PostgresServer) -> None:
     with ours.NullConnectionPool(postgres.dsn, max_size=1, max_waiting=1, open=True, timeout=10) as pool:
         waiting = threading.Thread(target=lambda: pool.putconn(pool.getconn()))
         with pool.connection():

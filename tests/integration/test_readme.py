@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, but for the addresses of its servers."""
+"""The README's Python code runs as it is, except for the addresses of its servers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def api() -> Iterator[str]:
 
 
 class Mail:
-    """Stands in for ``smtplib.SMTP``: no mail server is needed to show a factory."""
+    """Replaces ``smtplib.SMTP``, so that no mail server is needed."""
 
     sent: list[str] = []
 
@@ -62,7 +62,7 @@ class Mail:
 
 
 def blocks() -> list[str]:
-    """Return the README's Python blocks in their order."""
+    """Return the README's Python blocks in order."""
     found = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README.read_text("utf-8"), re.M)
     return ["\n".join(line[4:] for line in block.splitlines()) for block in found]
 

@@ -39,7 +39,7 @@ class Front:
         self.http = HTTPPool(settings, base_url=upstream, trust_env=False, **arguments)
         self.proxy = example.ReverseProxy(upstream, self.http, "sesame")
         self.server = make_server("127.0.0.1", 0, validator(self.proxy), example.Server, example.Quiet)
-        self.server.handle_error = lambda *args: None  # a client that goes away is no news
+        self.server.handle_error = lambda *args: None  # a client that disconnects is not an error
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
         self.port = self.server.server_port
@@ -65,7 +65,7 @@ def client() -> Iterator[requests.Session]:
         yield session
 
 
-def test_requests_and_answers_pass(front: Front, client: requests.Session, web: WebServer) -> None:
+def test_requests_and_responses_are_passed_on(front: Front, client: requests.Session, web: WebServer) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
         seen = client.request(method, front.url + "/echo?a=%20b&c", data=b"body" if method == "POST" else None).json()
         assert (seen["method"], seen["target"]) == (method, "/echo?a=%20b&c")
@@ -78,7 +78,7 @@ def test_requests_and_answers_pass(front: Front, client: requests.Session, web: 
     assert web.book()["accepted"] == 1
 
 
-def test_headers_meant_for_one_hop_end_there(front: Front, client: requests.Session) -> None:
+def test_hop_by_hop_headers_are_removed(front: Front, client: requests.Session) -> None:
     mine = {
         "Connection": "X-Private, keep-alive", "X-Private": "1", "TE": "trailers", "Proxy-Authorization": "Basic eA==",
         "X-Public": "2", "X-Forwarded-For": "10.0.0.1", "User-Agent": "mine", "Cookie": "a=1",
@@ -95,17 +95,17 @@ def test_headers_meant_for_one_hop_end_there(front: Front, client: requests.Sess
     bare.putrequest("GET", "/echo", skip_accept_encoding=True)
     bare.endheaders()
     names = json.loads(bare.getresponse().read())["fields"].keys()
-    assert not {"user-agent", "accept", "accept-encoding", "cookie"} & names  # it speaks for nobody
+    assert not {"user-agent", "accept", "accept-encoding", "cookie"} & names  # no headers of its own
     bare.close()
 
 
-def test_answers_are_streamed(front: Front, client: requests.Session) -> None:
+def test_responses_are_streamed(front: Front, client: requests.Session) -> None:
     with client.get(front.url + "/stream?n=100&s=0.05", stream=True) as response:
         began = time.monotonic()
         assert response.raw.read(10) == b"x" * 10
-        assert time.monotonic() - began < 4  # the whole takes five seconds
+        assert time.monotonic() - began < 4  # the whole response takes five seconds
         assert front.http.stats()["in_use"] == 1
-    wait_until(lambda: front.http.stats()["in_use"] == 0)  # the client has gone, amid the answer
+    wait_until(lambda: front.http.stats()["in_use"] == 0)  # the client has disconnected during the response
 
 
 def environ_of(path: str = "/echo", body: bytes = b"", **more: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def ask(front: Front, environ: dict[str, Any]) -> tuple[str, bytes]:
             answer.close()
 
 
-def test_bodies_of_requests_arrive(front: Front, client: requests.Session) -> None:
+def test_request_bodies_arrive(front: Front, client: requests.Session) -> None:
     big = b"0123456789" * 500_000
     assert client.post(front.url + "/echo", data=big).json()["body"] == big.decode()
     chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
@@ -136,7 +136,7 @@ def test_bodies_of_requests_arrive(front: Front, client: requests.Session) -> No
         assert (seen["fields"].get("content-length"), seen["body"]) == (str(size), "x" * size)
 
 
-def test_a_big_body_is_no_memory(front: Front) -> None:
+def test_a_big_body_uses_no_memory(front: Front) -> None:
     class Zeros:
         def read(self, size: int) -> bytes:
             return bytes(size)
@@ -151,7 +151,7 @@ def test_a_big_body_is_no_memory(front: Front) -> None:
 
 
 def test_two_hundred_slow_clients_hold_no_connection(web: WebServer, client: requests.Session) -> None:
-    """More than there are connections, with one byte of ten each; then with one byte now and then."""
+    """More clients than connections, each with one byte of ten; then with one byte at a time."""
     front = Front(web.url, timeout=HTTPTimeout(connect=5, read=30, write=30))
     example.PATIENCE, before = 5.0, example.PATIENCE
     slow = [socket.create_connection(("127.0.0.1", front.port), 60) for _ in range(200)]
@@ -177,7 +177,7 @@ def test_two_hundred_slow_clients_hold_no_connection(web: WebServer, client: req
     ("/\\h/x", "", "/%5Ch/x"), ("/\0", "", "/%00"),
 ])  # fmt: skip
 @pytest.mark.parametrize("more", [{}, {"SCRIPT_NAME": "/mounted", "REQUEST_URI": "/mounted/elsewhere"}])
-def test_where_a_server_gives_only_the_decoded_path_it_is_quoted_again(
+def test_a_decoded_path_is_quoted_again(
     front: Front, path: str, query: str, expected: str, more: dict[str, str], web: WebServer
 ) -> None:
     environ = environ_of(path.encode().decode("latin-1"), QUERY_STRING=query, **more)
@@ -185,14 +185,14 @@ def test_where_a_server_gives_only_the_decoded_path_it_is_quoted_again(
     assert upstream.replace("//", "/", 1) == expected
 
 
-def test_credentials_and_requests_go_to_the_upstream_alone(web: WebServer, client: requests.Session) -> None:
-    """Also where the upstream has no path of its own."""
+def test_credentials_and_requests_go_only_to_the_upstream(web: WebServer, client: requests.Session) -> None:
+    """Also if the upstream URL has no path."""
     front = Front(web.url.replace("//", "//user:secret@"))
     try:
         for path in ("@127.0.0.1:9/x", ":9/x", ".example.com/x", "//127.0.0.1:9/x", "/@127.0.0.1:9/x"):
             for more in ({}, {"REQUEST_URI": path}, {"RAW_URI": path}):
                 assert ask(front, environ_of(path, **more))[0][:3] == ("404" if path.startswith("/") else "400")
-        assert web.book()["requests"] == 6  # those that are paths, two slashes or one
+        assert web.book()["requests"] == 6  # paths with two slashes or one
         fields = client.get(front.url + "/echo", headers={"Authorization": "mine"}).json()["fields"]
         assert fields["authorization"] == "Basic dXNlcjpzZWNyZXQ="
         assert "secret" not in fields["host"]
@@ -202,13 +202,13 @@ def test_credentials_and_requests_go_to_the_upstream_alone(web: WebServer, clien
 
 
 @pytest.mark.parametrize("upstream", ["", "host", "//h", "ftp://u:secret@h", "http://", "http://h?q", "http://h/#f"])
-def test_an_upstream_is_the_url_of_a_server(upstream: str, front: Front) -> None:
+def test_an_upstream_must_be_the_url_of_a_server(upstream: str, front: Front) -> None:
     with pytest.raises(ValueError, match="upstream must be a URL such as") as error:
         example.ReverseProxy(upstream, front.http)
     assert "secret" not in str(error.value)
 
 
-def test_a_server_that_takes_no_answer_leaves_nothing_held(front: Front) -> None:
+def test_a_server_that_refuses_the_response_leaves_no_lease(front: Front) -> None:
     def refuse(status: str, headers: object) -> None:
         raise KeyboardInterrupt
 
@@ -217,14 +217,14 @@ def test_a_server_that_takes_no_answer_leaves_nothing_held(front: Front) -> None
     assert front.http.stats()["in_use"] == 0
 
 
-def test_a_slow_client_holds_no_place_for_a_small_answer(front: Front) -> None:
+def test_a_slow_client_holds_no_connection_for_a_small_response(front: Front) -> None:
     with socket.create_connection(("127.0.0.1", front.port)) as slow:
         slow.sendall(b"GET /bytes?n=60000 HTTP/1.0\r\n\r\n")  # and reads nothing
         wait_until(lambda: front.http.metrics.snapshot().acquired)
         wait_until(lambda: front.http.stats()["in_use"] == 0)
 
 
-def test_a_client_that_goes_away_frees_the_place(front: Front, client: requests.Session) -> None:
+def test_a_client_that_disconnects_frees_the_connection(front: Front, client: requests.Session) -> None:
     with socket.create_connection(("127.0.0.1", front.port)) as leaving:
         leaving.sendall(b"GET /drip HTTP/1.0\r\n\r\n")
         assert leaving.recv(100)
@@ -236,13 +236,13 @@ def test_a_client_that_goes_away_frees_the_place(front: Front, client: requests.
     assert front.http.metrics.snapshot().acquired == 2  # it held none
 
 
-def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> None:
+def test_status_codes_of_failures(web: WebServer, client: requests.Session) -> None:
     front = Front(web.url, max_size=1, timeout=HTTPTimeout(connect=5, read=0.5))
     try:
         assert client.get(front.url + "/stall").status_code == 504
-        assert client.get(front.url + "/stall-body").status_code == 504  # late as well, and small
+        assert client.get(front.url + "/stall-body").status_code == 504  # too late as well, and small
         assert client.get(front.url + "/reset").status_code == 502
-        assert client.get(front.url + "/half").status_code == 502  # small: it can still be said
+        assert client.get(front.url + "/half").status_code == 502  # small, so the status can still be changed
         with client.get(front.url + "/stream?n=100&s=0.1", stream=True):
             wait_until(lambda: front.http.stats()["in_use"])
             busy = client.get(front.url + "/echo")
@@ -259,12 +259,12 @@ def test_trouble_has_its_numbers(web: WebServer, client: requests.Session) -> No
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "+1", "1_0", "²", "0x5", "1, 1", " 1", "9" * 5000])
-def test_a_length_that_is_no_number_is_the_clients_fault(front: Front, web: WebServer, length: str) -> None:
+def test_an_invalid_length_is_the_clients_fault(front: Front, web: WebServer, length: str) -> None:
     assert ask(front, environ_of(body=b"body", CONTENT_LENGTH=length)) == ("400 Bad Request", b"400 Bad Request\n")
     assert not web.book()["requests"]
 
 
-def test_a_broken_answer_does_not_look_whole(client: requests.Session, web: WebServer) -> None:
+def test_a_response_that_is_cut_off_does_not_look_complete(client: requests.Session, web: WebServer) -> None:
     front = Front(web.url, timeout=HTTPTimeout(read=0.5))
     example.SMALL, before = 0, example.SMALL
     try:
@@ -299,7 +299,7 @@ def test_health(web: WebServer, client: requests.Session) -> None:
 
 
 def test_five_hundred_clients_at_once(web: WebServer) -> None:
-    """Each has its own answer, over twenty sockets."""
+    """Each gets its own response, over twenty sockets."""
     front = Front(web.url, wait=120, timeout=HTTPTimeout(connect=60, read=120, write=60))
     failed: list[object] = []
     well: list[int] = []

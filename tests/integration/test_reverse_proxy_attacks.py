@@ -1,4 +1,4 @@
-"""examples/reverse_proxy.py under real WSGI servers, attacked by raw sockets from both sides."""
+"""examples/reverse_proxy.py under real WSGI servers, attacked with raw sockets from both sides."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ application = example.from_env()
 
 
 class Got(NamedTuple):
-    """What came back on a connection."""
+    """The data received on a connection."""
 
     data: bytes
     reset: bool
@@ -69,7 +69,7 @@ class Got(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether a client takes the answer for a whole one."""
+        """Whether a client would accept the response as complete."""
         if self.reset or not self.status:
             return False
         if b"transfer-encoding: chunked" in self.head:
@@ -79,7 +79,7 @@ class Got(NamedTuple):
 
 
 def send(port: int, data: bytes) -> Got:
-    """Send bytes to a server, and return what it says until it closes the connection."""
+    """Send bytes to a server, and return its output until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), 60) as sock:
         sock.sendall(data)
         return read(sock)
@@ -101,7 +101,7 @@ def get(port: int, path: str, *lines: str, version: str = "1.1") -> Got:
 
 
 class Upstream(socketserver.ThreadingTCPServer):
-    """Says what it is told to say, and keeps what it is asked."""
+    """Sends prepared responses, and records the requests."""
 
     allow_reuse_address = daemon_threads = True
     block_on_close = False
@@ -117,7 +117,7 @@ class Upstream(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_: Any) -> None:
-        """A proxy that hangs up is no news."""
+        """A proxy that disconnects is not an error."""
 
     @property
     def lines(self) -> list[str]:
@@ -154,7 +154,7 @@ class Serving(socketserver.StreamRequestHandler):
 
 
 class Proxy:
-    """The proxy in a process of its own."""
+    """The proxy in its own process."""
 
     def __init__(self, kind: str, folder: Path, upstream: str, prefix: str = "") -> None:
         self.kind = kind
@@ -257,10 +257,10 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
-def test_a_path_arrives_as_it_came_behind_the_upstreams(proxy: Proxy, upstream: Upstream, path: str) -> None:
+def test_a_path_is_appended_unchanged_to_the_upstreams(proxy: Proxy, upstream: Upstream, path: str) -> None:
     got = get(proxy.port, path)
     if got.status in (0, 400) and not upstream.asked and proxy.kind != "bundled":
-        return  # by the server itself, which has limits of its own
+        return  # by the server itself, which has its own limits
     assert got.status == 200, (got, proxy.said())
     assert upstream.lines == [f"GET {PATHS[path]} HTTP/1.1"]
     assert b"\r\nHost: 127.0.0.1:" in upstream.asked[0][0]
@@ -270,14 +270,14 @@ def test_a_path_arrives_as_it_came_behind_the_upstreams(proxy: Proxy, upstream: 
     "@127.0.0.1:9/x", ":9/x", "//../x/..%2f..", "/..%2fadmin", "/x/%2e%2e%2Fadmin", "/..%5cadmin", "/..\\admin",
     "/..;/a", "*", "", "x", "ftp://other/x", "/a\x00b", "/a\x7f", "/a\x0bb", "/a\tb",
 ])  # fmt: skip
-def test_no_path_leads_elsewhere(proxy: Proxy, upstream: Upstream, path: str) -> None:
+def test_no_path_leaves_the_upstream(proxy: Proxy, upstream: Upstream, path: str) -> None:
     got = get(proxy.port, path)
     assert got.status in (0, 400, 404, 501) and b"200" not in got.head.partition(b"\r\n")[0], got
     assert not upstream.asked
 
 
 @pytest.mark.parametrize("path", ["//127.0.0.1:9/x", "/\\127.0.0.1:9/x", "//x@y/..//z"])
-def test_no_path_is_taken_for_a_host(proxy: Proxy, upstream: Upstream, path: str) -> None:
+def test_no_path_is_interpreted_as_a_host(proxy: Proxy, upstream: Upstream, path: str) -> None:
     assert get(proxy.port, path).status in (200, 400)
     assert all(line.startswith("GET /v1/") for line in upstream.lines)
 
@@ -286,16 +286,16 @@ def test_no_path_is_taken_for_a_host(proxy: Proxy, upstream: Upstream, path: str
     "OPTIONS * HTTP/1.1", "CONNECT 127.0.0.1:9 HTTP/1.1", "CONNECT /x HTTP/1.1", "TRACE /x HTTP/1.1", "get /x HTTP/1.1",
     "G(T /x HTTP/1.1", "GET /x y HTTP/1.1", "G\x00T /x HTTP/1.1", "GET /x HTTP/9.9",
 ])  # fmt: skip
-def test_a_strange_request_line_goes_nowhere(proxy: Proxy, upstream: Upstream, line: str) -> None:
+def test_a_malformed_request_line_is_refused(proxy: Proxy, upstream: Upstream, line: str) -> None:
     got = send(proxy.port, f"{line}\r\nHost: front\r\nConnection: close\r\n\r\n".encode("latin-1"))
-    if line.startswith("GET"):  # uWSGI looks at no more than the beginning
+    if line.startswith("GET"):  # uWSGI checks only the beginning
         assert upstream.lines in ([], ["GET /v1/x HTTP/1.1"])
     else:
         assert got.status >= 400 or got.status == 0
         assert not upstream.asked
 
 
-# -- one request is one request ----------------------------------------------------------
+# -- request smuggling -------------------------------------------------------------------
 
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: front\r\n\r\n"
 SHAPES = {
@@ -332,7 +332,7 @@ SHAPES = {
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nothing_is_smuggled(proxy: Proxy, upstream: Upstream, shape: str, method: str) -> None:
-    """Of whatever the server takes for one request the upstream sees one, with one length at most."""
+    """Each request that the server accepts reaches the upstream as one request with at most one length."""
     with socket.create_connection(("127.0.0.1", proxy.port), 60) as sock:
         data = SHAPES[shape] % (len(INNER), INNER)
         sock.sendall(f"{method} /outer HTTP/1.1\r\nHost: front\r\n".encode() + data)
@@ -348,7 +348,7 @@ def test_nothing_is_smuggled(proxy: Proxy, upstream: Upstream, shape: str, metho
         assert not re.search(rb"[^\r]\n|\r[^\n]|\n[ \t]", head)
         if lengths:
             assert int(lengths[0]) == len(body)
-    # What the server itself read as a second request it also answered as one.
+    # If the server itself parsed a second request, it also answered two.
     assert len(upstream.asked) <= len(re.findall(rb"HTTP/1\.[01] ", got.data))
 
 
@@ -364,7 +364,7 @@ def test_a_chunked_body_arrives_or_is_refused(proxy: Proxy, upstream: Upstream, 
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
-def test_a_request_without_a_body_stays_one(proxy: Proxy, upstream: Upstream, method: str) -> None:
+def test_a_request_without_a_body_gets_none(proxy: Proxy, upstream: Upstream, method: str) -> None:
     got = send(proxy.port, f"{method} /x HTTP/1.1\r\nHost: front\r\nConnection: close\r\n\r\n".encode())
     assert got.status == 200
     ((head, body),) = upstream.asked
@@ -373,7 +373,7 @@ def test_a_request_without_a_body_stays_one(proxy: Proxy, upstream: Upstream, me
     assert method == "DELETE" or b"content-length" not in head.lower()
 
 
-def test_headers_of_one_hop_and_of_ours(proxy: Proxy, upstream: Upstream) -> None:
+def test_hop_by_hop_headers_and_our_own(proxy: Proxy, upstream: Upstream) -> None:
     rows = (
         "Connection: close, X-Forwarded-For, X-Secret, Host, Cookie", "X-Secret: 1", "Cookie: a=1", "TE: trailers",
         "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil", "X-Forwarded-Proto: gopher", "Forwarded: for=6.6.6.6",
@@ -383,7 +383,7 @@ def test_headers_of_one_hop_and_of_ours(proxy: Proxy, upstream: Upstream) -> Non
         sock.sendall("\r\n".join(["GET /x HTTP/1.0", "Host: front", *rows, "", ""]).encode())
         assert read(sock).status == 200
     lines = upstream.asked[0][0].decode().split("\r\n")
-    if proxy.kind == "uwsgi":  # which believes this one, and says so in wsgi.url_scheme
+    if proxy.kind == "uwsgi":  # which trusts this header, and sets wsgi.url_scheme
         lines.remove("X-Forwarded-Proto: gopher")
     assert "X-Kept: yes" in lines and "X-Forwarded-For: 127.0.0.1" in lines
     assert [line for line in lines if line.startswith("X-Forwarded-Host")] == ["X-Forwarded-Host: front"]
@@ -400,21 +400,21 @@ def test_a_header_does_not_become_two(proxy: Proxy, upstream: Upstream, line: by
     assert got.status in (0, 200, 400), got
     for head, _ in upstream.asked:
         assert not re.search(rb"[^\r]\n|\r[^\n]|\n[ \t]|\x00|\x0b|\x1c", head)
-        # A line that the server took for two headers arrives as two: that is its reading, and ours is no other.
+        # A line that the server parsed as two headers arrives as two: the proxy has the same interpretation.
         assert line.startswith((b"X: a\r", b"X: a\n")) or b"\nevil" not in head.lower()
 
 
 # -- slow clients -------------------------------------------------------------------------
 
 
-def test_slow_clients_hold_nothing_and_are_sent_away(proxy: Proxy, upstream: Upstream) -> None:
+def test_slow_clients_hold_no_connection_and_are_refused(proxy: Proxy, upstream: Upstream) -> None:
     number = 1 if proxy.kind == "sync" else 12
     socks = [socket.create_connection(("127.0.0.1", proxy.port), 60) for _ in range(number)]
     try:
         for sock in socks:
             sock.sendall(b"POST /slow HTTP/1.1\r\nHost: front\r\nContent-Length: 10\r\n\r\n1")
         assert get(proxy.port, "/honest").status == 200
-        if proxy.kind != "waitress":  # which waits for the whole request before it tells the application
+        if proxy.kind != "waitress":  # which waits for the whole request before it calls the application
             for sock in socks:
                 assert read(sock).status in (0, 408)
         wait_until(lambda: proxy.in_use() == 0)
@@ -425,7 +425,7 @@ def test_slow_clients_hold_nothing_and_are_sent_away(proxy: Proxy, upstream: Ups
 
 
 def test_a_body_that_drips_is_cut_off(proxy: Proxy, upstream: Upstream) -> None:
-    """Each byte comes in time, the whole does not."""
+    """Each byte arrives in time, but the whole body does not."""
     if proxy.kind == "waitress":
         pytest.skip("waitress waits for the whole request before it tells the application")
     began = time.monotonic()
@@ -461,7 +461,7 @@ def test_a_body_has_a_limit(proxy: Proxy, upstream: Upstream) -> None:
     assert [len(body) for _, body in upstream.asked] == [1_000_000]
 
 
-def test_a_client_that_takes_nothing_holds_nothing(proxy: Proxy, upstream: Upstream) -> None:
+def test_a_client_that_reads_nothing_holds_no_connection(proxy: Proxy, upstream: Upstream) -> None:
     size = 50_000_000
     upstream.answers["/v1/big"] = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     if proxy.kind == "waitress":
@@ -473,7 +473,7 @@ def test_a_client_that_takes_nothing_holds_nothing(proxy: Proxy, upstream: Upstr
         assert not read(sock).complete
 
 
-# -- answers -------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------
 
 CUT = {
     "chunked": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
@@ -486,12 +486,12 @@ CUT = {
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 @pytest.mark.parametrize("shape", CUT)
-def test_an_answer_that_breaks_off_does_not_look_complete(
+def test_a_response_that_is_cut_off_does_not_look_complete(
     proxy: Proxy, upstream: Upstream, shape: str, version: str
 ) -> None:
     upstream.answers["/v1/cut"] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + CUT[shape]
     got = get(proxy.port, "/cut", version=version)
-    # To tell a client of HTTP/1.0 takes a reset, and waitress does not show its socket.
+    # An HTTP/1.0 client needs a reset to notice, and waitress does not provide its socket.
     silent = proxy.kind == "waitress" and version == "1.0" and shape.startswith("chunked")
     assert got.complete == silent, got
     wait_until(lambda: proxy.in_use() == 0)
@@ -519,15 +519,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("shape", WRONG)
-def test_a_wrong_answer_is_not_passed_on(proxy: Proxy, upstream: Upstream, shape: str) -> None:
+def test_an_invalid_response_is_not_passed_on(proxy: Proxy, upstream: Upstream, shape: str) -> None:
     upstream.answers["/v1/wrong"] = WRONG[shape]
     got = get(proxy.port, "/wrong")
     assert (got.status, got.body) == (502, b"502 Bad Gateway\n"), (got, proxy.said())
     wait_until(lambda: proxy.in_use() == 0)
-    assert get(proxy.port, "/next").body == b"yes"  # its own answer
+    assert get(proxy.port, "/next").body == b"yes"  # the server's own response
 
 
-def test_interim_answers_are_skipped(proxy: Proxy, upstream: Upstream) -> None:
+def test_interim_responses_are_skipped(proxy: Proxy, upstream: Upstream) -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
     upstream.answers["/v1/early"] = early + b"HTTP/1.1 102 Processing\r\n\r\n" + early + (
         b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"
@@ -537,8 +537,8 @@ def test_interim_answers_are_skipped(proxy: Proxy, upstream: Upstream) -> None:
     assert b"link" not in got.head
 
 
-def test_an_interim_answer_is_not_the_answer(proxy: Proxy, upstream: Upstream) -> None:
-    """Either the real one comes, or none; never the 103, and never to another request."""
+def test_an_interim_response_is_not_the_response(proxy: Proxy, upstream: Upstream) -> None:
+    """Either the real response arrives, or none; never the 103, and never for another request."""
     real = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nSet-Cookie: who=first\r\n\r\nsecret"
     upstream.answers["/v1/early"] = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" + real
     got = get(proxy.port, "/early")
@@ -558,7 +558,7 @@ def test_an_interim_answer_is_not_the_answer(proxy: Proxy, upstream: Upstream) -
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n2\r\nab\r\n0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n\r\nab",
 ])  # fmt: skip
-def test_an_odd_answer_arrives_mended(proxy: Proxy, upstream: Upstream, answer: bytes) -> None:
+def test_an_unusual_response_is_normalised(proxy: Proxy, upstream: Upstream, answer: bytes) -> None:
     upstream.answers["/v1/odd"] = answer
     got = get(proxy.port, "/odd")
     assert got.status == 200, (got, proxy.said())
@@ -569,8 +569,8 @@ def test_an_odd_answer_arrives_mended(proxy: Proxy, upstream: Upstream, answer: 
 
 
 @pytest.mark.parametrize("place", ["/elsewhere", "http://[", "http://other.example/", "//\xff"])
-def test_a_redirect_is_an_answer_like_any_other(proxy: Proxy, upstream: Upstream, place: str) -> None:
-    """It is passed on with its body, and not looked into."""
+def test_a_redirect_is_passed_on_like_any_response(proxy: Proxy, upstream: Upstream, place: str) -> None:
+    """It is passed on with its body, without following it."""
     head = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n".encode("latin-1")
     upstream.answers["/v1/short"] = head + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"
     upstream.answers["/v1/long"] = head + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000
@@ -585,20 +585,20 @@ def test_a_redirect_is_an_answer_like_any_other(proxy: Proxy, upstream: Upstream
     b"Transfer-Encoding: chunked\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello",
     b"Content-Length: 100000\r\n\r\n",
 ])  # fmt: skip
-def test_an_answer_that_breaks_off_before_its_first_byte_is_502(proxy: Proxy, upstream: Upstream, body: bytes) -> None:
+def test_a_response_cut_off_before_its_first_byte_is_502(proxy: Proxy, upstream: Upstream, body: bytes) -> None:
     upstream.answers["/v1/none"] = b"HTTP/1.1 200 OK\r\n" + body
     assert get(proxy.port, "/none").status == 502
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "content-length", "CONTENT-LENGTH"])
-def test_a_short_answer_that_breaks_off_is_known_before_it_is_passed_on(
+def test_a_short_response_that_is_cut_off_is_502(
     proxy: Proxy, upstream: Upstream, name: str
 ) -> None:
     upstream.answers["/v1/short"] = f"HTTP/1.1 200 OK\r\n{name}: 10\r\n\r\nab".encode()
     assert get(proxy.port, "/short").status == 502
 
 
-def test_an_answer_without_a_body_has_none(proxy: Proxy, upstream: Upstream) -> None:
+def test_a_response_without_a_body_gets_none(proxy: Proxy, upstream: Upstream) -> None:
     upstream.answers["/v1/204"] = b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"
     upstream.answers["/v1/304"] = b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 5\r\n\r\n'
     got = get(proxy.port, "/204")
@@ -610,10 +610,10 @@ def test_an_answer_without_a_body_has_none(proxy: Proxy, upstream: Upstream) -> 
     assert (head.status, head.body) == (502, b"")
 
 
-# -- what strangers learn --------------------------------------------------------------------
+# -- unauthenticated callers -----------------------------------------------------------------
 
 
-def test_health_shows_counts_to_those_who_know_the_token(proxy: Proxy) -> None:
+def test_health_shows_counts_only_with_the_token(proxy: Proxy) -> None:
     for line in ("X: y", "Authorization: Bearer wrong", "Authorization: Bearer ", "Authorization: open sesame",
                  "Authorization: Bearer open sesam\xe9"):  # fmt: skip
         got = get(proxy.port, "/healthz", line)

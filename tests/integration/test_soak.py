@@ -17,7 +17,7 @@ from pooling.tools.soak.verdict import Machine
 ROOT = Path(__file__).parents[2]
 SHORT = ("--minutes", "0.05", "--threads", "8", "--max-size", "4")
 
-# What users bring, good and bad; each class is a kind of resource.
+# Users' factories, good and bad; each class is a kind of resource.
 KINDS = """
     import os, socket
 
@@ -83,7 +83,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def marks(output: str) -> dict[str, str]:
-    """Return the verdict: what stands before the name of each check."""
+    """Return the verdict: the mark of each check."""
     return {name: mark for mark, name in re.findall(r"^(ok|BAD|--) +(\S+(?: count)?)", output, re.MULTILINE)}
 
 
@@ -100,7 +100,7 @@ def test_a_quick_soak_is_good(tmp_path: Path) -> None:
     assert output.rstrip().endswith("good: memory and descriptors are flat, nothing was lost")
 
 
-def test_a_factory_of_ones_own(tmp_path: Path) -> None:
+def test_a_user_factory(tmp_path: Path) -> None:
     options = ("--factory", "kinds:Good", "--validate", "kinds:check", "--use", "talk")
     code, output, errors = finish(soak(tmp_path, *SHORT, *options))
     assert (code, errors) == (0, ""), output
@@ -125,7 +125,7 @@ def test_a_bad_verdict(tmp_path: Path, options: tuple[str, ...], bad: set[str]) 
     assert re.search(r"^BAD: ", output, re.MULTILINE)
 
 
-def test_a_server_that_is_down_is_no_good_verdict(tmp_path: Path) -> None:
+def test_a_server_that_is_down_gives_a_bad_verdict(tmp_path: Path) -> None:
     code, output, errors = finish(soak(tmp_path, *SHORT, "--factory", "kinds:only_once"))
     assert (code, errors) == (1, ""), output
     assert "BAD: borrowers" in output  # not a single lease
@@ -164,7 +164,7 @@ def test_a_factory_that_fails_at_once_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_with_the_verdict_so_far(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_prints_the_verdict_so_far(tmp_path: Path, number: signal.Signals) -> None:
     process = soak(tmp_path, "--minutes", "10")
     assert process.stdout is not None
     for line in process.stdout:
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_with_the_verdict_so_far(tmp_path: Path, number: signal.Sign
 
 
 def test_the_trend_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peak and a step during warm-up are no trend, a slope is; too little is not judged."""
+    """A peak and a step during warm-up are not a trend, a slope is; too few samples give no verdict."""
     machine = Machine(1.0)
     flat = [30_000_000] * 100
 

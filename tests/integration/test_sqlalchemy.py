@@ -1,7 +1,6 @@
-"""What SQLAlchemy's documentation promises of QueuePool: by the original, and by our pool.
+"""The documented behavior of SQLAlchemy's QueuePool, tested with QueuePool and with our pool.
 
-What is parametrized with `kind` runs against both and passes on both; the end
-of the file is about what only ours does.
+Tests that use `kind` run with both; those at the end of the file concern only ours.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ Kind = type[Any]
 
 @pytest.fixture(params=[QueuePool, Pool], ids=["QueuePool", "ours"])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """The original, then ours."""
+    """QueuePool, then ours."""
     return request.param  # type: ignore[no-any-return]
 
 
 class Maker:
-    """Makes SQLite connections, and remembers them."""
+    """Creates SQLite connections, and keeps them."""
 
     def __init__(self) -> None:
         self.made: list[sqlite3.Connection] = []
@@ -76,7 +75,7 @@ def maker() -> Iterator[Maker]:
 
 @pytest.fixture
 def engines(kind: Kind, postgres: PostgresServer) -> Iterator[Callable[..., sqlalchemy.Engine]]:
-    """Make engines of the server's database with this kind of pool, disposed of in the end."""
+    """Create engines for the server's database with this kind of pool; they are disposed of at the end."""
     yield from _engines(kind, postgres)
 
 
@@ -112,7 +111,7 @@ def kill(server: PostgresServer, *backends: int) -> None:
         deadline = time.monotonic() + PATIENCE
         find = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)"
         while conn.execute(find, [list(backends)]).rowcount:
-            assert time.monotonic() < deadline, "they never ended"
+            assert time.monotonic() < deadline, "the backends are still there"
 
 
 def figures(pool: Any) -> tuple[int, int, int, int]:
@@ -122,14 +121,14 @@ def figures(pool: Any) -> tuple[int, int, int, int]:
 # -- sizes ---------------------------------------------------------------------------
 
 
-def test_begins_with_no_connections(kind: Kind, maker: Maker) -> None:
+def test_new_pool_has_no_connections(kind: Kind, maker: Maker) -> None:
     pool = kind(maker)
     assert maker.made == []
     assert figures(pool) == (5, 0, -5, 0)
     assert pool.timeout() == 30
 
 
-def test_close_gives_back_and_the_connection_is_reused(kind: Kind, maker: Maker) -> None:
+def test_close_releases_the_connection_for_reuse(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1)
     for _ in range(3):
         conn = pool.connect()
@@ -138,7 +137,7 @@ def test_close_gives_back_and_the_connection_is_reused(kind: Kind, maker: Maker)
     assert len(maker.made) == 1
 
 
-def test_overflow_is_closed_when_it_comes_back(kind: Kind, maker: Maker) -> None:
+def test_overflow_is_closed_when_released(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=2, max_overflow=1)
     conns = [pool.connect() for _ in range(3)]
     assert figures(pool) == (2, 0, 1, 3)
@@ -162,8 +161,8 @@ def test_timeout(kind: Kind, maker: Maker) -> None:
     conns[1].close()
 
 
-def waited_for(pool: Any) -> Any:
-    """A connection of a pool of one, had by a thread that waited until it came back."""
+def connection_after_wait(pool: Any) -> Any:
+    """Return the only connection of a pool, acquired by a thread that waited for its release."""
     conn = pool.connect()
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(pool.connect()))
@@ -173,18 +172,18 @@ def waited_for(pool: Any) -> Any:
     return got[0]
 
 
-def test_who_waits_gets_what_comes_back(kind: Kind, maker: Maker) -> None:
+def test_waiter_gets_the_released_connection(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, max_overflow=0)
-    got = waited_for(pool)
+    got = connection_after_wait(pool)
     assert got.dbapi_connection is maker.made[0]
     got.close()
 
 
-def test_timeout_of_none_is_without_limit(kind: Kind, maker: Maker) -> None:
+def test_timeout_of_none_means_no_limit(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, max_overflow=0, timeout=None)
     assert pool.timeout() is None
     pool = pool.recreate()
-    waited_for(pool).close()
+    connection_after_wait(pool).close()
     assert pool.timeout() is None
 
 
@@ -221,7 +220,7 @@ def test_last_in_first_out(kind: Kind, maker: Maker) -> None:
         conn.close()
 
 
-# -- making and losing connections ------------------------------------------------------
+# -- creating and losing connections ------------------------------------------------------
 
 
 def test_error_of_the_creator_is_raised_at_once(kind: Kind, maker: Maker) -> None:
@@ -267,7 +266,7 @@ def test_invalidate_replaces_the_connection(kind: Kind, maker: Maker) -> None:
     conn.close()
 
 
-def test_soft_invalidation_replaces_it_at_the_next_checkout(kind: Kind, maker: Maker) -> None:
+def test_soft_invalidation_replaces_the_connection_at_the_next_checkout(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1)
     conn = pool.connect()
     time.sleep(0.02)
@@ -283,7 +282,7 @@ def test_soft_invalidation_replaces_it_at_the_next_checkout(kind: Kind, maker: M
 def test_recycle(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, recycle=60)
     with closing(pool.connect()) as conn:
-        conn._connection_record.starttime -= 61  # when it was made, by the clock on the wall
+        conn._connection_record.starttime -= 61  # its creation, by the time of day
     pool.connect().close()
     assert len(maker.made) == 2
     assert not is_open(maker.made[0])
@@ -294,13 +293,13 @@ def test_detach(kind: Kind, maker: Maker) -> None:
     conn = pool.connect()
     conn.detach()
     assert conn.is_detached
-    pool.connect().close()  # its place is free
+    pool.connect().close()  # its slot is free
     assert is_open(maker.made[0])
     conn.close()
     assert not is_open(maker.made[0])
 
 
-def test_forgotten_connection_comes_back(kind: Kind, maker: Maker) -> None:
+def test_dropped_connection_is_released(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, max_overflow=0, timeout=PATIENCE)
     conn = pool.connect()
     del conn
@@ -316,10 +315,10 @@ def test_dispose(kind: Kind, maker: Maker) -> None:
     pool.connect().close()
     pool.dispose()
     assert not is_open(maker.made[1])
-    assert is_open(maker.made[0])  # who has it keeps it
+    assert is_open(maker.made[0])  # a connection in use stays open
     out.execute("SELECT 1")
     out.close()
-    with closing(pool.connect()) as conn:  # and the pool goes on
+    with closing(pool.connect()) as conn:  # and the pool can still be used
         conn.execute("SELECT 1")
 
 
@@ -344,7 +343,7 @@ def test_recreate(kind: Kind, maker: Maker) -> None:
 
 
 class Recorded:
-    """A DB-API connection that writes down what is asked of it."""
+    """A DB-API connection that records which methods are called."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -364,7 +363,7 @@ def test_reset_on_return(kind: Kind, option: object, expected: list[str]) -> Non
     assert conn.calls == expected
 
 
-def test_reset_that_fails_invalidates(kind: Kind, maker: Maker) -> None:
+def test_failed_reset_invalidates(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1)
 
     def fail(*args: object) -> None:
@@ -382,14 +381,14 @@ def test_reset_that_fails_invalidates(kind: Kind, maker: Maker) -> None:
 
 
 def test_events(kind: Kind, maker: Maker) -> None:
-    told: list[tuple[str, int]] = []
+    heard: list[tuple[str, int]] = []
     pool = kind(maker, pool_size=1)
     names = (
         "first_connect", "connect", "checkout", "checkin", "reset", "invalidate", "soft_invalidate", "close",
         "detach", "close_detached",
     )  # fmt: skip
     for name in names:
-        event.listen(pool, name, lambda *args, name=name: told.append((name, threading.get_ident())))
+        event.listen(pool, name, lambda *args, name=name: heard.append((name, threading.get_ident())))
     conn = pool.connect()
     conn.invalidate(soft=True)
     conn.close()
@@ -398,9 +397,9 @@ def test_events(kind: Kind, maker: Maker) -> None:
     conn = pool.connect()
     conn.detach()
     conn.close()
-    assert {name for name, _ in told} == set(names)
-    assert [name for name, _ in told][:3] == ["first_connect", "connect", "checkout"]
-    assert {thread for _, thread in told} == {threading.get_ident()}  # listeners run where the borrower is
+    assert {name for name, _ in heard} == set(names)
+    assert [name for name, _ in heard][:3] == ["first_connect", "connect", "checkout"]
+    assert {thread for _, thread in heard} == {threading.get_ident()}  # listeners run in the borrower's thread
 
 
 def test_disconnection_error_at_checkout_tries_again(kind: Kind, maker: Maker) -> None:
@@ -417,7 +416,7 @@ def test_disconnection_error_at_checkout_tries_again(kind: Kind, maker: Maker) -
     assert not is_open(maker.made[0])
 
 
-def test_checkout_that_fails_loses_no_slot(kind: Kind, maker: Maker) -> None:
+def test_failed_checkout_loses_no_slot(kind: Kind, maker: Maker) -> None:
     pool = kind(maker, pool_size=1, max_overflow=0, timeout=0.5)
 
     def fail(*args: object) -> None:
@@ -504,7 +503,7 @@ def test_disconnect_invalidates_all(engines: Callable[..., sqlalchemy.Engine], p
             assert backend(conn) not in pids
 
 
-def test_engine_dispose_and_go_on(engines: Callable[..., sqlalchemy.Engine]) -> None:
+def test_engine_can_be_used_after_dispose(engines: Callable[..., sqlalchemy.Engine]) -> None:
     engine = engines(pool_size=2)
     with engine.connect() as conn:
         first = backend(conn)
@@ -559,15 +558,15 @@ def test_mysql(kind: Kind, mariadb: MariaDBServer) -> None:
         assert conn.exec_driver_sql("SELECT connection_id()").scalar_one() == first
     mariadb.kill()
     mariadb.start()
-    with engine.connect() as conn:  # pinged, found dead, made anew
+    with engine.connect() as conn:  # the ping fails, and the connection is replaced
         assert conn.exec_driver_sql("SELECT 1").scalar_one() == 1
     engine.dispose()
 
 
-# -- what only ours does -----------------------------------------------------------------------
+# -- only ours -----------------------------------------------------------------------
 
 
-def test_waiters_are_served_in_their_order(maker: Maker) -> None:
+def test_waiters_are_served_in_order_of_arrival(maker: Maker) -> None:
     pool = Pool(maker, pool_size=1, max_overflow=0)
     first = pool.connect()
     order: list[int] = []
@@ -589,12 +588,12 @@ def test_waiters_are_served_in_their_order(maker: Maker) -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_timeout_says_who_holds_them(maker: Maker) -> None:
+def test_timeout_names_the_holders(maker: Maker) -> None:
     pool = Pool(maker, pool_size=1, max_overflow=0, timeout=0.05)
     with closing(pool.connect()):
-        with pytest.raises(exc.TimeoutError, match=r"test_sqlalchemy\.py:\d+ test_timeout_says_who_holds_them"):
+        with pytest.raises(exc.TimeoutError, match=r"test_sqlalchemy\.py:\d+ test_timeout_names_the_holders"):
             pool.connect()
-        assert pool.holders()[0].function == "test_timeout_says_who_holds_them"
+        assert pool.holders()[0].function == "test_timeout_names_the_holders"
     assert pool.metrics.snapshot().timeouts == 1
 
 
@@ -618,7 +617,7 @@ def test_thread_that_ended_with_a_connection_is_named(maker: Maker) -> None:
     kept.pop().close()
 
 
-def test_what_is_idle_is_closed_when_dispose_returns(postgres: PostgresServer) -> None:
+def test_idle_connections_are_closed_when_dispose_returns(postgres: PostgresServer) -> None:
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=postgres.connect, poolclass=Pool, pool_size=4)
     conns = [engine.raw_connection() for _ in range(4)]
     drivers: list[Any] = [conn.driver_connection for conn in conns]
@@ -637,7 +636,7 @@ def test_dropped_pool_is_collected(maker: Maker) -> None:
     assert gone() is None
 
 
-def test_out_at_dispose_is_closed_when_it_comes_back(maker: Maker) -> None:
+def test_connection_in_use_at_dispose_is_closed_when_released(maker: Maker) -> None:
     pool = Pool(maker)
     conn = pool.connect()
     pool.dispose()
@@ -698,18 +697,18 @@ def test_fork(postgres: PostgresServer) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "child ok\nparent ok\n", "")
 
 
-# -- the opposite: our pool of any driver's connections -------------------------------------------
+# -- DBAPIAdapter: our pool of any driver's connections -------------------------------------------
 
 
 def test_any_driver_sqlite(tmp_path: Path) -> None:
     path = tmp_path / "any.db"
-    adapter = DBAPIAdapter(lambda: sqlite3.connect(path, check_same_thread=False), bounded=True)
+    adapter = DBAPIAdapter(lambda: sqlite3.connect(path, check_same_thread=False), enforces_timeouts=True)
     with CorePool(adapter=adapter, settings=PoolSettings(min_size=0, max_size=1)) as pool:
         with pool.acquire() as conn:
             conn.execute("CREATE TABLE t (n int)")
             conn.execute("INSERT INTO t VALUES (1)")
             conn.commit()
-            conn.execute("INSERT INTO t VALUES (2)")  # and forgotten
+            conn.execute("INSERT INTO t VALUES (2)")  # not committed
         with pool.acquire() as same:
             assert same is conn
             assert same.execute("SELECT n FROM t").fetchall() == [(1,)]
@@ -717,10 +716,10 @@ def test_any_driver_sqlite(tmp_path: Path) -> None:
         assert pool.stats()["idle"] == 1
 
 
-@pytest.mark.parametrize("bounded", [False, True])
-def test_any_driver_postgres(postgres: PostgresServer, bounded: bool) -> None:
+@pytest.mark.parametrize("enforces_timeouts", [False, True])
+def test_any_driver_postgres(postgres: PostgresServer, enforces_timeouts: bool) -> None:
     settings = PoolSettings(min_size=0, max_size=1, validation_interval=0, acquire_timeout=PATIENCE)
-    adapter = DBAPIAdapter(postgres.connect, query="SELECT 2", bounded=bounded)
+    adapter = DBAPIAdapter(postgres.connect, query="SELECT 2", enforces_timeouts=enforces_timeouts)
     with CorePool(adapter=adapter, settings=settings) as pool:
         with pool.acquire() as conn:
             first = conn.info.backend_pid
@@ -736,11 +735,11 @@ def test_any_driver_postgres(postgres: PostgresServer, bounded: bool) -> None:
 
 def test_any_driver_mysql(mariadb: MariaDBServer) -> None:
     settings = PoolSettings(min_size=0, max_size=2, validation_interval=0, acquire_timeout=PATIENCE)
-    adapter = DBAPIAdapter(lambda: mariadb.connect(read_timeout=10, write_timeout=10), bounded=True)
+    adapter = DBAPIAdapter(lambda: mariadb.connect(read_timeout=10, write_timeout=10), enforces_timeouts=True)
     with CorePool(adapter=adapter, settings=settings) as pool:
         with pool.acquire() as conn, closing(conn.cursor()) as cursor:
             cursor.execute("CREATE OR REPLACE TABLE pooled (n int) ENGINE=InnoDB")
-            cursor.execute("INSERT INTO pooled VALUES (1)")  # never committed
+            cursor.execute("INSERT INTO pooled VALUES (1)")  # not committed
         with pool.acquire() as same, closing(same.cursor()) as cursor:
             assert same is conn
             cursor.execute("SELECT n FROM pooled")
@@ -757,7 +756,7 @@ def test_any_driver_mysql(mariadb: MariaDBServer) -> None:
     ("arguments", "error"),
     [(("dsn",), TypeError), ((sqlite3.connect, 5), TypeError), ((sqlite3.connect, " "), ValueError)],
 )
-def test_adapter_refuses(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+def test_bad_arguments_of_the_adapter(arguments: tuple[Any, ...], error: type[Exception]) -> None:
     creator, *query = arguments
     with pytest.raises(error):
         DBAPIAdapter(creator, **({"query": query[0]} if query else {}))

@@ -1,18 +1,20 @@
-"""SQLite in depth: readers and writer, memory, limits, cleaning, damage, files that go away."""
+"""`SQLitePool`: readers and writers, databases in memory, limits, resets, files, damage and figures."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 import os
+import pickle
 import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,12 +24,11 @@ from urllib.parse import quote
 
 import pytest
 
-from pooling import CreateFailed, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
-from pooling.adapters.sqlite import SQLiteAdapter
-from pooling.adapters.sqlite import pool as sqlite_module
-from pooling.adapters.sqlite.adapter import _Memory
-from pooling.adapters.sqlite.own import interrupted_after
+from pooling import CreateFailed, Lease, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
+from pooling.adapters.sqlite import SQLiteAdapter, split, turns
+from pooling.adapters.sqlite.memory import SharedMemory
 from pooling.adapters.sqlite.queries import without_values
+from pooling.adapters.sqlite.upkeep import interrupted_after
 from pooling.config import url_of
 from tests.integration.tools import in_thread, run_forking, wait_until
 
@@ -60,23 +61,23 @@ def open_pool(path: Path) -> Iterator[Callable[..., SQLitePool]]:
 Make = Callable[..., SQLitePool]
 
 
-# -- one writes, many read -------------------------------------------------------
+# -- readers and writers ---------------------------------------------------------
 
 
-def test_one_writes_and_others_read_meanwhile(open_pool: Make) -> None:
+def test_readers_read_during_a_write(open_pool: Make) -> None:
     db = open_pool(readers=3)
     with db.connection() as writer:
         writer.execute("INSERT INTO t VALUES (1, 'a')")
         with db.connection(readonly=True) as one, db.connection(readonly=True) as two:
             assert one.execute("SELECT * FROM t").fetchall() == two.execute("SELECT * FROM t").fetchall() == []
         assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
-        with pytest.raises(PoolTimeout):  # there is but one writer
+        with pytest.raises(PoolTimeout):  # there is only one writer
             db.acquire(timeout=0.0)
     assert db.execute_query("SELECT word FROM t") == [("a",)]
     assert db.stats()["max_size"] == 1 and db.stats()["readers"]["max_size"] == 3
 
 
-def test_a_reader_cannot_write(open_pool: Make) -> None:
+def test_reader_cannot_write(open_pool: Make) -> None:
     db = open_pool(readers=1)
     with pytest.raises(sqlite3.OperationalError, match="readonly"), db.connection(readonly=True) as conn:
         conn.execute("INSERT INTO t VALUES (1, 'a')")
@@ -86,7 +87,7 @@ def test_a_reader_cannot_write(open_pool: Make) -> None:
         conn.execute("INSERT INTO t VALUES (1, 'a')")
 
 
-def test_statements_find_their_way(open_pool: Make) -> None:
+def test_queries_run_on_readers_and_other_statements_on_the_writer(open_pool: Make) -> None:
     db = open_pool(readers=1)
     for number, sql in enumerate((
         "INSERT INTO t VALUES (1, 'a') RETURNING n",
@@ -108,8 +109,8 @@ def test_statements_find_their_way(open_pool: Make) -> None:
     assert db.execute_query("SELECT word FROM t") == [("select",)]
 
 
-def test_writers_queue_in_our_line(open_pool: Make) -> None:
-    """SQLite itself would not wait at all here: its busy timeout is 0."""
+def test_writers_wait_in_the_wait_queue(open_pool: Make) -> None:
+    """SQLite itself does not wait here: its busy timeout is 0."""
     db = open_pool(readers=2, timeout=0.0)
     failed: list[BaseException] = []
 
@@ -129,31 +130,31 @@ def test_writers_queue_in_our_line(open_pool: Make) -> None:
     assert db.execute_query("SELECT count(*) FROM t") == [(400,)]
 
 
-def test_who_reads_steps_aside_where_a_turn_to_write_takes_long(
+def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
     open_pool: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     db = open_pool(readers=1)
     db.execute_query("SELECT 1")
-    monkeypatch.setattr(sqlite_module, "_GIL", True)
-    monkeypatch.setattr(sqlite_module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    monkeypatch.setattr(turns, "_GIL", True)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=slept.append))
     with db.connection():
-        (turn,) = db.engine.state.entries
-        turn.since = began = turn.since - 1.0
+        (entry,) = db.writer.engine.state.entries
+        entry.since = began = entry.since - 1.0
         db.execute_query("SELECT 1")
-        assert slept == []  # nobody waits
+        assert slept == []  # no writer waits
         writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
         wait_until(lambda: db.stats()["waiting"] == 1)
         db.execute_query("SELECT 1")
-        assert slept == [sqlite_module._ASIDE]
-        turn.since = began + 60.0  # it has just begun
+        assert slept == [turns._SLEEP]
+        entry.since = began + 60.0  # the write has just begun
         db.execute_query("SELECT 1")
-        assert slept == [sqlite_module._ASIDE]
-        turn.since = began
+        assert slept == [turns._SLEEP]
+        entry.since = began
     writer.join()
 
 
-def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
+def test_readers_open_and_close_with_the_pool(open_pool: Make) -> None:
     db = open_pool(FEW.replace(min_size=2), readers=3)
     assert db.readers is not None
     with db:
@@ -168,7 +169,7 @@ def test_readers_live_as_the_pool_does(open_pool: Make) -> None:
     assert db.readers.name == "test.db-readers"
 
 
-def test_sizes_are_those_of_the_readers(open_pool: Make) -> None:
+def test_sizes_concern_the_readers(open_pool: Make) -> None:
     db = open_pool(FEW.replace(min_size=2), readers=2)
 
     def sizes() -> list[tuple[int, int]]:
@@ -195,23 +196,103 @@ def test_sizes_are_those_of_the_readers(open_pool: Make) -> None:
     assert plain.stats()["max_size"] == 5
 
 
-def test_readers_are_seen(open_pool: Make) -> None:
+def test_readers_are_observed_and_shown(open_pool: Make) -> None:
     heard: list[str] = []
 
-    class Ear(Observer):
+    class Listener(Observer):
         def acquired(self, pool: str, waited: float) -> None:
             heard.append(pool)
 
     db = open_pool(readers=2)
-    db.add_observer(Ear())
+    db.add_observer(Listener())
     with db.connection(readonly=True), db.connection():
-        places = [(holder.file, holder.function) for holder in db.holders()]
-        assert places == [(__file__, "test_readers_are_seen")] * 2
+        found = [(holder.file, holder.function) for holder in db.holders()]
+        assert found == [(__file__, "test_readers_are_observed_and_shown")] * 2
         assert repr(db) == (
             "<SQLitePool 'test.db': 1/1 in use, 0 idle, 0 waiting; "
             "readers <Pool 'test.db-readers': 1/2 in use, 0 idle, 0 waiting>>"
         )
     assert heard == ["test.db-readers", "test.db"]
+
+
+class Recorder(Observer):
+    """Records the names of the pools that were drained."""
+
+    def __init__(self) -> None:
+        self.drained_pools: list[str] = []
+
+    def drained(self, pool: str) -> None:
+        self.drained_pools.append(pool)
+
+
+def test_calls_reach_writers_and_readers(open_pool: Make) -> None:
+    db, recorder = open_pool(readers=2), Recorder()
+    assert db.readers is not None
+    db.add_observer(recorder)
+    db.drain()
+    assert recorder.drained_pools == ["test.db", "test.db-readers"]
+    db.remove_observer(recorder)
+    db.drain()
+    assert len(recorder.drained_pools) == 2
+    db.pause()
+    assert [pool.stats()["paused"] for pool in (db.writer, db.readers)] == [True, True]
+    db.resume()
+    assert [pool.stats()["paused"] for pool in (db.writer, db.readers)] == [False, False]
+    with pytest.raises(ValueError, match="timeout must be at least 0 seconds"):
+        db.close(-1)
+    db.close()
+    assert [pool.closed for pool in (db, db.writer, db.readers)] == [True, True, True]
+
+
+def test_readers_of_an_unnamed_pool_have_its_name(open_pool: Make, tmp_path: Path) -> None:
+    db = open_pool(path=tmp_path / "a:b", readers=1)
+    assert db.readers is not None
+    assert db.name.startswith("pool-") and db.readers.name == f"{db.name}-readers"
+
+
+@pytest.mark.parametrize("readers", [None, 1])
+def test_overridden_acquire_is_used(path: Path, readers: int | None) -> None:
+    class Counted(SQLitePool):
+        acquired = 0
+
+        def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[sqlite3.Connection]:
+            self.acquired += 1
+            return super().acquire(timeout, _depth + 1)
+
+    with Counted(path, FEW, readers=readers) as db:
+        with db.connection():
+            assert [holder.function for holder in db.holders()] == ["test_overridden_acquire_is_used"]
+        db.execute_query("DELETE FROM t")
+        db.optimize()
+        assert db.acquired == 3
+
+
+@pytest.mark.parametrize("method", ["open", "close"])
+def test_timeout_is_for_writers_and_readers_together(
+    open_pool: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    given: list[float] = []
+    now = [100.0]
+
+    def take_three_seconds(timeout: float, **others: bool) -> None:
+        given.append(timeout)
+        now[0] += 3.0
+
+    db = open_pool(readers=1)
+    for pool in (db.writer, db.readers):
+        monkeypatch.setattr(pool, method, take_three_seconds)
+    monkeypatch.setattr(split, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for timeout in (10.0, 2.0):
+        getattr(db, method)(timeout)
+    assert given == [10.0, 7.0, 2.0, 0.0]
+    monkeypatch.undo()
+
+
+def test_a_copy_is_refused(open_pool: Make) -> None:
+    db = open_pool(readers=1)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="SQLitePool objects cannot be copied or pickled"):
+            copied(db)
 
 
 # -- in memory -------------------------------------------------------------------
@@ -226,23 +307,23 @@ def test_memory_is_shared_by_the_pool(open_pool: Make, readers: int | None) -> N
     with db.acquire() as one, db.connection(readonly=True) as two:
         assert one is not two
         assert two.execute("SELECT * FROM t").fetchall() == [(1,)]
-    db.drain()  # no connection of the pool is left, and the database is
+    db.drain()  # the pool has no connection any more, but the database exists
     assert db.execute_query("SELECT * FROM t") == [(1,)]
 
 
-def test_memory_is_nobody_elses_and_ends_with_the_pool(open_pool: Make) -> None:
+def test_memory_is_private_to_the_pool_and_deleted_with_it(open_pool: Make) -> None:
     one, two = open_pool(path=":memory:"), open_pool(path=":memory:")
     one.execute_query("CREATE TABLE t (n)")
     assert two.execute_query("SELECT * FROM sqlite_master") == []
-    uri = one.engine.adapter.memory.uri()  # type: ignore[attr-defined]
+    uri = one.writer.engine.adapter.memory.uri()  # type: ignore[attr-defined]
     one.close()
     with closing(sqlite3.connect(uri, uri=True)) as conn:
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
 
 
-def test_memory_is_held_once_however_many_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes second closes what he made: CPython 3.13+ complains when a connection is just dropped."""
-    memory, real, made = _Memory(), sqlite3.connect, []
+def test_memory_has_one_anchor_if_two_threads_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second thread closes its connection: CPython 3.13+ warns about a connection that is only dropped."""
+    memory, real, made = SharedMemory(), sqlite3.connect, []
     at_once = threading.Barrier(2, timeout=30)
 
     def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
@@ -261,7 +342,7 @@ def test_memory_is_held_once_however_many_are_first(monkeypatch: pytest.MonkeyPa
             conn.execute("SELECT 1")
 
 
-def test_writers_in_memory_wait_for_each_other(open_pool: Make) -> None:
+def test_writers_of_a_database_in_memory_wait(open_pool: Make) -> None:
     db = open_pool(path=":memory:", timeout=30.0)
     db.execute_query("CREATE TABLE t (n INTEGER PRIMARY KEY)")
 
@@ -275,7 +356,7 @@ def test_writers_in_memory_wait_for_each_other(open_pool: Make) -> None:
     assert db.execute_query("SELECT count(*) FROM t") == [(200,)]
 
 
-def test_memory_over_a_fork() -> None:
+def test_memory_after_a_fork() -> None:
     run_forking("""
 import os
 from pooling import SQLitePool
@@ -293,7 +374,7 @@ print("parent ok")
 """)
 
 
-def test_a_reader_over_a_fork(path: Path) -> None:
+def test_reader_after_a_fork(path: Path) -> None:
     run_forking(f"""
 import os
 from pooling import SQLitePool
@@ -316,7 +397,7 @@ print("parent ok")
 # -- limits ----------------------------------------------------------------------
 
 
-def test_a_statement_has_its_limit(open_pool: Make) -> None:
+def test_statement_timeout(open_pool: Make) -> None:
     db = open_pool(ONE, statement_timeout=0.05)
     with pytest.raises(sqlite3.OperationalError, match=r"took over 0\.05 s \(statement_timeout\)"):
         db.execute_query(FOR_EVER)
@@ -339,33 +420,33 @@ TWO_ROWS_AND_NO_END = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 F
         lambda rows: rows.fetchone(), list, lambda rows: rows.fetchmany(5), lambda rows: rows.fetchmany(size=5)
     ],
 )  # fmt: skip
-def test_rows_that_come_too_late_say_why(open_pool: Make, rest: Callable[[Any], Any]) -> None:
+def test_interruption_while_rows_are_fetched_is_explained(open_pool: Make, rest: Callable[[Any], Any]) -> None:
     db = open_pool(ONE, statement_timeout=0.05)
     with db.acquire() as conn:
         for cursor in (conn.cursor(), conn):
             rows = cursor.execute(TWO_ROWS_AND_NO_END)
-            assert rows.fetchone() == (1,)  # steps to the second: far too few for a look at the clock
+            assert rows.fetchone() == (1,)  # takes too few steps for the progress handler
             with pytest.raises(sqlite3.OperationalError, match=r"took over 0\.05 s \(statement_timeout\)"):
                 rest(rows)
         assert list(conn.execute("VALUES (1), (2)")) == [(1,), (2,)]
         assert conn.execute("VALUES (1), (2)").fetchmany() == [(1,)]
 
 
-def test_an_old_deadline_ends_with_its_lease(open_pool: Make) -> None:
+def test_deadline_ends_with_its_lease(open_pool: Make) -> None:
     work = FOR_EVER.replace("FROM c)", "FROM c LIMIT 5000)")
     db = open_pool(ONE.replace(validation_interval=0.0, validation_query=work), statement_timeout=60.0)
     for _ in range(3):
         with db.acquire() as conn:
             conn.execute("SELECT 1").fetchall()
-            conn.limit.deadline = 0.0  # type: ignore[attr-defined]  # as if its time were over long since
+            conn.limit.deadline = 0.0  # type: ignore[attr-defined]  # expired
     snapshot = db.metrics.snapshot()
     assert (snapshot.created, snapshot.validation_failures) == (1, 0)
     with db.acquire() as conn:
         conn.limit.deadline = 0.0  # type: ignore[attr-defined]
-        db.engine.adapter.validate(conn, 1.0)  # while it is lent, as after an error
+        db.writer.engine.adapter.validate(conn, 1.0)  # while it is in use, as after an error
 
 
-def test_a_wait_for_a_writer_is_no_longer_than_a_statement(open_pool: Make) -> None:
+def test_busy_timeout_is_at_most_the_statement_timeout(open_pool: Make) -> None:
     db = open_pool(ONE, timeout=600.0, statement_timeout=0.5)
     assert db.execute_query("PRAGMA busy_timeout") == [(500,)]
     with open_pool().acquire() as other:
@@ -375,7 +456,7 @@ def test_a_wait_for_a_writer_is_no_longer_than_a_statement(open_pool: Make) -> N
     assert open_pool(timeout=2.0, statement_timeout=60).execute_query("PRAGMA busy_timeout") == [(2000,)]
 
 
-def test_a_borrower_cannot_take_the_limit_away(open_pool: Make) -> None:
+def test_borrower_cannot_remove_the_limit(open_pool: Make) -> None:
     db = open_pool(ONE, statement_timeout=0.05)
     with db.acquire() as conn:
         conn.set_progress_handler(None, 0)
@@ -383,10 +464,10 @@ def test_a_borrower_cannot_take_the_limit_away(open_pool: Make) -> None:
         db.execute_query(FOR_EVER)
 
 
-# -- cleaning --------------------------------------------------------------------
+# -- reset -----------------------------------------------------------------------
 
 
-def test_a_half_read_cursor_holds_no_snapshot(open_pool: Make) -> None:
+def test_partly_read_cursor_is_closed_and_keeps_no_snapshot(open_pool: Make) -> None:
     db = open_pool(ONE)
     with db.connection() as conn:
         conn.executemany("INSERT INTO t VALUES (?, 'x')", [(n,) for n in range(100)])
@@ -409,11 +490,11 @@ def test_a_half_read_cursor_holds_no_snapshot(open_pool: Make) -> None:
         "ATTACH ':memory:' AS other",
         "CREATE TEMP TABLE mine (n)",
         "CREATE TEMPORARY VIEW mine AS SELECT 1",
-        " /* sly */ ATTACH ':memory:' AS other",
-        "-- sly\nCREATE TEMP TABLE mine (n)",
+        " /* comment */ ATTACH ':memory:' AS other",
+        "-- comment\nCREATE TEMP TABLE mine (n)",
     ],
 )
-def test_what_a_borrower_added_goes_with_the_connection(open_pool: Make, statement: str) -> None:
+def test_attached_databases_and_temporary_tables_close_the_connection(open_pool: Make, statement: str) -> None:
     db = open_pool(ONE)
     with db.acquire() as conn:
         conn.execute(statement)
@@ -424,7 +505,7 @@ def test_what_a_borrower_added_goes_with_the_connection(open_pool: Make, stateme
         assert names == ["main"]
 
 
-def test_a_script_and_a_cursor_of_ones_own_are_cleaned_after(open_pool: Make) -> None:
+def test_reset_after_a_script_and_after_a_cursor_of_another_class(open_pool: Make) -> None:
     class Own(sqlite3.Cursor):
         pass
 
@@ -448,11 +529,12 @@ def test_a_script_and_a_cursor_of_ones_own_are_cleaned_after(open_pool: Make) ->
     [
         "query_only=ON", "recursive_triggers = ON", "synchronous(OFF)", "main.cache_size=17", "locking_mode=EXCLUSIVE",
         "wal_autocheckpoint=0", "ignore_check_constraints=ON", "read_uncommitted=ON", "writable_schema=ON",
-        "temp_store=2", "max_page_count=10", "/* sly */ analysis_limit=9", "'cell_size_check'=1", "journal_mode=DELETE",
+        "temp_store=2", "max_page_count=10", "/* comment */ analysis_limit=9", "'cell_size_check'=1",
+        "journal_mode=DELETE",
     ],
 )  # fmt: skip
-def test_no_pragma_of_a_borrower_reaches_the_next(open_pool: Make, change: str, script: bool) -> None:
-    names = re.findall(r"\w+", change.replace("main.", "").replace("/* sly */", ""))
+def test_pragmas_do_not_affect_the_next_borrower(open_pool: Make, change: str, script: bool) -> None:
+    names = re.findall(r"\w+", change.replace("main.", "").replace("/* comment */", ""))
     read = f"PRAGMA {names[0]}"
     db = open_pool(ONE)
     with db.acquire() as conn:
@@ -466,15 +548,15 @@ def test_no_pragma_of_a_borrower_reaches_the_next(open_pool: Make, change: str, 
         assert again.execute(read).fetchall() == before
 
 
-def test_like_is_as_it_was(open_pool: Make) -> None:
-    """A PRAGMA that cannot be read back."""
+def test_case_sensitivity_of_like_does_not_affect_the_next_borrower(open_pool: Make) -> None:
+    """Its PRAGMA cannot be read."""
     db = open_pool(ONE)
     with db.acquire() as conn:
         conn.execute("PRAGMA case_sensitive_like=ON")
     assert db.execute_query("SELECT 'A' LIKE 'a'") == [(1,)]
 
 
-def test_pragmas_that_change_nothing_cost_no_connection(open_pool: Make) -> None:
+def test_harmless_pragmas_do_not_close_the_connection(open_pool: Make) -> None:
     db = open_pool(ONE, pragmas={"Synchronous": "NORMAL"})
     for sql in ("PRAGMA table_info(t)", "PRAGMA query_only", "PRAGMA synchronous=OFF", "PRAGMA user_version=7"):
         db.execute_query(sql)
@@ -482,7 +564,7 @@ def test_pragmas_that_change_nothing_cost_no_connection(open_pool: Make) -> None
     with db.acquire() as conn:
         for sql in ("BEGIN", "commit", "\nBEGIN IMMEDIATE", " End TRANSACTION"):
             conn.execute(sql)
-        assert not conn.dirty  # type: ignore[attr-defined]  # which would make its release dearer
+        assert not conn.dirty  # type: ignore[attr-defined]  # otherwise its release would take longer
     assert db.metrics.snapshot().created == 1
 
 
@@ -490,7 +572,7 @@ def _forbid(*args: Any) -> int:
     return sqlite3.SQLITE_DENY
 
 
-MARKS: dict[str, Callable[[Any], Any]] = {
+IRREVERSIBLE: dict[str, Callable[[Any], Any]] = {
     "create_function": lambda conn: conn.create_function("upper", 1, lambda text: "mine"),
     "create_aggregate": lambda conn: conn.create_aggregate("max", 1, object),
     "create_window_function": lambda conn: conn.create_window_function("sum", 1, object),
@@ -503,12 +585,12 @@ MARKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", [name for name in MARKS if hasattr(sqlite3.Connection, name)])
-def test_what_cannot_be_undone_goes_with_the_connection(open_pool: Make, method: str) -> None:
+@pytest.mark.parametrize("method", [name for name in IRREVERSIBLE if hasattr(sqlite3.Connection, name)])
+def test_irreversible_change_closes_the_connection(open_pool: Make, method: str) -> None:
     db = open_pool(ONE)
     db.execute_query("SELECT 1")
     with db.acquire() as conn:
-        MARKS[method](conn)
+        IRREVERSIBLE[method](conn)
     with db.acquire() as again:
         assert again is not conn
         assert again.execute("SELECT upper('a') FROM (SELECT 1)").fetchall() == [("A",)]
@@ -517,7 +599,7 @@ def test_what_cannot_be_undone_goes_with_the_connection(open_pool: Make, method:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="blobs came with CPython 3.11")
-def test_an_open_blob_is_closed(open_pool: Make) -> None:
+def test_open_blob_is_closed(open_pool: Make) -> None:
     db = open_pool(ONE)
     db.execute_query("INSERT INTO t VALUES (1, zeroblob(100))")
     with db.acquire() as conn:
@@ -533,7 +615,7 @@ def test_an_open_blob_is_closed(open_pool: Make) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="autocommit came with CPython 3.12")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_no_transaction_is_left_of_autocommit(open_pool: Make, autocommit: bool) -> None:
+def test_autocommit_of_a_borrower_is_reset(open_pool: Make, autocommit: bool) -> None:
     db = open_pool(ONE)
     with db.acquire() as conn:
         conn.autocommit = autocommit  # type: ignore[attr-defined,unused-ignore]
@@ -543,7 +625,7 @@ def test_no_transaction_is_left_of_autocommit(open_pool: Make, autocommit: bool)
         assert again.autocommit == sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined,unused-ignore]
 
 
-def test_what_was_configured_is_no_trace(open_pool: Make, path: Path) -> None:
+def test_changes_of_configure_are_kept(open_pool: Make, path: Path) -> None:
     def configure(conn: sqlite3.Connection) -> None:
         conn.text_factory = bytes
         conn.execute("ATTACH ':memory:' AS other")
@@ -567,7 +649,7 @@ def test_what_was_configured_is_no_trace(open_pool: Make, path: Path) -> None:
             assert again is not conn
 
 
-def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
+def test_handlers_of_a_borrower_are_removed(open_pool: Make) -> None:
     db = open_pool(ONE)
     heard: list[str] = []
     with db.acquire() as conn:
@@ -584,7 +666,7 @@ def test_handlers_of_a_borrower_are_gone(open_pool: Make) -> None:
 
 
 @pytest.mark.parametrize("readers", [None, 1])
-def test_every_borrower_finds_what_was_configured(open_pool: Make, readers: int | None) -> None:
+def test_every_borrower_gets_the_configured_state(open_pool: Make, readers: int | None) -> None:
     def configure(conn: sqlite3.Connection) -> None:
         conn.row_factory = sqlite3.Row
         conn.create_function("twice", 1, lambda n: 2 * n)
@@ -598,14 +680,14 @@ def test_every_borrower_finds_what_was_configured(open_pool: Make, readers: int 
 
 
 @pytest.mark.parametrize("limit", [None, 60])
-def test_handlers_that_were_configured_are_found_by_every_borrower(open_pool: Make, limit: float | None) -> None:
-    """Whatever the one before has done with them."""
+def test_every_borrower_gets_the_configured_handlers(open_pool: Make, limit: float | None) -> None:
+    """Also after a borrower has changed them."""
     heard: list[str] = []
-    looks: list[int] = []
+    calls: list[int] = []
 
     def configure(conn: sqlite3.Connection) -> None:
         conn.set_trace_callback(heard.append)
-        conn.set_progress_handler(lambda: looks.append(1), 100)
+        conn.set_progress_handler(lambda: calls.append(1), 100)
 
     db = open_pool(ONE, configure=configure, statement_timeout=limit)
     kept = None
@@ -614,10 +696,10 @@ def test_handlers_that_were_configured_are_found_by_every_borrower(open_pool: Ma
             kept = kept or conn
             assert conn is kept
             heard.clear()
-            looks.clear()
+            calls.clear()
             conn.execute(FOR_EVER.replace("FROM c)", "FROM c LIMIT 999)")).fetchall()
             assert len(heard) == 1 and heard[0].startswith("WITH RECURSIVE")
-            assert len(looks) > 20
+            assert len(calls) > 20
             if change == 1:
                 conn.set_trace_callback(None)
                 conn.set_progress_handler(None, 0)
@@ -626,7 +708,7 @@ def test_handlers_that_were_configured_are_found_by_every_borrower(open_pool: Ma
                 conn.set_progress_handler(lambda: 1, 1)
 
 
-def test_a_handler_that_was_configured_does_not_take_the_limit_away(open_pool: Make) -> None:
+def test_configured_handler_does_not_disable_the_limit(open_pool: Make) -> None:
     calls: list[int] = []
     db = open_pool(
         ONE, configure=lambda conn: conn.set_progress_handler(lambda: calls.append(1), 10_000), statement_timeout=0.2
@@ -644,11 +726,11 @@ def test_a_handler_that_was_configured_does_not_take_the_limit_away(open_pool: M
         stops.execute_query(FOR_EVER)
 
 
-# -- what sqlite3.connect takes --------------------------------------------------
+# -- arguments of sqlite3.connect ------------------------------------------------
 
 
 class Counting(sqlite3.Connection):
-    """A connection of the user's own."""
+    """A connection class of the user."""
 
     def execute(self, *args: Any) -> Any:
         self.executed = getattr(self, "executed", 0) + 1
@@ -666,7 +748,7 @@ def test_types_are_detected(open_pool: Make, readers: int | None) -> None:
     assert open_pool().execute_query("SELECT 'a' AS 'x [upper]'") == [("a",)]
 
 
-def test_a_class_of_ones_own(open_pool: Make) -> None:
+def test_factory(open_pool: Make) -> None:
     db = open_pool(ONE, factory=Counting)
     with db.acquire() as conn:
         assert isinstance(conn, Counting)
@@ -682,7 +764,7 @@ def test_a_class_of_ones_own(open_pool: Make) -> None:
         assert another is not conn
 
 
-def test_an_isolation_level(open_pool: Make) -> None:
+def test_isolation_level(open_pool: Make) -> None:
     for level in (None, "DEFERRED", "exclusive", ""):
         db = open_pool(ONE, isolation_level=level)
         for _ in range(2):
@@ -717,28 +799,28 @@ def test_autocommit(open_pool: Make, path: Path, autocommit: bool, readers: int 
     assert open_pool().execute_query("PRAGMA journal_mode") == [("wal",)]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="which has it")
-def test_autocommit_needs_an_interpreter_that_has_it(path: Path) -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="autocommit is supported")
+def test_autocommit_needs_cpython_3_12(path: Path) -> None:
     with pytest.raises(TypeError, match=r"autocommit needs CPython 3\.12"):
         SQLitePool(path, autocommit=True)
 
 
-def test_a_name_like_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_name_that_looks_like_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with SQLitePool("file:x.db", FEW, uri=False) as db:
         db.execute_query("CREATE TABLE t (n)")
     assert (tmp_path / "file:x.db").exists()
 
 
-def test_a_url_says_the_same(path: Path) -> None:
+def test_from_url(path: Path) -> None:
     query = "detect_types=3&cached_statements=7&isolation_level=deferred&uri=true"
     db = SQLitePool.from_url(f"sqlite:////{path}?{query}", settings=ONE)
-    assert db.engine.adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
+    assert db.writer.engine.adapter.connect == {"detect_types": 3, "cached_statements": 7}  # type: ignore[attr-defined]
     with db.acquire() as conn:
         assert conn.isolation_level == "DEFERRED"
     db.close()
     with SQLitePool.from_url("sqlite:///x.db?isolation_level=none", settings=ONE) as db:
-        assert db.engine.adapter.isolation_level is None  # type: ignore[attr-defined]
+        assert db.writer.engine.adapter.isolation_level is None  # type: ignore[attr-defined]
     with SQLitePool.from_url(f"sqlite:///file:{path}?mode=ro&uri=true&timeout=2", settings=ONE) as db:
         assert db.execute_query("SELECT count(*) FROM t") == [(0,)]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
@@ -750,7 +832,7 @@ def test_a_url_says_the_same(path: Path) -> None:
             assert conn.autocommit is True  # type: ignore[attr-defined,unused-ignore]
 
 
-def test_a_sqlite_without_threads_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_without_thread_support_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "threadsafety", 0)
     with pytest.raises(sqlite3.NotSupportedError, match="compiled for programs with one thread"):
         SQLitePool(path)
@@ -760,7 +842,7 @@ def test_a_sqlite_without_threads_is_refused(path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_file_that_went_away_is_noticed(
+def test_replaced_or_deleted_file_is_detected(
     open_pool: Make, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, replaced: bool
 ) -> None:
     db = open_pool(readers=1)
@@ -783,7 +865,9 @@ def test_a_file_that_went_away_is_noticed(
     assert f"{path}: the database file was replaced or deleted" in caplog.text
 
 
-def test_the_path_is_that_of_the_beginning(path: Path, open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_does_not_depend_on_the_current_directory(
+    path: Path, open_pool: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent)
     db = open_pool(path="test.db")
     monkeypatch.chdir("/")
@@ -791,7 +875,7 @@ def test_the_path_is_that_of_the_beginning(path: Path, open_pool: Make, monkeypa
     assert db.name == "test.db"
 
 
-def test_many_open_a_new_file_at_once(open_pool: Make, tmp_path: Path) -> None:
+def test_simultaneous_opens_of_a_new_file(open_pool: Make, tmp_path: Path) -> None:
     for number in range(20):
         db = open_pool(FEW.replace(min_size=8, max_size=8), path=tmp_path / f"{number}.db")
         with db:
@@ -799,10 +883,10 @@ def test_many_open_a_new_file_at_once(open_pool: Make, tmp_path: Path) -> None:
             assert (snapshot.created, snapshot.errors) == (8, {})
 
 
-def test_a_lock_amid_the_change_to_wal_is_waited_out(tmp_path: Path) -> None:
-    """SQLite refuses it at once now and then, whatever the busy timeout is: some 1 of 1,000 simultaneous opens."""
+def test_lock_during_the_change_to_wal_is_waited_for(tmp_path: Path) -> None:
+    """The busy timeout has no effect there; about 1 of 1,000 simultaneous opens finds the file locked."""
 
-    class Refusing:
+    class Locked:
         def __init__(self, times: int) -> None:
             self.times = times
 
@@ -812,21 +896,21 @@ def test_a_lock_amid_the_change_to_wal_is_waited_out(tmp_path: Path) -> None:
                 raise sqlite3.OperationalError("database is locked")
             return SimpleNamespace(fetchone=lambda: ("wal",))
 
-    patient, hasty = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
-    conn: Any = Refusing(2)
-    patient._set_journal(conn)
+    patient, impatient = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
+    conn: Any = Locked(2)
+    patient._set_journal_mode(conn)
     assert conn.times == -1
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        hasty._set_journal(Refusing(2))  # type: ignore[arg-type]
+        impatient._set_journal_mode(Locked(2))  # type: ignore[arg-type]
 
 
-def test_another_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     db = open_pool(path=tmp_path / "plain.db", pragmas={"journal_mode": "DELETE"})
     assert db.execute_query("PRAGMA journal_mode") == [("delete",)]
     assert caplog.text == ""
     memory = open_pool(path="file:test?mode=memory")
     assert memory.execute_query("SELECT 1") == [(1,)]
-    assert "the journal mode is memory, and WAL cannot be had" in caplog.text
+    assert "the journal mode is memory, because WAL is not possible" in caplog.text
 
 
 READ_ONLY = """
@@ -834,7 +918,7 @@ import os, sqlite3, sys
 from contextlib import closing
 from pooling import PoolSettings, SQLitePool
 folder, mode = sys.argv[1:]
-for readers in (None, 1):  # loads what is loaded late: the ordinary user may not read where the interpreter is
+for readers in (None, 1):  # loads modules first: the ordinary user may not read the interpreter's folder
     with SQLitePool(":memory:", PoolSettings(max_size=2), readers=readers, pragmas={"journal_mode": "WAL"}) as db:
         db.execute_query("SELECT 1")
         db.health_check()
@@ -844,7 +928,7 @@ with closing(sqlite3.connect(folder + "/x.db")) as conn:
     conn.commit()
 os.chmod(folder + "/x.db", int(mode, 8))
 os.chmod(folder, 0o555)
-if os.getuid() == 0:  # which may write everywhere
+if os.getuid() == 0:  # root may write everywhere
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -852,7 +936,7 @@ with closing(sqlite3.connect(folder + "/x.db")) as conn:
     assert conn.execute("SELECT n FROM t").fetchall() == [(7,)]
     try:
         conn.execute("INSERT INTO t VALUES (8)")
-        raise SystemExit("it can be written, which proves nothing")
+        raise SystemExit("the file is writable, so this test proves nothing")
     except sqlite3.OperationalError:
         pass
 for path in (folder + "/x.db", "file:" + folder + "/x.db?mode=ro"):
@@ -871,18 +955,18 @@ print("read")
 
 
 @pytest.mark.parametrize("mode", ["444", "666"])
-def test_what_may_not_be_written_can_be_read(mode: str) -> None:
-    """By an ordinary user, where neither the folder nor the file may be written, or the folder alone."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for its user alone
+def test_read_only_file_can_be_read(mode: str) -> None:
+    """As an ordinary user, with a read-only folder, and a read-only or writable file."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are private to its user
         os.chmod(folder, 0o755)
         command = [sys.executable, "-W", "error", "-c", READ_ONLY, folder, mode]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
         os.chmod(folder, 0o755)
     assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
-    assert done.stderr.count("the journal mode is delete, and WAL cannot be had") == 6  # each adapter once
+    assert done.stderr.count("the journal mode is delete, because WAL is not possible") == 6  # once for each adapter
 
 
-def test_a_database_that_cannot_be_read_still_says_so(tmp_path: Path) -> None:
+def test_unreadable_database_raises(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"no database" * 1000)
     with SQLitePool(tmp_path / "x.db", ONE.replace(acquire_timeout=0.2)) as db, pytest.raises(
         (CreateFailed, PoolTimeout), match="file is not a database"
@@ -893,7 +977,9 @@ def test_a_database_that_cannot_be_read_still_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri", ["file:test.db", "file:./test.db?mode=rwc", "file:te%73t.db?cache=private#x", "file:../{here}/test.db"]
 )
-def test_a_relative_uri_is_that_of_the_beginning(path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_uri_does_not_depend_on_the_current_directory(
+    path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent)
     uri = uri.format(here=path.parent.name)
     with SQLitePool(uri, FEW) as db:
@@ -908,11 +994,11 @@ def test_a_relative_uri_is_that_of_the_beginning(path: Path, uri: str, monkeypat
     ["file:/abs/x.db?mode=ro", "file:///abs/x.db", "file://localhost/abs/x.db", "file::memory:?cache=shared",
      "file:name?mode=memory&cache=shared", "file:name?cache=shared&mode=memory", "file:"],
 )  # fmt: skip
-def test_other_uris_stay_as_they_are(uri: str) -> None:
+def test_other_uris_are_not_changed(uri: str) -> None:
     assert SQLiteAdapter(uri).path == uri
 
 
-def test_a_uri_in_a_folder_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uri_in_a_folder_with_special_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = os.fsencode(tmp_path) + b"/a ?#%\xff"
     os.mkdir(folder)
     monkeypatch.chdir(os.fsdecode(folder))
@@ -922,7 +1008,7 @@ def test_a_uri_in_a_folder_with_odd_characters(tmp_path: Path, monkeypatch: pyte
     assert os.path.exists(folder + b"/x.db")
 
 
-def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_name_that_is_not_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.db")
     url = "sqlite:///" + quote(os.fsencode(name))
     made = [SQLitePool(name, FEW), SQLitePool(Path(name), FEW, readers=1), SQLitePool.from_url(url, settings=FEW)]
@@ -931,7 +1017,7 @@ def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path, caplog: pytest.LogC
         db.execute_query("CREATE TABLE IF NOT EXISTS t (n)")
         db.execute_query("INSERT INTO t VALUES (?)", (number,))
         with db.acquire() as conn:
-            conn.execute("CREATE TEMP TABLE notes (n)")  # looked at in the reset
+            conn.execute("CREATE TEMP TABLE notes (n)")  # the reset reads the database list then
         assert db.execute_query("SELECT count(*) FROM t") == [(number + 1,)]
         db.size()
         repr(db).encode()
@@ -944,9 +1030,9 @@ def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("readers", [None, 1])
-def test_what_shapes_a_file_is_said_before_there_is_one(tmp_path: Path, readers: int | None) -> None:
-    shape = {"cache_size": 99, "page_size": 8192, "Auto_Vacuum": "FULL", "encoding": "'UTF-16le'"}
-    with SQLitePool(tmp_path / "new.db", FEW, pragmas=shape, readers=readers) as db:
+def test_pragmas_of_the_file_format_are_set_before_the_file_exists(tmp_path: Path, readers: int | None) -> None:
+    pragmas = {"cache_size": 99, "page_size": 8192, "Auto_Vacuum": "FULL", "encoding": "'UTF-16le'"}
+    with SQLitePool(tmp_path / "new.db", FEW, pragmas=pragmas, readers=readers) as db:
         db.execute_query("CREATE TABLE t (n)")
         for name, value in (("page_size", 8192), ("auto_vacuum", 1), ("encoding", "UTF-16le"), ("cache_size", 99)):
             assert db.execute_query(f"PRAGMA {name}") == [(value,)]
@@ -956,7 +1042,7 @@ def test_what_shapes_a_file_is_said_before_there_is_one(tmp_path: Path, readers:
         assert db.execute_query("PRAGMA page_size") == [(8192,)]
 
 
-def test_statistics_are_refreshed_at_the_end(path: Path) -> None:
+def test_statistics_are_refreshed_before_close(path: Path) -> None:
     def analysed() -> bool:
         with closing(sqlite3.connect(path)) as conn:
             return bool(conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchall())
@@ -973,7 +1059,7 @@ def test_statistics_are_refreshed_at_the_end(path: Path) -> None:
     assert analysed()
 
 
-def test_size_and_optimisation(open_pool: Make, path: Path) -> None:
+def test_size_and_optimize(open_pool: Make, path: Path) -> None:
     db = open_pool()
     with db.connection() as conn:
         conn.executemany("INSERT INTO t (word) VALUES (?)", [("x" * 1000,) for _ in range(1000)])
@@ -989,13 +1075,13 @@ def test_size_and_optimisation(open_pool: Make, path: Path) -> None:
     assert small.file == path.stat().st_size
 
 
-def test_our_own_work_has_no_limit_and_nobodys_factories(open_pool: Make) -> None:
+def test_maintenance_ignores_the_limit_and_the_factories(open_pool: Make) -> None:
     def configure(conn: sqlite3.Connection) -> None:
         conn.text_factory, conn.row_factory = bytes, lambda cursor, row: {"mine": row}
 
     db = open_pool(ONE, configure=configure, statement_timeout=0.001)
     with db.connection() as conn:
-        conn.limit = None  # type: ignore[attr-defined]  # to fill it takes longer than that
+        conn.limit = None  # type: ignore[attr-defined]  # the INSERT takes longer
         conn.set_progress_handler(None, 0)
         conn.executemany("INSERT INTO t (word) VALUES (?)", [(f"{n}" * 50,) for n in range(30_000)])
         conn.execute("CREATE INDEX i ON t (word)")
@@ -1003,7 +1089,7 @@ def test_our_own_work_has_no_limit_and_nobodys_factories(open_pool: Make) -> Non
     db.optimize(vacuum=True)
     assert db.size().file > 1_000_000
     db.health_check(60.0)
-    db.drain()  # what the test did to the limit goes with its connection
+    db.drain()  # replaces the connection without a limit
     with pytest.raises(sqlite3.OperationalError, match="statement_timeout"):
         db.execute_query(FOR_EVER)
 
@@ -1031,18 +1117,18 @@ def test_damage_is_found(open_pool: Make, path: Path) -> None:
         db.health_check(30.0)
 
 
-def test_the_health_check_looks_for_damage_now_and_then(open_pool: Make, path: Path) -> None:
+def test_health_check_checks_integrity_at_intervals(open_pool: Make, path: Path) -> None:
     db = open_pool()
     db.health_check(30.0)
     damage(path, db)
-    db.health_check(30.0)  # reads, and has looked just now
-    db._look_after = 0.0
+    db.health_check(30.0)  # only reads: the last integrity check was just now
+    db._integrity_check_at = 0.0
     for _ in range(2):
         with pytest.raises(sqlite3.DatabaseError, match="damaged"):
             db.health_check(30.0)
 
 
-def test_a_look_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integrity_check_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     db = open_pool(ONE)
     with db.acquire() as conn:
         with pytest.raises(TimeoutError, match=r"interrupted after 0\.01 s"), interrupted_after(conn, 0.01):
@@ -1054,7 +1140,7 @@ def test_a_look_that_takes_too_long_is_interrupted(open_pool: Make, monkeypatch:
         raise TimeoutError
 
     monkeypatch.setattr(db, "check_integrity", too_long)
-    db.health_check()  # it was read from, and no more
+    db.health_check()  # reading is enough
 
 
 # -- figures ---------------------------------------------------------------------
@@ -1078,16 +1164,16 @@ def test_statements_are_timed(open_pool: Make) -> None:
         assert pool is not None
         pool.drain()
         wait_until(lambda pool=pool: not pool.stats()["closing"])  # type: ignore[misc]
-    assert db.queries().count == 12  # of closed connections, too
+    assert db.queries().count == 12  # including those of closed connections
 
 
-def test_fetching_counts(open_pool: Make) -> None:
+def test_fetching_is_timed(open_pool: Make) -> None:
     db = open_pool()
     db.execute_query("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 200000) SELECT n FROM c")
     assert db.queries().max > 0.005  # the first row alone takes microseconds
 
 
-def test_statements_are_not_timed_unless_wanted(open_pool: Make) -> None:
+def test_statements_are_not_timed_without_metrics(open_pool: Make) -> None:
     db = open_pool(FEW.replace(enable_metrics=False))
     db.execute_query("SELECT 1")
     assert db.queries().count == 0
@@ -1100,7 +1186,7 @@ def test_statements_are_not_timed_unless_wanted(open_pool: Make) -> None:
         ("x" * 300, "x" * 197 + "..."),
     ],
 )
-def test_values_never_show(sql: str, shown: str) -> None:
+def test_values_are_never_shown(sql: str, shown: str) -> None:
     assert without_values(sql) == shown
 
 
@@ -1108,7 +1194,7 @@ def test_values_never_show(sql: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "text"),
     [
         ({"timeout": -1}, ValueError, "timeout must be at least 0"),
         ({"timeout": "5"}, TypeError, "timeout must be a number"),
@@ -1125,8 +1211,8 @@ def test_values_never_show(sql: str, shown: str) -> None:
         ({"isolation_level": "SERIALIZABLE"}, ValueError, "isolation_level must be one of"),
     ],
 )
-def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_bad_arguments(path: Path, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
         SQLitePool(path, **arguments)
 
 
@@ -1137,31 +1223,31 @@ def test_old_sqlite_cannot_share_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "error", "words"),
+    ("path", "error", "text"),
     [
-        ("", ValueError, "path must not be empty; ':memory:'"),
-        ("a\0b", ValueError, "path must not hold a null character"),
-        (b"x.db", TypeError, "path must be a text or a path, not b'x.db'"),
+        ("", ValueError, "path must not be empty; use ':memory:'"),
+        ("a\0b", ValueError, "path must not contain a null character"),
+        (b"x.db", TypeError, "path must be a string or a path, not b'x.db'"),
     ],
 )
-def test_what_is_no_path(path: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_bad_paths(path: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
         SQLitePool(path)
 
 
-def test_a_folder_is_no_database(open_pool: Make, tmp_path: Path) -> None:
+def test_folder_instead_of_a_file(open_pool: Make, tmp_path: Path) -> None:
     with pytest.raises(CreateFailed, match="unable to open database file"):
         open_pool(path=tmp_path).execute_query("SELECT 1")
 
 
-def test_a_folder_that_is_not_there(open_pool: Make, tmp_path: Path) -> None:
+def test_missing_folder(open_pool: Make, tmp_path: Path) -> None:
     db = open_pool(path=tmp_path / "missing" / "x.db", readers=1)
     for sql in ("SELECT 1", "DELETE FROM t"):
         with pytest.raises(CreateFailed, match="unable to open database file"):
             db.execute_query(sql)
 
 
-def test_collected_without_close(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_pool_is_closed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         db = SQLitePool(path, FEW, readers=2)
         db.execute_query("INSERT INTO t VALUES (1, 'a')")
@@ -1171,3 +1257,16 @@ def test_collected_without_close(path: Path, caplog: pytest.LogCaptureFixture) -
         del db, memory
         gc.collect()
     assert caplog.text == "" and threading.active_count() <= before
+
+
+@pytest.mark.parametrize("readers", [None, 2])
+def test_dropped_pool_is_closed_by_reference_count(path: Path, readers: int | None) -> None:
+    db = SQLitePool(path, FEW, readers=readers)
+    db.execute_query("SELECT 1")
+    pools = [weakref.ref(pool) for pool in (db, db.writer, db.readers) if pool is not None]
+    gc.disable()
+    try:
+        del db
+        assert [pool() for pool in pools] == [None] * len(pools)
+    finally:
+        gc.enable()

@@ -1,4 +1,4 @@
-"""Under waitress and gunicorn's threads: every answer is right, and nothing is held after the last."""
+"""Under waitress and gunicorn's threads: every answer is right, and no lease is in use after the last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE = Path(webapps.__file__).read_bytes()
 
 
 class Server:
-    """A WSGI server in a process of its own."""
+    """A WSGI server in its own process."""
 
     def __init__(self, kind: str, app: str, folder: Path, dsn: str) -> None:
         self.workers = 2 if kind == "gunicorn" else 1
@@ -100,7 +100,7 @@ def expected(n: int) -> bytes:
 
 
 class Client:
-    """Makes requests of all kinds, and notes every answer that is not the one to its request."""
+    """Sends requests of all kinds, and records every answer that does not match its request."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self.server, self.random = server, random.Random(seed)
@@ -131,7 +131,7 @@ class Client:
         self.check("/file", FILE)
 
     def leave(self) -> None:
-        """Read the beginning, and go."""
+        """Read the beginning, then disconnect."""
         with socket.create_connection(("127.0.0.1", self.server.port), 60) as sock:
             sock.sendall(f"GET /{self.random.choice(['endless', 'stream'])} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             if self.random.random() < 0.8:
@@ -147,14 +147,14 @@ class Client:
         try:
             conn.getresponse().read()
         except (http.client.HTTPException, ConnectionError):
-            pass  # the server can only hang up, or send its own page
+            pass  # the server can only disconnect, or send its own page
         finally:
             conn.close()
 
     KINDS = ("answer", "answer", "stream", "stream", "file", "leave", "before", "after")
 
 
-def test_every_answer_is_right_and_nothing_is_held(server: Server, kind: str) -> None:
+def test_every_answer_is_right_and_no_lease_is_left(server: Server, kind: str) -> None:
     clients = [Client(server, seed) for seed in range(CLIENTS)]
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
@@ -166,7 +166,7 @@ def test_every_answer_is_right_and_nothing_is_held(server: Server, kind: str) ->
     for state in server.states():
         assert (state["orphans"], state["in_use"]) == (0, 0)
         assert 0 < state["peak"] <= 3 and state["acquired"] > 0
-        assert state["server"] == ("gunicorn" if kind == "gunicorn" else None)  # whose signals stay its own
+        assert state["server"] == ("gunicorn" if kind == "gunicorn" else None)  # which handles its signals itself
     assert server.get("/health") == (200, b"up")
     assert server.stop() in (0, -signal.SIGTERM)
     log = server.log.read_text()

@@ -1,4 +1,4 @@
-"""Two applications with the same pages, for real WSGI servers: under the middleware, and in Flask.
+"""Two applications with the same pages, for real WSGI servers: with the middleware, and in Flask.
 
 ``python -m tests.integration.webapps NAME`` serves one with waitress and prints
 its port. The pools' URLs come from ``WEBAPP_SQLITE`` and ``WEBAPP_POSTGRES``.
@@ -40,19 +40,19 @@ def answer(lend: Lend, n: int) -> str:
 
 
 def pieces(lend: Lend, n: int) -> Iterator[bytes]:
-    """As many answers as there are pieces, made while they are sent."""
+    """A response whose pieces are produced while they are sent."""
     for number in range(PIECES):
         yield answer(lend, n + number).encode()
 
 
 def endless(lend: Lend) -> Iterator[bytes]:
-    """More than any client reads."""
+    """A response longer than any client reads."""
     while True:
         yield answer(lend, 1).encode() * 10_000
 
 
 def state(manager: PoolManager) -> str:
-    """Who holds what in this process."""
+    """The holders in this process."""
     names = ("lite", "pg")
     figures = {name: manager[name].metrics.snapshot() for name in names}
     return json.dumps({
@@ -99,7 +99,7 @@ def broken(lend: Lend) -> Iterator[bytes]:
 
 
 def middleware() -> Any:
-    """The pages under the middleware."""
+    """The pages with the middleware."""
     return PoolingMiddleware(pages, urls=urls(), health_path="/health")
 
 
@@ -119,7 +119,7 @@ def flask() -> Any:
         n = int(request.args.get("n", 0))
         if page == "answer":
             return answer(pools.lease, n)
-        if page == "stream":  # without a context: what it needs it takes beforehand
+        if page == "stream":  # without a context: acquire everything beforehand
             held = {name: pools.lease(name) for name in ("pg", "lite")}
             return Response(pieces(held.__getitem__, n), content_type="text/plain")
         if page == "context":
@@ -141,7 +141,7 @@ def flask() -> Any:
 
 
 def application(environ: Any, start_response: Any) -> Any:
-    """For gunicorn: the one that ``WEBAPP`` names, made at the first request of each worker."""
+    """For gunicorn: the application named by ``WEBAPP``, created at each worker's first request."""
     global _made
     if _made is None:
         _made = globals()[os.environ["WEBAPP"]]()

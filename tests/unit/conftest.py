@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import pytest
 
 from pooling import Lease, Pool, PoolSettings
+from pooling.core.entry import Entry
+from pooling.core.maintenance import Maintenance
 from pooling.testing import FakeAdapter, VirtualClock
 
 _PATIENCE = 20.0  # real seconds before a thread is called stuck; less than the clock's own
@@ -24,7 +26,7 @@ class Make(Protocol):
 
 
 class Task(threading.Thread):
-    """A thread whose result, or error, is worth knowing."""
+    """A thread that keeps its result or error."""
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(daemon=True)
@@ -67,7 +69,7 @@ def adapter() -> FakeAdapter:
 
 @pytest.fixture
 def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
-    """Make pools on the test's clock and adapter: nothing is made ahead, asked or drawn."""
+    """Make pools on the test's clock and adapter, without creations ahead, health checks or random numbers."""
 
     def make(**given: Any) -> Pool[Any]:
         arguments: dict[str, Any] = {"name": "test", "clock": clock}
@@ -85,7 +87,7 @@ def make(clock: VirtualClock, adapter: FakeAdapter) -> Make:
 
 
 def fill(pool: Pool[Any], number: int) -> list[Any]:
-    """Have so many made and idle; return them, the one that is lent next at the end."""
+    """Create so many idle resources; return them, the one that is lent next last."""
     pool.fill(number)
     while getattr(pool.engine.runtime.workers, "jobs", None):
         pool.engine.clock.run_job()  # type: ignore[attr-defined]
@@ -93,14 +95,14 @@ def fill(pool: Pool[Any], number: int) -> list[Any]:
 
 
 def run_jobs(clock: VirtualClock) -> None:
-    """Do all slow work that waits, and what follows from it."""
+    """Run all waiting jobs, and those that they cause."""
     while clock.jobs:
         clock.run_job()
 
 
 @contextmanager
 def lent_elsewhere(pool: Pool[Any], number: int = 1) -> Iterator[list[Lease[Any]]]:
-    """Have another thread acquire, and live on while the block lasts."""
+    """Have another thread hold leases while the block lasts."""
     leases: list[Lease[Any]] = []
     lent, end = threading.Event(), threading.Event()
 
@@ -119,12 +121,24 @@ def lent_elsewhere(pool: Pool[Any], number: int = 1) -> Iterator[list[Lease[Any]
         holder.result()
 
 
+def maintenance_of(pool: Pool[Any]) -> Maintenance[Any]:
+    """Return the maintenance of a pool, as the reaper uses it."""
+    found = pool.engine.ref()
+    assert isinstance(found, Maintenance)
+    return found
+
+
+def entry_of(pool: Pool[Any], resource: object) -> Entry:
+    """Return the record of a resource."""
+    return next(entry for entry in pool.engine.state.entries if entry.resource is resource)
+
+
 def oversleep(clock: VirtualClock, seconds: float) -> None:
-    """Let time pass before the reaper comes to look, as on a busy or suspended machine."""
-    clock._time += seconds
+    """Let time pass without a sweep, as on a busy or suspended machine."""
+    clock.skip(seconds)
 
 
 def collect(clock: VirtualClock) -> None:
-    """Have the collector and then the reaper do their work."""
+    """Run the garbage collector, then the reaper."""
     gc.collect()
     clock.settle()

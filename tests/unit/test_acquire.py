@@ -1,4 +1,4 @@
-"""Taking a resource: the line, the deadline, creation, and what is looked at before it is lent."""
+"""Acquire: the wait queue, the deadline, creation, and checks before a resource is lent."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs
 # -- idle resources -----------------------------------------------------------------------
 
 
-def test_nothing_is_made_before_the_first_acquire(make: Make, adapter: FakeAdapter) -> None:
+def test_nothing_is_created_before_the_first_acquire(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     assert adapter.made == 0
     with pool.acquire():
         assert adapter.made == 2
 
 
-def test_acquire_gives_a_lease_and_its_block_the_resource(make: Make) -> None:
+def test_acquire_returns_a_lease_and_its_block_gives_the_resource(make: Make) -> None:
     lease = make().acquire()
     assert isinstance(lease, Lease)
     with lease as resource:
@@ -60,7 +60,7 @@ def test_a_resource_has_one_borrower(make: Make) -> None:
         assert len({one, two, three}) == 3
 
 
-# -- the line -----------------------------------------------------------------------------
+# -- the wait queue -----------------------------------------------------------------------
 
 
 def test_waiters_are_served_in_order_of_arrival_by_releases(make: Make, clock: VirtualClock) -> None:
@@ -87,7 +87,7 @@ def test_waiters_are_served_in_order_of_arrival_by_creations(make: Make, manual:
     for place in (1, 2, 3):
         tasks.append(Task(pool.acquire))
         manual.until_parked(place)
-    for number in (2, 1, 0):  # whichever creation is done first serves who came first
+    for number in (2, 1, 0):  # the first creation to finish serves the first waiter
         manual.run_job(number)
     assert [task.result().resource.number for task in tasks] == [1, 2, 3]
 
@@ -106,7 +106,7 @@ def test_waiter_takes_the_first_created_or_released_resource(make: Make, manual:
 
 
 def test_newcomer_does_not_overtake_waiters(make: Make, clock: VirtualClock) -> None:
-    """Not even where a resource lies idle: while somebody waits, `acquire` queues (P3)."""
+    """Not even where a resource is idle: while there are waiters, `acquire` queues (P3)."""
     pool = make(max_size=1)
     fill(pool, 1)
     pool.pause()
@@ -174,7 +174,7 @@ def test_wait_queue_is_bounded(make: Make, clock: VirtualClock, room: int) -> No
 
 
 def test_max_waiting_zero_still_lends_available_resources(make: Make, adapter: FakeAdapter) -> None:
-    """``max_waiting=0`` refuses those who would stand in line, not those for whom one can be made."""
+    """``max_waiting=0`` refuses borrowers that need a release, not those that a creation can serve."""
     pool = make(max_size=2, max_waiting=0)
     one, two = pool.acquire(), pool.acquire()
     with pytest.raises(TooManyWaiting):
@@ -184,8 +184,8 @@ def test_max_waiting_zero_still_lends_available_resources(make: Make, adapter: F
 
 
 def test_max_waiting_does_not_refuse_a_borrower_of_a_dead_resource(make: Make, manual: VirtualClock) -> None:
-    """What is being reset is as good as there."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, max_waiting=0, clock=manual)
+    """A resource that is being reset counts as available."""
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, max_waiting=0, clock=manual)
     fill(pool, 1)
     pool.acquire().release()
     again = Task(pool.acquire)
@@ -194,7 +194,7 @@ def test_max_waiting_does_not_refuse_a_borrower_of_a_dead_resource(make: Make, m
     assert again.result().resource.number == 1
 
 
-# -- one deadline -------------------------------------------------------------------------
+# -- the deadline -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(3, 3), (0.5, 0.5), (None, 7)])
@@ -236,7 +236,7 @@ def test_creation_continues_after_its_borrower_timed_out(
 
 
 def test_the_deadline_bounds_a_validation_on_a_worker(make: Make, manual: VirtualClock) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     fill(pool, 1)
     manual.advance(10)
     waiting = Task(pool.acquire, 3)
@@ -247,10 +247,10 @@ def test_the_deadline_bounds_a_validation_on_a_worker(make: Make, manual: Virtua
 
 
 class Timed(FakeAdapter):
-    """Notes the time limits that it is given for its validations."""
+    """Records the time limits of its validations."""
 
-    def __init__(self, bounded: bool = True) -> None:
-        super().__init__(bounded=bounded)
+    def __init__(self, enforces_timeouts: bool = True) -> None:
+        super().__init__(enforces_timeouts=enforces_timeouts)
         self.limits: list[float] = []
 
     def validate(self, resource: FakeResource, timeout: float) -> None:
@@ -279,7 +279,7 @@ def test_validation_is_limited_by_the_remaining_deadline(
     assert timed.limits == [limit]
 
 
-# -- not waiting --------------------------------------------------------------------------
+# -- timeout zero -------------------------------------------------------------------------
 
 
 def test_timeout_zero_takes_an_idle_resource(make: Make, clock: VirtualClock) -> None:
@@ -327,7 +327,7 @@ def test_timeout_zero_does_not_overtake_waiters(make: Make, clock: VirtualClock)
 
 
 class Located(FakeAdapter):
-    """Notes in which threads it creates."""
+    """Records the threads in which it creates."""
 
     def create(self) -> FakeResource:
         self.threads = [*getattr(self, "threads", []), threading.get_ident()]
@@ -349,7 +349,7 @@ def test_workers_are_started_on_demand(make: Make, monkeypatch: pytest.MonkeyPat
         started.append(function)
         function(*args)
 
-    monkeypatch.setattr("pooling.core.runtime.workers._LINGER", 0)
+    monkeypatch.setattr("pooling.core.runtime.workers.LINGER", 0)
     monkeypatch.setattr("_thread.start_new_thread", start)
     pool = make(clock=VirtualClock(workers="threads"))
     assert started == []
@@ -358,7 +358,7 @@ def test_workers_are_started_on_demand(make: Make, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("borrowers", [1, 3, 20])
-def test_never_more_than_max_size_are_made(
+def test_never_more_than_max_size_are_created(
     make: Make, adapter: FakeAdapter, manual: VirtualClock, borrowers: int
 ) -> None:
     pool = make(max_size=3, clock=manual)
@@ -398,7 +398,7 @@ def fault_in_the_program() -> FakeResource:
 def test_programming_error_in_the_factory_fails_at_once(
     make: Make, factory: Callable[[], Any], says: str
 ) -> None:
-    """And not at the deadline: no server that comes back will mend it."""
+    """Not at the deadline: a retry cannot help."""
     with pytest.raises(CreateFailed, match=says) as raised:
         make(factory=factory).acquire()
     assert isinstance(raised.value.__cause__, TypeError)
@@ -416,7 +416,7 @@ def test_interrupted_inline_creation_raises_in_the_borrower(
     assert pool.acquire().resource.number == 1
 
 
-def test_an_interrupted_creation_is_a_failed_one_where_a_worker_runs_it(
+def test_creation_interrupted_on_a_worker_counts_as_failed(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=1)
@@ -458,7 +458,7 @@ def test_free_slot_goes_to_the_next_waiter(
     assert waiting.result().resource is not None
 
 
-def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: VirtualClock) -> None:
+def test_slot_of_a_lost_creation_goes_to_the_waiter(make: Make, manual: VirtualClock) -> None:
     pool = make(max_size=1, clock=manual)
     waiting = Task(pool.acquire, 5)
     manual.until_parked(1)
@@ -468,11 +468,11 @@ def test_the_slot_of_a_creation_that_died_is_passed_on(make: Make, manual: Virtu
     assert waiting.result().resource is not None
 
 
-# -- looked at before it is lent ----------------------------------------------------------
+# -- checks before lending ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", [{}, {"factory": object}], ids=["with a reset", "the hot path"])
-def test_the_lifetime_is_looked_at_before_lending(
+def test_lifetime_is_checked_before_lending(
     make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
     pool = make(max_lifetime=60, **given)
@@ -483,8 +483,8 @@ def test_the_lifetime_is_looked_at_before_lending(
     assert pool.metrics.snapshot().closed == {"lifetime": 1}
 
 
-def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock) -> None:
-    """However many are dead, the borrower sees none of it (P6)."""
+def test_socket_is_checked_before_lending(make: Make, clock: VirtualClock) -> None:
+    """However many are dead, the borrower gets a live one (P6)."""
     pool = make(max_size=5)
     for resource in fill(pool, 5):
         resource.alive = False
@@ -503,11 +503,11 @@ def test_the_socket_is_looked_at_before_lending(make: Make, clock: VirtualClock)
         ({"validate_on_acquire": False}, 100, 0),
     ],
 )
-@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
 def test_resource_idle_longer_than_the_interval_is_pinged(
-    make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, bounded: bool
+    make: Make, clock: VirtualClock, settings: dict[str, Any], idle: float, pings: int, enforces_timeouts: bool
 ) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter, idle_timeout=None, **settings)
     pool.acquire().release()
     made = adapter.calls["validate"]
@@ -517,17 +517,17 @@ def test_resource_idle_longer_than_the_interval_is_pinged(
 
 
 class Ticking(VirtualClock):
-    """Runs on by a microsecond with each reading, as a real clock does."""
+    """Advances by a microsecond with each reading, as a real clock does."""
 
     def now(self) -> float:
-        self._time += 1e-6
+        self.skip(1e-6)
         return super().now()
 
 
 def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
-    """However strict the settings: what was proved since he asked is not proved again and again."""
+    """However strict the settings: a resource validated since the acquire began is not validated again."""
     clock = Ticking(workers="manual")
-    pool = make(adapter=FakeAdapter(bounded=False), validation_interval=0, clock=clock)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), validation_interval=0, clock=clock)
     (resource,) = fill(pool, 1)
     clock.advance(10)
     waiting = Task(pool.acquire)
@@ -536,9 +536,9 @@ def test_borrower_gets_the_resource_that_it_had_validated(make: Make) -> None:
     assert waiting.result().resource is resource
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bounded: bool) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
+def test_resource_that_fails_its_ping_is_replaced(make: Make, clock: VirtualClock, enforces_timeouts: bool) -> None:
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter)
     fill(pool, 1)
     clock.advance(10)
@@ -552,7 +552,7 @@ def test_what_a_ping_proves_dead_is_replaced(make: Make, clock: VirtualClock, bo
 def test_death_makes_resources_of_the_same_age_suspect(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, death: str
 ) -> None:
-    """They are lent again after a round trip, however short they rested, and those made later without (P6)."""
+    """They are validated before the next lease, however recently used; newer resources are not (P6)."""
     pool = make(max_size=3)
     early, late = fill(pool, 2)
     clock.advance(0.1)
@@ -594,7 +594,7 @@ def test_after_the_process_was_frozen_idle_resources_are_suspect(
 def test_max_validation_failures_replaces_the_rest_without_pings(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, most: int
 ) -> None:
-    """N dead ones of one age don't cost N round trips, each up to a timeout (P6)."""
+    """N dead resources of one age do not cost N round trips, each up to a timeout (P6)."""
     pool = make(max_size=8, max_validation_failures=most)
     fill(pool, 8)
     clock.advance(10)
@@ -604,9 +604,9 @@ def test_max_validation_failures_replaces_the_rest_without_pings(
     assert pool.metrics.snapshot().closed == {"invalid": most, "drained": 8 - most}
 
 
-def test_one_borrower_has_one_resource_checked(make: Make, manual: VirtualClock) -> None:
+def test_one_borrower_causes_one_check(make: Make, manual: VirtualClock) -> None:
     """The check on a worker is not repeated with all others while the borrower waits for it."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=5, clock=manual)
     fill(pool, 5)
     manual.advance(10)
     waiting = Task(pool.acquire)
@@ -632,8 +632,8 @@ def test_watcher_of_a_state_is_notified_beside_waiters(make: Make, clock: Virtua
 def test_waiter_for_a_check_on_a_worker_is_not_an_audit_repair(
     make: Make, manual: VirtualClock
 ) -> None:
-    """The audit gives it another idle one, and counts no repair."""
-    pool = make(clock=manual, adapter=FakeAdapter(bounded=False), validation_interval=0)
+    """The audit gives the waiter another idle resource, and counts no repair."""
+    pool = make(clock=manual, adapter=FakeAdapter(enforces_timeouts=False), validation_interval=0)
     fill(pool, 2)
     manual.advance(1)
     task = Task(pool.acquire)
@@ -662,7 +662,7 @@ def test_resource_that_answered_during_the_wait_is_not_checked_again(
     waiting.result().release()
     assert adapter.calls["is_alive"] == (0 if answers else 1)
     clock.advance(ANSWER_TTL)
-    pool.acquire().release()  # it has lain idle since
+    pool.acquire().release()  # it has been idle since
     assert adapter.calls["is_alive"] == (1 if answers else 2)
 
 
@@ -712,7 +712,7 @@ def test_recently_answered_resource_is_checked_after_a_death(
 def test_resource_released_during_the_wait_is_checked(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
-    """It was made, and so proved, after he had come; but somebody else had it since."""
+    """It was created after the borrower arrived, which proves it alive, but another borrower has used it since."""
     adapter.fail("create", ConnectionError("down"))
     pool = make(max_size=1)
     first = Task(pool.acquire)
@@ -757,7 +757,7 @@ def test_interrupted_is_alive_closes_the_resource_and_is_reraised(
     adapter.fail(step, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt) as raised:
         pool.acquire()
-    del raised  # its traceback holds what the frames held
+    del raised  # its traceback keeps alive what the frames held
     collect(clock)
     assert resource.closed == 1
     assert pool.acquire().resource.number == 2
@@ -782,7 +782,7 @@ def test_validate_fails_by_raising_or_by_returning_false(clock: VirtualClock, ma
     assert first is not second is third is fourth is not fifth
 
 
-# -- who has one already ------------------------------------------------------------------
+# -- threads that hold a lease already ----------------------------------------------------
 
 
 def test_timeout_mentions_the_leases_of_the_same_thread(make: Make, clock: VirtualClock) -> None:
@@ -813,7 +813,7 @@ def test_timeout_of_a_thread_without_a_lease_does_not_mention_one(make: Make, cl
 # -- closed, and re-entered ---------------------------------------------------------------
 
 
-def test_a_closed_pool_lends_nothing(make: Make) -> None:
+def test_closed_pool_lends_nothing(make: Make) -> None:
     pool = make()
     pool.acquire().release()
     pool.close()
@@ -821,14 +821,14 @@ def test_a_closed_pool_lends_nothing(make: Make) -> None:
         pool.acquire()
 
 
-def test_an_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
+def test_acquire_inside_the_pools_own_lock_is_refused(make: Make) -> None:
     """A destructor or a signal handler may run there; it must not deadlock."""
     pool = make()
     with pool.engine.lock, pytest.raises(PoolError, match="only a release works there"):
         pool.acquire()
 
 
-def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock: VirtualClock) -> None:
+def test_release_inside_the_pools_own_lock_is_deferred(make: Make, clock: VirtualClock) -> None:
     pool = make()
     lease = pool.acquire()
     with pool.engine.lock:
@@ -837,11 +837,11 @@ def test_a_release_inside_the_pools_own_lock_is_done_after_it(make: Make, clock:
     assert pool.stats()["idle"] == 1
 
 
-# -- looked at and reset without a lock --------------------------------------------------
+# -- checks and resets without the lock --------------------------------------------------
 
 
 class NoLock:
-    """Fails the test that takes it."""
+    """Fails the test when it is acquired."""
 
     def __enter__(self) -> None:
         raise AssertionError("the lock was taken")
@@ -852,7 +852,7 @@ class NoLock:
         return False
 
 
-def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
+def test_recently_used_resource_is_checked_and_reset_without_the_lock(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(adapter=adapter, clock=clock, validation_interval=1)
@@ -864,13 +864,13 @@ def test_what_was_used_a_moment_ago_is_looked_at_and_reset_without_the_lock(
     pool.engine.lock = lock
     assert (adapter.calls["is_alive"] - looks, adapter.calls["reset"] - resets) == (3, 3)
     assert adapter.calls["validate"] == 0
-    clock.advance(2)  # no moment any more
+    clock.advance(2)  # longer ago than "just now"
     pool.acquire().release()
     assert adapter.calls["validate"] == 1
     assert pool.metrics.snapshot().acquired == 5
 
 
-def test_a_reset_that_drains_does_not_put_the_old_one_back(make: Make, clock: VirtualClock) -> None:
+def test_drain_during_a_reset_closes_the_resource(make: Make, clock: VirtualClock) -> None:
     class Draining(FakeAdapter):
         def reset(self, resource: FakeResource) -> None:
             pool.drain()
@@ -893,7 +893,7 @@ def test_acquire_without_a_python_caller_works(
     pool = Pool(adapter=adapter)
     done: queue.SimpleQueue[bool] = queue.SimpleQueue()
     monkeypatch.setattr(adapter, "close", lambda resource: done.put(True))
-    _thread.start_new_thread(pool.acquire, arguments)  # nothing of Python's is below it
+    _thread.start_new_thread(pool.acquire, arguments)  # it has no Python caller
     assert done.get(timeout=30)  # the lease was given, dropped, and its resource closed
     assert failed == []
     pool.close()

@@ -22,7 +22,7 @@ def refused(error: type[Exception], text: str) -> Any:
 
 
 class Nothing(Adapter[object]):
-    """Says not even how one is made."""
+    """Does not override create()."""
 
 
 @pytest.mark.parametrize("kind", [Pool, UnpooledPool])
@@ -37,9 +37,9 @@ class Nothing(Adapter[object]):
         ({"factory": object, "close": 5}, "close must be callable, not 5"),
         ({"factory": object, "validate": 5}, "validate must be callable, not 5"),
         ({"factory": object, "reset": "x"}, "reset must be callable, not 'x'"),
-        ({"adapter": FakeAdapter(), "close": print}, "takes no close beside an adapter"),
-        ({"adapter": FakeAdapter(), "validate": print}, "takes no validate beside an adapter"),
-        ({"adapter": FakeAdapter(), "reset": print}, "takes no reset beside an adapter"),
+        ({"adapter": FakeAdapter(), "close": print}, "takes no close together with an adapter"),
+        ({"adapter": FakeAdapter(), "validate": print}, "takes no validate together with an adapter"),
+        ({"adapter": FakeAdapter(), "reset": print}, "takes no reset together with an adapter"),
         ({"adapter": object}, "adapter must be a pooling.Adapter, not <class 'object'>"),
         ({"adapter": FakeAdapter}, "adapter must be a pooling.Adapter, not <class"),
         ({"adapter": Nothing()}, "create"),
@@ -56,12 +56,12 @@ class Nothing(Adapter[object]):
         ({"factory": object, "max_size": "3"}, "PoolSettings.max_size must be a whole number, not '3'"),
     ],
 )
-def test_a_pool_refuses(kind: type[Pool[Any]], given: dict[str, Any], text: str) -> None:
+def test_pool_refuses_bad_arguments(kind: type[Pool[Any]], given: dict[str, Any], text: str) -> None:
     with refused(TypeError, text):
         kind(**given)
 
 
-def test_the_settings_of_a_pool_are_checked_when_they_are_made() -> None:
+def test_settings_are_checked_when_they_are_made() -> None:
     with refused(ValueError, "PoolSettings.max_size must be at least 1, not 0"):
         PoolSettings(max_size=0)
 
@@ -100,12 +100,12 @@ def test_timeout_must_be_a_number_of_seconds(
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, 1, 1e9, math.inf, None])
-def test_any_time_is_fine(make: Make, timeout: float | None) -> None:
+def test_any_number_of_seconds_is_accepted(make: Make, timeout: float | None) -> None:
     with make().acquire(timeout) as resource:
         assert resource.alive
 
 
-def test_a_bad_timeout_is_refused_where_one_is_idle_too(make: Make) -> None:
+def test_bad_timeout_is_refused_even_with_an_idle_resource(make: Make) -> None:
     pool = make(factory=object)
     pool.acquire().release()
     with refused(TypeError, "timeout must be a number of seconds, not '5'"):
@@ -126,7 +126,7 @@ def test_a_bad_timeout_is_refused_where_one_is_idle_too(make: Make) -> None:
         (True, TypeError, "size must be a whole number, not True"),
     ],
 )
-def test_fill_takes_a_possible_size(
+def test_fill_refuses_an_impossible_size(
     make: Make, adapter: FakeAdapter, size: Any, error: type[Exception], text: str
 ) -> None:
     with refused(error, text):
@@ -147,7 +147,7 @@ def test_fill_takes_a_possible_size(
     ],
     ids=str,
 )
-def test_resize_takes_possible_sizes(
+def test_resize_refuses_impossible_sizes(
     make: Make, adapter: FakeAdapter, sizes: tuple[Any, ...], error: type[Exception], text: str
 ) -> None:
     pool = make(min_size=2, max_size=4)
@@ -170,7 +170,7 @@ def test_resize_takes_possible_sizes(
     ],
     ids=str,
 )
-def test_reconfigure_takes_known_settings(
+def test_reconfigure_refuses_unknown_settings(
     make: Make, changes: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     pool = make()
@@ -184,22 +184,22 @@ def test_reconfigure_takes_known_settings(
 
 
 @pytest.mark.parametrize("observer", [None, 5, Observer, print])
-def test_an_observer_is_one(make: Make, observer: Any) -> None:
+def test_add_observer_refuses_other_objects(make: Make, observer: Any) -> None:
     pool = make()
     with refused(TypeError, f"observers must be of pooling.Observer, not {observer!r}"):
         pool.add_observer(observer)
-    pool.drain()  # and nobody is told
+    pool.drain()  # without a log message
 
 
 # -- tools for tests ----------------------------------------------------------------------
 
 
-def test_a_clock_has_three_kinds_of_workers() -> None:
+def test_virtual_clock_refuses_unknown_workers() -> None:
     with refused(ValueError, "workers must be one of inline, manual, threads, not 'none'"):
         VirtualClock(workers="none")
 
 
-def test_time_does_not_run_backwards(clock: VirtualClock) -> None:
+def test_virtual_clock_refuses_negative_seconds(clock: VirtualClock) -> None:
     with refused(ValueError, "-1"):
         clock.advance(-1)
 
@@ -214,18 +214,18 @@ def test_time_does_not_run_backwards(clock: VirtualClock) -> None:
     ids=["fail", "hold", "mend"],
 )
 def test_fake_adapter_refuses_unknown_steps(adapter: FakeAdapter, call: Callable[[FakeAdapter], None]) -> None:
-    """A misspelt step would never fail, and the test with it."""
+    """A misspelt step would never fail, so the test would pass."""
     with refused(ValueError, "craete"):
         call(adapter)
 
 
-def test_a_script_knows_its_steps() -> None:
+def test_script_refuses_unknown_steps() -> None:
     with refused(AssertionError, "no step 'C' in this script"):
         Script("A", "B").pass_by("C")
 
 
 @pytest.mark.parametrize("wait", [10**400, 1e300, float("inf")], ids=["a whole number", "a float", "infinity"])
-def test_a_timeout_may_be_longer_than_anybody_lives(make: Make, wait: float) -> None:
+def test_very_long_timeout_is_accepted(make: Make, wait: float) -> None:
     pool = make()
     pool.open(wait)
     pool.acquire(wait).release()
@@ -239,6 +239,6 @@ def test_a_timeout_may_be_longer_than_anybody_lives(make: Make, wait: float) -> 
         assert lite.check_integrity(wait) == []
 
 
-def test_a_number_that_no_float_holds_is_refused_by_name() -> None:
+def test_number_too_large_for_a_float_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"Backoff\.multiplier must be a number that a float can hold"):
         Backoff(multiplier=10**400)

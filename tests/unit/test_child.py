@@ -1,13 +1,16 @@
-"""P9, state by state: what a child finds of its parent's pools, and what it does not.
+"""P9, state by state: what a child inherits of its parent's pools.
 
-No process is forked here: the page is wiped by hand, as the kernel does it in a
+No process is forked here: the page is wiped by the test, as the kernel does it in a
 child, and the next use has to notice. `tests/faults/test_fork.py` forks.
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,14 +26,14 @@ Fork = Callable[[], None]
 
 
 class Struck(BaseException):
-    """What a signal handler raises anywhere."""
+    """Raised by a signal handler, anywhere."""
 
 
 @pytest.fixture
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
-    """Go on as a child, with the pools of this test's clocks alone."""
+    """Continue as if in a child, with the pools of this test's clocks only."""
     monkeypatch.setattr(registry, "runtimes", [])
-    monkeypatch.setattr(registry, "_guests", {clock.runtime, manual.runtime})
+    monkeypatch.setattr(registry, "guests", {clock.runtime, manual.runtime})
 
     def fork() -> None:
         SAME_PROCESS[0] = 0
@@ -40,7 +43,7 @@ def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualCl
 
 
 def use_all(pool: Pool[Any]) -> None:
-    """Borrow as many as there can be, and see that nothing was there before."""
+    """Acquire ``max_size`` resources, and check that the pool was empty before."""
     manual = isinstance(getattr(pool.engine.runtime.workers, "jobs", None), list)
     if manual:
         fill(pool, pool.settings.max_size)
@@ -54,6 +57,12 @@ def use_all(pool: Pool[Any]) -> None:
     if manual:
         run_jobs(pool.engine.clock)  # type: ignore[arg-type]
     assert pool.stats()["idle"] == pool.stats()["size"] == len(leases)
+
+
+def test_an_inherited_lease_is_not_active(make: Make, fork: Fork) -> None:
+    inherited = make().acquire()
+    fork()
+    assert not inherited.active
 
 
 def idle(pool: Pool[Any], clock: VirtualClock) -> None:
@@ -85,7 +94,7 @@ def creating(pool: Pool[Any], clock: VirtualClock) -> None:
 
 
 def forgotten(pool: Pool[Any], clock: VirtualClock) -> None:
-    """The reaper has yet to hear of it."""
+    """The reaper has not handled it yet."""
     pool.acquire()
 
 
@@ -111,8 +120,8 @@ STATES = [idle, lent, checking, resetting, closing, creating, forgotten, drained
 def test_pools_are_empty_in_a_child(
     make: Make, manual: VirtualClock, fork: Fork, state: Callable[[Pool[Any], VirtualClock], Any]
 ) -> None:
-    """And what its parent has is neither used, nor closed, but abandoned, once."""
-    adapter = FakeAdapter(bounded=False)
+    """The parent's resources are neither used nor closed, but abandoned, once."""
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(clock=manual, adapter=adapter)
     (parents,) = fill(pool, 1)
     kept = state(pool, manual)
@@ -127,7 +136,7 @@ def test_pools_are_empty_in_a_child(
     del kept
 
 
-def test_an_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
+def test_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
     pool = make()
     lease, entered = pool.acquire(), pool.acquire()
     with entered:
@@ -142,8 +151,8 @@ def test_an_inherited_lease_is_refused(make: Make, fork: Fork) -> None:
     assert pool.stats()["idle"] == pool.stats()["size"] == 2
 
 
-def test_leaving_the_block_of_ones_parent_puts_nothing_back(make: Make, fork: Fork) -> None:
-    """Neither where the child has used the pool before, nor where it has not."""
+def test_leaving_an_inherited_block_releases_nothing(make: Make, fork: Fork) -> None:
+    """Whether or not the child has used the pool before."""
     pool = make()
     with pool.acquire() as parents:
         fork()
@@ -157,7 +166,7 @@ def test_leaving_the_block_of_ones_parent_puts_nothing_back(make: Make, fork: Fo
 def test_waiter_that_is_forked_queues_again_in_the_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
-    """A signal's handler forked: the thread that waits is the one that the child has."""
+    """A signal handler forked: the waiting thread is the child's only one."""
     pool = make(max_size=1)
     lease = pool.acquire()
     waiting = Task(pool.acquire, 5)
@@ -174,7 +183,7 @@ def test_waiter_that_is_forked_queues_again_in_the_child(
 def test_creation_that_continues_in_a_child_is_closed(
     make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
-    """A greenlet lives on there: what it makes was begun by the parent."""
+    """A greenlet goes on in the child: its creation was begun by the parent."""
     pool = make()
     original = adapter.create
 
@@ -210,49 +219,73 @@ def test_lock_held_by_another_thread_at_fork_does_not_block_the_child(make: Make
 
 
 def test_destructor_that_acquires_during_the_fork_handler_is_refused(
-    make: Make, fork: Fork, monkeypatch: pytest.MonkeyPatch
+    make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
     pool = make()
+    pool.acquire().release()
     refused: list[BaseException] = []
-    original = fork_module._invalidate
 
-    def disown(*args: Any) -> None:
+    def abandon(resource: FakeResource) -> None:  # called by the handler
         with pytest.raises(PoolError, match="destructor") as raised:
             pool.acquire()
         refused.append(raised.value)
-        original(*args)
 
-    monkeypatch.setattr(fork_module, "_invalidate", disown)
+    adapter.abandon = abandon  # type: ignore[method-assign]
     fork()
     use_all(pool)
     assert len(refused) == 1
 
 
-@pytest.mark.parametrize("step", ["_renew_in_child", "_invalidate", "_abandon_inherited", "_unowned_token"])
-def test_interrupted_fork_handler_starts_again_at_the_next_use(
-    make: Make, adapter: FakeAdapter, fork: Fork, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    pool = make()
-    fill(pool, 1)
-    lease, before = pool.acquire(), pool.acquire()
-    before.release()
-    original = getattr(fork_module, step)
+class Interruption:
+    """Raises at the nth line of the fork handler that this thread runs."""
 
-    def strike(*args: Any) -> None:
-        monkeypatch.setattr(fork_module, step, original)
-        raise Struck
+    def __init__(self, line: int) -> None:
+        self.left = line
 
-    monkeypatch.setattr(fork_module, step, strike)
-    fork()
-    with pytest.raises(Struck):
-        pool.acquire(timeout=1)
-    use_all(pool)
-    assert adapter.calls["abandon"] == 2 and adapter.closed == 0
-    with pytest.raises(LeaseError):
-        lease.release()
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != fork_module.__file__:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                sys.settrace(None)
+                raise Struck
+        return self.trace
 
 
-def test_what_cannot_be_abandoned_keeps_nobody_from_the_rest(
+def test_interrupted_fork_handler_starts_again_at_the_next_use(make: Make, fork: Fork) -> None:
+    """At whichever line the exception is raised."""
+    for line in itertools.count():
+        server, abandoned = FakeAdapter(), set[FakeResource]()
+        server.abandon = abandoned.add  # type: ignore[method-assign]
+        pool = make(adapter=server)
+        fill(pool, 1)
+        lease, before = pool.acquire(), pool.acquire()
+        before.release()
+        fork()
+        try:
+            with Interruption(line):
+                pool.engine.ensure_usable()
+        except Struck:
+            struck = True
+        else:
+            struck = False
+        use_all(pool)
+        assert (len(abandoned), server.closed) == (2, 0), line
+        with pytest.raises(LeaseError):
+            lease.release()
+        if not struck:
+            break
+    assert line > 20, "the handler's lines were not seen"
+
+
+def test_failing_abandon_does_not_prevent_the_others(
     make: Make, adapter: FakeAdapter, fork: Fork
 ) -> None:
     pool = make()
@@ -263,7 +296,7 @@ def test_what_cannot_be_abandoned_keeps_nobody_from_the_rest(
     assert adapter.calls["abandon"] == 2
 
 
-def test_a_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
+def test_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
     pool = make()
     fill(pool, 1)
     pool.close()
@@ -272,7 +305,7 @@ def test_a_closed_pool_is_closed_in_a_child_too(make: Make, fork: Fork) -> None:
         pool.acquire()
 
 
-def test_an_outage_of_the_parents_is_not_the_childs(make: Make, adapter: FakeAdapter, fork: Fork) -> None:
+def test_child_does_not_inherit_an_outage(make: Make, adapter: FakeAdapter, fork: Fork) -> None:
     pool = make()
     adapter.fail("create", OSError("down"))
     with pytest.raises(PoolError):
@@ -292,25 +325,25 @@ def test_metrics_object_kept_across_a_fork_shows_the_childs_figures(make: Make, 
     assert metrics.snapshot().acquired == pool.metrics.snapshot().acquired == 2
 
 
-def test_the_parents_reaper_does_nothing_in_a_child(
+def test_parents_reaper_does_nothing_in_a_child(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
-    """What was in its mailbox, or due, is the parent's to do."""
+    """Its messages and scheduled sweeps belong to the parent."""
     pool = make(idle_timeout=5)
     fill(pool, 1)
-    pool.acquire()  # and forgotten: a message
+    pool.acquire()  # and dropped: a message
     inherited = clock.runtime.reaper
     fork()
     pool.engine.ensure_usable()
     clock.advance(60)
-    assert inherited._successor is clock.runtime.reaper
+    assert inherited.successor is clock.runtime.reaper
     assert adapter.closed == 0
     use_all(pool)
     clock.advance(60)
     assert pool.stats()["size"] == 0 and adapter.closed == 2
 
 
-def test_a_pool_that_is_dropped_in_a_child_closes_what_the_child_made(
+def test_pool_dropped_in_a_child_closes_only_the_childs_resources(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, fork: Fork
 ) -> None:
     pool = make()

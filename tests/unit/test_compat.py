@@ -1,4 +1,4 @@
-"""Parts of the drop-ins that need no server: when an outage is told of, what a child may not touch."""
+"""Parts of the drop-ins that need no server: reports of outages, and what a child must not touch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_reconnect_failed_is_called_once_per_reconnect_timeout(failures_at: list
     assert len(calls) == told
     ledger.outage_ended("p", 1.0)
     now = 1000.0
-    ledger.create_failed("p", OSError())  # a server that is full is no outage
+    ledger.create_failed("p", OSError())  # a full server is not an outage
     assert len(calls) == told
 
 
@@ -48,7 +48,7 @@ class Driver:
         os.write(self._sock.fileno(), b"goodbye")
 
 
-def test_what_is_left_to_the_parent_says_nothing_to_the_server() -> None:
+def test_connection_left_to_the_parent_sends_nothing_to_the_server() -> None:
     mine, server = socket.socketpair()
     server.setblocking(False)
     conn = Driver(mine)
@@ -58,7 +58,7 @@ def test_what_is_left_to_the_parent_says_nothing_to_the_server() -> None:
     del conn
     gc.collect()
     assert gone() is not None  # kept, for ever
-    with pytest.raises(OSError):  # the end of the stream has another face than an answer
+    with pytest.raises(OSError):  # the end of the stream looks different on other systems
         if not server.recv(100):
             raise OSError
     server.close()

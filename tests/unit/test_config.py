@@ -1,4 +1,4 @@
-"""Configuration: the exact names, any prefix, where each value was said, and what is refused."""
+"""Configuration: exact names, any prefix, the source of each value, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pooling import PoolSettings, SQLitePool, from_url
 from pooling.__main__ import main
 from pooling.adapters.http import HTTPTimeout
-from pooling.config import DATABASE, HTTP, _shown, from_env, from_mapping, url_of
+from pooling.config import DATABASE, HTTP, from_env, from_mapping, url_of
 
 ROOT = Path(__file__).parents[2]
 ALL = {
@@ -56,15 +56,15 @@ def check(prefix: str) -> None:
     assert "max_lifetime" not in db.sources
 
 
-def test_the_promised_names() -> None:
+def test_documented_variables_are_read() -> None:
     check("")
 
 
-def test_any_prefix() -> None:
+def test_variables_may_have_any_prefix() -> None:
     check("MARKET_")
 
 
-def test_other_names_of_the_same() -> None:
+def test_alternative_names_are_read() -> None:
     http = from_env("", {"HTTP_CONNECT_TIMEOUT": "2"})[HTTP]
     assert http.arguments == {"timeout": HTTPTimeout(connect=2)}
     db = from_env("", {"DATABASE_URL": "sqlite:///x", "DATABASE_MAX_POOL_SIZE": "30"})[DATABASE]
@@ -82,12 +82,12 @@ def test_defaults_apply_without_settings() -> None:
     assert db is not None and (db.min_size, db.max_size, db.max_lifetime) == (5, 20, 3600.0)
 
 
-def test_fewer_than_our_own_minimum_can_be_said() -> None:
+def test_max_size_below_the_default_min_size_lowers_it() -> None:
     db = from_env("", {"DB_MAX_CONNECTIONS": "2"}, database="app.db")[DATABASE].settings
     assert db is not None and (db.min_size, db.max_size) == (2, 2)
 
 
-def test_fewer_than_our_own_minimum_can_be_said_in_the_url() -> None:
+def test_max_size_of_a_url_below_the_default_min_size_lowers_it() -> None:
     for query in ("max_size=3", "max_connections=3", "max_idle=3"):
         assert from_env("", {"DATABASE_URL": f"sqlite:///x.db?{query}"})[DATABASE].create().settings.min_size == 3
     assert from_env("", {"DB_MAX_IDLE": "4"}, database="x.db")[DATABASE].create().settings.min_size == 4
@@ -99,7 +99,7 @@ def test_fewer_than_our_own_minimum_can_be_said_in_the_url() -> None:
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_empty_variables_count_as_unset(empty: str) -> None:
-    """Compose files pass what is unset so."""
+    """Compose files pass unset variables like this."""
     names = (*ALL, "DB_URL", "HTTP_TOTAL_TIMEOUT", "HTTP_WRITE_TIMEOUT", "HTTP_MAX_LIFETIME", "DATABASE_MAX_POOL_SIZE")
     plain = from_env("", {}, database="x.db")
     assert from_env("", dict.fromkeys(names, empty), database="x.db") == plain
@@ -114,11 +114,11 @@ YES, NO = ("1", "true", "YES", " on "), ("0", "false", "No", "off")
 
 
 @pytest.mark.parametrize("text", [*YES, *NO])
-def test_yes_and_no_are_read_in_one_way_everywhere(text: str) -> None:
+def test_booleans_are_parsed_in_one_way_everywhere(text: str) -> None:
     expected = text in YES
     quoted = quote(text)
     assert from_url(f"sqlite:///x.db?validate_on_acquire={quoted}").settings.validate_on_acquire is expected
-    assert from_url(f"sqlite:///x.db?optimize={quoted}").engine.adapter.optimize is expected  # type: ignore[attr-defined]
+    assert from_url(f"sqlite:///x.db?optimize={quoted}").writer.engine.adapter.optimize is expected  # type: ignore[attr-defined]
     for name in ("compression", "verify", "trust_env", "pooled"):
         given: dict[str, Any] = {}
         with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +132,7 @@ def test_yes_and_no_are_read_in_one_way_everywhere(text: str) -> None:
     assert db is not None and db.validate_on_acquire is expected
 
 
-def test_other_pools_sizes_say_where_they_come_from() -> None:
+def test_pool_size_and_max_overflow_state_their_source() -> None:
     made = from_env("", {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "2"}, database="x.db")[DATABASE]
     said = {what: (value, source) for what, value, source in made.lines()}
     assert (said["max_size"], said["max_idle"]) == (("5", "DB_POOL_SIZE"), ("3", "DB_POOL_SIZE"))
@@ -141,13 +141,13 @@ def test_other_pools_sizes_say_where_they_come_from() -> None:
     assert (said["max_size"], said["max_idle"], said["min_size"][0]) == (("5", "the URL"), ("3", "the URL"), "3")
 
 
-def test_an_empty_database_is_none_in_memory() -> None:
+def test_empty_database_is_not_an_in_memory_one() -> None:
     for empty in ("", " "):
-        with pytest.raises(ValueError, match="the argument database: the database must not be empty; ':memory:'"):
+        with pytest.raises(ValueError, match="the argument database: the database must not be empty; use ':memory:'"):
             from_env("", {}, database=empty)
 
 
-def test_our_metrics_switch_is_the_weaker_one() -> None:
+def test_enable_metrics_with_a_prefix_overrides_the_one_without() -> None:
     said = {"ENABLE_METRICS": "no", "HTTP_ENABLE_METRICS": "yes"}
     settings = from_env("", said)[HTTP].settings
     assert settings is not None and settings.enable_metrics
@@ -168,7 +168,7 @@ def test_our_metrics_switch_is_the_weaker_one() -> None:
         ({"ENABLE_METRICS": "perhaps"}, "ENABLE_METRICS='perhaps'"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_variable(environ: dict[str, str], words: str) -> None:
+def test_error_names_the_variable(environ: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_env("", environ, database="app.db")
 
@@ -176,7 +176,8 @@ def test_what_is_wrong_is_named_by_its_variable(environ: dict[str, str], words: 
 def test_misspelled_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         from_env("", {"DB_MAX_SIZ": "3", "DATABASE_URL": "sqlite:///x", "HTTP_READ_TIMEOUT": "3"})
-    assert [record.getMessage() for record in caplog.records] == ["DB_MAX_SIZ is not a setting; was DB_MAX_SIZE meant?"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["DB_MAX_SIZ is not a setting; did you mean DB_MAX_SIZE?"]
 
 
 @pytest.mark.parametrize(
@@ -193,17 +194,17 @@ def test_misspelled_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None
         ("file:app.db?mode=ro", "sqlite:///file%3Aapp.db%3Fmode%3Dro"),
     ],
 )
-def test_a_path_is_a_url_too(database: str, url: str) -> None:
+def test_path_is_accepted_as_a_url(database: str, url: str) -> None:
     assert url_of(database) == url
 
 
-def test_a_path_comes_back_as_it_was() -> None:
+def test_path_round_trips_unchanged() -> None:
     pool = from_env("", {}, database="/no where/a?b%.db")[DATABASE].create()
     assert isinstance(pool, SQLitePool)
-    assert pool.engine.adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.path == "/no where/a?b%.db"  # type: ignore[attr-defined]
 
 
-def test_a_mapping() -> None:
+def test_mapping_configures_pools() -> None:
     configs = from_mapping({
         "db": "sqlite:///app.db?max_size=3",
         "log": {"url": "sqlite:///log.db", "max_connections": 4, "readers": 2, "critical": False},
@@ -215,7 +216,7 @@ def test_a_mapping() -> None:
     assert isinstance(log.create(), SQLitePool)
 
 
-def test_settings_are_laid_over_what_holds_for_the_scheme() -> None:
+def test_settings_override_the_defaults_of_the_scheme() -> None:
     for one in ("https://h", {"url": "https://h"}, {"url": "https://h", "max_lifetime": 60}, "https://h?max_lifetime=60"):
         settings = from_mapping({"api": one})["api"].create().settings
         assert (settings.min_size, settings.max_size) == (0, 100)
@@ -225,15 +226,27 @@ def test_settings_are_laid_over_what_holds_for_the_scheme() -> None:
     ("mapping", "error", "words"),
     [
         ({"db": 3}, TypeError, "db must be a URL or a mapping, not int"),
-        ({"": "sqlite://"}, TypeError, "name of a pool"),
-        ({"db": {"max_size": 3}}, ValueError, "db: url must be a text"),
+        ({"": "sqlite://"}, TypeError, "a pool's name must be"),
+        ({"db": {"max_size": 3}}, ValueError, "db: url must be a string"),
         ({"db": {"url": "sqlite://", "max_size": 0}}, ValueError, "db: max_size=0: max_size must be at least 1"),
-        ({"db": {"url": "sqlite://", "critical": "no"}}, TypeError, "db: critical must be true or false"),
+        ({"db": {"url": "sqlite://", "critical": "so"}}, ValueError, "db: critical must be true or false, not 'so'"),
+        ({"db": {"url": "sqlite://", "critical": 0}}, TypeError, "db: critical must be true or false, not 0"),
     ],
 )
-def test_a_bad_mapping(mapping: Any, error: type[Exception], words: str) -> None:
+def test_bad_mapping_is_refused(mapping: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         from_mapping(mapping)
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("ON", True), ("1", True), ("no", False), ("off", False)])
+def test_booleans_are_parsed_in_the_same_way_everywhere(text: str, value: bool) -> None:
+    with from_url(f"https://h?trust_env={text}&compression={text}&enable_metrics={text}") as pool:
+        assert pool.settings.enable_metrics is value
+    (config,) = from_mapping({"db": {"url": "sqlite://", "critical": text, "track_holders": text}}).values()
+    assert (config.critical, config.create().settings.track_holders) == (value, value)
+    assert from_env("", {"HTTP_POOLING": text})[HTTP].arguments["pooled"] is value
+    settings = from_env("", {"DB_URL": "sqlite://", "DB_TRACK_HOLDERS": text})[DATABASE].settings
+    assert settings is not None and settings.track_holders is value
 
 
 # -- the command -----------------------------------------------------------------
@@ -243,7 +256,7 @@ def lines(output: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.startswith("  ")}
 
 
-def test_the_command_says_what_and_where_from(
+def test_config_command_shows_values_and_their_sources(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("DATABASE_URL", "DB_URL"):
@@ -262,19 +275,19 @@ def test_the_command_says_what_and_where_from(
     assert "s3cret" not in output
 
 
-def test_the_command_without_a_database_says_so(
+def test_config_command_says_that_there_is_no_database(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "--prefix", "NOBODY_SETS_"]) == 0
     assert "no db_pool: NOBODY_SETS_DATABASE_URL is not set" in capsys.readouterr().out
 
 
-def test_the_command_of_one_url(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_command_shows_one_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--url", "sqlite:///x.db?max_size=3"]) == 0
     assert lines(capsys.readouterr().out)["max_size"] == ["3", "the", "URL"]
 
 
-def test_the_command_shows_what_else_the_url_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_command_shows_other_url_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--url", "sqlite:///x.db?readers=3&statement_timeout=5&max_lifetime=3600"]) == 0
     found = lines(capsys.readouterr().out)
     assert (found["readers"], found["statement_timeout"]) == (["3", "the", "URL"], ["5", "the", "URL"])
@@ -286,14 +299,14 @@ def test_the_command_shows_what_else_the_url_says(capsys: pytest.CaptureFixture[
 
 
 def test_secrets_within_arguments_are_masked() -> None:
-    kwargs = {"password": "s3cret", "application_name": "x"}
+    kwargs = {"password": "s3cret", "application_name": "x", "options": [{"token": "s3cret"}, "https://s3cret@h"]}
     config = from_mapping({"db": {"url": "postgresql://h/x", "kwargs": kwargs}})["db"]
     shown = {what: value for what, value, _ in config.lines()}
-    assert shown["kwargs"] == "{'password': '***', 'application_name': 'x'}"
-    assert _shown("x", [{"token": "s3cret"}, "https://s3cret@h"]) == [{"token": "***"}, "https://***@h"]
+    options = "[{'token': '***'}, 'https://***@h']"
+    assert shown["kwargs"] == f"{{'password': '***', 'application_name': 'x', 'options': {options}}}"
 
 
-def test_the_command_refuses_what_is_bad(
+def test_config_command_refuses_bad_values(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("X_HTTP_MAX_SIZE", "none")
@@ -302,7 +315,7 @@ def test_the_command_refuses_what_is_bad(
 
 
 def test_closed_output_pipe_causes_no_traceback() -> None:
-    """As ``| head -1`` does; here nobody reads at all."""
+    """As with ``| head -1``; here the output is not read at all."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pooling", "config", "--prefix", "NOBODY_SETS_"], cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,4 +1,4 @@
-"""What is made, validated or reset for a borrower sees the borrower's context variables, and keeps none alive."""
+"""Creations, validations and resets see the borrower's context variables, and keep none alive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tenant:
 
 
 class Noting:
-    """Makes lists of what was seen when they were made, validated and reset."""
+    """Records the variable's value in each creation, validation and reset."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
@@ -57,7 +57,7 @@ def as_tenant(name: Any, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+    """Wait for an effect of another thread."""
     pause = threading.Event()
     for _ in range(2000):
         if reached():
@@ -66,10 +66,10 @@ def until(reached: Callable[[], bool]) -> None:
     raise AssertionError("that never came true")
 
 
-# -- whose context it is ----------------------------------------------------------------------
+# -- which context is used --------------------------------------------------------------------
 
 
-def test_the_factory_runs_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
+def test_factory_runs_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, **noting.functions())
     borrower = Task(as_tenant, "a", pool.acquire)
@@ -79,7 +79,7 @@ def test_the_factory_runs_in_the_context_of_the_acquire(make: Make, manual: Virt
     assert noting.made == ["a"]
 
 
-def test_each_of_several_is_made_in_the_context_of_one_who_waits(make: Make, manual: VirtualClock) -> None:
+def test_each_creation_runs_in_the_context_of_a_waiter(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, max_size=3, **noting.functions())
     borrowers = []
@@ -92,8 +92,8 @@ def test_each_of_several_is_made_in_the_context_of_one_who_waits(make: Make, man
     assert noting.made == ["a", "b", "c"]
 
 
-def test_what_is_made_in_place_of_another_has_the_context_of_who_waits(make: Make, manual: VirtualClock) -> None:
-    """Not that of the borrower whose discard has made room: it may be another tenant's."""
+def test_replacement_is_created_in_the_context_of_the_waiter(make: Make, manual: VirtualClock) -> None:
+    """Not that of the borrower whose discard freed the slot: it may be another tenant's."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions())
     pool.fill(1)
@@ -107,7 +107,7 @@ def test_what_is_made_in_place_of_another_has_the_context_of_who_waits(make: Mak
     assert noting.made == [None, "b"]
 
 
-def test_those_made_along_with_it_have_the_same(make: Make, manual: VirtualClock) -> None:
+def test_resources_for_min_size_are_created_in_the_context_of_the_acquire(make: Make, manual: VirtualClock) -> None:
     noting = Noting()
     pool = make(clock=manual, min_size=3, max_size=3, **noting.functions())
     borrower = Task(as_tenant, "a", pool.acquire)
@@ -117,7 +117,7 @@ def test_those_made_along_with_it_have_the_same(make: Make, manual: VirtualClock
     assert noting.made == ["a", "a", "a"]
 
 
-def test_inline_too(make: Make) -> None:
+def test_inline_creation_runs_in_the_context_of_the_acquire(make: Make) -> None:
     adapter, seen = FakeAdapter(blocking=False), []
     create = adapter.create
 
@@ -137,7 +137,7 @@ def test_inline_too(make: Make) -> None:
     assert seen == ["a"]
 
 
-def test_a_validation_has_the_context_of_the_acquire_and_a_reset_that_of_the_release(
+def test_validation_has_the_context_of_the_acquire_and_reset_that_of_the_release(
     make: Make, manual: VirtualClock
 ) -> None:
     noting = Noting()
@@ -155,8 +155,8 @@ def test_a_validation_has_the_context_of_the_acquire_and_a_reset_that_of_the_rel
     assert (noting.validated, noting.reset) == (["a"], ["b"])
 
 
-def test_a_release_within_the_pools_lock_keeps_its_context(make: Make, manual: VirtualClock) -> None:
-    """By a destructor, for example: then the reaper sends the resource to be reset."""
+def test_deferred_release_keeps_its_context(make: Make, manual: VirtualClock) -> None:
+    """By a destructor, for example: then the reaper starts the reset."""
     noting = Noting()
     pool = make(clock=manual, max_size=1, **noting.functions("reset"))
     pool.fill(1)
@@ -173,7 +173,7 @@ def test_a_release_within_the_pools_lock_keeps_its_context(make: Make, manual: V
     assert noting.reset == ["a"]
 
 
-def test_what_the_reaper_asks_for_has_the_context_of_no_borrower() -> None:
+def test_work_of_the_reaper_has_no_borrowers_context() -> None:
     made: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def factory() -> object:
@@ -183,13 +183,13 @@ def test_what_the_reaper_asks_for_has_the_context_of_no_borrower() -> None:
     pool = Pool(factory, name="test")
     lease = as_tenant("a", pool.acquire)
     assert made.get(timeout=20) == "a"
-    del lease  # forgotten: the reaper has another one made
+    del lease  # dropped: the reaper has another one created
     gc.collect()
     assert made.get(timeout=20) is None
     pool.close()
 
 
-def test_a_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: FakeAdapter) -> None:
+def test_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: FakeAdapter) -> None:
     """A context cannot be entered twice at once: each attempt has a copy of its own."""
     clock = VirtualClock(workers="threads")
     pool = make(clock=clock, max_size=1, create_timeout=2, acquire_timeout=20)
@@ -197,15 +197,15 @@ def test_a_second_attempt_may_begin_while_the_first_hangs(make: Make, adapter: F
     borrower = Task(as_tenant, "a", pool.acquire)
     adapter.until_held("create")
     clock.until_parked(1)
-    clock.advance(2)  # given up
-    clock.advance(2)  # and tried again
+    clock.advance(2)  # its slot is freed
+    clock.advance(2)  # and the creation is retried
     adapter.until_held("create")
     adapter.let_go("create")
     assert borrower.result().resource.alive
     assert pool.metrics.snapshot().errors == {"TimeoutError": 1}
 
 
-def test_the_way_of_an_idle_one_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_copies_no_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
     for module in (engine, liveness, waiter):
@@ -213,17 +213,17 @@ def test_the_way_of_an_idle_one_copies_no_context(make: Make, monkeypatch: pytes
     for _ in range(3):
         with pool.acquire():
             pass
-    with pytest.raises(TypeError):  # and so it would show
+    with pytest.raises(TypeError):  # so a copy would be noticed
         as_tenant("a", lambda: [pool.acquire() for _ in range(2)])
 
 
-# -- how long it is kept ----------------------------------------------------------------------
+# -- lifetime of contexts ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle workers stay for the length of the test."""
-    monkeypatch.setattr(workers, "_LINGER", 600.0)
+    monkeypatch.setattr(workers, "LINGER", 600.0)
 
 
 def gone(reference: weakref.ref[Any]) -> bool:
@@ -253,7 +253,7 @@ def test_neither_worker_nor_resource_keeps_a_context_alive() -> None:
 
 
 @pytest.mark.usefixtures("lingering")
-def test_nor_does_a_failure_that_is_remembered() -> None:
+def test_remembered_failure_keeps_no_context_alive() -> None:
     def factory() -> object:
         raise OSError("refused")
 
@@ -273,7 +273,7 @@ def test_nor_does_a_failure_that_is_remembered() -> None:
     pool.close()
 
 
-def test_nor_does_the_error_of_who_waited_in_vain(make: Make, clock: VirtualClock) -> None:
+def test_timeout_keeps_no_context_alive(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     references = []
 
@@ -293,7 +293,7 @@ def test_nor_does_the_error_of_who_waited_in_vain(make: Make, clock: VirtualCloc
 
 
 @pytest.mark.usefixtures("lingering")
-def test_a_factory_may_read_the_current_application_of_flask() -> None:
+def test_factory_can_read_the_current_flask_application() -> None:
     app = flask.Flask("shop")
     app.config["SERVER"] = "mail.example.com"
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Which statements leave something behind in a session: in doubt, any."""
+"""Which statements leave traces in a session; in doubt, a statement does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from pooling.web.django._statements import leaves_traces
         "SELECT * FROM t WHERE a LIKE %s AND b = %(b)s",
     ],
 )
-def test_rows_leave_none(query: str) -> None:
+def test_statements_on_rows_leave_no_traces(query: str) -> None:
     assert not leaves_traces(query)
 
 
@@ -108,5 +108,5 @@ def test_rows_leave_none(query: str) -> None:
         "SELECT 1 -- %(a)s",
     ],
 )
-def test_all_else_does(query: str) -> None:
+def test_other_statements_leave_traces(query: str) -> None:
     assert leaves_traces(query)

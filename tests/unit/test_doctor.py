@@ -1,4 +1,4 @@
-"""What the doctor finds in facts, and what size it finds for a load."""
+"""The doctor's findings from facts, and the size that it suggests for a load."""
 
 from __future__ import annotations
 
@@ -52,34 +52,34 @@ def only(found: list[str]) -> str:
 # -- the server ------------------------------------------------------------------------
 
 
-def test_nothing_is_wrong() -> None:
+def test_no_findings_when_nothing_is_wrong() -> None:
     report = examine(FACTS, plan())
     assert report.findings == ()
     assert not report.breaks
     text = str(report)
-    assert "nothing is wrong with 4 workers x max_size 10" in text
+    assert "no problems found for 4 workers x max_size 10" in text
     assert "7 'psql' from 10.0.0.1 as dba, 1 idle in a transaction" in text
     assert "as much as 40 queries" in text
 
 
-def test_more_than_the_server_takes() -> None:
+def test_more_connections_than_the_server_allows() -> None:
     report = examine(FACTS, plan(workers=10))
     assert report.breaks
     text = only([str(finding) for finding in report.findings])
     assert "10 workers x max_size 10 = 100 connections" in text
-    assert "takes 97" in text
+    assert "accepts only 97" in text
     assert "at most 9," in text
     assert "at least 110" in text
     assert "BREAKS" in str(report)
 
 
-def test_more_than_is_free_now() -> None:
+def test_more_connections_than_are_free_now() -> None:
     assert only(findings(workers=92, max_size=1)).startswith("warning: 92 workers x max_size 1")
     assert findings(workers=90, max_size=1) == []
 
 
 def test_too_many_workers_for_any_size() -> None:
-    assert "fewer workers: with max_size 1 there is room for 90" in only(findings(workers=98, max_size=1))
+    assert "fewer workers: with max_size 1, 90 fit" in only(findings(workers=98, max_size=1))
 
 
 @pytest.mark.parametrize("what", ["role", "database"])
@@ -94,7 +94,7 @@ def test_superuser() -> None:
     assert only(findings(facts)).startswith("note: this role is a superuser")
 
 
-def test_workers_not_said() -> None:
+def test_unknown_number_of_workers() -> None:
     assert "9 with max_size 10 fit" in only(findings(workers=None))
 
 
@@ -111,9 +111,9 @@ def test_workers_not_said() -> None:
         (600, {"min_size": 1, "idle_timeout": 30}, True),
     ],
 )
-def test_server_hangs_up_on_idle_ones(limit: float, options: dict[str, Any], warns: bool) -> None:
+def test_server_closes_idle_connections_before_the_pool(limit: float, options: dict[str, Any], warns: bool) -> None:
     found = findings(settings={"idle_session_timeout": limit}, **options)
-    assert [text for text in found if "hangs up" in text] == found
+    assert [text for text in found if "closes idle connections" in text] == found
     assert bool(found) is warns
 
 
@@ -126,20 +126,20 @@ def test_server_hangs_up_on_idle_ones(limit: float, options: dict[str, Any], war
         ("idle_in_transaction_session_timeout", {"leak_timeout": 10}),
     ],
 )
-def test_server_is_less_patient(name: str, options: dict[str, Any]) -> None:
+def test_server_timeout_shorter_than_the_pools(name: str, options: dict[str, Any]) -> None:
     assert f"{name} is 5 s on the server, shorter than the 10 s" in only(findings(settings={name: 5}, **options))
     assert findings(settings={name: 20}, **options) == []
     assert [text for text in findings(settings={name: 5}) if not text.startswith("note")] == []
 
 
-def test_server_ends_what_the_pool_would_allow_for_ever() -> None:
+def test_server_timeout_where_the_pool_has_none() -> None:
     settings = {"idle_in_transaction_session_timeout": 5.0}
     assert "is 5 s, and the pool has no limit" in only(findings(settings=settings))
     assert findings(settings=settings, leak_timeout=4) == []
     assert findings(settings={"statement_timeout": 5}) == []
 
 
-def test_sessions_that_are_not_cleaned() -> None:
+def test_sessions_without_cleaning() -> None:
     facts = dataclasses.replace(FACTS, missing=("SELECT pg_advisory_unlock_all()", "UNLISTEN *"))
     found = only(findings(facts))
     assert found.startswith("warning: this server does not execute SELECT pg_advisory_unlock_all(), UNLISTEN *")
@@ -148,12 +148,12 @@ def test_sessions_that_are_not_cleaned() -> None:
 
 
 def test_resets_that_keep_failing() -> None:
-    assert "come back instead of kept: OSError: no" in only(findings(resets_fail="OSError: no"))
+    assert "when they are released: OSError: no" in only(findings(resets_fail="OSError: no"))
 
 
-def test_what_an_ordinary_role_is_not_shown() -> None:
-    clients = (*FACTS.clients, Client("report", "an unseen host", "other", 5, 0, hidden=True))
-    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: where 5 connections")
+def test_clients_hidden_from_an_ordinary_role() -> None:
+    clients = (*FACTS.clients, Client("report", "a hidden host", "other", 5, 0, hidden=True))
+    assert only(findings(dataclasses.replace(FACTS, clients=clients))).startswith("note: this role may not see where 5")
 
 
 def test_other_settings() -> None:
@@ -193,7 +193,7 @@ def test_session_mode() -> None:
     assert "keeps one of PgBouncer's default_pool_size=20" in only(findings(behind(mode="session"), max_size=6))
 
 
-def test_room_in_pgbouncer_and_behind_it() -> None:
+def test_limits_of_pgbouncer_and_of_the_server_behind_it() -> None:
     quiet = {"cleans": False, "prepares": False}
     assert "max_client_conn is 500" in only(findings(behind(), max_size=126, **quiet))
     wide = {**BOUNCER.settings, "default_pool_size": "98"}
@@ -225,7 +225,7 @@ def test_bad_workers(workers: Any, error: type[Exception]) -> None:
 
 
 def simulate(rate: float, hold: float, size: int, number: int = 60_000) -> float:
-    """The 99th percentile of waiting in a fair line for `size` servers, by playing it through."""
+    """The simulated 99th percentile of the wait in a fair queue for `size` servers."""
     chance = random.Random(1)
     free = [0.0] * size
     now, waits = 0.0, []
@@ -297,7 +297,7 @@ def test_no_record(record: Any) -> None:
         Load.from_record(record)
 
 
-def test_unused_pool_teaches_nothing() -> None:
+def test_unused_pool_gives_no_advice() -> None:
     pool = Pool(object)
     with pytest.raises(ValueError, match="no lease"):
         Load.from_record(pool.metrics.to_dict())
@@ -311,7 +311,7 @@ def test_bad_target() -> None:
 # -- the command ---------------------------------------------------------------------------------
 
 
-def test_command_advises_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reads_metrics_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "metrics.json"
     record = {
         "duration": 100.0, "acquired": 20_000, "timeouts": 3, "refusals": 0, "use": {"mean": 0.02},
@@ -320,7 +320,7 @@ def test_command_advises_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text(json.dumps(record))
     assert main(["doctor", "--metrics", str(file), "--wait-target", "5"]) == 0
     output = capsys.readouterr().out
-    assert "3 gave up" in output
+    assert "3 timed out" in output
     assert "below 5 ms" in output
 
 

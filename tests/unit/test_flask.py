@@ -100,7 +100,7 @@ def in_use(manager: PoolManager) -> int:
 def test_nothing_is_held_after_a_response(
     app: Flask, client: FlaskClient, manager: PoolManager, path: str, outer: bool
 ) -> None:
-    """Also where a test's own application context is open around the requests."""
+    """Also where a test has an application context open around the requests."""
     expected = {"/": b"1", "/nothing": b"nothing"}.get(path, b"111")
     for _ in range(3):
         if outer:
@@ -113,7 +113,7 @@ def test_nothing_is_held_after_a_response(
 
 
 @pytest.mark.parametrize("path", ["/stream", "/context"])
-def test_a_stream_holds_its_lease_while_it_lasts(client: FlaskClient, manager: PoolManager, path: str) -> None:
+def test_stream_holds_its_lease_until_it_ends(client: FlaskClient, manager: PoolManager, path: str) -> None:
     response = client.get(path)
     pieces = response.iter_encoded()
     next(pieces)
@@ -124,7 +124,7 @@ def test_a_stream_holds_its_lease_while_it_lasts(client: FlaskClient, manager: P
 
 
 @pytest.mark.parametrize("path", ["/stream", "/context"])
-def test_a_client_that_leaves(client: FlaskClient, manager: PoolManager, path: str) -> None:
+def test_client_that_disconnects(client: FlaskClient, manager: PoolManager, path: str) -> None:
     response = client.get(path)
     next(response.iter_encoded())
     response.close()
@@ -137,7 +137,7 @@ def test_a_head_request(client: FlaskClient, manager: PoolManager, path: str) ->
     assert in_use(manager) == 0
 
 
-def test_the_holder_that_shows_is_the_applications_code(app: Flask, manager: PoolManager) -> None:
+def test_holder_is_the_applications_code(app: Flask, manager: PoolManager) -> None:
     """P12, also where the first use is that of a proxy."""
     thing = Pooling(manager=manager).proxy("a")
 
@@ -156,7 +156,7 @@ def test_the_holder_that_shows_is_the_applications_code(app: Flask, manager: Poo
     assert client.get("/lease").text == "leasing"
     with app.app_context():
         assert thing.number
-        assert manager["a"].holders()[0].function == "test_the_holder_that_shows_is_the_applications_code"
+        assert manager["a"].holders()[0].function == "test_holder_is_the_applications_code"
 
 
 @pytest.mark.parametrize("propagate", [True, False])
@@ -184,26 +184,26 @@ def test_is_broken_receives_the_error_of_the_block(client: FlaskClient, manager:
     assert (in_use(manager), manager["a"].stats()["idle"]) == (0, 0)
 
 
-def test_a_test_may_keep_the_context(client: FlaskClient, manager: PoolManager) -> None:
+def test_preserved_context_in_a_test(client: FlaskClient, manager: PoolManager) -> None:
     with client:
         assert client.get("/").data == b"1"
-        assert in_use(manager) == 0  # the context is kept, its teardown was done
+        assert in_use(manager) == 0  # the context is preserved, but its teardown was done
     assert client.get("/").data == b"1"
 
 
-def test_a_cap_for_each_request(manager: PoolManager) -> None:
+def test_max_leases_bounds_each_request(manager: PoolManager) -> None:
     app = Flask("test")
     pools = Pooling(app, manager=manager, max_leases=1)
     with app.test_request_context():
         pools.lease("a")
-        with pytest.raises(LeaseError, match="may hold 1 at most, and holds 'a'"):
+        with pytest.raises(LeaseError, match="may hold at most 1 at once, and holds 'a'"):
             pools.lease("b")
 
 
 # -- outside of requests ---------------------------------------------------------
 
 
-def test_an_application_context_is_enough(app: Flask, manager: PoolManager) -> None:
+def test_application_context_is_enough(app: Flask, manager: PoolManager) -> None:
     pools = Pooling(manager=manager)
     with app.app_context():
         assert pools.lease("a") is pools.lease("a")
@@ -211,7 +211,7 @@ def test_an_application_context_is_enough(app: Flask, manager: PoolManager) -> N
     assert in_use(manager) == 0
 
 
-def test_without_a_context(manager: PoolManager) -> None:
+def test_use_without_a_context_is_refused(manager: PoolManager) -> None:
     pools = Pooling(manager=manager)
     thing = pools.proxy("a")
     with pytest.raises(RuntimeError, match="application context"):
@@ -220,7 +220,7 @@ def test_without_a_context(manager: PoolManager) -> None:
         thing.number  # noqa: B018
 
 
-def test_an_application_without_the_extension() -> None:
+def test_application_without_the_extension_is_refused() -> None:
     with Flask("other").app_context(), pytest.raises(RuntimeError, match="has no pools; call Pooling"):
         Pooling().lease("a")
 
@@ -261,7 +261,7 @@ def lent_by(app: Flask) -> int:
 
 @pytest.mark.parametrize("buffered", [True, False])
 def test_an_application_within_a_request_of_another(buffered: bool) -> None:
-    """Both see the same environment; each has its own leases, and ends them by itself."""
+    """Both see the same environment; each has its own leases and releases them itself."""
     pools = Pooling()
     outer, inner = of("outer", pools), of("inner", pools)
 
@@ -283,8 +283,8 @@ def test_an_application_within_a_request_of_another(buffered: bool) -> None:
     assert (lent_by(outer), lent_by(inner)) == (0, 0)
 
 
-def test_an_environment_that_is_served_twice() -> None:
-    """Some middleware tries again what has failed."""
+def test_environment_that_is_served_twice() -> None:
+    """Some middleware retries a failed request."""
     pools = Pooling()
     app = of("app", pools)
     codes = [503, 200]
@@ -313,8 +313,8 @@ def test_a_pool_in_the_configuration(manager: PoolManager) -> None:
     assert app.extensions["pooling"]["own"] is manager["a"]
 
 
-def test_what_is_wrong_is_said(app: Flask) -> None:
-    with pytest.raises(RuntimeError, match="has the extension pooling already"):
+def test_bad_configuration_is_reported(app: Flask) -> None:
+    with pytest.raises(RuntimeError, match="already has the extension pooling"):
         Pooling(app)
     bad = Flask("bad")
     for said, error, words in (
@@ -350,7 +350,7 @@ def test_the_blueprint(
     assert found["pools"]["a"]["status"] == "up"
     assert client.head("/ops/healthz").status_code == 200
     assert client.post("/ops/healthz").status_code == 405
-    assert adapter.calls["validate"] == 1  # the others were told what was known
+    assert adapter.calls["validate"] == 1  # the other requests got the last result
     manager["a"].close()
     response = client.get("/other")
     assert (response.status_code, response.text) == (503, "down")

@@ -1,4 +1,4 @@
-"""With a factory alone: what the peer has ended, and what an error says has ended, is not lent again."""
+"""With only a factory: a resource whose connection has ended is not lent again."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from pooling import Adapter, Pool
 from pooling.core import hangup
+from pooling.core.liveness import Liveness
 from pooling.testing import VirtualClock
 from tests.unit.conftest import Make
 
@@ -40,7 +41,7 @@ def connect(pairs: list[Pair]) -> Callable[[], socket.socket]:
 
 
 class Client:
-    """Keeps its socket where smtplib and its like do."""
+    """Keeps its socket in the attribute that smtplib and others use."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self.sock = sock
@@ -62,10 +63,10 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return dict(pool.metrics.snapshot().closed)
 
 
-# -- which resources are looked at ----------------------------------------------------------
+# -- which resources are watched ------------------------------------------------------------
 
 
-def test_a_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> None:
+def test_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> None:
     sock = connect()
     assert hangup.watchable(sock)
     assert hangup.watchable(Client(sock))
@@ -77,23 +78,23 @@ def test_a_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> 
     [object(), None, "text", Speaker(-1), Speaker(None), Speaker("7"), Speaker(OSError("closed")), Client(None)],
     ids=lambda resource: type(resource).__name__,
 )
-def test_what_has_no_socket_is_not_watched(resource: object) -> None:
+def test_resource_without_a_socket_is_not_watched(resource: object) -> None:
     assert not hangup.watchable(resource)
 
 
-def test_a_descriptor_that_is_no_socket_is_not_watched() -> None:
+def test_descriptor_that_is_not_a_socket_is_not_watched() -> None:
     read, write = os.pipe()
     with open(read, "rb") as file, open(write, "wb"):
         assert not hangup.watchable(file)
 
 
-def test_a_socket_that_is_not_connected_yet_is_not_watched() -> None:
+def test_unconnected_socket_is_not_watched() -> None:
     with socket.socket() as sock:
         assert not hangup.watchable(sock)
         assert not hangup.watchable(Client(sock))
 
 
-def test_a_proxy_is_not_asked_over_the_network_whether_it_has_a_descriptor() -> None:
+def test_rpc_proxy_is_not_called_to_find_a_descriptor() -> None:
     class Refusing(xmlrpc.client.Transport):
         def request(self, *args: Any, **kwargs: Any) -> Any:
             pytest.fail(f"asked the server: {args}", pytrace=False)
@@ -102,20 +103,20 @@ def test_a_proxy_is_not_asked_over_the_network_whether_it_has_a_descriptor() -> 
         assert not hangup.watchable(proxy)
 
 
-def test_no_byte_is_taken_and_an_end_behind_unread_bytes_is_seen(
+def test_check_reads_no_byte_and_sees_a_close_behind_unread_bytes(
     connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
     sock = connect()
     peer = pairs[-1][1]
     assert hangup.connected(sock)
     peer.sendall(b"421 too long idle\r\n")
-    assert hangup.connected(sock)  # it has something to say, and that is the borrower's business
+    assert hangup.connected(sock)  # unread bytes are the borrower's business
     peer.shutdown(socket.SHUT_WR)
     assert not hangup.connected(sock)
     assert sock.recv(100) == b"421 too long idle\r\n"
 
 
-def test_a_reset_is_an_end() -> None:
+def test_connection_reset_counts_as_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sock = socket.create_connection(server.getsockname())
         peer, _ = server.accept()
@@ -126,17 +127,17 @@ def test_a_reset_is_an_end() -> None:
             assert not hangup.connected(sock)
 
 
-def test_a_client_that_has_dropped_its_socket_is_dead(connect: Callable[[], socket.socket]) -> None:
+def test_client_without_its_socket_is_dead(connect: Callable[[], socket.socket]) -> None:
     client = Client(connect())
     client.sock = None
     assert not hangup.connected(client)
 
 
-# -- what the pool makes of it --------------------------------------------------------------
+# -- how the pool uses it -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap", [lambda sock: sock, Client], ids=["socket", "client"])
-def test_an_idle_one_whose_peer_has_hung_up_is_not_lent(
+def test_idle_resource_closed_by_its_peer_is_not_lent(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair], wrap: Callable[[socket.socket], Any]
 ) -> None:
     pool = make(factory=lambda: wrap(connect()))
@@ -150,7 +151,7 @@ def test_an_idle_one_whose_peer_has_hung_up_is_not_lent(
     assert closed(pool) == {"dead": 1}
 
 
-def test_one_that_hangs_up_while_it_is_lent_is_not_lent_again(
+def test_resource_closed_by_its_peer_while_lent_is_not_lent_again(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
     pool = make(factory=connect)
@@ -159,7 +160,7 @@ def test_one_that_hangs_up_while_it_is_lent_is_not_lent_again(
     assert pool.acquire().resource is not first
 
 
-def test_one_that_its_borrower_has_closed_is_not_lent_again(
+def test_resource_closed_by_its_borrower_is_not_lent_again(
     make: Make, connect: Callable[[], socket.socket]
 ) -> None:
     pool = make(factory=connect)
@@ -169,7 +170,7 @@ def test_one_that_its_borrower_has_closed_is_not_lent_again(
     assert closed(pool) == {"dead": 1}
 
 
-def test_check_closes_what_has_ended(
+def test_check_closes_ended_connections(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
     pool = make(factory=connect)
@@ -179,10 +180,10 @@ def test_check_closes_what_has_ended(
     assert (pool.stats()["idle"], closed(pool)) == (1, {"dead": 1})
 
 
-def test_those_without_a_socket_among_them_are_left_alone(
+def test_resources_without_a_socket_among_them_are_left_alone(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
-    """A client that connects when it is used first has no socket when it is made."""
+    """A client that connects at its first use has no socket when it is created."""
     kinds = [Client(connect()), Client(None)]
     pool = make(factory=lambda: kinds.pop(0))
     with pool.acquire() as first, pool.acquire() as second:
@@ -197,16 +198,16 @@ def test_those_without_a_socket_among_them_are_left_alone(
         assert other is second
 
 
-def test_resources_without_a_socket_cost_no_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resources_without_a_socket_are_not_checked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(factory=object)
     pool.acquire().release()
-    monkeypatch.setattr(type(pool._liveness), "is_sound", None)  # the first step off the shortest way
+    monkeypatch.setattr(Liveness, "is_sound", None)  # called first where the fast path ends
     for _ in range(3):
         pool.acquire().release()
     assert closed(pool) == {}
 
 
-def test_an_adapter_that_does_not_look_itself_has_the_same(
+def test_sockets_of_an_adapter_without_is_alive_are_watched(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
     class Plain(Adapter[socket.socket]):
@@ -220,7 +221,7 @@ def test_an_adapter_that_does_not_look_itself_has_the_same(
     assert pool.acquire().resource is not first
 
 
-def test_an_adapter_that_looks_itself_is_believed(
+def test_is_alive_replaces_the_socket_check(
     make: Make, connect: Callable[[], socket.socket], pairs: list[Pair]
 ) -> None:
     class Trusting(Adapter[socket.socket]):
@@ -260,7 +261,7 @@ def fail(pool: Pool[Any], error: BaseException) -> object:
 
 @pytest.mark.parametrize("error", ENDED, ids=repr)
 @pytest.mark.parametrize("reset", [None, lambda resource: None], ids=["", "with reset"])
-def test_an_error_of_a_connection_that_has_ended_closes_the_resource(
+def test_error_of_an_ended_connection_closes_the_resource(
     make: Make, error: BaseException, reset: Callable[[object], object] | None
 ) -> None:
     pool = make(factory=object, close=lambda resource: None, reset=reset)
@@ -270,7 +271,7 @@ def test_an_error_of_a_connection_that_has_ended_closes_the_resource(
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
-def test_any_other_error_does_not(make: Make, error: BaseException) -> None:
+def test_any_other_error_keeps_the_resource(make: Make, error: BaseException) -> None:
     pool = make(factory=object)
     kept = fail(pool, error)
     assert closed(pool) == {}
@@ -279,7 +280,7 @@ def test_any_other_error_does_not(make: Make, error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), ValueError("mine")], ids=repr)
 @pytest.mark.parametrize("answer", [True, False, None])
-def test_is_broken_has_the_last_word(make: Make, error: Exception, answer: bool | None) -> None:
+def test_is_broken_decides(make: Make, error: Exception, answer: bool | None) -> None:
     asked: list[tuple[object, BaseException]] = []
 
     def is_broken(resource: object, raised: BaseException) -> bool | None:
@@ -293,13 +294,13 @@ def test_is_broken_has_the_last_word(make: Make, error: Exception, answer: bool 
     assert closed(pool) == ({"broken": 1} if broken else {})
 
 
-def test_is_broken_is_not_asked_about_an_interruption(make: Make) -> None:
+def test_is_broken_cannot_keep_an_interrupted_resource(make: Make) -> None:
     pool = make(factory=object, is_broken=lambda resource, error: False)
     fail(pool, KeyboardInterrupt())
     assert sum(closed(pool).values()) == 1
 
 
-def test_an_adapter_without_a_judgement_has_the_same(make: Make) -> None:
+def test_adapter_without_is_broken_has_the_same(make: Make) -> None:
     class Plain(Adapter[object]):
         def create(self) -> object:
             return object()

@@ -1,4 +1,4 @@
-"""How many of the core's own functions a resource passes through: deterministic, where a timing is not.
+"""How many functions of the core a resource passes through: deterministic, unlike a timing.
 
 Counted are calls of functions of ``pooling.core``. The queue between a borrower
 and a worker (``workers.py``) is not: its jobs run inline here.
@@ -71,7 +71,7 @@ class Plain(Adapter[object]):
 class Checked(Plain):
     """Checks and resets within the borrower's thread."""
 
-    bounded = True
+    enforces_timeouts = True
 
     def is_alive(self, resource: object) -> bool:
         return True
@@ -118,17 +118,19 @@ def test_release_reaches_a_waiter_within_four_calls(make: Make, clock: VirtualCl
     with Calls("put") as calls:
         lease.__exit__(None, None, None)
     waiter.result().release()
-    assert calls.stacks["put"] == [["__exit__", "serve", "hand_over_one", "_hand_over"]]
+    (steps,) = calls.stacks["put"]
+    assert len(steps) <= 4, steps
 
 
-def test_creation_takes_nine_functions(make: Make) -> None:
-    """Four from acquire to the worker, two to the adapter, three from there into the waiter's box."""
+def test_creation_takes_eight_functions(make: Make) -> None:
+    """Four from acquire to the worker, one to the adapter, three from there into the waiter's box."""
     pool: Pool[Any] = make(adapter=Plain())
     with Calls("creating_now", "put") as calls:
         pool.acquire()
-    asks, ends = ["acquire", "run", "_wait", "carry_out"], ["make_available", "accept", "_hand_over"]
-    assert calls.stacks["creating_now"] == [[*asks, "create", "_store_new"]]
-    assert [*asks, "create", *ends] in calls.stacks["put"]  # the job runs inline, so all stands on one stack
+    (steps,) = calls.stacks["creating_now"]  # the job runs inline, so all is on one stack
+    assert len(steps) <= 5, steps
+    ends = [steps[steps.index("create") + 1 :] for steps in calls.stacks["put"] if "create" in steps]
+    assert min(len(steps) for steps in ends if "make_available" in steps) <= 3, ends
 
 
 def test_discard_closes_within_five_functions(make: Make) -> None:

@@ -15,12 +15,11 @@ from urllib3.util import Timeout
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from pooling.adapters.http import sessions
 from pooling.adapters.http.arguments import without_secrets
-from pooling.adapters.http.errors import refusal
+from pooling.adapters.http.errors import kind_of, refusal
 from pooling.adapters.http.hosts import _key
 from pooling.adapters.http.limits import Limits, OutOfTime
 from pooling.adapters.http.metrics import HostMetrics
 from pooling.adapters.http.sessions import SharedJar
-from pooling.adapters.http.transport import kind_of
 from pooling.adapters.http.wire import with_deadline
 
 
@@ -287,7 +286,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
         def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
             return Answer()
 
-    view = sessions.View(HTTPPool(), Below())
+    view = sessions.View(HTTPPool()._connections, Below())
     request = requests.Request("GET", "http://h").prepare()
     answers = [view.send(request) for _ in range(32)]
     plain = sessions.is_unread
@@ -310,11 +309,11 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
             late.end()
             return Answer()
 
-    late = sessions.View(HTTPPool(), Late())
+    late = sessions.View(HTTPPool()._connections, Late())
     assert closed == [id(late.send(request))]
 
 
-# -- paths from strangers, and secrets ------------------------------------------------------------
+# -- untrusted paths, and secrets ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,7 +335,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
         ("/a..b/...", "https://u:p@api.test/v1/a..b/..."),
     ],
 )
-def test_a_strangers_path_stays_below_the_base(path: str, url: str) -> None:
+def test_an_untrusted_path_stays_below_the_base(path: str, url: str) -> None:
     http = HTTPPool(base_url="https://u:p@api.test/v1/")
     assert http._whole(path) == url
     sent = requests.Request("GET", http._whole(path)).prepare()
@@ -365,7 +364,7 @@ def test_what_is_neither_a_path_nor_a_url_reaches_no_one(text: str) -> None:
     [
         ({"settings": "http://u:PW@h"}, "settings must be a PoolSettings, not a str; a URL goes into base_url="),
         ({"base_url": "u:PW@h"}, "base_url must begin with http:// or https://"),
-        ({"base_url": b"http://u:PW@h"}, "base_url must be a text, not a bytes"),
+        ({"base_url": b"http://u:PW@h"}, "base_url must be a string, not a bytes"),
         ({"base_url": "http://u:PW/x@h"}, "base_url must name a host"),
         ({"base_url": "http://h:PW"}, "base_url must name a host"),
         ({"base_url": "http://[PW"}, "base_url must name a host"),

@@ -30,7 +30,7 @@ def test_connection_keeps_nothing_that_is_not_restored() -> None:
         "_num_transactions", "_pipeline", "_adapters", "_notice_handlers", "_notify_handlers", "_prepared",
         "_notifies_backlog",
     }  # fmt: skip
-    unknown = vars(internals._OWNERS["Connection"]).keys() - known
+    unknown = vars(internals.OWNERS["Connection"]).keys() - known
     assert not unknown, (
         f"psycopg {psycopg.__version__} keeps {', '.join(sorted(unknown))} in a connection: is that changed in place? "
         "See pooling/adapters/postgres/client_state.py"
@@ -48,7 +48,7 @@ def test_generators_have_the_variables_that_steps_reads() -> None:
 @pytest.mark.skipif(switched_off("immortal"), reason="it is switched off")
 def test_interpreter_has_what_keeps_objects_forever() -> None:
     immortal.prepare()
-    assert immortal._incref is not None, f"Python {sys.version} has no _ctypes.Py_INCREF; see runtime/immortal.py"
+    assert immortal.incref is not None, f"Python {sys.version} has no _ctypes.Py_INCREF; see runtime/immortal.py"
 
 
 @pytest.mark.skipif(switched_off("parking") or sys.version_info < (3, 13), reason="this interpreter does not need it")
@@ -58,16 +58,16 @@ def test_interpreter_has_what_clears_parked_threads() -> None:
 
 
 def test_objects_are_kept_without_py_incref(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(immortal, "_incref", None)
-    monkeypatch.setattr(immortal, "_kept", [])
+    monkeypatch.setattr(immortal, "incref", None)
+    monkeypatch.setattr(immortal, "kept", [])
     thing = object()
     immortal.keep_forever(thing)
-    assert immortal._kept == [thing]
+    assert immortal.kept == [thing]
 
 
 def test_children_work_without_the_parking_lot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parking, "_registered", [])
-    monkeypatch.setattr(parking, "_register", lambda: False)
+    monkeypatch.setattr(parking, "registered", [])
+    monkeypatch.setattr(parking, "register", lambda: False)
     assert not parking.clear_in_children()
     immortal.prepare()
 

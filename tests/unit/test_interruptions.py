@@ -1,4 +1,4 @@
-"""P8, exhaustively: an exception raised at each point of the core's code at which one can strike.
+"""P8, exhaustively: an exception raised at each point of the core's code where that is possible.
 
 `KeyboardInterrupt`, the `SystemExit` of a worker's time limit, ``gevent.Timeout``: a signal handler may raise
 wherever the interpreter looks for signals: on entering a function, after a call, in a loop. `Strikes` raises at
@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 import pooling.core
-from pooling import Pool, PoolError, PoolSettings, PoolTimeout
+from pooling import Adapter, Pool, PoolError, PoolSettings, PoolTimeout
 from pooling.core.runtime.registry import Runtime
 from pooling.testing import FakeAdapter
 from tests.unit.conftest import Task
@@ -36,14 +36,14 @@ _PATIENCE = 20.0  # real seconds before a thread is called stuck
 
 
 class Struck(BaseException):
-    """What a signal handler raises."""
+    """Raised by a signal handler."""
 
 
 # -- threads that take turns ------------------------------------------------------------------
 
 
 class _Thread:
-    """One thread of the library's, or a borrower."""
+    """One of the library's threads, or a borrower."""
 
     def __init__(self, turns: Turns, function: Callable[..., object], args: tuple[Any, ...]) -> None:
         self._turns = turns
@@ -81,7 +81,7 @@ class _Thread:
     def _do(self) -> None:
         assert self._call is not None
         function, args = self._call
-        self._call = None  # what it was given lives as long as it does
+        self._call = None  # its arguments would live as long as the thread
         function(*args)
 
     def wait(self, box: Any, deadline: float | None) -> None:
@@ -110,12 +110,12 @@ class Turns:
         turns = self
 
         class Box(_queue.SimpleQueue):  # type: ignore[type-arg]
-            """What idle workers wait on."""
+            """A queue on which idle workers wait."""
 
             def get(self, block: bool = True, timeout: float | None = None) -> Any:
                 return turns.get(self, timeout) if block else super().get(False)
 
-        self.runtime._workers._queue_class = Box
+        self.runtime.workers.queue_class = Box
 
     def now(self) -> float:
         return self._time
@@ -178,7 +178,7 @@ class Turns:
             self._run()
 
 
-# -- where exceptions strike --------------------------------------------------------------------
+# -- where exceptions are raised ----------------------------------------------------------------
 
 
 _found: dict[int, frozenset[int]] = {}
@@ -190,7 +190,7 @@ def _safe(code: CodeType) -> frozenset[int]:
     The end of a ``with`` block and of an ``except`` clause: the interpreter looks for no signal between the last
     statement there and ``__exit__``, and the locks' is in C.
     """
-    if id(code) in _found:  # its hash would be dear
+    if id(code) in _found:  # its hash is slow
         return _found[id(code)]
     line, starts = 0, dict(dis.findlinestarts(code))
     blocks: dict[int, int] = {}
@@ -206,11 +206,11 @@ def _safe(code: CodeType) -> frozenset[int]:
 
 
 class Strikes:
-    """Raises at one point of those that a thread passes in the core: at each, once for each way that leads there.
+    """Raises at one of the points that a thread passes in the core, once for each call path that leads there.
 
     Args:
-        place: At which of them.
-        known: The points at which another scene was struck: there it strikes no more.
+        place: The number of the point.
+        known: The points at which another scene was interrupted: they are left out.
     """
 
     def __init__(self, place: int, known: Set[object] = frozenset()) -> None:
@@ -259,7 +259,7 @@ class Strikes:
         self._left -= 1
 
 
-# -- what is struck -----------------------------------------------------------------------------
+# -- what is interrupted ------------------------------------------------------------------------
 
 
 class Scene:
@@ -267,7 +267,7 @@ class Scene:
 
     settings: dict[str, Any] = {}
     size = 2
-    where = ""  # it was struck
+    where = ""  # where it was interrupted
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -288,16 +288,16 @@ class Scene:
         return Pool(adapter=self.adapter, clock=self.turns, name="struck", settings=PoolSettings(**settings))
 
     def prepare(self) -> None:
-        """What is there before."""
+        """Prepare the pool."""
 
     def act(self) -> None:
-        """What is struck."""
+        """The call that is interrupted."""
 
     def let_go(self) -> None:
-        """Drop what the struck thread held."""
+        """Drop what the interrupted thread held."""
 
     def borrow(self, name: str) -> None:
-        """Have a borrower wait in line."""
+        """Have a borrower wait."""
 
         def wait() -> None:
             with self.pool.acquire(timeout=60):
@@ -354,7 +354,7 @@ class Fails(Scene):
 
 
 class Again(Scene):
-    """An acquire of what is idle, and its release."""
+    """An acquire of an idle resource, and its release."""
 
     def prepare(self) -> None:
         self.fill(2)
@@ -364,22 +364,19 @@ class Again(Scene):
             pass
 
 
+class WithoutReset(FakeAdapter):
+    reset = Adapter.reset
+
+
 class Bare(Again):
     """The same without a reset."""
 
     def make_adapter(self) -> FakeAdapter:
-        adapter = FakeAdapter()
-        adapter.reset = None  # type: ignore[assignment, method-assign]
-        return adapter
-
-    def make_pool(self) -> Pool[Any]:
-        pool = super().make_pool()
-        pool._checkin._reset, pool.engine.fast.slow_release = None, False
-        return pool
+        return WithoutReset()
 
 
 class Checked(Again):
-    """What has rested is proved alive first."""
+    """A resource that was idle for a while is validated first."""
 
     def prepare(self) -> None:
         self.fill(2)
@@ -390,11 +387,11 @@ class CheckedOnWorker(Checked):
     """... and reset, on a worker."""
 
     def make_adapter(self) -> FakeAdapter:
-        return FakeAdapter(bounded=False)
+        return FakeAdapter(enforces_timeouts=False)
 
 
 class Dead(Again):
-    """What is idle has died."""
+    """The idle resource is dead."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -422,7 +419,7 @@ class Discard(Lent):
 
 
 class DiscardAtOnce(Discard):
-    """Where a close waits for nobody."""
+    """Where a close is done inline."""
 
     def make_adapter(self) -> FakeAdapter:
         adapter = FakeAdapter()
@@ -439,7 +436,7 @@ class Broken(Lent):
             pass
 
 
-class Worn(Lent):
+class MaxUses(Lent):
     settings = {"max_uses": 1}
 
     def act(self) -> None:
@@ -447,7 +444,7 @@ class Worn(Lent):
 
 
 class Detach(Lent):
-    """Whoever is struck on its way out has it, and then nobody has: it is not the pool's any more."""
+    """If detach() is interrupted at its end the resource is lost to the caller, and no longer the pool's."""
 
     def act(self) -> None:
         resource = self.lease.detach()
@@ -482,7 +479,7 @@ class Resize(Lent):
         self.lease.release()
 
 
-class Steer(Lent):
+class PauseAndCheck(Lent):
     def act(self) -> None:
         self.pool.check()
         self.pool.pause()
@@ -496,8 +493,8 @@ class Close(Lent):
         self.lease.release()
 
 
-class Line(Scene):
-    """Two wait in line."""
+class Waiting(Scene):
+    """Two borrowers are in the wait queue."""
 
     size = 1
 
@@ -511,27 +508,27 @@ class Line(Scene):
         del self.lease
 
 
-class Release(Line):
+class Release(Waiting):
     def act(self) -> None:
         self.lease.release()
 
 
-class ReleaseSlowly(Line):
-    """A reset on a worker, and then the next in line."""
+class ReleaseSlowly(Waiting):
+    """A reset on a worker, then a hand-over to the next waiter."""
 
     def make_adapter(self) -> FakeAdapter:
-        return FakeAdapter(bounded=False)
+        return FakeAdapter(enforces_timeouts=False)
 
     def act(self) -> None:
         self.lease.release()
 
 
-class DiscardInLine(Line):
+class DiscardWithWaiters(Waiting):
     def act(self) -> None:
         self.lease.discard()
 
 
-class Grow(Line):
+class Grow(Waiting):
     size = 1
 
     def act(self) -> None:
@@ -539,8 +536,8 @@ class Grow(Line):
         self.lease.release()
 
 
-class Third(Line):
-    """A third one comes, and waits in vain."""
+class ThirdWaiter(Waiting):
+    """A third borrower waits and times out."""
 
     def act(self) -> None:
         try:
@@ -549,7 +546,7 @@ class Third(Line):
             pass
 
 
-class NotAtOnce(Line):
+class TimeoutZero(Waiting):
     def act(self) -> None:
         try:
             self.pool.acquire(timeout=0)
@@ -585,8 +582,8 @@ class Served(Scene):
 
 SCENES = [
     First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
-    Broken, Worn, Detach, Fill, Drain, Resize, Steer, Close, Release, ReleaseSlowly, DiscardInLine, Grow, Third,
-    NotAtOnce, Served,
+    Broken, MaxUses, Detach, Fill, Drain, Resize, PauseAndCheck, Close, Release, ReleaseSlowly, DiscardWithWaiters,
+    Grow, ThirdWaiter, TimeoutZero, Served,
 ]  # fmt: skip
 
 
@@ -594,18 +591,18 @@ SCENES = [
 
 
 def whole(scene: Scene) -> None:
-    """The pool of the scene lends all that it may, in order, and closes what it made."""
+    """Check that the pool lends ``max_size`` resources, in order, and closes all that it created."""
     turns, pool, adapter = scene.turns, scene.pool, scene.adapter
     scene.let_go()
-    turns.advance(1)  # some audits: nothing may take longer
+    turns.advance(1)  # a few audits: recovery must not take longer
     if pool.stats()["size"] > pool.stats()["idle"]:
-        gc.collect()  # an exception may have been caught amid another one, and they know each other
+        gc.collect()  # exceptions that refer to each other form a cycle
         turns.advance(1)
     assert scene.served == ["first", "second"][: scene.borrowers]  # P3
     stats = pool.stats()
     assert not (stats["creating"] or stats["checking"] or stats["closing"] or stats["waiting"]), stats  # P8
     assert stats["size"] == stats["idle"] <= stats["max_size"], stats  # P2
-    assert not pool.engine.state.queued
+    assert not pool.engine.state.waiters.threads
     assert not pool.engine.watchers
     if not stats["closed"]:
         lends_in_order(scene, pool)
@@ -634,7 +631,7 @@ def lends_in_order(scene: Scene, pool: Pool[Any]) -> None:
 
 
 def at_work(turns: Turns) -> None:
-    """A second pool of the same process: made, lent, forgotten, found again, and closed (P8, P10)."""
+    """Use a second pool of the same process: create, lend, drop, reclaim and close (P8, P10)."""
     adapter = FakeAdapter()
     settings = PoolSettings(min_size=0, max_size=1, idle_timeout=30, health_check_interval=None)
     pool: Pool[Any] = Pool(adapter=adapter, clock=turns, name="second", settings=settings)
@@ -642,25 +639,30 @@ def at_work(turns: Turns) -> None:
     del lease
     pool.acquire(timeout=1).release()  # the first one was found by the reaper
     turns.advance(31)
-    assert pool.stats()["size"] == 0  # it keeps time limits, too
+    assert pool.stats()["size"] == 0  # the reaper keeps time limits, too
     pool.close()
     assert adapter.made == adapter.closed == 2
 
 
 def threads_end(turns: Turns) -> None:
-    """None is counted that does not run: a fork would wait for it, and so would the exit."""
+    """Check that no thread is counted that does not run: a fork and the exit would wait for it."""
     turns.advance(10)
     runtime = turns.runtime
-    assert runtime._workers.asleep and runtime._workers.started
-    assert not runtime._reaper._has_work()
-    assert runtime._reaper.asleep and runtime._reaper.started
+    assert runtime.workers.asleep and runtime.workers.started
+    assert not has_work(runtime)
+    assert runtime.reaper.asleep and runtime.reaper.started
     assert not turns._threads
+
+
+def has_work(runtime: Runtime) -> bool:
+    """Whether there is anything left for the reaper to do."""
+    return bool(runtime.pools or not runtime.reaper.inbox.empty())
 
 
 def strike(
     kind: type[Scene], place: int, monkeypatch: pytest.MonkeyPatch, known: Set[object] = frozenset()
 ) -> Strikes:
-    """One run, struck at one point, if it has so many."""
+    """Run a scene, interrupted at one point, if it has so many."""
     turns = Turns()
     monkeypatch.setattr("_thread.start_new_thread", turns.start)
     scene = kind(turns)
@@ -678,7 +680,7 @@ def strike(
         whole(scene)
         at_work(turns)
         del scene
-        if turns.runtime._reaper._has_work():
+        if has_work(turns.runtime):
             gc.collect()
         threads_end(turns)
     except BaseException as error:
@@ -689,7 +691,7 @@ def strike(
 
 
 def strike_everywhere(kind: type[Scene], known: Set[object], monkeypatch: pytest.MonkeyPatch) -> set[object]:
-    """All runs of a scene; return the points that it has."""
+    """Do all runs of a scene; return its points."""
     failures: list[str] = []
     for place in itertools.count():
         try:
@@ -708,7 +710,7 @@ def strike_everywhere(kind: type[Scene], known: Set[object], monkeypatch: pytest
 
 @pytest.fixture(autouse=True)
 def small_heap(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Collect only what a run leaves."""
+    """Let the garbage collector see only what a run leaves."""
     caplog.set_level("CRITICAL", "pooling")
     hook = sys.unraisablehook
     # What is raised while a generator is closed goes no further.
@@ -723,16 +725,16 @@ _known: set[object] = set()
 
 
 @pytest.mark.parametrize("kind", SCENES, ids=lambda kind: kind.__name__)
-def test_struck_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where others are served meanwhile, the same points mean something else, so all are struck."""
-    alike = not issubclass(kind, (Line, Served)) or issubclass(kind, (Third, NotAtOnce))
+def test_interrupted_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other borrowers are served meanwhile, the same points are in another state, so all are interrupted."""
+    alike = not issubclass(kind, (Waiting, Served)) or issubclass(kind, (ThirdWaiter, TimeoutZero))
     points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
     if alike:
         _known.update(points)
 
 
-def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interactive session keeps the last one, with all frames in it, and so do many who report errors."""
+def test_kept_traceback_does_not_prevent_a_thread_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interactive session keeps the last traceback with all its frames, and so do error reporters."""
     kept = []
     for place in itertools.count():
         turns = Turns()
@@ -745,7 +747,7 @@ def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch
             kept.append(error)
         if not strikes.where:
             break
-        if strikes.where.startswith(("reaper", "threads", "workers")):
+        if strikes.where.startswith(("gevent", "reaper", "workers")):
             at_work(turns)
         kept.clear()
         turns.finish()
@@ -753,5 +755,5 @@ def test_a_traceback_that_is_kept_keeps_no_thread_from_being_started(monkeypatch
 
 
 @pytest.mark.parametrize("kind", [First, Release], ids=lambda kind: kind.__name__)
-def test_struck_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_anywhere_in_another_thread(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     Task(strike_everywhere, kind, frozenset(), monkeypatch).result()

@@ -1,4 +1,4 @@
-"""What a borrower does with a lease: give back, discard, detach; and what becomes of the resource."""
+"""Leases: release, discard, detach, and what happens to the resource."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Lease, LeaseError, Pool, PoolManager
+from pooling import HTTPPool, Lease, LeaseError, Pool, PoolManager
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, run_jobs
 
@@ -35,7 +35,7 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return pool.metrics.snapshot().closed
 
 
-# -- ways to end it -----------------------------------------------------------------------
+# -- ways to end a lease ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Lease.release, by_block])
@@ -47,7 +47,7 @@ def test_released_resource_is_lent_again(make: Make, end: Callable[[Lease[Any]],
     assert pool.acquire().resource is resource
 
 
-def test_what_is_discarded_is_closed_and_replaced(make: Make) -> None:
+def test_discarded_resource_is_closed_and_replaced(make: Make) -> None:
     pool = make()
     lease = pool.acquire()
     resource = lease.resource
@@ -57,7 +57,7 @@ def test_what_is_discarded_is_closed_and_replaced(make: Make) -> None:
     assert pool.acquire().resource.number == 2
 
 
-def test_what_is_detached_is_alive_and_no_longer_the_pools(make: Make) -> None:
+def test_detached_resource_stays_open_and_leaves_the_pool(make: Make) -> None:
     pool = make(max_size=1)
     resource = pool.acquire().detach()
     assert pool.stats()["size"] == 0
@@ -91,7 +91,23 @@ def test_lease_may_be_released_inside_its_block(make: Make, end: Callable[[Lease
     assert pool.stats()["in_use"] == 0
 
 
-def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_lease_is_active_until_it_ends(make: Make, end: Callable[[Lease[Any]], object]) -> None:
+    lease = make().acquire()
+    assert lease.active
+    end(lease)
+    assert not lease.active
+
+
+def test_lease_of_a_session_is_active_until_it_ends() -> None:
+    with HTTPPool() as http:
+        lease = http.acquire()
+        assert lease.active
+        lease.release()
+        assert not lease.active
+
+
+def test_second_release_does_not_affect_the_next_borrower(make: Make) -> None:
     pool = make(max_size=1)
     late = pool.acquire()
     late.release()
@@ -104,7 +120,7 @@ def test_a_second_release_does_not_touch_the_next_borrowers(make: Make) -> None:
         assert resource.alive
 
 
-def test_another_thread_may_release_it(make: Make) -> None:
+def test_another_thread_may_release_a_lease(make: Make) -> None:
     pool = make()
     lease = pool.acquire()
     Task(lease.release).result()
@@ -112,7 +128,7 @@ def test_another_thread_may_release_it(make: Make) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_ending_it_serves_who_waits(
+def test_ending_a_lease_serves_a_waiter(
     make: Make, clock: VirtualClock, end: Callable[[Lease[Any]], object]
 ) -> None:
     pool = make(max_size=1)
@@ -131,7 +147,7 @@ def test_dropped_lease_is_recovered(make: Make, clock: VirtualClock) -> None:
     clock.until_parked(1)
     del lease
     collect(clock)
-    assert resource.closed == 1  # nobody knows in what state it was left
+    assert resource.closed == 1  # it may have been left in any state
     assert waiting.result().resource.number == 2
     assert closed(pool) == {"orphaned": 1}
 
@@ -146,10 +162,10 @@ def test_lease_in_a_cycle_is_recovered_by_the_garbage_collector(make: Make, cloc
 
 
 @pytest.mark.parametrize("given", [{}, {"factory": object}], ids=["with a reset", "the hot path"])
-def test_a_destructor_that_releases_too_late_does_nothing(
+def test_destructor_that_releases_too_late_does_nothing(
     make: Make, clock: VirtualClock, given: dict[str, Any]
 ) -> None:
-    """The collector runs it after it has taken the key of the lease, where both are of one cycle."""
+    """In a cycle, the garbage collector runs the destructor after it has cleared the lease's token."""
 
     class Session:
         def __init__(self, lease: Lease[Any]) -> None:
@@ -167,7 +183,7 @@ def test_a_destructor_that_releases_too_late_does_nothing(
     assert pool.stats()["size"] == 0
 
 
-def test_its_repr_says_what_it_holds(make: Make) -> None:
+def test_repr_of_a_lease_shows_its_resource(make: Make) -> None:
     lease = make().acquire()
     assert repr(lease) == "<Lease of pool 'test': <FakeResource 1>>"
     lease.release()
@@ -211,7 +227,7 @@ def test_failing_is_broken_counts_as_broken(
     assert [record.message for record in caplog.records] == ["pool 'test': is_broken() failed"]
 
 
-def test_without_a_block_the_pool_sees_no_error(make: Make, adapter: FakeAdapter) -> None:
+def test_without_a_block_is_broken_is_not_called(make: Make, adapter: FakeAdapter) -> None:
     lease = make().acquire()
     try:
         raise ConnectionError("gone")
@@ -250,7 +266,7 @@ def test_without_is_broken_a_round_trip_decides(
     assert closed(pool) == reasons
 
 
-# -- as good as new -----------------------------------------------------------------------
+# -- reset --------------------------------------------------------------------------------
 
 
 def test_released_resource_is_reset(make: Make, adapter: FakeAdapter) -> None:
@@ -261,7 +277,7 @@ def test_released_resource_is_reset(make: Make, adapter: FakeAdapter) -> None:
     assert adapter.calls["reset"] == 1
 
 
-def test_a_reset_that_fails_discards(make: Make, adapter: FakeAdapter) -> None:
+def test_failing_reset_closes_the_resource(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     adapter.fail("reset", OSError("gone"))
     with pool.acquire() as resource:
@@ -271,7 +287,7 @@ def test_a_reset_that_fails_discards(make: Make, adapter: FakeAdapter) -> None:
     assert pool.metrics.snapshot().errors == {"reset": 1}
 
 
-def test_an_interrupted_reset_discards_and_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+def test_interrupted_reset_closes_the_resource_and_is_reraised(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     adapter.fail("reset", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -280,8 +296,8 @@ def test_an_interrupted_reset_discards_and_is_passed_on(make: Make, adapter: Fak
 
 
 def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None:
-    """It is done on a worker; the resource is lent when it is clean, not before (P5)."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+    """It is done on a worker; the resource is lent only after it (P5)."""
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     (resource,) = fill(pool, 1)
     with pool.acquire():
         resource.dirty = True
@@ -293,17 +309,17 @@ def test_slow_reset_blocks_no_borrower(make: Make, manual: VirtualClock) -> None
     assert not resource.dirty
 
 
-def test_what_is_broken_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
+def test_broken_resource_is_not_reset(make: Make, adapter: FakeAdapter) -> None:
     with pytest.raises(ConnectionError), make().acquire():
         raise ConnectionError("gone")
     assert adapter.calls["reset"] == 0
 
 
-# -- looked at when it comes back ---------------------------------------------------------
+# -- checks on release --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("uses", [1, 3])
-def test_a_resource_is_replaced_after_so_many_uses(make: Make, uses: int) -> None:
+def test_resource_is_replaced_after_max_uses(make: Make, uses: int) -> None:
     pool = make(max_uses=uses)
     numbers = []
     for _ in range(2 * uses):
@@ -334,13 +350,13 @@ def test_max_idle_does_not_withhold_resources_from_waiters(make: Make, clock: Vi
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_what_outlived_its_lifetime_is_closed_when_it_comes_back(
+def test_expired_resource_is_closed_on_release(
     make: Make, clock: VirtualClock, factory: Callable[[], object] | None
 ) -> None:
     pool = make(max_lifetime=60, **({"factory": factory} if factory else {}))
     with pool.acquire():
         clock.advance(60)
-        assert closed(pool) == {}  # not under its borrower
+        assert closed(pool) == {}  # not while it is lent
     assert closed(pool) == {"lifetime": 1}
     assert pool.stats()["size"] == 0
 
@@ -348,7 +364,7 @@ def test_what_outlived_its_lifetime_is_closed_when_it_comes_back(
 # -- the close ----------------------------------------------------------------------------
 
 
-def test_a_close_that_fails_frees_the_slot(make: Make, adapter: FakeAdapter) -> None:
+def test_failing_close_frees_the_slot(make: Make, adapter: FakeAdapter) -> None:
     pool = make(max_size=1)
     adapter.fail("close", OSError("cannot"))
     pool.acquire().discard()
@@ -356,7 +372,7 @@ def test_a_close_that_fails_frees_the_slot(make: Make, adapter: FakeAdapter) -> 
     assert pool.metrics.snapshot().errors == {"close": 1}
 
 
-def test_a_pool_without_a_close_lets_go_of_the_resource(make: Make) -> None:
+def test_pool_without_a_close_drops_the_resource(make: Make) -> None:
     class Thing:
         pass
 
@@ -385,14 +401,14 @@ def test_every_resource_is_closed_once(make: Make, adapter: FakeAdapter) -> None
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_nothing_that_owns_a_resource_is_copied(make: Make, way: Callable[[object], object]) -> None:
-    """P1: of a copy of a lease each would give the same resource back."""
+def test_owners_of_resources_cannot_be_copied(make: Make, way: Callable[[object], object]) -> None:
+    """P1: a lease and its copy would release the same resource."""
     pool = make(max_size=2)
     lease = pool.acquire()
     for thing, instead in [
         (lease, "Lease objects cannot be copied or pickled: a resource has one borrower; pass the lease itself on, or"),
         (pool, "Pool objects cannot be copied or pickled: threads share one, forked processes inherit it, and other"),
-        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; snapshot() is"),
+        (pool.metrics, "PoolMetrics objects cannot be copied or pickled: they belong to their pool; keep or send a"),
         (PoolManager(), "PoolManager objects cannot be copied or pickled: threads share one, forked processes"),
     ]:
         with pytest.raises(TypeError, match=re.escape(instead)):

@@ -1,4 +1,4 @@
-"""A pool's own life: open, fill, drain, resize, reconfigure, pause, check, close."""
+"""The life of a pool: open, fill, drain, resize, reconfigure, pause, check, close."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
     return pool.metrics.snapshot().closed
 
 
-# -- before -------------------------------------------------------------------------------
+# -- before the first use -----------------------------------------------------------------
 
 
-def test_a_pool_that_is_not_used_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_pool_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread, no resource (P11): on the system's clock, where there would be threads."""
 
     def forbidden(*args: object) -> None:
@@ -37,7 +37,7 @@ def test_a_pool_that_is_not_used_costs_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert adapter.made == 0
 
 
-def test_a_pool_without_a_name_gets_one_of_its_own(make: Make) -> None:
+def test_pool_without_a_name_gets_one_of_its_own(make: Make) -> None:
     one, two = make(name=None), make(name=None)
     assert one.name.startswith("pool-")
     assert one.name != two.name
@@ -66,7 +66,7 @@ def test_open_waits_until_all_are_ready(make: Make, manual: VirtualClock) -> Non
     assert counts(pool, "idle") == (3,)
 
 
-def test_the_block_opens_and_closes(make: Make, adapter: FakeAdapter) -> None:
+def test_block_opens_and_closes_the_pool(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     with pool as same:
         assert same is pool
@@ -75,14 +75,14 @@ def test_the_block_opens_and_closes(make: Make, adapter: FakeAdapter) -> None:
     assert adapter.open == set()
 
 
-def test_the_block_closes_after_an_error_which_it_passes_on(make: Make) -> None:
+def test_block_closes_the_pool_after_an_error_and_reraises_it(make: Make) -> None:
     pool = make(min_size=2)
     with pytest.raises(KeyError, match="mine"), pool:
         raise KeyError("mine")
     assert pool.closed
 
 
-def test_opening_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
+def test_open_is_idempotent(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     pool.open()
     pool.open()
@@ -90,7 +90,7 @@ def test_opening_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(3, 3.0), (None, 7.0)])
-def test_open_says_how_many_came_and_why_not_the_rest(
+def test_open_error_states_how_many_are_ready_and_why(
     make: Make, adapter: FakeAdapter, manual: VirtualClock, given: float | None, seconds: float
 ) -> None:
     pool = make(min_size=2, acquire_timeout=7, clock=manual)
@@ -109,7 +109,7 @@ def test_open_says_how_many_came_and_why_not_the_rest(
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
-def test_open_says_how_many_came_where_making_hangs(make: Make, manual: VirtualClock) -> None:
+def test_open_error_states_how_many_are_ready_if_a_creation_hangs(make: Make, manual: VirtualClock) -> None:
     pool = make(min_size=2, clock=manual)
     opening = Task(pool.open, 3)
     manual.until_parked(1)
@@ -120,7 +120,7 @@ def test_open_says_how_many_came_where_making_hangs(make: Make, manual: VirtualC
     assert raised.value.__cause__ is None
 
 
-def test_open_fails_at_once_where_there_is_no_hope(make: Make, adapter: FakeAdapter) -> None:
+def test_open_fails_at_once_after_a_final_error(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     adapter.final = (PermissionError,)
     adapter.fail("create", PermissionError("wrong password"), times=9)
@@ -129,7 +129,7 @@ def test_open_fails_at_once_where_there_is_no_hope(make: Make, adapter: FakeAdap
     assert isinstance(raised.value.__cause__, PermissionError)
 
 
-def test_open_outlives_an_outage(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_open_waits_through_an_outage(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     """It waits like a borrower, so the server is tried often while it does (P7)."""
     pool = make(min_size=2)
     adapter.fail("create", ConnectionError("starting up"), times=999)
@@ -142,7 +142,7 @@ def test_open_outlives_an_outage(make: Make, adapter: FakeAdapter, clock: Virtua
     opening.result()
 
 
-def test_open_does_not_wait_for_a_long_delay(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_open_shortens_a_long_delay(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(min_size=1, backoff_initial=30)
     adapter.fail("create", ConnectionError("starting up"))
     pool.fill()
@@ -153,14 +153,14 @@ def test_open_does_not_wait_for_a_long_delay(make: Make, adapter: FakeAdapter, c
     opening.result()
 
 
-def test_a_closed_pool_cannot_be_opened(make: Make) -> None:
+def test_closed_pool_cannot_be_opened(make: Make) -> None:
     pool = make(min_size=2)
     pool.close()
     with pytest.raises(PoolClosed, match="pool 'test' is closed"):
         pool.open()
 
 
-def test_closing_ends_an_open_that_waits(make: Make, manual: VirtualClock) -> None:
+def test_close_ends_an_open_that_waits(make: Make, manual: VirtualClock) -> None:
     pool = make(min_size=1, clock=manual)
     opening = Task(pool.open)
     manual.until_parked(1)
@@ -181,7 +181,7 @@ def test_fill_creates_without_waiting(make: Make, manual: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize(("size", "made"), [(None, 2), (0, 2), (2, 2), (4, 4), (5, 5)])
-def test_fill_counts_those_there_are(make: Make, adapter: FakeAdapter, size: int | None, made: int) -> None:
+def test_fill_counts_existing_resources(make: Make, adapter: FakeAdapter, size: int | None, made: int) -> None:
     pool = make(min_size=2, max_size=5)
     with pool.acquire():
         pool.fill(size)
@@ -208,7 +208,7 @@ def test_fill_serves_waiters(make: Make, manual: VirtualClock) -> None:
     assert counts(pool, "in_use", "idle") == (1, 2)
 
 
-def test_a_closed_pool_cannot_be_filled(make: Make, adapter: FakeAdapter) -> None:
+def test_closed_pool_cannot_be_filled(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     pool.close()
     with pytest.raises(PoolClosed):
@@ -226,7 +226,7 @@ def test_min_size_is_kept(make: Make, clock: VirtualClock) -> None:
 # -- drain --------------------------------------------------------------------------------
 
 
-def test_drain_replaces_what_is_idle_now_and_what_is_in_use_later(make: Make) -> None:
+def test_drain_replaces_idle_resources_now_and_those_in_use_on_release(make: Make) -> None:
     pool = make(max_size=3)
     used, *idle = (pool.acquire() for _ in range(3))
     resources = [lease.resource for lease in (used, *idle)]
@@ -247,8 +247,8 @@ def test_drain_keeps_min_size(make: Make) -> None:
     assert {pool.acquire().resource.number, pool.acquire().resource.number} == {3, 4}
 
 
-def test_drain_replaces_what_is_being_made(make: Make, manual: VirtualClock) -> None:
-    """It may be made with the old credentials: its generation is that of its beginning."""
+def test_drain_replaces_resources_being_created(make: Make, manual: VirtualClock) -> None:
+    """It may use the old credentials: its generation is that of the start of the creation."""
     pool = make(max_size=1, clock=manual)
     waiting = Task(pool.acquire)
     manual.until_parked(1)
@@ -258,8 +258,8 @@ def test_drain_replaces_what_is_being_made(make: Make, manual: VirtualClock) -> 
     assert closed(pool) == {"drained": 1}
 
 
-def test_drain_replaces_what_is_being_checked(make: Make, manual: VirtualClock) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=1, clock=manual)
+def test_drain_replaces_resources_being_checked(make: Make, manual: VirtualClock) -> None:
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=1, clock=manual)
     fill(pool, 1)
     pool.acquire().release()
     pool.drain()
@@ -288,14 +288,14 @@ def test_growing_serves_waiters(make: Make, clock: VirtualClock) -> None:
         assert [task.result().resource.number for task in tasks] == [2, 3]
 
 
-def test_growing_min_size_makes_what_is_missing(make: Make) -> None:
+def test_growing_min_size_creates_missing_resources(make: Make) -> None:
     pool = make(min_size=1, max_size=2)
     pool.open()
     pool.resize(5, min_size=4)
     assert counts(pool, "idle", "min_size", "max_size") == (4, 4, 5)
 
 
-def test_shrinking_closes_the_idle_that_rested_longest(make: Make) -> None:
+def test_shrinking_closes_the_longest_idle_first(make: Make) -> None:
     pool = make(max_size=4)
     resources = fill(pool, 4)
     pool.resize(1)
@@ -304,7 +304,7 @@ def test_shrinking_closes_the_idle_that_rested_longest(make: Make) -> None:
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_shrinking_closes_what_is_in_use_when_it_comes_back(
+def test_shrinking_closes_resources_in_use_on_release(
     make: Make, clock: VirtualClock, factory: Callable[[], object] | None
 ) -> None:
     pool = make(max_size=3, **({"factory": factory} if factory else {}))
@@ -316,7 +316,7 @@ def test_shrinking_closes_what_is_in_use_when_it_comes_back(
     for lease in leases:
         lease.release()
         sizes.append(pool.stats()["size"])
-    assert sizes == [2, 1, 1]  # also beside somebody who waits: he is served by the last
+    assert sizes == [2, 1, 1]  # also beside a waiter, which the last release serves
     waiting.result().release()
     assert closed(pool) == {"surplus": 2}
 
@@ -354,7 +354,7 @@ def test_reconfigure_changes_the_settings_in_force(make: Make) -> None:
         ({"acquire_timeout": 1, "min_size": 9}, ValueError),
     ],
 )
-def test_a_bad_change_changes_nothing(
+def test_refused_reconfigure_changes_nothing(
     make: Make, changes: dict[str, Any], error: type[Exception]
 ) -> None:
     pool = make()
@@ -364,7 +364,7 @@ def test_a_bad_change_changes_nothing(
     assert (pool.settings, pool.stats()) == before
 
 
-def test_a_shorter_idle_timeout_holds_at_once(make: Make, clock: VirtualClock) -> None:
+def test_shorter_idle_timeout_applies_at_once(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, idle_timeout=300)
     fill(pool, 3)
     clock.advance(10)
@@ -373,7 +373,7 @@ def test_a_shorter_idle_timeout_holds_at_once(make: Make, clock: VirtualClock) -
     assert closed(pool) == {"idle_timeout": 3}
 
 
-def test_a_lower_max_idle_holds_at_once(make: Make, clock: VirtualClock) -> None:
+def test_lower_max_idle_applies_at_once(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3)
     fill(pool, 3)
     pool.reconfigure(max_idle=1)
@@ -384,7 +384,7 @@ def test_a_lower_max_idle_holds_at_once(make: Make, clock: VirtualClock) -> None
     assert counts(pool, "idle") == (3,)
 
 
-def test_a_new_lifetime_holds_for_what_is_made_from_now_on(make: Make, clock: VirtualClock) -> None:
+def test_new_lifetime_applies_to_resources_created_later(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=2, max_lifetime=100, idle_timeout=None)
     fill(pool, 1)
     pool.reconfigure(max_lifetime=10)
@@ -400,7 +400,7 @@ def test_a_new_lifetime_holds_for_what_is_made_from_now_on(make: Make, clock: Vi
     [({}, {"max_uses": 1}), ({"track_holders": False}, {"track_holders": True})],
     ids=["max_uses", "track_holders"],
 )
-def test_other_settings_hold_for_the_next_lease(
+def test_other_settings_apply_to_the_next_lease(
     make: Make, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     pool = make(factory=object, **before)
@@ -444,7 +444,7 @@ def test_resume_serves_in_the_order_of_arrival(make: Make, clock: VirtualClock) 
     assert [task.result().resource for task in tasks] == resources[::-1]
 
 
-def test_a_pause_may_outlast_a_borrower(make: Make, clock: VirtualClock) -> None:
+def test_waiter_may_time_out_during_a_pause(make: Make, clock: VirtualClock) -> None:
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -457,7 +457,7 @@ def test_a_pause_may_outlast_a_borrower(make: Make, clock: VirtualClock) -> None
     assert counts(pool, "idle") == (1,)
 
 
-def test_a_paused_pool_is_still_warmed_up(make: Make) -> None:
+def test_paused_pool_is_still_warmed_up(make: Make) -> None:
     pool = make(min_size=2)
     pool.pause()
     pool.open()
@@ -467,21 +467,21 @@ def test_a_paused_pool_is_still_warmed_up(make: Make) -> None:
 # -- check --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-def test_check_validates_what_is_idle_now(make: Make, clock: VirtualClock, bounded: bool) -> None:
-    adapter = FakeAdapter(bounded=bounded)
+@pytest.mark.parametrize("enforces_timeouts", [True, False])
+def test_check_validates_idle_resources(make: Make, clock: VirtualClock, enforces_timeouts: bool) -> None:
+    adapter = FakeAdapter(enforces_timeouts=enforces_timeouts)
     pool = make(adapter=adapter, max_size=4)
     dead, socket, good, used = fill(pool, 4)
     with pool.acquire() as lent:
         assert lent is used
-        adapter.fail("validate", ConnectionError("gone"))  # the oldest is looked at first
+        adapter.fail("validate", ConnectionError("gone"))  # the oldest is checked first
         socket.alive = False
         pool.check()
     assert [resource.closed for resource in (dead, socket, good, used)] == [1, 1, 0, 0]
     assert closed(pool) == {"invalid": 1, "dead": 1}
 
 
-def test_check_replaces_the_dead_below_min_size(make: Make, adapter: FakeAdapter) -> None:
+def test_check_replaces_dead_resources_below_min_size(make: Make, adapter: FakeAdapter) -> None:
     pool = make(min_size=2)
     pool.open()
     adapter.fail("validate", ConnectionError("gone"))
@@ -490,7 +490,7 @@ def test_check_replaces_the_dead_below_min_size(make: Make, adapter: FakeAdapter
     assert adapter.made == 3
 
 
-def test_check_keeps_the_order_in_which_they_are_lent(make: Make) -> None:
+def test_check_keeps_the_order_of_the_idle_stack(make: Make) -> None:
     pool = make(max_size=3)
     resources = fill(pool, 3)
     pool.check()
@@ -498,7 +498,7 @@ def test_check_keeps_the_order_in_which_they_are_lent(make: Make) -> None:
 
 
 def test_check_does_not_count_as_use(make: Make, clock: VirtualClock) -> None:
-    """What nobody borrows ages, however often it is looked at."""
+    """An unused resource ages, however often it is checked."""
     pool = make(idle_timeout=60)
     fill(pool, 1)
     for _ in range(6):
@@ -526,7 +526,7 @@ def test_check_serves_waiters_that_arrive_meanwhile(
 # -- close --------------------------------------------------------------------------------
 
 
-def test_close_closes_what_is_idle(make: Make, adapter: FakeAdapter) -> None:
+def test_close_closes_idle_resources(make: Make, adapter: FakeAdapter) -> None:
     pool = make(max_size=3)
     fill(pool, 3)
     pool.close()
@@ -534,7 +534,7 @@ def test_close_closes_what_is_idle(make: Make, adapter: FakeAdapter) -> None:
     assert (adapter.open, closed(pool)) == (set(), {"closed": 3})
 
 
-def test_closing_twice_is_fine(make: Make, adapter: FakeAdapter) -> None:
+def test_close_is_idempotent(make: Make, adapter: FakeAdapter) -> None:
     pool = make()
     fill(pool, 2)
     pool.close()
@@ -557,7 +557,7 @@ def test_close_fails_all_waiters_at_once(make: Make, clock: VirtualClock) -> Non
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_what_is_in_use_is_closed_when_it_is_returned(
+def test_resources_in_use_at_close_are_closed_on_release(
     make: Make, factory: Callable[[], object] | None
 ) -> None:
     pool = make(**({"factory": factory} if factory else {}))
@@ -568,7 +568,7 @@ def test_what_is_in_use_is_closed_when_it_is_returned(
     assert counts(pool, "size") == (0,)
 
 
-def test_close_returns_when_the_last_one_is_back(
+def test_close_returns_after_the_last_release(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make()
@@ -605,7 +605,7 @@ def test_close_interrupts_late_holders_without_closing_their_resource(
         assert resource.closed == 1
 
 
-def test_close_at_once_interrupts_at_once(make: Make) -> None:
+def test_close_with_timeout_zero_interrupts_at_once(make: Make) -> None:
     pool = make()
     with lent_elsewhere(pool) as (lease,):
         pool.close(0)
@@ -621,7 +621,7 @@ def test_close_does_not_interrupt_its_own_caller(make: Make) -> None:
 
 
 
-def test_an_interrupt_that_fails_does_not_keep_from_the_others(
+def test_failing_interrupt_does_not_prevent_the_others(
     make: Make, adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make()
@@ -632,7 +632,7 @@ def test_an_interrupt_that_fails_does_not_keep_from_the_others(
     assert "interrupt() failed" in caplog.text
 
 
-def test_close_waits_for_what_is_being_made_and_closes_it(
+def test_close_waits_for_creations_and_closes_their_resources(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     pool = make(clock=manual)
@@ -644,7 +644,7 @@ def test_close_waits_for_what_is_being_made_and_closes_it(
     assert (adapter.made, adapter.closed) == (2, 2)
 
 
-def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) -> None:
+def test_close_waits_for_closes_in_progress(make: Make, manual: VirtualClock) -> None:
     pool = make(clock=manual)
     fill(pool, 1)
     closing = Task(pool.close, 60)
@@ -657,7 +657,7 @@ def test_close_waits_for_what_is_being_closed(make: Make, manual: VirtualClock) 
 def test_inline_close_needs_no_worker(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
-    """The slot is free again when the one who decided to close returns."""
+    """The slot is free when the call that caused the close returns."""
     adapter.close_inline, adapter.blocking = True, False
     pool = make(min_size=0, max_size=1, clock=manual)
     pool.acquire().discard()
@@ -687,7 +687,7 @@ def test_closed_pool_creates_nothing(make: Make, adapter: FakeAdapter, clock: Vi
     assert adapter.made == 2
 
 
-def test_closing_is_quiet_when_all_is_well(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_logs_nothing_when_all_is_well(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with make(min_size=2) as pool, pool.acquire():
         pass
@@ -698,7 +698,7 @@ def test_closing_is_quiet_when_all_is_well(make: Make, caplog: pytest.LogCapture
     "verb",
     [Pool.drain, Pool.check, Pool.pause, Pool.resume, lambda pool: pool.resize(5), Pool.close],
 )
-def test_other_verbs_do_no_harm_to_a_closed_pool(
+def test_other_verbs_are_harmless_on_a_closed_pool(
     make: Make, adapter: FakeAdapter, verb: Callable[[Pool[Any]], object]
 ) -> None:
     pool = make()
@@ -710,7 +710,7 @@ def test_other_verbs_do_no_harm_to_a_closed_pool(
     assert (adapter.made, adapter.closed) == (1, 1)
 
 
-def test_a_pool_that_is_dropped_closes_what_is_idle(
+def test_dropped_pool_closes_its_idle_resources(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make()

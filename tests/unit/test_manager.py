@@ -1,4 +1,4 @@
-"""The manager: names, warm-up, health, shutdown in order, and pools that are not ours."""
+"""The manager: names, warm-up, health, ordered shutdown, and pools of other libraries."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ONE = NONE.replace(min_size=1, max_size=1)
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool's own error may take as long to arrive as a loaded machine likes."""
-    monkeypatch.setattr(manager_module, "_GRACE", 30.0)
+    """On a loaded machine a pool's own error may arrive late."""
+    monkeypatch.setattr(manager_module, "GRACE", 30.0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def manager() -> PoolManager:
 
 
 class Quick(FakeAdapter):
-    """Resources that are made in the borrower's thread, so that no test waits for a worker."""
+    """Resources that are created in the borrower's thread, so that no test waits for a worker."""
 
     def __init__(self) -> None:
         super().__init__(blocking=False)
@@ -66,23 +66,23 @@ def test_pools_by_name(manager: PoolManager) -> None:
     assert db.stats()["size"] == 0
 
 
-def test_an_unknown_name_names_the_known(manager: PoolManager) -> None:
-    with pytest.raises(KeyError, match="no pool 'db'; there are: none at all"):
+def test_unknown_name_error_lists_the_known_names(manager: PoolManager) -> None:
+    with pytest.raises(KeyError, match="no pool 'db'; existing pools: none"):
         manager.get_pool("db")
     manager.create_pool("a", object)
     for call in (manager.get_pool, manager.close_pool, manager.lease):
-        with pytest.raises(KeyError, match="there are: 'a'"):
+        with pytest.raises(KeyError, match="existing pools: 'a'"):
             call("db")
 
 
-def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
+def test_same_arguments_return_the_same_pool(manager: PoolManager) -> None:
     first = manager.create_pool("a", object, settings=NONE)
     assert manager.create_pool("a", object, settings=NONE) is first
     for source, settings in ((object, ONE), (list, NONE), ("sqlite://", NONE)):
-        with pytest.raises(ValueError, match="name 'a' is taken by another pool, or by one with other settings"):
+        with pytest.raises(ValueError, match="name 'a' is already used by another pool, or by one with other settings"):
             manager.create_pool("a", source, settings=settings)
     other = Pool(object, name="a")
-    with pytest.raises(ValueError, match="name 'a' is taken"):
+    with pytest.raises(ValueError, match="name 'a' is already used"):
         manager.add_pool(other)
     manager.add_pool(other, "b")
     manager.add_pool(other, "b")
@@ -99,20 +99,20 @@ def test_the_same_wish_gets_the_same_pool(manager: PoolManager) -> None:
         (lambda m: m.add_pool(object()), TypeError, "a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, not object"),
     ],
 )
-def test_what_is_no_pool(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:
+def test_other_objects_are_refused(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call(manager)
     assert len(manager) == 0
 
 
-def test_a_name_is_free_again(manager: PoolManager) -> None:
+def test_name_of_a_closed_pool_can_be_used_again(manager: PoolManager) -> None:
     first = manager.create_pool("a", object)
     manager.close_pool("a")
     assert first.closed and "a" not in manager
     assert manager.create_pool("a", list) is not first
 
 
-def test_names_are_free_after_all_were_closed(manager: PoolManager) -> None:
+def test_names_can_be_used_again_after_shutdown(manager: PoolManager) -> None:
     first, guest = manager.create_pool("a", object), Pool(object, name="guest")
     manager.add_pool(guest, owned=False)
     manager.close_all()
@@ -123,7 +123,7 @@ def test_names_are_free_after_all_were_closed(manager: PoolManager) -> None:
     assert manager.create_pool("a", list) is manager["a"]
 
 
-def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
+def test_concurrent_create_pool_makes_one_pool(manager: PoolManager) -> None:
     made: list[Any] = []
     barrier = threading.Barrier(8)
 
@@ -139,7 +139,7 @@ def test_many_threads_want_the_same_pool(manager: PoolManager) -> None:
     assert len(made) == 8 and len(set(map(id, made))) == 1
 
 
-def test_from_a_mapping_and_the_environment() -> None:
+def test_manager_from_a_mapping_and_from_the_environment() -> None:
     mine = Pool(object, name="mine")
     manager = PoolManager.from_mapping({
         "db": "sqlite:///x.db", "extra": {"url": "sqlite://", "critical": False}, "own": mine,
@@ -165,7 +165,7 @@ def test_startup_reports_what_is_ready(manager: PoolManager, caplog: pytest.LogC
     assert manager["good"].stats()["idle"] == 1
 
 
-def test_a_strict_startup_raises(manager: PoolManager) -> None:
+def test_strict_startup_raises(manager: PoolManager) -> None:
     manager.create_pool("bad", down(), settings=ONE)
     with pytest.raises(PoolError, match="bad NOT ready") as caught:
         manager.startup(strict=True)
@@ -173,7 +173,7 @@ def test_a_strict_startup_raises(manager: PoolManager) -> None:
 
 
 def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
-    """Each waits in its creation for all the others: one after the other would never end."""
+    """Each creation waits for all the others: one after the other would never end."""
     barrier = threading.Barrier(3)
     for name in "abc":
         manager.create_pool(name, lambda: barrier.wait(30) or object(), settings=ONE)
@@ -182,9 +182,9 @@ def test_pools_warm_up_at_the_same_time(manager: PoolManager) -> None:
 
 
 def test_one_hung_pool_does_not_delay_the_others(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+    monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
-    adapter.hold("create")  # in the very thread that opens it
+    adapter.hold("create")  # in the thread that opens the pool
     manager.create_pool("hangs", adapter, settings=ONE)
     report = manager.startup(0.0)
     assert not report["hangs"]
@@ -206,13 +206,13 @@ def test_shutdown_closes_in_reverse_order(manager: PoolManager) -> None:
     assert order == ["c", "b", "a"]
     assert not guest.closed
     assert manager.closing
-    with pytest.raises(PoolError, match="the manager was shut down; no pool 'd' any more"):
+    with pytest.raises(PoolError, match="cannot add pool 'd': the manager was shut down"):
         manager.create_pool("d", object)
     manager.shutdown()
 
 
-def test_what_is_under_way_ends_well() -> None:
-    """While the last pool is waited for, those before it still lend (named: A holds, closing, A asks)."""
+def test_requests_in_progress_finish_during_shutdown() -> None:
+    """While shutdown waits for the last pool, those before it still lend."""
     manager = PoolManager(shutdown_timeout=30.0)
     first = manager.create_pool("first", Quick(), settings=NONE)
     last = manager.create_pool("last", Quick(), settings=NONE)
@@ -241,7 +241,7 @@ def test_what_is_under_way_ends_well() -> None:
     assert found and first.closed and last.closed
 
 
-def test_one_that_does_not_close_keeps_no_other_open(
+def test_hung_close_does_not_keep_other_pools_open(
     manager: PoolManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = manager.create_pool("first", object)
@@ -272,11 +272,11 @@ def test_health_up(manager: PoolManager) -> None:
     health = manager.health_check()
     assert (health.status, health["a"].status, health["a"].reason) == ("up", "up", None)
     assert health and health["a"] and health["a"].seconds >= 0
-    assert adapter.calls["validate"] == 1  # a round trip was made, though it is fresh
+    assert adapter.calls["validate"] == 1  # a round trip was made, although it was just created
     assert manager["a"].stats()["in_use"] == 0
 
 
-def test_health_of_nothing_is_up(manager: PoolManager) -> None:
+def test_health_without_pools_is_up(manager: PoolManager) -> None:
     assert manager.health_check().status == "up"
 
 
@@ -289,7 +289,7 @@ def test_health_down_says_why(manager: PoolManager) -> None:
     assert health.to_dict()["pools"]["bad"]["status"] == "down"
 
 
-def test_one_that_is_not_critical_degrades(manager: PoolManager) -> None:
+def test_noncritical_pool_that_is_down_degrades_the_whole(manager: PoolManager) -> None:
     manager.create_pool("good", Quick(), settings=NONE)
     manager.create_pool("bad", down(), settings=NONE, critical=False)
     health = manager.health_check(0.0)
@@ -324,7 +324,7 @@ def test_stale_connections_are_not_an_outage(manager: PoolManager) -> None:
     assert (adapter.made, pool.stats()["in_use"]) == (3, 0)
 
 
-def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:
+def test_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> None:
     adapter = Quick()
     adapter.fail("validate", ConnectionError("no answer"), times=100)
     manager.create_pool("a", adapter, settings=NONE)
@@ -333,8 +333,8 @@ def test_a_server_that_fails_every_round_trip_is_down(manager: PoolManager) -> N
     assert manager["a"].stats()["in_use"] == 0
 
 
-def test_one_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "_GRACE", 0.0)
+def test_pool_that_does_not_answer_is_down(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "GRACE", 0.0)
     adapter = Quick()
     adapter.hold("validate")
     manager.create_pool("a", adapter, settings=NONE)
@@ -361,7 +361,7 @@ def test_a_pools_own_probe_is_used(
     assert (found.status, found.reason) == (status, reason)
 
 
-def test_health_is_asked_at_the_same_time(manager: PoolManager) -> None:
+def test_pools_are_checked_at_the_same_time(manager: PoolManager) -> None:
     barrier = threading.Barrier(3)
 
     class Meeting(Quick):
@@ -373,7 +373,7 @@ def test_health_is_asked_at_the_same_time(manager: PoolManager) -> None:
     assert manager.health_check(30.0).status == "up"
 
 
-# -- figures ---------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------
 
 
 def test_metrics_and_summary(manager: PoolManager) -> None:
@@ -400,14 +400,14 @@ def test_the_table(manager: PoolManager) -> None:
     assert over.split()[2] == "closed"
 
 
-def test_a_request_takes_from_any_kind(manager: PoolManager) -> None:
+def test_lease_takes_a_resource_of_a_named_pool(manager: PoolManager) -> None:
     pool = manager.create_pool("a", Quick(), settings=NONE)
     with manager.lease("a"):
         assert pool.stats()["in_use"] == 1
     assert pool.stats()["in_use"] == 0
 
 
-# -- pools that are not ours -----------------------------------------------------
+# -- pools of other libraries ----------------------------------------------------
 
 
 class ConnectionPool:
@@ -444,7 +444,7 @@ MyPool.__module__ = "app"
 
 
 @pytest.mark.parametrize("kind", [ConnectionPool, MyPool])
-def test_psycopgs_pool(manager: PoolManager, kind: Callable[[], Any]) -> None:
+def test_pool_of_psycopg_can_be_added(manager: PoolManager, kind: Callable[[], Any]) -> None:
     pool = kind()
     manager.add_pool(pool)
     assert manager["foreign"] is pool
@@ -490,7 +490,9 @@ class Engine:
 
 
 @pytest.mark.parametrize(("overflow", "status", "limit", "shown"), [(0, "degraded", 2, "2/2"), (-1, "up", 0, "2/any")])
-def test_an_engine_without_a_limit(manager: PoolManager, overflow: int, status: str, limit: int, shown: str) -> None:
+def test_sqlalchemy_engine_without_a_limit(
+    manager: PoolManager, overflow: int, status: str, limit: int, shown: str
+) -> None:
     manager.add_pool(Engine(overflow), "orm")
     assert manager.health_check()["orm"].status == status
     assert manager.metrics()["orm"]["max_size"] == limit
@@ -498,15 +500,15 @@ def test_an_engine_without_a_limit(manager: PoolManager, overflow: int, status: 
     assert shown in out.getvalue()
 
 
-def test_an_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
+def test_sqlalchemy_engine_has_a_timeout_of_its_own(manager: PoolManager) -> None:
     manager.add_pool(Engine(0), "orm")
     with manager.lease("orm"):
         pass
-    with pytest.raises(ValueError, match="timeout must be None: a SQLAlchemy engine waits for its own pool_timeout"):
+    with pytest.raises(ValueError, match="timeout must be None for a SQLAlchemy engine, which uses its own"):
         manager.lease("orm", 0.1)
 
 
-# -- the whole life --------------------------------------------------------------
+# -- lifespan --------------------------------------------------------------------
 
 
 def test_lifespan() -> None:
@@ -530,7 +532,7 @@ def test_lifespan_closes_after_an_error() -> None:
     assert pool.closed
 
 
-def test_a_strict_lifespan_closes_what_it_opened() -> None:
+def test_strict_lifespan_closes_what_it_opened() -> None:
     manager = PoolManager()
     good = manager.create_pool("good", Quick(), settings=ONE)
     manager.create_pool("bad", down(), settings=ONE)
@@ -543,7 +545,7 @@ def test_a_strict_lifespan_closes_what_it_opened() -> None:
     assert good.closed and not entered
 
 
-def test_lifespan_takes_one_or_the_other() -> None:
+def test_lifespan_takes_a_manager_or_a_database() -> None:
     with pytest.raises(TypeError, match="either a manager or a database"), application_lifespan(
         "x.db", manager=PoolManager()
     ):
@@ -551,8 +553,8 @@ def test_lifespan_takes_one_or_the_other() -> None:
 
 
 @pytest.mark.parametrize("signals", [15, ["TERM"], [4711]])
-def test_what_is_no_signal(signals: Any) -> None:
-    words = "signals must be true, false or several of signal.Signals"
+def test_bad_signals_are_refused(signals: Any) -> None:
+    words = "signals must be True, False or signal.Signals members"
     with pytest.raises(TypeError, match=words), application_lifespan(manager=PoolManager(), signals=signals):
         pass
 
@@ -577,6 +579,6 @@ def test_signals_are_for_the_main_thread(caplog: pytest.LogCaptureFixture) -> No
     thread = threading.Thread(target=live)
     thread.start()
     thread.join()
-    assert "that takes the main thread" in caplog.text
+    assert "this is not the main thread" in caplog.text
 
 

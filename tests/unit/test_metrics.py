@@ -1,4 +1,4 @@
-"""What is counted and timed, and the forms in which it is read."""
+"""Counters, durations, and the forms in which they are read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
 from pooling.core.report.histogram import SHORT, Histogram
-from pooling.testing import FakeAdapter, VirtualClock
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
-# The names that users of older pools read.
+# Older names of the figures.
 B1 = {
     "timestamp", "duration_seconds", "total_connections", "active_connections", "idle_connections",
     "max_connections", "connection_requests", "connection_timeouts", "connection_errors",
@@ -48,9 +48,9 @@ def hold(pool: Pool[Any], clock: VirtualClock, seconds: float) -> None:
 # -- gauges -------------------------------------------------------------------------------
 
 
-def test_a_snapshot_adds_up(make: Make, manual: VirtualClock) -> None:
-    """One resource in each state, and one borrower in line."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=5, clock=manual)
+def test_counts_of_a_snapshot_add_up(make: Make, manual: VirtualClock) -> None:
+    """One resource in each state, and one waiter."""
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=5, clock=manual)
     fill(pool, 4)
     leases = [pool.acquire() for _ in range(4)]
     for lease in leases[:2]:
@@ -77,7 +77,7 @@ def test_snapshot_takes_the_lock_once(make: Make, read: Callable[[PoolMetrics], 
     assert lock.__enter__.call_count == lock.__exit__.call_count == 1
 
 
-def test_a_snapshot_does_not_change(make: Make) -> None:
+def test_snapshot_is_immutable(make: Make) -> None:
     pool = make()
     before = pool.metrics.snapshot()
     kept = before.to_dict()
@@ -87,7 +87,7 @@ def test_a_snapshot_does_not_change(make: Make) -> None:
         before.acquired = 7  # type: ignore[misc]
 
 
-def test_changing_what_a_snapshot_holds_does_not_change_the_metrics(make: Make) -> None:
+def test_changing_the_dicts_of_a_snapshot_does_not_change_the_metrics(make: Make) -> None:
     pool = make()
     pool.acquire().discard()
     pool.metrics.snapshot().closed["discarded"] = 99
@@ -98,7 +98,7 @@ def test_changing_what_a_snapshot_holds_does_not_change_the_metrics(make: Make) 
     ("in_use", "size", "max_size", "utilization", "saturation"),
     [(0, 0, 4, 0.0, 0.0), (0, 2, 4, 0.0, 0.0), (1, 2, 4, 0.5, 0.25), (4, 4, 4, 1.0, 1.0)],
 )
-def test_utilization_is_of_the_open_and_saturation_of_the_possible(
+def test_utilization_is_of_open_resources_and_saturation_of_max_size(
     make: Make, in_use: int, size: int, max_size: int, utilization: float, saturation: float
 ) -> None:
     pool = make(max_size=max_size)
@@ -109,11 +109,11 @@ def test_utilization_is_of_the_open_and_saturation_of_the_possible(
     assert len(leases) == s.in_use
 
 
-# -- the most in use at once --------------------------------------------------------------
+# -- peak ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_the_peak_is_the_most_in_use_at_once(make: Make, factory: type | None) -> None:
+def test_peak_is_the_most_in_use_at_once(make: Make, factory: type | None) -> None:
     pool = make(max_size=5, **({"factory": factory} if factory else {}))
     leases = [pool.acquire() for _ in range(3)]
     for lease in leases:
@@ -123,7 +123,7 @@ def test_the_peak_is_the_most_in_use_at_once(make: Make, factory: type | None) -
 
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
-def test_the_peak_is_seen_where_nobody_has_to_wait_for_a_creation(make: Make, factory: type | None) -> None:
+def test_peak_counts_leases_on_the_fast_path(make: Make, factory: type | None) -> None:
     pool = make(max_size=5, **({"factory": factory} if factory else {}))
     fill(pool, 3)
     leases = [pool.acquire() for _ in range(3)]
@@ -132,7 +132,7 @@ def test_the_peak_is_seen_where_nobody_has_to_wait_for_a_creation(make: Make, fa
     assert pool.metrics.snapshot().peak_in_use == 3
 
 
-def test_the_peak_outlives_the_resources(make: Make) -> None:
+def test_peak_outlives_the_resources(make: Make) -> None:
     pool = make(max_size=5)
     fill(pool, 3)
     leases = [pool.acquire() for _ in range(3)]
@@ -142,7 +142,7 @@ def test_the_peak_outlives_the_resources(make: Make) -> None:
     assert pool.metrics.snapshot().peak_in_use == 3
 
 
-def test_the_peak_is_counted_anew_after_a_reset(make: Make) -> None:
+def test_peak_starts_again_after_a_reset(make: Make) -> None:
     pool = make(max_size=5)
     leases = [pool.acquire() for _ in range(3)]
     for lease in leases:
@@ -152,9 +152,9 @@ def test_the_peak_is_counted_anew_after_a_reset(make: Make) -> None:
     assert pool.metrics.snapshot().peak_in_use == 1
 
 
-def test_the_peak_is_not_more_than_was_in_use_at_once(make: Make, manual: VirtualClock) -> None:
-    """One after the other, but not the same one: the first is being reset when the second is lent."""
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+def test_peak_is_not_more_than_was_in_use_at_once(make: Make, manual: VirtualClock) -> None:
+    """Two resources are lent one after the other: the first is being reset when the second is lent."""
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().release()
@@ -176,7 +176,7 @@ def test_each_acquire_and_release_is_counted(make: Make) -> None:
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard, Lease.detach, None])
-def test_an_acquire_stays_counted_however_the_lease_ends(
+def test_acquire_stays_counted_however_the_lease_ends(
     make: Make, clock: VirtualClock, end: Any
 ) -> None:
     pool = make()
@@ -209,7 +209,7 @@ def test_timeouts_refusals_and_exhaustion_are_counted(make: Make, clock: Virtual
     waiting.result()
     s = pool.metrics.snapshot()
     assert (s.timeouts, s.refusals, s.requests, s.acquired) == (1, 3, 6, 2)
-    assert s.exhausted == 2  # began twice, whoever joined
+    assert s.exhausted == 2  # exhausted twice, whatever waiters joined
 
 
 def test_exhaustion_is_one_event_for_any_number_of_waiters(make: Make, clock: VirtualClock) -> None:
@@ -225,7 +225,7 @@ def test_exhaustion_is_one_event_for_any_number_of_waiters(make: Make, clock: Vi
     assert pool.metrics.snapshot().exhausted == 1
 
 
-def test_waiting_for_a_creation_is_no_exhaustion(make: Make, manual: VirtualClock) -> None:
+def test_waiting_for_a_creation_is_not_exhaustion(make: Make, manual: VirtualClock) -> None:
     pool = make(clock=manual)
     waiting = Task(pool.acquire)
     manual.until_parked(1)
@@ -249,7 +249,7 @@ def test_errors_are_counted_by_kind(make: Make, adapter: FakeAdapter, clock: Vir
 
 
 def test_acquires_that_fail_in_an_outage_are_counted(make: Make, adapter: FakeAdapter) -> None:
-    """A request that failed is a request, whatever the pool called its error."""
+    """A failed request counts as a request, whatever its error."""
     pool = make(max_attempts=1)
     adapter.fail("create", ConnectionError("no"))
     with pytest.raises(PoolUnavailable):
@@ -257,7 +257,7 @@ def test_acquires_that_fail_in_an_outage_are_counted(make: Make, adapter: FakeAd
     assert pool.metrics.snapshot().requests == 1
 
 
-def test_validation_failures_and_health_failures_are_apart(
+def test_validation_and_health_failures_are_counted_separately(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make()
@@ -293,7 +293,7 @@ def test_orphans_and_leaks_are_counted(make: Make, clock: VirtualClock) -> None:
         (0, 0, 0, 2, 1.0),
     ],
 )
-def test_the_error_rate_is_a_part_of_the_requests(
+def test_error_rate_is_a_fraction_of_the_requests(
     make: Make, acquired: int, timeouts: int, refusals: int, errors: int, rate: float
 ) -> None:
     s = make().metrics.snapshot()._replace(
@@ -305,7 +305,7 @@ def test_the_error_rate_is_a_part_of_the_requests(
 # -- durations ----------------------------------------------------------------------------
 
 
-def test_waits_are_timed_and_count_where_nobody_waited(make: Make, clock: VirtualClock) -> None:
+def test_acquires_that_did_not_wait_count_as_zero_waits(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     for _ in range(3):
         pool.acquire().release()
@@ -342,20 +342,27 @@ def test_short_uses_are_counted_and_summed(make: Make, clock: VirtualClock) -> N
 
 
 class Slow(FakeAdapter):
-    """Takes its time: each step moves the clock."""
+    """Slow: each step moves the clock."""
 
     def __init__(self, clock: VirtualClock, seconds: float) -> None:
         super().__init__()
         self.clock, self.seconds = clock, seconds
 
-    def _at(self, step: str) -> None:
-        super()._at(step)
-        if step in ("create", "validate", "reset"):
-            self.clock._time += self.seconds
+    def create(self) -> FakeResource:
+        self.clock.skip(self.seconds)
+        return super().create()
+
+    def validate(self, resource: FakeResource, timeout: float) -> None:
+        self.clock.skip(self.seconds)
+        super().validate(resource, timeout)
+
+    def reset(self, resource: FakeResource) -> None:
+        self.clock.skip(self.seconds)
+        super().reset(resource)
 
 
 @pytest.mark.parametrize("name", ["create", "validate", "release"])
-def test_the_steps_are_timed(make: Make, clock: VirtualClock, name: str) -> None:
+def test_creation_validation_and_release_are_timed(make: Make, clock: VirtualClock, name: str) -> None:
     pool = make(adapter=Slow(clock, 2))
     pool.acquire().release()
     clock.advance(10)
@@ -404,8 +411,8 @@ def test_percentiles_are_right_within_their_bucket(
     assert s.p50 <= s.p95 <= s.p99 <= s.max
 
 
-def test_a_duration_may_be_recorded_inside_the_lock() -> None:
-    """By a destructor that strikes there: nothing is lost, nothing deadlocks."""
+def test_duration_may_be_recorded_inside_the_lock() -> None:
+    """By a destructor that runs there: no duration is lost, and nothing deadlocks."""
     lock = threading.RLock()
     histogram = Histogram(lock)
     with lock:
@@ -417,7 +424,7 @@ def test_a_duration_may_be_recorded_inside_the_lock() -> None:
 # -- reset --------------------------------------------------------------------------------
 
 
-def test_reset_counts_anew_and_leaves_the_gauges(make: Make, clock: VirtualClock) -> None:
+def test_reset_clears_counters_and_leaves_gauges(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     with pool.acquire():
         time_out(pool, clock)
@@ -439,11 +446,11 @@ def test_reset_counts_anew_and_leaves_the_gauges(make: Make, clock: VirtualClock
 
 
 @pytest.mark.parametrize("names", [B1, D4], ids=["B1", "D4"])
-def test_the_older_names_are_there(make: Make, names: set[str]) -> None:
+def test_older_names_exist(make: Make, names: set[str]) -> None:
     assert names <= make().metrics.to_dict().keys()
 
 
-def test_the_older_names_mean_what_they_meant(make: Make, clock: VirtualClock) -> None:
+def test_older_names_keep_their_meaning_and_units(make: Make, clock: VirtualClock) -> None:
     """Milliseconds where the name says so, seconds elsewhere."""
     pool = make(adapter=Slow(clock, 0.5), validate_on_acquire=False)
     lease, other = pool.acquire(), pool.acquire()
@@ -479,7 +486,7 @@ def test_a_failed_creation_counts_under_the_older_names(
     assert d["total_connections_closed"] == 1
 
 
-def test_everything_goes_through_json(make: Make) -> None:
+def test_metrics_are_json_serializable(make: Make) -> None:
     pool = make()
     pool.acquire().discard()
     flat, pretty = pool.metrics.to_json(), pool.metrics.to_json(pretty=True)
@@ -506,7 +513,7 @@ def test_save_writes_a_file(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["pooling.core.report.metrics.os.replace", "json.dumps"])
-def test_save_leaves_the_old_file_whole_when_it_fails(
+def test_failed_save_keeps_the_old_file(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
@@ -536,7 +543,7 @@ def test_two_threads_may_save_at_the_same_time(
     assert json.loads(path.read_text()) == pool.metrics.to_dict()
 
 
-def test_the_summary_is_for_people(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
+def test_summary_states_counts_and_durations(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
     pool = make(name="orders", max_size=3)
     hold(pool, clock, 2)
     adapter.fail("reset", OSError("gone"))
@@ -545,28 +552,20 @@ def test_the_summary_is_for_people(make: Make, clock: VirtualClock, adapter: Fak
     pool.metrics.print_summary(out)
     assert out.getvalue().splitlines()[:5] == [
         "pool 'orders' over 6.0 s",
-        "  now       0 in use, 0 idle, 0 waiting, 0 open of 3 at most; 1 in use at the peak",
-        "  requests  2: 2 served, 0 timed out, 0 refused, 0 failed otherwise; exhausted 0 times",
-        "  made      1 created, 1 closed (1 reset)",
+        "  now       0 in use, 0 idle, 0 waiting, 0 open of at most 3; peak 1 in use",
+        "  requests  2: 2 served, 0 timed out, 0 refused, 0 other errors; exhausted 0 times",
+        "  resources 1 created, 1 closed (1 reset)",
         "  errors    1 (1 reset)",
     ]
     assert "  use       mean 3.00 s, p50 " in out.getvalue()
 
 
-def test_the_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make().metrics.print_summary()
     assert capsys.readouterr().out.startswith("pool 'test' over 0.0 s\n")
 
 
-def test_a_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
-    pool = make()
-    original = pool._checkin._reset
-    assert original is not None
-
-    def reset(resource: object) -> object:
-        clock.advance(2e-5)
-        return original(resource)
-
-    pool._checkin._reset = reset
+def test_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
+    pool = make(adapter=Slow(clock, 2e-5))
     pool.acquire().release()
     assert pool.metrics.snapshot().release.mean == pytest.approx(2e-5)

@@ -1,4 +1,4 @@
-"""Who wants to be told: each event once, in words that fit, outside the lock, at no cost to others."""
+"""Observers: each event once, with its arguments, outside the lock, at no cost without observers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOT = ("acquired", "released")
 
 
 class Diary(Observer):
-    """Writes down each event with its arguments."""
+    """Records each event with its arguments."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[Any, ...]] = []
@@ -32,7 +32,7 @@ class Diary(Observer):
 
 
 class LoudDiary(Diary):
-    """Also of the hot path."""
+    """Also the events of the fast path."""
 
 
 def _writer(event: str) -> Callable[..., None]:
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Case, tuple[Any, ...]]] = {}
 
 
 def tells(*expected: Any) -> Callable[[Case], Case]:
-    """Register what happens in a pool and what an observer is told of it."""
+    """Register a case: what happens in a pool, and what an observer is told."""
 
     def register(case: Case) -> Case:
         CASES[case.__name__.strip("_")] = case, expected
@@ -254,7 +254,7 @@ def test_each_event_is_reported_once(
     assert [told(entry) for entry in diary.of(expected[0])] == [expected]
 
 
-def test_no_event_is_without_a_case() -> None:
+def test_every_event_has_a_test_case() -> None:
     assert {expected[0] for _, expected in CASES.values()} == set(EVENTS)
 
 
@@ -285,7 +285,7 @@ def test_an_observer_is_called_outside_the_lock(
 
 
 class Rude(LoudDiary):
-    """Writes down what it is told, and raises."""
+    """Records what it is told, and raises."""
 
 
 for _event in EVENTS:
@@ -293,7 +293,7 @@ for _event in EVENTS:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_observers_exception_changes_nothing(
+def test_exception_of_an_observer_changes_nothing(
     name: str,
     make: Make,
     adapter: FakeAdapter,
@@ -314,7 +314,7 @@ def test_an_observers_exception_changes_nothing(
     assert logger.exception.call_count == len(rude.entries) > 0
 
 
-def test_an_observers_exception_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_of_an_observer_is_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     rude = Rude()
     make(observers=[rude]).drain()
     (record,) = caplog.records
@@ -323,7 +323,7 @@ def test_an_observers_exception_is_logged(make: Make, caplog: pytest.LogCaptureF
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
 
 
-# -- closed: every reason -----------------------------------------------------------------
+# -- close reasons ------------------------------------------------------------------------
 
 
 def _overdue_close(pool: Pool[Any], clock: VirtualClock, adapter: FakeAdapter) -> None:
@@ -371,7 +371,7 @@ def test_every_counted_close_is_reported(
     reason: str,
     way: Callable[[Pool[Any], VirtualClock, FakeAdapter], None],
 ) -> None:
-    adapter.bounded = way is not _overdue_check
+    adapter.enforces_timeouts = way is not _overdue_check
     pool = make(observers=[diary], clock=manual, close_timeout=5, reset_timeout=5, health_check_timeout=5)
     way(pool, manual, adapter)
     assert pool.metrics.snapshot().closed == {reason: 1}
@@ -381,7 +381,7 @@ def test_every_counted_close_is_reported(
 def test_close_that_returns_at_its_time_limit_is_reported_once(
     make: Make, manual: VirtualClock, diary: LoudDiary
 ) -> None:
-    """While the reaper is about to give it up."""
+    """While the reaper is about to abandon it."""
 
     class JustInTime(FakeAdapter):
         def abandon(self, resource: FakeResource) -> None:
@@ -395,10 +395,10 @@ def test_close_that_returns_at_its_time_limit_is_reported_once(
     assert diary.of("closed") == [("closed", "test", "discarded")]
 
 
-# -- joining and leaving ------------------------------------------------------------------
+# -- adding and removing ------------------------------------------------------------------
 
 
-def test_an_observer_may_join_and_leave(make: Make, diary: LoudDiary) -> None:
+def test_observers_can_be_added_and_removed(make: Make, diary: LoudDiary) -> None:
     pool = make(factory=object)
     pool.acquire().release()
     pool.add_observer(diary)
@@ -408,7 +408,7 @@ def test_an_observer_may_join_and_leave(make: Make, diary: LoudDiary) -> None:
     assert [entry[0] for entry in diary.entries] == ["acquired", "released"]
 
 
-def test_all_observers_are_told_in_the_order_in_which_they_came(make: Make) -> None:
+def test_observers_are_notified_in_the_order_they_were_added(make: Make) -> None:
     order: list[int] = []
     pool = make()
     for number in (1, 2, 3):
@@ -426,7 +426,7 @@ def test_removing_an_unknown_observer_is_harmless(make: Make, diary: LoudDiary) 
     assert diary.of("drained") == [("drained", "test")]
 
 
-# -- no cost where there is none ----------------------------------------------------------
+# -- no cost without observers ------------------------------------------------------------
 
 
 def calls_of_a_checkout(pool: Pool[Any]) -> list[str]:
@@ -448,7 +448,7 @@ def calls_of_a_checkout(pool: Pool[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("observers", [[], [Diary()]], ids=["no observer", "one for other events"])
-def test_the_hot_path_does_without(make: Make, observers: list[Observer]) -> None:
+def test_fast_path_calls_no_observer(make: Make, observers: list[Observer]) -> None:
     pool = make(factory=object, observers=observers)
     assert calls_of_a_checkout(pool) == ["acquire", "now", "__enter__", "__exit__", "now"]
 
@@ -476,7 +476,7 @@ def test_a_method_set_on_the_observer_itself_is_called(make: Make) -> None:
 
 
 class Quiet(Observer):
-    """Listens to nothing of the hot path, and says if it is told of it all the same."""
+    """Has no method for events of the fast path, and records if one is called all the same."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -491,20 +491,20 @@ class Quiet(Observer):
 
 
 def test_observer_without_lease_events_keeps_the_fast_path(make: Make) -> None:
-    """Not on the slow ways either: a call of nothing for each lease costs more than it looks."""
+    """Nor on slow paths: an empty call for each lease costs too much."""
     quiet = Quiet()
-    pool = make(factory=object, max_uses=100, observers=[quiet])  # counted uses mean the slow way back
+    pool = make(factory=object, max_uses=100, observers=[quiet])  # max_uses means a slow release
     quiet.heard.clear()  # whether it listens was looked up when it was added
     with pool.acquire():
         pass
     assert quiet.heard == ["created"]
 
 
-# -- who uses the pool while it is told of it -------------------------------------------------
+# -- observers that use the pool --------------------------------------------------------------
 
 
 class Borrower(logging.Handler, Observer):
-    """Writes what it is told by a resource of the same pool."""
+    """Acquires from the same pool when it is notified."""
 
     def __init__(self, timeout: float) -> None:
         super().__init__()
@@ -531,8 +531,8 @@ class Borrower(logging.Handler, Observer):
         self.use("acquired")
 
 
-def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
-    """It needs what its own thread holds: a warning of that would be handled by it, and so on."""
+def test_log_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock: VirtualClock) -> None:
+    """The handler needs a resource that its own thread holds: without a limit, each warning would cause another."""
     pool = make(max_size=1)
     handlers = [Borrower(5), Borrower(5)]
 
@@ -545,7 +545,7 @@ def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock:
         logging.getLogger("pooling").addHandler(handler)
     try:
         task = Task(borrow_twice)
-        for seconds in (5, 5, 10):  # each handler's wait, and what is left of the borrower's
+        for seconds in (5, 5, 10):  # each handler's wait, and the rest of the borrower's
             clock.until_parked(1)
             clock.advance(seconds)
         task.result()
@@ -558,7 +558,7 @@ def test_a_handler_that_acquires_is_warned_of_a_deadlock_once(make: Make, clock:
     pool.acquire(0).release()
 
 
-def test_an_observer_that_acquires_is_not_told_of_that(make: Make, clock: VirtualClock) -> None:
+def test_acquire_inside_an_observer_is_not_reported_to_it(make: Make, clock: VirtualClock) -> None:
     one, other = Borrower(0), Diary()
     pool = make(max_size=1, observers=[one, other])
     one.pool = pool
@@ -567,10 +567,10 @@ def test_an_observer_that_acquires_is_not_told_of_that(make: Make, clock: Virtua
             with pytest.raises(PoolTimeout):
                 pool.acquire(0)
     assert one.told == ["acquired", *2 * ["exhausted", "timed out"]]
-    assert len(other.of("timed_out")) == 2 + 5  # all others are told of all
+    assert len(other.of("timed_out")) == 2 + 5  # the other observer is told of all
 
 
-def test_a_factory_that_acquires_waits_for_nothing(make: Make, clock: VirtualClock) -> None:
+def test_factory_that_acquires_does_not_hang(make: Make, clock: VirtualClock) -> None:
     made: list[object] = []
 
     def factory() -> object:
@@ -584,7 +584,7 @@ def test_a_factory_that_acquires_waits_for_nothing(make: Make, clock: VirtualClo
     assert len(made) <= 3
 
 
-def test_an_exception_that_strikes_whoever_is_told_does_not_make_the_pool_silent(
+def test_interrupted_observer_does_not_silence_the_pool(
     make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Struck(BaseException):

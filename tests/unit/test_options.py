@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +48,7 @@ every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
 @every_kind
-def test_an_argument_beats_the_settings(make: Callable[..., Pool[Any]]) -> None:
+def test_arguments_override_the_settings(make: Callable[..., Pool[Any]]) -> None:
     pool = make(settings=PoolSettings(max_size=7, acquire_timeout=3), max_size=5, backoff_initial=0.5)
     assert (pool.settings.max_size, pool.settings.acquire_timeout) == (5, 3)
     assert pool.settings.backoff == Backoff(initial=0.5)
@@ -54,7 +56,7 @@ def test_an_argument_beats_the_settings(make: Callable[..., Pool[Any]]) -> None:
 
 
 @every_kind
-def test_arguments_alone_go_over_the_defaults(make: Callable[..., Pool[Any]]) -> None:
+def test_arguments_override_the_defaults(make: Callable[..., Pool[Any]]) -> None:
     plain, pool = make(), make(idle_timeout=7)
     assert pool.settings == plain.settings.replace(idle_timeout=7)
     plain.close()
@@ -74,19 +76,19 @@ def test_arguments_alone_go_over_the_defaults(make: Callable[..., Pool[Any]]) ->
     ],
     ids=repr,
 )
-def test_they_are_checked_as_settings_are(
+def test_options_are_checked_as_settings_are(
     make: Callable[..., Pool[Any]], given: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=re.escape(text)):
         make(**given)
 
 
-def test_they_must_go_together_with_the_settings() -> None:
+def test_options_must_be_consistent_with_the_settings() -> None:
     with pytest.raises(ValueError, match=re.escape("PoolSettings.min_size must be at most max_size (3), not 5")):
         Pool(object, settings=PoolSettings(min_size=5), max_size=3)
 
 
-def test_an_argument_of_the_class_may_have_been_meant() -> None:
+def test_misspelt_argument_of_the_class_gets_a_hint() -> None:
     for kind, typo, meant in (
         (lambda **given: Pool(object, **given), "validat", "validate"),
         (HTTPPool, "base_ur", "base_url"),
@@ -97,25 +99,25 @@ def test_an_argument_of_the_class_may_have_been_meant() -> None:
             kind(**{typo: 1})  # type: ignore[operator]
 
 
-def test_an_unknown_argument_does_not_show_its_value() -> None:
+def test_unknown_argument_does_not_show_its_value() -> None:
     with pytest.raises(TypeError) as caught:
         PostgresPool(pasword="hunter2")  # type: ignore[call-arg]
     assert "hunter2" not in str(caught.value)
 
 
-def test_http_has_defaults_of_its_own() -> None:
+def test_http_pool_has_defaults_of_its_own() -> None:
     pool = HTTPPool(max_idle=5)
     assert (pool.settings.max_size, pool.settings.min_size, pool.settings.max_idle) == (100, 0, 5)
     pool.close()
 
 
-def test_a_url_is_beaten_by_arguments_too() -> None:
+def test_arguments_override_the_url() -> None:
     pool = from_url("sqlite:///:memory:?max_size=5&idle_timeout=9", max_size=3)
     assert (pool.settings.max_size, pool.settings.idle_timeout) == (3, 9)
     pool.close()
 
 
-def test_the_environment_is_beaten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_MAX_CONNECTIONS", "50")
     monkeypatch.setenv("HTTP_KEEPALIVE_EXPIRY", "9")
     pool = init_http_pool(max_size=30)
@@ -123,15 +125,16 @@ def test_the_environment_is_beaten_too(monkeypatch: pytest.MonkeyPatch) -> None:
     shutdown_http_pool()
 
 
-def test_a_kind_from_elsewhere_gets_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_of_another_package_gets_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(url: str, *, settings: PoolSettings, name: str | None) -> Pool[Any]:
         return Pool(object, settings=settings, name=name)
 
-    monkeypatch.setattr("pooling._urls._builder", lambda scheme: build)
+    found = [SimpleNamespace(name="ldap", load=lambda: build)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
     assert from_url("ldap://directory", max_size=3).settings.max_size == 3
 
 
-def test_the_writer_and_the_readers_of_sqlite_share_them() -> None:
+def test_sqlite_writer_and_readers_share_options() -> None:
     pool = SQLitePool(":memory:", readers=3, acquire_timeout=2)
     assert pool.readers is not None
     assert (pool.settings.max_size, pool.readers.settings.max_size) == (1, 3)
@@ -139,7 +142,7 @@ def test_the_writer_and_the_readers_of_sqlite_share_them() -> None:
     pool.close()
 
 
-def test_a_pool_that_does_not_pool_stays_so() -> None:
+def test_unpooled_pool_ignores_max_uses_and_min_size() -> None:
     pool = UnpooledPool(object, max_uses=5, min_size=2, max_size=3)
     assert (pool.settings.max_uses, pool.settings.min_size, pool.settings.max_size) == (1, 0, 3)
 
@@ -147,7 +150,7 @@ def test_a_pool_that_does_not_pool_stays_so() -> None:
 # -- types ------------------------------------------------------------------------------------
 
 
-def test_the_types_are_those_of_the_fields() -> None:
+def test_option_types_are_those_of_the_fields() -> None:
     fields = {field.name: field.type for field in dataclasses.fields(PoolSettings)}
     fields |= {f"backoff_{field.name}": field.type for field in dataclasses.fields(Backoff)}
     assert {name: kind.__forward_arg__ for name, kind in PoolOptions.__annotations__.items()} == fields
@@ -169,7 +172,7 @@ SNIPPET = """\
     """
 
 
-def test_a_type_checker_knows_them(tmp_path: Path) -> None:
+def test_type_checker_knows_the_options(tmp_path: Path) -> None:
     from mypy import api  # here: it takes a while
 
     snippet = tmp_path / "snippet.py"

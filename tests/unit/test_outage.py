@@ -1,4 +1,4 @@
-"""A server that is down: one prober, its pace, what borrowers are told, and the way back."""
+"""Outages: one probe at a time, its pace, what borrowers are told, and recovery."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRONG = PermissionError("wrong password")
 
 
 class Server(FakeAdapter):
-    """A server that can be down; notes when somebody tried to reach it."""
+    """A server that can be down; records the times of attempts."""
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ def in_line(pool: Pool[Any], clock: VirtualClock, number: int, timeout: float = 
 
 
 def in_flight(clock: VirtualClock) -> Iterator[int]:
-    """Let one creation after the other succeed; say how many are under way each time."""
+    """Let one creation after the other succeed; return how many are in progress each time."""
     while clock.jobs:
         yield clock.jobs
         clock.run_job()
 
 
-# -- the prober ---------------------------------------------------------------------------
+# -- probes -------------------------------------------------------------------------------
 
 
 def test_creations_in_flight_end_before_one_probe_starts(make: Make, manual: VirtualClock) -> None:
@@ -68,7 +68,7 @@ def test_creations_in_flight_end_before_one_probe_starts(make: Make, manual: Vir
         assert manual.jobs == left  # none is replaced
     for _ in range(10):
         manual.advance(1)
-        assert manual.jobs == 1  # however long it takes
+        assert manual.jobs == 1  # however long that takes
         manual.run_job()
     server.error = None
     manual.advance(1)
@@ -77,8 +77,8 @@ def test_creations_in_flight_end_before_one_probe_starts(make: Make, manual: Vir
         task.result()
 
 
-def test_failures_of_one_moment_are_one_failure(make: Make, manual: VirtualClock) -> None:
-    """Five that were in flight do not make the delay five times doubled."""
+def test_concurrent_failures_count_as_one(make: Make, manual: VirtualClock) -> None:
+    """Five failures of creations in flight do not double the delay five times."""
     server = Server(manual)
     pool = make(adapter=server, max_size=5, clock=manual, min_size=5)
     pool.fill()
@@ -87,14 +87,14 @@ def test_failures_of_one_moment_are_one_failure(make: Make, manual: VirtualClock
     assert manual.jobs == 1
 
 
-def test_the_delay_doubles_to_its_maximum(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_delay_doubles_to_its_maximum(make: Make, clock: VirtualClock, server: Server) -> None:
     pool = make(adapter=server, min_size=1, backoff_initial=1, backoff_maximum=10)
     pool.fill()
     clock.advance(60)
     assert server.attempts == [0, 1, 3, 7, 15, 25, 35, 45, 55]
 
 
-def test_the_delay_is_drawn_from_all_of_it(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_delay_has_full_jitter(make: Make, clock: VirtualClock, server: Server) -> None:
     """Full jitter: clients that failed together do not return together."""
     random.seed(7)
     pool = make(adapter=server, min_size=1, backoff_initial=8, backoff_maximum=8, backoff_jitter=True)
@@ -194,7 +194,7 @@ def test_after_recovery_creation_ramps_up(make: Make, manual: VirtualClock) -> N
     assert len(flights) == 20
 
 
-def test_a_failure_during_the_ramp_starts_it_again(make: Make, manual: VirtualClock) -> None:
+def test_failure_during_the_ramp_starts_it_again(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     pool = make(adapter=server, min_size=20, max_size=20, clock=manual)
     pool.fill()
@@ -216,7 +216,7 @@ def test_a_new_pool_needs_no_ramp(make: Make, manual: VirtualClock) -> None:
     assert manual.jobs == 20
 
 
-def test_a_recovery_makes_the_next_outage_a_new_one(
+def test_outage_after_a_recovery_is_a_new_one(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     pool = make(adapter=server, min_size=1, backoff_initial=1)
@@ -232,7 +232,7 @@ def test_a_recovery_makes_the_next_outage_a_new_one(
     assert server.attempts == [0, 1, 3]
 
 
-def test_the_pool_never_gives_up(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_pool_never_stops_trying(make: Make, clock: VirtualClock, server: Server) -> None:
     pool = make(adapter=server, min_size=1, max_attempts=3)
     pool.fill()
     clock.advance(24 * 3600)
@@ -264,7 +264,7 @@ def test_release_serves_a_waiter_during_an_outage(
     assert task.result().resource.number == 1
 
 
-# -- the doubt ------------------------------------------------------------------------------
+# -- limits after a death -------------------------------------------------------------------
 
 
 def in_use(pool: Pool[Any], number: int) -> list[Lease[Any]]:
@@ -272,13 +272,13 @@ def in_use(pool: Pool[Any], number: int) -> list[Lease[Any]]:
 
 
 def break_all(leases: list[Lease[Any]]) -> None:
-    """Each borrower finds out at its own moment, by an error."""
+    """Each borrower notices at its own time, by an error."""
     while leases:
         with pytest.raises(ConnectionError), leases.pop():
             raise ConnectionError("gone")
 
 
-def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manual: VirtualClock) -> None:
+def test_dead_server_sees_one_attempt_when_all_resources_break(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=8, clock=manual)
@@ -287,7 +287,7 @@ def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manua
     tasks = in_line(pool, manual, 8)
     server.error, server.attempts = DOWN, []
     break_all(leases)
-    run_jobs(manual)  # all are closed, and what may be made was tried
+    run_jobs(manual)  # all are closed, and the permitted creations were tried
     assert len(server.attempts) == 1
     server.error = None
     manual.advance(0.05)
@@ -297,7 +297,7 @@ def test_when_all_break_at_once_a_dead_server_sees_one_attempt(make: Make, manua
 
 
 def test_free_slot_does_not_bypass_max_waiting(make: Make, manual: VirtualClock) -> None:
-    """The death is known before anything is planned in its place."""
+    """The death is recorded before a replacement is planned."""
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=20, clock=manual)
@@ -310,7 +310,7 @@ def test_free_slot_does_not_bypass_max_waiting(make: Make, manual: VirtualClock)
     assert len(server.attempts) == 1
 
 
-def test_when_all_died_on_a_server_that_is_up_they_are_replaced_quickly(make: Make, manual: VirtualClock) -> None:
+def test_deaths_on_a_server_that_is_up_are_replaced_quickly(make: Make, manual: VirtualClock) -> None:
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=16, min_size=16, clock=manual)
@@ -322,7 +322,7 @@ def test_when_all_died_on_a_server_that_is_up_they_are_replaced_quickly(make: Ma
 
 
 def test_hundreds_of_old_deaths_do_not_serialise_replacement(make: Make, manual: VirtualClock) -> None:
-    """They died with the first, long ago: it was replaced, so the server is up."""
+    """They died with the first one, which was replaced since: the server is up."""
     server = Server(manual)
     server.error = None
     pool = make(adapter=server, max_size=100, clock=manual)
@@ -343,7 +343,7 @@ def test_hundreds_of_old_deaths_do_not_serialise_replacement(make: Make, manual:
 
 
 def run_closes(clock: VirtualClock) -> None:
-    """Do the closes that wait, and leave the creations."""
+    """Run the waiting closes, and leave the creations."""
     jobs = clock.runtime.workers.jobs  # type: ignore[attr-defined]
     while closes := [place for place, (job, _) in enumerate(jobs) if job.__name__ == "close_entry"]:
         clock.run_job(closes[0])
@@ -366,7 +366,7 @@ def test_hung_creation_does_not_delay_others(make: Make, manual: VirtualClock) -
     tasks = in_line(pool, manual, 4)
     break_all(leases)
     run_closes(manual)
-    assert manual.jobs == 1  # it hangs: nobody runs it
+    assert manual.jobs == 1  # it hangs: it is never run
     manual.advance(0.9)
     assert manual.jobs == 1
     manual.advance(0.1)
@@ -376,8 +376,8 @@ def test_hung_creation_does_not_delay_others(make: Make, manual: VirtualClock) -
         task.result()
 
 
-def test_what_keeps_the_pool_filled_is_not_held_up_either(make: Make, manual: VirtualClock) -> None:
-    """Nobody waits, so nothing but the doubt's own end brings the reaper."""
+def test_death_does_not_delay_filling_to_min_size(make: Make, manual: VirtualClock) -> None:
+    """There is no waiter, so only the end of the limit itself schedules a sweep."""
     pool = make(max_size=4, min_size=4, clock=manual, idle_timeout=None, max_lifetime=None, create_timeout=600)
     for resource in fill(pool, 4):
         resource.alive = False
@@ -389,7 +389,7 @@ def test_what_keeps_the_pool_filled_is_not_held_up_either(make: Make, manual: Vi
 
 
 def test_check_without_an_answer_counts_as_a_death(make: Make, manual: VirtualClock) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter, max_size=4, min_size=4, clock=manual, health_check_timeout=2)
     fill(pool, 4)
     pool.check()  # on workers, which hang
@@ -399,7 +399,7 @@ def test_check_without_an_answer_counts_as_a_death(make: Make, manual: VirtualCl
 
 
 def test_resource_without_a_server_is_never_suspect(make: Make, manual: VirtualClock) -> None:
-    """A creation inline does no I/O, so it costs nothing and tells nothing."""
+    """An inline creation does no I/O, so it proves nothing about a server."""
     pool = make(adapter=FakeAdapter(blocking=False), max_size=4, clock=manual)
     fill(pool, 4)
     break_all(in_use(pool, 4))
@@ -417,7 +417,7 @@ def test_discard_does_not_limit_creations(make: Make, clock: VirtualClock) -> No
 # -- what borrowers are told --------------------------------------------------------------
 
 
-def test_at_the_deadline_the_cause_is_chained(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_timeout_chains_the_cause(make: Make, clock: VirtualClock, server: Server) -> None:
     (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
     clock.advance(5)
     with pytest.raises(PoolTimeout) as raised:
@@ -425,7 +425,7 @@ def test_at_the_deadline_the_cause_is_chained(make: Make, clock: VirtualClock, s
     assert raised.value.__cause__ is DOWN
 
 
-def test_the_cause_is_the_last_one(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_timeout_chains_the_last_error(make: Make, clock: VirtualClock, server: Server) -> None:
     (task,) = in_line(make(adapter=server), clock, 1, timeout=5)
     server.error = last = ConnectionResetError("worse")
     clock.advance(5)
@@ -434,7 +434,7 @@ def test_the_cause_is_the_last_one(make: Make, clock: VirtualClock, server: Serv
     assert raised.value.__cause__ is last
 
 
-def test_the_cause_keeps_no_frames_alive(make: Make, server: Server) -> None:
+def test_cause_of_a_timeout_keeps_no_frames_alive(make: Make, server: Server) -> None:
     pool = make(adapter=server)
     with pytest.raises(PoolUnavailable):
         pool.acquire(0)
@@ -519,7 +519,7 @@ def test_waiter_that_an_open_resource_can_serve_waits_for_it(
 
 
 def test_final_error_is_not_retried_for_each_acquire(make: Make, server: Server) -> None:
-    """Accounts get locked."""
+    """Retries could lock the account."""
     server.error = WRONG
     pool = make(adapter=server)
     for _ in range(100):
@@ -529,10 +529,10 @@ def test_final_error_is_not_retried_for_each_acquire(make: Make, server: Server)
 
 
 @pytest.mark.parametrize("min_size", [0, 1])
-def test_a_final_error_is_tried_every_two_seconds_however_many_ask(
+def test_final_error_is_retried_every_two_seconds_at_most(
     make: Make, clock: VirtualClock, server: Server, min_size: int
 ) -> None:
-    """Somebody may have mended the password; and accounts get locked."""
+    """The password may have been fixed, but frequent retries could lock the account."""
     server.error = WRONG
     pool = make(adapter=server, backoff_initial=1, backoff_maximum=30, min_size=min_size)
     for _ in range(600):
@@ -544,7 +544,7 @@ def test_a_final_error_is_tried_every_two_seconds_however_many_ask(
     assert min(gaps[1:]) >= 2 - 1e-6 and max(gaps) <= 2.1 + 1e-6
 
 
-def test_a_final_error_is_tried_less_and_less_while_nobody_asks(
+def test_final_error_is_retried_less_often_without_demand(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = WRONG
@@ -554,10 +554,10 @@ def test_a_final_error_is_tried_less_and_less_while_nobody_asks(
     clock.advance(60)
     assert server.attempts == [0, 1, 3, 7, 15, 31]
     server.error = None
-    assert pool.acquire().resource.number == 1  # whoever asks then has it tried at once
+    assert pool.acquire().resource.number == 1  # the next acquire causes an attempt at once
 
 
-def test_a_final_error_is_tried_while_somebody_waits_for_what_is_lent(
+def test_final_error_is_retried_while_a_waiter_needs_a_release(
     make: Make, clock: VirtualClock, server: Server
 ) -> None:
     server.error = None
@@ -574,8 +574,8 @@ def test_a_final_error_is_tried_while_somebody_waits_for_what_is_lent(
     lease.release()
 
 
-def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make, manual: VirtualClock) -> None:
-    """Whoever comes while it is being asked waits for its answer, so there must be time without."""
+def test_slow_final_error_is_not_retried_continuously(make: Make, manual: VirtualClock) -> None:
+    """Borrowers that arrive during an attempt wait for its result, so there must be pauses between attempts."""
     server = Server(manual)
     server.error = WRONG
     pool = make(adapter=server, clock=manual, backoff_initial=30, max_size=1)
@@ -594,12 +594,12 @@ def test_a_server_that_takes_long_to_say_no_is_not_asked_all_the_time(make: Make
     task.result()
 
 
-def test_final_error_may_be_mended(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_creation_succeeds_once_a_final_error_is_fixed(make: Make, clock: VirtualClock, server: Server) -> None:
     server.error = WRONG
     pool = make(adapter=server)
     with pytest.raises(CreateFailed):
         pool.acquire()
-    server.error = None  # somebody has mended the password
+    server.error = None  # the password is fixed
     clock.advance(1)
     assert pool.acquire().resource.number == 1
     assert pool.stats()["down"] is None
@@ -621,11 +621,11 @@ def test_failing_is_final_counts_as_not_final(
     assert "pool 'test': is_final() failed" in caplog.text
 
 
-# -- what others see ----------------------------------------------------------------------
+# -- observers, log and stats -------------------------------------------------------------
 
 
 class Incidents(Observer):
-    """Writes down beginnings and ends of outages."""
+    """Records beginnings and ends of outages."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, object]] = []
@@ -637,7 +637,7 @@ class Incidents(Observer):
         self.seen.append(("ended", seconds))
 
 
-def test_an_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server: Server) -> None:
+def test_outage_begins_and_ends_once(make: Make, clock: VirtualClock, server: Server) -> None:
     incidents = Incidents()
     pool = make(adapter=server, min_size=1, observers=[incidents], backoff_initial=1)
     for _ in range(2):
@@ -670,7 +670,7 @@ def test_stats_name_the_cause(make: Make, server: Server) -> None:
 
 
 class FullServer(Server):
-    """A server that may refuse because it has all the clients it takes."""
+    """A server that can be at its connection limit."""
 
     def is_full(self, error: BaseException) -> bool:
         return isinstance(error, BlockingIOError)
@@ -678,7 +678,7 @@ class FullServer(Server):
 
 @pytest.fixture
 def full(make: Make, clock: VirtualClock) -> tuple[Pool[Any], FullServer, Incidents]:
-    """A pool with one resource out of ten, and the server takes no more."""
+    """A pool with one resource of ten, whose server is at its connection limit."""
     server, incidents = FullServer(clock), Incidents()
     server.error = None
     pool = make(adapter=server, max_size=10, clock=clock, observers=[incidents], max_attempts=2)
@@ -688,7 +688,7 @@ def full(make: Make, clock: VirtualClock) -> tuple[Pool[Any], FullServer, Incide
     return pool, server, incidents
 
 
-def test_a_full_server_is_no_outage(
+def test_full_server_is_not_an_outage(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
 ) -> None:
     pool, server, incidents = full
@@ -696,14 +696,14 @@ def test_a_full_server_is_no_outage(
     tasks = in_line(pool, clock, 3)
     for _ in range(40):
         clock.advance(0.25)
-    assert 5 <= len(server.attempts) <= 21  # every 0.5 to 1.5 s, whoever waits
+    assert 5 <= len(server.attempts) <= 21  # every 0.5 to 1.5 s, whatever waiters there are
     assert pool.stats()["down"] is None and incidents.seen == []
-    lease.release()  # what is open serves all of them, max_attempts or not
+    lease.release()  # open resources serve all of them, whatever max_attempts is
     for task in tasks:
         task.result().release()
 
 
-def test_when_there_is_room_again_the_pool_grows(
+def test_pool_grows_once_the_server_has_free_connections(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock
 ) -> None:
     pool, server, _ = full
@@ -745,7 +745,7 @@ def test_full_server_is_an_outage_for_an_empty_pool(
     assert incidents.seen and pool.stats()["down"] is not None
 
 
-def test_a_full_server_that_lets_one_in_now_and_then_is_one_line(
+def test_server_that_is_full_again_and_again_is_logged_once(
     full: tuple[Pool[Any], FullServer, Incidents], clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool, server, _ = full

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pooling
+from tests.privates import defined_privates, private_accesses
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pooling"
@@ -40,13 +41,13 @@ STEPS = [
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
-# The same inside the core: each module imports from lower steps only.
+# The same inside these packages: a module imports from lower steps of its own package only.
 CORE = [
-    {"adapter", "clock", "hangup", "runtime.gevent", "report.histogram", "runtime.parking"},
+    {"adapter", "clock", "descriptors", "hangup", "runtime.gevent", "report.histogram", "runtime.parking"},
     {"entry", "observer", "report.snapshot", "runtime.immortal"},
-    {"waiter", "fastpath"},
+    {"waiter", "idle", "schedule"},
     {"state", "suspicion"},
-    {"report.messages", "runtime.poolref"},
+    {"fastpath", "report.messages", "runtime.poolref"},
     {"report.holders", "report.metrics", "outage", "runtime.workers"},
     {"events", "runtime.reaper"},
     {"runtime.registry"},
@@ -59,7 +60,46 @@ CORE = [
     {"managed"},
     {"pool"},
 ]
-CORE_STEP = {module: number for number, modules in enumerate(CORE) for module in modules}
+POSTGRES = [
+    {"complaint", "failures", "greenlets", "internals", "wire"},
+    {"address", "client_state", "commands", "cursors", "limits", "stalls", "steps", "trace"},
+    {"configured", "connecting", "statistics"},
+    {"tracking"},
+    {"committing", "foreign", "rotation", "unfinished"},
+    {"session"},
+    {"adapter", "advice", "blocks"},
+    {"retrying"},
+    {"pool"},
+]
+SQLITE = [
+    {"arguments", "limit", "memory", "paths", "queries", "split", "traces", "turns", "urls"},
+    {"connection"},
+    {"upkeep"},
+    {"adapter"},
+    {"pool"},
+]
+HTTP = [
+    {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
+    {"arguments"},
+    {"limits", "verbs"},
+    {"calls", "health", "wire"},
+    {"slots", "template"},
+    {"hosts"},
+    {"hold"},
+    {"connections"},
+    {"unpooled"},
+    {"transport"},
+    {"sessions", "warming"},
+    {"pool"},
+    {"client"},
+]
+LAYERS = {"core": CORE, "adapters.postgres": POSTGRES, "adapters.sqlite": SQLITE, "adapters.http": HTTP}
+LAYER = {
+    f"pooling.{package}.{module}": number
+    for package, layers in LAYERS.items()
+    for number, modules in enumerate(layers)
+    for module in modules
+}
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
@@ -88,7 +128,7 @@ def test_import_is_light() -> None:
     assert threads == 1
 
 
-def test_heavy_import_is_seen() -> None:
+def test_heavy_import_is_detected() -> None:
     assert fresh("import requests")[0] >= {"requests", "urllib3", "ssl", "socket"}
 
 
@@ -96,7 +136,7 @@ def test_version_is_that_of_the_distribution() -> None:
     assert pooling.__version__ == importlib.metadata.version("pooling")
 
 
-def test_types_are_packed() -> None:
+def test_type_information_is_packed() -> None:
     assert importlib.resources.files("pooling").joinpath("py.typed").is_file()
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -104,7 +144,7 @@ def test_types_are_packed() -> None:
 
 
 def test_every_extra_has_code() -> None:
-    """Who installs one gets something for it."""
+    """An extra that no module imports would be useless."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = {*config["options.extras_require"]} - {"binary", "test", "bench"}
@@ -115,7 +155,7 @@ def test_every_extra_has_code() -> None:
     assert extras <= used
 
 
-def test_no_package_is_forgotten() -> None:
+def test_every_directory_with_modules_is_a_package() -> None:
     """A directory with modules but without ``__init__.py`` is left out of the wheel."""
     assert {path.parent for path in PACKAGE.rglob("*.py") if not (path.parent / "__init__.py").exists()} == set()
 
@@ -145,10 +185,16 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
-def core_module(name: str) -> str:
-    """Return the module of the core that a full name belongs to."""
-    parts = name.split(".")[2:]
-    return ".".join(parts[: 2 if parts[0] in ("report", "runtime") else 1])
+def layered_package(name: str) -> str | None:
+    """Return which of the packages with layers a module is in, if it is in one."""
+    return next((package for package in LAYERS if name.startswith(f"pooling.{package}.")), None)
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer of the module that a full name belongs to; ``None`` if it has none."""
+    while name and name not in LAYER:
+        name = name.rpartition(".")[0]
+    return LAYER.get(name)
 
 
 def modules() -> dict[str, Path]:
@@ -194,13 +240,13 @@ def test_no_import_circle() -> None:
     assert [" -> ".join([*circle, circle[0]]) for circle in cycles(import_graph())] == []
 
 
-def test_import_circle_is_seen() -> None:
+def test_import_circle_is_detected() -> None:
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """Say which imports of a module the layers forbid."""
-    own = part_of(module)
+    own, package, layer = part_of(module), layered_package(module), layer_of(module)
     found = []
     for name in imports(source, module, is_package):
         top = name.partition(".")[0]
@@ -208,11 +254,62 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             other = part_of(name)
             if other != own and STEP[other] >= STEP[own]:
                 found.append(f"{module} imports {name}: an arrow upwards, or to the side")
-            elif own == other == "core" and CORE_STEP[core_module(name)] >= CORE_STEP[core_module(module)]:
-                found.append(f"{module} imports {name}: an arrow upwards, or to the side, inside the core")
+            elif package is not None and layered_package(name) == package and layer is not None:
+                below = layer_of(name)
+                if below is None or below >= layer:  # None: the package itself, which is above all
+                    found.append(f"{module} imports {name}: an arrow upwards, or to the side, in pooling.{package}")
         elif top not in {*sys.stdlib_module_names, FOR_TYPES} and own not in WITH_DRIVERS:
             found.append(f"{module} imports {name}: not for {own} to know")
     return found
+
+
+def private_overrides(sources: dict[str, str]) -> list[str]:
+    """Say which classes override a private method or attribute of a class of another module."""
+    classes: dict[tuple[str, str], tuple[list[tuple[str, str]], set[str]]] = {}
+    for module, source in sources.items():
+        tree, origins = ast.parse(source), {}
+        package = module.rpartition(".")[0].split(".")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                origin = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+                origins.update({alias.asname or alias.name: (origin, alias.name) for alias in node.names})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                bare = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+                bases = [origins.get(base.id, (module, base.id)) for base in bare if isinstance(base, ast.Name)]
+                names = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+                for item in node.body:
+                    if isinstance(item, ast.Assign):
+                        names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
+                private = {name for name in names if name.startswith("_") and not name.endswith("__")}
+                classes[module, node.name] = bases, private
+    found = []
+    for (module, name), (bases, private) in classes.items():
+        ancestors, seen = list(bases), set(bases)
+        while ancestors:
+            above = ancestors.pop()
+            its_bases, its_private = classes.get(above, ([], set()))
+            if above[0] != module:
+                both = sorted(private & its_private)
+                found += [f"{module}.{name} overrides {each} of {above[0]}.{above[1]}" for each in both]
+            ancestors += [base for base in its_bases if base not in seen]
+            seen.update(its_bases)
+    return found
+
+
+def test_no_class_overrides_a_private_name_of_another_module() -> None:
+    found = {module: path for module, path in modules().items() if path.stem != "__init__"}
+    sources = {module: path.read_text(encoding="utf-8") for module, path in found.items()}
+    assert private_overrides(sources) == []
+
+
+def test_override_of_a_private_name_is_seen() -> None:
+    above = "class Base:\n    def _step(self): ...\n    def step(self): ..."
+    below = "from .above import Base\nclass Mine(Base[int]):\n    def _step(self): ...\n    def step(self): ..."
+    assert private_overrides({"pooling.above": above, "pooling.below": below}) == [
+        "pooling.below.Mine overrides _step of pooling.above.Base"
+    ]
 
 
 def test_every_module_has_a_step() -> None:
@@ -220,12 +317,26 @@ def test_every_module_has_a_step() -> None:
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     names |= {f"tools.{path.parent.name}" for path in PACKAGE.glob("tools/*/__init__.py")}
     assert names <= STEP.keys(), "add it to STEPS"
-    core = {core_module(name) for name, path in modules().items() if ".core." in name and path.stem != "__init__"}
-    assert core == CORE_STEP.keys(), "add it to CORE"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_of_a_layered_package_has_a_layer(package: str) -> None:
+    prefix = f"pooling.{package}."
+    found = {name for name, path in modules().items() if name.startswith(prefix) and path.stem != "__init__"}
+    listed = {name for name in LAYER if name.startswith(prefix)}
+    missing, gone = sorted(found - listed), sorted(listed - found)
+    assert not missing, f"add it to the list of {package}, above all that it imports: {missing}"
+    assert not gone, f"remove it from the list of {package}: {gone}"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_module_is_listed_once(package: str) -> None:
+    listed = [module for layer in LAYERS[package] for module in layer]
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_arrows_point_down(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     is_package = parts[-1] == "__init__"
     module = ".".join(parts[:-1] if is_package else parts)
@@ -245,12 +356,16 @@ def test_arrows_point_down(path: Path) -> None:
         ("pooling.core.runtime.registry", "from .fork import ensure_process"),
         ("pooling.core.outage", "from .report.metrics import PoolMetrics"),
         ("pooling.adapters.http", "from pooling.manager import PoolManager"),
+        ("pooling.adapters.http.hosts", "from .pool import HTTPPool"),
+        ("pooling.adapters.postgres.session", "from . import pool"),
+        ("pooling.adapters.postgres.session", "from . import PostgresPool"),
+        ("pooling.adapters.sqlite.queries", "def later():\n    from .connection import Connection"),
         ("pooling.manager", "from requests import Session"),
         ("pooling.errors", "from .settings import PoolSettings"),
         ("pooling.observe.monitor", "from pooling.web import flask"),
     ],
 )
-def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
+def test_forbidden_import_is_detected(module: str, source: str) -> None:
     assert violations(source, module) != []
 
 
@@ -260,9 +375,112 @@ def test_forbidden_arrow_is_seen(module: str, source: str) -> None:
         ("pooling.core.pool", "from . import state\nfrom .lease import Lease\nimport threading"),
         ("pooling.core.pool", "from ..errors import PoolTimeout\nfrom pooling import settings"),
         ("pooling.adapters.http", "import requests\nfrom pooling.core.pool import Pool"),
+        ("pooling.adapters.http.pool", "from ...core import engine\nfrom .hosts import Host"),
         ("pooling.web.flask", "from ..manager import PoolManager\nimport flask"),
         ("pooling.__main__", "from pooling import Pool\nfrom pooling.tools import demo"),
     ],
 )
-def test_allowed_arrow_is_not_seen(module: str, source: str) -> None:
+def test_allowed_import_is_accepted(module: str, source: str) -> None:
     assert violations(source, module) == []
+
+
+# -- tests and private names ------------------------------------------------------------------
+
+# Private names that a test module may use, and why: they are other packages'.
+ALLOWED = {
+    ("contenders.py", "_get_conn"): "urllib3 lends a connection by no public method",
+    ("contenders.py", "_put_conn"): "urllib3 takes a connection back by no public method",
+    ("test_cursors.py", "_maybe_prepare_gen"): "a method of psycopg's cursors, which a program may override",
+    ("test_http.py", "_fp"): "an attribute of urllib3's responses",
+    ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
+    ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
+    ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
+    ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
+}
+MOST_PRIVATES = 68  # other uses, which may only become fewer
+
+
+def test_tests_use_public_seams() -> None:
+    """A test that reaches for a private name pins the shape of the code instead of what it does.
+
+    Use a public verb, ``pool.engine``, `pooling.testing`, or name and document an internal seam without underscore.
+    """
+    known = defined_privates(PACKAGE)
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted({*(ROOT / "tests").rglob("*.py")} - {Path(__file__)})
+        for line, name, text in private_accesses(path.read_text(encoding="utf-8"), known)
+        if (path.name, name) not in ALLOWED
+    ]  # fmt: skip
+    assert len(found) <= MOST_PRIVATES, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pool._hidden",
+        "def test() -> None:\n    assert pool.engine._hidden",
+        "monkeypatch.setattr(pool, '_hidden', None)",
+        "monkeypatch.setattr('pooling.core.pool._hidden', None)",
+        "from pooling.core.pool import _hidden",
+        "from pooling import Pool\nclass Mine(Pool):\n    def _hidden(self): ...",
+        "from pooling import Pool\nclass Mine(Pool):\n    def lock(self): return self._hidden",
+    ],
+)
+def test_use_of_a_private_name_is_detected(source: str) -> None:
+    assert private_accesses(source, {"_hidden"}) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pool._other; pool.lock",
+        "import threading\nthreading._hidden",
+        "class Mine:\n    def __init__(self): self._hidden = 1\nMine()._hidden",
+        "from tests.web import Server\nclass Mine(Server):\n    def _hidden(self): self._hidden",
+        "from pooling import _health",
+        "f'{name}_hidden'",
+    ],
+)
+def test_other_private_names_are_accepted(source: str) -> None:
+    assert private_accesses(source, {"_hidden", "_health"}) == []
+
+
+# -- sizes ------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_METHODS, MOST_ATTRIBUTES = 450, 25, 15
+
+
+def core() -> dict[str, str]:
+    """Return the source of each module of the core."""
+    found = {name: path for name, path in modules().items() if name.startswith("pooling.core.")}
+    return {name.removeprefix("pooling.core."): path.read_text(encoding="utf-8") for name, path in found.items()}
+
+
+def sizes(source: str) -> dict[str, tuple[int, int]]:
+    """Return the numbers of methods and of attributes assigned to ``self`` in each class."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            methods = sum(isinstance(one, ast.FunctionDef) for one in node.body)
+            attributes = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
+            stored = {ast.unparse(one) for one in attributes if isinstance(one.ctx, ast.Store)}
+            found[node.name] = methods, sum(name.startswith("self.") and name.count(".") == 1 for name in stored)
+    return found
+
+
+def test_no_module_of_the_core_is_too_long() -> None:
+    lengths = {name: len(source.splitlines()) for name, source in core().items()}
+    long = {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+    assert long == {}, f"over {MOST_LINES} lines: split it"
+
+
+def test_no_class_of_the_core_is_too_large() -> None:
+    found = {f"{module}.{name}": size for module, source in core().items() for name, size in sizes(source).items()}
+    large = {name: size for name, size in found.items() if size[0] > MOST_METHODS or size[1] > MOST_ATTRIBUTES}
+    assert large == {}, f"over {MOST_METHODS} methods or {MOST_ATTRIBUTES} attributes: split it"
+
+
+def test_size_of_a_class_is_measured() -> None:
+    source = "class Two:\n    def __init__(self): self.a = other.b = 1\n    def set(self): self.c, self.d.e = 3, 4"
+    assert sizes(source) == {"Two": (2, 2)}

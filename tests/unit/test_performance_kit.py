@@ -15,19 +15,19 @@ class TestFigures:
     @pytest.mark.parametrize(
         ("by", "order"), [(0, "abc"), (1, "bca"), (2, "cab"), (3, "abc"), (7, "bca")]
     )
-    def test_each_round_begins_with_another_one(self, by: int, order: str) -> None:
+    def test_each_round_begins_with_another_contender(self, by: int, order: str) -> None:
         assert figures.rotated("abc", by) == list(order)
 
-    def test_rotation_of_no_contenders(self) -> None:
+    def test_rotation_without_contenders(self) -> None:
         assert figures.rotated([], 3) == []
 
-    def test_the_ratio_is_taken_within_each_round(self) -> None:
+    def test_ratio_is_taken_within_each_round(self) -> None:
         # The machine was ten times slower in the second round, for both.
         ours, base = [2.0, 20.0, 2.0], [1.0, 10.0, 4.0]
         assert figures.per_round(ours, base) == [2.0, 2.0, 0.5]
         assert figures.ratio(ours, base) == 2.0
 
-    def test_a_ratio_of_medians_would_be_something_else(self) -> None:
+    def test_ratio_is_not_that_of_the_medians(self) -> None:
         ours, base = [1.0, 2.0, 9.0], [1.0, 4.0, 3.0]
         assert figures.ratio(ours, base) == 1.0
         assert figures.median(ours) / figures.median(base) != 1.0
@@ -62,7 +62,7 @@ class TestFigures:
             ([10, 10, 10], 0),
             ([1000, 1000, 1, 0], 2),
             ([991, 1000, 100, 1009], 0),  # few, but not next to nothing
-            ([0, 0, 0], 3),  # the average is nothing too: nobody was served
+            ([0, 0, 0], 3),  # the average is zero too: no thread was served
         ],
     )
     def test_starved(self, counts: list[int], expected: int) -> None:
@@ -91,14 +91,14 @@ class TestTarget:
         target = Target("ours", value, "<=" if sense == "<=" else ">=", 1.3)
         assert target.met is met
 
-    def test_value_limit_and_mark_stand_side_by_side(self) -> None:
+    def test_row_shows_value_limit_and_mark(self) -> None:
         target = Target("ours / base", 1.234, "<=", 1.3, " x")
         assert target.cells() == ("ours / base", "<= 1.30 x", "1.23 x", "met")
 
-    def test_a_miss_is_not_overlooked(self) -> None:
+    def test_missed_target_is_marked(self) -> None:
         assert Target("wait", 7.0, "<=", 5, " ms", ".1f").cells()[-1] == "NOT MET"
 
-    def test_what_a_missing_peer_leaves_unmeasured_is_neither(self) -> None:
+    def test_target_without_its_peer_is_neither_met_nor_missed(self) -> None:
         assert Target("peer / ours", None, ">=", 5).cells()[2:] == ("-", "not measured")
 
 

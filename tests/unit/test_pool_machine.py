@@ -1,7 +1,7 @@
 """The whole pool, in any order of events: borrowers in threads, workers, the reaper, faults.
 
-Threads are real, but one acts at a time, and one that is woken goes on only
-when the test says so (`Turns`): what Hypothesis finds, it finds again.
+Threads are real, but one runs at a time, and a thread whose wait is over continues only
+when the test says so (`Turns`): what Hypothesis finds is reproducible.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TICK = 2.0**-10  # seconds between two arrivals
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """What the pool logs in thousands of runs is of no use to anybody."""
+    """Thousands of runs would fill the log."""
     caplog.set_level(logging.CRITICAL, "pooling")
 
 
 class Struck(BaseException):
-    """What a signal, or ``gevent.Timeout``, raises in the middle of a call."""
+    """Raised by a signal or ``gevent.Timeout`` in the middle of a call."""
 
 
 class WrongPassword(Exception):
@@ -57,7 +57,7 @@ class WrongPassword(Exception):
 
 
 class Place:
-    """Where a thread waits until its wait is over and it is its turn."""
+    """The wait of one thread, until it is over and the test lets the thread continue."""
 
     def __init__(self, box: Any, deadline: float) -> None:
         self.box = box
@@ -84,7 +84,7 @@ class Turns(VirtualClock):
         self.places: list[Place] = []
         self.fuse: int | None = None  # how many readings more until one raises
         self.frozen = 0.0  # for how long the process stood still, and its clock with it
-        self._idle = threading.Semaphore(0)  # whoever acted waits now, or has ended
+        self._idle = threading.Semaphore(0)  # the running thread waits now, or has ended
 
     def now(self) -> float:
         if self.fuse is not None:
@@ -97,9 +97,14 @@ class Turns(VirtualClock):
     def wall(self) -> float:
         return super().wall() + self.frozen
 
+    @property
+    def time(self) -> float:
+        """The monotonic time, read without burning the fuse."""
+        return super().wall()
+
     def get(self, box: Any, timeout: float | None) -> Any:
-        place = Place(box, math.inf if timeout is None else self._time + timeout)
-        if box.empty() and place.deadline > self._time:
+        place = Place(box, math.inf if timeout is None else self.time + timeout)
+        if box.empty() and place.deadline > self.time:
             self.places.append(place)
             self._idle.release()
             assert place.turn.acquire(timeout=PATIENCE), "never had its turn"
@@ -112,7 +117,7 @@ class Turns(VirtualClock):
 
     @property
     def due(self) -> list[Place]:
-        """Those whose wait is over, in the order in which it began."""
+        """The waits that are over, in the order in which they began."""
         return [place for place in self.places if place.over]
 
     def let_go(self, place: Place) -> None:
@@ -139,20 +144,20 @@ class Turns(VirtualClock):
 
     # what `advance` asks for
 
-    def _moments(self) -> list[float]:
-        return super()._moments() + [place.deadline for place in self.places]
+    def upcoming(self) -> list[float]:
+        return super().upcoming() + [place.deadline for place in self.places]
 
-    def _wake(self) -> None:
+    def wake_due(self) -> None:
         for place in self.places:
-            if place.deadline <= self._time and not place.over:
+            if place.deadline <= self.time and not place.over:
                 place.error = queue.Empty
 
     def next_moment(self, end: float) -> float:
         """When something falls due, or the end if that is sooner."""
-        return min(at for at in [end, *self._moments()] if at > self._time)
+        return min(at for at in [end, *self.upcoming()] if at > self.time)
 
 
-class Visitor:
+class Borrower:
     """A thread that asks for one resource."""
 
     def __init__(self, pool: Pool[FakeResource], timeout: float, now: float) -> None:
@@ -161,9 +166,9 @@ class Visitor:
         self.arrived, self.deadline = now, now + timeout
         self.lease: Lease[FakeResource] | None = None
         self.error: type[BaseException] | None = None
-        self.waiter: Waiter | None = None  # its place in the line after the last step
-        self.waits = True  # it is in line, or has yet to come
-        self.overtook: list[Visitor] = []  # who came before, and waited on when it was served
+        self.waiter: Waiter | None = None  # its entry in the wait queue after the last step
+        self.waits = True  # it is in the wait queue, or has not arrived
+        self.overtook: list[Borrower] = []  # borrowers that arrived earlier and still waited when it was served
 
     def __call__(self) -> None:
         self.thread = threading.current_thread()
@@ -177,20 +182,20 @@ class Visitor:
         return self.lease is not None or self.error is not None
 
 
-# -- what is lent ------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------
 
 
 class Server(FakeAdapter):
-    """Makes resources while it is up, and notes when one is made without a slot for it."""
+    """Creates resources while it is up, and records a creation without a free slot."""
 
     plain = False
 
-    def __init__(self, *, blocking: bool, bounded: bool) -> None:
-        super().__init__(blocking=blocking, bounded=bounded)
+    def __init__(self, *, blocking: bool, enforces_timeouts: bool) -> None:
+        super().__init__(blocking=blocking, enforces_timeouts=enforces_timeouts)
         self.final = (WrongPassword,)
         self.slots: Callable[[], int] = int
         self.too_many = False
-        self.down: type[Exception] | None = None  # what each attempt to create raises
+        self.down: type[Exception] | None = None  # raised by each attempt to create
         self.every: list[FakeResource] = []
         self.lent: set[FakeResource] = set()
         self.spoilt: set[FakeResource] = set()  # cannot be reset
@@ -238,18 +243,18 @@ class Server(FakeAdapter):
 
 
 class AnsweringServer(Server):
-    """Its reset makes a round trip: who fails it is dead, and who answers was alive at that moment."""
+    """Its reset makes a round trip: a resource that fails it is dead, and one that answers was alive."""
 
     def reset(self, resource: FakeResource) -> bool:
         super().reset(resource)
         if not resource.alive:
-            raise OSError("reset")  # which may have other reasons: the others are no suspects
+            raise OSError("reset")  # which may have other reasons: the others are not suspect
         self.answers[resource] = self.time()
         return True
 
 
 class PlainServer(Server):
-    """Nothing can be looked at or reset: leases come and go without a lock."""
+    """Without checks and resets: leases take no lock."""
 
     plain = True
     is_alive = Adapter.is_alive
@@ -269,10 +274,10 @@ TIMEOUT = some(2, 40, 0.125, 0)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """All that borrowers, workers, the server and the operator may do, in any order.
+    """All actions of borrowers, workers, the server and the operator, in any order.
 
-    After each step every thread that was woken acts, unless it dawdles, and so
-    does the reaper; then each promise is looked at.
+    After each step every thread whose wait is over continues, unless it is delayed, and so
+    does the reaper; then each promise is checked.
     """
 
     workers = "manual"
@@ -280,7 +285,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         kind=some(Server, AnsweringServer, PlainServer),
         blocking=st.booleans(),
-        bounded=st.booleans(),
+        enforces_timeouts=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
         limits=some({}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}),
         ages=some(
@@ -293,7 +298,7 @@ class PoolMachine(RuleBasedStateMachine):
         self,
         kind: type[Server],
         blocking: bool,
-        bounded: bool,
+        enforces_timeouts: bool,
         sizes: tuple[int, int],
         limits: dict[str, int],
         ages: dict[str, float],
@@ -301,33 +306,33 @@ class PoolMachine(RuleBasedStateMachine):
     ) -> None:
         self.sound = False  # until the promises have been looked at
         self.clock = Turns(self.workers)
-        self.clock.runtime.workers._do = lambda function, args: function(*args)  # let errors out
+        self.clock.runtime.workers.do = lambda function, args: function(*args)  # let errors out
         self.clock.runtime.reaper.collect_after = math.inf  # there are no cycles here
-        self.server = kind(blocking=blocking, bounded=bounded)
+        self.server = kind(blocking=blocking, enforces_timeouts=enforces_timeouts)
         settings = PoolSettings(
             min_size=sizes[0], max_size=sizes[1], lifetime_jitter=0, health_check_interval=None
         ).replace(backoff_jitter=False, **limits, **ages)
         self.pool: Pool[FakeResource] = Pool(adapter=self.server, settings=settings, clock=self.clock)
         self.state = self.pool.engine.state
         self.server.slots = lambda: len(self.state.entries)
-        self.server.time = lambda: self.clock._time
-        self.visitors: list[Visitor] = []  # in order of arrival
+        self.server.time = lambda: self.clock.time
+        self.borrowers: list[Borrower] = []  # in order of arrival
         self.leases: list[Lease[FakeResource]] = []
         self.detached: list[FakeResource] = []
         self.unattended: list[Entry] = []  # whose second close was lost: they wait for `close_timeout`
         self.condemned: set[FakeResource] = set()  # not to be lent again
-        self.dawdling = 0  # for how many steps more
-        self.abrupt = abrupt  # the close does not wait for who dawdles
+        self.delayed = 0  # for how many steps more
+        self.abrupt = abrupt  # the close does not wait for delayed threads
         self.fuse: int | None = None
         self.struck = self.final = False
         self.exact = True  # no interruption has made the counts uncertain
         self.acquired = self.released = self.refused = self.orphans = 0
         self.size = self.attempts = 0  # after the last step
 
-    # -- how things go on
+    # -- steps
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Let a borrower act; it is struck on the way if a fuse is lit."""
+        """Run a borrower's call; it is interrupted if a fuse was set."""
         self.clock.fuse, lit, self.fuse = self.fuse, self.fuse is not None, None
         try:
             function(*args)
@@ -340,21 +345,21 @@ class PoolMachine(RuleBasedStateMachine):
             self.pass_time(AUDIT)  # at worst one audit period (P8)
 
     def go_on(self) -> None:
-        """Let who was woken act, and the reaper do what is due."""
+        """Let threads whose wait is over continue, and the reaper do what is due."""
         acted = True
         while acted:
             acted = self.clock.runtime.reaper.step(False)
-            while self.clock.due and not self.dawdling:
+            while self.clock.due and not self.delayed:
                 self.call(self.clock.let_go, self.clock.due[0])
                 acted = True
 
     def pass_time(self, seconds: float) -> None:
-        """Stop at each moment at which something falls due, so that everybody acts in time."""
+        """Stop at each time at which something falls due, so that every thread acts in time."""
         end = self.clock.now() + seconds
         while self.clock.now() < end:
             self.clock.advance(self.clock.next_moment(end) - self.clock.now())
             self.go_on()
-            self.calm()  # here, too: what was begun before an outage may go on in it
+            self.calm()  # creations begun before an outage may go on in it
 
     def take(self, which: int) -> Lease[FakeResource]:
         """One of the leases, for the last time."""
@@ -367,8 +372,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(timeout=TIMEOUT)
     def acquire(self, timeout: float) -> None:
         self.pass_time(TICK)  # no two arrive at the same instant
-        self.visitors.append(Visitor(self.pool, timeout, self.clock.now()))
-        self.call(self.clock.start, self.visitors[-1])
+        self.borrowers.append(Borrower(self.pool, timeout, self.clock.now()))
+        self.call(self.clock.start, self.borrowers[-1])
 
     @precondition(lambda self: self.leases)
     @rule(which=WHICH)
@@ -392,7 +397,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(which=WHICH, interrupted=st.booleans())
     def release_at_the_last_moment(self, which: int, interrupted: bool) -> None:
         """The oldest waiter is interrupted, or its time is up, before it is given something (P8)."""
-        self.dawdling = max(self.dawdling, 1)
+        self.delayed = max(self.delayed, 1)
         (place,) = [place for place in self.clock.places if place.box is self.state.waiters[0].box]
         if interrupted:
             place.error = Struck
@@ -411,13 +416,13 @@ class PoolMachine(RuleBasedStateMachine):
             raise error
 
     def break_off(self, lease: Lease[FakeResource]) -> None:
-        """The error in the block says that the resource is dead, where that can be known."""
+        """The error in the block tells that the resource is dead, where that can be known."""
         if not self.server.plain:
             self.condemned.add(lease.resource)
         self.fail(lease, ConnectionError)
 
     def spoil(self, lease: Lease[FakeResource]) -> None:
-        """Give it back so that it cannot be reset."""
+        """Release it in a state that cannot be reset."""
         if not self.server.plain:
             self.server.spoilt.add(lease.resource)
             self.condemned.add(lease.resource)
@@ -435,7 +440,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert lease.detach() is self.detached[-1]
 
     def drop(self, lease: Lease[FakeResource]) -> None:
-        """Forget it without a release; the collector finds it (P8)."""
+        """Drop the lease without a release; the garbage collector finds it (P8)."""
         self.orphans += 1
 
     @precondition(lambda self: self.clock.places)
@@ -450,9 +455,9 @@ class PoolMachine(RuleBasedStateMachine):
     # -- time
 
     @rule(steps=st.integers(1, 4))
-    def dawdle(self, steps: int) -> None:
-        """For some steps nobody who is woken acts."""
-        self.dawdling = steps
+    def delay(self, steps: int) -> None:
+        """For some steps threads whose wait is over do not continue."""
+        self.delayed = steps
 
     @precondition(lambda self: self.clock.due)
     @rule(which=WHICH)
@@ -480,7 +485,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.run_job(0)
             self.keeps_its_promises()
 
-    # -- trouble
+    # -- faults
 
     @rule(
         what=some(
@@ -504,7 +509,7 @@ class PoolMachine(RuleBasedStateMachine):
             resource.alive = False
 
     def die_silently(self, which: int) -> None:
-        """Some or all die, and no look at them shows it: a firewall has forgotten their connections."""
+        """Some or all die without a sign on their sockets: a firewall has dropped their connections."""
         for resource in sorted(self.server.open, key=lambda resource: resource.number)[: 1 + which]:
             resource.alive = False
             self.server.silent.add(resource)
@@ -513,7 +518,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The process stands still for an hour, and all that it holds dies meanwhile."""
         self.clock.frozen += 3600
         for entry in self.state.entries:
-            entry.answered = False  # but in a millisecond before, of which no clock would know
+            entry.answered = False  # but a moment before, which no clock would show
         self.die_silently(99)
         self.server.noted(False)
 
@@ -527,7 +532,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.server.down = None
 
     def strike(self, readings: int) -> None:
-        """Raise in whatever a borrower does next, after so many readings of the clock (P8)."""
+        """Raise in the next call of a borrower, after so many readings of the clock (P8)."""
         if self.workers == "manual":  # no borrower does a worker's job
             self.fuse = readings
 
@@ -571,7 +576,7 @@ class PoolMachine(RuleBasedStateMachine):
     def resume(self, _: int) -> None:
         self.pool.resume()
 
-    # -- what is promised
+    # -- promises
 
     @invariant()
     def keeps_its_promises(self) -> None:
@@ -585,74 +590,74 @@ class PoolMachine(RuleBasedStateMachine):
         self.calm()
         self.nobody_waits_in_vain()
         self.adds_up()
-        self.dawdling = max(0, self.dawdling - 1)
+        self.delayed = max(0, self.delayed - 1)
         self.sound = True
 
     def served_in_order_of_arrival(self) -> None:
-        """P3: nobody is served while somebody who came before waits on."""
+        """P3: no borrower is served while one that arrived earlier still waits."""
         line = {waiter.thread: waiter for waiter in self.state.waiters if not waiter.given}
-        present = {visitor.thread.ident: visitor for visitor in self.visitors if not visitor.gone}
+        present = {borrower.thread.ident: borrower for borrower in self.borrowers if not borrower.gone}
         assert list(line) == [ident for ident in present if ident in line]
-        stayed: list[Visitor] = []
-        for visitor in self.visitors:
-            waiter = None if visitor.gone else line.get(visitor.thread.ident)
-            if waiter is not None and waiter is visitor.waiter:
-                stayed.append(visitor)
-            elif waiter is None and visitor.waits:
-                visitor.overtook = stayed.copy()
-            visitor.waits, visitor.waiter = waiter is not None, waiter
+        stayed: list[Borrower] = []
+        for borrower in self.borrowers:
+            waiter = None if borrower.gone else line.get(borrower.thread.ident)
+            if waiter is not None and waiter is borrower.waiter:
+                stayed.append(borrower)
+            elif waiter is None and borrower.waits:
+                borrower.overtook = stayed.copy()
+            borrower.waits, borrower.waiter = waiter is not None, waiter
 
     def collect(self) -> None:
-        """Take over the leases of those who have one, and look at why the others went."""
-        for visitor in [visitor for visitor in self.visitors if visitor.gone]:
-            self.visitors.remove(visitor)
-            visitor.thread.join(PATIENCE)
-            if visitor.lease is None:
-                assert self.had_to_fail(visitor), visitor.error
-                self.refused += visitor.error is TooManyWaiting
+        """Take over the leases of served borrowers, and check the errors of the others."""
+        for borrower in [borrower for borrower in self.borrowers if borrower.gone]:
+            self.borrowers.remove(borrower)
+            borrower.thread.join(PATIENCE)
+            if borrower.lease is None:
+                assert self.had_to_fail(borrower), borrower.error
+                self.refused += borrower.error is TooManyWaiting
                 continue
-            assert not visitor.overtook
-            self.borrowed(visitor.lease, visitor)
+            assert not borrower.overtook
+            self.borrowed(borrower.lease, borrower)
 
-    def had_to_fail(self, visitor: Visitor) -> bool:
+    def had_to_fail(self, borrower: Borrower) -> bool:
         settings = self.pool.settings
-        assert visitor.error is not None
+        assert borrower.error is not None
         return {
-            PoolTimeout: self.clock.now() >= visitor.deadline,
-            PoolUnavailable: visitor.timeout == 0 or settings.max_attempts is not None,
+            PoolTimeout: self.clock.now() >= borrower.deadline,
+            PoolUnavailable: borrower.timeout == 0 or settings.max_attempts is not None,
             TooManyWaiting: settings.max_waiting is not None,
             PoolClosed: self.pool.closed,
             CreateFailed: self.final,
             Struck: True,
-        }[visitor.error]
+        }[borrower.error]
 
-    def borrowed(self, lease: Lease[FakeResource], visitor: Visitor) -> None:
-        """P5, P6: what is lent is clean and alive, and nothing is in a pause, or while there are too many."""
+    def borrowed(self, lease: Lease[FakeResource], borrower: Borrower) -> None:
+        """P5, P6: a lent resource is clean and alive, and none is lent during a pause or above max_size."""
         assert not self.state.fast_path_closed
         resource = lease.resource
         assert resource not in self.condemned
         if not self.server.plain:
             assert not resource.dirty
-            assert resource.alive or self.could_not_know(lease, visitor)
+            assert resource.alive or self.could_not_know(lease, borrower)
         resource.dirty = True
         self.acquired += 1
         self.leases.append(lease)
         self.server.lent.add(resource)
 
-    def could_not_know(self, lease: Lease[FakeResource], visitor: Visitor) -> bool:
-        """Whether it died in silence, and there was neither a reason nor the time to ask it (P6).
+    def could_not_know(self, lease: Lease[FakeResource], borrower: Borrower) -> bool:
+        """Whether it died without a sign, and there was no reason or no time for a round trip (P6).
 
-        Or at all, just after it had answered.
+        Or it died just after it had answered.
         """
-        assert lease._token is not None
-        entry = lease._token.entry
+        entry = next(entry for entry in self.state.entries if entry.resource is lease.resource)
         answer = self.server.answers.get(lease.resource, -math.inf)
-        recent = answer > visitor.arrived or entry.since - answer < ANSWER_TTL
-        if self.server.bounded and recent and answer > self.server.last_death:
+        recent = answer > borrower.arrived or entry.since - answer < ANSWER_TTL
+        # At the same time: in either order.
+        if self.server.enforces_timeouts and recent and answer >= self.server.last_death:
             return True
         seen = max(entry.idle_since, entry.checked)
-        beyond_suspicion = seen > self.server.last_death or self.struck  # who was struck may not have said so
-        asked = entry.checked >= visitor.arrived or visitor.timeout == 0
+        beyond_suspicion = seen > self.server.last_death or self.struck  # interrupted: unreported
+        asked = entry.checked >= borrower.arrived or borrower.timeout == 0
         fresh = entry.since - seen <= self.pool.settings.validation_interval
         return lease.resource in self.server.silent and (asked or (beyond_suspicion and fresh))
 
@@ -668,7 +673,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(resource.closed <= 1 for resource in self.server.every)
 
     def bounded(self) -> None:
-        """P2: one slot for each that is open, and not more of them but after a shrink."""
+        """P2: one slot for each open resource, and no more than max_size except after a shrink."""
         assert not self.server.too_many
         assert self.server.open <= {entry.resource for entry in self.state.entries}
         size = len(self.state.entries)
@@ -676,17 +681,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.size = size
 
     def timely(self) -> None:
-        """P4: nobody waits beyond the deadline, and nothing that hangs keeps its slot."""
+        """P4: no borrower waits beyond its deadline, and no hung work keeps its slot."""
         state, settings, now = self.state, self.pool.settings, self.clock.now()
         assert all(now < entry.since + settings.create_timeout for entry in state.creating)
         assert all(now < entry.since + settings.reset_timeout for entry in state.checking)
         assert all(now < entry.since + settings.close_timeout for entry in state.closing)
         if not self.clock.due:
-            assert all(now < visitor.deadline for visitor in self.visitors)
-            assert len(self.visitors) == len(state.waiters)
+            assert all(now < borrower.deadline for borrower in self.borrowers)
+            assert len(self.borrowers) == len(state.waiters)
 
     def calm(self) -> None:
-        """P7: nothing is begun beyond what the server's state allows."""
+        """P7: no creation is begun beyond what the server's state allows."""
         attempts = len(self.state.creating)
         assert attempts <= max(self.attempts, self.pool.engine.outage.allowed(self.clock.now()))
         self.attempts = attempts
@@ -698,7 +703,7 @@ class PoolMachine(RuleBasedStateMachine):
         if state.closed:
             assert not state.waiters and not state.idle
             return
-        # Beside an idle one waits at most who has another one checked on a worker.
+        # A waiter beside an idle resource is only possible while another one is checked for it.
         assert not state.idle or state.paused or len(state.waiters) <= len(state.checking)
         allowed = self.pool.engine.outage.allowed(self.clock.now()) - len(state.creating)
         if allowed > 0 and len(state.entries) < state.max_size and state.started:
@@ -706,7 +711,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(state.entries) - len(state.closing) >= state.min_size
 
     def adds_up(self) -> None:
-        """P12: what the pool says of itself, and no slot that nobody knows of (P8)."""
+        """P12: the pool's counts are right, and no slot is lost (P8)."""
         stats, shot = self.pool.stats(), self.pool.metrics.snapshot()
         for place in ("size", "idle", "in_use", "creating", "checking", "closing", "waiting"):
             assert stats[place] == getattr(shot, place)
@@ -721,7 +726,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert (shot.refusals, shot.orphans) == (self.refused, self.orphans)
 
     def teardown(self) -> None:
-        """After a close everybody leaves, and each resource comes to one end (P8)."""
+        """After a close all borrowers leave, and each resource is closed once (P8)."""
         if not self.sound:
             for place in self.clock.places.copy():
                 place.error = Struck
@@ -729,13 +734,13 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.fuse = None
         if not self.abrupt:
-            self.dawdling = 0
+            self.delayed = 0
             self.keeps_its_promises()
         self.pool.close(timeout=0)
-        self.dawdling = 0
+        self.delayed = 0
         self.acquire(1)
         self.keeps_its_promises()
-        assert not self.visitors
+        assert not self.borrowers
         while self.leases:
             self.release(0)
         self.keeps_its_promises()
@@ -759,7 +764,7 @@ TestManualWorkers = PoolMachine.TestCase
 TestInlineWorkers = InlineMachine.TestCase
 
 
-# -- what it found, each by itself -------------------------------------------------
+# -- regressions that it found -----------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [Lease.detach, lambda lease: None], ids=["detached", "dropped"])
@@ -774,12 +779,12 @@ def test_lease_that_is_never_released_counts_as_acquired(
 
 
 def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
-    """The one that is checked proves dead: another is made at once, in the free slot (P8)."""
+    """The checked resource is dead: another is created at once in the free slot (P8)."""
     clock = Turns("manual")
-    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), max_size=2)
+    pool = make(clock=clock, adapter=Server(blocking=True, enforces_timeouts=False), max_size=2)
     (resource,) = fill(pool, 1)
     clock.advance(1)
-    clock.start(Visitor(pool, 5, clock.now()))
+    clock.start(Borrower(pool, 5, clock.now()))
     resource.alive = False
     clock.run_job()
     assert (pool.stats()["creating"], pool.stats()["closing"]) == (1, 1)
@@ -787,16 +792,16 @@ def test_waiter_for_a_check_is_not_delayed_by_the_close(make: Make) -> None:
     clock.let_go(clock.due[0])
 
 
-def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
-    """Made on a worker: its result was old when it came, and was asked for again and again (P4)."""
+def test_one_round_trip_is_enough_for_one_acquire(make: Make) -> None:
+    """On a worker, the result was too old when it arrived, and the check was repeated endlessly (P4)."""
 
     class Running(VirtualClock):
         def now(self) -> float:
-            self._time += TICK
-            assert self._time < 10, "it goes round in circles"
-            return self._time
+            self.skip(TICK)
+            assert super().now() < 10, "an endless loop"
+            return super().now()
 
-    server = Server(blocking=True, bounded=False)
+    server = Server(blocking=True, enforces_timeouts=False)
     pool = make(clock=Running(start=0), adapter=server, validation_interval=0)
     for _ in range(2):
         pool.acquire(timeout=2).release()
@@ -804,9 +809,10 @@ def test_one_round_trip_is_proof_enough_for_one_acquire(make: Make) -> None:
 
 
 def test_pool_is_filled_up_after_two_checks_that_hang(make: Make) -> None:
-    """The second one's sweep superseded the one at the end of the doubt, and ``min_size`` was not kept (P8)."""
+    """The sweep for the second one replaced the one for the end of the limit after a death (P8)."""
     clock = Turns("manual")
-    pool = make(clock=clock, adapter=Server(blocking=True, bounded=False), min_size=2, max_size=3, reset_timeout=5)
+    server = Server(blocking=True, enforces_timeouts=False)
+    pool = make(clock=clock, adapter=server, min_size=2, max_size=3, reset_timeout=5)
     fill(pool, 2)
     lease = pool.acquire()
     pool.check()
@@ -821,22 +827,22 @@ def test_pool_is_filled_up_after_two_checks_that_hang(make: Make) -> None:
 
 
 def test_resource_released_during_close_is_closed(make: Make) -> None:
-    """By who was given it, and not by the collector when nobody keeps the error any more (P8)."""
+    """By the thread that was given it, not later by the garbage collector (P8)."""
     clock = Turns("inline")
     pool = make(clock=clock, max_size=1)
     lease = pool.acquire()
-    visitor = Visitor(pool, 1, clock.now())
-    clock.start(visitor)
+    borrower = Borrower(pool, 1, clock.now())
+    clock.start(borrower)
     lease.release()
     pool.close(timeout=0)
     clock.let_go(clock.due[0])
-    assert visitor.error is PoolClosed
+    assert borrower.error is PoolClosed
     assert pool.stats()["size"] == 0
 
 
-def test_a_failed_check_leaves_no_cycle_that_holds_the_key(make: Make, manual: VirtualClock) -> None:
-    """Else it would not be missed when its close is lost (P8)."""
-    server = Server(blocking=True, bounded=False)
+def test_failed_check_leaves_no_cycle_that_holds_the_token(make: Make, manual: VirtualClock) -> None:
+    """Else the slot would not be reclaimed when its close is lost (P8)."""
+    server = Server(blocking=True, enforces_timeouts=False)
     pool = make(clock=manual, adapter=server)
     fill(pool, 1)
     server.fail("validate", ConnectionError("dead"))
@@ -848,11 +854,11 @@ def test_a_failed_check_leaves_no_cycle_that_holds_the_key(make: Make, manual: V
     assert pool.stats()["size"] == 0
 
 
-def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_pool(
+def test_expired_resource_released_to_a_closed_pool_is_closed(
     make: Make, clock: VirtualClock
 ) -> None:
-    """On the way without a lock (P2)."""
-    pool = make(adapter=PlainServer(blocking=True, bounded=True), max_lifetime=10)
+    """On the fast path, which takes no lock (P2)."""
+    pool = make(adapter=PlainServer(blocking=True, enforces_timeouts=True), max_lifetime=10)
     lease = pool.acquire()
     clock.advance(20)
     pool.close(timeout=0)
@@ -860,9 +866,9 @@ def test_what_outlived_its_lifetime_is_closed_when_it_comes_back_to_a_closed_poo
     assert pool.stats()["size"] == 0
 
 
-def test_the_error_of_an_outage_keeps_no_borrower_s_frame_alive(make: Make) -> None:
-    """Made in the borrower's thread, it has a context there, and in those frames are leases (P8)."""
-    server = PlainServer(blocking=False, bounded=True)
+def test_error_of_an_outage_keeps_no_frame_of_a_borrower_alive(make: Make) -> None:
+    """An error raised in the borrower's thread has a context whose frames may hold leases (P8)."""
+    server = PlainServer(blocking=False, enforces_timeouts=True)
     pool = make(adapter=server)
     server.down = OSError
     with pytest.raises(PoolUnavailable):

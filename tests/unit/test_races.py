@@ -1,6 +1,6 @@
-"""Known interleavings, each by its name: what is endangered, and that it holds.
+"""Known interleavings, by name: what is at risk, and that it holds.
 
-Threads take their steps in a scripted order (`Script`); what strikes between
+Threads take their steps in a scripted order (`Script`); what is raised between
 two bytecodes is raised by the clock that the pool reads at that point.
 """
 
@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, LeaseError, Pool, PoolClosed, PoolError, PoolSettings, PoolTimeout
-from pooling.core.entry import Entry
-from pooling.core.state import WorkerTask
 from pooling.testing import FakeAdapter, FakeResource, Script, VirtualClock
+from tests.unit.conftest import maintenance_of
 
 
 class Struck(BaseException):
-    """What a signal handler, ``gevent.Timeout`` or ``SystemExit`` raises anywhere."""
+    """Raised anywhere, as by a signal handler, ``gevent.Timeout`` or ``SystemExit``."""
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def make(adapter: FakeAdapter, clock: VirtualClock, size: int = 1, **settings: o
 
 
 def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
-    """P8: every slot can be lent again, and all that was made is closed in the end."""
+    """P8: every slot can be lent again, and all created resources are closed in the end."""
     gc.collect()
     clock.settle()
     leases = [pool.acquire(timeout=0) for _ in range(pool.settings.max_size)]
@@ -63,10 +62,10 @@ def nothing_lost(pool: Pool[FakeResource], clock: VirtualClock) -> None:
     assert not adapter.open
 
 
-# -- hand-over and time-out ---------------------------------------------------------
+# -- hand-over and timeout ----------------------------------------------------------
 
 
-def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_late_hand_over_against_timeout(adapter: FakeAdapter, clock: VirtualClock) -> None:
     """A token given at the instant of the time-out is used: neither lost nor refused."""
     pool = make(adapter, clock)
     lease = pool.acquire()
@@ -77,14 +76,14 @@ def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock
         got.append(late.resource)
         late.release()
 
-    original = clock.get
+    original, leases = clock.get, [lease]
 
     def get(box: object, timeout: float | None) -> object:
         try:
             return original(box, timeout)  # type: ignore[arg-type]
         finally:
-            if threading.current_thread() is waiter and lease._token is not None:
-                lease.release()  # after its time was up, before it has left the line
+            if threading.current_thread() is waiter and leases:
+                leases.pop().release()  # after its time was up, before it has left the queue
 
     pool.engine.clock.get = get
     waiter = threading.Thread(target=wait)
@@ -99,7 +98,7 @@ def test_late_hand_off_against_timeout(adapter: FakeAdapter, clock: VirtualClock
 
 
 def test_timed_out_waiter_accepts_nothing(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """P3, P8: who has left the line is passed over; the next one is asked."""
+    """P3, P8: a waiter that has left the queue is passed over; the next one is served."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     outcome: dict[str, object] = {}
@@ -126,36 +125,36 @@ def test_timed_out_waiter_accepts_nothing(adapter: FakeAdapter, clock: VirtualCl
     nothing_lost(pool, clock)
 
 
-def test_release_between_a_look_at_idle_and_registering(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """P8: a waiter registers, then looks again: what came back in between is seen."""
+def test_release_between_the_idle_check_and_the_registration(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P8: a waiter registers, then looks at the idle stack again: a release in between is seen."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    pool.engine.fast.slow_release = False  # the hot path: no lock, which the borrower holds meanwhile
+    pool.engine.fast.slow_release = False  # the fast path: no lock, which the borrower holds meanwhile
     script = Script("finds nothing", "comes back", "is served")
-    original = pool.engine.state.join
+    original = pool.engine.state.waiters.join
 
     def join(waiter: object) -> None:
         script.pass_by("finds nothing")
         with script("is served"):
             original(waiter)  # type: ignore[arg-type]
 
-    pool.engine.state.join = join  # type: ignore[method-assign]
+    pool.engine.state.waiters.join = join  # type: ignore[method-assign]
 
     def borrow() -> None:
         pool.acquire(timeout=5).release()
 
     def give_back() -> None:
         with script("comes back"):
-            # Without the lock, which the borrower holds; nobody waits yet.
+            # Without the lock, which the borrower holds; there is no waiter yet.
             lease.release()
 
     script.run(borrow, give_back)
-    pool.engine.state.join = original  # type: ignore[method-assign]
+    pool.engine.state.waiters.join = original  # type: ignore[method-assign]
     nothing_lost(pool, clock)
 
 
-def test_a_death_while_the_first_one_is_being_replaced(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """P7: whoever finds the next one dead makes none beside the one that is under way, and misses none after it."""
+def test_second_death_while_the_first_is_being_replaced(adapter: FakeAdapter, clock: VirtualClock) -> None:
+    """P7: after a second death no creation is started beside the one in progress, and none is missing after it."""
     pool = make(adapter, clock, size=2)
     leases = [pool.acquire(), pool.acquire()]
     waiters = [threading.Thread(target=lambda: pool.acquire(timeout=60).release()) for _ in leases]
@@ -170,8 +169,8 @@ def test_a_death_while_the_first_one_is_being_replaced(adapter: FakeAdapter, clo
     adapter.hold("create")
     first = threading.Thread(target=find_dead)
     first.start()
-    adapter.until_held("create")  # A is dead and closed, and its finder replaces it
-    find_dead()  # B too: it is closed, its slot is free, and somebody waits
+    adapter.until_held("create")  # A is dead and closed, and a replacement is created
+    find_dead()  # B too: it is closed, its slot is free, and there is a waiter
     assert adapter.calls["create"] == 2 + 1
     assert pool.stats()["size"] == 1
     adapter.let_go("create")
@@ -185,17 +184,17 @@ def test_a_death_while_the_first_one_is_being_replaced(adapter: FakeAdapter, clo
 
 
 def test_close_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """A lease that passed every check before the close still does not leave an idle one behind."""
+    """A release that passed every check before the close still leaves no idle resource behind."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     push = pool.engine.fast.push
 
     def late_push(token: object) -> None:
-        pool.close(timeout=0)  # between the last look and the append
+        pool.close(timeout=0)  # between the last check and the append
         push(token)  # type: ignore[arg-type]
 
     adapter.reset = None  # type: ignore[assignment, method-assign]
-    pool.engine.fast.slow_release = False  # the hot path, as without a reset
+    pool.engine.fast.slow_release = False  # the fast path, as without a reset
     pool.engine.fast.push = late_push  # type: ignore[assignment]
     lease.release()
     assert pool.stats()["size"] == 0
@@ -203,7 +202,7 @@ def test_close_against_release(adapter: FakeAdapter, clock: VirtualClock) -> Non
 
 
 def test_close_against_create(adapter: FakeAdapter) -> None:
-    """What comes out of a creation after the close is closed, and its borrower told."""
+    """A resource created after the close is closed, and its borrower gets PoolClosed."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock)
     outcome: list[object] = []
@@ -227,7 +226,7 @@ def test_close_against_create(adapter: FakeAdapter) -> None:
 
 
 def test_drain_against_create(adapter: FakeAdapter) -> None:
-    """The generation is stamped when the making starts: old credentials do not come in late."""
+    """The generation is set when the creation starts: old credentials do not come in late."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock)
     got: list[FakeResource] = []
@@ -250,7 +249,7 @@ def test_drain_against_create(adapter: FakeAdapter) -> None:
 
 
 def test_drain_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """One that is put back while a drain empties the stack does not survive it."""
+    """A resource released while a drain empties the stack does not survive it."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     push = pool.engine.fast.push
@@ -270,7 +269,7 @@ def test_drain_against_release(adapter: FakeAdapter, clock: VirtualClock) -> Non
 
 
 def test_resize_against_release(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """P2: the surplus of a shrink goes when it comes back, even through the hot path."""
+    """P2: the surplus of a shrink is closed on release, even on the fast path."""
     pool = make(adapter, clock, size=2)
     first, second = pool.acquire(), pool.acquire()
     push = pool.engine.fast.push
@@ -315,7 +314,7 @@ def test_interrupted_inside_the_wait(adapter: FakeAdapter, clock: VirtualClock) 
 
 
 def test_interrupted_after_being_served(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """What a struck waiter was given goes to the next one in line."""
+    """The resource given to an interrupted waiter goes to the next one."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     resource = lease.resource
@@ -326,7 +325,7 @@ def test_interrupted_after_being_served(adapter: FakeAdapter, clock: VirtualCloc
         if threading.current_thread() is victim:
             pool.engine.clock.get = original
             lease.release()  # the victim is served ...
-            raise Struck  # ... and struck before it takes what it was given
+            raise Struck  # ... and interrupted before it takes the resource
         return original(box, timeout)  # type: ignore[arg-type]
 
     def be_struck() -> None:
@@ -348,58 +347,38 @@ def test_interrupted_after_being_served(adapter: FakeAdapter, clock: VirtualCloc
 
 @pytest.mark.parametrize("reading", range(6))
 def test_interrupted_between_acquire_and_return(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
-    """Whichever reading of the clock is struck on the way out, nothing is lost."""
+    """Whichever reading of the clock during the acquire raises, nothing is lost."""
     pool = make(adapter, clock)
     pool.acquire().release()
-    _strike_at(clock, reading)
+    clock.strike(Struck(), after=reading)
     try:
         lease = pool.acquire(timeout=0)
     except (Struck, PoolError):
         pass
     else:
-        clock._strikes.clear()
+        clock.call_off()
         lease.release()
-    clock._strikes.clear()
+    clock.call_off()
     nothing_lost(pool, clock)
 
 
 @pytest.mark.parametrize("reading", range(6))
 def test_interrupted_during_release(adapter: FakeAdapter, clock: VirtualClock, reading: int) -> None:
-    """Whichever reading of the clock is struck on the way back, nothing is lost."""
+    """Whichever reading of the clock during the release raises, nothing is lost."""
     pool = make(adapter, clock)
     lease = pool.acquire()
-    _strike_at(clock, reading)
+    clock.strike(Struck(), after=reading)
     try:
         lease.release()
     except Struck:
         pass
-    clock._strikes.clear()
+    clock.call_off()
     del lease
     nothing_lost(pool, clock)
 
 
-def _strike_at(clock: VirtualClock, reading: int) -> None:
-    """Raise from the so-manieth reading of the clock from now on."""
-    left = [reading]
-    original = VirtualClock.now
-
-    class Strikes:
-        def __bool__(self) -> bool:
-            left[0] -= 1
-            return left[0] == -1
-
-        def popleft(self) -> BaseException:
-            return Struck()
-
-        def clear(self) -> None:
-            left[0] = -2
-
-    assert original is VirtualClock.now
-    clock._strikes = Strikes()  # type: ignore[assignment]
-
-
 def test_interrupted_inside_reset(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """The resource is closed, the slot goes on, and the borrower sees what struck."""
+    """The resource is closed, the slot is free, and the borrower sees the exception."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     adapter.fail("reset", Struck())
@@ -420,7 +399,7 @@ def test_interrupted_inside_validate(adapter: FakeAdapter, clock: VirtualClock) 
 
 
 def test_interrupted_inside_an_inline_create(clock: VirtualClock) -> None:
-    """A creation in the borrower's thread: what strikes there is the borrower's."""
+    """A creation in the borrower's thread: an interruption there is raised in the borrower."""
     adapter = FakeAdapter(blocking=False)
     pool = make(adapter, clock)
     adapter.fail("create", Struck())
@@ -438,7 +417,7 @@ def test_interrupted_in_the_block(adapter: FakeAdapter, clock: VirtualClock) -> 
 
 
 def test_worker_dies_with_its_job() -> None:
-    """A job that is lost drops its token: the slot comes back, and another try is made."""
+    """A lost job drops its token: the slot is freed, and the creation is retried."""
     clock = VirtualClock(workers="manual")
     adapter = FakeAdapter()
     pool = make(adapter, clock)
@@ -459,22 +438,23 @@ def test_worker_dies_with_its_job() -> None:
     assert pool.metrics.snapshot().orphans == 1
 
 
-# -- work that ends, or begins, just when the reaper looks for what takes too long -----------------
+# -- work that ends or begins while the reaper looks for overdue work ------------------------------
 
 
 def when_the_reaper_has_decided(pool: Pool[FakeResource], happens: Callable[[], object]) -> None:
-    """Have something happen between the reaper's look at an overdue piece of work and its deed."""
-    original = pool._maintenance.reclaim_hung
+    """Have something happen between the reaper's decision about overdue work and its action."""
+    maintenance = maintenance_of(pool)
+    original = maintenance.reclaim_hung
 
     def abandon(*args: Any) -> None:
         happens()
         original(*args)
 
-    pool._maintenance.reclaim_hung = abandon  # type: ignore[method-assign]
+    maintenance.reclaim_hung = abandon  # type: ignore[method-assign]
 
 
 def test_creation_that_ends_exactly_at_its_time_limit(adapter: FakeAdapter) -> None:
-    """It was delivered: neither is its slot taken away, nor the server called down."""
+    """It was made available: its slot stays, and the server is not considered down."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, create_timeout=5)
     got: list[object] = []
@@ -496,7 +476,7 @@ def test_creation_that_ends_exactly_at_its_time_limit(adapter: FakeAdapter) -> N
 
 
 def test_creation_that_ends_just_after_its_time_limit(adapter: FakeAdapter) -> None:
-    """Its slot is another's by then: it is closed."""
+    """Its slot has been freed by then: the resource is closed."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, create_timeout=5)
     original = adapter.create
@@ -516,8 +496,8 @@ def test_creation_that_ends_just_after_its_time_limit(adapter: FakeAdapter) -> N
 
 @pytest.mark.parametrize("step", ["validate", "reset"])
 def test_check_that_ends_exactly_at_its_time_limit(step: str) -> None:
-    """The resource may be somebody's by then, and must not be interrupted under his hands."""
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    """The resource may be lent by then, and must not be interrupted."""
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
     pool.fill(1)
     clock.run_job()
@@ -540,7 +520,7 @@ def test_check_that_ends_exactly_at_its_time_limit(step: str) -> None:
 
 def test_check_that_ends_while_it_is_interrupted() -> None:
     """It is not lent any more, and closed once."""
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock, reset_timeout=5, health_check_timeout=5)
     pool.fill(1)
     clock.run_job()
@@ -559,8 +539,8 @@ def test_check_that_ends_while_it_is_interrupted() -> None:
     assert pool.metrics.snapshot().closed == {"check_timeout": 1}
 
 
-def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: FakeAdapter) -> None:
-    """The reaper looks when a drain has decided, and not yet sent what it decided to the workers."""
+def test_long_lent_resource_is_not_overdue_when_its_close_begins(adapter: FakeAdapter) -> None:
+    """A sweep runs after a drain has decided, and before it has sent the closes to the workers."""
     clock = VirtualClock(workers="manual")
     pool = make(adapter, clock, size=2, close_timeout=5)
     pool.fill(2)
@@ -572,7 +552,7 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: Fa
     original = pool.engine.close
 
     def dispose(*args: Any) -> None:
-        pool._maintenance.sweep(pool.engine.sweep_due, clock.now())
+        maintenance_of(pool).sweep(pool.engine.sweep_due, clock.now())
         original(*args)
 
     pool.engine.close = dispose  # type: ignore[method-assign]
@@ -581,20 +561,21 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_close_begins(adapter: Fa
     assert adapter.calls["abandon"] == 0
 
 
-def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
-    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(bounded=False)
+def test_long_lent_resource_is_not_overdue_when_its_check_begins() -> None:
+    clock, adapter = VirtualClock(workers="manual"), FakeAdapter(enforces_timeouts=False)
     pool = make(adapter, clock)
     pool.fill(1)
     clock.run_job()
     lease = pool.acquire()
     clock.advance(60)
-    original = pool.engine.state.check
+    original = pool.engine.schedule_sweep
 
-    def check(entry: Entry, task: WorkerTask) -> None:
-        original(entry, task)
-        pool._maintenance._hung_work(clock.now())
+    def sweep_first(due: float) -> None:
+        pool.engine.schedule_sweep = original  # type: ignore[method-assign]
+        maintenance_of(pool).sweep(pool.engine.sweep_due, clock.now())
+        original(due)
 
-    pool.engine.state.check = check  # type: ignore[method-assign]
+    pool.engine.schedule_sweep = sweep_first  # type: ignore[method-assign]
     lease.release()  # and a reset begins
     assert pool.stats()["checking"] == 1
     assert adapter.calls["interrupt"] == 0
@@ -604,7 +585,7 @@ def test_what_was_lent_long_ago_is_not_overdue_when_its_check_begins() -> None:
 
 
 class Releaser:
-    """A user's object that gives its lease back when it dies."""
+    """A user's object that releases its lease in its destructor."""
 
     def __init__(self, lease: object) -> None:
         self.lease = lease
@@ -624,7 +605,7 @@ def test_destructor_releases_inside_the_critical_section(adapter: FakeAdapter, c
 
     def serve(allowed: int, now: float) -> object:
         assert pool.engine.lock._is_owned()
-        dying.clear()  # the collector strikes here, in our own critical section
+        dying.clear()  # the garbage collector runs here, in our own critical section
         return original(allowed, now)
 
     pool.engine.state.serve = serve  # type: ignore[method-assign]
@@ -670,7 +651,7 @@ def test_signal_handler_releases_inside_the_critical_section(adapter: FakeAdapte
 
 
 def test_lease_and_its_user_in_a_cycle(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """The collector orphans the entry first and runs the destructor after: closed once."""
+    """The garbage collector orphans the entry first and runs the destructor afterwards: closed once."""
     pool = make(adapter, clock)
     user = Releaser(pool.acquire())
     user.me = user  # type: ignore[attr-defined]
@@ -684,7 +665,7 @@ def test_lease_and_its_user_in_a_cycle(adapter: FakeAdapter, clock: VirtualClock
 
 
 def test_two_threads_release_one_lease(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """P1: one of them ends it, the other is told or does nothing; it lies idle once."""
+    """P1: one of them ends the lease, the other gets an error or does nothing; the resource is idle once."""
     pool = make(adapter, clock)
     lease = pool.acquire()
     barrier = threading.Barrier(2)
@@ -707,13 +688,12 @@ def test_two_threads_release_one_lease(adapter: FakeAdapter, clock: VirtualClock
     nothing_lost(pool, clock)
 
 
-# -- dead resources keep their borrower's place ------------------------------------------------
+# -- borrowers of dead resources keep their queue position -------------------------------------
 
 
-def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> None:
-    """P3: it arrived before those who queued while its resource was looked at."""
+def test_borrower_of_a_dead_resource_keeps_its_queue_position(adapter: FakeAdapter) -> None:
+    """P3: it arrived before those that queued while its resource was checked."""
     clock = VirtualClock(workers="manual")
-    pool = make(adapter, clock)
     order: list[str] = []
     adapter_alive = adapter.is_alive
     second = threading.Thread(target=lambda: borrow("second"))
@@ -724,16 +704,16 @@ def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> No
 
     def is_alive(resource: FakeResource) -> bool:
         if resource.number == 1 and not second.is_alive():
-            second.start()  # arrives while the first one looks at what it took
+            second.start()  # arrives while the first one checks its resource
             clock.until_parked(1)
         return adapter_alive(resource)
 
+    adapter.is_alive = is_alive  # type: ignore[method-assign]
+    pool = make(adapter, clock)
     first = threading.Thread(target=lambda: borrow("first"))
     pool.fill(1)
     clock.run_job()
     next(iter(adapter.open)).alive = False
-    pool._liveness._is_alive = is_alive
-    pool.engine.adapter.is_alive = is_alive  # type: ignore[method-assign]
     first.start()
     clock.until_parked(2)
     while first.is_alive() or second.is_alive():
@@ -745,7 +725,7 @@ def test_borrower_of_a_dead_resource_keeps_its_place(adapter: FakeAdapter) -> No
 
 
 def test_final_error_fails_only_waiters_that_no_resource_can_serve(adapter: FakeAdapter, clock: VirtualClock) -> None:
-    """Somebody holds a live one: who waits for it goes on waiting."""
+    """A live resource is in use: its waiter goes on waiting."""
     pool = make(adapter, clock, size=2)
     lease = pool.acquire()
     adapter.final = (ValueError,)

@@ -1,4 +1,4 @@
-"""What falls due without anybody asking: age, leaks, work that hangs, the audit."""
+"""Work that falls due by itself: ages, leaks, hung work, the audit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def size(pool: Pool[Any]) -> int:
 # -- idle_timeout -------------------------------------------------------------------------
 
 
-def test_unused_resources_are_closed(make: Make, clock: VirtualClock) -> None:
+def test_idle_resources_are_closed_after_idle_timeout(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, idle_timeout=60)
     fill(pool, 3)
     clock.advance(59.9)
@@ -38,7 +38,7 @@ def test_unused_resources_are_closed(make: Make, clock: VirtualClock) -> None:
     assert closed(pool) == {"idle_timeout": 3}
 
 
-def test_min_size_is_kept_however_old(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_idle_timeout_keeps_min_size(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(min_size=2, max_size=5, idle_timeout=60, max_lifetime=None)
     fill(pool, 5)
     clock.advance(1000)
@@ -46,7 +46,7 @@ def test_min_size_is_kept_however_old(make: Make, adapter: FakeAdapter, clock: V
 
 
 def test_surplus_reaches_its_idle_timeout_under_steady_use(make: Make, clock: VirtualClock) -> None:
-    """The stack lends the same few, and the reaper does not turn it over."""
+    """The stack lends the same few resources, and the reaper does not change their order."""
     pool = make(max_size=10, idle_timeout=60, max_lifetime=None)
     resources = fill(pool, 10)
     for _ in range(29):
@@ -60,7 +60,7 @@ def test_surplus_reaches_its_idle_timeout_under_steady_use(make: Make, clock: Vi
     assert closed(pool) == {"idle_timeout": 8}
 
 
-def test_use_restarts_the_idle_time(make: Make, clock: VirtualClock) -> None:
+def test_use_restarts_the_idle_timeout(make: Make, clock: VirtualClock) -> None:
     pool = make(idle_timeout=60)
     for _ in range(5):
         pool.acquire().release()
@@ -70,7 +70,7 @@ def test_use_restarts_the_idle_time(make: Make, clock: VirtualClock) -> None:
     assert size(pool) == 0
 
 
-def test_what_is_in_use_is_not_idle(make: Make, clock: VirtualClock) -> None:
+def test_resource_in_use_is_not_closed_as_idle(make: Make, clock: VirtualClock) -> None:
     pool = make(idle_timeout=60)
     with pool.acquire():
         clock.advance(1000)
@@ -80,14 +80,14 @@ def test_what_is_in_use_is_not_idle(make: Make, clock: VirtualClock) -> None:
     assert size(pool) == 0
 
 
-def test_without_idle_timeout_all_are_kept(make: Make, clock: VirtualClock) -> None:
+def test_without_idle_timeout_idle_resources_are_kept(make: Make, clock: VirtualClock) -> None:
     pool = make(idle_timeout=None, max_lifetime=None)
     fill(pool, 2)
     clock.advance(1e6)
     assert size(pool) == 2
 
 
-def test_what_is_in_use_counts_for_min_size(make: Make, clock: VirtualClock) -> None:
+def test_resources_in_use_count_for_min_size(make: Make, clock: VirtualClock) -> None:
     pool = make(min_size=1, max_size=2, idle_timeout=60, max_lifetime=None)
     fill(pool, 2)
     with pool.acquire():
@@ -99,7 +99,7 @@ def test_what_is_in_use_counts_for_min_size(make: Make, clock: VirtualClock) -> 
 # -- lifetime -----------------------------------------------------------------------------
 
 
-def test_what_is_idle_is_closed_at_the_end_of_its_life(make: Make, clock: VirtualClock) -> None:
+def test_idle_resource_is_closed_at_its_max_lifetime(make: Make, clock: VirtualClock) -> None:
     pool = make(max_lifetime=100, idle_timeout=None)
     fill(pool, 2)
     clock.advance(99.9)
@@ -108,7 +108,7 @@ def test_what_is_idle_is_closed_at_the_end_of_its_life(make: Make, clock: Virtua
     assert closed(pool) == {"lifetime": 2}
 
 
-def test_what_reached_the_end_of_its_life_is_replaced_below_min_size(
+def test_expired_resource_is_replaced_below_min_size(
     make: Make, clock: VirtualClock
 ) -> None:
     pool = make(min_size=2, max_lifetime=100)
@@ -118,7 +118,7 @@ def test_what_reached_the_end_of_its_life_is_replaced_below_min_size(
 
 
 def test_resources_needed_for_min_size_are_replaced_before_they_expire(make: Make, manual: VirtualClock) -> None:
-    """So that nobody waits for a creation because a resource has come of age."""
+    """So that no borrower waits for a creation because a resource has expired."""
     pool = make(min_size=2, max_size=4, max_lifetime=100, clock=manual)
     fill(pool, 2)
     manual.advance(98)
@@ -141,7 +141,7 @@ def test_short_lifetime_does_not_cause_endless_replacement(
     assert adapter.most_open <= 2
 
 
-def test_use_does_not_prolong_a_life(make: Make, clock: VirtualClock) -> None:
+def test_use_does_not_extend_the_lifetime(make: Make, clock: VirtualClock) -> None:
     pool = make(max_lifetime=100)
     for _ in range(20):
         pool.acquire().release()
@@ -150,7 +150,7 @@ def test_use_does_not_prolong_a_life(make: Make, clock: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize(("drawn", "ends"), [(0.0, 100), (0.5, 90), (1.0, 80)])
-def test_jitter_is_subtracted(
+def test_lifetime_jitter_is_subtracted(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, drawn: float, ends: float
 ) -> None:
     monkeypatch.setattr(random, "random", lambda: drawn)
@@ -162,7 +162,7 @@ def test_jitter_is_subtracted(
     assert size(pool) == 0
 
 
-def test_those_made_together_do_not_end_together(make: Make, clock: VirtualClock) -> None:
+def test_resources_created_together_expire_apart(make: Make, clock: VirtualClock) -> None:
     random.seed(7)
     pool = make(max_size=100, max_lifetime=100, lifetime_jitter=0.1, idle_timeout=None)
     fill(pool, 100)
@@ -177,7 +177,7 @@ def test_those_made_together_do_not_end_together(make: Make, clock: VirtualClock
     assert size(pool) == 0
 
 
-def test_without_a_lifetime_a_resource_lives_for_ever(make: Make, clock: VirtualClock) -> None:
+def test_without_max_lifetime_resources_never_expire(make: Make, clock: VirtualClock) -> None:
     pool = make(max_lifetime=None, idle_timeout=None, lifetime_jitter=0.5)
     pool.acquire().release()
     clock.advance(1e9)
@@ -187,7 +187,7 @@ def test_without_a_lifetime_a_resource_lives_for_ever(make: Make, clock: Virtual
 # -- leaks --------------------------------------------------------------------------------
 
 
-def test_leases_are_leaks_each_in_its_time(make: Make, clock: VirtualClock) -> None:
+def test_each_lease_is_a_leak_after_its_own_timeout(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3, leak_timeout=30)
     leases = []
     counts = []
@@ -202,7 +202,7 @@ def test_leases_are_leaks_each_in_its_time(make: Make, clock: VirtualClock) -> N
         lease.release()
 
 
-def test_a_leak_stays_with_its_holder(make: Make, clock: VirtualClock) -> None:
+def test_leaked_resource_stays_with_its_holder(make: Make, clock: VirtualClock) -> None:
     pool = make(leak_timeout=30)
     with pool.acquire() as resource:
         clock.advance(1000)
@@ -221,7 +221,7 @@ def test_new_leak_timeout_applies_to_current_leases(make: Make, clock: VirtualCl
         assert pool.metrics.snapshot().leaks == 1
 
 
-# -- what hangs ---------------------------------------------------------------------------
+# -- hung work ----------------------------------------------------------------------------
 
 
 def test_hung_creation_frees_its_slot(
@@ -242,7 +242,7 @@ def test_hung_creation_frees_its_slot(
     run_jobs(manual)
 
 
-def test_what_was_made_too_late_is_closed(make: Make, adapter: FakeAdapter) -> None:
+def test_resource_created_after_its_time_limit_is_closed(make: Make, adapter: FakeAdapter) -> None:
     """The job hangs in the adapter, on a real worker, until its time is over."""
     clock = VirtualClock(workers="threads")
     pool = make(max_size=1, create_timeout=30, clock=clock)
@@ -259,7 +259,7 @@ def test_what_was_made_too_late_is_closed(make: Make, adapter: FakeAdapter) -> N
 
 
 def test_hung_close_frees_its_slot(make: Make, adapter: FakeAdapter) -> None:
-    """It is cut off (abandoned); when it returns after all, that changes nothing."""
+    """It is abandoned; if it returns after all, that changes nothing."""
     clock = VirtualClock(workers="threads")
     pool = make(adapter=adapter, max_size=1, close_timeout=5, clock=clock)
     lease = pool.acquire()
@@ -305,9 +305,9 @@ def test_hung_check_frees_its_slot(
     health_check_timeout: float,
     failures: int,
 ) -> None:
-    """Whoever hangs in it is interrupted, and what it then comes back with is closed."""
-    adapter = FakeAdapter(bounded=False)
-    if way is _fail:  # what does not know errors is asked after each
+    """The hung check is interrupted, and its resource is closed when it returns."""
+    adapter = FakeAdapter(enforces_timeouts=False)
+    if way is _fail:  # without is_broken, each error is followed by a validation
         monkeypatch.delattr(FakeAdapter, "is_broken")
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
@@ -331,7 +331,7 @@ def test_hung_check_frees_its_slot(
 
 @pytest.mark.parametrize("hanging", ["create", "reset", "close"])
 def test_slot_of_a_hung_resource_goes_to_the_next_waiter(make: Make, manual: VirtualClock, hanging: str) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(
         adapter=adapter, max_size=1, clock=manual,
         create_timeout=5, reset_timeout=5, health_check_timeout=5, close_timeout=5,
@@ -349,7 +349,7 @@ def test_slot_of_a_hung_resource_goes_to_the_next_waiter(make: Make, manual: Vir
     assert waiting.result().resource is not None
 
 
-def test_an_abandon_that_fails_frees_the_slot_all_the_same(
+def test_failing_abandon_still_frees_the_slot(
     make: Make, adapter: FakeAdapter, manual: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make(max_size=1, close_timeout=5, clock=manual)
@@ -377,7 +377,7 @@ def test_keepalive_validates_idle_resources(
     assert adapter.calls["validate"] == 22
 
 
-def test_keepalive_replaces_the_dead(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
+def test_keepalive_replaces_dead_resources(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(min_size=1, keepalive_interval=30, idle_timeout=None, max_lifetime=None)
     pool.open()
     adapter.fail("validate", ConnectionError("gone"))
@@ -409,14 +409,14 @@ def test_health_check_uses_one_resource(
     assert adapter.calls["validate"] == 10
 
 
-def test_a_health_check_that_fails_is_counted_and_closes(
+def test_failed_health_check_is_counted_and_closes_the_resource(
     make: Make, adapter: FakeAdapter, clock: VirtualClock
 ) -> None:
     pool = make(max_size=2, health_check_interval=10, idle_timeout=None)
     resting, fresh = fill(pool, 2)
     adapter.fail("validate", ConnectionError("gone"))
     clock.advance(10)
-    assert (resting.closed, fresh.closed) == (1, 0)  # it goes to the one that rested longest
+    assert (resting.closed, fresh.closed) == (1, 0)  # it goes to the longest idle one
     d = pool.metrics.to_dict()
     assert d["health_check_failures"] == 1
     assert d["last_health_check"] == clock.wall()
@@ -425,7 +425,7 @@ def test_a_health_check_that_fails_is_counted_and_closes(
 @pytest.mark.parametrize(
     ("interval", "number", "lent"), [(None, 2, 0), (10, 0, 0), (10, 1, 1)], ids=["off", "none open", "none idle"]
 )
-def test_nothing_is_asked_where_there_is_nothing_to_ask(
+def test_no_health_check_without_an_interval_or_an_idle_resource(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, interval: float | None, number: int, lent: int
 ) -> None:
     pool = make(health_check_interval=interval, idle_timeout=None)
@@ -454,12 +454,12 @@ def test_hung_health_check_is_interrupted(
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
     assert shot.last_health_check is not None
     adapter.fail("validate", ConnectionError("gone"))
-    run_jobs(manual)  # it comes back after all, and is told of no second time
+    run_jobs(manual)  # it returns after all, and is not reported twice
     shot = pool.metrics.snapshot()
     assert (shot.health_failures, shot.validation_failures) == (1, 1)
 
 
-def test_a_shorter_interval_holds_at_once(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
+def test_shorter_interval_applies_at_once(make: Make, clock: VirtualClock, adapter: FakeAdapter) -> None:
     pool = make(health_check_interval=1000, idle_timeout=None, keepalive_interval=None)
     fill(pool, 1)
     clock.advance(5)
@@ -468,8 +468,8 @@ def test_a_shorter_interval_holds_at_once(make: Make, clock: VirtualClock, adapt
     assert adapter.calls["validate"] == 1
 
 
-def test_what_hangs_in_a_check_makes_the_others_suspect(make: Make, manual: VirtualClock) -> None:
-    adapter = FakeAdapter(bounded=False)
+def test_hung_check_makes_the_other_resources_suspect(make: Make, manual: VirtualClock) -> None:
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter, clock=manual, max_size=2, health_check_interval=10, health_check_timeout=1,
                 reset_timeout=5, idle_timeout=None, max_validation_failures=9)  # fmt: skip
     fill(pool, 2)
@@ -503,7 +503,7 @@ def test_validated_idle_resource_still_reaches_its_idle_timeout(make: Make, cloc
 
 
 def test_audit_serves_a_waiter_left_by_an_interruption(make: Make, clock: VirtualClock) -> None:
-    """An idle resource beside a waiter: that should not be, and is mended and counted (P8)."""
+    """An idle resource beside a waiter should not happen; it is repaired and counted (P8)."""
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -511,14 +511,14 @@ def test_audit_serves_a_waiter_left_by_an_interruption(make: Make, clock: Virtua
     clock.until_parked(1)
     clock.strike(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        pool.resume()  # it strikes between the decision and the service
+        pool.resume()  # raised between the decision and the service
     assert pool.stats()["waiting"] == pool.stats()["idle"] == 1
     clock.advance(AUDIT)
     waiting.result()
     assert pool.metrics.snapshot().audit_repairs == 1
 
 
-def test_the_audit_finds_nothing_when_all_is_well(make: Make, clock: VirtualClock) -> None:
+def test_audit_finds_nothing_when_all_is_well(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     for _ in range(3):
         with lent_elsewhere(pool) as (lease,):
@@ -547,13 +547,13 @@ def test_nothing_is_due_in_an_unused_pool(make: Make, clock: VirtualClock) -> No
     pool = make(idle_timeout=None, max_lifetime=None, keepalive_interval=None)
     pool.acquire().release()
     clock.advance(100)  # past what was due for its creation
-    assert clock._moments() == []
+    assert clock.upcoming() == []
 
 
 def test_long_wait_triggers_garbage_collection(
     make: Make, clock: VirtualClock
 ) -> None:
-    """Where every thread waits nobody allocates, so the collector does not come by itself."""
+    """Where every thread waits nothing is allocated, so the garbage collector does not run by itself."""
     pool = make(max_size=1)
     cycle: list[Any] = [pool.acquire()]
     cycle.append(cycle)
@@ -565,14 +565,14 @@ def test_long_wait_triggers_garbage_collection(
     assert closed(pool) == {"orphaned": 1}
 
 
-# -- who forgot to give back --------------------------------------------------------------
+# -- dropped leases and tokens ------------------------------------------------------------
 
 
-def test_unreferenced_key_frees_its_slot(
+def test_dropped_token_frees_its_slot(
     make: Make, adapter: FakeAdapter, manual: VirtualClock
 ) -> None:
     """Whichever job was lost: a creation, a check, a close."""
-    pool = make(adapter=FakeAdapter(bounded=False), max_size=3, clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), max_size=3, clock=manual)
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().discard()
@@ -586,12 +586,12 @@ def test_unreferenced_key_frees_its_slot(
     assert pool.stats()["size"] == 0
 
 
-def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_pool(
+def test_reaper_runs_from_the_first_work_to_the_last_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     monkeypatch.setattr("_thread.start_new_thread", lambda run, args: started.append((run, args)))
-    monkeypatch.setattr("pooling.core.runtime.workers._LINGER", 0)
+    monkeypatch.setattr("pooling.core.runtime.workers.LINGER", 0)
     clock = SystemClock()
     clock.runtime = Runtime(clock)  # type: ignore[attr-defined]
     adapter = FakeAdapter(blocking=False)
@@ -607,11 +607,11 @@ def test_the_reapers_thread_begins_with_the_first_work_and_ends_with_the_last_po
     assert adapter.open == set()
 
 
-# -- its thread -----------------------------------------------------------------------------
+# -- the thread -----------------------------------------------------------------------------
 
 
 def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception aimed at a borrower can strike the thread that it starts, before any code of ours (P8)."""
+    """An exception raised in a borrower can end the thread that it starts, before any of our code runs (P8)."""
     kept: list[Any] = []
     monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: kept.append(arguments))
     reaper = Reaper(SYSTEM, {})
@@ -626,7 +626,7 @@ def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatc
 
 
 def test_ending_reaper_allows_one_successor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or there would be two of them."""
+    """Otherwise there would be two of them."""
     monkeypatch.setattr("pooling.core.runtime.reaper.start", lambda world, function, arguments: function(*arguments))
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):

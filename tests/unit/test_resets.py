@@ -1,4 +1,4 @@
-"""Resets that keep failing: one incident, told once, and over when they work again."""
+"""Repeated reset failures: one incident, logged once, which ends when resets work again."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Ears(Observer):
 
 
 class Resetting(FakeAdapter):
-    """Resets in the thread that gives back; fails where it is told to."""
+    """Resets in the releasing thread; fails on demand."""
 
-    bounded = True
+    enforces_timeouts = True
     failing = False
 
     def reset(self, resource: object) -> None:
@@ -33,7 +33,7 @@ class Resetting(FakeAdapter):
             raise RuntimeError("cannot clean")
 
 
-def test_resets_that_keep_failing_are_one_incident(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_reset_failures_are_one_incident(caplog: pytest.LogCaptureFixture) -> None:
     ears, adapter, clock = Ears(), Resetting(), VirtualClock()
     pool: Pool[object] = Pool(
         adapter=adapter, settings=PoolSettings(min_size=0, max_size=2), name="p", observers=[ears], clock=clock
@@ -47,10 +47,10 @@ def test_resets_that_keep_failing_are_one_incident(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.WARNING, "pooling")
     lease(2, failing=True)
     lease(20, failing=False)
-    assert ears.heard == []  # two are no incident
+    assert ears.heard == []  # two failures are not an incident
     for _ in range(5):
         lease(1, failing=True)
-        lease(2, failing=False)  # of those that ran nothing, say
+        lease(2, failing=False)  # of leases that ran nothing, for example
     assert ears.heard == ["p: cannot clean"]
     lease(50, failing=True)
     lease(48, failing=False)
@@ -63,12 +63,12 @@ def test_resets_that_keep_failing_are_one_incident(caplog: pytest.LogCaptureFixt
     assert ears.heard == ["p: cannot clean", "p: recovered", "p: cannot clean"]
     texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert texts == [
-        "pool 'p': resets keep failing, so that things are closed instead of kept: RuntimeError: cannot clean"
+        "pool 'p': resets keep failing, so things are closed at release instead of kept: RuntimeError: cannot clean"
     ] * 2
     pool.close()
 
 
-def test_health_names_resets_that_keep_failing() -> None:
+def test_health_reports_repeated_reset_failures() -> None:
     adapter = Resetting()
     with PoolManager() as manager:
         pool: Pool[object] = Pool(adapter=adapter, settings=PoolSettings(min_size=0), name="p")
@@ -80,8 +80,8 @@ def test_health_names_resets_that_keep_failing() -> None:
         assert manager.health_check()["p"].reason == "resets keep failing: RuntimeError: cannot clean"
 
 
-def test_resets_that_hang_count_too() -> None:
-    ears, adapter, clock = Ears(), FakeAdapter(bounded=False), VirtualClock()
+def test_hung_resets_count_as_failures() -> None:
+    ears, adapter, clock = Ears(), FakeAdapter(enforces_timeouts=False), VirtualClock()
     pool: Pool[object] = Pool(
         adapter=adapter, settings=PoolSettings(min_size=0, max_size=3, reset_timeout=5), name="p",
         observers=[ears], clock=clock,

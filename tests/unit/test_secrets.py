@@ -1,4 +1,4 @@
-"""No secret comes out: whatever is wrong with an address, and wherever it is given (P12)."""
+"""No secret is shown, whatever is wrong with an address and wherever it is given (P12)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ADDRESSES = [
 
 
 def use(pool: Any) -> Iterator[str]:
-    """What a pool shows before it has connected."""
+    """All texts that a pool shows before it has connected."""
     yield repr(pool)
     for verb in ("stats", "get_stats", "holders"):
         if hasattr(pool, verb):
@@ -157,7 +157,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
     "doctor": lambda text: command("doctor", text),
     "doctor --workers": lambda text: command("doctor", "--dsn=x", f"--workers={text}"),
     "a command": lambda text: command(text),
-    "demo --dsn": lambda text: use(PostgresDatabase(text)._db),
+    "demo --dsn": lambda text: use(PostgresDatabase(text).place("pooled").pool(PoolSettings(min_size=0))),
     "ConnectionPool": lambda text: use(ConnectionPool(text, min_size=0, open=False)),
     "ConnectionPool(kwargs)": lambda text: use(ConnectionPool("", kwargs={"host": text}, min_size=0, open=False)),
     "PoolingMiddleware": lambda text: iter([repr(PoolingMiddleware(app, database_url=text).manager)]),
@@ -169,7 +169,7 @@ DOORS: dict[str, Callable[[str], Iterator[str]]] = {
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody connects to what such addresses name; the error quotes what libpq was given for a host."""
+    """Let no test connect to such addresses; the error quotes the host that libpq was given."""
 
     def connect(*args: Any, **given: Any) -> Any:
         raise psycopg.OperationalError(f"failed to resolve host '{given.get('host')}': no such name")
@@ -180,7 +180,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_the_secret_never_comes_out(
+def test_secret_is_never_shown(
     door: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out: dict[str, str] = {}
@@ -204,7 +204,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def test_an_error_of_connecting_is_shown_without_what_it_quotes(caplog: pytest.LogCaptureFixture) -> None:
+def test_connection_error_is_shown_without_quoted_secrets(caplog: pytest.LogCaptureFixture) -> None:
     """In health, status, timeouts and the log."""
 
     def connect() -> Any:
@@ -221,7 +221,7 @@ def test_an_error_of_connecting_is_shown_without_what_it_quotes(caplog: pytest.L
     assert [text for text in texts if SECRET in text] == []
 
 
-def test_what_connects_is_shown_without_arguments() -> None:
+def test_repr_of_connection_arguments_shows_no_secret() -> None:
     assert SECRET not in repr(Answer(1, 2, {"password": SECRET}))
     assert SECRET not in repr(PostgresDatabase("host=h password=s3cret").place("pooled"))
 
@@ -232,7 +232,7 @@ PIECES = st.lists(st.sampled_from([*"@:/?#&=%; '[]\\\n", "x", "1", "://", "max_s
 @given(before=PIECES, after=PIECES, form=st.sampled_from([
     "postgresql://u:{}@h/d", "postgresql://u:{}@h:5432/d?sslmode=require", "u:{}@h/d", "postgresql:/u:{}@h/d", "u:{}@h",
 ]))  # fmt: skip
-def test_no_password_comes_out(before: list[str], after: list[str], form: str) -> None:
+def test_no_password_is_shown(before: list[str], after: list[str], form: str) -> None:
     address = form.format("".join(before) + SECRET + "".join(after))
     assert SECRET not in masked(address)
     for door in ("from_url", "PostgresPool", "create_pool", "a manager's url", "DATABASE_URL", "SQLitePool"):
@@ -258,16 +258,16 @@ def test_no_password_comes_out(before: list[str], after: list[str], form: str) -
         ("http://h/?token=x&a=1", "http://h/?token=***&a=1"),
     ],
 )
-def test_what_others_say_stays_readable(text: str, expected: str | None) -> None:
+def test_messages_of_drivers_stay_readable(text: str, expected: str | None) -> None:
     assert without_secrets(text) == (text if expected is None else expected)
 
 
 @pytest.mark.parametrize("name", ["app.db", "/a/me@home.db", "a b.db", "file:x.db?mode=ro", ":memory:", "a=b.db"])
-def test_names_of_files_are_names_of_files(name: str) -> None:
+def test_file_names_are_not_taken_for_addresses(name: str) -> None:
     SQLitePool(name).close()
 
 
-def test_an_address_is_no_file_unless_somebody_says_so(tmp_path: Any) -> None:
+def test_address_is_not_taken_for_a_file_name(tmp_path: Any) -> None:
     for text in ("u:x@h/d", "host=h dbname=d", "me@home.db", "password=x", "postgresql:/h/d"):
         with pytest.raises(ValueError, match=r"DATABASE_URL: the database is neither a URL.*sqlite:///name"):
             from_env("", {"DATABASE_URL": text})
@@ -280,11 +280,11 @@ def test_an_address_is_no_file_unless_somebody_says_so(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("conninfo", "words"),
     [
-        ("postgresql://u:x@y@h/d", "conninfo: the host has an @ in it; user and password must be percent-encoded, @"),
+        ("postgresql://u:x@y@h/d", "conninfo: the host contains an @; user and password must be percent-encoded, @"),
         ("postgresql://u:x/y@h/d", "conninfo: the port is not a number; user and password must be"),
-        ("postgresql://u:1/y@h/d", "conninfo: dbname must be a name, and looks like an address; user and"),
-        ("host=u:x@h", "conninfo: the host has an @ in it$"),
-        ("dbname=postgresql://h/d", "conninfo: dbname must be a name"),
+        ("postgresql://u:1/y@h/d", "conninfo: dbname looks like an address, not a name; user and"),
+        ("host=u:x@h", "conninfo: the host contains an @$"),
+        ("dbname=postgresql://h/d", "conninfo: dbname looks like an address, not a name"),
     ],
 )
 def test_an_address_that_libpq_would_misread_is_refused(conninfo: str, words: str) -> None:
@@ -292,7 +292,7 @@ def test_an_address_that_libpq_would_misread_is_refused(conninfo: str, words: st
         PostgresPool(conninfo)
 
 
-def test_what_libpq_reads_rightly_is_not_refused() -> None:
+def test_address_that_libpq_reads_correctly_is_accepted() -> None:
     for conninfo in ("host=@abstract", "dbname=a@b", "postgresql://a:1,b:2/d", "postgresql://%2Ftmp/d", "postgresql:///d"):
         PostgresPool(conninfo).close()
 
@@ -300,7 +300,7 @@ def test_what_libpq_reads_rightly_is_not_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["db:primary", "10:30", "app.db", "/a/b.db", "file:/a/b.db?mode=ro", ":memory:", "a=b", "-c x=1"]
 )
-def test_what_is_no_address_is_shown(text: str) -> None:
+def test_text_that_is_not_an_address_is_shown(text: str) -> None:
     assert masked(text) == text
 
 

@@ -1,4 +1,4 @@
-"""Settings: every rule, preset and name, and the ways a value can come in."""
+"""Settings: every rule, preset and name, and all ways to set a value."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
         "max_validation_failures", "max_attempts",
     },
     "true or false": {"validate_on_acquire", "track_holders", "enable_metrics", "jitter"},
-    "a text": {"validation_query"},
+    "a string": {"validation_query"},
     "a Backoff": {"backoff"},
 }  # fmt: skip
 SECONDS = {
@@ -125,7 +125,7 @@ def test_frozen_hashable_keyword_only_and_public(made: Any) -> None:
     assert type(made).__module__ == "pooling"
 
 
-def test_the_import_is_light() -> None:
+def test_import_of_settings_is_light() -> None:
     code = "import pooling.settings, sys; print('difflib' in sys.modules)"
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
@@ -157,7 +157,7 @@ def test_the_import_is_light() -> None:
         ("validation_query", " \n", "must not be empty"),
     ],
 )
-def test_a_value_out_of_bounds_is_refused(name: str, value: object, rule: str) -> None:
+def test_value_out_of_bounds_is_refused(name: str, value: object, rule: str) -> None:
     refused(name, value, ValueError, rule)
 
 
@@ -200,7 +200,7 @@ def test_the_edge_of_each_bound_is_accepted(name: str, value: object) -> None:
     assert getattr(owner(name)(**{name: value}), name) == value
 
 
-def test_none_kept_open_is_allowed() -> None:
+def test_min_size_and_max_idle_may_be_zero() -> None:
     assert PoolSettings(min_size=0, max_idle=0).max_idle == 0
 
 
@@ -211,7 +211,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         "a whole number": type(value) is int,
         "a number": type(value) in (int, float),
         "true or false": type(value) is bool,
-        "a text": type(value) is str,
+        "a string": type(value) is str,
         "a Backoff": False,
     }
     for name in [] if right[kind] else KINDS[kind]:
@@ -219,7 +219,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         refused(name, value, TypeError, f"must be {kind}{or_none}")
 
 
-def test_no_field_is_without_a_kind() -> None:
+def test_every_field_has_a_kind() -> None:
     assert sorted(name for names in KINDS.values() for name in names) == sorted(FIELDS)
 
 
@@ -254,14 +254,14 @@ def test_an_int_for_a_float_is_stored_as_float(name: str) -> None:
         (Backoff, {"initial": 31}, "Backoff.initial must be at most maximum (30.0)"),
     ],
 )
-def test_the_order_of_two_fields(made: Any, changes: dict[str, Any], message: str) -> None:
+def test_first_field_may_not_exceed_the_second(made: Any, changes: dict[str, Any], message: str) -> None:
     low = float(31) if made is Backoff else changes["min_size"]
     with pytest.raises(ValueError) as raised:
         made(**changes)
     assert str(raised.value) == f"{message}, not {low!r}"
 
 
-def test_both_may_be_equal() -> None:
+def test_first_field_may_equal_the_second() -> None:
     assert PoolSettings(min_size=10, max_size=10, max_idle=10).min_size == 10
     assert Backoff(initial=2, maximum=2).initial == 2.0
 
@@ -286,7 +286,7 @@ def test_a_preset_differs_from_the_defaults_as_the_table_says(preset: str) -> No
     assert getattr(PoolSettings, preset)() == PoolSettings().replace(**table)
 
 
-def test_trading_keeps_what_it_promises_when_a_default_changes() -> None:
+def test_trading_preset_does_not_depend_on_defaults() -> None:
     trading = PoolSettings.trading()
     assert trading.backoff == Backoff(initial=0.5, maximum=30, multiplier=2, jitter=True)
     assert trading.max_validation_failures == 3
@@ -295,7 +295,7 @@ def test_trading_keeps_what_it_promises_when_a_default_changes() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_takes_changes(preset: str) -> None:
+def test_preset_accepts_changes(preset: str) -> None:
     make = getattr(PoolSettings, preset)
     assert make(max_size=50, backoff_maximum=9) == make().replace(max_size=50, backoff_maximum=9)
     assert make(max_size=50).max_size == 50
@@ -308,7 +308,7 @@ def test_a_preset_takes_changes(preset: str) -> None:
 # -- replace ------------------------------------------------------------------------------
 
 
-def test_replace_makes_a_new_object() -> None:
+def test_replace_returns_a_new_object() -> None:
     old = PoolSettings()
     new = old.replace(max_size=20, backoff_initial=1, probe_interval=2)
     assert new == PoolSettings(max_size=20, backoff=Backoff(initial=1.0, probe_interval=2.0))
@@ -316,7 +316,7 @@ def test_replace_makes_a_new_object() -> None:
     assert type(new) is PoolSettings
 
 
-def test_replace_checks() -> None:
+def test_replace_checks_values() -> None:
     with pytest.raises(ValueError, match=r"PoolSettings\.min_size must be at most max_size \(10\)"):
         PoolSettings().replace(min_size=20)
     with pytest.raises(ValueError, match=r"Backoff\.initial must be above 0, not 0"):
@@ -331,7 +331,7 @@ def test_replace_checks() -> None:
         ("max_sise", "max_size"),
         ("aquire_timeout", "acquire_timeout"),
         ("backoff_intial", "backoff_initial"),
-        ("max_connections", "max_size"),  # only from_mapping and from_env speak other dialects
+        ("max_connections", "max_size"),  # only from_mapping and from_env accept other names
         ("retry_delay", "backoff_initial"),
     ],
 )
@@ -341,7 +341,7 @@ def test_replace_names_the_closest_field(name: str, closest: str) -> None:
     assert str(raised.value) == f"unknown setting {name!r}; did you mean {closest!r}?"
 
 
-def test_an_unknown_name_like_no_other_has_no_suggestion() -> None:
+def test_unknown_name_without_a_close_match_has_no_suggestion() -> None:
     with pytest.raises(TypeError) as raised:
         PoolSettings().replace(zzz=5)
     assert str(raised.value) == "unknown setting 'zzz'"
@@ -355,7 +355,7 @@ def test_an_unknown_name_like_no_other_has_no_suggestion() -> None:
         {"backoff_jitter": True, "backoff": Backoff()},
     ],
 )
-def test_replace_takes_a_field_once(changes: dict[str, object]) -> None:
+def test_replace_refuses_a_field_given_twice(changes: dict[str, object]) -> None:
     first, second = changes
     with pytest.raises(ValueError, match="both set backoff_") as raised:
         PoolSettings().replace(**changes)
@@ -364,7 +364,7 @@ def test_replace_takes_a_field_once(changes: dict[str, object]) -> None:
 
 # -- from_mapping -------------------------------------------------------------------------
 
-NAMES = {  # written down again: the table of names is a promise
+NAMES = {  # repeated here: the table of names is a promise
     "retry_limit": "max_attempts",
     "retry_delay": "backoff_initial",
     "validate_on_checkout": "validate_on_acquire",
@@ -395,12 +395,12 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "a whole number": ("7", 7),
     "a number": ("0.75", 0.75),
     "true or false": ("off", False),
-    "a text": ("SELECT 2", "SELECT 2"),
+    "a string": ("SELECT 2", "SELECT 2"),
 }
 
 
 def sample(name: str) -> tuple[str, object]:
-    """A text for the field called `name`, and what it means; never the default."""
+    """A text for a field, and its value; never the default."""
     field = FLAT[ALL_NAMES[name]]
     if field == "multiplier":
         return "1.5", 1.5
@@ -408,7 +408,7 @@ def sample(name: str) -> tuple[str, object]:
     return SAMPLES[kind]
 
 
-def test_no_other_name_is_untested() -> None:
+def test_every_alternative_name_is_tested() -> None:
     assert OTHER_NAMES.keys() <= {*NAMES, "max_overflow"}  # which stands beside pool_size: below
 
 
@@ -470,7 +470,7 @@ def test_texts_are_parsed_by_the_type_of_the_field(name: str, text: str, value: 
         ("max_size", None, TypeError, "max_size=None: max_size must be a whole number"),
     ],
 )
-def test_a_bad_value_is_refused_under_the_name_it_came_by(
+def test_bad_value_is_reported_under_the_given_name(
     name: str, value: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(message)) as raised:
@@ -483,7 +483,7 @@ def test_a_bad_value_is_refused_under_the_name_it_came_by(
     ("name", "closest"),
     [("max_sise", "max_size"), ("max_conections", "max_connections"), (5, None)],
 )
-def test_an_unknown_key_is_refused_without_its_value(name: Any, closest: str | None) -> None:
+def test_unknown_key_is_refused_without_showing_its_value(name: Any, closest: str | None) -> None:
     with pytest.raises(ValueError) as raised:
         PoolSettings.from_mapping({name: "hunter2"})
     hint = f"; did you mean {closest!r}?" if closest else ""
@@ -497,7 +497,7 @@ def test_field_given_under_two_names_is_refused_even_with_equal_values(again: in
     assert str(raised.value) == "max_connections and max_size both set max_size"
 
 
-def test_the_other_values_come_from_the_base() -> None:
+def test_values_not_given_come_from_the_base() -> None:
     base = PoolSettings.aggressive()
     assert PoolSettings.from_mapping({}, base=base) == base
     laid = PoolSettings.from_mapping({"retry_jitter": "no", "max_size": 30}, base=base)
@@ -508,7 +508,7 @@ def test_the_other_values_come_from_the_base() -> None:
 
 @pytest.mark.parametrize("kind", [int, str])
 def test_pool_size_and_max_overflow_are_those_of_sqlalchemy(kind: Any) -> None:
-    """So many at once, and so many of them kept."""
+    """pool_size + max_overflow at once, and pool_size of them kept."""
     made = PoolSettings.from_mapping({"max_overflow": kind(10), "pool_size": kind(5)})
     assert made == PoolSettings(max_size=15, max_idle=5)
     assert PoolSettings.from_mapping({"pool_size": kind(5)}) == PoolSettings(max_size=5)
@@ -516,7 +516,7 @@ def test_pool_size_and_max_overflow_are_those_of_sqlalchemy(kind: Any) -> None:
     assert PoolSettings.from_env("DB_", {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "3"}).max_size == 5
     with pytest.raises(ValueError, match="max_overflow=-1: max_overflow must be at least 0"):
         PoolSettings.from_mapping({"pool_size": 5, "max_overflow": -1})
-    with pytest.raises(ValueError, match="max_overflow is added to pool_size, which is missing; here max_size is both"):
+    with pytest.raises(ValueError, match="max_overflow is added to pool_size, which is missing; set max_size to the"):
         PoolSettings.from_mapping({"max_size": 5, "max_overflow": 1})
 
 
@@ -528,16 +528,16 @@ def test_pool_recycle_of_minus_one_is_never(value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("maximumPoolSize", "maximumPoolSize is HikariCP's; here it is max_size"),
-        ("minimumIdle", "minimumIdle is HikariCP's; here it is min_size"),
-        ("connectionTimeout", "HikariCP's, in milliseconds; here it is acquire_timeout, in seconds"),
-        ("idleTimeout", "HikariCP's, in milliseconds; here it is idle_timeout, in seconds"),
-        ("maxLifetime", "HikariCP's, in milliseconds; here it is max_lifetime, in seconds"),
-        ("keepaliveTime", "here it is keepalive_interval, in seconds"),
-        ("leakDetectionThreshold", "here it is leak_timeout, in seconds"),
+        ("maximumPoolSize", "maximumPoolSize is HikariCP's name; use max_size"),
+        ("minimumIdle", "minimumIdle is HikariCP's name; use min_size"),
+        ("connectionTimeout", "HikariCP's name, in milliseconds; use acquire_timeout, in seconds"),
+        ("idleTimeout", "HikariCP's name, in milliseconds; use idle_timeout, in seconds"),
+        ("maxLifetime", "HikariCP's name, in milliseconds; use max_lifetime, in seconds"),
+        ("keepaliveTime", "use keepalive_interval, in seconds"),
+        ("leakDetectionThreshold", "use leak_timeout, in seconds"),
     ],
 )
-def test_hikaricps_names_are_refused_with_ours_and_the_unit(
+def test_hikaricps_names_are_refused_with_our_name_and_unit(
     name: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -564,7 +564,7 @@ def test_hikaricps_names_are_refused_with_ours_and_the_unit(
         ("out", ""),
     ],
 )
-def test_a_hint_is_of_what_was_meant_or_there_is_none(name: str, hint: str) -> None:
+def test_hint_names_a_close_match_or_is_absent(name: str, hint: str) -> None:
     with pytest.raises(ValueError) as raised:
         PoolSettings.from_mapping({name: 1})
     assert str(raised.value) == f"unknown setting {name!r}{hint}"
@@ -620,7 +620,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
         ),
     ],
 )
-def test_a_variable_is_refused_by_its_full_name(environ: dict[str, str], message: str) -> None:
+def test_bad_variable_is_reported_by_its_full_name(environ: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError) as raised:
         PoolSettings.from_env("DB_", environ)
     assert str(raised.value) == message
@@ -628,13 +628,13 @@ def test_a_variable_is_refused_by_its_full_name(environ: dict[str, str], message
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_variable_counts_as_unset(empty: str) -> None:
-    """Compose files pass what is unset so."""
+    """Compose files pass unset variables like this."""
     for name in ALL_NAMES:
         assert PoolSettings.from_env("DB_", {f"DB_{name.upper()}": empty}) == PoolSettings()
     assert PoolSettings.from_env("DB_", {"DB_MAX_SIZE": "7", "DB_MAX_CONNECTIONS": empty}).max_size == 7
 
 
-def test_the_environment_is_laid_over_the_base() -> None:
+def test_environment_overrides_the_base() -> None:
     made = PoolSettings.from_env(
         "DB_", {"DB_BACKOFF_MAXIMUM": "60"}, base=PoolSettings.conservative()
     )
@@ -649,12 +649,12 @@ def test_the_environment_is_laid_over_the_base() -> None:
         ("DB_MAX_CONECTIONS", "DB_MAX_CONNECTIONS"),
     ],
 )
-def test_a_misspelt_variable_is_logged_without_its_value(
+def test_misspelt_variable_is_logged_without_its_value(
     variable: str, meant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert PoolSettings.from_env("DB_", {variable: "hunter2"}) == PoolSettings()
     assert caplog.record_tuples == [
-        ("pooling.settings", logging.WARNING, f"{variable} is not a setting; was {meant} meant?")
+        ("pooling.settings", logging.WARNING, f"{variable} is not a setting; did you mean {meant}?")
     ]
 
 
@@ -666,7 +666,7 @@ def test_a_misspelt_variable_is_logged_without_its_value(
         "DB_METRICS_EXPORT_INTERVAL", "DB_COMMAND_TIMEOUT", "DB_WRITE_TIMEOUT", "DB_POOL_TIMEOUT",
     ],
 )  # fmt: skip
-def test_the_variables_of_others_are_passed_over_in_silence(
+def test_unrelated_variables_are_ignored_silently(
     variable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     PoolSettings.from_env("DB_", {variable: "7"})

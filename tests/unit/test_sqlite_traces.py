@@ -1,4 +1,4 @@
-"""Which PRAGMAs leave something behind."""
+"""Which PRAGMAs a reset cannot undo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESTORED = frozenset({"foreign_keys", "cache_size"})
         "SELECT * FROM pragma_table_info('t')", "CREATE TABLE pragmas (n)", "PRAGMA query_only; PRAGMA foreign_keys=1",
     ],
 )  # fmt: skip
-def test_pragmas_that_leave_nothing(sql: str) -> None:
+def test_harmless_or_restored_pragmas(sql: str) -> None:
     assert pragma_left(sql, RESTORED) is None
 
 
@@ -29,18 +29,18 @@ def test_pragmas_that_leave_nothing(sql: str) -> None:
         ("PRAGMA key = 'secret'", "PRAGMA key"),
         ("PRAGMA foreign_keys=1; SELECT 1;PRAGMA synchronous=0", "PRAGMA synchronous"),
         ("EXPLAIN PRAGMA synchronous=0", "PRAGMA synchronous"),
-        ("PRAGMA temp.cache_size=1", "PRAGMA"),  # what the pool sets back is main's
+        ("PRAGMA temp.cache_size=1", "PRAGMA"),  # the pool restores that of main
         ("PRAGMA 'cache_size'=1", "PRAGMA"),
         ("PRAGMA/**/query_only=1", "PRAGMA"),
         ("PRAGMA query_only/**/=1", "PRAGMA"),
-        ("/* sly */PRAGMA--\nquery_only=1", "PRAGMA"),
+        ("/* comment */PRAGMA--\nquery_only=1", "PRAGMA"),
     ],
 )
-def test_pragmas_that_leave_something(sql: str, left: str) -> None:
+def test_pragmas_that_cannot_be_undone(sql: str, left: str) -> None:
     assert pragma_left(sql, RESTORED) == left
 
 
-def test_which_pragmas_are_set() -> None:
+def test_names_of_the_pragmas_that_are_set() -> None:
     assert pragmas_in(["PRAGMA Cache_Size=1", "PRAGMA foreign_keys", "SELECT 1; PRAGMA mmap_size(0)"]) == {
         "cache_size", "mmap_size",
     }  # fmt: skip

@@ -124,7 +124,7 @@ def test_result_is_reported_once(
         clock.advance(2 * LIMIT)
     told = [record.getMessage() for record in caplog.records if "in one command" in record.getMessage()]
     unknown = (
-        "pool 'test': 1 holder(s) in one command for 60 s, and it could not be found out whether "
+        "pool 'test': 1 holder(s) in one command for 60 s or more, cannot determine whether "
         "the server is working on it: another role"
     )
     assert told.count(unknown) == 1

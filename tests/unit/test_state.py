@@ -1,4 +1,4 @@
-"""The pool's decisions, without threads: each case by itself, then all of them in any order."""
+"""The pool's decisions without threads: each case by itself, then all in any order."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from pooling.settings import Backoff
 NOW = 100.0
 ERRAND = WorkerTask(5.0, round_trip=False)
 _threads = count(1)
-STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while somebody waits
+STEADY = Backoff(jitter=False)  # 0.05, 0.1, 0.2, ... 30; 0.25 at most while there are waiters
 
 
-# -- what the cases are made of --------------------------------------------------
+# -- builders --------------------------------------------------------------------
 
 
 class Box:
-    """A waiter's box that lets the test look inside."""
+    """A waiter's box whose content a test can read."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
@@ -60,13 +60,13 @@ def a_waiter(arrived: float = NOW, again: bool = False, attempts: int = 0) -> Wa
 
 
 def box_of(waiter: Waiter) -> list[Any]:
-    """What lies in a waiter's box."""
+    """The content of a waiter's box."""
     assert isinstance(waiter.box, Box)
     return list(waiter.box.items)
 
 
 def reserved(state: PoolState, expires: float = math.inf) -> Token:
-    """A slot taken, its resource yet to be made."""
+    """A reserved slot without a resource."""
     token = Token()
     token.entry = entry = Entry(token)
     entry.generation, entry.expires = state.generation, expires
@@ -91,7 +91,7 @@ def idle(state: PoolState, expires: float = math.inf) -> Token:
 
 
 def checked_by(state: PoolState) -> Callable[[Entry], None]:
-    return lambda entry: state.check(entry, ERRAND)
+    return lambda entry: state.checking.__setitem__(entry, ERRAND)
 
 
 def a_pool(
@@ -120,7 +120,7 @@ def a_pool(
     return state, tokens
 
 
-# -- the line ----------------------------------------------------------------------
+# -- the wait queue ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ def test_wait_queue_is_in_order_of_arrival(arrivals: list[float], order: list[in
     state = PoolState(0, 1, 1)
     waiters = [a_waiter(arrived) for arrived in arrivals]
     for waiter in waiters:
-        state.join(waiter)
+        state.waiters.join(waiter)
     assert list(state.waiters) == [waiters[number] for number in order]
 
 
-def test_an_entry_whose_key_went_before_anything_asked_for_it_can_be_asked_for() -> None:
-    """An exception between the two: the reaper gets an entry that no pool has."""
+def test_entry_of_a_lost_token_can_be_looked_up() -> None:
+    """After an exception between the two the reaper gets an entry that no pool has."""
     token = Token()
     entry = Entry(token)
     del token
@@ -154,60 +154,60 @@ def test_an_entry_whose_key_went_before_anything_asked_for_it_can_be_asked_for()
 
 
 def test_waiter_that_was_given_a_dead_resource_keeps_its_position() -> None:
-    """It comes before who arrived at the same instant, behind who arrived before it (P3)."""
+    """It goes before waiters that arrived at the same time, and after earlier ones (P3)."""
     state = PoolState(0, 1, 1)
     older, same, younger = a_waiter(1.0), a_waiter(2.0), a_waiter(3.0)
     for waiter in (older, same, younger):
-        state.join(waiter)
+        state.waiters.join(waiter)
     first, second = a_waiter(2.0, again=True), a_waiter(2.0, again=True)
-    state.join(first)
-    state.join(second)
+    state.waiters.join(first)
+    state.waiters.join(second)
     assert list(state.waiters) == [older, first, second, same, younger]
 
 
 def test_leaving_without_an_item() -> None:
-    """It is out of the line, accepts nothing any more, and may leave twice."""
+    """It is out of the queue, accepts nothing any more, and may leave twice."""
     state, _ = a_pool(waiting=2)
     waiter, other = state.waiters
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
     assert list(state.waiters) == [other]
     assert waiter.give(Token()) is False
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
 
 
-def test_leaving_with_a_given_key() -> None:
-    """What came at the last moment is handed out, once, for the next in line (P8)."""
+def test_leaving_with_a_given_token() -> None:
+    """An item that came at the last moment is returned once, for the next waiter (P8)."""
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
     assert state.accept(token, NOW) is None
-    assert state.leave(waiter) is token
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is token
+    assert state.waiters.leave(waiter) is None
 
 
 def test_leaving_with_an_error_given() -> None:
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
-    state.fail_waiters(PoolClosed, "closed")
-    assert isinstance(state.leave(waiter), PoolClosed)
+    state.waiters.fail(PoolClosed, "closed")
+    assert isinstance(state.waiters.leave(waiter), PoolClosed)
 
 
-def test_interrupted_hand_over_leaves_the_waiter_without_a_key() -> None:
-    """An exception between the mark and the put leaves a mark alone."""
+def test_interrupted_hand_over_leaves_the_waiter_without_a_token() -> None:
+    """An exception between the two steps leaves a waiter that is marked but has no token."""
     state, _ = a_pool(waiting=1)
     waiter = state.waiters[0]
     waiter.given = True
-    assert state.leave(waiter) is None
+    assert state.waiters.leave(waiter) is None
 
 
 @pytest.mark.parametrize(("attempts", "failing"), [(0, [0, 1, 2]), (2, [1, 2]), (3, [2]), (4, [])])
 def test_fail_waiters_by_attempts(attempts: int, failing: list[int]) -> None:
-    """Only those who have seen so many failures; the others keep their order."""
+    """Only waiters that have seen so many failures; the others keep their order."""
     state = PoolState(0, 1, 1)
     waiters = [a_waiter(float(number), attempts=seen) for number, seen in enumerate((0, 2, 3))]
     for waiter in waiters:
-        state.join(waiter)
+        state.waiters.join(waiter)
     cause = OSError("refused")
-    state.fail_waiters(CreateFailed, "no", cause, attempts)
+    state.waiters.fail(CreateFailed, "no", cause, attempts)
     assert [number for number, waiter in enumerate(waiters) if waiter.given] == failing
     assert list(state.waiters) == [waiter for waiter in waiters if not waiter.given]
     for number in failing:
@@ -220,24 +220,24 @@ def test_fail_waiters_gives_each_an_error_of_its_own() -> None:
     """A shared one would collect the tracebacks of all threads that raise it."""
     state, _ = a_pool(waiting=2)
     first, second = state.waiters
-    state.fail_waiters(PoolClosed, "closed")
+    state.waiters.fail(PoolClosed, "closed")
     assert box_of(first)[0] is not box_of(second)[0]
 
 
-def test_fail_waiters_skips_a_waiter_that_was_given_a_key() -> None:
-    """Who was served, and not yet taken out of the line, keeps what it has."""
+def test_fail_waiters_skips_a_waiter_that_was_given_a_token() -> None:
+    """A waiter that was served but not yet removed keeps its token."""
     state, (token,) = a_pool(in_use=1, waiting=1)
     waiter = state.waiters[0]
     waiter.give(token)
-    state.fail_waiters(PoolClosed, "closed")
+    state.waiters.fail(PoolClosed, "closed")
     assert box_of(waiter) == [token]
 
 
-# -- who is served -------------------------------------------------------------------
+# -- match and accept ----------------------------------------------------------------
 
 
 def test_match_gives_the_last_used_to_the_first_waiter() -> None:
-    """Waiters first-in first-out, idle ones last-in first-out (P3)."""
+    """Waiters first-in first-out, idle resources last-in first-out (P3)."""
     state, tokens = a_pool(resting=3, waiting=2)
     first, second = state.waiters
     assert state.match_waiters(NOW) == []
@@ -254,7 +254,7 @@ def test_match_keeps_the_wait_queue_in_order() -> None:
     assert list(state.waiters) == [second, third]
 
 
-def test_match_skips_waiters_that_were_given_a_key() -> None:
+def test_match_skips_waiters_that_were_given_a_token() -> None:
     """An interruption between giving and removing leaves a stale head (P8)."""
     state, (token,) = a_pool(resting=1, waiting=2)
     stale, waiter = state.waiters
@@ -286,7 +286,7 @@ def test_accept_pushes_onto_the_idle_stack_without_waiters() -> None:
 
 
 @pytest.mark.parametrize("place", ["creating", "checking"])
-def test_accept_ends_the_time_on_a_worker(place: str) -> None:
+def test_accept_ends_a_check_on_a_worker(place: str) -> None:
     state, (token,) = a_pool(**{place: 1})
     assert state.accept(token, NOW) is None
     assert not getattr(state, place)
@@ -300,15 +300,15 @@ def test_accept_refuses_after_close() -> None:
 
 
 @pytest.mark.parametrize(("expires", "reason"), [(NOW + 1, None), (NOW, "lifetime"), (NOW - 1, "lifetime")])
-def test_accept_looks_at_the_age(expires: float, reason: str | None) -> None:
-    """Also where somebody waits for it: not every return is to the stack (P6)."""
+def test_accept_refuses_an_expired_resource(expires: float, reason: str | None) -> None:
+    """Also with a waiter: not every release goes to the stack (P6)."""
     state, _ = a_pool(waiting=1)
     token = lent(state, expires)
     assert state.accept(token, NOW) == reason
 
 
 def test_accept_refuses_the_old_generation() -> None:
-    """What was being made when the drain came counts as old: it was stamped at the start."""
+    """A resource being created during the drain counts as old: its generation was set at the start."""
     state, (made_before,) = a_pool(creating=1)
     state.drain()
     made_after = reserved(state)
@@ -318,8 +318,8 @@ def test_accept_refuses_the_old_generation() -> None:
 
 @pytest.mark.parametrize("waiting", [0, 1])
 @pytest.mark.parametrize(("max_size", "reason"), [(1, "surplus"), (2, None)])
-def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
-    """A surplus is closed although somebody waits: the bound comes first (P2)."""
+def test_accept_refuses_a_surplus_after_a_shrink(max_size: int, reason: str | None, waiting: int) -> None:
+    """A surplus is closed although there is a waiter: the bound comes first (P2)."""
     state, (token, _) = a_pool(max_size=max_size, in_use=2, waiting=waiting)
     assert state.accept(token, NOW) == reason
 
@@ -327,8 +327,8 @@ def test_accept_after_a_shrink(max_size: int, reason: str | None, waiting: int) 
 @pytest.mark.parametrize(
     ("resting", "waiting", "reason"), [(1, 0, None), (2, 0, "max_idle"), (2, 1, None), (3, 0, "max_idle")]
 )
-def test_accept_bounds_the_stack(resting: int, waiting: int, reason: str | None) -> None:
-    """By ``max_idle``, unless somebody waits for it."""
+def test_accept_keeps_at_most_max_idle(resting: int, waiting: int, reason: str | None) -> None:
+    """Unless there is a waiter for it."""
     state, (token, *_) = a_pool(max_idle=2, in_use=1, resting=resting, waiting=waiting)
     state.paused = True  # else the stack would serve the waiter first
     assert state.accept(token, NOW) == reason
@@ -339,7 +339,7 @@ def test_accept_bounds_the_stack(resting: int, waiting: int, reason: str | None)
     [(40, 0, 3), (30, 0, 3), (40, 50, 3), (30, 50, 2), (25, 50, 2), (20, 50, 1), (5, 50, 0)],
 )
 def test_accept_returns_a_checked_resource_to_its_idle_position(idle_since: float, checked: float, place: int) -> None:
-    """On top it would pass for the one used last, and nothing would ever age out (P3)."""
+    """On top it would count as used last, and no resource would ever reach its idle timeout."""
     state, (token, *resting) = a_pool(in_use=1, resting=3)
     for number, other in enumerate(resting, 1):
         other.entry.idle_since = number * 10.0
@@ -348,8 +348,8 @@ def test_accept_returns_a_checked_resource_to_its_idle_position(idle_since: floa
     assert list(state.idle) == [*resting[:place], token, *resting[place:]]
 
 
-def test_refusing_changes_nothing() -> None:
-    """The caller closes it; until then it is where it was (P1)."""
+def test_refused_accept_changes_nothing() -> None:
+    """The caller closes it; until then it stays where it was (P1)."""
     state, (token,) = a_pool(checking=1, waiting=1)
     state.closed = True
     state.accept(token, NOW)
@@ -379,7 +379,7 @@ FREE = UNLIMITED  # the server is up
         pytest.param({"waiting": 3, "creating": 1}, 1, 0, id="the probe is under way (P7)"),
         pytest.param({"waiting": 5, "creating": 1}, 4, 3, id="the ramp counts what is under way"),
         pytest.param({"waiting": 5, "creating": 3}, 2, 0, id="more under way than allowed"),
-        pytest.param({}, FREE, 0, id="nobody asks"),
+        pytest.param({}, FREE, 0, id="no demand"),
         pytest.param({"min_size": 3}, FREE, 3, id="refill to min_size"),
         pytest.param({"min_size": 3, "in_use": 1, "resting": 1}, FREE, 1, id="lent ones count for min_size"),
         pytest.param({"min_size": 3, "creating": 3}, FREE, 0, id="so do those being made"),
@@ -404,13 +404,13 @@ def test_serve_during_a_pause_fills_up_to_min_size_only(paused: bool, creations:
 
 @pytest.mark.parametrize("what", ["closed", "not started"])
 def test_serve_plans_no_creation(what: str) -> None:
-    """After a close, and before anybody asked (P11)."""
+    """After a close, and before the first acquire (P11)."""
     state, _ = a_pool(min_size=2)
     state.closed, state.started = what == "closed", what != "not started"
     assert state.serve(FREE, NOW) == (0, [])
 
 
-def test_serve_pairs_first() -> None:
+def test_serve_matches_waiters_before_it_creates() -> None:
     state, tokens = a_pool(resting=2, waiting=1)
     waiter = state.waiters[0]
     assert state.serve(FREE, NOW) == (0, [])
@@ -418,7 +418,7 @@ def test_serve_pairs_first() -> None:
 
 
 def test_serve_twice_changes_nothing() -> None:
-    """It is level-triggered: right from whatever state, and harmless when called again."""
+    """It is level-triggered: correct from any state, and idempotent."""
     state, tokens = a_pool(max_size=3, in_use=2, resting=2, closing=1, waiting=1)
     first = state.serve(FREE, NOW)
     places = [len(place) for place in (state.idle, state.waiters, state.closing)]
@@ -441,21 +441,21 @@ def test_serve_closes_the_surplus(max_size: int, closing: int, closed: list[int]
     assert len(state.entries) == len(tokens)  # a slot counts until the close has returned
 
 
-def test_serve_closes_what_is_beyond_max_idle() -> None:
-    """The longest unused first, and only what nobody waits for."""
+def test_serve_closes_idle_resources_above_max_idle() -> None:
+    """The longest unused first, and only without waiters."""
     state, tokens = a_pool(max_idle=1, resting=4, waiting=1)
     assert state.serve(FREE, NOW) == (0, [(tokens[0], "max_idle"), (tokens[1], "max_idle")])
     assert list(state.idle) == [tokens[2]]
 
 
-def test_serve_takes_the_surplus_before_it_lends() -> None:
-    """A shrink is not put off by those who wait (P2)."""
+def test_serve_closes_the_surplus_before_it_lends() -> None:
+    """Waiters do not delay a shrink (P2)."""
     state, (_, token) = a_pool(max_size=1, in_use=1, resting=1, waiting=1)
     assert state.serve(FREE, NOW) == (0, [(token, "surplus")])
     assert len(state.waiters) == 1
 
 
-def test_serve_closes_all_that_is_idle_after_a_close() -> None:
+def test_serve_closes_all_idle_resources_after_a_close() -> None:
     state, tokens = a_pool(in_use=1, resting=2)
     state.closed = True
     _, closes = state.serve(FREE, NOW)
@@ -463,8 +463,8 @@ def test_serve_closes_all_that_is_idle_after_a_close() -> None:
     assert state.closing == {token.entry for token in tokens[1:]}
 
 
-def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
-    """The hot path puts back without the lock, and the drain may come in between."""
+def test_serve_closes_resources_released_during_a_drain() -> None:
+    """The fast path pushes without the lock, and a drain may come in between."""
     state, tokens = a_pool(in_use=3)
     state.drain()
     state.idle.extend(tokens[:2])
@@ -474,14 +474,14 @@ def test_serve_closes_what_was_put_on_top_during_a_drain() -> None:
 
 
 @pytest.mark.parametrize(("expires", "closed"), [(NOW + 1, False), (NOW, True)])
-def test_serve_lends_nothing_too_old(expires: float, closed: bool) -> None:
+def test_serve_lends_no_expired_resource(expires: float, closed: bool) -> None:
     state, _ = a_pool(waiting=1)
     token = idle(state, expires)
     plan = state.serve(FREE, NOW)
     assert plan == ((1, [(token, "lifetime")]) if closed else (0, []))
 
 
-def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
+def test_drain_removes_idle_resources_only() -> None:
     state, tokens = a_pool(in_use=1, resting=2, creating=1)
     generation = state.generation
     assert state.drain() == [(tokens[2], "drained"), (tokens[3], "drained")]
@@ -491,7 +491,7 @@ def test_drain_takes_the_idle_ones_and_leaves_the_others() -> None:
     assert state.drain() == []
 
 
-# -- what is where --------------------------------------------------------------------
+# -- drain, retire and counts ---------------------------------------------------------
 
 
 def test_retire_frees_the_slot_once() -> None:
@@ -508,7 +508,7 @@ def test_retire_from_anywhere(place: str) -> None:
     assert not state.entries and not getattr(state, place)
 
 
-def test_a_foreign_entry_is_not_retired() -> None:
+def test_foreign_entry_is_not_retired() -> None:
     """The parent's, after a fork (P9)."""
     state, (mine,) = a_pool(in_use=1)
     _, (foreign,) = a_pool(in_use=1)
@@ -526,19 +526,19 @@ def test_counts() -> None:
 
 
 def test_in_use_is_never_negative() -> None:
-    """The hot path moves tokens while others count."""
+    """The fast path moves tokens while other threads count."""
     state, tokens = a_pool(resting=1)
     state.idle.extend(tokens)
     assert state.in_use == 0
 
 
 @pytest.mark.parametrize("place", ["resting", "creating", "checking", "closing"])
-def test_lent_are_those_with_borrowers(place: str) -> None:
+def test_lent_lists_resources_held_by_borrowers(place: str) -> None:
     state, tokens = a_pool(in_use=2, **{place: 1})
     assert set(state.lent()) == {token.entry for token in tokens[:2]}
 
 
-def test_key_being_released_has_no_holder() -> None:
+def test_token_being_released_has_no_holder() -> None:
     """A resource that was released and not yet put back is in use, but not held."""
     state, (token,) = a_pool(in_use=1)
     token.entry.idle_since = NOW + 1
@@ -551,14 +551,14 @@ def test_key_being_released_has_no_holder() -> None:
     [({"in_use": 5}, True), ({"in_use": 4, "closing": 1}, True), ({"in_use": 4}, False), ({"resting": 5}, False)],
 )
 def test_exhausted(pool: dict[str, int], exhausted: bool) -> None:
-    """Whether there is nothing at all to serve with."""
+    """Whether nothing is idle and no slot is free."""
     state, _keys = a_pool(**pool)
     assert state.exhausted is exhausted
 
 
 @pytest.mark.parametrize("why", ["", "closed", "paused", "surplus"])
-def test_barred(why: str) -> None:
-    """Whether the hot path must look at the state."""
+def test_fast_path_closed(why: str) -> None:
+    """Whether the fast path must not lend."""
     state, _ = a_pool(max_size=1 if why == "surplus" else 2, in_use=2)
     state.closed, state.paused = why == "closed", why == "paused"
     assert state.fast_path_closed is bool(why)
@@ -571,11 +571,11 @@ def failed(outage: Outage, now: float, waiting: bool = True, final: bool = False
     return outage.failed(OSError("refused"), final, now, STEADY, waiting, uniform=random.random)
 
 
-def test_any_number_while_the_server_is_up() -> None:
+def test_creations_are_unlimited_while_the_server_is_up() -> None:
     assert Outage().allowed(NOW) == UNLIMITED
 
 
-def test_one_probe_at_a_time_while_it_is_down() -> None:
+def test_one_probe_at_a_time_while_the_server_is_down() -> None:
     """None until the backoff has passed, then one (P7)."""
     outage = Outage()
     assert failed(outage, NOW) is True
@@ -612,8 +612,8 @@ def test_full_jitter() -> None:
     assert outage.retry_at == NOW + 2
 
 
-def test_what_was_in_flight_does_not_lengthen_the_delay() -> None:
-    """Ten that fail together are one failure (P7)."""
+def test_failures_of_creations_in_flight_do_not_lengthen_the_delay() -> None:
+    """Ten creations that fail together count as one failure (P7)."""
     outage = Outage()
     for _ in range(10):
         failed(outage, NOW)
@@ -621,7 +621,7 @@ def test_what_was_in_flight_does_not_lengthen_the_delay() -> None:
     assert outage.retry_at == NOW + 0.05
 
 
-def test_the_last_error_is_kept_without_its_frames() -> None:
+def test_last_error_is_kept_without_its_frames() -> None:
     outage = Outage()
     try:
         raise OSError("refused")
@@ -636,7 +636,7 @@ def test_the_last_error_is_kept_without_its_frames() -> None:
     ("failures", "final", "sooner"), [(0, False, False), (1, False, False), (10, False, True), (10, True, True)]
 )
 def test_new_waiter_shortens_the_delay(failures: int, final: bool, sooner: bool) -> None:
-    """A final error is not tried again for each newcomer: accounts get locked (P7)."""
+    """A final error is not retried for each new waiter: accounts could get locked (P7)."""
     outage, now = Outage(), NOW
     for _ in range(failures):
         now = outage.retry_at
@@ -652,7 +652,7 @@ def test_new_waiter_shortens_the_delay(failures: int, final: bool, sooner: bool)
 
 
 def test_recovery_ramps_up() -> None:
-    """A server that has just come back is not stormed (P7)."""
+    """A server that has just come back gets few attempts at first (P7)."""
     outage = Outage()
     failed(outage, NOW)
     assert outage.succeeded(10, NOW) is True
@@ -664,13 +664,13 @@ def test_recovery_ramps_up() -> None:
     assert (outage.error, outage.final, outage.failures) == (None, False, 0)
 
 
-def test_a_success_while_up_changes_nothing() -> None:
+def test_success_while_up_changes_nothing() -> None:
     outage = Outage()
     assert outage.succeeded(10, NOW) is False
     assert outage.allowed(NOW) == UNLIMITED
 
 
-def test_a_failure_on_the_ramp_begins_anew() -> None:
+def test_failure_during_the_ramp_starts_it_again() -> None:
     outage = Outage()
     failed(outage, NOW)
     outage.succeeded(10, NOW)
@@ -681,8 +681,8 @@ def test_a_failure_on_the_ramp_begins_anew() -> None:
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.01, 0.3])
-def test_jitter_does_not_make_it_a_storm(luck: float) -> None:
-    """However short the delays that are drawn: at most 8 a second, and two more to begin with (P7)."""
+def test_rate_of_attempts_is_bounded_whatever_the_jitter(luck: float) -> None:
+    """However short the random delays: at most 8 attempts a second, and two more at the beginning (P7)."""
     outage, now, attempts = Outage(), NOW, 0
     while now < NOW + 60:
         outage.failed(OSError(), False, now, Backoff(), True, uniform=lambda: luck)
@@ -700,13 +700,13 @@ def test_shorter_backoff_settings_are_respected() -> None:
     assert now == pytest.approx(NOW + 99 * 0.01)
 
 
-# -- the doubt ---------------------------------------------------------------------------
+# -- limits after a death ----------------------------------------------------------------
 
 OLD = NOW - 30  # when a resource was proved alive, long before it died
 
 
 def test_after_a_death_creations_start_with_one() -> None:
-    """A server that has gone sees one attempt, not one for each that broke; one that is there is not stormed (P7)."""
+    """A dead server sees one attempt, not one for each broken resource; a live one is not flooded (P7)."""
     outage = Outage()
     assert outage.died(OLD, NOW) is True
     ramp = [outage.allowed(NOW)]
@@ -718,7 +718,7 @@ def test_after_a_death_creations_start_with_one() -> None:
 
 @pytest.mark.parametrize("later", [0.001, 0.5, 3, 3600])
 def test_deaths_of_one_moment_limit_creations_once(later: float) -> None:
-    """Else hundreds that died together would be replaced one at a time."""
+    """Otherwise hundreds of resources that died together would be replaced one at a time."""
     outage = Outage()
     outage.died(OLD, NOW)
     assert outage.died(OLD, NOW) is False
@@ -736,7 +736,7 @@ def test_death_of_a_resource_proved_alive_since_the_last_limit_counts() -> None:
     assert outage.allowed(NOW + 60) == 1
 
 
-def test_what_was_alive_since_the_last_outage_is_news() -> None:
+def test_only_death_of_a_resource_proved_alive_since_the_outage_limits_creations() -> None:
     outage = Outage()
     failed(outage, NOW)
     outage.succeeded(10, NOW + 5)
@@ -748,7 +748,7 @@ def test_what_was_alive_since_the_last_outage_is_news() -> None:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_constant_deaths_limit_creations_once_a_second(works: bool) -> None:
-    """They are to be replaced, if it can be done, by as many as are missed."""
+    """As many resources are to be replaced as are missing."""
     outage, now, doubts = Outage(), NOW, 0
     while now < NOW + 10:
         doubts += outage.died(now, now)
@@ -759,7 +759,7 @@ def test_constant_deaths_limit_creations_once_a_second(works: bool) -> None:
 
 
 def test_limit_after_a_death_expires() -> None:
-    """A creation that hangs says nothing, and there may be none at all."""
+    """A hung creation proves nothing, and there may be no creation at all."""
     outage = Outage()
     outage.died(OLD, NOW)
     assert outage.allowed(NOW + 0.9) == 1
@@ -790,14 +790,14 @@ def test_limit_after_a_death_stays_during_the_outage() -> None:
 
 
 class Doubts(RuleBasedStateMachine):
-    """Deaths and creations in any order, beside a model of what each of them may mean."""
+    """Deaths and creations in any order, compared with a model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = NOW
         self.outage = Outage()
-        self.begun = -math.inf  # the last doubt that did not prove right
-        self.over = -math.inf  # what died may have died of what held creations up until then
+        self.begun = -math.inf  # the last limit that proved unnecessary
+        self.over = -math.inf  # it may have died of the outage that held creations up until then
 
     @property
     def holding(self) -> bool:
@@ -834,7 +834,7 @@ class Doubts(RuleBasedStateMachine):
 
     @invariant()
     def held_up_for_a_while_only(self) -> None:
-        """P8: a doubt is over within its patience, whatever comes of it."""
+        """P8: a limit after a death ends in time, whatever happens."""
         assert self.holding or self.outage.allowed(self.now) >= 1
         if self.begun > -math.inf:
             assert self.outage.allowed(self.begun + PATIENCE) == UNLIMITED
@@ -859,15 +859,15 @@ def test_allowed_is_always_a_number_that_recovers(story: list[tuple[str, float]]
         assert outage.allowed(now + STEADY.maximum) >= 1
 
 
-# -- all of it, in any order -----------------------------------------------------------
+# -- all of it in any order ------------------------------------------------------------
 
 WHICH = st.integers(0, 7)  # one of several, counted around
 
 
 class StateMachine(RuleBasedStateMachine):
-    """The model plays everybody: borrowers, workers, the reaper, who steers.
+    """The model plays all parts: borrowers, workers, the reaper, the operator.
 
-    Each rule does what `Slots` does under its lock, and ends in `serve`. The
+    Each rule does what `Engine` does under its lock, and ends in `serve`. The
     model holds the tokens that are not in the state, as leases and jobs do.
     """
 
@@ -876,8 +876,8 @@ class StateMachine(RuleBasedStateMachine):
         self.now = NOW
         self.outage = Outage()
         self.numbers = count()
-        self.line: list[Waiter] = []  # who waits, in order of arrival
-        self.awaking: list[Waiter] = []  # who was given something and has not taken it yet
+        self.line: list[Waiter] = []  # the waiters, in order of arrival
+        self.awaking: list[Waiter] = []  # waiters that were given something and have not taken it yet
         self.making: list[Token] = []
         self.checking: list[Token] = []
         self.closing: list[Token] = []
@@ -915,11 +915,11 @@ class StateMachine(RuleBasedStateMachine):
         self.line.append(waiter)
         self.line.sort(key=lambda one: one.arrived)
         self.state.started = True
-        self.state.join(waiter)
+        self.state.waiters.join(waiter)
         self.serve()
 
     def vet(self, token: Token, arrived: float, alive: bool = True) -> None:
-        """Borrow it, or go back to one's place in the line (P3)."""
+        """Borrow it, or return to the former position in the queue (P3)."""
         if alive and not self.state.fast_path_closed and not self.state.unfit(token.entry, self.now):
             self.held.append(token)
             return
@@ -935,7 +935,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.state.closed)
     @rule()
     def arrive(self) -> None:
-        """Take what is idle where nobody waits, as the hot path does, or queue."""
+        """Take an idle resource if there is no waiter, as the fast path does, or queue."""
         arrived = next(self.numbers)
         if self.state.idle and not self.state.waiters:
             self.vet(self.state.idle.pop(), arrived)
@@ -945,7 +945,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.awaking)
     @rule(which=WHICH, alive=st.booleans())
     def take(self, which: int, alive: bool) -> None:
-        """Wake up, and look at what was given."""
+        """Wake up, and take what was given."""
         waiter = self.awaking.pop(which % len(self.awaking))
         item = waiter.box.get(False)
         if isinstance(item, Token):
@@ -954,18 +954,18 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line)
     @rule(which=WHICH)
     def leave(self, which: int) -> None:
-        """Time out, or be interrupted, before anything came."""
+        """Time out, or be interrupted, with nothing given."""
         waiter = self.line.pop(which % len(self.line))
-        assert self.state.leave(waiter) is None
+        assert self.state.waiters.leave(waiter) is None
         self.serve()
 
     @precondition(lambda self: self.awaking)
     @rule(which=WHICH, interrupted=st.booleans())
     def leave_with_a_gift(self, which: int, interrupted: bool) -> None:
-        """It came at the last moment: a time-out takes it, an interruption passes it on (P8)."""
+        """Given at the last moment: a timeout takes it, an interruption passes it on (P8)."""
         waiter = self.awaking.pop(which % len(self.awaking))
         (item,) = box_of(waiter)
-        assert self.state.leave(waiter) is item
+        assert self.state.waiters.leave(waiter) is item
         if isinstance(item, Token) and interrupted:
             self.deliver(item)
         elif isinstance(item, Token):
@@ -974,7 +974,7 @@ class StateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(which=WHICH, hot=st.booleans())
     def release(self, which: int, hot: bool) -> None:
-        """Through the door, or straight onto the stack, as the hot path does."""
+        """Through `accept`, or straight onto the stack, as the fast path does."""
         token = self.held.pop(which % len(self.held))
         if hot:
             self.state.idle.append(token)
@@ -997,7 +997,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def reset_on_a_worker(self, which: int) -> None:
         token = self.held.pop(which % len(self.held))
-        self.state.check(token.entry, ERRAND)
+        self.state.checking[token.entry] = ERRAND
         self.checking.append(token)
 
     # -- workers
@@ -1033,7 +1033,7 @@ class StateMachine(RuleBasedStateMachine):
     def close_ends(self, which: int) -> None:
         self.retire(self.closing.pop(which % len(self.closing)))
 
-    # -- the reaper, and who steers
+    # -- the reaper and the operator
 
     @precondition(lambda self: self.state.idle)
     @rule()
@@ -1066,14 +1066,14 @@ class StateMachine(RuleBasedStateMachine):
     def close(self, sure: int) -> None:
         if sure == 4:  # most runs should go on for a while
             self.state.closed, self.state.generation = True, object()
-            self.state.fail_waiters(PoolClosed, "closed")
+            self.state.waiters.fail(PoolClosed, "closed")
             self.serve()
 
     # -- what always holds
 
     @invariant()
     def keeps_its_promises(self) -> None:
-        self.served_in_order_of_arrival()  # first: it notes who was served
+        self.served_in_order_of_arrival()  # first: it records the served waiters
         self.one_place_each()
         self.bounded()
         self.calm()
@@ -1081,14 +1081,14 @@ class StateMachine(RuleBasedStateMachine):
         self.nothing_unwanted_rests()
 
     def served_in_order_of_arrival(self) -> None:
-        """P3: who was served came before all who wait on; nobody overtakes."""
+        """P3: served waiters arrived before all that still wait."""
         served = [waiter for waiter in self.line if waiter.given]
         assert served == self.line[: len(served)]
         assert not served or self.state.closed or self.state.surplus <= 0  # a shrink comes first
         self.line = self.line[len(served) :]
         self.awaking += served
         assert list(self.state.waiters) == self.line
-        assert self.state.queued == {waiter.thread for waiter in self.line}
+        assert self.state.waiters.threads == {waiter.thread for waiter in self.line}
 
     def one_place_each(self) -> None:
         """P1: each token is in one place, and the state knows which; no slot is lost (P8)."""
@@ -1106,13 +1106,13 @@ class StateMachine(RuleBasedStateMachine):
             assert {token.entry for token in tokens} == set(entries)
 
     def bounded(self) -> None:
-        """P2: what a shrink left above ``max_size`` never grows."""
+        """P2: the surplus after a shrink never grows."""
         size = len(self.state.entries)
         assert size <= max(self.size, self.state.max_size)
         self.size = size
 
     def calm(self) -> None:
-        """P7: nothing is begun beyond what the server's state allows."""
+        """P7: no creation is begun beyond what the server's state allows."""
         attempts = len(self.making)
         assert attempts <= max(self.attempts, self.outage.allowed(self.now))
         self.attempts = attempts
@@ -1130,19 +1130,19 @@ class StateMachine(RuleBasedStateMachine):
             assert len(state.entries) - len(state.closing) >= state.min_size
 
     def nothing_unwanted_rests(self) -> None:
-        """No surplus and nothing of an old generation lies on the stack."""
+        """No surplus and no resource of an old generation is idle."""
         assert self.state.surplus <= 0 or not self.state.idle
         assert all(token.entry.generation is self.state.generation for token in self.state.idle)
 
     def teardown(self) -> None:
-        """After a close everything comes to its end (P8)."""
+        """After a close every resource is closed and every waiter leaves (P8)."""
         if not hasattr(self, "state"):
             return
         self.close(4)
         for token in self.making + self.checking + self.held:
             self.deliver(token)
         for waiter in self.line + self.awaking:
-            item = self.state.leave(waiter)
+            item = self.state.waiters.leave(waiter)
             if isinstance(item, Token):
                 self.deliver(item)
         for token in self.closing:

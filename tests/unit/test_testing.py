@@ -26,19 +26,19 @@ def test_time_stands_still_until_it_is_advanced() -> None:
     assert clock.now() == clock.wall() == 7.5
 
 
-def test_a_wait_takes_what_is_there() -> None:
+def test_wait_returns_an_item_that_is_there() -> None:
     box: Any = queue.SimpleQueue()
     box.put("item")
     assert VirtualClock().get(box, 0) == "item"
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
-def test_no_time_is_no_wait(timeout: float) -> None:
+def test_wait_with_timeout_zero_returns_at_once(timeout: float) -> None:
     with pytest.raises(queue.Empty):
         VirtualClock().get(queue.SimpleQueue(), timeout)
 
 
-def test_a_wait_ends_with_an_item(clock: VirtualClock) -> None:
+def test_wait_ends_with_an_item(clock: VirtualClock) -> None:
     box: Any = queue.SimpleQueue()
     waiting = Task(clock.get, box, None)
     clock.until_parked(1)
@@ -47,7 +47,7 @@ def test_a_wait_ends_with_an_item(clock: VirtualClock) -> None:
     clock.until_parked(0)
 
 
-def test_a_wait_ends_when_its_time_has_passed(clock: VirtualClock) -> None:
+def test_wait_ends_when_its_time_has_passed(clock: VirtualClock) -> None:
     short, long = Task(clock.get, queue.SimpleQueue(), 5), Task(clock.get, queue.SimpleQueue(), 6)
     clock.until_parked(2)
     clock.advance(5)
@@ -59,7 +59,7 @@ def test_a_wait_ends_when_its_time_has_passed(clock: VirtualClock) -> None:
         long.result()
 
 
-def test_a_wait_without_limit_outlasts_all(clock: VirtualClock) -> None:
+def test_wait_without_a_limit_does_not_end(clock: VirtualClock) -> None:
     box: Any = queue.SimpleQueue()
     waiting = Task(clock.get, box, None)
     clock.until_parked(1)
@@ -76,7 +76,7 @@ def test_waiting_for_more_or_fewer_threads_than_come_fails(
     box: Any = queue.SimpleQueue()
     waiting = Task(clock.get, box, None)
     clock.until_parked(1)
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     with pytest.raises(AssertionError, match=f"1 threads are parked, not {number}"):
         clock.until_parked(number)
     box.put("item")
@@ -86,13 +86,13 @@ def test_waiting_for_more_or_fewer_threads_than_come_fails(
 def test_waiting_on_a_clock_that_is_not_advanced_fails(
     clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test that is stuck must not pass for one whose wait has ended."""
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+    """A stuck test must not look like one whose wait has ended."""
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     with pytest.raises(AssertionError):
         clock.get(queue.SimpleQueue(), 5)
 
 
-def test_what_falls_due_happens_in_its_order_and_at_its_time(make: Make, clock: VirtualClock) -> None:
+def test_due_work_is_done_in_order_and_on_time(make: Make, clock: VirtualClock) -> None:
     """However far the clock is advanced at once."""
     seen: list[tuple[str, float]] = []
 
@@ -107,7 +107,7 @@ def test_what_falls_due_happens_in_its_order_and_at_its_time(make: Make, clock: 
     assert seen == [("early", 40), ("late", 60)]
 
 
-def test_an_exception_strikes_a_parked_thread(clock: VirtualClock) -> None:
+def test_interrupt_raises_in_a_parked_thread(clock: VirtualClock) -> None:
     first = Task(clock.get, queue.SimpleQueue(), 5)
     clock.until_parked(1)
     second = Task(clock.get, queue.SimpleQueue(), 5)
@@ -120,7 +120,7 @@ def test_an_exception_strikes_a_parked_thread(clock: VirtualClock) -> None:
         first.result()
 
 
-def test_exception_is_raised_in_a_thread_that_reads_the_clock(clock: VirtualClock) -> None:
+def test_strike_raises_in_a_thread_that_reads_the_clock(clock: VirtualClock) -> None:
     clock.strike(KeyboardInterrupt("one"))
     clock.strike(KeyboardInterrupt("two"))
     for words in ("one", "two"):
@@ -129,7 +129,7 @@ def test_exception_is_raised_in_a_thread_that_reads_the_clock(clock: VirtualCloc
     assert clock.now() == 1000
 
 
-def test_slow_work_is_done_at_once_by_default(make: Make) -> None:
+def test_slow_work_is_done_inline_by_default(make: Make) -> None:
     pool = make(min_size=2)
     pool.fill()
     assert pool.stats()["idle"] == 2
@@ -157,7 +157,7 @@ def test_slow_work_can_have_threads(make: Make, adapter: FakeAdapter) -> None:
 
 
 @pytest.mark.parametrize("verb", [lambda clock: clock.jobs, VirtualClock.run_job, VirtualClock.drop_job])
-def test_there_are_no_jobs_where_none_wait(clock: VirtualClock, verb: Callable[[VirtualClock], object]) -> None:
+def test_jobs_need_manual_workers(clock: VirtualClock, verb: Callable[[VirtualClock], object]) -> None:
     with pytest.raises(AssertionError, match='this needs VirtualClock\\(workers="manual"\\)'):
         verb(clock)
 
@@ -177,7 +177,7 @@ def test_pools_of_a_virtual_clock_need_no_reaper_thread(
 # -- FakeAdapter --------------------------------------------------------------------------
 
 
-def test_a_fake_counts_what_it_did(make: Make, adapter: FakeAdapter) -> None:
+def test_fake_adapter_counts_its_calls(make: Make, adapter: FakeAdapter) -> None:
     pool = make(max_size=3)
     fill(pool, 3)
     pool.acquire().discard()
@@ -187,7 +187,7 @@ def test_a_fake_counts_what_it_did(make: Make, adapter: FakeAdapter) -> None:
 
 
 @pytest.mark.parametrize("step", ["create", "is_alive", "validate", "reset", "close", "interrupt", "abandon"])
-def test_a_step_fails_as_often_as_told(adapter: FakeAdapter, step: str) -> None:
+def test_fail_applies_to_the_given_number_of_calls(adapter: FakeAdapter, step: str) -> None:
     resource = FakeResource(1)
     arguments = {"create": (), "validate": (resource, 1.0)}.get(step, (resource,))
     adapter.fail(step, OSError("first"))
@@ -200,13 +200,13 @@ def test_a_step_fails_as_often_as_told(adapter: FakeAdapter, step: str) -> None:
     assert adapter.calls[step] == 4
 
 
-def test_a_step_can_be_mended(adapter: FakeAdapter) -> None:
+def test_mend_cancels_planned_failures(adapter: FakeAdapter) -> None:
     adapter.fail("create", OSError("no"), times=99)
     adapter.mend("create")
     assert adapter.create().number == 1
 
 
-def test_a_step_hangs_until_it_is_let_go(adapter: FakeAdapter) -> None:
+def test_held_step_hangs_until_let_go(adapter: FakeAdapter) -> None:
     adapter.hold("create")
     creating = Task(adapter.create)
     adapter.until_held("create")
@@ -220,7 +220,7 @@ def test_a_step_hangs_until_it_is_let_go(adapter: FakeAdapter) -> None:
 @pytest.mark.parametrize(
     ("resource", "dead"), [(FakeResource(1), False), (FakeResource(2), True)], ids=["alive", "dead"]
 )
-def test_a_dead_resource_looks_dead(adapter: FakeAdapter, resource: FakeResource, dead: bool) -> None:
+def test_dead_resource_fails_its_checks(adapter: FakeAdapter, resource: FakeResource, dead: bool) -> None:
     resource.alive = not dead
     assert adapter.is_alive(resource) is not dead
     if dead:
@@ -230,7 +230,7 @@ def test_a_dead_resource_looks_dead(adapter: FakeAdapter, resource: FakeResource
         adapter.validate(resource, 1)
 
 
-def test_what_breaks_and_what_is_final_can_be_said(adapter: FakeAdapter) -> None:
+def test_broken_and_final_errors_can_be_configured(adapter: FakeAdapter) -> None:
     resource = adapter.create()
     assert adapter.is_broken(resource, ConnectionResetError())
     assert not adapter.is_final(PermissionError())
@@ -243,7 +243,7 @@ def test_what_breaks_and_what_is_final_can_be_said(adapter: FakeAdapter) -> None
 # -- Script -------------------------------------------------------------------------------
 
 
-def test_a_script_orders_its_threads() -> None:
+def test_script_orders_its_threads() -> None:
     order: list[str] = []
     script = Script("a1", "b1", "b2", "a2")
 
@@ -259,8 +259,8 @@ def test_a_script_orders_its_threads() -> None:
     assert order == ["a1", "b1", "b2", "a2"]
 
 
-def test_a_step_may_be_done_when_it_is_begun(make: Make, clock: VirtualClock) -> None:
-    """For what will block, as in the docstring."""
+def test_pass_by_ends_a_step_when_it_begins(make: Make, clock: VirtualClock) -> None:
+    """For a step that will block, as in the docstring."""
     pool = make(max_size=1)
     script = Script("A takes", "B asks", "A returns")
 
@@ -280,7 +280,7 @@ def test_a_step_may_be_done_when_it_is_begun(make: Make, clock: VirtualClock) ->
     assert pool.stats()["idle"] == 1
 
 
-def test_a_script_raises_what_an_actor_raised() -> None:
+def test_script_raises_the_error_of_an_actor() -> None:
     script = Script("only")
 
     def actor() -> None:
@@ -297,8 +297,8 @@ def test_script_fails_if_a_step_is_left() -> None:
         script.run(lambda: script.pass_by("one"))
 
 
-def test_a_step_whose_turn_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pooling.testing._PATIENCE", 0)
+def test_error_names_a_step_whose_turn_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pooling.testing.PATIENCE", 0)
     script = Script("one", "two")
     with pytest.raises(AssertionError, match="step 'two' never had its turn"):
         script.pass_by("two")
@@ -311,7 +311,7 @@ def unpooled(clock: VirtualClock, adapter: FakeAdapter, **settings: Any) -> Unpo
     return UnpooledPool(adapter=adapter, settings=PoolSettings(**settings), clock=clock, name="test")
 
 
-def test_an_unpooled_pool_makes_one_for_each_lease(clock: VirtualClock, adapter: FakeAdapter) -> None:
+def test_unpooled_pool_creates_a_resource_for_each_lease(clock: VirtualClock, adapter: FakeAdapter) -> None:
     pool = unpooled(clock, adapter, min_size=5)
     for number in (1, 2, 3):
         with pool.acquire() as resource:
@@ -322,7 +322,7 @@ def test_an_unpooled_pool_makes_one_for_each_lease(clock: VirtualClock, adapter:
     assert adapter.made == 3
 
 
-def test_an_unpooled_pool_is_bounded_and_fair(clock: VirtualClock, adapter: FakeAdapter) -> None:
+def test_unpooled_pool_is_bounded_and_fair(clock: VirtualClock, adapter: FakeAdapter) -> None:
     pool = unpooled(clock, adapter, max_size=2)
     one, two = pool.acquire(), pool.acquire()
     with pytest.raises(PoolTimeout):
@@ -334,7 +334,7 @@ def test_an_unpooled_pool_is_bounded_and_fair(clock: VirtualClock, adapter: Fake
     two.release()
 
 
-def test_an_unpooled_pool_is_made_like_a_pool() -> None:
+def test_unpooled_pool_takes_the_arguments_of_a_pool() -> None:
     made: list[object] = []
     pool: Pool[object] = UnpooledPool(object, close=made.append, clock=VirtualClock())
     assert isinstance(pool, Pool)
@@ -344,32 +344,32 @@ def test_an_unpooled_pool_is_made_like_a_pool() -> None:
     assert made == [resource]
 
 
-# -- leases left out ----------------------------------------------------------------------
+# -- leaked leases ------------------------------------------------------------------------
 
 
 def on_system_clock() -> Pool[FakeResource]:
     return Pool(adapter=FakeAdapter(blocking=False), name="real")
 
 
-def test_unreleased_lease_is_found_with_where_it_was_acquired() -> None:
+def test_unreleased_lease_is_reported_with_its_place() -> None:
     pool = on_system_clock()
     with leaked_leases() as found:
         lease = pool.acquire()
         pool.acquire().release()
     (text,) = found
     assert text.startswith("pool 'real': still held by test_testing.py:")
-    assert "test_unreleased_lease_is_found_with_where_it_was_acquired() in MainThread" in text
+    assert "test_unreleased_lease_is_reported_with_its_place() in MainThread" in text
     lease.release()
 
 
-def test_a_lease_that_is_dropped_is_found() -> None:
+def test_dropped_lease_is_reported() -> None:
     pool = on_system_clock()
     with leaked_leases() as found:
         pool.acquire()
-    assert found  # as held or as dropped: the reaper has looked by now, or has not
+    assert found  # as held or as dropped, depending on whether the reaper has run
 
 
-def test_a_lease_of_before_is_not_blamed_on_the_block() -> None:
+def test_lease_acquired_before_the_block_is_not_reported() -> None:
     pool = on_system_clock()
     lease = pool.acquire()
     with leaked_leases() as found:
@@ -378,7 +378,7 @@ def test_a_lease_of_before_is_not_blamed_on_the_block() -> None:
     lease.release()
 
 
-def test_among_many_the_right_one_is_named(make: Make, clock: VirtualClock) -> None:
+def test_right_lease_among_many_is_reported(make: Make, clock: VirtualClock) -> None:
     def of_before() -> Lease[Any]:
         return pool.acquire()
 
@@ -403,7 +403,7 @@ def test_among_many_the_right_one_is_named(make: Make, clock: VirtualClock) -> N
         lease.release()
 
 
-def test_leases_that_come_back_are_not_found() -> None:
+def test_released_leases_are_not_reported() -> None:
     with leaked_leases() as found:
         pool = on_system_clock()
         with pool.acquire(), pool.acquire():
@@ -411,7 +411,7 @@ def test_leases_that_come_back_are_not_found() -> None:
     assert found == []
 
 
-def test_a_pool_of_the_block_is_looked_at_too() -> None:
+def test_pool_made_in_the_block_is_checked_too() -> None:
     with leaked_leases() as found:
         pool = on_system_clock()
         lease = pool.acquire()
@@ -419,14 +419,14 @@ def test_a_pool_of_the_block_is_looked_at_too() -> None:
     lease.release()
 
 
-def test_a_pool_on_a_virtual_clock_is_looked_at_too(make: Make) -> None:
+def test_pool_on_a_virtual_clock_is_checked_too(make: Make) -> None:
     with leaked_leases() as found:
         lease = make().acquire()
     assert len(found) == 1
     lease.release()
 
 
-def test_the_fixture_fails_the_test_that_leaves_a_lease_out(pytester: pytest.Pytester) -> None:
+def test_fixture_fails_a_test_that_does_not_release(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("from pooling.testing import no_leaked_leases")
     pytester.makepyfile(
         """
@@ -456,7 +456,7 @@ def test_the_fixture_fails_the_test_that_leaves_a_lease_out(pytester: pytest.Pyt
     gc.collect()
 
 
-def test_the_module_does_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_works_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
     import sys
 

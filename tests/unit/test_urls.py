@@ -1,4 +1,4 @@
-"""Pools by URL: which kind, what is a setting and what the driver's, and what is wrong, in words."""
+"""Pools by URL: the kind of pool, settings and driver parameters, and error messages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
 from pooling import CreateFailed, HTTPPool, Pool, PoolSettings, PostgresPool, SQLitePool, from_url
@@ -15,7 +16,7 @@ from pooling.adapters.http import HTTPTimeout
 
 
 class Kind(Pool[Any]):
-    """A kind of another package."""
+    """A pool class of another package."""
 
     def __init__(self, url: str, *, settings: PoolSettings | None, name: str | None, **more: Any) -> None:
         super().__init__(object, settings=settings, name=name)
@@ -28,9 +29,23 @@ def point(name: str, load: Any) -> Any:
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is installed beside us, as entry points."""
+    """The entry points of other installed packages."""
     found: list[Any] = []
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found if group == "pooling.schemes" else [])
+    return found
+
+
+def arguments_of(pool: PostgresPool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what a pool gives to psycopg to connect with."""
+    found: dict[str, Any] = {}
+
+    def connect(conninfo: str = "", **given: Any) -> Any:
+        found.update(psycopg.conninfo.conninfo_to_dict(conninfo), **given)
+        raise psycopg.OperationalError("not here")
+
+    with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError, match="not here"):
+        patch.setattr(psycopg.Connection, "connect", connect)
+        pool.engine.adapter.create()
     return found
 
 
@@ -45,7 +60,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("https://api.example.com", HTTPPool),
     ],
 )
-def test_the_scheme_says_the_kind(url: str, kind: type) -> None:
+def test_scheme_selects_the_pool_class(url: str, kind: type) -> None:
     pool = from_url(url, name="mine")
     assert type(pool) is kind
     assert pool.name == "mine"
@@ -62,7 +77,7 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_URL", url)
     for pool in (from_url(url), PostgresPool(url), PostgresPool(lambda: url), PostgresPool()):
         assert isinstance(pool, PostgresPool)
-        found = pool._address.ask().arguments
+        found = arguments_of(pool, monkeypatch)
         assert (found["host"], found["dbname"], found["password"]) == ("h", "orders", "x")
         pool.close()
 
@@ -82,7 +97,7 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
 def test_other_names_of_sqlite(url: str, path: str) -> None:
     pool = from_url(url)
     assert isinstance(pool, SQLitePool)
-    assert pool.engine.adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.path == os.path.abspath(path)  # type: ignore[attr-defined]
     assert (pool.readers is not None) == ("readers" in url)
 
 
@@ -103,9 +118,9 @@ def test_other_names_of_settings(query: str, expected: dict[str, Any]) -> None:
         assert from_url(f"sqlite:///x.db?{query}").settings == PoolSettings(**expected)
 
 
-def test_a_time_that_is_the_kinds_own_stays_its_own() -> None:
+def test_timeout_parameter_of_the_adapter_is_not_a_setting() -> None:
     pool = from_url("sqlite:///x.db?timeout=3")
-    assert pool.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.timeout == 3.0  # type: ignore[attr-defined]
     assert pool.settings == PoolSettings()
     api = from_url("https://h?timeout=3&pool_timeout=4")
     assert api.settings.acquire_timeout == PoolSettings().acquire_timeout
@@ -113,16 +128,16 @@ def test_a_time_that_is_the_kinds_own_stays_its_own() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://h/x", "sqlite:///x.db", "https://h"])
 def test_hikaricps_names_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="HikariCP's, in milliseconds; here it is acquire_timeout, in seconds"):
+    with pytest.raises(ValueError, match="HikariCP's name, in milliseconds; use acquire_timeout, in seconds"):
         from_url(f"{url}?connectionTimeout=30000")
 
 
-def test_a_hint_is_given_for_what_the_error_names() -> None:
+def test_hint_is_about_the_parameter_that_the_error_names() -> None:
     for url, hint in (
-        ("postgresql://h/x?connect_timeout=5&max_sise=1", "was 'max_size' meant by 'max_sise'.$"),
+        ("postgresql://h/x?connect_timeout=5&max_sise=1", "did you mean 'max_size' instead of 'max_sise'.$"),
         ("postgresql://h/x?connect_timeout=5&foo=1", '"foo"$'),
         ("sqlite:///x.db?timeout=soon", "not 'soon'$"),
-        ("sqlite:///x.db?pool_sise=3", "was 'pool_size' meant by 'pool_sise'"),
+        ("sqlite:///x.db?pool_sise=3", "did you mean 'pool_size' instead of 'pool_sise'"),
         ("sqlit:///x.db", "did you mean 'sqlite'"),
         ("pgsql+psycopg2://h/x", "did you mean 'postgresql'"),
         ("mysql://h/x", "unknown scheme 'mysql' .known"),
@@ -135,10 +150,10 @@ def test_settings_are_taken_out_of_the_query() -> None:
     base = PoolSettings(max_uses=7)
     pool = from_url("sqlite:///app.db?max_connections=3&timeout=2&idle_timeout=never", settings=base)
     assert (pool.settings.max_size, pool.settings.idle_timeout, pool.settings.max_uses) == (3, None, 7)
-    assert pool.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
+    assert pool.writer.engine.adapter.timeout == 2.0  # type: ignore[attr-defined]
 
 
-def test_the_drivers_parameters_stay(others: list[Any]) -> None:
+def test_parameters_of_the_driver_stay_in_the_url(others: list[Any]) -> None:
     others.append(point("mine", lambda: Kind))
     pool = from_url("mine://host/x?a=1&max_size=4&b=%26", zone="north")
     assert isinstance(pool, Kind)
@@ -146,10 +161,14 @@ def test_the_drivers_parameters_stay(others: list[Any]) -> None:
     assert pool.settings.max_size == 4
 
 
-def test_an_http_url_is_the_base_and_its_query_the_arguments() -> None:
+def test_http_url_gives_the_base_and_its_query_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = from_url("https://api.example.com/v1?max_size=4&connect_timeout=2&verify=false")
     assert isinstance(pool, HTTPPool)
-    assert pool._base_url == "https://api.example.com/v1"
+    requested: list[str] = []
+    session = SimpleNamespace(request=lambda method, url, **given: requested.append(url))
+    monkeypatch.setattr(pool, "session", lambda: session)
+    pool.get("/orders")
+    assert requested == ["https://api.example.com/v1/orders"]
     assert pool.settings.max_size == 4
 
 
@@ -162,7 +181,7 @@ def test_an_http_url_is_the_base_and_its_query_the_arguments() -> None:
         ("timeout=4&connect_timeout=2", HTTPTimeout(connect=2, read=4)),
     ],
 )
-def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, timeout: object) -> None:
+def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, timeout: object) -> None:
     made: list[dict[str, Any]] = []
     monkeypatch.setattr("pooling.adapters.http.HTTPPool", lambda **given: made.append(given))
     from_url(f"https://h/x?{query}&max_idle=7")
@@ -179,14 +198,14 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
         ("://x", "must begin with a scheme"),
         ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
         ("ftp://x", "known: http, https, postgres, postgresql, sqlite"),
-        ("gopher://x", r"packages that have an entry point 'pooling.schemes'.*create_pool.name, connect"),
+        ("gopher://x", r"packages add others with an entry point 'pooling.schemes'.*create_pool.name, connect"),
         ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
         ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),
-        ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; was 'max_size' meant by 'max_sise'"),
+        ("sqlite:///x?max_sise=2", "unknown parameter 'max_sise'; did you mean 'max_size' instead of 'max_sise'"),
         ("sqlite:///x?readers=many", "readers must be a whole number, not 'many'"),
         ("sqlite:///x?optimize=perhaps", "optimize must be true or false"),
-        ("sqlite://host/x", "a host .'host'. means nothing"),
-        ("postgresql://h/x?max_sise=2", "was 'max_size' meant"),
+        ("sqlite://host/x", "a host .'host'. is not supported"),
+        ("postgresql://h/x?max_sise=2", "did you mean 'max_size'"),
         ("postgresql://a:pw@h/x?foo=1", '[*]@h/x.foo=1: conninfo: invalid URI query parameter: "foo"'),
         ("postgresql://h/x?foo", 'conninfo: missing key/value separator "=" in URI query parameter: "foo"'),
         ("https://h?tiemout=3", "unknown parameter 'tiemout'"),
@@ -195,7 +214,7 @@ def test_the_times_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, t
         ("https://h?pooled=perhaps", "pooled='perhaps'"),
     ],
 )
-def test_what_is_wrong_is_said(url: str, words: str) -> None:
+def test_bad_url_is_explained(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_url(url)
 
@@ -212,35 +231,35 @@ def test_what_is_wrong_is_said(url: str, words: str) -> None:
         ("postgresql://a:s/x?s3cret=1@h", "conninfo is no well-formed"),
     ],
 )
-def test_libpqs_words_but_no_piece_of_a_password(conninfo: str, words: str) -> None:
+def test_error_quotes_libpq_without_passwords(conninfo: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         PostgresPool(conninfo)
     assert "s3cret" not in str(caught.value)
 
 
 def test_unreadable_url_parameter_fails_at_once() -> None:
-    """By psycopg, before it connects: nobody waits for the deadline."""
+    """psycopg refuses it before it connects, so the error does not take until the deadline."""
     pool = from_url("postgresql://127.0.0.1:1/x?connect_timeout=abc&min_size=0&acquire_timeout=30")
     with pytest.raises(CreateFailed, match="bad value for connect_timeout: 'abc'"):
         pool.acquire()
     pool.close()
 
 
-def test_a_question_mark_in_a_password() -> None:
+def test_a_question_mark_in_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = from_url("postgresql://a:se?cret@h/x?max_size=3")
     assert isinstance(pool, PostgresPool)
     assert pool.settings.max_size == 3
-    assert pool._address.ask().arguments["password"] == "se?cret"
+    assert arguments_of(pool, monkeypatch)["password"] == "se?cret"
 
 
-def test_a_bad_argument_is_named() -> None:
+def test_bad_argument_is_named() -> None:
     with pytest.raises(TypeError, match="colour"):
         from_url("sqlite:///x", colour="blue")
-    with pytest.raises(TypeError, match="url must be a text, not int"):
+    with pytest.raises(TypeError, match="url must be a string, not int"):
         from_url(3)  # type: ignore[arg-type]
 
 
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list[Any]) -> None:
+def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, others: list[Any]) -> None:
     monkeypatch.setitem(urls.SCHEMES, "postgresql", "no_such_driver:Pool")
     with pytest.raises(ImportError, match=r'postgresql:// needs a driver.*no_such_driver.*pooling\[binary\]'):
         from_url("postgresql://h/x")

@@ -1,4 +1,4 @@
-"""What the pool says: repr, errors, holders, warnings; one line for each incident, and none when all is well."""
+"""Texts: repr, errors, holders, warnings; one line for each incident, and none when all is well."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from pooling import (
     PoolUnavailable,
     TooManyWaiting,
 )
+from pooling.core.report.holders import depth_of_borrower
 from pooling.testing import FakeAdapter, VirtualClock
-from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, oversleep, run_jobs
+from tests.unit.conftest import Make, Task, collect, entry_of, fill, lent_elsewhere, oversleep, run_jobs
 
 
 def line() -> int:
@@ -44,7 +45,7 @@ def fails(function: Callable[..., Any], *args: Any) -> str:
 
 
 def timed_out(pool: Pool[Any], clock: VirtualClock, seconds: float) -> str:
-    """Have another thread wait so long in vain; return the text of its error."""
+    """Have another thread wait until it times out; return the text of its error."""
     waiting = Task(pool.acquire, seconds)
     clock.until_parked(1)
     clock.advance(seconds)
@@ -64,7 +65,7 @@ def by_release(pool: Pool[Any]) -> None:
     pool.acquire().release()
 
 
-# -- the tree of errors -------------------------------------------------------------------
+# -- error classes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,15 +78,15 @@ def test_every_error_is_a_pool_error_of_the_public_module(error: type[Exception]
     assert error.__doc__
 
 
-def test_a_time_out_is_also_what_python_calls_one() -> None:
+def test_pool_timeout_is_a_timeout_error() -> None:
     assert issubclass(PoolTimeout, TimeoutError)
 
 
 # -- repr ---------------------------------------------------------------------------------
 
 
-def test_the_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
-    pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(bounded=False))
+def test_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
+    pool = make(name="orders", max_size=4, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting>"
     fill(pool, 3)
     pool.acquire().release()
@@ -106,14 +107,14 @@ def test_the_repr_states_the_counts(make: Make, manual: VirtualClock) -> None:
     assert repr(pool) == "<Pool 'orders': 0/4 in use, 0 idle, 0 waiting, closed>"
 
 
-def test_the_repr_names_the_class(make: Make) -> None:
+def test_repr_names_the_class(make: Make) -> None:
     class Connections(Pool[Any]):
         pass
 
     assert repr(Connections(object, name="ldap")).startswith("<Connections 'ldap': ")
 
 
-def test_the_repr_says_that_it_is_paused(make: Make) -> None:
+def test_repr_says_that_the_pool_is_paused(make: Make) -> None:
     pool = make()
     pool.pause()
     assert "paused" in repr(pool)
@@ -166,7 +167,7 @@ def test_message_counts_the_other_waiters(make: Make, clock: VirtualClock) -> No
     patient[1].result().release()
 
 
-def test_it_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
+def test_timeout_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=8)
     leases: list[Lease[Any]] = []
     for number in range(8):
@@ -178,7 +179,7 @@ def test_it_names_at_most_five_places(make: Make, clock: VirtualClock) -> None:
     assert text.endswith("; and 3 more places")
 
 
-def test_not_waiting_is_said_in_other_words(make: Make) -> None:
+def test_timeout_zero_has_its_own_message(make: Make) -> None:
     pool = make(max_size=1)
     with lent_elsewhere(pool):
         assert fails(pool.acquire, 0).startswith(
@@ -210,8 +211,8 @@ def test_without_tracking_no_holder_is_named(make: Make, clock: VirtualClock) ->
         )
 
 
-def test_a_paused_pool_says_so(make: Make, clock: VirtualClock) -> None:
-    """Or nobody understands why one waits beside idle resources."""
+def test_timeout_says_that_the_pool_is_paused(make: Make, clock: VirtualClock) -> None:
+    """Otherwise a wait beside idle resources would be a riddle."""
     pool = make()
     fill(pool, 1)
     pool.pause()
@@ -236,12 +237,12 @@ def test_timeout_during_an_outage_names_the_cause(make: Make, adapter: FakeAdapt
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
-def test_an_error_without_words_is_named(make: Make, adapter: FakeAdapter) -> None:
+def test_error_without_a_message_is_named_by_its_class(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionResetError())
     assert fails(make().acquire, 0).endswith("; last thing error: ConnectionResetError")
 
 
-def test_refusal_states_the_rule(make: Make, clock: VirtualClock) -> None:
+def test_refusal_states_max_waiting(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1, max_waiting=1)
     lease = pool.acquire()
     waiting = Task(pool.acquire)
@@ -253,7 +254,7 @@ def test_refusal_states_the_rule(make: Make, clock: VirtualClock) -> None:
     waiting.result()
 
 
-def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
+def test_final_error_is_the_cause(make: Make, adapter: FakeAdapter) -> None:
     adapter.final = (PermissionError,)
     adapter.fail("create", PermissionError("wrong password"))
     assert fails(make().acquire) == (
@@ -261,7 +262,7 @@ def test_the_final_error_is_passed_on(make: Make, adapter: FakeAdapter) -> None:
     )
 
 
-def test_after_so_many_attempts_it_says_how_many(make: Make, adapter: FakeAdapter) -> None:
+def test_max_attempts_error_states_their_number(make: Make, adapter: FakeAdapter) -> None:
     adapter.fail("create", ConnectionError("refused"))
     assert fails(make(max_attempts=1).acquire) == (
         "pool 'test': 1 attempts to create a thing failed: ConnectionError: refused"
@@ -278,7 +279,7 @@ def test_holders_state_thread_place_and_duration(make: Make, clock: VirtualClock
     clock.advance(2)
     with lent_elsewhere(pool):
         clock.advance(1)
-        mine, other = pool.holders()  # who has it longest comes first
+        mine, other = pool.holders()  # the longest holder comes first
     assert (mine.file, mine.line) == (__file__, place)
     assert (mine.function, mine.thread) == ("test_holders_state_thread_place_and_duration", "MainThread")
     assert (mine.seconds, repr(mine)) == (3.0, f"<Holder {mine}>")
@@ -291,7 +292,7 @@ def test_holders_state_thread_place_and_duration(make: Make, clock: VirtualClock
     assert len(pool.holders()) == 1
 
 
-def test_what_is_idle_has_no_holder_however_it_got_there(make: Make, clock: VirtualClock) -> None:
+def test_idle_resource_has_no_holder(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=3)
     fill(pool, 3)
     clock.advance(10)
@@ -303,7 +304,7 @@ def test_what_is_idle_has_no_holder_however_it_got_there(make: Make, clock: Virt
 
 
 def test_creating_checking_and_closing_entries_have_no_holder(make: Make, manual: VirtualClock) -> None:
-    pool = make(max_size=3, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=3, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 2)
     pool.acquire().release()
     pool.acquire().discard()
@@ -311,7 +312,7 @@ def test_creating_checking_and_closing_entries_have_no_holder(make: Make, manual
     assert pool.holders() == []
 
 
-def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
+def test_ended_holder_is_named_with_the_time_of_its_end(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(max_size=1)
@@ -327,7 +328,7 @@ def test_a_holder_whose_thread_ended_is_named_with_the_time_of_its_end(
     lease.release()
 
 
-def test_a_holder_whose_thread_ended_is_known_by_number_where_it_never_waited(make: Make) -> None:
+def test_ended_holder_that_never_waited_is_named_by_its_identifier(make: Make) -> None:
     pool = make()
     fill(pool, 1)
     task = Task(pool.acquire)
@@ -336,16 +337,16 @@ def test_a_holder_whose_thread_ended_is_known_by_number_where_it_never_waited(ma
     lease.release()
 
 
-def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
+def test_thread_with_a_reused_identifier_is_not_named_as_the_holder(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """Identifiers are used again as soon as a thread has ended."""
+    """Identifiers are reused as soon as a thread has ended."""
     pool = make(max_size=1)
     first = Task(pool.acquire)
     lease = first.result()
 
     def acquire() -> None:
-        lease._token.entry.thread = threading.get_ident()  # as if this were its identifier
+        entry_of(pool, lease.resource).thread = threading.get_ident()  # as if this were its identifier
         pool.acquire(5)
 
     second = Task(acquire)
@@ -357,7 +358,7 @@ def test_a_thread_is_not_blamed_for_what_another_one_of_its_identifier_has(
     lease.release()
 
 
-def test_the_end_of_a_thread_is_not_that_of_the_next_holder(make: Make, clock: VirtualClock) -> None:
+def test_end_of_a_thread_is_not_attributed_to_the_next_holder(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     Task(pool.acquire).result().release()
     clock.advance(1)
@@ -366,7 +367,7 @@ def test_the_end_of_a_thread_is_not_that_of_the_next_holder(make: Make, clock: V
         assert (holder.thread, holder.ended) == (threading.current_thread().name, None)
 
 
-def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
+def test_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None:
     pool = make(track_holders=False)
     with pool.acquire():
         clock.advance(2)
@@ -375,10 +376,10 @@ def test_an_untracked_holder_is_counted(make: Make, clock: VirtualClock) -> None
 
 
 def test_holders_are_known_without_keeping_frames(make: Make) -> None:
-    """A frame would keep the lease alive, which then would never be missed."""
+    """A frame would keep the lease alive, so a dropped lease would never be found."""
     pool = make()
     lease = pool.acquire()
-    entry = lease._token.entry  # type: ignore[union-attr]
+    entry = entry_of(pool, lease.resource)
     kept = [getattr(entry, name) for name in type(entry).__slots__]
     assert not any(hasattr(value, "f_code") for value in kept)
 
@@ -404,7 +405,7 @@ def test_leak_is_reported_once_and_again_on_release(
 
 @pytest.mark.parametrize("factory", [None, object], ids=["with a reset", "the hot path"])
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_each_lease_is_reported_for_itself(
+def test_each_leak_is_reported_separately(
     make: Make,
     clock: VirtualClock,
     warnings: Warnings,
@@ -419,7 +420,7 @@ def test_each_lease_is_reported_for_itself(
     assert [("has been in use" in text, "was released" in text) for text in warnings()] == [(1, 0), (0, 1)] * 2
 
 
-def test_a_leak_is_seen_however_late_the_lease_began(
+def test_leak_is_reported_however_late_the_lease_began(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make(leak_timeout=30, idle_timeout=None)
@@ -433,7 +434,7 @@ def test_a_leak_is_seen_however_late_the_lease_began(
     lease.release()
 
 
-def test_a_leak_is_seen_after_close(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+def test_leak_is_reported_after_close(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
     pool = make(leak_timeout=30)
     with pool.acquire():
         pool.close(0)
@@ -457,17 +458,17 @@ def test_dropped_lease_is_reported_with_where_it_was_acquired(
     ]
 
 
-def test_without_tracking_its_place_is_unknown(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
+def test_dropped_lease_has_no_place_without_tracking(make: Make, clock: VirtualClock, warnings: Warnings) -> None:
     pool = make(track_holders=False)
     pool.acquire()
     collect(clock)
     assert "acquired at an unknown place (track_holders is off)" in warnings()[0]
 
 
-def test_an_interrupted_borrower_dropped_no_lease(
+def test_interrupted_release_is_not_reported_as_dropped(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """What was on its way back is closed, and nobody is blamed."""
+    """The resource is closed, and no borrower is blamed."""
     pool = make()
     lease = pool.acquire()
     adapter.fail("reset", KeyboardInterrupt())
@@ -478,10 +479,10 @@ def test_an_interrupted_borrower_dropped_no_lease(
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_a_worker_that_died_dropped_no_lease(
+def test_lost_job_is_not_reported_as_a_dropped_lease(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 1)
     end(pool.acquire())
     manual.drop_job()
@@ -490,7 +491,7 @@ def test_a_worker_that_died_dropped_no_lease(
     assert warnings() == []
 
 
-def test_a_dropped_pool_whose_close_fails_is_no_bug_in_pooling(
+def test_failing_close_of_a_dropped_pool_is_not_reported_as_a_bug(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -502,7 +503,7 @@ def test_a_dropped_pool_whose_close_fails_is_no_bug_in_pooling(
     assert warnings() == []
 
 
-# -- a wait that can never end ------------------------------------------------------------
+# -- deadlocks ----------------------------------------------------------------------------
 
 
 def test_self_deadlock_is_logged_at_once(
@@ -526,10 +527,10 @@ def test_self_deadlock_is_logged_at_once(
     fails(nested.result)
 
 
-def test_threads_that_wait_for_each_other_are_warned(
+def test_deadlock_between_threads_is_logged(
     make: Make, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """With the last of them to wait, and not before."""
+    """When the last of them begins to wait, and not before."""
     pool = make(max_size=2)
     both, first_waits = threading.Barrier(2), threading.Event()
 
@@ -545,7 +546,7 @@ def test_threads_that_wait_for_each_other_are_warned(
     first_waits.set()
     clock.until_parked(2)
     assert len(warnings()) == 1
-    clock.interrupt(TimeoutError("enough"))  # now the second can have what the first gives back
+    clock.interrupt(TimeoutError("enough"))  # now the second can get what the first releases
     with pytest.raises(TimeoutError, match="enough"):
         first.result()
     second.result()
@@ -562,7 +563,7 @@ def _at_once(pool: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("nest", [_with_another, _at_once])
-def test_wait_that_another_thread_can_end_is_no_deadlock(
+def test_wait_that_another_thread_can_end_is_not_a_deadlock(
     make: Make, clock: VirtualClock, warnings: Warnings, nest: Callable[[Pool[Any]], None]
 ) -> None:
     nested = Task(nest, make(max_size=2))
@@ -574,11 +575,11 @@ def test_wait_that_another_thread_can_end_is_no_deadlock(
 
 
 @pytest.mark.parametrize("end", [Lease.release, Lease.discard])
-def test_wait_for_a_reset_on_a_worker_is_no_deadlock(
+def test_wait_for_a_reset_on_a_worker_is_not_a_deadlock(
     make: Make, manual: VirtualClock, warnings: Warnings, end: Callable[[Lease[Any]], None]
 ) -> None:
-    """The reset, or the close, of what he had is under way."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    """The reset, or the close, of the resource is in progress."""
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 1)
 
     def twice() -> None:
@@ -592,11 +593,11 @@ def test_wait_for_a_reset_on_a_worker_is_no_deadlock(
     fails(task.result)
 
 
-def test_what_is_looked_at_on_ones_behalf_is_not_yet_ones_own(
+def test_resource_being_validated_for_a_waiter_is_not_held_by_it(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
     """The only resource is being validated for the thread that had it last: it waits for a worker."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
 
     def twice() -> None:
         for _ in range(2):
@@ -616,8 +617,8 @@ def test_what_is_looked_at_on_ones_behalf_is_not_yet_ones_own(
 def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     make: Make, manual: VirtualClock, warnings: Warnings
 ) -> None:
-    """A check began after its last lease, and it is in a waiter's box when its last holder comes again."""
-    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(bounded=False))
+    """It was checked after its last lease, and is in a waiter's box when its last holder acquires again."""
+    pool = make(max_size=1, clock=manual, adapter=FakeAdapter(enforces_timeouts=False))
     fill(pool, 1)
     again, seen = threading.Event(), threading.Event()
 
@@ -635,7 +636,7 @@ def test_resource_being_lent_is_not_attributed_to_its_last_holder(
     def hold_up(box: Any, timeout: float | None) -> Any:
         item = original(box, timeout)
         pool.engine.clock.get = original
-        again.set()  # it is out of the line, and not yet stamped
+        again.set()  # it is out of the queue, and its lease has not begun
         assert seen.wait(30)
         return item
 
@@ -678,7 +679,7 @@ def test_outage_logs_two_lines(
     clock.advance(1)
     for task in waiting:
         task.result()
-    assert len(warnings()) == 1  # it may come back in a moment
+    assert len(warnings()) == 1  # it may come back soon
     clock.advance(5)
     began, ended = warnings()
     assert re.fullmatch(r"pool 'test': recovered after 60\.\d s", ended)
@@ -694,10 +695,10 @@ def flap(pool: Pool[Any], adapter: FakeAdapter, clock: VirtualClock, times: int)
         waiting.result().discard()
 
 
-def test_an_outage_that_comes_and_goes_is_two_lines(
+def test_intermittent_outage_logs_two_lines(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
-    """A link that cuts some of its packets."""
+    """A network that drops some packets."""
     pool = make()
     flap(pool, adapter, clock, 100)
     assert warnings() == ["pool 'test': cannot create a thing: ConnectionError: cut"]
@@ -712,7 +713,7 @@ def test_an_outage_that_comes_and_goes_is_two_lines(
     )
 
 
-def test_outages_that_lie_apart_are_two_lines_each(
+def test_separate_outages_log_two_lines_each(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -728,7 +729,7 @@ def test_outages_that_lie_apart_are_two_lines_each(
     ]  # fmt: skip
 
 
-def test_a_pool_that_is_closed_amid_an_outage_has_not_recovered(
+def test_pool_closed_during_an_outage_logs_no_recovery(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -754,10 +755,10 @@ def test_final_error_is_logged_once_for_all_borrowers(
     ("held", "reason"),
     [("close", "closing a thing took over 5.0 s"), ("reset", "checking a thing took over 5.0 s")],
 )
-def test_what_hangs_is_one_line(
+def test_hung_work_logs_one_line(
     make: Make, manual: VirtualClock, warnings: Warnings, held: str, reason: str
 ) -> None:
-    pool = make(adapter=FakeAdapter(bounded=False), clock=manual)
+    pool = make(adapter=FakeAdapter(enforces_timeouts=False), clock=manual)
     fill(pool, 1)
     lease = pool.acquire()
     lease.discard() if held == "close" else lease.release()
@@ -773,8 +774,8 @@ def test_what_hangs_is_one_line(
 def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     make: Make, warnings: Warnings, step: str, use: Callable[[Pool[Any]], None]
 ) -> None:
-    """Whatever it raises: ``SystemExit`` of a driver, ``gevent.Timeout``."""
-    adapter = FakeAdapter(bounded=False)
+    """For example ``SystemExit`` of a driver, or ``gevent.Timeout``."""
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = make(adapter=adapter)
     fill(pool, 1)
     adapter.fail(step, SystemExit("gave up"))
@@ -783,7 +784,7 @@ def test_base_exception_of_an_adapter_on_a_worker_is_not_reported_as_a_bug(
     assert not [text for text in warnings() if "bug in pooling" in text]
 
 
-# -- quiet --------------------------------------------------------------------------------
+# -- silence ------------------------------------------------------------------------------
 
 
 def test_nothing_is_logged_when_all_is_well(
@@ -827,14 +828,14 @@ def test_dead_or_expired_resource_causes_no_warning(
     assert warnings() == []
 
 
-# -- what others chose ----------------------------------------------------------------------
+# -- texts from outside ---------------------------------------------------------------------
 
 
 CLEAR = "\x1b[2J\nERROR: all is lost\u202e"
 SHOWN = r"\x1b[2J\nERROR: all is lost\u202e"
 
 
-def test_a_text_of_the_servers_reaches_no_terminal_raw(
+def test_server_texts_are_escaped(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, warnings: Warnings
 ) -> None:
     pool = make()
@@ -845,7 +846,7 @@ def test_a_text_of_the_servers_reaches_no_terminal_raw(
     assert r"\x1b[2J ERROR: all is lost\u202e" in told
 
 
-def test_names_reach_no_terminal_raw(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
+def test_names_are_escaped(clock: VirtualClock, adapter: FakeAdapter, warnings: Warnings) -> None:
     pool: Pool[Any] = Pool(adapter=adapter, clock=clock, name=CLEAR, settings=PoolSettings(max_size=1, min_size=0))
     thread = threading.current_thread()
     before, thread.name = thread.name, CLEAR
@@ -866,3 +867,17 @@ def test_names_reach_no_terminal_raw(clock: VirtualClock, adapter: FakeAdapter, 
     for text in [told, holder, *warnings(), repr(pool), repr(manager), report, *summary.getvalue().split("\n")]:
         assert text.isprintable(), text
     assert SHOWN in told and SHOWN in report and SHOWN in summary.getvalue()
+
+
+def test_the_holder_is_the_innermost_frame_outside_the_given_modules() -> None:
+    def function(module: str, body: str, **names: object) -> Callable[[], Any]:
+        namespace: dict[str, Any] = {"__name__": module, **names}
+        exec(f"def call():\n    return {body}", namespace)  # noqa: S102
+        return namespace["call"]  # type: ignore[no-any-return]
+
+    between = ("between.",)
+    inner = function("between.engine", "depth(between)", depth=depth_of_borrower, between=between)
+    outer = function("between.orm", "inner()", inner=inner)
+    assert function("shop.views", "inner()", inner=inner)() == 2
+    assert function("shop.views", "outer()", outer=outer)() == 3
+    assert function("betweens", "outer()", outer=outer)() == 3

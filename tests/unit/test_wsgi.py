@@ -1,4 +1,4 @@
-"""The middleware: what a request takes comes back when its response is closed, whatever happens."""
+"""The middleware releases a request's leases when its response is closed, whatever happens."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def streamed(environ: Any, start_response: Any) -> Iterator[bytes]:
     yield b"last"
 
 
-# -- the way of a request --------------------------------------------------------
+# -- a request -------------------------------------------------------------------
 
 
 def test_every_request_sees_the_manager(manager: PoolManager) -> None:
@@ -112,7 +112,7 @@ def test_streamed_response_keeps_its_lease_until_closed(manager: PoolManager) ->
     assert in_use(manager) == 0
 
 
-def test_a_client_that_leaves(manager: PoolManager) -> None:
+def test_client_that_disconnects(manager: PoolManager) -> None:
     call = Call(PoolingMiddleware(streamed, manager))
     next(call.body), next(call.body)
     call.close()  # what a server does then
@@ -120,7 +120,7 @@ def test_a_client_that_leaves(manager: PoolManager) -> None:
     call.close()
 
 
-def test_a_response_that_is_never_read(manager: PoolManager) -> None:
+def test_response_that_is_never_read(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         lease(environ, "a")
         start_response("200 OK", PLAIN)
@@ -132,7 +132,7 @@ def test_a_response_that_is_never_read(manager: PoolManager) -> None:
     assert in_use(manager) == 0
 
 
-def test_a_file_is_handed_to_the_server_as_it_is(manager: PoolManager) -> None:
+def test_file_wrapper_is_passed_to_the_server_unchanged(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> Any:
         lease(environ, "a")
         start_response("200 OK", PLAIN)
@@ -143,7 +143,7 @@ def test_a_file_is_handed_to_the_server_as_it_is(manager: PoolManager) -> None:
     assert call.read() == b"file"
 
 
-def test_the_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
+def test_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
     seen: list[int] = []
 
     class Body:
@@ -165,16 +165,16 @@ def test_the_app_is_closed_before_its_leases_end(manager: PoolManager) -> None:
     assert (seen, in_use(manager)) == ([1], 0)
 
 
-def test_nothing_is_lent_after_the_end(manager: PoolManager) -> None:
+def test_no_lease_after_the_response_was_closed(manager: PoolManager) -> None:
     for app in (listed, streamed):
         call = Call(PoolingMiddleware(app, manager))
         call.read()
-        with pytest.raises(LeaseError, match="pool 'a': no lease any more, the response of this request was closed"):
+        with pytest.raises(LeaseError, match="pool 'a': cannot acquire, because this request's response was closed"):
             lease(call.environ, "a")
         assert in_use(manager) == 0
 
 
-# -- one within another ----------------------------------------------------------
+# -- nested middleware -----------------------------------------------------------
 
 
 def others() -> PoolManager:
@@ -183,14 +183,14 @@ def others() -> PoolManager:
     return manager
 
 
-def test_outer_middleware_gets_its_leases_back(manager: PoolManager) -> None:
+def test_leases_of_an_outer_middleware_are_released(manager: PoolManager) -> None:
     inner = PoolingMiddleware(listed, others())
 
     def shell(environ: Any, start_response: Any) -> list[bytes]:
         mine = lease(environ, "a")
         body = list(inner(environ, start_response))
         assert (lease(environ, "a"), environ["pooling.manager"]) == (mine, manager)
-        lease(environ, "b")  # which the inner one does not have
+        lease(environ, "b")  # which the inner one does not know
         return body
 
     assert Call(PoolingMiddleware(shell, manager)).read().startswith(b"<FakeResource")
@@ -216,7 +216,7 @@ def test_a_middleware_around_one_that_fails(manager: PoolManager) -> None:
 
 
 def test_a_stream_within_another_middleware(manager: PoolManager) -> None:
-    """The outer one's code runs between its pieces."""
+    """The outer middleware's code runs between its pieces."""
     seen: list[object] = []
 
     class Body:
@@ -334,15 +334,15 @@ def test_failing_release_does_not_prevent_the_other_releases(
 
     assert Call(PoolingMiddleware(app, manager)).read() == b"x"
     assert in_use(manager) == 0
-    assert "pool 'b': giving back failed" in caplog.text
+    assert "pool 'b': releasing at the end of a request failed" in caplog.text
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_interruption_while_one_is_given_back_keeps_no_other(
+def test_interrupted_release_does_not_prevent_the_other_releases(
     manager: PoolManager, error: type[BaseException], stream: bool
 ) -> None:
-    """P8: a worker's time limit, say, that is over in the rollback of the last one."""
+    """P8: for example a worker's time limit that ends during the rollback of the last one."""
 
     class Interrupted:
         def __enter__(self) -> int:
@@ -364,11 +364,11 @@ def test_an_interruption_while_one_is_given_back_keeps_no_other(
     with pytest.raises(error) as raised:
         Call(PoolingMiddleware(app, manager)).read()
     assert in_use(manager) == 0
-    assert [manager[name].stats()["idle"] for name in "ab"] == [1, 1]  # given back, not found by the collector
+    assert [manager[name].stats()["idle"] for name in "ab"] == [1, 1]  # released, not found by the garbage collector
     del raised
 
 
-def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) -> None:
+def test_holder_is_the_applications_code(manager: PoolManager) -> None:
     """P12."""
 
     def wanting(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -381,7 +381,7 @@ def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) ->
     with manager.lease("b"):
         held = [manager[name].holders()[0] for name in "ab"]
     assert [(os.path.basename(one.file), one.function) for one in held] == [
-        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_the_holder_that_shows_is_the_applications_code"),
+        ("test_wsgi.py", "wanting"), ("test_wsgi.py", "test_holder_is_the_applications_code"),
     ]  # fmt: skip
     call.close()
 
@@ -389,10 +389,10 @@ def test_the_holder_that_shows_is_the_applications_code(manager: PoolManager) ->
 # -- limits ----------------------------------------------------------------------
 
 
-def test_a_cap_for_each_request(manager: PoolManager) -> None:
+def test_max_leases_bounds_each_request(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         lease(environ, "a"), lease(environ, "a")
-        with pytest.raises(LeaseError, match="pool 'b': this request may hold 1 at most, and holds 'a'"):
+        with pytest.raises(LeaseError, match="pool 'b': this request may hold at most 1 at once, and holds 'a'"):
             lease(environ, "b")
         start_response("200 OK", PLAIN)
         return [b"x"]
@@ -401,7 +401,7 @@ def test_a_cap_for_each_request(manager: PoolManager) -> None:
     assert Call(middleware).read() == Call(middleware).read() == b"x"
 
 
-def test_a_pool_that_is_exhausted(manager: PoolManager) -> None:
+def test_exhausted_pool_raises_in_the_application(manager: PoolManager) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         with pytest.raises(PoolTimeout):
             lease(environ, "a", timeout=0.0)
@@ -412,12 +412,12 @@ def test_a_pool_that_is_exhausted(manager: PoolManager) -> None:
         assert Call(PoolingMiddleware(app, manager)).read() == b"x"
 
 
-def test_without_the_middleware() -> None:
+def test_lease_without_the_middleware_is_refused() -> None:
     with pytest.raises(LookupError, match="did not come through pooling's PoolingMiddleware"):
         lease({}, "a")
 
 
-# -- making it -------------------------------------------------------------------
+# -- construction ----------------------------------------------------------------
 
 
 def test_pools_of_urls() -> None:
@@ -431,7 +431,7 @@ def test_pools_of_urls() -> None:
     assert (settings.max_lifetime, settings.acquire_timeout, settings.max_uses) == (1800.0, 3.0, 5)
 
 
-def test_options_are_laid_over_what_holds_for_the_scheme() -> None:
+def test_options_override_the_defaults_of_the_scheme() -> None:
     settings = PoolingMiddleware(listed, urls={"api": "https://h"}, pool_recycle=1800).manager["api"].settings
     assert (settings.min_size, settings.max_size, settings.max_lifetime) == (0, 100, 1800.0)
     settings = PoolingMiddleware(listed, urls={"api": "https://h"}, min_size=50).manager["api"].settings
@@ -443,7 +443,7 @@ def test_options_are_laid_over_what_holds_for_the_scheme() -> None:
 
 
 def test_redis_needs_a_package_that_knows_it() -> None:
-    words = "unknown scheme 'redis'.*others come with packages that have an entry point.*create_pool.name, connect"
+    words = "unknown scheme 'redis'.*packages add others with an entry point.*create_pool.name, connect"
     with pytest.raises(ValueError, match=words):
         PoolingMiddleware(listed, redis_url="redis://h/0")
     assert "redis" not in PoolingMiddleware(listed).manager
@@ -456,16 +456,16 @@ def test_redis_needs_a_package_that_knows_it() -> None:
         ({"manager": 3}, TypeError, "manager must be a PoolManager, not int"),
         ({"max_leases": 0}, ValueError, "max_leases must be at least 1"),
         ({"max_leases": True}, TypeError, "max_leases must be a whole number"),
-        ({"health_path": "health"}, ValueError, "health_path must begin with a slash"),
+        ({"health_path": "health"}, ValueError, "health_path must be a string that begins with a slash"),
         ({"health_token": "x"}, ValueError, "need a health_path"),
         ({"health_path": "/h", "health_token": ""}, ValueError, "health token must not be empty"),
-        ({"health_path": "/h", "health_token": 3}, TypeError, "health token must be a text"),
+        ({"health_path": "/h", "health_token": 3}, TypeError, "health token must be a string"),
         ({"health_path": "/h", "health_admit": 3}, TypeError, "health admit must be callable"),
         ({"database_url": "mysq://h"}, ValueError, "unknown scheme"),
         ({"pool_recicle": 3}, ValueError, "did you mean 'pool_recycle'"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         PoolingMiddleware(**{"app": listed, **arguments})
 
@@ -478,14 +478,17 @@ def test_health_is_off_by_default(manager: PoolManager) -> None:
     assert call.read().startswith(b"<FakeResource")
 
 
-def test_unauthenticated_callers_see_only_up_or_down(manager: PoolManager, adapter: FakeAdapter) -> None:
+def test_unauthenticated_callers_see_only_up_or_down(
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)
     middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="s3cret")
     call = Call(middleware, "/health", HTTP_AUTHORIZATION="Bearer wr0ng")
     assert (call.status, call.read(), call.headers["Content-Length"]) == ("200 OK", b"up", "2")
     assert Call(middleware, "/other").read().startswith(b"<FakeResource")
+    adapter.final = (ConnectionRefusedError,)
     adapter.fail("create", ConnectionRefusedError("internal-host:5432"), times=1000)
     manager["a"].drain()
-    middleware._health._last, middleware._health._timeout = (None, 0.0, None), 0.0
     call = Call(middleware, "/health")
     assert (call.status, call.read()) == ("503 Service Unavailable", b"down")
 
@@ -505,7 +508,7 @@ def test_admitted_callers_see_details(manager: PoolManager, method: str) -> None
             assert json.loads(body)["pools"]["a"]["status"] == "up"
 
 
-def test_a_token_may_have_any_letters(manager: PoolManager) -> None:
+def test_token_may_be_non_ascii(manager: PoolManager) -> None:
     """Servers decode what a client sends byte by byte (PEP 3333)."""
     middleware = PoolingMiddleware(listed, manager, health_path="/health", health_token="größe€")
     sent = "größe€".encode().decode("latin-1")
@@ -535,21 +538,20 @@ def test_concurrent_health_requests_use_the_last_result(
     manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_health, "MAX_AGE", 0.0)
-    middleware = PoolingMiddleware(listed, manager, health_path="/health")
-    middleware._health._timeout = 1000.0
-    assert Call(middleware, "/health").read() == b"up"
+    endpoint = HealthEndpoint(lambda: manager, timeout=1000.0)
+    assert ask_at_once(endpoint, 1) == ["up"]
     adapter.hold("validate")
-    asking = threading.Thread(target=lambda: Call(middleware, "/health").read())
+    asking = threading.Thread(target=ask_at_once, args=(endpoint, 1))
     asking.start()
     adapter.until_held("validate")
-    assert Call(middleware, "/health").read() == b"up"
+    assert ask_at_once(endpoint, 1) == ["up"]
     adapter.let_go("validate")
     asking.join()
     assert adapter.calls["validate"] == 2
 
 
 class Asked(PoolManager):
-    """Counts its checks, and says when all who came at once wait for the first of them."""
+    """Counts its checks, and signals when all concurrent requests wait for the first of them."""
 
     def __init__(self, others: int) -> None:
         super().__init__()
@@ -558,14 +560,14 @@ class Asked(PoolManager):
     def health_check(self, timeout: float = 5.0) -> Health:
         self.checks += 1
         for _ in range(self.others if self.checks == 1 else 0):
-            if not self.waiting.acquire(timeout=30):  # they ask by themselves, instead
+            if not self.waiting.acquire(timeout=30):  # they run a check of their own, instead
                 break
         return super().health_check(timeout)
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What is called when somebody begins to wait for another one's check."""
+    """Functions that are called when a request begins to wait for another one's check."""
     found: list[Callable[[], object]] = []
 
     class Telling(threading.Event):
@@ -591,14 +593,18 @@ def ask_at_once(endpoint: HealthEndpoint, count: int) -> list[str]:
     return found
 
 
-def test_many_unauthenticated_requests_cost_one_check(waits: list[Callable[[], object]]) -> None:
-    """Also where nothing is known yet: those who come meanwhile wait for the first one's answer."""
+def test_many_unauthenticated_requests_cost_one_check(
+    waits: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the first result: requests that arrive meanwhile wait for the check in progress."""
     manager = Asked(19)
     manager.create_pool("a", FakeAdapter(blocking=False), settings=NONE)
     waits.append(manager.waiting.release)
     endpoint = HealthEndpoint(lambda: manager, timeout=60.0)
     assert ask_at_once(endpoint, 20) == ["up"] * 20
-    assert (manager.checks, endpoint._checks) == (1, {})
+    assert manager.checks == 1
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)
+    assert ask_at_once(endpoint, 1) == ["up"] and manager.checks == 2  # that check is not in progress any more
 
 
 def test_waiter_for_a_failed_health_check_runs_its_own(waits: list[Callable[[], object]]) -> None:
@@ -621,21 +627,38 @@ def test_waiter_for_a_failed_health_check_runs_its_own(waits: list[Callable[[], 
 
     thread = threading.Thread(target=first)
     thread.start()
-    while not endpoint._checks and thread.is_alive():
+    while not manager.checks and thread.is_alive():
         pass
     assert ask_at_once(endpoint, 1) == ["up"]
     thread.join()
-    assert (failed, manager.checks, endpoint._checks) == (["yes"], 2, {})
+    assert (failed, manager.checks) == (["yes"], 2)
 
 
 def test_health_check_that_never_ends_reports_down(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+    manager: PoolManager, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_health, "_GRACE", 0.0)
+    monkeypatch.setattr(_health, "GRACE", 0.0)
     endpoint = HealthEndpoint(lambda: manager, timeout=0.0)
-    endpoint._checks[os.getpid(), id(manager)] = _health._Check()  # of a thread that is no more
+    hung, end = threading.Event(), threading.Event()
+
+    def never_ends(timeout: float) -> Health:
+        hung.set()
+        assert end.wait(30)
+        raise RuntimeError("too late")
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError, match="too late"):
+            endpoint.answer({"REQUEST_METHOD": "GET"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "health_check", never_ends)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert hung.wait(30)
     assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"down"
     assert endpoint.answer({"REQUEST_METHOD": "GET"})[2] == b"up"
+    end.set()
+    thread.join()
 
 
 # -- the protocol ----------------------------------------------------------------
@@ -644,7 +667,9 @@ def test_health_check_that_never_ends_reports_down(
 @pytest.mark.filterwarnings("ignore::wsgiref.validate.WSGIWarning")
 @pytest.mark.parametrize("app", [listed, streamed])
 @pytest.mark.parametrize("path", ["/", "/health"])
-def test_it_is_wsgi_on_both_sides(manager: PoolManager, app: Callable[..., Iterable[bytes]], path: str) -> None:
+def test_middleware_conforms_to_wsgi_on_both_sides(
+    manager: PoolManager, app: Callable[..., Iterable[bytes]], path: str
+) -> None:
     """``validator`` complains of whatever PEP 3333 forbids, here above and below."""
     middleware = PoolingMiddleware(validator(app), manager, health_path="/health")
     call = Call(validator(middleware), path)

@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Order(models.Model):
-    """Something that somebody wants."""
+    """An order for one item."""
 
     item = models.CharField(max_length=100)
     made = models.DateTimeField(auto_now_add=True)

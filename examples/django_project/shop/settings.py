@@ -1,4 +1,4 @@
-"""What differs from a project without pooling is marked with arrows."""
+"""Arrows mark the differences from a project without pooling."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "static/"
 USE_TZ = True
 
-POOL = {"max_size": 8, "acquire_timeout": 5.0, "leak_timeout": 60.0}  # 8: as many as a process has threads
+POOL = {"max_size": 8, "acquire_timeout": 5.0, "leak_timeout": 60.0}  # 8: the number of threads in a process
 
 if url := os.environ.get("DATABASE_URL"):
     found = conninfo_to_dict(url)
@@ -26,7 +26,7 @@ if url := os.environ.get("DATABASE_URL"):
             "PASSWORD": found.get("password", ""),
             "HOST": found.get("host", ""),
             "PORT": found.get("port", ""),
-            "OPTIONS": {"pool": POOL},  # <-- or True, or nothing at all
+            "OPTIONS": {"pool": POOL},  # <-- or True, or omit it
         }
     }
 else:

@@ -1,4 +1,4 @@
-"""``python manage.py test --parallel``: each process has a database, and a pool, of its own."""
+"""``python manage.py test --parallel``: each process has its own database and its own pool."""
 
 import threading
 
@@ -13,12 +13,12 @@ class OrdersTest(TestCase):
         self.client.post("/orders/", {"item": "chair"})
         self.assertEqual(self.client.get("/orders/").json()["orders"][0]["item"], "chair")
 
-    def test_nothing_of_other_tests(self) -> None:
+    def test_isolated_from_other_tests(self) -> None:
         self.assertEqual(Order.objects.count(), 0)
 
 
 class ExportTest(TransactionTestCase):
-    def test_all_of_them(self) -> None:
+    def test_exports_all_orders(self) -> None:
         Order.objects.bulk_create(Order(item=f"item {n}") for n in range(5000))
         answer = self.client.get("/export/")
         self.assertEqual(len(b"".join(answer).splitlines()), 5000)

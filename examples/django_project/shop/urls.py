@@ -1,4 +1,4 @@
-"""Which view answers what."""
+"""The URLs of the views."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""Views that know nothing of pools."""
+"""Views; they need no change for pooling."""
 
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -18,6 +18,6 @@ def orders(request: HttpRequest) -> HttpResponseBase:
 
 
 def export(request: HttpRequest) -> HttpResponseBase:
-    """Stream all orders; the connection is given back when the last one was sent."""
+    """Stream all orders; the connection is released when the last one was sent."""
     lines = (f"{order.pk};{order.item}\n" for order in Order.objects.order_by("id").iterator())
     return StreamingHttpResponse(lines, content_type="text/csv")

@@ -1,4 +1,4 @@
-"""Where a WSGI server begins."""
+"""The WSGI application."""
 
 import os
 

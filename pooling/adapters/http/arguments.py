@@ -1,4 +1,4 @@
-"""What an `HTTPPool` may be told, checked."""
+"""Checks of the arguments of an `HTTPPool`, and its URLs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 def retries(retry: Retry | int | None) -> Retry:
+    """Return the retry policy for an argument of `HTTPPool`."""
     if isinstance(retry, Retry):
         return retry
     if not retry:
@@ -35,6 +36,7 @@ def retries(retry: Retry | int | None) -> Retry:
 
 
 def checked_number(name: str, value: Any) -> int:
+    """Return a whole number above 0, or raise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {shown(value)}")
     if value < 1:
@@ -43,44 +45,44 @@ def checked_number(name: str, value: Any) -> int:
 
 
 def checked_url(name: str, value: Any) -> str:
-    """Return a URL, or ``""`` for ``None``; no error shows it, since it may hold a password."""
+    """Return a URL, or ``""`` for ``None``. No error shows it, because it may contain a password."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, not {shown(value)}")
+        raise TypeError(f"{name} must be a string, not {shown(value)}")
     if not value.lower().startswith(("http://", "https://")):
         raise ValueError(f"{name} must begin with http:// or https://")
     try:
         requests.PreparedRequest().prepare_url(value, None)
         parts = urlsplit(value)
         usable = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", parts.netloc)
-    except ValueError:  # requests' InvalidURL, too; it shows the URL
+    except ValueError:  # also requests' InvalidURL, whose message shows the URL
         usable = False
     if not usable:
-        raise ValueError(f"{name} must name a host as requests takes it, and a port only from 1 to 65535")
+        raise ValueError(f"{name} must name a host that requests accepts, and a port only from 1 to 65535")
     return value
 
 
 def checked_base(value: Any) -> str:
-    """Return a ``base_url`` without the slash at its end."""
+    """Return a ``base_url`` without a trailing slash."""
     url = checked_url("base_url", value)
     if "?" in url or "#" in url:
-        raise ValueError("base_url must have no query and no fragment: paths are put behind it")
+        raise ValueError("base_url must have no query and no fragment: paths are appended to it")
     return url.rstrip("/")
 
 
 def joined(base: str, path: str) -> str:
-    """Return a URL below a base, for a path that begins with ``/`` and may come from a stranger.
+    """Return the URL of a path below a base. The path begins with ``/`` and may be untrusted.
 
-    The path is data: it cannot name another host, and it cannot leave the
-    base's own path. Dot segments end where that begins.
+    It cannot name another host, and cannot leave the path of the base: dot
+    segments do not go above it.
 
     Raises:
         requests.exceptions.InvalidURL: A segment has ``..`` beside a semicolon,
-            an escaped or a backward slash: some servers take that for ``/../``.
+            an escaped slash or a backslash, which some servers read as ``/../``.
     """
     if not urlsplit(base).path.strip("/"):
-        return base + path  # there is nothing to leave
+        return base + path  # it has no path to leave
     path, mark, rest = _split(path)
     segments: list[str] = []
     for segment in path.split("/")[1:]:
@@ -90,7 +92,7 @@ def joined(base: str, path: str) -> str:
             segments = segments[:-1]
         elif any(part.partition(";")[0] == ".." for part in plain.replace("\\", "/").split("/")):
             raise exceptions.InvalidURL(
-                "a path below base_url must not have .. beside a semicolon, an escaped or a backward slash"
+                "a path below base_url must not have .. beside a semicolon, an escaped slash or a backslash"
             )
         elif plain != ".":
             segments.append(segment)
@@ -101,14 +103,14 @@ def joined(base: str, path: str) -> str:
 
 def _split(path: str) -> tuple[str, str, str]:
     """Split a path from its query or fragment."""
-    for place, letter in enumerate(path):
+    for index, letter in enumerate(path):
         if letter in "?#":
-            return path[:place], letter, path[place + 1 :]
+            return path[:index], letter, path[index + 1 :]
     return path, "", ""
 
 
 def shown(value: Any) -> str:
-    """Return how an error names a bad value: numbers as they are, and of all else only the type."""
+    """Return how an error shows a wrong value: a number as it is, anything else by its type."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     return f"a {type(value).__name__}"
@@ -121,7 +123,7 @@ def public(url: str) -> str:
 
 
 def without_secrets(text: str, url: str) -> str:
-    """Return an error's text without what may be secret (user, password, any query) or act on a terminal."""
+    """Return the text of an error without secrets (user, password, any query) and control characters."""
     user = urlsplit(url).netloc.rpartition("@")[0]
     password = user.partition(":")[2]
     for secret in (user, password, unquote(password)):
@@ -131,12 +133,12 @@ def without_secrets(text: str, url: str) -> str:
 
 
 def checked_verify(verify: Any, context: Any, cert: Any) -> bool | str | ssl.SSLContext:
-    """Return whom to trust, by ``verify`` or by ``ssl_context``."""
+    """Return what to verify servers with: ``verify``, or ``ssl_context`` if it is given."""
     if context is not None:
         if not is_context(context):
             raise TypeError(f"ssl_context must be an ssl.SSLContext, not of {type(context).__name__}")
         if verify is not True:
-            raise ValueError("verify and ssl_context say the same thing: give one of them")
+            raise ValueError("verify and ssl_context exclude each other: give one of them")
         verify = context
     check_own(verify, cert)
     if isinstance(verify, bool) or is_context(verify):

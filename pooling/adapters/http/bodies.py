@@ -1,4 +1,4 @@
-"""Bodies of answers: which are still to be read, and what reading one says that was cut off."""
+"""Bodies of answers: whether one is unread, reading it ahead, and cutting it off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import requests
 
 __all__ = ["cut_off", "is_unread", "read_ahead"]
 
-_SMALL = 65536  # bytes of an error's body that are read ahead although it is streamed
+_SMALL = 65536  # maximum bytes of an error's body that is read ahead although it is streamed
 
 
 def is_unread(response: requests.Response | None) -> bool:
@@ -19,19 +19,19 @@ def is_unread(response: requests.Response | None) -> bool:
 def cut_off(response: requests.Response, error: Exception) -> None:
     """Close a response; if its body was not read to the end, reading on raises ``error``.
 
-    requests and urllib3 would end the iteration as if the body were complete.
+    Without this, requests and urllib3 would end the iteration as if the body were complete.
     """
     raw: Any = response.raw
-    if getattr(raw, "_connection", None) is None:  # the body was read, or its user has closed it
+    if getattr(raw, "_connection", None) is None:  # the body was read, or the response was closed
         response.close()
         return
-    raw.auto_close = False  # then `closed` is true from here on, and does not ask `_fp`
+    raw.auto_close = False  # so that `closed` is true from here on, whatever `_fp` says
     response.close()
     raw._fp = _CutOff(error)
 
 
 class _CutOff:
-    """Stands where urllib3 reads a body from; its loops go on, and meet the error."""
+    """Replaces what urllib3 reads a body from: reading on raises the error."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -40,16 +40,16 @@ class _CutOff:
         return False
 
     def close(self) -> None:
-        """It is closed."""
+        """Do nothing: the response is closed already."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise self._error.with_traceback(None)
 
 
 def read_ahead(response: requests.Response | None, stream: bool) -> None:
-    """Read a body into memory, so that its connection is free, if requests is to do so anyway.
+    """Read a body into memory, which frees its connection, if requests would do so later anyway.
 
-    Of a streamed answer only the small body of an error is read.
+    Of a streamed answer, only the small body of an error is read.
     """
     if response is None or not is_unread(response) or getattr(response.raw, "_connection", None) is None:
         return
@@ -60,4 +60,4 @@ def read_ahead(response: requests.Response | None, stream: bool) -> None:
     try:
         response.content  # noqa: B018
     except requests.RequestException as error:
-        cut_off(response, error)  # for the one who reads it
+        cut_off(response, error)  # raised where the body is read

@@ -1,7 +1,7 @@
-"""One client for the whole process, set up by the environment.
+"""One HTTP pool for the whole process, configured by environment variables.
 
-A pool like any other, made when it is asked for first, and kept until it is
-shut down; a child that was forked has its own sockets under the same object.
+It is created on first use and kept until it is shut down. A forked child opens
+its own sockets under the same object.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .pool import HTTPPool
 
 __all__ = ["get_http_pool", "init_http_pool", "make_http_request", "pool_arguments", "shutdown_http_pool"]
 
-#: The defaults of a service that talks to other services: many users, few kept sockets.
+#: The defaults for a service that calls other services: many requests at once, few idle sockets.
 _SETTINGS = PoolSettings(min_size=0, max_size=100, max_idle=20, idle_timeout=300, acquire_timeout=5)
 _TIMEOUT = HTTPTimeout(connect=10, read=30, write=10)
 
-# What is said about requests, not about sockets: name after the prefix → what it sets.
+# Variables for what is not a field of `PoolSettings`: the name after the prefix, and what it sets.
 _TIMES = {
     "CONNECT_TIMEOUT": "connect", "CONNECTION_TIMEOUT": "connect", "READ_TIMEOUT": "read",
     "WRITE_TIMEOUT": "write", "POOL_TIMEOUT": "pool", "TOTAL_TIMEOUT": "total",
 }  # fmt: skip
 _NUMBERS = {"MAX_CONNECTIONS_PER_HOST": "max_per_host", "RETRY_ATTEMPTS": "retry"}
 
-_lock = threading.Lock()  # guards making and forgetting, and is held for an instant
+_lock = threading.Lock()  # guards `_pool`
 _pool: HTTPPool | None = None
 
 
 def init_http_pool(**arguments: Any) -> HTTPPool:
-    """Make the process's client, and return it; one that was made before is closed.
+    """Create the pool of the process and return it; an earlier one is closed.
 
-    Without this the first request makes it. It is set up by the environment:
+    Without this call, the first request creates it. Environment variables configure it:
     ``HTTP_MAX_CONNECTIONS`` (100), ``HTTP_MAX_KEEPALIVE_CONNECTIONS`` (20),
     ``HTTP_KEEPALIVE_EXPIRY`` (300 s), ``HTTP_MAX_CONNECTIONS_PER_HOST`` (30),
     ``HTTP_CONNECT_TIMEOUT`` or ``HTTP_CONNECTION_TIMEOUT`` (10 s),
@@ -49,10 +49,10 @@ def init_http_pool(**arguments: Any) -> HTTPPool:
     ``off`` makes a new session for each request.
 
     Args:
-        arguments: As for `HTTPPool`; they beat the environment.
+        arguments: As for `HTTPPool`; they override the environment.
 
     Raises:
-        ValueError: A variable does not parse or breaks a rule; it is named.
+        ValueError: A variable cannot be parsed or is out of bounds; the message names it.
     """
     global _pool
     made = HTTPPool(**pool_arguments("HTTP_", **arguments))
@@ -64,7 +64,7 @@ def init_http_pool(**arguments: Any) -> HTTPPool:
 
 
 def get_http_pool() -> HTTPPool:
-    """Return the process's client; it is made if there is none.
+    """Return the pool of the process; it is created if there is none.
 
     Raises:
         ValueError: As for `init_http_pool`.
@@ -79,15 +79,15 @@ def get_http_pool() -> HTTPPool:
 
 
 def make_http_request(method: str, url: str, **kwargs: Any) -> requests.Response:
-    """Make a request with the process's client; see `HTTPPool.request`."""
+    """Make a request with the pool of the process; see `HTTPPool.request`."""
     return get_http_pool().request(method, url, **kwargs)
 
 
 def shutdown_http_pool(timeout: float | None = None) -> None:
-    """Close the process's client, if there is one; the next request makes a new one.
+    """Close the pool of the process, if there is one; the next request creates a new one.
 
     Args:
-        timeout: Seconds for requests under way; ``None`` means ``close_timeout``.
+        timeout: Seconds to wait for requests in progress; ``None`` means ``close_timeout``.
     """
     global _pool
     with _lock:
@@ -97,22 +97,22 @@ def shutdown_http_pool(timeout: float | None = None) -> None:
 
 
 def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
-    """Return what to make an `HTTPPool` with: the environment's word, and the program's over it.
+    """Return the arguments of an `HTTPPool` that the environment configures.
 
     Args:
-        prefix: How the variables begin, with the underscore.
-        environ: Where to look; ``None`` means ``os.environ``.
-        arguments: What the program says.
+        prefix: The prefix of the variables, with the underscore.
+        environ: The variables; ``None`` means ``os.environ``.
+        arguments: Further arguments; they override the environment.
 
     Raises:
-        ValueError: A variable does not parse or breaks a rule; it is named.
+        ValueError: A variable cannot be parsed or is out of bounds; the message names it.
     """
     environ = os.environ if environ is None else environ
     environ = without_headers(prefix, environ)
     found: dict[str, Any] = {"timeout": _timeout(prefix, environ), "name": "http"}
-    for word, argument in _NUMBERS.items():
-        if (text := variable(environ, prefix + word)) is not None:
-            found[argument] = _whole(prefix + word, text, 0 if argument == "retry" else 1)
+    for suffix, argument in _NUMBERS.items():
+        if (text := variable(environ, prefix + suffix)) is not None:
+            found[argument] = _whole(prefix + suffix, text, 0 if argument == "retry" else 1)
     if (text := variable(environ, prefix + "POOLING")) is not None:
         found["pooled"] = _truth(prefix + "POOLING", text)
     ours = {*_TIMES, *_NUMBERS, "POOLING", "PROXY", "TIMEOUT"}
@@ -125,9 +125,9 @@ def pool_arguments(prefix: str, environ: Mapping[str, str] | None = None, **argu
 
 
 def without_headers(prefix: str, environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment without what a CGI server has put there: each header of a request as ``HTTP_...``.
+    """Return an environment without the ``HTTP_...`` variables of a CGI server, which are headers of the request.
 
-    Strangers set these. Python leaves out ``HTTP_PROXY`` for that reason (httpoxy.org).
+    They are untrusted. Python ignores ``HTTP_PROXY`` there for the same reason (httpoxy.org).
     """
     if prefix != "HTTP_" or "REQUEST_METHOD" not in environ:
         return environ
@@ -136,8 +136,8 @@ def without_headers(prefix: str, environ: Mapping[str, str]) -> Mapping[str, str
 
 def _timeout(prefix: str, environ: Mapping[str, str]) -> HTTPTimeout:
     times: dict[str, tuple[str, float | None]] = {}
-    for word, part in _TIMES.items():
-        name, text = prefix + word, variable(environ, prefix + word)
+    for suffix, part in _TIMES.items():
+        name, text = prefix + suffix, variable(environ, prefix + suffix)
         if text is None:
             continue
         value = _seconds(name, text)
@@ -153,7 +153,7 @@ def _seconds(name: str, text: str) -> float | None:
         return None
     try:
         value = float(text)
-        HTTPTimeout(connect=value)  # has the rule
+        HTTPTimeout(connect=value)  # checks the bounds
     except (TypeError, ValueError):
         raise ValueError(f"{name}={shown(text)}: must be a number of seconds above 0, or none") from None
     return value

@@ -1,25 +1,34 @@
-"""What a request raises when the pool is the reason, each in both families.
+"""Errors of requests that the pool causes; each is a `PoolError` and a ``requests.RequestException``.
 
-Whoever uses the pool catches `PoolTimeout` and its kin; a library that only
-knows requests catches ``requests.RequestException``, and its handlers for
-timeouts and for failed connections work as before.
+Code that knows the pool catches `PoolTimeout` and the like. A library that
+knows only requests handles them as timeouts and failed connections.
 """
 
 from __future__ import annotations
 
 from requests import exceptions
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from ...errors import PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 
-__all__ = ["DeadlineExceeded", "WriteTimeout", "refusal"]
+__all__ = ["DeadlineExceeded", "WriteTimeout", "kind_of", "refusal"]
 
 
 class HTTPPoolTimeout(exceptions.ConnectTimeout, PoolTimeout):
-    """No connection became free in time; nothing was sent, so it is safe to try again."""
+    """No connection was free in time. Nothing was sent, so a retry is safe."""
 
 
 class HTTPTooManyWaiting(exceptions.ConnectionError, TooManyWaiting):
-    """``max_waiting`` requests are in line for a connection already."""
+    """``max_waiting`` requests wait for a connection already."""
 
 
 class HTTPPoolClosed(exceptions.ConnectionError, PoolClosed):
@@ -27,15 +36,15 @@ class HTTPPoolClosed(exceptions.ConnectionError, PoolClosed):
 
 
 class HTTPPoolError(exceptions.ConnectionError, PoolError):
-    """Anything else that the pool refuses for."""
+    """The pool refused the request for another reason."""
 
 
 class WriteTimeout(exceptions.ConnectionError, exceptions.Timeout):
-    """The server did not take the request within the time to write."""
+    """The server did not accept the request within the ``write`` timeout."""
 
 
 class DeadlineExceeded(exceptions.ReadTimeout, exceptions.ConnectionError):
-    """The request as a whole took longer than its ``total`` allows."""
+    """The request took longer than its ``total`` timeout."""
 
 
 _KINDS: tuple[tuple[type[PoolError], type[exceptions.ConnectionError]], ...] = (
@@ -47,8 +56,24 @@ _KINDS: tuple[tuple[type[PoolError], type[exceptions.ConnectionError]], ...] = (
 
 
 def refusal(error: PoolError) -> exceptions.ConnectionError:
-    """Return the pool's error as one that requests' users know as well."""
+    """Return an error of the pool as one that is also a ``requests.ConnectionError``."""
     both = next(both for ours, both in _KINDS if isinstance(error, ours))
-    known = both(str(error))
-    known.__cause__ = error.__cause__
-    return known
+    translated = both(str(error))
+    translated.__cause__ = error.__cause__
+    return translated
+
+
+_FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (ProxyError, "proxy"),
+    (SSLError, "tls"),
+    (NameResolutionError, "name"),
+    (NewConnectionError, "connect"),
+    (ConnectTimeoutError, "connect_timeout"),
+    (ReadTimeoutError, "read_timeout"),
+    (ProtocolError, "connection"),
+)
+
+
+def kind_of(error: HTTPError) -> str:
+    """Return the kind of an error of urllib3, as the metrics count it."""
+    return next((kind for error_class, kind in _FAILURES if isinstance(error, error_class)), "other")

@@ -1,19 +1,18 @@
-"""Is the service well? A URL is asked at intervals; when it stays silent all sockets are replaced.
+"""The health probe: requests a URL at intervals, and replaces all sockets when it fails repeatedly.
 
-The asking is the core's health check, of a pool with one thing in it: so its
-interval, its time limit, its place on a worker and its life over forks are
-those of every pool.
+It uses the health check of a `Pool` with one resource, so the interval, the
+time limit, the worker and forks are handled there.
 
-What it proves is the service, not us: a probe that finds no free connection
-says nothing. And sockets are not to blame for a URL that the service does not
-know (a 404): that makes it unhealthy, and replaces nothing.
+A probe that finds no free connection has no result. An answer below 500, a 404
+for example, makes the service unhealthy, but replaces no socket: it has just
+used one that works.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -24,123 +23,174 @@ from ...core.pool import Pool
 from ...errors import PoolClosed, PoolTimeout, TooManyWaiting
 from ...settings import PoolSettings
 from .arguments import public, without_secrets
-from .interfaces import Client
 from .limits import HTTPTimeout
 
 __all__ = ["Health"]
 
 logger = logging.getLogger("pooling")
 
+_NOT_ASKED = (PoolTimeout, TooManyWaiting, PoolClosed)  # errors of the pool: the request was not sent
+_SETTINGS = ("health_check_interval", "health_check_timeout", "max_validation_failures")
 
-_NO_VERDICT = (PoolTimeout, TooManyWaiting, PoolClosed)  # about us; nothing was asked
-_OURS = ("health_check_interval", "health_check_timeout", "max_validation_failures")
 
+class Health:
+    """Probes a URL in the background, from the first request on.
 
-class Health(Observer):
-    """Asks, remembers, and replaces the sockets after so many failures in a row."""
+    Args:
+        name: The pool's name.
+        url: The URL to request.
+        settings: Those of the pool.
+        request: Requests the URL within these limits and returns the
+            streamed response, or ``None`` if the pool no longer exists.
+        drain: Replaces all sockets of the pool.
+        record: Called with the error of each probe, ``None`` for success.
+    """
 
-    def __init__(self, http: Client, url: str, settings: PoolSettings) -> None:
-        self.url, self.public_url = url, public(url)
-        self.status = "unknown"
-        self.failures = self.generations = 0
-        self.last_error: str | None = None
-        self._http = weakref.ref(http)  # the core holds on to adapters and observers
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        settings: PoolSettings,
+        *,
+        request: Callable[[str, HTTPTimeout], requests.Response | None],
+        drain: Callable[[], object],
+        record: Callable[[Exception | None], object],
+    ) -> None:
+        self._probe = Probe(name, url, request, record)
+        self._replacement = Replacement(name, drain)
         self._process: object = None
-        self.pool: Pool[object] = Pool(
-            adapter=_Probe(self._http),
-            settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_ours(settings)),
-            name=f"{http.name} health", observers=[self],
+        self._pool: Pool[object] = Pool(
+            adapter=_ProbeAdapter(self._probe),
+            settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_part_of(settings)),
+            name=f"{name} health", observers=[self._replacement],
         )  # fmt: skip
 
-    def ensure(self) -> None:
-        """Begin, if this process has not: ask now, and then at the interval."""
-        if self._process is not self.pool.engine.state:
-            self._process = self.pool.engine.state
-            self.pool.fill()
-            if self.pool.settings.health_check_interval is not None:
-                self.pool.check()
+    @property
+    def status(self) -> str:
+        """``"unknown"``, ``"healthy"`` or ``"unhealthy"``, by the last probe."""
+        return self._probe.status
+
+    def ensure_started(self) -> None:
+        """Start probing, if this process has not yet: one probe now, and then one at each interval."""
+        pool = self._pool
+        if self._process is not pool.engine.state and not pool.closed:
+            self._process = pool.engine.state
+            pool.fill()
+            if pool.settings.health_check_interval is not None:
+                pool.check()
 
     def configure(self, settings: PoolSettings) -> None:
-        """Take over settings, at once."""
-        self.pool.check_health_now()  # else the old interval has to pass first
-        self.pool.reconfigure(**_ours(settings))
+        """Apply the settings of the pool at once, without waiting for the old interval."""
+        self.make_due()
+        self._pool.reconfigure(**_part_of(settings))
 
-    def ask(self) -> None:
-        """Ask now, and return when there is an answer, or none in time."""
-        with contextlib.suppress(Exception):  # it was noted
-            self.check(self.pool.settings.health_check_timeout)
+    def make_due(self) -> None:
+        """Make the next probe due at once."""
+        self._pool.check_health_now()
 
-    def check(self, timeout: float) -> None:
-        """Ask, note the answer, and raise if new sockets might help."""
-        http = self._http()
-        if http is None:
-            return
-        limit = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
-        try:
-            with http.request_context("GET", self.url, timeout=limit, stream=True) as response:
-                if not response.ok:
-                    raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
-        except _NO_VERDICT as error:
-            logger.info("pool %r: %s was not asked: %s", http.name, self.public_url, error)
-        except Exception as error:
-            self._note(http, error)
-            if _may_be_the_sockets(error):
-                raise
-        else:
-            self._note(http, None)
+    def probe(self) -> None:
+        """Probe now, within ``health_check_timeout`` seconds. The result is recorded."""
+        with contextlib.suppress(Exception):
+            self._probe.run(self._pool.settings.health_check_timeout)
 
-    def _note(self, http: Client, error: Exception | None) -> None:
-        if error is None:
-            if self.status == "unhealthy":
-                logger.warning("pool %r: %s answers again", http.name, self.public_url)
-            self.status, self.failures, self.last_error = "healthy", 0, None
-        else:
-            text = without_secrets(str(error), self.url)
-            if self.status != "unhealthy":
-                logger.warning("pool %r: %s does not answer well: %s", http.name, self.public_url, text)
-            self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {text}"
-            self.failures += 1
-        http._health_checked(error)
+    def close(self) -> None:
+        """Stop probing."""
+        self._pool.close(0.0)
 
-    def drained(self, pool: str) -> None:
-        self.generations += 1
-        http = self._http()
-        if http is not None:
-            logger.warning("pool %r: replacing all sockets", http.name)
-            http.drain()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what is known."""
+    def as_dict(self, last_check: float | None) -> dict[str, Any]:
+        """Return the results of the probes so far, of which the last one was at that time."""
+        probe = self._probe
         return {
-            "url": self.public_url, "failures": self.failures, "generations": self.generations,
-            "last_check": None if self._http() is None else self._http().metrics.last_health_check,  # type: ignore[union-attr]
-            "last_error": self.last_error,
+            "url": probe.public_url, "failures": probe.failures, "generations": self._replacement.generations,
+            "last_check": last_check, "last_error": probe.last_error,
         }  # fmt: skip
 
 
-def _may_be_the_sockets(error: Exception) -> bool:
-    """Whether there was no answer, or one of trouble; below 500 the service is there, and dislikes the question."""
-    response = getattr(error, "response", None)
-    return response is None or response.status_code >= 500
+class Probe:
+    """One request to the URL, and the result of the last one."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        request: Callable[[str, HTTPTimeout], requests.Response | None],
+        record: Callable[[Exception | None], object],
+    ) -> None:
+        self.public_url = public(url)
+        self.status = "unknown"
+        self.failures = 0  # in a row
+        self.last_error: str | None = None
+        self._name, self._url = name, url
+        self._request, self._record = request, record
+
+    def run(self, timeout: float) -> None:
+        """Request the URL and record the result; raise if new sockets might help."""
+        limits = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
+        try:
+            response = self._request(self._url, limits)
+            if response is None:
+                return
+            with response:
+                if not response.ok:
+                    raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
+        except _NOT_ASKED as error:
+            logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error)
+        except Exception as error:
+            self._failed(error)
+            if _may_be_the_sockets(error):
+                raise
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        if self.status == "unhealthy":
+            logger.warning("pool %r: %s is healthy again", self._name, self.public_url)
+        self.status, self.failures, self.last_error = "healthy", 0, None
+        self._record(None)
+
+    def _failed(self, error: Exception) -> None:
+        text = without_secrets(str(error), self._url)
+        if self.status != "unhealthy":
+            logger.warning("pool %r: %s is unhealthy: %s", self._name, self.public_url, text)
+        self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {text}"
+        self.failures += 1
+        self._record(error)
 
 
-def _ours(settings: PoolSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in _OURS}
+class Replacement(Observer):
+    """Replaces all sockets when the pool of probes has begun a new generation, after too many failures in a row."""
+
+    def __init__(self, name: str, drain: Callable[[], object]) -> None:
+        self.generations = 0
+        self._name, self._drain = name, drain
+
+    def drained(self, pool: str) -> None:
+        self.generations += 1
+        logger.warning("pool %r: the health probe keeps failing; replacing all sockets", self._name)
+        self._drain()
 
 
-class _Probe(Adapter[object]):
-    """What stands for asking; its round trip is a request."""
+class _ProbeAdapter(Adapter[object]):
+    """Makes a probe the round trip of a resource that is nothing else."""
 
     noun = "health probe"
     blocking = False
 
-    def __init__(self, http: weakref.ref[Client]) -> None:
-        self._http = http
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
 
     def create(self) -> object:
-        return object()  # each asks with a session of its own
+        return object()  # each probe uses a session of its own
 
     def validate(self, resource: object, timeout: float) -> None:
-        http = self._http()
-        if http is not None and http._probes is not None:
-            http._probes.check(timeout)
+        self._probe.run(timeout)
+
+
+def _may_be_the_sockets(error: Exception) -> bool:
+    """Whether there was no answer, or one with a status from 500 on; below that, the sockets work."""
+    response = getattr(error, "response", None)
+    return response is None or response.status_code >= 500
+
+
+def _part_of(settings: PoolSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in _SETTINGS}

@@ -1,4 +1,4 @@
-"""A request's hold on its connection, from before it connects until the body is read or closed."""
+"""A request's hold on its connection, from before it connects until its body is read or closed."""
 
 from __future__ import annotations
 
@@ -17,135 +17,55 @@ from .hosts import Host
 from .limits import Limits
 from .logins import begins_login, is_challenge, is_remembered
 from .metrics import NOT_OPENED
-from .wire import Wire
+from .slots import RequestSlot, discard_lease
 
-__all__ = ["Hold", "RequestSlot"]
+__all__ = ["Hold"]
 
 _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
 _DEATHS = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
-class RequestSlot:
-    """One of the requests that may be under way at once, over all hosts.
-
-    It is what the `HTTPPool` itself lends, to each request. When the lease is
-    lost its close ends what was held with it.
-    """
-
-    __slots__ = ("line",)
-
-    def __init__(self) -> None:
-        self.line: Lease[Wire] | None = None
-
-    def give_up(self, reason: str) -> None:
-        """Close the connection that is held, if any."""
-        line, self.line = self.line, None
-        if line is not None:
-            _give_up(line, reason)
-
-
-def _give_up(line: Lease[Wire], reason: str) -> None:
-    key, line._token = line._token, None
-    if key is not None:
-        line._pool._checkin.run(key, None, reason)
-
-
 class Hold:
-    """What an answer has in place of its connection.
+    """Replaces the connection in an answer of urllib3, and holds the request's slot.
 
-    ``release`` and ``close`` are what urllib3 does to a connection when the
-    body was read, or is given up. Both may be called again and again, from
-    any thread and by a destructor.
+    urllib3 calls ``release`` when the body was read, and ``close`` when it is
+    not read to its end. Both are idempotent, and may be called from any thread
+    and by a destructor.
+
+    Args:
+        host: The host that the connection belongs to.
+        slot: The lease of the slot, which refers to the connection's lease.
+        on_release: Called when the connection is idle again.
     """
 
-    __slots__ = ("_host", "wire", "response", "_place", "_line", "_done", "_log_in", "_goes_on", "_body_read")
+    __slots__ = (
+        "_host", "wire", "response", "_slot", "_connection", "_on_release",
+        "_logs_in", "_login_continues", "_body_read",
+    )  # fmt: skip
 
-    def __init__(self, host: Host, place: Lease[RequestSlot], done: Callable[[], object]) -> None:
+    def __init__(self, host: Host, slot: Lease[RequestSlot], on_release: Callable[[], object]) -> None:
         self._host = host
-        self._place: Lease[RequestSlot] | None = place
-        self._done = done
-        line = place.resource.line
-        assert line is not None
-        self._line = line
-        self.wire = line.resource
-        self.response: Callable[[], Any] = _nobody
-        self._log_in = self._goes_on = self._body_read = False
+        self._slot: Lease[RequestSlot] | None = slot  # None: the hold has ended
+        self._on_release = on_release
+        connection = slot.resource.connection_lease
+        assert connection is not None
+        self._connection = connection
+        self.wire = connection.resource
+        self.response: Callable[[], Any] = _no_response
+        self._logs_in = self._login_continues = self._body_read = False
 
     @property
     def sock(self) -> Any:
-        """The socket, as long as it is held."""
-        return None if self._place is None else self.wire.sock
+        """The socket, while it is held."""
+        return None if self._slot is None else self.wire.sock
 
     def __getattr__(self, name: str) -> Any:
-        """Show what urllib3's connection shows (``host``, ``is_verified``, ...), as long as it is held."""
-        if name in Hold.__slots__ or self._place is None:
+        """Return an attribute of urllib3's connection (``host``, ``is_verified``, ...), while it is held."""
+        if name in Hold.__slots__ or self._slot is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.wire, name)
 
-    def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
-        """Send a request and return the head of its answer; the body ends the hold."""
-        wire, began = self.wire, monotonic()
-        self._log_in = begins_login(options["headers"])
-        try:
-            try:
-                response = self._attempt(method, url, options, limits)
-            except Exception as error:
-                if not self._may_send_again(error, method, replayable):
-                    raise
-                self._host.metrics.count("resent")
-                self.hang_up()
-                response = self._attempt(method, url, options, limits)
-        except BaseException as error:
-            wire.close()
-            self._end("interrupted" if not isinstance(error, Exception) else self._failed())
-            raise
-        self._host.metrics.answered(response.status, monotonic() - began, wire.reused)
-        if self._log_in and is_challenge(response):
-            self._goes_on, limits.login = True, self
-        return response
-
-    def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
-        wire = self.wire
-        wire.begin(limits)
-        own = self._host.template.for_hold(self)
-        response = own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
-        wire.personal = wire.personal or self._log_in or is_remembered(response)
-        return response
-
-    def go_on(self, host: Host) -> Hold | None:
-        """Return a hold for the next message of a login, on the same connection and in the same place.
-
-        ``None``: that cannot be, and this one is over.
-        """
-        place = self._place
-        if place is None or host is not self._host or not self._body_read or not self.wire.is_alive():
-            self.end_login()
-            return None
-        self._place = None
-        self._host.metrics.moved(self.wire.sent, self.wire.received)
-        return Hold(host, place, self._done)
-
-    def end_login(self) -> None:
-        """No message follows: close the connection, once the body was read."""
-        self._goes_on = False
-        if self._body_read and self._place is not None:  # else another hold has the connection
-            self.wire.close()
-            self._end("authenticated")
-
-    def _may_send_again(self, error: Exception, method: str, replayable: bool) -> bool:
-        """Whether a kept connection turned out to be dead, and nothing can happen twice."""
-        wire = self.wire
-        if not wire.reused or wire.received or not _is_death(error):
-            return False
-        return not wire.tried or (replayable and method.upper() in _IDEMPOTENT)
-
-    def hang_up(self) -> None:
-        """Close a kept connection that has died; the next attempt connects anew, in the same place."""
-        self.wire.close()
-        self._host.metrics.count_dead_socket()
-
-    def _failed(self) -> str:
-        return "failed" if self.wire.opened else NOT_OPENED
+    # -- send ---------------------------------------------------------------------
 
     def connect(self, limits: Limits) -> None:
         """Connect, and send no request."""
@@ -161,81 +81,147 @@ class Hold:
                 wire.connect()
         except BaseException:
             wire.close()
-            self._end(self._failed())
+            self._discard(self._failure_reason())
             raise
 
+    def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
+        """Send a request and return its answer, with the body unread; the end of the body ends the hold."""
+        wire, began = self.wire, monotonic()
+        self._logs_in = begins_login(options["headers"])
+        try:
+            try:
+                response = self._attempt(method, url, options, limits)
+            except Exception as error:
+                if not self._may_send_again(error, method, replayable):
+                    raise
+                self._host.metrics.count("resent")
+                self.close_dead_socket()
+                response = self._attempt(method, url, options, limits)
+        except BaseException as error:
+            wire.close()
+            self._discard("interrupted" if not isinstance(error, Exception) else self._failure_reason())
+            raise
+        self._host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        if self._logs_in and is_challenge(response):
+            self._login_continues, limits.login = True, self
+        return response
+
+    def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
+        wire = self.wire
+        wire.begin(limits)
+        own = self._host.template.for_hold(self)
+        response = own.attempt(method, url, dict(options, timeout=limits.for_attempt()))
+        wire.authenticated = wire.authenticated or self._logs_in or is_remembered(response)
+        return response
+
+    def _may_send_again(self, error: Exception, method: str, replayable: bool) -> bool:
+        """Whether a kept connection proved dead, and the request cannot take effect twice."""
+        wire = self.wire
+        if not wire.reused or wire.received or not _is_death(error):
+            return False
+        return not wire.maybe_sent or (replayable and method.upper() in _IDEMPOTENT)
+
+    def close_dead_socket(self) -> None:
+        """Close a kept socket that proved dead; the next attempt connects again, in the same slot."""
+        self.wire.close()
+        self._host.metrics.count_dead_socket()
+
+    def _failure_reason(self) -> str:
+        return "failed" if self.wire.opened else NOT_OPENED
+
+    # -- login ----------------------------------------------------------------------
+
+    def continue_login(self, host: Host) -> Hold | None:
+        """Return a hold for the next message of a login, with the same connection and slot.
+
+        Returns:
+            ``None`` if that is not possible. The login has failed then, and its connection is closed.
+        """
+        slot = self._slot
+        if slot is None or host is not self._host or not self._body_read or not self.wire.is_alive():
+            self.end_login()
+            return None
+        self._slot = None
+        self._host.metrics.moved(self.wire.sent, self.wire.received)
+        return Hold(host, slot, self._on_release)
+
+    def end_login(self) -> None:
+        """No message follows: close the connection, once the body was read."""
+        self._login_continues = False
+        if self._body_read and self._slot is not None:  # else another hold has the connection
+            self.wire.close()
+            self._discard("authenticated")
+
+    # -- end --------------------------------------------------------------------------
+
     def release(self) -> None:
-        """The body was read: the connection may serve the next one."""
-        place = self._place
-        if place is None:
+        """The body was read: make the connection available for other requests."""
+        slot = self._slot
+        if slot is None:
             return
         if self.wire.sock is None:
-            self._end("server_closed")
+            self._discard("server_closed")
             return
-        if self._goes_on:
+        if self._login_continues:
             self._body_read, self.wire.limits = True, None
-            return  # `go_on` or `end_login` follows
-        reason = self.wire.why_not_again()
+            return  # `continue_login` or `end_login` follows
+        reason = self.wire.discard_reason()
         if reason is not None:
             self.wire.close()
-            self._end(reason)
+            self._discard(reason)
             return
-        if self._leave(place):
-            self._line.__exit__(None, None, None)
-            place.__exit__(None, None, None)
-            self._done()
+        if self._end(slot):
+            self._connection.__exit__(None, None, None)
+            slot.__exit__(None, None, None)
+            self._on_release()
 
     def close(self) -> None:
-        """The body is given up: close the connection, which would have to be read to its end."""
-        if self._place is None or self._body_read:
-            return  # it serves another request by now, or a login goes on
+        """The body is not read to its end: close the connection, which cannot be reused."""
+        if self._slot is None or self._body_read:
+            return  # another request uses it by now, or a login continues
         self.wire.close()
         response = self.response()
         if response is None or getattr(response, "_finalizing", False):
-            # Nobody closed it, it was forgotten: the reaper says where, and cleans up (P8).
-            self._place = None
+            # The response was dropped without a close. The reaper reports where, and cleans up (P8).
+            self._slot = None
         else:
-            self._end(self._why())
+            self._discard(self._close_reason())
 
-    def _why(self) -> str:
-        """Whether it is urllib3 that gives it up, amid an error, or the user."""
+    def _close_reason(self) -> str:
+        """Return ``"failed"`` where urllib3 closes it because of an error, ``"unread"`` where the user does."""
         if not isinstance(sys.exc_info()[1], (HTTPError, OSError, http.client.HTTPException)):
             return "unread"
         self._host.metrics.failed("body")
         return "failed"
 
-    def _end(self, reason: str) -> None:
-        place = self._place
-        if place is None:
-            return
-        if self._leave(place):
-            _give_up(self._line, reason)
-            place.__exit__(None, None, None)
+    def _discard(self, reason: str) -> None:
+        slot = self._slot
+        if slot is not None and self._end(slot):
+            discard_lease(self._connection, reason)
+            slot.__exit__(None, None, None)
 
-    def _leave(self, place: Lease[RequestSlot]) -> bool:
-        """Take leave of the place; ``False`` if another thread did, or if it is the parent process's."""
-        self._place = None
+    def _end(self, slot: Lease[RequestSlot]) -> bool:
+        """End the hold; return ``False`` if another thread has, or if the slot is the parent process's."""
+        self._slot = None
         wire = self.wire
         wire.limits = None
         self._host.metrics.moved(wire.sent, wire.received)
-        key = place._token
-        held: RequestSlot | None = None if key is None else key.entry.resource
+        token = slot._token
+        held: RequestSlot | None = None if token is None else token.entry.resource
         if held is None:
             return False
-        if held.line is self._line:
-            held.line = None
+        if held.connection_lease is self._connection:
+            held.connection_lease = None
         return True
 
 
-def _nobody() -> object:
-    """Before there is an answer nobody can have forgotten it."""
-    return object()
+def _no_response() -> object:
+    """Stand for the reference to the response before there is one: it was not dropped."""
+    return True
 
 
 def _is_death(error: BaseException | None) -> bool:
-    """Whether an error of urllib3's says that the other side has gone."""
+    """Whether an error of urllib3 says that the peer has closed the connection."""
     if isinstance(error, (ProtocolError, SSLError)):
         return any(_is_death(part) for part in error.args if isinstance(part, BaseException))
     return isinstance(error, _DEATHS)
-
-

@@ -1,13 +1,12 @@
-"""The sockets: for each host a pool of our own core, in the place of urllib3's queue.
+"""The sockets: a `Pool` for each host replaces urllib3's queue.
 
-So fairness, the limit for each host, the eviction of what is idle or old,
-forks, and the proof that a kept connection still stands come from there. A
-host is known by its scheme, name and port, by the proxy on the way and by the
-TLS settings, so that a connection made without verification never serves a
-request that wants it.
+It provides the order of waiters, the limit for each host, eviction of idle
+and old sockets, the check that a kept connection is alive, and forks. A host
+is identified by scheme, name and port, by the proxy and by the TLS settings,
+so that a connection made without verification never serves a request that
+asks for verification.
 
-Nothing in here refers to the `HTTPPool`: the core holds on to adapters, and
-a pool that its user drops must go.
+Nothing here refers to the `HTTPPool`, so that a dropped pool is freed.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import PoolClosed
 from ...settings import PoolSettings
-from .metrics import MOST_LABELS, OF_LINES, OTHERS, HostMetrics
+from .metrics import MOST_LABELS, OTHERS, WAIT_COUNTERS, HostMetrics
 from .template import Template, per_request
 from .tls import TLSContexts, is_context
 from .wire import Wire
 
-__all__ = ["Gone", "Host", "HostKey", "Hosts"]
+__all__ = ["Forgotten", "Host", "HostKey", "Hosts"]
 
-_MOST_HOSTS = 1000  # kept at once; beyond, those without a socket are forgotten
+_MOST_HOSTS = 1000  # maximum number of hosts; above it, those without a socket are forgotten
 
 
 class HostKey(NamedTuple):
-    """What one set of sockets is for."""
+    """What all requests on the same sockets have in common."""
 
     scheme: str
     host: str
@@ -52,27 +51,32 @@ class HostKey(NamedTuple):
 
     @property
     def tls(self) -> bool:
-        """Whether its sockets are encrypted: to the host, or to the proxy."""
+        """Whether its sockets use TLS, to the host or to the proxy."""
         return self.scheme == "https" or _has_tls(self.proxy)
 
     @property
     def label(self) -> str:
-        """The host as messages and metrics show it."""
+        """The host, as messages and metrics name it."""
         port = "" if self.port in (None, {"http": 80, "https": 443}.get(self.scheme)) else f":{self.port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{port}"
 
 
 class Wires(Adapter[Wire]):
-    """How connections are kept. They connect in their borrower's hands: see `Wire`.
+    """Creates and maintains the connections to one host.
 
-    That leaves errors, their kinds and their time limits what they are in
-    requests.
+    A connection is opened later, by the request that uses it (see `Wire`), so
+    errors and their time limits are the same as in requests.
+
+    Args:
+        template: Makes connections.
+        metrics: The host's.
+        refresh: Returns the TLS settings of a new connection, which change with `drain`.
     """
 
     noun = "connection"
     blocking = False
-    bounded = True
+    enforces_timeouts = True
     close_inline = True
 
     def __init__(self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]]) -> None:
@@ -81,7 +85,7 @@ class Wires(Adapter[Wire]):
     def create(self) -> Wire:
         self._template.conn_kw.update(self._refresh())
         wire: Wire = self._template._new_conn()  # type: ignore[assignment]
-        wire.metrics = self._metrics
+        wire.on_connected = self._metrics.connected
         return wire
 
     def is_alive(self, resource: Wire) -> bool:
@@ -98,66 +102,64 @@ class Wires(Adapter[Wire]):
 
 
 class Host:
-    """One host's sockets, and what is counted about it."""
+    """The sockets of one host, and its metrics."""
 
-    def __init__(
-        self, pool: Pool[Wire], template: Template, metrics: HostMetrics
-    ) -> None:
+    def __init__(self, pool: Pool[Wire], template: Template, metrics: HostMetrics) -> None:
         self.pool, self.template, self.metrics = pool, template, metrics
 
     @property
     def idle(self) -> int:
-        """How many kept sockets lie idle."""
+        """The number of idle sockets."""
         return len(self.pool.engine.state.idle)
 
     @property
-    def rests_since(self) -> float:
-        """When the socket that lies idle longest was used last; infinity if there is none."""
+    def idle_since(self) -> float:
+        """When the socket that has been idle longest was last used; infinity if none is idle."""
         try:
             return self.pool.engine.state.idle[0].entry.idle_since
         except IndexError:
             return float("inf")
 
     def evict_oldest(self, reason: str) -> None:
-        """Close the socket that lies idle longest."""
+        """Close the socket that has been idle longest."""
         try:
-            key: Token = self.pool.engine.state.idle.popleft()
+            token: Token = self.pool.engine.state.idle.popleft()
         except IndexError:
             return
-        self.pool.engine.evict(key, reason)
+        self.pool.engine.evict(token, reason)
 
-    def turn_away(self, text: str) -> None:
-        """Send those away who wait for a connection, because the pool is closed."""
+    def fail_waiters(self, text: str) -> None:
+        """Raise `PoolClosed` with this text in all threads that wait for a connection."""
         with self.pool.engine.lock:
-            self.pool.engine.state.fail_waiters(PoolClosed, text)
+            self.pool.engine.state.waiters.fail(PoolClosed, text)
 
     @property
     def empty(self) -> bool:
-        """Whether it has no socket, and nobody waits for one."""
+        """Whether it has no socket and no waiter."""
         return not (self.pool.engine.state.entries or self.pool.engine.state.waiters)
 
 
-class Gone:
-    """What the hosts that were forgotten had counted."""
+class Forgotten:
+    """The counts of hosts that were forgotten."""
 
     def __init__(self) -> None:
         self.closed: Counter[str] = Counter()
         self.count: Counter[str] = Counter()
 
     def add(self, host: Host) -> None:
-        """Keep a host's counts."""
+        """Add the counts of a host."""
         snapshot = host.pool.metrics.snapshot()
         self.closed.update(snapshot.closed)
-        self.count.update({name: getattr(snapshot, name) for name in OF_LINES})
+        self.count.update({name: getattr(snapshot, name) for name in WAIT_COUNTERS})
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all counts."""
         self.closed.clear()
         self.count.clear()
 
 
 class Hosts:
-    """All hosts of one pool. No lock: a child may find it held.
+    """All hosts of one pool. There is no lock, which a forked child might find locked.
 
     Assumes: getting, setting and deleting a dict's item are atomic.
     """
@@ -165,7 +167,7 @@ class Hosts:
     def __init__(self, name: str, settings: PoolSettings, max_per_host: int) -> None:
         self.name = name
         self.metrics: dict[str, HostMetrics] = {}
-        self.gone = Gone()
+        self.forgotten = Forgotten()
         self.contexts = TLSContexts()
         self._hosts: dict[HostKey, Host] = {}
         self._observers: tuple[Observer, ...] = ()
@@ -173,7 +175,7 @@ class Hosts:
         self.configure(settings, max_per_host)
 
     def configure(self, settings: PoolSettings, max_per_host: int) -> None:
-        """Take over settings, for what there is too."""
+        """Apply settings, also to the existing hosts."""
         self._max_idle = settings.max_idle
         self._settings = settings.replace(
             min_size=0, max_size=max_per_host, max_idle=None, max_attempts=None, leak_timeout=None,
@@ -189,13 +191,13 @@ class Hosts:
             })  # fmt: skip
 
     def all(self) -> list[Host]:
-        """Return those known now."""
+        """Return the current hosts."""
         return list(self._hosts.values())
 
-    # -- finding ------------------------------------------------------------------
+    # -- find ---------------------------------------------------------------------
 
     def find(self, transport: Any, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
-        """Return the host that a request goes to.
+        """Return the host that a request goes to, a new one if it is not known.
 
         Raises:
             requests.exceptions.InvalidURL, InvalidProxyURL: As in requests.
@@ -223,7 +225,7 @@ class Hosts:
         return host
 
     def metrics_for(self, request: Any) -> HostMetrics:
-        """Return where a request is counted that needs no socket of ours."""
+        """Return the metrics for a request that uses no socket of these."""
         return self._metrics_of(_key(request, None, None, None).label)
 
     def _metrics_of(self, label: str) -> HostMetrics:
@@ -235,49 +237,49 @@ class Hosts:
         return self.metrics.setdefault(label, HostMetrics(label, self._settings.enable_metrics))
 
     def _forget(self) -> None:
-        """Forget hosts that nobody uses now."""
+        """Forget the hosts without a socket."""
         for key, host in list(self._hosts.items()):
             if host.empty:
                 self._hosts.pop(key, None)
-                self.gone.add(host)
+                self.forgotten.add(host)
 
-    # -- bounds over all hosts ------------------------------------------------------
+    # -- limits over all hosts ------------------------------------------------------
 
-    def make_room(self, most: int) -> None:
-        """Close what lies idle longest until at most so many do, at whatever host."""
+    def evict_above(self, most: int) -> None:
+        """Close the sockets that have been idle longest, over all hosts, until at most ``most`` are idle."""
         self._trim(most, "room")
 
     def trim(self) -> None:
-        """Keep no more idle than ``max_idle`` allows."""
+        """Close the idle sockets above ``max_idle``."""
         if self._max_idle is not None:
             self._trim(self._max_idle, "max_idle")
 
     def _trim(self, most: int, reason: str) -> None:
         hosts = self.all()
         while sum(host.idle for host in hosts) > most:
-            min(hosts, key=lambda host: host.rests_since).evict_oldest(reason)
+            min(hosts, key=lambda host: host.idle_since).evict_oldest(reason)
 
-    # -- steering ---------------------------------------------------------------------
+    # -- steer ------------------------------------------------------------------------
 
     def observe(self, observers: tuple[Observer, ...]) -> None:
-        """Have these told what happens to sockets."""
+        """Notify these observers of what happens to sockets."""
         self._observers = observers
         for host in self.all():
             host.pool.engine.observe(observers)
 
     def drain(self) -> None:
-        """Begin a new generation of sockets; files of certificates are read anew."""
+        """Begin a new generation of sockets; certificate files are read again."""
         self.contexts.forget()
         for host in self.all():
             host.pool.drain()
 
     def check(self) -> None:
-        """Close those idle sockets that their servers have closed."""
+        """Close the idle sockets that their servers have closed."""
         for host in self.all():
             host.pool.check()
 
     def close(self, timeout: float) -> None:
-        """Close all, and wait at most so many seconds for what is in use."""
+        """Close all sockets; wait at most ``timeout`` seconds for those in use."""
         self.closed = True
         deadline = monotonic() + timeout
         for host in self.all():
@@ -293,7 +295,7 @@ def _key(request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
         raise requests.exceptions.InvalidURL(error, request=request) from error
     proxy = select_proxy(request.url, proxies) if proxies else None
     if scheme != "https" and not _has_tls(proxy):
-        verify = cert = None  # nothing is encrypted
+        verify = cert = None  # no TLS
     elif verify is None or verify is False or verify is True:
         verify = verify is not False
     elif not is_context(verify):
@@ -306,11 +308,11 @@ def _has_tls(proxy: str | None) -> bool:
 
 
 def _template(key: HostKey, transport: Any, request: Any, contexts: TLSContexts) -> Template:
-    """Have requests and urllib3 make a connection pool, of our class; it is only asked for connections."""
+    """Return a pool of urllib3, made of our classes by requests and urllib3; only its connections are used."""
     tls: dict[str, Any] = {}
     if key.tls:
         tls["ssl_context"] = contexts.get(key.verify, key.cert)
-        if not is_context(key.verify):  # else urllib3 takes the context's word
+        if not is_context(key.verify):  # else urllib3 uses the settings of the context
             tls["cert_reqs"] = "CERT_NONE" if key.verify is False else "CERT_REQUIRED"
     manager: PoolManager
     if key.proxy is None:
@@ -333,7 +335,5 @@ def _proxy_manager(transport: Any, proxy: str, contexts: TLSContexts, verify: An
     if _has_tls(proxy):
         options["proxy_ssl_context"] = contexts.get(verify, None)
     manager = requests.adapters.HTTPAdapter.proxy_manager_for(transport, proxy, **options)
-    transport.proxy_manager.pop(proxy, None)  # each has TLS settings of its own
+    transport.proxy_manager.pop(proxy, None)  # not cached: TLS settings may differ
     return manager  # type: ignore[no-any-return]
-
-

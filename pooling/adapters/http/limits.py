@@ -1,4 +1,4 @@
-"""The time limits of a request: what is asked for, and what is left of it."""
+"""The time limits of a request: the configured ones, and what is left of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Seconds = float | None
 
 
 class OutOfTime(TimeoutError):
-    """The total time of a request is over; raised where a socket would time out."""
+    """The total time of a request is over. Raised where a socket would time out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,19 @@ class HTTPTimeout:
     """The time limits of a request, in seconds; ``None`` means no limit.
 
     Attributes:
-        connect: To connect, the TLS handshake included; for each address that
-            the host's name stands for, as in requests.
+        connect: To connect, including the TLS handshake. As in requests, it
+            applies to each address of the host.
         read: Between two bytes of the answer, and before the first.
-        write: For the server to take a piece of the request.
+        write: For the server to accept one chunk (16 KiB) of the request.
         pool: To wait for a connection while all are in use; ``None`` means
-            the settings' ``acquire_timeout``.
-        total: For everything together: waiting, redirects, retries and the
-            reading of the body. Looking up the host's name is the one thing
-            that cannot be cut short: the system does that, and its own limits
-            hold (``/etc/resolv.conf``).
+            the settings' ``acquire_timeout``, ``0`` means do not wait.
+        total: For everything together: waiting, redirects, retries and
+            reading the body. Only the DNS lookup is not covered, because it
+            cannot be interrupted: the system's limits apply to it
+            (``/etc/resolv.conf``).
+
+    Raises:
+        ValueError, TypeError: A limit is not a finite number of seconds above 0.
     """
 
     connect: Seconds = 10.0
@@ -56,9 +59,9 @@ class HTTPTimeout:
         """Return what a ``timeout=`` argument means.
 
         Args:
-            value: One of these, a number or a pair of connect and read as in
-                requests, a ``urllib3.Timeout``; ``None`` means the default.
-            default: What ``value`` leaves open comes from here.
+            value: An `HTTPTimeout`; as in requests, a number or a pair of
+                connect and read; a ``urllib3.Timeout``; ``None`` for the default.
+            default: The limits that ``value`` does not set.
 
         Raises:
             ValueError, TypeError: It is none of these, or out of bounds.
@@ -94,20 +97,22 @@ def _given(value: Any) -> Seconds:
 
 
 class Limits(Timeout):
-    """The time limits of one request that is under way.
+    """The time limits of one request in progress.
 
-    requests hands its ``timeout`` on to urllib3 unread if it is one of
-    urllib3's, and the same object for every redirect: so this is one.
+    requests passes a ``urllib3.Timeout`` on to urllib3 unchanged, and passes
+    the same object for every redirect. That is why this is a subclass.
 
     Attributes:
         end: When the total time is over, by the monotonic clock; infinity
             if there is no such limit.
-        answers: Those so far, and whether each is streamed.
-        outer: The request in whose hook this one is made, if in any.
-        login: The hold of a login that goes on over the same connection.
+        answers: The answers so far, and whether each is streamed.
+        outer: The request in whose response hook this one is made, if any.
+        thread: The thread that makes it, see `Calls`.
+        login: The `Hold` of a login that continues on the same connection.
     """
 
     outer: Limits | None = None
+    thread = 0
     login: Any = None
 
     def __init__(self, timeout: HTTPTimeout, now: Callable[[], float] = monotonic) -> None:
@@ -119,7 +124,7 @@ class Limits(Timeout):
         self.end = math.inf if timeout.total is None else now() + timeout.total
 
     def left(self, limit: Seconds) -> Seconds:
-        """Return a time limit, cut to what is left of the total.
+        """Return a time limit, but no more than what is left of the total.
 
         Raises:
             OutOfTime: Nothing is left.
@@ -137,11 +142,11 @@ class Limits(Timeout):
         return self.end != math.inf and self._now() >= self.end
 
     def allows(self, delay: float) -> bool:
-        """Say whether there is time for a pause and something after it."""
+        """Return whether there is time for a pause and a request after it."""
         return self._now() + delay < self.end
 
     def for_attempt(self) -> Timeout:
-        """Return what urllib3 is to keep to in one attempt."""
+        """Return the limits for one attempt by urllib3."""
         if self.end == math.inf:
             return self
         return Timeout(connect=self.left(self.asked.connect), read=self.left(self.asked.read))

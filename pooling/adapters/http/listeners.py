@@ -1,6 +1,7 @@
-"""An observer hears of requests from one inner pool, and of sockets from others.
+"""Which events an observer of an `HTTPPool` receives from which inner pool.
 
-Of `acquired` the `HTTPPool` tells itself: whoever waits does so in two lines.
+The pool of slots notifies of requests, and each host's pool of sockets.
+`acquired` is sent by `Connections`: only it knows the wait for both.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from collections.abc import Callable
 
 from ...core.observer import Observer
 
-__all__ = ["OF_REQUESTS", "OF_SOCKETS", "hears_of_leases", "part_of"]
+__all__ = ["OF_REQUESTS", "OF_SOCKETS", "observes_acquired", "part_of"]
 
 OF_REQUESTS = ("released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
 OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
 
 
 def part_of(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:
-    """Return an observer that hands some events on, with the pool's name instead of an inner one's."""
+    """Return an observer that forwards some events, with the pool's name in place of the inner pool's."""
     part = Observer()
     for event in events:
         method = getattr(observer, event)
@@ -24,8 +25,8 @@ def part_of(observer: Observer, events: tuple[str, ...], name: str | None = None
     return part
 
 
-def hears_of_leases(observer: Observer) -> bool:
-    """Whether an observer overrides `acquired`, in its class or for itself."""
+def observes_acquired(observer: Observer) -> bool:
+    """Whether an observer overrides `acquired`, in its class or on the instance."""
     return getattr(observer.acquired, "__func__", None) is not Observer.acquired
 
 

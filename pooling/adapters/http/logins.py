@@ -1,8 +1,8 @@
-"""Logins that a server remembers with the connection: NTLM and Negotiate.
+"""Logins that authenticate a connection: NTLM and Negotiate.
 
-After such a login each request on that connection is its user's. So the
-connection serves nobody else, and while the login goes on (it takes two or
-three requests) these go over the same one.
+After such a login the server attributes every request on that connection to
+its user. So the connection is not reused for other requests. The login takes
+two or three requests, all of which have to use the same connection.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _SCHEMES = frozenset(("ntlm", "negotiate", "nego2", "kerberos"))
 
 
 def begins_login(headers: Mapping[str, Any] | None) -> bool:
-    """Whether a request's headers log in its connection, or go on doing so."""
+    """Whether a request's headers authenticate its connection, or continue such a login."""
     if not headers:
         return False
     return any(_scheme(headers.get(name)) for name in ("Authorization", "Proxy-Authorization"))
 
 
 def is_challenge(response: Any) -> bool:
-    """Whether an answer to a login expects another message on the same connection."""
+    """Whether an answer asks for another message of the login on the same connection."""
     name = {401: "WWW-Authenticate", 407: "Proxy-Authenticate"}.get(response.status)
     if name is None:
         return False
@@ -31,7 +31,7 @@ def is_challenge(response: Any) -> bool:
 
 
 def is_remembered(response: Any) -> bool:
-    """Whether a server says that it remembers the login (as IIS does)."""
+    """Whether the server says that the connection stays authenticated (as IIS does)."""
     value: str = response.headers.get("Persistent-Auth", "")
     return value.strip().lower() == "true"
 

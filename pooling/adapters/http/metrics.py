@@ -1,4 +1,4 @@
-"""What happened in an HTTP pool: for each host, and for all of them as for any other pool."""
+"""Metrics of an HTTP pool: those of any pool, over all hosts, and separate ones for each host."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from ...core.state import PoolState
 __all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]
 
 NOT_OPENED = "not_opened"
-"""Why a connection is given up that never was one: no socket was closed."""
+"""The close reason of a connection that was never opened; it counts as no closed socket."""
 
-OF_LINES = ("timeouts", "refusals", "turned_away", "exhausted")
-"""What is counted where somebody waits: at each host, and among all requests."""
+WAIT_COUNTERS = ("timeouts", "refusals", "turned_away", "exhausted")
+"""Counters of waiting, which every host's pool has and the pool of slots too."""
 
 MOST_LABELS = 100
-"""Hosts that are counted one by one; all further ones are counted together (cardinality)."""
+"""Maximum number of hosts with metrics of their own (cardinality); further ones share one."""
 
 OTHERS = "others"
 
 
 class HostSnapshot(NamedTuple):
-    """What happened with one host; durations in seconds.
+    """The metrics of one host; durations in seconds.
 
-    ``statuses`` counts answers by code, ``failures`` requests without one by
-    kind. ``latency`` is until the answer's head was there, ``connect`` with
-    the TLS handshake. ``resent`` counts requests sent once more because a
-    kept connection had died unseen; ``retries`` those of the ``retry`` policy.
+    ``statuses`` counts answers by status code, ``failures`` requests without
+    an answer by kind. ``latency`` is the time until the head of the answer
+    arrived, ``connect`` includes the TLS handshake. ``resent`` counts requests
+    that were sent again because a kept connection proved dead, ``retries``
+    those repeated by the ``retry`` policy.
     """
 
     host: str
@@ -48,26 +49,26 @@ class HostSnapshot(NamedTuple):
     connect: HistogramSnapshot
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
+        """Return all figures, ready for JSON."""
         own = self._asdict()
         own["statuses"] = {str(status): number for status, number in self.statuses.items()}
         return own | {"latency": self.latency._asdict(), "connect": self.connect._asdict()}
 
 
 class HostMetrics:
-    """Counts for one host (or for the ``others``).
+    """Counts for one host, or for the ``others``.
 
-    While it is not ``on`` only sockets are counted, which every pool does.
+    While it is not ``on``, only sockets are counted, as in every pool.
     """
 
     def __init__(self, host: str, on: bool = True) -> None:
         self.host, self.on = host, on
-        # Native and re-entrant, as the pool's own (see `core.threads`): a destructor may count.
+        # Native and re-entrant, as the pool's own (see `runtime.gevent`): a destructor may count.
         self._lock: Any = _thread.RLock()
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all counters."""
         with self._lock:
             self._count: Counter[str] = Counter()
             self._statuses: Counter[int] = Counter()
@@ -93,14 +94,14 @@ class HostMetrics:
         self._latency.record(seconds)
 
     def failed(self, kind: str) -> None:
-        """Count a request that got no answer, or only a part of one."""
+        """Count a request without an answer, or with a part of one."""
         if not self.on:
             return
         with self._lock:
             self._failures[kind] += 1
 
     def moved(self, sent: int, received: int) -> None:
-        """Count bytes as they went over the wire, without TLS."""
+        """Count transferred bytes, without those of TLS."""
         if not self.on:
             return
         with self._lock:
@@ -108,24 +109,24 @@ class HostMetrics:
             self._count["received"] += received
 
     def count(self, what: str) -> None:
-        """Count a retry (``"retries"``), or a request sent once more (``"resent"``)."""
+        """Count a retry (``"retries"``), or a request that was sent again (``"resent"``)."""
         if not self.on:
             return
         with self._lock:
             self._count[what] += 1
 
     def count_dead_socket(self) -> None:
-        """Count a socket that proved dead in the hands of a request, and is replaced there."""
+        """Count a kept socket that proved dead during a request, which opens another one."""
         with self._lock:
-            self._count["hung_up"] += 1
+            self._count["dead_sockets"] += 1
 
     @property
-    def hung_up(self) -> int:
-        """How many sockets proved dead in the hands of a request, and were replaced there."""
-        return self._count["hung_up"]
+    def dead_sockets(self) -> int:
+        """How many kept sockets proved dead during a request."""
+        return self._count["dead_sockets"]
 
     def snapshot(self) -> HostSnapshot:
-        """Return an immutable, consistent picture."""
+        """Return an immutable, consistent snapshot."""
         with self._lock:
             count = self._count
             answers = sum(self._statuses.values())
@@ -146,76 +147,76 @@ class HostMetrics:
 
 
 class Sockets(Protocol):
-    """The hosts of a pool, as its metrics read them."""
+    """The hosts of a pool, as its metrics read them; `Hosts` implements it."""
 
     metrics: dict[str, HostMetrics]
-    gone: Any
+    forgotten: Any
 
     def all(self) -> list[Any]:
-        """Return the hosts known now."""
+        """Return the current hosts."""
 
 
 class HTTPMetrics(PoolMetrics):
     """The metrics of an HTTP pool.
 
-    :meth:`snapshot` is that of any pool, over the sockets of all hosts:
-    ``size`` and ``idle`` are open sockets, ``in_use`` and ``use`` requests
-    under way until their body is read, ``created`` sockets opened. ``wait`` is
-    all the time in line, at the host and among all; ``exhausted`` counts both
-    lines. See :meth:`hosts` for each host's own figures.
+    :meth:`snapshot` has the fields of every pool, over the sockets of all
+    hosts: ``size`` and ``idle`` count open sockets, ``in_use`` and ``use``
+    requests in progress until their body is read, ``created`` opened sockets.
+    ``wait`` is the time to get a connection of the host and a request slot;
+    ``exhausted`` counts waits for either. See :meth:`hosts` for each host.
     """
 
-    of: Sockets
+    sockets: Sockets  # set by `Connections`
 
     def renew(self, lock: Any, state: PoolState) -> None:
         super().renew(lock, state)
-        self._waited = Histogram(lock)  # `wait` has the second wait queue only
+        self._waited = Histogram(lock)  # `self.wait` has the wait for a slot only
 
     def waited(self, seconds: float) -> None:
-        """Count what a request has waited, in both lines together."""
+        """Record how long a request has waited, for its host and for a slot together."""
         if seconds > SHORT:
             self._waited.record(seconds)
 
     def snapshot(self) -> PoolSnapshot:
-        """Return an immutable picture of the pool now."""
-        places = super().snapshot()
+        """Return an immutable snapshot of the pool."""
+        slots = super().snapshot()
         with self.lock:
-            wait = self._waited.snapshot(places.acquired - self._waited.timed[0])
-        sockets = [host.pool.metrics.snapshot() for host in self.of.all()]
-        gone = self.of.gone
-        closed = Counter(gone.closed)
+            wait = self._waited.snapshot(slots.acquired - self._waited.timed[0])
+        sockets = [host.pool.metrics.snapshot() for host in self.sockets.all()]
+        forgotten = self.sockets.forgotten
+        closed = Counter(forgotten.closed)
         for one in sockets:
             closed.update(one.closed)
-        hosts = [metrics.snapshot() for metrics in self.of.metrics.values()]
+        hosts = [metrics.snapshot() for metrics in self.sockets.metrics.values()]
         failures: Counter[str] = Counter()
         for host in hosts:
             failures.update(host.failures)
         del closed[NOT_OPENED]
-        closed["dead"] += sum(metrics.hung_up for metrics in self.of.metrics.values())
+        closed["dead"] += sum(metrics.dead_sockets for metrics in self.sockets.metrics.values())
         idle = sum(one.idle for one in sockets)
         closing = sum(one.closing for one in sockets)
-        return places._replace(
-            size=idle + closing + places.in_use,
+        return slots._replace(
+            size=idle + closing + slots.in_use,
             idle=idle,
             creating=0,
             checking=0,
             closing=closing,
-            waiting=places.waiting + sum(one.waiting for one in sockets),
+            waiting=slots.waiting + sum(one.waiting for one in sockets),
             created=sum(host.opened for host in hosts),
             closed=dict(+closed),
             errors=dict(failures),
             validation_failures=sum(one.validation_failures for one in sockets),
             wait=wait,
-            create=self._slowest(hosts),
+            create=self._connect_times(hosts),
             **{
-                name: getattr(places, name) + gone.count[name] + sum(getattr(one, name) for one in sockets)
-                for name in OF_LINES
+                name: getattr(slots, name) + forgotten.count[name] + sum(getattr(one, name) for one in sockets)
+                for name in WAIT_COUNTERS
             },
         )
 
     @staticmethod
-    def _slowest(hosts: list[HostSnapshot]) -> HistogramSnapshot:
-        """Connect times over hosts: counts and means add up, of percentiles the worst is shown."""
+    def _connect_times(hosts: list[HostSnapshot]) -> HistogramSnapshot:
+        """Return the connect times over all hosts: the mean of all, and of each percentile the slowest host's."""
         count = sum(host.connect.count for host in hosts)
         if not count:
             return HistogramSnapshot(0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -224,20 +225,20 @@ class HTTPMetrics(PoolMetrics):
         return HistogramSnapshot(count, total / count, *worst)
 
     def hosts(self) -> list[HostSnapshot]:
-        """Return each host's own figures, the most used first; at most 101 of them."""
-        found = [metrics.snapshot() for metrics in list(self.of.metrics.values())]
+        """Return the metrics of each host, the one with most requests first; at most 101 of them."""
+        found = [metrics.snapshot() for metrics in list(self.sockets.metrics.values())]
         return sorted(found, key=lambda host: -host.requests)
 
     def reset(self) -> None:
-        """Start counting anew; gauges stay what they are."""
+        """Reset all counters and durations; gauges are unaffected."""
         super().reset()
         self._waited.clear()
-        self.of.gone.clear()
-        for host in self.of.all():
+        self.sockets.forgotten.clear()
+        for host in self.sockets.all():
             host.pool.metrics.reset()
-        for metrics in list(self.of.metrics.values()):
+        for metrics in list(self.sockets.metrics.values()):
             metrics.clear()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `PoolSnapshot.to_dict` of this moment, and ``hosts``."""
+        """Return `PoolSnapshot.to_dict` of a new snapshot, with ``hosts``."""
         return super().to_dict() | {"hosts": [host.to_dict() for host in self.hosts()]}

@@ -1,8 +1,8 @@
-"""The sessions that are lent: light, private, and over with their lease.
+"""The sessions that a pool lends: a new one for each borrower, unusable after its lease.
 
-A session costs microseconds; what is dear are sockets, and those it shares
-with all others. So each borrower has a new one, and nothing that one sets
-can reach the next (P5): not even by a reference that was kept.
+A session takes microseconds to make. The expensive part are sockets, which
+all sessions share. So nothing that one borrower sets reaches the next (P5),
+not even through a reference that was kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import copy
 import functools
 import os
 import sys
-import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -34,7 +33,7 @@ from ...core.runtime.fork import SAME_PROCESS
 from ...errors import LeaseError
 from .arguments import shown
 from .bodies import cut_off, is_unread
-from .interfaces import Client
+from .connections import Connections
 from .limits import Limits
 from .transport import SameConnection, Transport, translate_error
 from .unpooled import Unpooled
@@ -48,27 +47,23 @@ __all__ = ["SessionLease", "Sessions", "SharedJar"]
 
 
 class Pooled(_Session):
-    """What is added to the sessions' class: time limits over redirects, and whose word counts."""
+    """What is added to a class of sessions: time limits over redirects, and the precedence of settings."""
 
     _pooling: Transport
-    _plain: bool  # its class leaves to requests what comes from the environment
-    _plain_auth: bool  # and what becomes of credentials in a redirect
+    _plain: bool  # its class does not override `merge_environment_settings`
+    _plain_auth: bool  # nor `rebuild_auth`
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         given = kwargs.get("timeout")
         limits = kwargs["timeout"] = self._pooling.limits(given)
-        if limits is given:  # a redirect of it
+        if limits is given:  # this is a redirect of a request
             return self._send(request, limits, kwargs)
-        calls, thread = self._pooling._pool._calls, threading.get_ident()  # late: gevent replaces it
-        limits.outer = calls.get(thread)
+        calls = self._pooling.connections.calls
         try:
-            calls[thread] = limits
+            calls.begin(limits)
             return self._send(request, limits, kwargs)
         finally:
-            if limits.outer is None:
-                calls.pop(thread, None)
-            else:
-                calls[thread] = limits.outer
+            calls.end(limits)
             if limits.login is not None:
                 limits.login.end_login()
 
@@ -78,23 +73,23 @@ class Pooled(_Session):
             return super().send(request, **kwargs)
         except BaseException as error:
             for answer, streamed in limits.answers[first:]:
-                self._pooling.let_go(answer(), streamed, error)
+                self._pooling.end_answer(answer(), streamed, error)
             if not limits.over or not isinstance(error, exceptions.ConnectionError):
                 raise
-            told_of = translate_error(error, limits)  # amid the body
-            if told_of is error:
+            translated = translate_error(error, limits)  # while the body was read
+            if translated is error:
                 raise
-            raise told_of from error
+            raise translated from error
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        # requests lets .netrc beat a header, and credentials in the URL (psf/requests#3929).
+        # In requests, .netrc overrides a header, and credentials in the URL (psf/requests#3929).
         if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
             request = copy.copy(request)
-            request.auth = _by_url
+            request.auth = _auth_of_url
         return super().prepare_request(request)
 
     def _has_credentials(self, request: requests.Request) -> bool:
-        """Whether the program has said who it is in a header or in the URL."""
+        """Whether the program has given credentials in a header or in the URL."""
         own = request.headers or {}
         return (
             "@" in str(request.url)
@@ -107,19 +102,20 @@ class Pooled(_Session):
         if not self._plain_auth:
             super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
         elif "Authorization" in headers and not self.should_strip_auth(response.request.url, url):  # type: ignore[no-untyped-call]
-            return  # requests would ask .netrc, and let it win
+            return  # requests would read .netrc, which would override it
         elif "@" in urlsplit(url).netloc:
-            headers.pop("Authorization", None)  # .netrc knows hosts; before requests 2.32.4 this would be another
+            # Before requests 2.32.4, .netrc would be read for another host than this one.
+            headers.pop("Authorization", None)
         else:
             super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as a session of its own class, which has sockets of its own where it is unpickled."""
+        """Pickle as a session of its original class, which opens its own sockets."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]
         plain = requests.adapters.HTTPAdapter(max_retries=self._pooling.max_retries)
         pairs = state["adapters"].items()
-        state["adapters"] = OrderedDict((prefix, plain if _is_ours(one) else one) for prefix, one in pairs)
-        return _unpickled, (type(self).__mro__[2],), state
+        state["adapters"] = OrderedDict((prefix, plain if _is_pooled(one) else one) for prefix, one in pairs)
+        return _new_session, (type(self).__mro__[2],), state
 
     def __copy__(self) -> requests.Session:
         other = self.__class__.__new__(self.__class__)
@@ -127,24 +123,24 @@ class Pooled(_Session):
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> requests.Session:
-        """Copy what is the session's, not the pool that it is of."""
-        for shared in (self._pooling, self.verify, *filter(_is_ours, self.adapters.values())):
+        """Copy what belongs to the session, but not the pool's transport."""
+        for shared in (self._pooling, self.verify, *filter(_is_pooled, self.adapters.values())):
             memo[id(shared)] = shared
         other = self.__class__.__new__(self.__class__)
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        # requests lets the environment beat a session's own verify, even verify=False
-        # (psf/requests#3829), and its proxies (psf/requests#2018). What the program
-        # says beats the environment, here.
+        # In requests, the environment overrides a session's own verify, even verify=False
+        # (psf/requests#3829), and its proxies (psf/requests#2018). Here the session's
+        # settings override the environment.
         if verify is None and self.verify is not True:
             verify = self.verify
         if self.proxies:
             proxies = {**self.proxies, **(proxies or {})}
         if not self._plain or not self.trust_env or _proxies_in_environment():
             return super().merge_environment_settings(url, proxies, stream, verify, cert)
-        # requests goes through all variables twice, a fifth of its work for a request.
+        # requests searches all variables twice, which is a fifth of its work for a request.
         if verify is True or verify is None:
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or verify
         return {
@@ -155,47 +151,56 @@ class Pooled(_Session):
         }
 
 
-_ELSEWHERE = sys.platform in ("darwin", "win32")  # where the system has proxies, beside the environment's
+_SYSTEM_PROXIES = sys.platform in ("darwin", "win32")  # the system has proxies, beside those of the environment
 _PROXIES = [name + "_proxy" for name in ("http", "https", "all")]
 _PROXIES += [name.upper() for name in _PROXIES]
 
 
 def _proxies_in_environment() -> bool:
-    return _ELSEWHERE or any(map(os.environ.get, _PROXIES))
+    return _SYSTEM_PROXIES or any(map(os.environ.get, _PROXIES))
 
 
-def _is_ours(adapter: Any) -> bool:
+def _is_pooled(adapter: Any) -> bool:
     return isinstance(adapter, (Transport, Unpooled, View))
 
 
-def _unpickled(kind: type[requests.Session]) -> requests.Session:
-    return kind.__new__(kind)
+def _new_session(session_class: type[requests.Session]) -> requests.Session:
+    return session_class.__new__(session_class)
 
 
-def _by_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Use the credentials in the URL, if there are any: what requests does without ``auth``."""
+def _auth_of_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Use the credentials in the URL, if there are any, as requests does without ``auth``."""
     user, password = get_auth_from_url(str(request.url))
     return HTTPBasicAuth(user, password)(request) if user or password else request
 
 
 @functools.cache
-def _pooled(kind: type[requests.Session]) -> type[requests.Session]:
-    changes = _changes(kind)
+def _pooled(session_class: type[requests.Session]) -> type[requests.Session]:
+    """Return a class of sessions with `Pooled` added."""
+    overridden = _overridden(session_class)
     own = {
-        "__module__": kind.__module__,
-        "_plain": "merge_environment_settings" not in changes,
-        "_plain_auth": "rebuild_auth" not in changes,
+        "__module__": session_class.__module__,
+        "_plain": "merge_environment_settings" not in overridden,
+        "_plain_auth": "rebuild_auth" not in overridden,
     }
-    return type(kind.__name__, (Pooled, kind), own)
+    return type(session_class.__name__, (Pooled, session_class), own)
 
 
-def _changes(kind: type[requests.Session]) -> set[str]:
-    """What a class of sessions does in its own way."""
-    return {name for one in kind.__mro__[: kind.__mro__.index(requests.Session)] for name in vars(one)}
+def _overridden(session_class: type[requests.Session]) -> set[str]:
+    """Return what a class defines below ``requests.Session``."""
+    classes = session_class.__mro__[: session_class.__mro__.index(requests.Session)]
+    return {name for one in classes for name in vars(one)}
 
 
 class Sessions:
-    """Makes sessions with a pool's defaults."""
+    """Makes sessions with the defaults of a pool.
+
+    Args:
+        factory: A class of sessions, or a function that makes one.
+        defaults: Attributes to set on each session.
+        headers: Sent with every request, beside those of requests.
+        cookies: ``"shared"`` for one jar in all sessions, else each has its own.
+    """
 
     def __init__(
         self, factory: Callable[[], requests.Session], defaults: Mapping[str, Any],
@@ -209,11 +214,16 @@ class Sessions:
         self._jar = SharedJar() if cookies == "shared" else None
 
     def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
-        """Return a new session."""
+        """Return a new session.
+
+        Args:
+            transport: The pool's.
+            mounted: What it mounts: `Transport.mounted`, or a `View` of that.
+        """
         session = self._make()
         if session.adapters:
             for prefix in ("https://", "http://"):
-                session.mount(prefix, mounted)  # the others are the factory's
+                session.mount(prefix, mounted)  # others are kept, as the factory has mounted them
         else:
             session.adapters["https://"] = session.adapters["http://"] = mounted
         for name, value in self._defaults.items():
@@ -226,23 +236,23 @@ class Sessions:
         return session
 
     def renew(self) -> None:
-        """In a child: another thread of the parent may have held the jar's lock."""
+        """In a forked child: replace the jar, whose lock another thread may have held."""
         if self._jar is not None:
             self._jar = self._jar.renewed()
 
 
 def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
-    """Return what a function makes, as one of ours: else a total would not hold over redirects."""
+    """Return the session of a factory, with `Pooled` added to its class."""
     session = factory()
     if not isinstance(session, requests.Session):
-        raise TypeError(f"session_factory must make a requests.Session, and made {shown(session)}")
+        raise TypeError(f"session_factory must make a requests.Session, not {shown(session)}")
     if not isinstance(session, Pooled):
         session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
     return session
 
 
 def _copy(pattern: requests.Session) -> requests.Session:
-    """Return what ``type(pattern)()`` would, without the transport adapters that nobody wants."""
+    """Return what ``type(pattern)()`` would, without transport adapters, which are replaced anyway."""
     session = pattern.__class__.__new__(pattern.__class__)
     session.__dict__.update(
         pattern.__dict__, headers=CaseInsensitiveDict(pattern.headers), hooks={name: [] for name in pattern.hooks},
@@ -252,14 +262,14 @@ def _copy(pattern: requests.Session) -> requests.Session:
 
 
 class SharedJar(RequestsCookieJar):
-    """A cookie jar for all sessions of a pool, and so for all threads."""
+    """A cookie jar that all sessions of a pool share, in any thread."""
 
     def __iter__(self) -> Any:
         with self._cookies_lock:  # type: ignore[attr-defined]
             return iter(list(super().__iter__()))
 
     def renewed(self) -> SharedJar:
-        """Return a copy, without asking for the lock."""
+        """Return a copy, made without the lock."""
         copy = SharedJar(self._policy)  # type: ignore[attr-defined]
         copy._cookies = {  # type: ignore[attr-defined]
             domain: {path: dict(cookies) for path, cookies in paths.items()}
@@ -269,15 +279,15 @@ class SharedJar(RequestsCookieJar):
 
 
 class View(requests.adapters.BaseAdapter):
-    """The transport as one lent session sees it, for as long as it is lent.
+    """The adapter that a lent session mounts; it works until the lease ends.
 
-    Assumes: to append to a deque, and to pop from it, is atomic.
+    Assumes: appending to a deque and popping from it are atomic.
     """
 
-    def __init__(self, pool: Client, below: requests.adapters.BaseAdapter) -> None:
+    def __init__(self, connections: Connections, below: requests.adapters.BaseAdapter) -> None:
         super().__init__()
-        self._pool, self._below = pool, below
-        self._process: object = pool.engine.state
+        self._connections, self._below = connections, below
+        self._hosts: object = connections.hosts  # replaced in a forked child
         self._ended = False
         self._answers: deque[weakref.ref[requests.Response]] = deque()
 
@@ -285,17 +295,18 @@ class View(requests.adapters.BaseAdapter):
         self.check()
         response = self._below.send(request, *args, **kwargs)
         if not isinstance(getattr(response, "connection", None), SameConnection):
-            response.connection = self  # type: ignore[assignment]  # hooks ask again over it, as for a digest
+            # Hooks may use it to repeat the request, as for digest authentication.
+            response.connection = self  # type: ignore[assignment]
         if len(self._answers) >= 32:
-            self._forget_read()
+            self._drop_read()
         self._answers.append(weakref.ref(response))
-        if self._ended:  # by another thread, meanwhile
+        if self._ended:  # by another thread in the meantime
             self.close()
         return response
 
-    def _forget_read(self) -> None:
-        """One by one: another thread may add to them."""
-        with contextlib.suppress(IndexError):  # or do the same
+    def _drop_read(self) -> None:
+        """Drop the answers that were read, one by one: another thread may append meanwhile."""
+        with contextlib.suppress(IndexError):  # another thread does the same
             for _ in range(len(self._answers)):
                 one = self._answers.popleft()
                 if is_unread(one()):
@@ -304,44 +315,45 @@ class View(requests.adapters.BaseAdapter):
     def check(self) -> None:
         """Raise `LeaseError` if the lease has ended, or was made by another process."""
         if self._ended:
-            raise LeaseError(f"pool {self._pool.name!r}: this session was released before")
+            raise LeaseError(f"pool {self._connections.name!r}: this session was released before")
         if not SAME_PROCESS[0]:
             fork.ensure_process()
-        if self._process is not self._pool.engine.state:
+        if self._hosts is not self._connections.hosts:
             raise LeaseError(
-                f"pool {self._pool.name!r}: this session belongs to the process that forked "
+                f"pool {self._connections.name!r}: this session belongs to the process that forked "
                 "this one; acquire a new one here"
             )
 
     def close(self) -> None:
-        """Close what this session has not read to its end; the sockets are the pool's."""
+        """Close the answers that were not read to their end; sockets belong to the pool."""
         while self._answers:
             try:
                 response = self._answers.popleft()()
             except IndexError:
                 return  # another thread does the same
             if is_unread(response):
-                text = f"pool {self._pool.name!r}: this response was released before its body was read to the end"
-                cut_off(response, LeaseError(text))  # type: ignore[arg-type]
+                name = self._connections.name
+                error = LeaseError(f"pool {name!r}: this response was released before its body was read to the end")
+                cut_off(response, error)  # type: ignore[arg-type]
 
     def end(self) -> None:
-        """Be of no use any more."""
+        """End the lease: close unread answers, and refuse further requests."""
         self._ended = True
         self.close()
 
 
 class SessionLease(Lease[requests.Session]):
-    """The right to use a session of one's own.
+    """The right to use a session until it is released.
 
-    It never waits and never runs out: what is limited are connections, and
-    those are taken by each request. At its end the bodies that were not read
-    are closed, and the session refuses to be used.
+    Acquiring one never waits: only connections are limited, and each request
+    takes its own. The release closes the bodies that were not read. The
+    session cannot be used any more then.
     """
 
     __slots__ = ("_session", "_view")
 
-    def __init__(self, pool: Client, session: requests.Session, view: View) -> None:
-        self._pool, self._token = pool, None
+    def __init__(self, connections: Connections, session: requests.Session, view: View) -> None:
+        self._pool, self._token = connections.slots, None
         self._session: requests.Session | None = session
         self._view = view
 
@@ -357,6 +369,14 @@ class SessionLease(Lease[requests.Session]):
         self._view.check()
         return self._session
 
+    @property
+    def active(self) -> bool:
+        """Whether the lease belongs to this process and has not ended."""
+        try:
+            return self.resource is not None
+        except LeaseError:
+            return False
+
     def __enter__(self) -> requests.Session:
         return self.resource
 
@@ -364,12 +384,12 @@ class SessionLease(Lease[requests.Session]):
         session, self._session = self._session, None
         if session is not None:
             for prefix, adapter in list(session.adapters.items()):
-                if adapter is not self._view:  # another's: if it has no other user its sockets are closed by this
+                if adapter is not self._view:  # mounted by the borrower; its sockets are closed if it has no other user
                     session.adapters.pop(prefix, None)
             self._view.end()
 
     def release(self) -> None:
-        """Give the session back.
+        """Release the session.
 
         Raises:
             LeaseError: It was released before, or inherited over a fork.
@@ -380,7 +400,7 @@ class SessionLease(Lease[requests.Session]):
     discard = release
 
     def detach(self) -> requests.Session:
-        """Keep the session for good, on the pool's sockets; see `HTTPPool.session`.
+        """End the lease but keep the session, on the pool's sockets; see `HTTPPool.session`.
 
         Raises:
             LeaseError: It was released before, or inherited over a fork.

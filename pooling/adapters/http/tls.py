@@ -1,7 +1,7 @@
-"""One ``SSLContext`` for each way to trust, shared by all connections of a pool.
+"""One ``SSLContext`` for each ``verify`` and ``cert``, shared by all connections of a pool.
 
-Reading the usual list of trusted certificates takes some ten milliseconds and
-0.7 MB, and requests and urllib3 do so for each connection.
+Loading the default list of trusted certificates takes about ten milliseconds
+and 0.7 MB. requests and urllib3 load it for each connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Key = tuple[Any, ...]
 
 
 class TLSContexts:
-    """Makes a context when it is needed first, and keeps it.
+    """Creates a context when it is first needed, and keeps it.
 
     Assumes: getting and setting a dict's item are atomic.
     """
@@ -33,12 +33,12 @@ class TLSContexts:
         self._lock = threading.Lock()
 
     def get(self, verify: Any, cert: Any) -> ssl.SSLContext:
-        """Return the context for what requests calls ``verify`` and ``cert``.
+        """Return the context for ``verify`` and ``cert``, as in requests.
 
         Raises:
-            OSError: A file is not there; the message names it.
-            ssl.SSLError: A file is not what it should be.
-            ValueError: There is a ``cert`` beside a context of the program's own.
+            OSError: A file does not exist; the message names it.
+            ssl.SSLError: A file has the wrong content.
+            ValueError: ``verify`` is an ``SSLContext``, and there is a ``cert``.
         """
         if is_context(verify):
             check_own(verify, cert)
@@ -49,12 +49,12 @@ class TLSContexts:
         return context if context is not None else self._make(key, bundle, cert)
 
     def forget(self) -> None:
-        """Read the files anew when they are needed next."""
+        """Read the files again when they are next needed."""
         self._made.clear()
 
     def _make(self, key: _Key, bundle: str | None, cert: Any) -> ssl.SSLContext:
-        # One thread reads the list for all. The lock only saves work, so it has
-        # a time limit: whoever holds it may be stopped for long.
+        # One thread reads the list for all. The lock only saves work, so waiting
+        # for it has a time limit: the thread that holds it may be suspended.
         locked = self._lock.acquire(timeout=1.0)
         try:
             context = self._made.get(key)
@@ -67,18 +67,18 @@ class TLSContexts:
 
 
 def is_context(verify: Any) -> bool:
-    """Whether this is an ``SSLContext``; by what it does: truststore replaces the class."""
+    """Whether this is an ``SSLContext``. Duck typing, because truststore replaces the class."""
     return hasattr(verify, "wrap_socket")
 
 
 def check_own(verify: Any, cert: Any) -> None:
-    """Refuse a client certificate beside an ``SSLContext``: whoever else uses the context would send it."""
+    """Raise `ValueError` for a client certificate beside an ``SSLContext``, whose other users would send it too."""
     if cert and is_context(verify):
         raise ValueError("cert cannot be given beside an ssl.SSLContext; load it there by load_cert_chain()")
 
 
 def _bundle(verify: Any) -> str | None:
-    """Return where the trusted certificates are; ``None`` means that anybody is trusted."""
+    """Return the path of the trusted certificates; ``None`` means that nothing is verified."""
     if verify is False:
         return None
     if verify is True or verify is None:

@@ -1,4 +1,4 @@
-"""Where requests meets the pool: the transport adapter that sessions mount."""
+"""The transport adapter of a pool, which sessions mount, and its retries."""
 
 from __future__ import annotations
 
@@ -11,27 +11,18 @@ import requests
 import requests.adapters
 from requests import exceptions
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    MaxRetryError,
-    NameResolutionError,
-    NewConnectionError,
-    ProtocolError,
-    ProxyError,
-    ReadTimeoutError,
-    SSLError,
-)
+from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 from urllib3.util.request import set_file_position
 
 from ...errors import LeaseError, PoolError
 from .bodies import cut_off, is_unread, read_ahead
-from .errors import DeadlineExceeded, WriteTimeout, refusal
+from .connections import Connections
+from .errors import DeadlineExceeded, WriteTimeout, kind_of, refusal
 from .hold import Hold
 from .hosts import Host
-from .interfaces import Client
 from .limits import HTTPTimeout, Limits
+from .unpooled import Unpooled
 
 __all__ = ["SameConnection", "Transport", "translate_error"]
 
@@ -41,23 +32,29 @@ logger = logging.getLogger("pooling")
 class Transport(requests.adapters.HTTPAdapter):
     """Sends requests over the sockets of a pool; mount it on any session.
 
-    It belongs to the pool: to close it, or a session that it is mounted on,
-    closes nobody's sockets. A session that is not the pool's own says itself
-    what it makes of the environment, and sends each redirect as a request of
-    its own: a ``total`` begins anew there. Those that `HTTPPool.session` makes
-    have one for all.
+    Closing it, or a session that it is mounted on, closes no socket: the pool
+    owns them. A session that the pool has not made reads the environment by
+    itself, and sends each redirect as a new request, for which the ``total``
+    timeout begins again. For sessions of `HTTPPool.session` it covers all.
     """
 
-    def __init__(self, pool: Client, timeout: HTTPTimeout, retry: Retry) -> None:
+    def __init__(self, connections: Connections, timeout: HTTPTimeout, retry: Retry, pooled: bool) -> None:
         super().__init__()
         self.max_retries = retry
-        self._pool = pool
+        self.connections = connections
         self._timeout = timeout
+        self._unpooled = Unpooled(connections, timeout, retry)
+        self._pooled = pooled
+
+    @property
+    def mounted(self) -> requests.adapters.BaseAdapter:
+        """The adapter that the pool's own sessions mount: this one, unless pooling is off."""
+        return self if self._pooled else self._unpooled
 
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
         if isinstance(timeout, Limits):
-            return timeout  # it began before: this is a redirect of it
+            return timeout  # of the request that this one is a redirect of
         return Limits(HTTPTimeout.of(timeout, self._timeout))
 
     def send(
@@ -66,42 +63,42 @@ class Transport(requests.adapters.HTTPAdapter):
     ) -> requests.Response:  # fmt: skip
         limits = self.limits(timeout)
         if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
-            # vcrpy records or replays: it knows connections that urllib3 makes itself, and only them.
-            send = self._pool._unpooled.send
-            unpooled: requests.Response = send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
-            return unpooled
+            # vcrpy records or replays, which works only with connections that urllib3 makes itself.
+            return self._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
         try:
             response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
             limits.answers.append((weakref.ref(response), stream))
             if limits.login is not None:
                 response.connection = SameConnection(self, limits.login)  # type: ignore[assignment]
-            if limits is not timeout:  # not our session
-                limits.login = None  # its answer alone keeps a login
+            if limits is not timeout:  # the session is not the pool's own
+                limits.login = None  # only `response.connection` can continue the login
                 if not stream:
-                    self._pool._remember(response)
+                    self.connections.calls.remember(response)
             return response
         except exceptions.RequestException as error:
-            better = translate_error(error, limits)
-            if better is error:
+            translated = translate_error(error, limits)
+            if translated is error:
                 raise
-            raise better from better.__cause__ or error
+            raise translated from translated.__cause__ or error
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        return _Call(self._pool, self._pool._host(request, verify, proxies, cert))
+        return _Attempts(self.connections, self.connections.host_of(self, request, verify, proxies, cert))
 
-    def let_go(self, response: requests.Response | None, streamed: bool, error: BaseException) -> None:
-        """End an answer whose request raises, in a hook for instance: its place is not to wait for the collector.
+    def end_answer(self, response: requests.Response | None, streamed: bool, error: BaseException) -> None:
+        """Free the connection of an answer whose request raises, in a hook for example.
 
-        Handlers of the error may read the answer: what requests would have read is read.
+        What requests would have read is read before, so that handlers of the
+        error can use the answer.
         """
         if response is None or not is_unread(response):
             return
         if isinstance(error, Exception):
             read_ahead(response, streamed)
         if is_unread(response):
-            cut_off(response, LeaseError(f"pool {self._pool.name!r}: the request failed before its response was read"))
+            name = self.connections.name
+            cut_off(response, LeaseError(f"pool {name!r}: the request failed before its response was read"))
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         try:
@@ -111,14 +108,14 @@ class Transport(requests.adapters.HTTPAdapter):
             raise
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Do nothing: with ``ca_certs`` set, urllib3 reads the file for each connection."""
+        """Do nothing: with ``ca_certs`` set, urllib3 would read the file for each connection."""
 
     def close(self) -> None:
         """Do nothing: the sockets are the pool's."""
 
 
 def translate_error(error: exceptions.RequestException, limits: Limits) -> exceptions.RequestException:
-    """Return the error to raise: what the pool or the deadline had to do with it is said."""
+    """Return the error to raise: one that says so, where the pool or the total timeout caused it."""
     if isinstance(error, PoolError):
         return error
     inner = error.args[0] if error.args else None
@@ -136,13 +133,13 @@ def translate_error(error: exceptions.RequestException, limits: Limits) -> excep
 
 
 class SameConnection(requests.adapters.BaseAdapter):
-    """Sends the next message of a login over the connection of the last one, also for sessions not ours."""
+    """Sends the next message of a login on the same connection; sessions that the pool has not made need it."""
 
     def __init__(self, transport: Transport, login: Hold) -> None:
         super().__init__()
         self._transport, self._login = transport, login
 
-    def send(  # type: ignore[override]  # what is not named here is handed on
+    def send(  # type: ignore[override]  # other arguments are passed on
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         limits = self._transport.limits(timeout)
@@ -153,13 +150,13 @@ class SameConnection(requests.adapters.BaseAdapter):
         """Do nothing, as `Transport.close`."""
 
 
-class _Call:
-    """One request on its way through: takes its place, and tries again where that is right."""
+class _Attempts:
+    """One request: takes a connection for each attempt, and retries where the policy allows it."""
 
-    __slots__ = ("_pool", "_host")
+    __slots__ = ("_connections", "_host")
 
-    def __init__(self, pool: Client, host: Host) -> None:
-        self._pool, self._host = pool, host
+    def __init__(self, connections: Connections, host: Host) -> None:
+        self._connections, self._host = connections, host
 
     def urlopen(
         self, method: str, url: str, body: Any = None, headers: Any = None, retries: Any = None,
@@ -167,7 +164,7 @@ class _Call:
     ) -> Any:  # fmt: skip
         """Do for requests what ``urllib3.HTTPConnectionPool.urlopen`` does.
 
-        Each attempt takes a place of its own, so a pause between two holds nothing.
+        No connection is held during the pause between two attempts.
         """
         position = set_file_position(body, None)
         position = position if isinstance(position, int) else None
@@ -201,24 +198,24 @@ class _Call:
 
     def _take(self, limits: Limits) -> Hold:
         login, limits.login = limits.login, None
-        hold = None if login is None else login.go_on(self._host)
+        hold: Hold | None = None if login is None else login.continue_login(self._host)
         if hold is not None:
-            return hold  # type: ignore[no-any-return]
-        self._pool._read_outer()
+            return hold
+        self._connections.calls.read_answers()
         try:
-            return self._pool._take(self._host, limits)
+            return self._connections.take(self._host, limits)
         except PoolError as error:
             raise refusal(error) from error.__cause__
 
     def _after_failure(self, retries: Retry, method: str, url: str, error: HTTPError) -> tuple[Retry, float]:
-        """Return what is left of the retries, and the pause before the next; raise if there is none."""
+        """Return the remaining retries, and the pause before the next one; raise if none remains."""
         retries = retries.increment(
             method, url, error=error, _pool=self._host.template, _stacktrace=error.__traceback__
         )
         return retries, retries.get_backoff_time()
 
     def _after_answer(self, retries: Retry, method: str, url: str, response: Any) -> tuple[Retry | None, float]:
-        """Return the same for an answer that is to be tried again; ``None`` for one that is not."""
+        """Return the same for an answer that calls for a retry; ``None`` for one that does not."""
         asked = _retry_after(retries, response)
         if not retries.is_retry(method, response.status, asked is not None):
             return None, 0.0
@@ -230,38 +227,23 @@ class _Call:
             response.drain_conn()
             raise
         if asked and asked > further.backoff_max:
-            return None, 0.0  # how long our thread sleeps is for us to say, and sooner is not wanted
+            return None, 0.0  # a server must not make our thread sleep longer, and does not want a retry sooner
         return further, asked or further.get_backoff_time()
 
     def _give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:
-        self._after_failure(_NO_MORE, method, url, error)
+        self._after_failure(_NO_RETRIES, method, url, error)
         raise error
 
 
 def _retry_after(retries: Retry, response: Any) -> float | None:
-    """Return the seconds that a server asks to wait; what cannot be read counts as nothing said."""
+    """Return the seconds that a server asks to wait; ``None`` if it does not, or if they cannot be parsed."""
     if not retries.respect_retry_after_header or "Retry-After" not in response.headers:
         return None
     try:
         return retries.get_retry_after(response)
-    except Exception:  # by the text: InvalidHeader, ValueError, OverflowError, ...
-        logger.debug("an unreadable Retry-After: %.100r", response.headers["Retry-After"])
+    except Exception:  # depending on the text: InvalidHeader, ValueError, OverflowError, ...
+        logger.debug("cannot parse Retry-After: %.100r", response.headers["Retry-After"])
         return None
 
 
-_NO_MORE = Retry(0, read=False)  # requests' own default
-
-_KINDS: tuple[tuple[type[Exception], str], ...] = (
-    (ProxyError, "proxy"),
-    (SSLError, "tls"),
-    (NameResolutionError, "name"),
-    (NewConnectionError, "connect"),
-    (ConnectTimeoutError, "connect_timeout"),
-    (ReadTimeoutError, "read_timeout"),
-    (ProtocolError, "connection"),
-)
-
-
-def kind_of(error: HTTPError) -> str:
-    """Return a word for an error of urllib3's, one of a few."""
-    return next((word for kind, word in _KINDS if isinstance(error, kind)), "other")
+_NO_RETRIES = Retry(0, read=False)  # requests' own default

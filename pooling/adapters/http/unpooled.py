@@ -1,4 +1,4 @@
-"""Pooling that is switched off: each request has a socket of its own, and is counted."""
+"""Requests without pooling: each one opens its own socket, and is counted."""
 
 from __future__ import annotations
 
@@ -12,47 +12,51 @@ import requests.adapters
 from requests import exceptions
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.util import Retry
 
 from ...errors import PoolClosed
-from .errors import refusal
-from .limits import Limits
+from .connections import Connections
+from .errors import kind_of, refusal
+from .limits import HTTPTimeout, Limits
 from .metrics import HostMetrics
 from .tls import check_own, is_context
-from .transport import Transport, kind_of
 from .wire import Answer
 
 __all__ = ["Unpooled"]
 
 
 class Unpooled(requests.adapters.BaseAdapter):
-    """Makes a new adapter of requests' own for each request."""
+    """Sends each request with a new adapter of requests' own.
 
-    def __init__(self, transport: Transport) -> None:
+    Args:
+        connections: Those of the pool, whose metrics count the requests.
+        timeout: For requests that have none.
+        retry: The retry policy.
+    """
+
+    def __init__(self, connections: Connections, timeout: HTTPTimeout, retry: Retry) -> None:
         super().__init__()
-        self._transport = transport
+        self._connections, self._timeout, self._retry = connections, timeout, retry
 
-    def limits(self, timeout: Any) -> Limits:
-        """Return the time limits of a request that begins now."""
-        return self._transport.limits(timeout)
-
-    def send(  # type: ignore[override]  # what is not named here is handed on
+    def send(  # type: ignore[override]  # other arguments are passed on
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         metrics, began = self._enter(request), monotonic()
+        limits = timeout if isinstance(timeout, Limits) else Limits(HTTPTimeout.of(timeout, self._timeout))
         recorded = hasattr(HTTPConnectionPool.ConnectionCls, "cassette")  # by vcrpy, see `Transport.send`
-        kind = requests.adapters.HTTPAdapter if recorded else _Plain
-        plain = kind(max_retries=self._transport.max_retries)
+        adapter_class = requests.adapters.HTTPAdapter if recorded else _Plain
+        adapter = adapter_class(max_retries=self._retry)
         try:
-            response = plain.send(request, stream, self.limits(timeout), **kwargs)  # type: ignore[arg-type]
+            response = adapter.send(request, stream, limits, **kwargs)  # type: ignore[arg-type]
         except exceptions.RequestException as error:
-            metrics.failed(_kind(error))
+            metrics.failed(_kind_of(error))
             raise
         metrics.answered(response.status_code, monotonic() - began, reused=False)
         return response
 
     def _enter(self, request: requests.PreparedRequest) -> HostMetrics:
         try:
-            return self._transport._pool._metrics_for(request)
+            return self._connections.host_metrics(request)
         except PoolClosed as error:
             raise refusal(error) from None
 
@@ -61,7 +65,7 @@ class Unpooled(requests.adapters.BaseAdapter):
 
 
 class _Plain(requests.adapters.HTTPAdapter):
-    """An adapter of requests' own, but for interim answers and an ``SSLContext`` as ``verify``."""
+    """requests' own adapter, which also skips interim answers and accepts an ``SSLContext`` as ``verify``."""
 
     context: ssl.SSLContext | None = None
 
@@ -100,7 +104,7 @@ def _skipping(pool_class: type[Any]) -> type[Any]:
     return type(pool_class.__name__, (pool_class,), {"ConnectionCls": connection_class})
 
 
-def _kind(error: exceptions.RequestException) -> str:
+def _kind_of(error: exceptions.RequestException) -> str:
     cause = error.args[0] if error.args else None
     if isinstance(cause, MaxRetryError):
         cause = cause.reason

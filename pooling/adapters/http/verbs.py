@@ -1,4 +1,4 @@
-"""The verbs of HTTP, for whoever has sessions."""
+"""The HTTP methods of a pool, each on a new session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Verbs"]
 
 
 class Verbs:
-    """`request`, `get`, `post` and their kin, each with a session of its own."""
+    """`request`, `get`, `post` and the others; each makes its request with a new session."""
 
     _base_url: str
 
@@ -28,21 +28,23 @@ class Verbs:
         def session(self) -> requests.Session: ...
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        """Make one request, and return the answer with its body.
+        """Make a request and return the response, with its body read.
 
-        With ``stream=True`` the body is still to be read, and the connection
-        held until then; `request_context` sees to its end.
+        With ``stream=True`` the body is not read yet, and the connection is
+        held until it is; `request_context` makes sure that it is closed.
 
         Args:
             method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``. One that
-                begins with ``/`` stays below that; to a whole URL the pool's
-                headers and credentials are sent, whatever host it names.
+            url: A URL, or a path that begins with ``/`` if the pool has a
+                ``base_url``. A path never leaves the ``base_url``. To a URL,
+                the pool's headers and credentials are sent, whatever its host.
             kwargs: As for ``requests.request``; ``timeout`` may be an `HTTPTimeout`.
 
         Raises:
             PoolTimeout: No connection was free in time; also a
                 ``requests.exceptions.ConnectTimeout``.
+            TooManyWaiting: ``max_waiting`` requests wait already.
+            PoolClosed: The pool was closed.
             requests.RequestException: As from requests.
         """
         return self._request(method, url, kwargs)
@@ -78,11 +80,11 @@ class Verbs:
 
     @contextmanager
     def request_context(self, method: str, url: str, **kwargs: Any) -> Iterator[requests.Response]:
-        """Make one request whose answer is closed, read or not, when the block ends.
+        """Make a request whose response is closed at the end of the block, read or not.
 
         Args:
             method: ``"GET"``, ``"POST"``, ...
-            url: Where to; a path if the pool has a ``base_url``.
+            url: As for `request`.
             kwargs: As for `request`, such as ``stream=True``.
 
         Raises:
@@ -96,7 +98,7 @@ class Verbs:
                 yield response
         finally:
             if response is not None:
-                response.close()  # one that a hook has put in the place of ours
+                response.close()  # a hook may have replaced the response that the session closes
 
     def _request(self, method: str, url: str, kwargs: dict[str, Any]) -> requests.Response:
         return self.session().request(method, self._whole(url), **kwargs)

@@ -1,9 +1,9 @@
-"""One connection of urllib3's, with what it lacks: a deadline, a time to write, a count of bytes.
+"""A connection of urllib3 with a deadline, a write timeout and counts of bytes.
 
-`Wire` is put in front of whatever connection class urllib3 would use (plain,
-TLS, through SOCKS), by `wired`. What it adds sits where bytes pass: `send`,
-and the reader underneath ``http.client``'s answer. So it holds for every kind
-of socket, gevent's included.
+`with_deadline` adds `Wire` to the connection class that urllib3 would use
+(plain, TLS, through SOCKS). `Wire` overrides `send`, and the reader under the
+answer of ``http.client``. So it works for every kind of socket, including
+gevent's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
@@ -33,64 +33,60 @@ else:
 
 __all__ = ["Wire", "with_deadline"]
 
-_MOST_INTERIM = 100  # answers of status 1xx before the real one
-_PIECE = 16384  # bytes that the time to write is for, and sent between two looks at the deadline; one TLS record
-
-
-class ConnectTimes(Protocol):
-    """Where connect times are counted."""
-
-    def connected(self, seconds: float) -> None:
-        """Count a connection that was opened."""
+_MAX_INTERIM = 100  # answers of status 1xx before the final one
+_CHUNK = 16384  # bytes sent at once: the write timeout applies to each chunk; one TLS record
 
 
 class Wire(_Connection):
-    """What is added to a connection.
+    """What is added to a connection class of urllib3.
 
     Attributes:
-        limits: Those of the request that it serves now.
-        reused: Whether that request found it connected.
-        sent, received: Bytes of that request and its answer so far. Of a
-            ``send`` that failed nothing is known, and so nothing counted.
-        tried: Whether anything of that request may have left.
+        on_connected: Called with the seconds that it took to connect.
+        limits: The time limits of the current request.
+        reused: Whether it was connected already when that request began.
+        sent, received: Bytes of that request and its answer so far, without
+            those of a ``send`` that failed.
+        maybe_sent: Whether the server may have received a part of that request.
         opened: Whether it was ever connected.
-        line: The socket, also while the answer of a server that closes after
-            it is being read: urllib3 has forgotten the socket by then.
+        open_socket: The socket. Unlike ``sock``, which urllib3 resets when the
+            server announces that it will close the connection, it is kept
+            until the answer is read.
         answer: The last answer, as ``http.client`` reads it.
-        spoiled: The socket on which more came than the answer to the request.
-        personal: Whether it was logged in for one borrower, see `logins`.
-        interrupted: Whether the pool has cut it off; what ends then did not end by itself.
+        surplus_socket: The socket, if it received more bytes than the answer.
+        authenticated: Whether it was logged in for one user, see `logins`.
+        interrupted: Whether the pool has shut it down, so that an end of the
+            body is not the real end.
     """
 
-    metrics: ConnectTimes
+    on_connected: Callable[[float], object]
     limits: Limits | None = None
-    reused = tried = opened = personal = interrupted = False
+    reused = maybe_sent = opened = authenticated = interrupted = False
     sent = received = 0
-    line: Any = None
+    open_socket: Any = None
     answer: Answer | None = None
-    spoiled: Any = None
+    surplus_socket: Any = None
 
     def begin(self, limits: Limits) -> None:
-        """Serve a request from now on."""
+        """Begin a request with these limits."""
         self.limits = limits
         self.reused = self.sock is not None
-        self.tried = False
+        self.maybe_sent = False
         self.sent = self.received = 0
 
     def connect(self) -> None:
         began = monotonic()
         super().connect()
-        self.line = self.sock
+        self.open_socket = self.sock
         self.opened = True
-        self.tried = self.interrupted = False
-        self.sent = self.received = 0  # a tunnel's do not count
-        self.metrics.connected(monotonic() - began)
+        self.maybe_sent = self.interrupted = False
+        self.sent = self.received = 0  # bytes of a proxy's tunnel do not count
+        self.on_connected(monotonic() - began)
 
     def getresponse(self) -> Any:
         sock = self.sock
         response = super().getresponse()
         if self.sock is None:
-            self.line = sock  # closed by `http.client`, and open until the answer is read
+            self.open_socket = sock  # `http.client` has closed it, but it stays open until the answer is read
         return response
 
     def send(self, data: Any) -> None:
@@ -99,32 +95,29 @@ class Wire(_Connection):
         limits = self.limits
         if limits is None:
             super().send(data)
-        elif not isinstance(data, (bytes, bytearray, memoryview)) or (type(data) is bytes and len(data) <= _PIECE):
+        elif not isinstance(data, (bytes, bytearray, memoryview)) or (type(data) is bytes and len(data) <= _CHUNK):
             self._send(data, limits)
-        else:  # a socket's time limit is for all that one call sends
+        else:  # a socket's timeout is for all data of one call
             view = memoryview(data).cast("B")
-            for start in range(0, len(view), _PIECE):
-                self._send(view[start : start + _PIECE], limits)
+            for start in range(0, len(view), _CHUNK):
+                self._send(view[start : start + _CHUNK], limits)
 
     def _send(self, data: Any, limits: Limits) -> None:
         self.sock.settimeout(limits.left(limits.write))
-        first = not self.tried
         try:
             super().send(data)
         except ConnectionError:
-            # The peer had gone before: the system took nothing of a first piece.
-            self.tried = self.tried or not first
-            raise
+            raise  # the peer was gone before: if this was the first chunk, nothing of it was sent
         except BaseException:
-            self.tried = True
+            self.maybe_sent = True
             raise
-        self.tried = True
+        self.maybe_sent = True
         self.sent += len(data) if hasattr(data, "__len__") else 0
 
     def response_class(  # type: ignore[override]  # called like the class that urllib3 has here
         self, sock: Any, *args: Any, **kwargs: Any
     ) -> http.client.HTTPResponse:
-        """Make ``http.client``'s answer, reading through a `_Reader`."""
+        """Return an answer of ``http.client`` that reads through a `_Reader`."""
         self.answer = Answer(_Source(self, sock), *args, **kwargs)  # type: ignore[arg-type]
         return self.answer
 
@@ -135,7 +128,7 @@ class Wire(_Connection):
         return self._connect_in_time(limits)
 
     def _connect_in_time(self, limits: Limits) -> socket.socket:
-        """Try the host's addresses one by one, all of them within the total."""
+        """Try the addresses of the host one by one, within the total time."""
         host, connect = self._dns_host, self.timeout
         addresses = _addresses(self, host)
         try:
@@ -144,7 +137,7 @@ class Wire(_Connection):
                 self.timeout = limits.left(connect)
                 try:
                     sock = super()._new_conn()
-                    sock.settimeout(limits.left(connect))  # and for the handshake
+                    sock.settimeout(limits.left(connect))  # for the TLS handshake
                     return sock
                 except (NewConnectionError, ConnectTimeoutError):
                     if number == len(addresses) - 1:
@@ -158,7 +151,7 @@ class Wire(_Connection):
     # -- for the pool ---------------------------------------------------------------
 
     def is_alive(self) -> bool:
-        """Whether it may be used: not connected yet, or connected and silent."""
+        """Whether it can be used: not connected yet, or connected with nothing to read."""
         sock = self.sock
         if sock is None:
             return True
@@ -166,69 +159,80 @@ class Wire(_Connection):
             return not sock.pending() and (not _readable(sock.fileno()) or _only_tickets(sock))
         return not _readable(sock.fileno())
 
-    def why_not_again(self) -> str | None:
-        """Why it may not serve another request after the last answer; ``None`` if it may.
+    def discard_reason(self) -> str | None:
+        """Return why it must not be used for another request; ``None`` if it may.
 
-        What comes behind an answer would be taken for the answer to the next
-        request. Bytes that arrive later are found by `is_alive`.
+        Bytes that follow an answer would be read as the answer to the next
+        request. Bytes that arrive later are detected by `is_alive`.
         """
-        if self.personal:
+        if self.authenticated:
             return "authenticated"
         answer = self.answer
         if answer is not None and (not answer.isclosed() or answer.status == http.client.SWITCHING_PROTOCOLS):
             return "unread"
-        return None if self.spoiled is None or self.spoiled is not self.sock else "unread"
+        return "unread" if self.surplus_socket is not None and self.surplus_socket is self.sock else None
 
     def interrupt(self) -> None:
-        """Make whoever is blocked on it fail now."""
-        sock = self.line
+        """Make the thread that is blocked on it fail now."""
+        sock = self.open_socket
         if sock is None or sock.fileno() < 0:
             return
-        # A handle of our own: shutdown() of an SSLSocket would drop what its holder uses.
+        # A duplicate, because shutdown() of an SSLSocket would remove the TLS state that its holder uses.
         self.interrupted = True
         other = socket.socket(fileno=os.dup(sock.fileno())) if os.name != "nt" else sock.dup()
         with other:
             other.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
-        """Close the descriptor only: no byte and no goodbye goes to the parent's peer."""
-        for sock in (self.sock, self.line):
+        """Close the descriptor only: nothing may be sent on the parent process's connection."""
+        for sock in (self.sock, self.open_socket):
             if sock is not None:
                 sock.close()
 
     def close(self) -> None:
         super().close()
-        self.line = self.spoiled = self.answer = None
-        self.personal = False
+        self.open_socket = self.surplus_socket = self.answer = None
+        self.authenticated = False
 
 
 def _plain(wire: Any) -> bool:
-    """Whether its `_new_conn` is urllib3's own (one through SOCKS is not)."""
-    return type(wire)._new_conn_below is urllib3.connection.HTTPConnection._new_conn  # late: a cassette replaces it
+    """Whether its `_new_conn` is urllib3's own, unlike for SOCKS."""
+    return type(wire)._new_conn_below is urllib3.connection.HTTPConnection._new_conn  # looked up late, for vcrpy
 
 
 def _addresses(wire: Any, host: str) -> list[str]:
     try:
         found = socket.getaddrinfo(host, wire.port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return [host]  # urllib3 fails again, and has the right words for it
+        return [host]  # urllib3 fails again, with the right error
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 class Answer(http.client.HTTPResponse):
-    """``http.client``'s answer; it skips every interim answer, not only a 100."""
+    """An answer of ``http.client`` that skips every interim answer (1xx), and can be closed by two threads at once."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(_MOST_INTERIM):
+        for _ in range(_MAX_INTERIM):
             found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
             if not 100 <= found[1] < 200 or found[1] == http.client.SWITCHING_PROTOCOLS:
                 return found
             http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
+        raise http.client.HTTPException(f"more than {_MAX_INTERIM} interim answers")
+
+    def close(self) -> None:
+        """Close the answer, which two threads may do at once.
+
+        urllib3 closes it again after it has released the connection. By then
+        another thread may evict the connection, which closes its last answer.
+        """
+        try:
+            super().close()
+        except ValueError:  # "I/O operation on closed file": the other thread was faster
+            pass
 
 
 class _Source:
-    """Stands for the socket where ``http.client`` asks for a file to read from."""
+    """Replaces the socket for ``http.client``, which only calls ``makefile`` on it."""
 
     def __init__(self, wire: Wire, sock: Any) -> None:
         self._wire, self._sock = wire, sock
@@ -238,7 +242,7 @@ class _Source:
 
 
 class _Buffer(io.BufferedReader):
-    """Notes at its end whether it has read more from the socket than the answer."""
+    """Detects, when it is closed, whether it has read more from the socket than the answer."""
 
     raw: _Reader
 
@@ -249,7 +253,7 @@ class _Buffer(io.BufferedReader):
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket, within the deadline, and counts."""
+    """Reads from a socket within the deadline, and counts bytes."""
 
     def __init__(self, wire: Wire, sock: Any) -> None:
         self._wire, self._sock = wire, sock
@@ -257,13 +261,13 @@ class _Reader(io.RawIOBase):
         self._count = 0
 
     def tell(self) -> int:
-        """Return how many bytes were read; the buffer above tells by it how many of them it has left."""
+        """Return how many bytes were read; `_Buffer` computes its own position from it."""
         return self._count
 
     def end_at(self, position: int) -> None:
-        """Note that the answer ended there."""
+        """Record where the answer ended; bytes read beyond are surplus."""
         if position < self._count:
-            self._wire.spoiled = self._sock
+            self._wire.surplus_socket = self._sock
 
     def readable(self) -> bool:
         return True
@@ -275,7 +279,7 @@ class _Reader(io.RawIOBase):
             self._sock.settimeout(limits.left(wire.timeout))
         count: int | None = self._raw.readinto(buffer)
         if count == 0 and wire.interrupted:
-            raise ConnectionAbortedError("the pool has cut off this answer")
+            raise ConnectionAbortedError("the pool was closed while this answer was read")
         if count:
             wire.received += count
             self._count += count
@@ -291,11 +295,11 @@ class _Reader(io.RawIOBase):
 
 
 def _only_tickets(sock: ssl.SSLSocket) -> bool:
-    """Whether what can be read is TLS's own business: a server of TLS 1.3 sends tickets when it likes."""
+    """Whether only TLS messages can be read: a server of TLS 1.3 may send session tickets at any time."""
     timeout = sock.gettimeout()
     try:
         sock.settimeout(0.0)
-        sock.recv(1)  # a byte, or the end
+        sock.recv(1)  # a byte, or the end of the connection
     except ssl.SSLWantReadError:
         return True
     except OSError:
@@ -307,7 +311,7 @@ def _only_tickets(sock: ssl.SSLSocket) -> bool:
 
 @functools.cache
 def with_deadline(connection_class: type[Any]) -> type[Wire]:
-    """Return a class of connections that are `Wire` as well."""
+    """Return a connection class with `Wire` added."""
     added = {"_new_conn_below": connection_class._new_conn}
     return type(connection_class.__name__, (Wire, connection_class), added)
 
@@ -320,7 +324,7 @@ def _readable_by_select(fd: int) -> bool:
 
 
 def _readable_by_poll(fd: int) -> bool:
-    poll = _poll()  # select() knows no descriptor above 1023
+    poll = _poll()  # select() supports no descriptor above 1023
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 

@@ -32,7 +32,6 @@ INTERRUPT_WAIT = 0.05  # to send a cancel request while a pool is closed, one co
 COMMIT_LIMIT = 60.0  # for the answer to a BEGIN or COMMIT, if there is no stall_timeout
 
 _MOST_READS = 100  # in one `is_alive`, from a server that keeps sending
-_KEEPS = KEEPS_NOTIFICATIONS  # else they are left with libpq, and each `is_alive` reads twice
 #: The parameters that choose one of several servers.
 _CHOOSING = {"host", "hostaddr", "port", "target_session_attrs", "load_balance_hosts"}
 #: The values of ``target_session_attrs`` that name a role of the server.
@@ -57,7 +56,7 @@ class PostgresAdapter(Adapter[Connection]):
     """
 
     noun = "connection"
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(
         self,
@@ -202,8 +201,8 @@ class PostgresAdapter(Adapter[Connection]):
             # releases the GIL.
             if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
                 pgconn.get_result()
-                found = pgconn.notifies() if _KEEPS else None
-                if found is not None or notes.got_message or not _KEEPS:
+                found = pgconn.notifies() if KEEPS_NOTIFICATIONS else None
+                if found is not None or notes.got_message or not KEEPS_NOTIFICATIONS:
                     _read_on(pgconn, notes, found)
             else:
                 pgconn.is_busy()
@@ -297,6 +296,6 @@ def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:
             found = pgconn.notifies()
         pgconn.consume_input()
         pgconn.get_result()
-        found = pgconn.notifies() if _KEEPS else None
+        found = pgconn.notifies() if KEEPS_NOTIFICATIONS else None
         if found is None and not notes.got_message:
             break

@@ -30,7 +30,8 @@ AVAILABLE = available(
     "Connection._prepared.prepare_threshold", "Connection._prepared.prepared_max",
     "Connection._get_tx_start_command",
 )  # fmt: skip
-#: Whether psycopg keeps notifications that have no handler. Before 3.2.4 it drops them.
+#: Whether psycopg keeps notifications that have no handler. Before 3.2.4 it drops them, so they are left with libpq,
+#: and each `PostgresAdapter.is_alive` reads twice.
 KEEPS_NOTIFICATIONS = tuple(int(part) for part in psycopg.__version__.split(".")[:3] if part.isdigit()) >= (3, 2, 4)
 
 

@@ -53,7 +53,7 @@ def available(module: str, *names: str) -> bool:
 
 def _exists(name: str) -> bool:
     owner, *path = name.split(".")
-    found: Any = _OWNERS[owner]
+    found: Any = OWNERS[owner]
     for step in path:
         if not hasattr(found, step):
             return False
@@ -62,7 +62,7 @@ def _exists(name: str) -> bool:
 
 
 # Attributes that only instances have are looked for in a connection that never connects.
-_OWNERS: dict[str, Any] = {
+OWNERS: dict[str, Any] = {
     "Connection": psycopg.Connection(SimpleNamespace(status=pq.ConnStatus.BAD)),  # type: ignore[arg-type]
     "Cursor": psycopg.Cursor, "PGconn": pq.PGconn, "psycopg": psycopg,
 }  # fmt: skip

@@ -383,7 +383,7 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        return advise(self._address, self._session, self.engine.settings, self.engine.resets.error, workers)
+        return advise(self._address, self._session, self.engine.settings, self._liveness.resets.error, workers)
 
     # -- internals ------------------------------------------------------------------
 

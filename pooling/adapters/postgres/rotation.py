@@ -113,6 +113,6 @@ def _raise_not_rotated(pool: RotatingPool, limit: float) -> NoReturn:
     if engine.state.closed:
         raise PoolClosed(f"pool {pool.name!r} is closed")
     if engine.outage.final:
-        raise engine.cannot_create() from engine.outage.error
+        raise engine.outage.cannot_create(pool.name, engine.adapter.noun) from engine.outage.error
     text = f"pool {pool.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
     raise PoolTimeout(text) from engine.outage.error

@@ -134,13 +134,13 @@ def command_of(conn: psycopg.Connection[Any], watch: Watch) -> Command | None:
         return None
     number = watch.wait_number
     try:
-        transferred = _transferred(conn.fileno())
+        transferred = bytes_transferred(conn.fileno())
     except (OSError, ValueError, psycopg.Error):  # an answer has come, or the connection has just been closed
         return None
     return Command(watch.backend.made_at, number, transferred, own)
 
 
-def _transferred(fd: int) -> tuple[int, int] | None:
+def bytes_transferred(fd: int) -> tuple[int, int] | None:
     """Return how many bytes the peer has acknowledged and sent; ``None`` if the system does not tell.
 
     Raises:
@@ -233,7 +233,7 @@ def _judge(
     seen = {row[0]: row[1:] for row in _rows(backends)}
     for each in ours:
         conn, watch, command = each
-        verdict = _verdict(watch.backend, server, seen.get(b"%d" % watch.backend.pid), waited)
+        verdict = verdict_on(watch.backend, server, seen.get(b"%d" % watch.backend.pid), waited)
         if verdict is None:
             continue
         stalled, why = verdict
@@ -252,7 +252,7 @@ def _rows(result: pq.abc.PGresult) -> list[list[bytes | None]]:
     return [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
 
 
-def _verdict(
+def verdict_on(
     backend: Backend, server: Server, row: list[bytes | None] | None, waited: float
 ) -> tuple[bool, str] | None:
     """Return whether a connection has stalled, and why that is known or not; ``None`` if the server works for it."""

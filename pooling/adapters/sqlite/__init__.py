@@ -1,8 +1,18 @@
-"""The parts of a `SQLitePool`.
+"""`SQLitePool`, and a map of its parts:
 
-`adapter` makes, looks at and cleans connections; `connection` is what is lent,
-and notes what is done with it; `traces` knows which PRAGMAs stay in it;
-`queries` counts and times its statements; `own` is for those of the pool.
+`pool`        the pool that users call: statements, transactions, health checks
+`split`       a pool of writers and a pool of readers, with the interface of one
+`adapter`     how connections are created, checked, reset and closed
+`connection`  the connections that are lent; they record what a reset must undo
+`traces`      which PRAGMAs a reset cannot undo
+`limit`       the time limit of statements
+`queries`     durations of statements, and the slowest of them
+`upkeep`      size, statistics and integrity of the file
+`memory`      databases in memory
+`paths`       paths and ``file:`` URIs
+`urls`        ``sqlite://`` URLs
+`arguments`   checks of arguments
+`turns`       readers that let a waiting writer run
 """
 
 from .adapter import SQLiteAdapter

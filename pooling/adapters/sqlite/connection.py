@@ -1,9 +1,8 @@
-"""Connections that know what has to be cleaned, how long a statement may take and how long it took."""
+"""The connections that a `SQLitePool` lends: they record what a reset must undo, and time their statements."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import sqlite3
 import sys
 import time
@@ -13,77 +12,39 @@ from typing import Any
 
 from ... import errors
 from ...core.report.histogram import SHORT
+from .limit import Limit
+from .paths import DatabaseFile
 from .queries import QueryStats, without_values
 from .traces import pragma_left
 
-__all__ = ["STEPS", "Connection", "Cursor", "Limit", "LimitedCursor", "TransactionRolledBack", "made_of"]
+__all__ = [
+    "LEGACY", "Connection", "Cursor", "Initial", "LimitedCursor", "TransactionRolledBack", "connection_class",
+    "end_transaction",
+]  # fmt: skip
 
-# Statements that change rows at most begin with one of these letters; CREATE (TEMP TABLE),
-# ATTACH, PRAGMA, comments and all else may leave something behind in the connection.
+LEGACY: Any = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)
+"""The default of ``autocommit``; ``None`` before CPython 3.12."""
+
+# Statements that begin with one of these letters change rows at most. Others may change the
+# connection: CREATE TEMP TABLE, ATTACH, PRAGMA, and anything after a comment.
 _HARMLESS = frozenset("SsIiUuDdRrVvWwBb")
-STEPS = 1000  # of SQLite's virtual machine between two looks at the clock: some 0.1 ms
 _PRUNE_AT = 64
+_NO_HANDLER: tuple[Any, int] = None, 0
 _now = time.perf_counter
 
 
 class TransactionRolledBack(errors.TransactionRolledBack, sqlite3.OperationalError):
-    """`pooling.TransactionRolledBack`, of SQLite: it rolled back by itself, and the block went on."""
-
-
-class Limit:
-    """When the running statement has to end; SQLite asks every `STEPS` steps."""
-
-    __slots__ = ("seconds", "deadline", "struck")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.deadline = float("inf")
-        self.struck = False
-
-    def begin(self, now: float) -> None:
-        """A statement begins."""
-        self.deadline = now + self.seconds
-        self.struck = False
-
-    def end(self) -> None:
-        """None of a borrower's runs any more: what the pool does itself has no limit."""
-        self.deadline = float("inf")
-
-    def over(self) -> bool:
-        """Whether SQLite is to end it."""
-        self.struck = _now() > self.deadline
-        return self.struck
-
-    def beside(self, handler: Callable[[], object] | None, steps: int) -> tuple[Callable[[], object], int]:
-        """Return a progress handler, and its steps, that does what this one does, too: there can be but one."""
-        if handler is None:
-            return self.over, STEPS
-        every, calls = max(1, steps // STEPS), itertools.count(1)
-
-        def both() -> object:
-            return self.over() or (next(calls) % every == 0 and handler())
-
-        return both, min(STEPS, steps)
-
-    def explain(self, error: sqlite3.OperationalError) -> sqlite3.OperationalError:
-        """The error for the user, if it is this limit that struck."""
-        if not self.struck:
-            return error
-        told = sqlite3.OperationalError(
-            f"interrupted: the statement took over {self.seconds:g} s (statement_timeout)"
-        )
-        told.__cause__ = error
-        return told
+    """`pooling.TransactionRolledBack` for SQLite: it rolled back by itself, and the block continued."""
 
 
 class Cursor(sqlite3.Cursor):
-    """A cursor that times its statements and keeps them to their limit."""
+    """A cursor that times its statements and enforces their limit."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
         conn: Connection = self.connection  # type: ignore[assignment]
         if sql[:1] not in _HARMLESS:
-            conn.look_at(sql)
-        began = conn.begin()
+            conn.inspect(sql)
+        began = conn.start_statement()
         try:
             _execute(self, sql, parameters)
         except sqlite3.Error as error:
@@ -94,16 +55,16 @@ class Cursor(sqlite3.Cursor):
         return self
 
     def executemany(self, sql: str, parameters: Any, /) -> Cursor:
-        self.connection.look_at(sql)  # type: ignore[attr-defined]
+        self.connection.inspect(sql)  # type: ignore[attr-defined]
         return self._run(super().executemany, sql, parameters)
 
     def executescript(self, sql: str, /) -> Cursor:
-        self.connection.note(sql)  # type: ignore[attr-defined]  # its first letter tells nothing
+        self.connection.mark_dirty(sql)  # type: ignore[attr-defined]  # its first letter says nothing about the rest
         return self._run(super().executescript, sql)
 
     def _run(self, method: Callable[..., Any], sql: str, *args: Any) -> Cursor:
         conn: Connection = self.connection  # type: ignore[assignment]
-        began = conn.begin()
+        began = conn.start_statement()
         try:
             method(sql, *args)
         except sqlite3.Error as error:
@@ -124,13 +85,13 @@ class Cursor(sqlite3.Cursor):
 
 
 class LimitedCursor(Cursor):
-    """A cursor whose rows may come too late: it says then why there are no more.
+    """A cursor for connections with a limit: an interruption while rows are fetched is explained, too.
 
-    Apart from `Cursor`, whose rows come without a call of ours for each.
+    A class of its own, because overriding ``__next__`` makes iteration slower.
     """
 
     def __next__(self) -> Any:
-        try:  # not by _explaining: it would double the price of a row
+        try:  # not by `_explaining`, which would double the time of a row
             return _next(self)
         except sqlite3.Error as error:
             raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
@@ -149,81 +110,97 @@ class LimitedCursor(Cursor):
             raise self.connection.failed(error)  # type: ignore[attr-defined]  # noqa: B904
 
 
-# Bound once: the cheaper call.
+# Bound once, which makes the calls faster.
 _execute, _fetchall, _next = sqlite3.Cursor.execute, sqlite3.Cursor.fetchall, sqlite3.Cursor.__next__
 _cursor: Callable[..., Any] = sqlite3.Connection.cursor
 
 
-class Connection(sqlite3.Connection):
-    """A connection that knows what has to be cleaned, and counts its statements.
-
-    Whoever holds it alone writes its attributes, as those of an entry.
+class Initial:
+    """The state of a connection that every borrower finds; a reset restores it.
 
     Attributes:
-        dirty: Whether a statement may have changed the connection itself.
-        spoiled: What a borrower left that only a new connection is without.
-        restored: The names of the PRAGMAs that the pool sets back.
-        surroundings: The databases and temporary tables that a new borrower finds.
-        kind: The cursors that it makes.
-        running, seconds: The last statement, not counted yet because its rows
-            may still be fetched, and how long it took until now.
-        short, short_seconds: How many statements took less than `SHORT`, and
-            what they add up to.
-        factories: The row and text factories that a new borrower finds.
-        tracer, progress: The trace callback, and the progress handler with its steps.
-        kept_tracer, kept_progress: Those that a new borrower finds.
-        within: Whether the last statement began within a transaction.
-        undone: The statement with whose error SQLite rolled that back by itself.
-        file: Its database file and that one's identity, or ``None`` in memory.
+        file: The database file; ``None`` in memory.
+        surroundings: The attached databases and temporary tables.
+        restored: The names of the PRAGMAs that a reset sets.
+        factories: The row and text factories.
+        tracer: The trace callback.
+        progress: The progress handler and its steps.
+    """
+
+    __slots__ = ("file", "surroundings", "restored", "factories", "tracer", "progress")
+
+    def __init__(self) -> None:
+        self.file: DatabaseFile | None = None
+        self.surroundings: frozenset[str] = frozenset()
+        self.restored: frozenset[str] = frozenset()
+        self.factories: tuple[Any, Any] = None, str
+        self.tracer: Any = None
+        self.progress: tuple[Any, int] = _NO_HANDLER
+
+
+class Connection(sqlite3.Connection):
+    """A connection that records what a reset must undo, and counts its statements.
+
+    Its attributes are written by its borrower, or by the pool while it has none.
+
+    Attributes:
+        initial: The state that every borrower finds.
+        dirty: Whether a statement may have changed that state.
+        irreversible: A change that no reset can undo; the connection is closed then.
+        cursor_class: The class of its cursors.
+        limit: The time limit of a statement, if there is one.
+        stats: Where statements are counted that are not short.
+        running, seconds: The last statement and its duration until now. It is
+            not counted yet, because its rows may still be fetched.
+        short, short_seconds: The number of statements that took less than
+            `SHORT`, and their total duration.
+        tracer, progress: The trace callback; the progress handler and its steps.
+        began_in_transaction: Whether the last statement began in a transaction.
+        rolled_back_by: The statement whose error made SQLite roll the transaction back.
     """
 
     dirty = True
-    spoiled: str | None = None
-    restored: frozenset[str] = frozenset()
-    surroundings: frozenset[str] = frozenset()
-    kind: type[Cursor] = Cursor
-    stats: QueryStats | None = None
+    irreversible: str | None = None
+    cursor_class: type[Cursor] = Cursor
     limit: Limit | None = None
+    stats: QueryStats | None = None
     running: str | None = None
     seconds = 0.0
     short = 0
     short_seconds = 0.0
-    factories: tuple[Any, Any] = (None, str)
     tracer: Any = None
-    progress: tuple[Any, int] = (None, 0)
-    kept_tracer: Any = tracer
-    kept_progress: tuple[Any, int] = progress
-    within = False
-    undone: str | None = None
-    file: tuple[str, tuple[int, int]] | None = None
+    progress: tuple[Any, int] = _NO_HANDLER
+    began_in_transaction = False
+    rolled_back_by: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.initial = Initial()
         self._cursors: list[weakref.ref[Any]] = []  # and blobs
         super().__init__(*args, **kwargs)
 
     def cursor(self, factory: Any = Cursor) -> Any:
-        """Make a cursor; it is closed when the connection is released."""
-        made = super().cursor(self.kind if factory is Cursor else factory)
-        self._keep(made)
+        """Return a new cursor; it is closed when the connection is released."""
+        made = super().cursor(self.cursor_class if factory is Cursor else factory)
+        self._track(made)
         if not isinstance(made, Cursor):
-            self.spoil("what a cursor of its own kind did")  # nobody saw it
+            self.mark_irreversible("statements of a cursor of another class")  # which are not inspected
         return made
 
     if sys.version_info >= (3, 11):
 
         def blobopen(self, *args: Any, **named: Any) -> sqlite3.Blob:
-            """Open a blob; it is closed when the connection is released: open, it holds a transaction."""
+            """Open a blob; it is closed when the connection is released, because it keeps a transaction open."""
             made = super().blobopen(*args, **named)
-            self._keep(made)
+            self._track(made)
             return made
 
-    def _keep(self, cursor: Any) -> None:
+    def _track(self, cursor: Any) -> None:
         cursors = self._cursors
         if len(cursors) >= _PRUNE_AT:
-            cursors[:] = [one for one in cursors if one() is not None]
+            cursors[:] = [reference for reference in cursors if reference() is not None]
         cursors.append(weakref.ref(cursor))
 
-    # SQLite does not tell which handlers it has.
+    # SQLite cannot be asked which handlers are set.
 
     def set_trace_callback(self, *args: Any, **named: Any) -> None:
         super().set_trace_callback(*args, **named)
@@ -235,16 +212,16 @@ class Connection(sqlite3.Connection):
         self.progress = (handler, args[1] if len(args) > 1 else named["n"])
 
     def keep_handlers(self) -> None:
-        """Note the handlers as those that every borrower is to find."""
-        self.kept_tracer, self.kept_progress = self.tracer, self.progress
+        """Make the current handlers part of the initial state."""
+        self.initial.tracer, self.initial.progress = self.tracer, self.progress
 
     def restore_handlers(self) -> None:
-        """Put back the handlers that a borrower has changed."""
-        self.set_trace_callback(self.kept_tracer)
-        self.set_progress_handler(*self.kept_progress)
-        self.progress = self.kept_progress
+        """Set the handlers of the initial state."""
+        self.set_trace_callback(self.initial.tracer)
+        self.set_progress_handler(*self.initial.progress)
+        self.progress = self.initial.progress
 
-    # sqlite3's own shortcuts make cursors past `cursor` (CPython 3.11+).
+    # sqlite3's own shortcuts do not call `cursor` (CPython 3.11+).
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         return self._cursor().execute(sql, parameters)
@@ -256,39 +233,39 @@ class Connection(sqlite3.Connection):
         return self._cursor().executescript(sql)
 
     def _cursor(self) -> Cursor:
-        made: Cursor = _cursor(self, self.kind)  # not Cursor(self), which knows no row_factory
-        self._keep(made)
+        made: Cursor = _cursor(self, self.cursor_class)  # not by calling the class, which ignores row_factory
+        self._track(made)
         return made
 
-    def begin(self) -> float:
-        """Note that a statement begins; return when."""
+    def start_statement(self) -> float:
+        """Record that a statement starts; return the time."""
         if self.running is not None:
-            self.flush()
-        self.within = self.in_transaction
+            self.count_last()
+        self.began_in_transaction = self.in_transaction
         now = _now()
         if self.limit is not None:
-            self.limit.begin(now)
+            self.limit.start(now)
         return now
 
-    def look_at(self, sql: str) -> None:
-        """Note whether a statement may change the connection itself."""
+    def inspect(self, sql: str) -> None:
+        """Record whether a statement may change the connection itself."""
         begin = sql.lstrip()[:6].upper()
         if begin[:1] not in _HARMLESS and begin != "COMMIT" and begin[:3] != "END":
-            self.note(sql)
+            self.mark_dirty(sql)
 
-    def note(self, sql: str) -> None:
-        """Note that statements may change the connection itself, and whether that can be undone."""
+    def mark_dirty(self, sql: str) -> None:
+        """Record that statements may change the connection itself, and whether a reset can undo it."""
         self.dirty = True
-        left = pragma_left(sql, self.restored)
+        left = pragma_left(sql, self.initial.restored)
         if left is not None:
-            self.spoil(left)
+            self.mark_irreversible(left)
 
-    def spoil(self, by: str) -> None:
-        """Note what nobody can undo: the next borrower gets another connection."""
+    def mark_irreversible(self, change: str) -> None:
+        """Record a change that no reset can undo: the connection is closed when it is released."""
         self.dirty = True
-        self.spoiled = by
+        self.irreversible = change
 
-    def flush(self) -> None:
+    def count_last(self) -> None:
         """Count the last statement."""
         sql, seconds = self.running, self.seconds
         if sql is None:
@@ -301,24 +278,26 @@ class Connection(sqlite3.Connection):
             self.stats.record(sql, seconds)
 
     def failed(self, error: sqlite3.Error, sql: str | None = None) -> sqlite3.Error:
-        """Note what a statement's error did to the transaction; return the error for the user.
+        """Record whether an error rolled the transaction back; return the error for the user.
 
-        SQLite only says "interrupted" where a time limit struck. And some errors (``ON CONFLICT
-        ROLLBACK``, an interrupted INSERT, a full disk) undo all that was done before.
+        SQLite only says "interrupted" if the time limit is exceeded. Some errors
+        (``ON CONFLICT ROLLBACK``, an interrupted INSERT, a full disk) undo
+        the whole transaction.
         """
-        if self.within and not self.in_transaction:
-            self.undone = f"{without_values(sql or self.running or 'a statement')} ({type(error).__name__})"
+        if self.began_in_transaction and not self.in_transaction:
+            statement = without_values(sql or self.running or "a statement")
+            self.rolled_back_by = f"{statement} ({type(error).__name__})"
         if self.limit is None or not isinstance(error, sqlite3.OperationalError):
             return error
         return self.limit.explain(error)
 
     def rollback(self) -> None:
-        """Roll back, which answers what SQLite has undone by itself."""
-        self.undone = None
+        """Roll back; a rollback by SQLite itself no longer matters then."""
+        self.rolled_back_by = None
         super().rollback()
 
     def close_cursors(self) -> None:
-        """End what a borrower left half read: it would hold a snapshot of the database."""
+        """Close cursors and blobs: one that is only partly read keeps a snapshot of the database."""
         for reference in self._cursors:
             cursor = reference()
             if cursor is not None:
@@ -326,30 +305,39 @@ class Connection(sqlite3.Connection):
         self._cursors.clear()
 
 
+def end_transaction(conn: Connection) -> None:
+    """Roll back and set the classic transaction control."""
+    # Before the rollback: with autocommit=False (CPython 3.12+) a rollback begins the next transaction.
+    if LEGACY is not None and getattr(conn, "autocommit", LEGACY) != LEGACY:
+        setattr(conn, "autocommit", LEGACY)  # noqa: B010  # typed from CPython 3.12 on
+    if conn.in_transaction:
+        conn.rollback()
+
+
 @functools.lru_cache(maxsize=16)
-def made_of(factory: type[sqlite3.Connection]) -> type[Connection]:
-    """Return a class of connections that are the user's and ours; the user's methods call ours by ``super()``."""
+def connection_class(factory: type[sqlite3.Connection]) -> type[Connection]:
+    """Return a subclass of the user's class and of `Connection`; the user's methods call ours by ``super()``."""
     if issubclass(Connection, factory):
         return Connection
     return type(factory.__name__, (factory, Connection), {"__module__": factory.__module__})
 
 
-def _spoiling(name: str) -> Callable[..., Any]:
+def _irreversible(name: str) -> Callable[..., Any]:
     method = getattr(sqlite3.Connection, name)
 
     @functools.wraps(method)
     def call(self: Connection, *args: Any, **named: Any) -> Any:
-        self.spoil(f"{name}()")
+        self.mark_irreversible(f"{name}()")
         return method(self, *args, **named)
 
     return call
 
 
-# What they set cannot be read, and so not be set back. Some came with CPython 3.11 or 3.12,
-# or are left out of SQLite where it was built so.
+# What they set cannot be read, and so not be restored. Some need CPython 3.11 or 3.12, or an
+# SQLite that was compiled with them.
 for _name in (
     "create_function", "create_aggregate", "create_window_function", "create_collation", "set_authorizer",
     "setlimit", "setconfig", "deserialize", "enable_load_extension", "load_extension",
 ):  # fmt: skip
     if hasattr(sqlite3.Connection, _name):
-        setattr(Connection, _name, _spoiling(_name))
+        setattr(Connection, _name, _irreversible(_name))

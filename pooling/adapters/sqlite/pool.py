@@ -1,139 +1,124 @@
-"""SQLite: a pool of ``sqlite3.Connection`` objects on one database.
-
-SQLite has one writer at a time. Who waits for it, waits either in SQLite's
-busy handler, which sleeps and tries its luck, or, with ``readers=``, in this
-pool's fair line: then one connection writes and the others read.
-"""
+"""`SQLitePool`: a pool of ``sqlite3.Connection`` objects for one database."""
 
 from __future__ import annotations
 
-import math
-import operator
 import os
 import re
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any
 
-from ..._masking import shown, suspicious
+from ..._masking import shown
 from ...core.clock import seconds
-from ...core.observer import Observer
+from ...core.managed import ManagedPool
 from ...core.pool import Pool
-from ...core.report.holders import Holder
-from ...settings import OTHER_SCHEMES, PoolOptions, PoolSettings, with_options
-from .adapter import SQLiteAdapter, path_of, readable
-from .arguments import check_connect, check_number, parse, split_uri
+from ...settings import PoolOptions, PoolSettings, with_options
+from . import upkeep
+from .adapter import SQLiteAdapter
+from .arguments import check_connect, check_number
 from .connection import Connection, TransactionRolledBack
-from .own import interrupted_after, plain
+from .paths import checked_path, default_name
 from .queries import QuerySnapshot, QueryStats
+from .split import SplitPool, resized
+from .turns import let_writers_run
+from .upkeep import DatabaseSize
+from .urls import parse_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["DatabaseSize", "SQLiteAdapter", "SQLitePool"]
+__all__ = ["DatabaseSize", "SQLitePool"]
 
 Params = Sequence[Any] | Mapping[str, Any]
 
-# One statement alone is executed: what begins like this only reads, whatever words follow (replace() is
-# a function, too), but for WITH, after which may stand any.
+# A single statement that begins like this only reads. The words that follow do not matter
+# (replace() is also a function), except after WITH.
 _READS = re.compile(
     r"\s*(?:(?:SELECT|VALUES|EXPLAIN)\b|WITH\b(?!.*\b(?:INSERT|UPDATE|DELETE|REPLACE)\b))", re.I | re.S
 )
 
-_since = operator.attrgetter("since")
-_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
-_ASIDE = 1e-4  # seconds; the scheduler makes some 150 µs of it
-_TURN = 3e-4  # seconds: twice what a short durable write takes on a fast disk
-
-INTEGRITY_EVERY = 600.0
-"""Seconds between two looks for damage by `SQLitePool.health_check`: they read the whole file."""
+INTEGRITY_CHECK_INTERVAL = 600.0
+"""Seconds between two integrity checks by `SQLitePool.health_check`: they read the whole file."""
 
 
-class DatabaseSize(NamedTuple):
-    """How large a database is: bytes of its file and of its WAL, and of what is unused in it."""
-
-    file: int
-    wal: int
-    free: int
-
-
-class SQLitePool(Pool[sqlite3.Connection]):
-    """Lends connections to a SQLite database, in WAL mode with foreign keys checked.
+class SQLitePool(SplitPool[sqlite3.Connection]):
+    """Lends connections to a SQLite database, in WAL mode with foreign keys enforced.
 
     WAL (write-ahead log) is set when a connection is opened, and stays with
-    the file: readers do not block the writer, nor the writer them. It needs
-    a local disk; ``pragmas={"journal_mode": "DELETE"}`` goes without.
+    the file: readers do not block the writer, nor the writer them. It needs a
+    local disk; ``pragmas={"journal_mode": "DELETE"}`` turns it off.
 
-    Transactions are sqlite3's classic ones: statements that write begin one,
-    with ``BEGIN IMMEDIATE``, so that a writer waits for its turn at its
-    beginning, where the busy timeout works; a transaction that turns from
-    reading to writing later would fail at once. Reads begin none.
+    SQLite allows one writer at a time. Without ``readers``, other writers wait
+    in SQLite's busy handler, which sleeps and retries in no particular order.
+    With ``readers``, writes go through one connection, and writers wait for it
+    in the order of their arrival.
 
-    A file that was replaced or deleted is noticed at the next lease: the old
-    connections are closed, and a warning is logged.
+    Transactions are sqlite3's classic ones: a statement that writes begins one,
+    with ``BEGIN IMMEDIATE``, so that a writer waits at the beginning, where the
+    busy timeout works. A transaction that begins with a read and writes later
+    would fail at once. Reads begin no transaction.
+
+    A database file that was replaced or deleted is detected at the next
+    acquire: the old connections are closed, and a warning is logged.
 
     Example::
 
-        db = SQLitePool("app.db", readers=4)          # one writes, four read
-        with db.connection() as conn:                 # commit, or roll back on an error
+        db = SQLitePool("app.db", readers=4)          # one writer, four readers
+        with db.connection() as conn:                 # commits, or rolls back on an error
             conn.execute("INSERT INTO seen VALUES (?)", (url,))
         rows = db.execute_query("SELECT count(*) FROM seen")
 
     Args:
         path: The database file, or a ``file:`` URI. ``":memory:"`` is a
-            database that the pool's connections share, and that ends with the
-            pool; a child process finds an empty one (SQLite 3.36 or newer).
-            It has no WAL: while somebody has read a query's rows half, or
-            reads in a transaction, writing fails with "database is locked"
-            after ``timeout``, with ``readers`` as well.
+            database that the pool's connections share and that ends with the
+            pool; a child process has an empty one (SQLite 3.36 or newer).
+            It has no WAL: while a query is partly read, or a transaction
+            reads, a write fails with "database is locked" after ``timeout``,
+            also with ``readers``.
         settings: Size, ages and time limits; ``None`` means the defaults.
         timeout: Seconds to wait for another writer before
             ``sqlite3.OperationalError: database is locked``; at most
             ``statement_timeout``, which cannot interrupt this wait.
-        pragmas: Further ones to set on each connection, such as
+        pragmas: Further PRAGMAs to set on each connection, such as
             ``{"synchronous": "NORMAL"}``.
-        readers: With a number, the pool itself lends nothing but the
-            ``writer`` connections, and so many others read: see `connection`.
-            ``max_size`` of the settings has no meaning then, and `resize`
-            and `reconfigure` set the number of readers. Where reads come from
-            memory, take twice the number of processors: with 16 threads on two
-            and reads of 2 ms, 8 readers did as much as 4, and 2 did 4 % less,
-            with a 99th percentile of 58, 30 and 14 ms. Where reads wait for the
-            disk, take more.
-        writer: How many connections may write, when there are ``readers``.
-        statement_timeout: Seconds until a statement is interrupted: until its
-            last row is fetched, or the connection's next statement begins.
-            ``None`` means no limit.
-        configure: Called with each new connection: for functions, collations,
-            ``row_factory`` and ``text_factory``, a trace callback or progress
-            handler, which every borrower finds then. PRAGMAs belong into
-            ``pragmas``.
-        optimize: Let SQLite refresh its statistics where that is due, before
-            a connection is closed, as its manual advises.
+        readers: The number of connections that only read, see `connection`;
+            the pool itself then lends only the ``writer`` connections.
+            ``max_size`` of the settings has no effect then; `resize` and
+            `reconfigure` set the number of readers. If most reads are served
+            from memory, use twice the number of processors: with 16 threads on
+            two processors and reads of 2 ms, 8 readers were as fast as 4, and 2
+            were 4 % slower, with a 99th percentile of 58, 30 and 14 ms. If reads
+            wait for the disk, use more.
+        writer: The number of connections that may write, if there are ``readers``.
+        statement_timeout: Seconds until a statement is interrupted, measured
+            until its last row is fetched or the connection's next statement
+            begins. ``None`` means no limit.
+        configure: Called with each new connection, to set functions,
+            collations, ``row_factory``, ``text_factory``, a trace callback or a
+            progress handler for every borrower. Use ``pragmas`` for PRAGMAs.
+        optimize: Whether SQLite may refresh its statistics before a connection
+            is closed, as its manual advises.
         detect_types, cached_statements: As for ``sqlite3.connect``.
-        uri: Whether a path that begins with ``file:`` is a URI, as it is by
-            default, or the name of a file. Relative paths in it are those of
-            the directory at the beginning.
-        factory: A subclass of ``sqlite3.Connection``. What is lent is of a
-            subclass that notes what has to be cleaned; its own methods have to
-            call those that they override by ``super()``.
+        uri: Whether a path that begins with ``file:`` is a URI (the default)
+            or the name of a file. Relative paths are resolved now.
+        factory: A subclass of ``sqlite3.Connection``. The pool lends instances
+            of a subclass of it, which records what a reset must undo; methods
+            that ``factory`` overrides must call ``super()``.
         isolation_level: As for ``sqlite3.connect``, but ``"IMMEDIATE"`` by
             default. With ``None`` there is no transaction unless a borrower
-            begins one, and `connection` undoes nothing on an error.
+            begins one, and `connection` rolls nothing back on an error.
         autocommit: As for ``sqlite3.connect``, from CPython 3.12 on; ``None``
             means its default. ``True`` begins no transactions either;
-            ``False`` begins a deferred one at once, also for reading.
-        name: How the pool is called in messages; the file's name by default.
-        options: Fields of `PoolSettings`; they beat ``settings``.
+            ``False`` begins a deferred one at once, also for reads.
+        name: The pool's name in messages; the file's name by default.
+        options: Fields of `PoolSettings`; they override ``settings``.
 
     Raises:
-        ValueError, TypeError: A number is out of its bounds, or is none; the
-            path is empty.
+        ValueError, TypeError: An argument is out of bounds or of the wrong
+            type; the path is empty.
     """
 
     def __init__(
@@ -169,116 +154,86 @@ class SQLitePool(Pool[sqlite3.Connection]):
         check_number("readers", readers, least=1, optional=True)
         check_number("writer", writer, least=1)
         settings = with_options(settings or PoolSettings(), options, SQLitePool.__init__)
-        name = name or _name_of(path_of(path))
-        self.readers: Pool[sqlite3.Connection] | None = None
-        """Those that only read, a pool of its own; ``None`` without ``readers=``."""
-        common: dict[str, Any] = {
-            "timeout": timeout,
-            "validation_query": settings.validation_query,
-            "statement_timeout": statement_timeout,
-            "configure": configure,
-            **connect,
-        }
-        adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
-        self._adapters = [adapter]
-        self._limit = settings.health_check_timeout
-        self._look_after = float("-inf")  # when a health check looks for damage again
-        if readers is not None:
-            reading = {**dict(pragmas or {}), "query_only": "ON"}
-            second = SQLiteAdapter(
-                path, pragmas=reading, optimize=False, memory=adapter.memory, **common
-            )
-            self._adapters.append(second)
-            self.readers = Pool(
-                adapter=second, settings=_resized(settings, readers), name=f"{name}-readers"
-            )
-            settings = _resized(settings, writer)
+        name = name or default_name(checked_path(path))
         self._queries = QueryStats()
-        for one in self._adapters:
-            one.stats = self._queries if settings.enable_metrics else None
-        super().__init__(adapter=adapter, settings=settings, name=name)
+        common: dict[str, Any] = {
+            "timeout": timeout, "validation_query": settings.validation_query, "statement_timeout": statement_timeout,
+            "configure": configure, "stats": self._queries if settings.enable_metrics else None, **connect,
+        }  # fmt: skip
+        adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
+        self._memory = adapter.memory
+        self._integrity_check_at = float("-inf")
+        if readers is None:
+            super().__init__(Pool(adapter=adapter, settings=settings, name=name), None)
+            return
+        writers = Pool(adapter=adapter, settings=resized(settings, writer), name=name)
+        pragmas = {**(pragmas or {}), "query_only": "ON"}
+        reading = SQLiteAdapter(path, pragmas=pragmas, optimize=False, memory=adapter.memory, **common)
+        name = f"{writers.name}-readers"
+        super().__init__(writers, Pool(adapter=reading, settings=resized(settings, readers), name=name))
 
     @classmethod
     def from_url(
-        cls,
-        url: str,
-        *,
-        settings: PoolSettings | None = None,
-        name: str | None = None,
-        **arguments: Any,
+        cls, url: str, *, settings: PoolSettings | None = None, name: str | None = None, **arguments: Any
     ) -> SQLitePool:
-        """Make a pool from ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://``.
+        """Create a pool from ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``sqlite://``.
 
         The last, and ``sqlite:///:memory:``, is a database in memory.
 
         Args:
-            url: Its query may hold ``timeout``, ``readers``, ``writer``,
+            url: Its query may contain ``timeout``, ``readers``, ``writer``,
                 ``statement_timeout``, ``optimize``, ``detect_types``, ``uri``,
                 ``cached_statements``, ``isolation_level`` and ``autocommit``;
-                behind ``sqlite:///file:app.db`` SQLite's own, such as ``mode``, too.
-            settings, name, arguments: As for the class.
+                after ``sqlite:///file:app.db`` also SQLite's own, such as ``mode``.
+            settings, name, arguments: As for the class; they override the URL.
 
         Raises:
-            ValueError: It names a host, or a parameter that is none of these.
+            ValueError: The URL contains a host or an unknown parameter.
         """
-        scheme, separator, rest = url.partition("://")
-        if not separator or OTHER_SCHEMES.get(scheme.lower(), scheme.lower()) != "sqlite":
-            raise ValueError("url must begin with sqlite://, or pooling.from_url takes it")
-        host, _, path = rest.partition("?")[0].partition("/")
-        if host:
-            if suspicious(host):
-                raise ValueError("a host means nothing here; a relative path has three slashes, an absolute one four")
-            raise ValueError(f"a host ({host!r}) means nothing here; sqlite:///{host} is a relative path")
-        if "@" in url.partition("?")[2]:  # an address that is none of ours
-            raise ValueError("the path and the parameters must be percent-encoded, ? as %3F and @ as %40")
-        path = os.fsdecode(unquote_to_bytes(path)) or ":memory:"
-        path, pairs = split_uri(path, url.partition("?")[2])
-        for key, text in pairs:
-            arguments.setdefault(key, parse(key, text))
-        return cls(path if path.startswith(("file:", ":memory:")) else Path(path), settings, name=name, **arguments)
+        path, parameters = parse_url(url)
+        given: dict[str, Any] = {**parameters, **arguments}
+        return cls(path if path.startswith(("file:", ":memory:")) else Path(path), settings, name=name, **given)
 
     # -- use ------------------------------------------------------------------------
 
     @contextmanager
-    def connection(
-        self, timeout: float | None = None, *, readonly: bool = False
-    ) -> Iterator[sqlite3.Connection]:
+    def connection(self, timeout: float | None = None, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
             timeout: Seconds to wait for a connection; ``None`` means the
                 pool's ``acquire_timeout``.
-            readonly: Take one of the ``readers``, on which writing fails;
-                without ``readers=`` it changes nothing.
+            readonly: Use one of the ``readers``, on which a write fails; no
+                effect without ``readers``.
 
         Raises:
             PoolTimeout: None came in time.
-            TransactionRolledBack: With the error of a statement, which did not
-                leave the block, SQLite undid all that was done before (``ON
-                CONFLICT ROLLBACK``, ``RAISE(ROLLBACK)``, a full disk, an
-                INSERT that was interrupted); nothing was stored.
-            sqlite3.Error: As from sqlite3, the commit's included.
+            TransactionRolledBack: A statement failed, and SQLite rolled back
+                everything before it (``ON CONFLICT ROLLBACK``,
+                ``RAISE(ROLLBACK)``, a full disk, an interrupted INSERT), but
+                the error did not leave the block. Nothing was stored.
+            sqlite3.Error: From sqlite3, including the commit.
         """
-        pool = self.readers if readonly and self.readers is not None else self
-        # Skipped frames: this one is 0, contextlib's __enter__ is 1, its caller is the holder.
+        pool = self._readers_or_self() if readonly else self
+        # Frame 0 is this function, 1 is contextlib's __enter__, 2 is its caller: the holder.
         with pool.acquire(timeout, 3) as conn, conn:
             yield conn
-            self._refuse_undone(conn)
-        self._step_aside()
+            self._raise_if_rolled_back(conn)
+        self._after_use()
 
-    def _refuse_undone(self, conn: sqlite3.Connection) -> None:
-        """What SQLite undid by itself is not to look as if it were stored: the rest goes, too."""
-        undone = getattr(conn, "undone", None)
-        if undone is not None:
+    def _raise_if_rolled_back(self, conn: sqlite3.Connection) -> None:
+        """Raise, so that the block also undoes what it did after SQLite's own rollback."""
+        statement = conn.rolled_back_by if isinstance(conn, Connection) else None
+        if statement is not None:
             raise TransactionRolledBack(
-                f"pool {self.name!r}: SQLite rolled the transaction of this block back, with an error that did not "
-                f"leave the block: {undone}"
+                f"pool {self.name!r}: SQLite rolled back the transaction of this block, with an error that did not "
+                f"leave the block: {statement}"
             )
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
 
-        With ``readers=`` a statement that is plainly a query goes to a reader.
+        With ``readers``, a statement that only reads runs on a reader.
 
         Args:
             sql: The statement, with ``?`` or ``:name`` for parameters.
@@ -286,122 +241,97 @@ class SQLitePool(Pool[sqlite3.Connection]):
 
         Raises:
             PoolTimeout: No connection came in time.
-            sqlite3.Error: As from sqlite3.
+            sqlite3.Error: From sqlite3.
         """
-        pool: Pool[sqlite3.Connection] = self
-        if self.readers is not None and _READS.match(sql):
-            pool = self.readers
+        pool = self if self.readers is None or not _READS.match(sql) else self.readers
         with pool.acquire(None, 2) as conn, conn:
             rows = conn.execute(sql, params).fetchall()
-        self._step_aside()
+        self._after_use()
         return rows
 
-    def _step_aside(self) -> None:
-        """Sleep for a moment if somebody waits to write, and whose turn it is takes long.
+    def _readers_or_self(self) -> ManagedPool[sqlite3.Connection]:
+        return self if self.readers is None else self.readers
 
-        Who writes needs the GIL back after each of SQLite's calls, and who
-        has just been woken to write needs it for the first time. A thread
-        that reads on and on lets go of it for microseconds only, so each of
-        them would wait for the switch interval, 5 ms: four that read and two
-        that write, and the 99th percentile of a write was 24 ms instead of 2.
-        While turns are short nobody is held up like that, and a sleep for each
-        read would only cost changes of threads: of 16 threads with 20 % writes
-        it made 17,000 operations a second out of 25,000.
-        """
-        if not self.engine.state.waiters or self.readers is None or not _GIL:
-            return
-        began = max(map(_since, list(self.engine.state.entries)), default=math.inf)  # whose turn began last
-        if self.engine.clock.now() - began > _TURN:
-            time.sleep(_ASIDE)
-
-    # -- looking --------------------------------------------------------------------
+    def _after_use(self) -> None:
+        if self.readers is not None:
+            let_writers_run(self.writer)
 
     def queries(self) -> QuerySnapshot:
-        """Return how long statements took: count, mean, percentiles and the slowest.
+        """Return the durations of statements, in seconds: count, mean, percentiles and the slowest.
 
         A statement is timed from its start to its first row, and while
-        ``fetchall`` gets the others; stepping through a cursor is the
-        borrower's time. Values never show, only the statement's text.
+        ``fetchall`` fetches the others; the time between fetches of single rows
+        is the borrower's. Values are never shown, only the statement's text.
 
-        Statements shorter than 0.1 ms are counted and summed only, which is
-        cheaper: they count in the percentiles with their mean, and none of
-        them is among the slowest. Where all are that short, the percentiles
-        and the maximum are all this mean, and ``slowest`` is empty.
+        Statements shorter than 0.1 ms are only counted and summed, which is
+        cheaper. They enter the percentiles with their mean, and are never among
+        the slowest. If all are that short, the percentiles and the maximum are
+        equal to the mean, and ``slowest`` is empty.
         """
         return self._queries.snapshot()
 
+    # -- the file -------------------------------------------------------------------
+
     def size(self) -> DatabaseSize:
-        """Return how large the database is, and how much of it is unused."""
-        pool = self.readers or self
-        with pool.acquire(None, 2) as conn, plain(conn):
-            (page,), (pages,), (free,) = (
-                conn.execute(f"PRAGMA {name}").fetchone()
-                for name in ("page_size", "page_count", "freelist_count")
-            )
-            assert isinstance(conn, Connection)
-            wal = f"{conn.file[0]}-wal" if conn.file else ""
-        return DatabaseSize(page * pages, os.path.getsize(wal) if os.path.exists(wal) else 0, page * free)
+        """Return the size of the database and of its unused part, in bytes.
+
+        Raises:
+            PoolTimeout: No connection came in time.
+            sqlite3.Error: From sqlite3.
+        """
+        with self._readers_or_self().acquire(None, 2) as conn:
+            return upkeep.measure(conn)
 
     def optimize(self, *, vacuum: bool = False) -> None:
         """Refresh SQLite's statistics, and write the WAL back into the file.
 
         Args:
-            vacuum: Also rebuild the file without what is unused in it; it
-                takes as long as copying, and nobody writes meanwhile.
+            vacuum: Also rebuild the file without its unused part. It takes as
+                long as copying the file, and blocks writers.
 
         Raises:
-            sqlite3.Error: As from sqlite3; others use the database, for example.
+            PoolTimeout: No connection came in time.
+            sqlite3.Error: From sqlite3, for example because the database is in use.
         """
-        with self.acquire(None, 2) as conn, plain(conn):
-            for statement in (
-                "PRAGMA analysis_limit=400",
-                "PRAGMA optimize",
-                *(["VACUUM"] if vacuum else []),
-                "PRAGMA wal_checkpoint(TRUNCATE)",
-            ):
-                conn.execute(statement).fetchall()
+        with self.acquire(None, 2) as conn:
+            upkeep.optimize(conn, vacuum=vacuum)
 
     def check_integrity(self, timeout: float | None = None, *, full: bool = False) -> list[str]:
-        """Have SQLite look for damage in the file, and return what it found: nothing, if all is well.
+        """Check the file for damage; return what was found, an empty list if it is intact.
 
         Args:
-            timeout: Seconds for it, after which it is interrupted; ``None``
-                means ``health_check_timeout``.
-            full: Compare indexes with their tables, too; takes far longer.
+            timeout: Seconds until the check is interrupted; ``None`` means
+                ``health_check_timeout``.
+            full: Also compare indexes with their tables, which takes far longer.
 
         Raises:
-            TimeoutError: It did not come to its end in time.
-            sqlite3.OperationalError: SQLite could not look.
+            PoolTimeout: No connection came in time.
+            TimeoutError: The check was interrupted.
+            sqlite3.OperationalError: SQLite could not run the check.
         """
-        limit = self._limit if timeout is None else seconds(timeout)
-        pragma = "integrity_check" if full else "quick_check"
-        pool = self.readers or self
-        with pool.acquire(limit, 2) as conn, plain(conn), interrupted_after(conn, limit):
-            try:
-                found = [row[0] for row in conn.execute(f"PRAGMA {pragma}")]
-            except sqlite3.OperationalError:  # busy, or interrupted
-                raise
-            except sqlite3.DatabaseError as error:  # so badly damaged that the look itself fails
-                found = [str(error)]
-        return [] if found == ["ok"] else found
+        limit = self._check_timeout(timeout)
+        with self._readers_or_self().acquire(limit, 2) as conn:
+            return upkeep.find_damage(conn, limit, full=full)
 
     def health_check(self, timeout: float | None = None) -> None:
-        """Read from the database, and now and then look for damage; raise if something is wrong.
+        """Read from the database, and sometimes check the file for damage; raise if something is wrong.
 
-        The look (`check_integrity`) is taken when the last one is ten minutes
-        old or found something. A database too large to be looked through in
-        half of the time is read from, and no more.
+        `check_integrity` runs if its last run was ten minutes ago or found
+        damage. If the database is too large to be checked in half of the time,
+        reading is enough.
+
+        Args:
+            timeout: Seconds for all of it; ``None`` means ``health_check_timeout``.
 
         Raises:
             sqlite3.DatabaseError: The file is damaged, or cannot be read.
             PoolTimeout: No connection came in time.
         """
-        limit = self._limit if timeout is None else seconds(timeout)
-        pool = self.readers or self
-        with pool.acquire(limit, 2) as conn:
+        limit = self._check_timeout(timeout)
+        with self._readers_or_self().acquire(limit, 2) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        now = self.engine.clock.now()
-        if now < self._look_after:
+        now = time.monotonic()
+        if now < self._integrity_check_at:
             return
         try:
             damage = self.check_integrity(limit / 2)
@@ -409,123 +339,26 @@ class SQLitePool(Pool[sqlite3.Connection]):
             damage = []
         if damage:
             raise sqlite3.DatabaseError(f"the file is damaged: {damage[0]}")
-        self._look_after = now + INTEGRITY_EVERY
+        self._integrity_check_at = now + INTEGRITY_CHECK_INTERVAL
 
     def probe(self, timeout: float | None = None) -> str | None:
-        """As `health_check`."""
+        """Run `health_check`; return ``None``."""
         self.health_check(timeout)
         return None
 
-    def stats(self) -> dict[str, Any]:
-        """Return how many are where, and the settings that bound them; of the readers, too."""
-        found = super().stats()
-        if self.readers is not None:
-            found["readers"] = self.readers.stats()
-        return found
-
-    def holders(self) -> list[Holder]:
-        """Return who holds a connection, to write or to read; longest first."""
-        found = super().holders()
-        if self.readers is not None:
-            found = sorted(found + self.readers.holders(), key=lambda holder: -holder.seconds)
-        return found
-
-    def __repr__(self) -> str:
-        own = super().__repr__()
-        return own if self.readers is None else f"{own[:-1]}; readers {self.readers!r}>"
-
-    # -- size and settings, of the readers as well -------------------------------------
-
-    def reconfigure(self, **changes: Any) -> None:
-        """Change settings of a running pool, see `Pool.reconfigure`; sizes are those of the readers.
-
-        With ``readers=``, `resize` sets how many read, too: there are as many
-        ``writer`` connections as before.
-        """
-        if self.readers is not None:
-            self.readers.reconfigure(**changes)  # refuses what is wrong before anything is changed
-            mine = _resized(self.readers.settings, self.engine.settings.max_size)
-            changes |= {"max_size": mine.max_size, "min_size": mine.min_size, "max_idle": mine.max_idle}
-        super().reconfigure(**changes)
-
-    def fill(self, size: int | None = None) -> None:
-        """Make connections ahead of need, see `Pool.fill`; with ``readers=``, so many of these."""
-        if self.readers is None:
-            super().fill(size)
-        else:
-            self.readers.fill(size)
-            super().fill()
-
-    def add_observer(self, observer: Observer) -> None:
-        """Notify an observer from now on, of what happens to readers too."""
-        super().add_observer(observer)
-        if self.readers is not None:
-            self.readers.add_observer(observer)
-
-    def remove_observer(self, observer: Observer) -> None:
-        """Notify an observer no longer."""
-        super().remove_observer(observer)
-        if self.readers is not None:
-            self.readers.remove_observer(observer)
-
-    # -- life, of the readers as well -------------------------------------------------
-
-    def open(self, timeout: float | None = None) -> None:
-        """Warm up, see `Pool.open`."""
-        began = time.monotonic()
-        super().open(timeout)
-        if self.readers is not None:
-            limit = self.engine.settings.acquire_timeout if timeout is None else timeout
-            self.readers.open(max(0.0, limit - (time.monotonic() - began)))
+    def _check_timeout(self, timeout: float | None) -> float:
+        return self.settings.health_check_timeout if timeout is None else seconds(timeout)
 
     def close(self, timeout: float | None = None, *, interrupt: bool = True) -> None:
-        """Close the pool for good, see `Pool.close`."""
-        began = time.monotonic()
+        """Close the pool for good, see `Pool.close`; a database in memory is deleted.
+
+        Args:
+            timeout: Seconds to wait for connections in use; ``None`` means ``close_timeout``.
+            interrupt: Whether to interrupt those still in use after that.
+        """
         super().close(timeout, interrupt=interrupt)
-        if self.readers is not None:
-            limit = self.engine.settings.close_timeout if timeout is None else timeout
-            self.readers.close(max(0.0, limit - (time.monotonic() - began)), interrupt=interrupt)
-        memory = self._adapters[0].memory
-        if memory is not None:
-            memory.drop()
-
-    def drain(self) -> None:
-        """Replace every connection, see `Pool.drain`."""
-        super().drain()
-        if self.readers is not None:
-            self.readers.drain()
-
-    def check(self) -> None:
-        """Look at the idle connections now, see `Pool.check`."""
-        super().check()
-        if self.readers is not None:
-            self.readers.check()
-
-    def pause(self) -> None:
-        """Lend nothing until `resume`, see `Pool.pause`."""
-        super().pause()
-        if self.readers is not None:
-            self.readers.pause()
-
-    def resume(self) -> None:
-        """Lend again after `pause`."""
-        super().resume()
-        if self.readers is not None:
-            self.readers.resume()
-
-
-def _name_of(path: str) -> str | None:
-    name = Path(path.partition("?")[0]).name.strip(":")
-    return readable(name) if name and ":" not in name and not suspicious(name) else None
-
-
-def _resized(settings: PoolSettings, size: int) -> PoolSettings:
-    idle = settings.max_idle
-    return settings.replace(
-        max_size=size,
-        min_size=min(settings.min_size, size),
-        max_idle=None if idle is None else max(idle, min(settings.min_size, size)),
-    )
+        if self._memory is not None:
+            self._memory.drop()
 
 
 SQLitePool.__module__ = "pooling"  # where users import it from

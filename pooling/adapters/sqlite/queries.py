@@ -1,4 +1,4 @@
-"""How long a pool's statements take, and which took longest."""
+"""Durations of a pool's statements, and the slowest of them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...core.report.histogram import Histogram
 __all__ = ["QuerySnapshot", "QueryStats", "SlowQuery"]
 
 KEEP = 5
-"""So many of the slowest statements are kept, with their text."""
+"""The number of slowest statements that are kept with their text."""
 
 _LITERALS = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
 _LONGEST_TEXT = 200
 
 
 class SlowQuery(NamedTuple):
-    """One of the slowest statements: seconds, and its text without any value in it."""
+    """One of the slowest statements: its duration in seconds, and its text without values."""
 
     seconds: float
     sql: str
 
 
 class QuerySnapshot(NamedTuple):
-    """A pool's statements until now; all times are seconds."""
+    """The durations of a pool's statements until now, in seconds."""
 
     count: int  # type: ignore[assignment]  # not the method of a tuple
     mean: float
@@ -36,39 +36,39 @@ class QuerySnapshot(NamedTuple):
     slowest: list[SlowQuery]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for JSON."""
+        """Return the figures as plain values, for JSON."""
         return {**self._asdict(), "slowest": [slow._asdict() for slow in self.slowest]}
 
 
 class Counting(Protocol):
-    """A connection that counts its short statements itself: it needs no lock for that."""
+    """A connection that counts its short statements itself, which needs no lock."""
 
     short: int
     short_seconds: float
 
 
 class QueryStats:
-    """The statements of one pool's connections: their times, and the slowest of them."""
+    """Counts and times the statements of one pool's connections."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Begin with zeros and a new lock; also in a forked child."""
+        """Start from zero with a new lock, as a forked child must."""
         self._lock: Any = _thread.RLock()
         self._times = Histogram(self._lock)
         self._slowest: list[SlowQuery] = []  # the slowest first; guarded by the lock
-        self._floor = 0.0  # what a statement must exceed to be among them
+        self._floor = 0.0  # a statement must take longer to be one of them
         self._open: set[Counting] = set()  # guarded by the lock
-        self._short, self._short_seconds = 0, 0.0  # of those that left
+        self._short, self._short_seconds = 0, 0.0  # of closed connections
 
     def join(self, conn: Counting) -> None:
-        """Add up what this connection counts, from now on."""
+        """Include the counts of a new connection."""
         with self._lock:
             self._open.add(conn)
 
     def leave(self, conn: Counting) -> None:
-        """Keep what a connection has counted; it is about to be closed."""
+        """Keep the counts of a connection that is about to be closed."""
         with self._lock:
             if conn in self._open:
                 self._open.remove(conn)
@@ -83,7 +83,7 @@ class QueryStats:
                 self._note(SlowQuery(seconds, without_values(sql)))
 
     def _note(self, slow: SlowQuery) -> None:
-        kept = {old.sql: old for old in self._slowest}  # each text once, with its longest time
+        kept = {old.sql: old for old in self._slowest}  # each text once, with its longest duration
         if slow.sql not in kept or kept[slow.sql].seconds < slow.seconds:
             kept[slow.sql] = slow
         self._slowest = sorted(kept.values(), reverse=True)[:KEEP]
@@ -91,7 +91,7 @@ class QueryStats:
             self._floor = self._slowest[-1].seconds
 
     def snapshot(self) -> QuerySnapshot:
-        """Return the figures now."""
+        """Return the figures until now."""
         with self._lock:
             short = self._short + sum(conn.short for conn in self._open)
             seconds = self._short_seconds + sum(conn.short_seconds for conn in self._open)
@@ -102,6 +102,6 @@ class QueryStats:
 
 
 def without_values(sql: str) -> str:
-    """Return a statement on one line, cut to size, its literals replaced: they may be secrets (P12)."""
+    """Return a statement on one line, shortened, with literals replaced: they may be secrets (P12)."""
     text = " ".join(_LITERALS.sub("?", sql).split())
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."

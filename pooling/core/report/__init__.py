@@ -3,6 +3,6 @@
 `histogram`  durations in buckets
 `snapshot`   the figures of one moment
 `metrics`    `PoolMetrics`, which counts and takes snapshots
-`holders`    who holds a resource, and where it was acquired
+`holders`    the holders of resources, and where they acquired them
 `messages`   counts and errors in words
 """

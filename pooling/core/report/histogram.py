@@ -15,7 +15,7 @@ SHORT = 1e-4
 # 1 µs to about 18 minutes in steps of √2: a percentile is interpolated inside its
 # bucket, so it is right within that factor.
 _BOUNDS = [1e-6 * 2 ** (step / 2) for step in range(61)]
-_bucket = partial(bisect, _BOUNDS)  # the place of a duration's bucket
+_bucket = partial(bisect, _BOUNDS)  # the index of a duration's bucket
 _FOLD_AT = 256
 
 
@@ -34,7 +34,7 @@ class Histogram:
     """Durations in fixed buckets.
 
     Args:
-        lock: The pool's lock: re-entrant, and able to say who owns it.
+        lock: The pool's lock, which is re-entrant and reports its owner.
     """
 
     __slots__ = ("_lock", "_fresh", "_counts", "_total", "_max")
@@ -45,9 +45,9 @@ class Histogram:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all durations."""
         self._fresh.clear()
-        self._counts: Counter[int] = Counter()  # by the place of the bucket
+        self._counts: Counter[int] = Counter()  # by the index of the bucket
         self._total = self._max = 0.0
 
     def record(self, seconds: float) -> None:

@@ -12,17 +12,18 @@ which outlives the thread and records when it ended.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from ..entry import Entry
 from ..runtime.gevent import patched
 from .messages import printable
 
-__all__ = ["Borrower", "Holder", "borrower", "describe", "has_ended", "holders_of", "place_of"]
+__all__ = ["Borrower", "Holder", "borrower", "depth_of_borrower", "describe", "has_ended", "holders_of", "place_of"]
 
 
 class Borrower:
@@ -71,13 +72,29 @@ def borrower() -> Borrower:
     return life.borrower
 
 
+def depth_of_borrower(between: tuple[str, ...]) -> int:
+    """Return the depth for `Pool.acquire` that makes the application's code the holder, for the caller to pass on.
+
+    The holder is the innermost frame above the caller that is not in one of
+    the modules between the pool and the application.
+
+    Args:
+        between: Prefixes of these modules' names.
+    """
+    frame: FrameType = sys._getframe(2)  # the frame above the caller, seen from `Pool.acquire` as from here
+    depth = 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(between):
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
 class Holder:
-    """One lease that is out.
+    """A lease in use.
 
     Attributes:
         file, line, function: Where it was acquired.
         thread: The name of the thread that acquired it.
-        seconds: For how long.
+        seconds: How long it has been held.
         ended: How many seconds ago that thread ended; ``None`` if it lives, or
             if that is not known.
     """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..._masking import without_secrets
+from ..adapter import Adapter
 from ..state import PoolState
 
 __all__ = ["format_counts", "no_copy", "printable", "format_error"]
 
 
-def format_counts(state: PoolState) -> str:
-    """Return the counts of a pool, for messages."""
+def format_counts(adapter: Adapter[Any], state: PoolState) -> str:
+    """Return the counts of a pool, for messages: the adapter's own, if it counts something else."""
+    return adapter.counts() or _format_counts(state)
+
+
+def _format_counts(state: PoolState) -> str:
     parts = [f"{state.in_use}/{state.max_size} in use", f"{len(state.idle)} idle"]
     for word in ("creating", "checking", "closing"):
         number = len(getattr(state, word))
@@ -24,21 +29,21 @@ def format_counts(state: PoolState) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text from outside for a terminal or a log, with newlines and control characters escaped."""
+    """Escape newlines and control characters in a string from outside, for a terminal or a log."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def no_copy(thing: object, instead: str) -> NoReturn:
-    """Refuse to copy or to pickle something, and say what to do instead.
+    """Refuse to copy or pickle an object, with advice on what to do instead.
 
-    For ``__reduce_ex__``, which ``copy``, ``deepcopy`` and ``pickle`` all ask.
+    For ``__reduce_ex__``, which ``copy``, ``deepcopy`` and ``pickle`` all call.
     """
     raise TypeError(f"{type(thing).__name__} objects cannot be copied or pickled: {instead}")
 
 
 def format_error(error: BaseException | None) -> str:
-    """Return an error in one line, without secrets of an address that it may quote."""
+    """Return an error in one line, without the secrets of an address that it may quote."""
     text = printable(" ".join(without_secrets(str(error)).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -3,9 +3,9 @@
 How the figures are collected (P12):
 
 - Each lease is counted in its entry, by its holder only, without a lock. A
-  snapshot adds the counters of the entries to the totals of the closed ones.
-  These counters only grow; they may lag by the operations in flight and never
-  lose one.
+  snapshot adds the counters of the entries to the totals of closed entries.
+  These counters only grow; they may lag behind by the operations in progress,
+  but never lose one.
 - Events on slow paths are counted under the pool's lock, which is held there
   anyway. A snapshot takes the same lock once, so its gauges add up.
 - Durations are appended to a deque, which is atomic and safe in a destructor
@@ -19,7 +19,9 @@ import itertools
 import os
 import sys
 from collections import Counter
-from typing import IO, Any, NoReturn
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple, NoReturn
 
 from ..clock import Clock
 from ..entry import Entry
@@ -31,6 +33,34 @@ from .snapshot import PoolSnapshot, summary
 __all__ = ["PoolMetrics"]
 
 _numbers = itertools.count()
+
+
+class Durations:
+    """The histograms of a pool."""
+
+    __slots__ = ("wait", "use", "create", "validate", "release")
+
+    def __init__(self, lock: Any) -> None:
+        self.wait = Histogram(lock)
+        self.use = Histogram(lock)
+        self.create = Histogram(lock)
+        self.validate = Histogram(lock)
+        self.release = Histogram(lock)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for name in self.__slots__:
+            getattr(self, name).clear()
+
+
+class _Baseline(NamedTuple):
+    """What was counted before the last reset."""
+
+    since: float  # the time of that reset
+    uses: int = 0
+    busy: float = 0.0
+    lent: int = 0
+    by_entry: Mapping[Entry, int] = MappingProxyType({})  # uses
 
 
 class PoolMetrics:
@@ -45,7 +75,7 @@ class PoolMetrics:
         self._stacked = stacked  # a released resource is on top of the idle stack at once
 
     def renew(self, lock: Any, state: PoolState) -> None:
-        """Begin with zeros, for a state and its lock; also in a forked child, where exporters may keep this object."""
+        """Start from zero for a state and its lock; also in a forked child, where exporters may keep this object."""
         self.lock = lock
         self._state = state
         # All below: guarded by the lock.
@@ -56,16 +86,8 @@ class PoolMetrics:
         self._done_uses = 0  # of the entries that are closed
         self._done_busy = 0.0
         self._peak = 0
-        self._before: dict[Entry, int] = {}  # uses of the entries at the last reset
-        self.wait = Histogram(lock)
-        self.use = Histogram(lock)
-        self.create = Histogram(lock)
-        self.validate = Histogram(lock)
-        self.release = Histogram(lock)
-        self._base_uses = 0
-        self._base_busy = 0.0
-        self._base_lent = 0
-        self._since = self._clock.now()
+        self._baseline = _Baseline(self._clock.now())
+        self.durations = Durations(lock)
 
     # -- counting, by the pool, under the lock -------------------------------
 
@@ -76,7 +98,7 @@ class PoolMetrics:
         self._done_busy += entry.busy
 
     def note_in_use(self) -> None:
-        """Record how many are in use now; called on slow paths. Needs the lock."""
+        """Record the number of resources in use; called on slow paths. Needs the lock."""
         in_use = self._state.in_use
         if in_use > self._peak:
             self._peak = in_use
@@ -84,13 +106,13 @@ class PoolMetrics:
     def estimate_peak(self) -> None:
         """Estimate the peak from the number of resources ever lent. Needs the lock.
 
-        The stack lends the resource used last first, so all resources that
-        were ever lent were in use at the same time at least once. This covers
+        The stack lends the most recently used resource first, so all resources
+        ever lent were in use at the same time at least once. This includes
         leases on the fast path, which takes no lock.
         """
         self.note_in_use()
         if self._stacked:
-            known = self._before
+            known = self._baseline.by_entry
             lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
             self._peak = max(self._peak, lent)
 
@@ -99,39 +121,33 @@ class PoolMetrics:
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
-    def _uses_by_entry(self) -> dict[Entry, int]:
-        return {entry: entry.uses for entry in self._state.entries}
-
     # -- reading -------------------------------------------------------------
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""
         with self.lock:
-            self._base_uses, self._base_busy = self._uses()
-            self._base_lent = self._state.in_use
             self._peak = self._state.in_use
-            self._before = self._uses_by_entry()
-            self._since = self._clock.now()
+            by_entry = {entry: entry.uses for entry in self._state.entries}
+            self._baseline = _Baseline(self._clock.now(), *self._uses(), self._peak, by_entry)
             for counter in (self.count, self.closed, self.errors):
                 counter.clear()
-            for histogram in (self.wait, self.use, self.create, self.validate, self.release):
-                histogram.clear()
+            self.durations.clear()
 
     def snapshot(self) -> PoolSnapshot:
         """Return an immutable, consistent snapshot of the pool."""
         with self.lock:
-            state, count = self._state, self.count
+            state, count, base, durations = self._state, self.count, self._baseline, self.durations
             in_use, idle = state.in_use, len(state.idle)
             idle = min(idle, len(state.entries) - in_use)
             uses, busy = self._uses()
-            uses, busy = uses - self._base_uses, busy - self._base_busy
-            acquired = max(uses + in_use - self._base_lent, 0)
+            uses, busy = uses - base.uses, busy - base.busy
+            acquired = max(uses + in_use - base.lent, 0)
             self.estimate_peak()
-            timed_use, timed_use_total = self.use.timed
+            timed_use, timed_use_total = durations.use.timed
             return PoolSnapshot(
                 name=self.name,
                 timestamp=self._clock.wall(),
-                duration=self._clock.now() - self._since,
+                duration=self._clock.now() - base.since,
                 size=len(state.entries),
                 idle=idle,
                 in_use=in_use,
@@ -157,11 +173,11 @@ class PoolMetrics:
                 orphans=count["orphans"],
                 leaks=count["leaks"],
                 audit_repairs=count["audit_repairs"],
-                wait=self.wait.snapshot(acquired - self.wait.timed[0]),
-                use=self.use.snapshot(uses - timed_use, busy - timed_use_total),
-                create=self.create.snapshot(),
-                validate=self.validate.snapshot(),
-                release=self.release.snapshot(uses - self.release.timed[0]),
+                wait=durations.wait.snapshot(acquired - durations.wait.timed[0]),
+                use=durations.use.snapshot(uses - timed_use, busy - timed_use_total),
+                create=durations.create.snapshot(),
+                validate=durations.validate.snapshot(),
+                release=durations.release.snapshot(uses - durations.release.timed[0]),
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +203,7 @@ class PoolMetrics:
             raise
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        no_copy(self, "they belong to their pool; snapshot() is what can be kept and sent")
+        no_copy(self, "they belong to their pool; keep or send a snapshot() instead")
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a summary, to standard output by default."""

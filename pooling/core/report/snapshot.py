@@ -1,4 +1,4 @@
-"""The figures of a pool at one moment."""
+"""The metrics of a pool at one moment."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class PoolSnapshot(NamedTuple):
         return min(1.0, bad / max(1, self.requests))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures, under our own names and under older ones.
+        """Return all metrics, under our own names and under older ones.
 
         The older names are those of the pools that this library replaces:
-        ``avg_..._ms`` in milliseconds, ``avg_connection_...`` in seconds.
+        ``avg_..._ms`` are milliseconds, ``avg_connection_...`` are seconds.
         """
         own = {
             name: value._asdict() if isinstance(value, HistogramSnapshot) else value
@@ -114,16 +114,16 @@ class PoolSnapshot(NamedTuple):
 
 
 def summary(s: PoolSnapshot) -> str:
-    """Return a snapshot in words, for people."""
+    """Return a snapshot as text."""
     closed = ", ".join(f"{number} {reason}" for reason, number in sorted(s.closed.items()))
     errors = ", ".join(f"{number} {kind}" for kind, number in sorted(s.errors.items()))
     lines = [
         f"pool {s.name!r} over {s.duration:.1f} s",
         f"  now       {s.in_use} in use, {s.idle} idle, {s.waiting} waiting, "
-        f"{s.size} open of {s.max_size} at most; {s.peak_in_use} in use at the peak",
+        f"{s.size} open of at most {s.max_size}; peak {s.peak_in_use} in use",
         f"  requests  {s.requests}: {s.acquired} served, {s.timeouts} timed out, "
-        f"{s.refusals} refused, {s.turned_away} failed otherwise; exhausted {s.exhausted} times",
-        f"  made      {s.created} created, {sum(s.closed.values())} closed"
+        f"{s.refusals} refused, {s.turned_away} other errors; exhausted {s.exhausted} times",
+        f"  resources {s.created} created, {sum(s.closed.values())} closed"
         + (f" ({closed})" if closed else ""),
         f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),
     ]

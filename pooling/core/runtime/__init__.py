@@ -1,8 +1,8 @@
-"""What all pools of a process share: background threads, the list of pools, fork and exit.
+"""Shared by all pools of a process: background threads, the list of pools, fork and exit.
 
 `workers`   the threads for slow work: create, validate, reset, close
-`reaper`    the thread for work that is due at a certain time
-`poolref`   how both refer to a pool: weakly, and by the protocol `Sweepable`
+`reaper`    the thread for scheduled work
+`poolref`   weak references to pools, and the protocol `Sweepable`
 `registry`  `Runtime`, which holds workers and reaper, and the list of live pools
 `fork`      a child process finds its pools empty (P9)
 `shutdown`  idle resources are closed when the process exits (P10)

@@ -13,9 +13,9 @@ resources are
 - and never destroyed, not even at interpreter exit: destructors of drivers
   send a goodbye message to the server, on the parent's connection.
 
-Where Python forks, its hook does this at once. Otherwise a child that never
-uses a pool would keep the parent's connections open, and a child that goes on
-using a resource it already holds would talk to the parent's server. After a
+After a fork by Python, a fork hook does this at once. Otherwise a child that
+never uses a pool would keep the parent's connections open, and a child that
+continues to use a resource it holds would talk to the parent's server. After a
 fork in C, the first use of a pool does it, or the child's exit. gevent may
 patch the process in between; the new objects can follow it (see `gevent`).
 
@@ -49,7 +49,7 @@ __all__ = ["EXIT", "SAME_PROCESS", "ensure_process"]
 logger = logging.getLogger("pooling")
 
 _MADV_WIPEONFORK = 18  # Linux's number; Python has no name for it
-_REST = 0.1  # seconds that a fork waits for the background threads to end
+_REST = 0.1  # seconds a fork waits for the background threads to end
 
 _kept_forever: list[object] = []  # inherited objects: never used and never destroyed
 _inherited: dict[int, tuple[Adapter[Any], Any]] = {}  # inherited resources that are not yet abandoned

@@ -1,29 +1,31 @@
-"""The threads and boxes of this process, which gevent may replace at any moment.
+"""The threading primitives of this process, which gevent may replace at any moment.
 
 ``gevent.monkey.patch_all()`` may run before the import, after a fork, or while
-the pool is in full use. What is made afterwards must be gevent's, or it would
-block the hub; what was made before stays native, and must stay together:
-a greenlet started by a native thread would never run.
+the pool is in full use. Primitives created afterwards must be gevent's, or they
+would block the hub. Those created before stay native, and the two kinds must
+not be mixed: a greenlet started by a native thread would never run.
 
-So a *world* is named by the class of its boxes, and `Runtime` moves from
-one to the next (see `registry`). The pool's lock stays native in every world:
-nothing under it ever waits or switches, so it never blocks the hub, native
-threads that are still at work may take it, and no exception leaks it, which
-gevent's lock, in Python code, cannot say. A destructor that switches greenlets
-while the collector runs it inside the lock is beyond us: others are refused.
+The class of the boxes tells which kind is in use, and `Runtime` switches from
+one to the other (see `registry`). The pool's lock is always native: nothing
+under it ever waits or switches greenlets, so it never blocks the hub; native
+threads that are still working can take it; and no exception can leave it
+locked, unlike gevent's lock, which is Python code. One case is not covered: a
+destructor that switches greenlets while the garbage collector runs it inside
+the lock.
 
-Found for gevent's ``SimpleQueue`` (its own, compiled, since 25.4.1; older ones
-leave a Python one there, which is not re-entrant and will not do):
+Observed for gevent's ``SimpleQueue`` (compiled since 25.4.1; older versions have
+a Python one, which is not re-entrant and is not supported):
 
-- ``put`` is compiled down to ``deque.append`` and ``loop.run_callback``: no
-  Python frame, so no asynchronous exception strikes in it. It serves as an
-  entry's callback.
-- Give and wake are two steps: the receiver runs at the hub's next turn, and a
-  ``gevent.Timeout`` may strike it in between. The item is still in its box
-  then, where `PoolState.leave` finds it. ``Empty`` is raised likewise.
-- A destructor's ``put`` in the middle of ``get`` on the same box may be noticed
-  only by the next one. For the reaper, while somebody waits, that is an audit.
-- It wakes the hub of its own native thread only; see `hand`.
+- ``put`` is compiled to ``deque.append`` and ``loop.run_callback``, without a
+  Python frame, so no asynchronous exception can be raised in it. It is used as
+  an entry's callback.
+- Giving and waking are two steps: the receiver runs in the hub's next
+  iteration, and a ``gevent.Timeout`` may be raised in it in between. The item is
+  then still in its box, where `PoolState.leave` finds it. ``Empty`` is raised in
+  the same way.
+- A destructor's ``put`` during a ``get`` on the same box may be noticed only by
+  the next ``put``. For the reaper, while borrowers wait, the next is an audit.
+- It wakes only the hub of its own native thread; see `hand`.
 """
 
 from __future__ import annotations
@@ -37,16 +39,16 @@ from typing import Any
 
 __all__ = ["NATIVE", "Life", "call_home", "hand", "mark_native", "may_move", "patched", "start", "Weak"]
 
-#: The class of the boxes in a world of native threads.
+#: The class of the boxes of native threads.
 NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
-_start_native = _thread.start_new_thread  # gevent's, if it was faster: then no thread is native
+_start_native = _thread.start_new_thread  # gevent's, if it patched before the import: then no thread is native
 _here = _thread._local()
 
 
 class Weak(weakref.ref):  # type: ignore[type-arg]
     """A weak reference that can remove itself from a set when its referent is gone.
 
-    An ordinary one hashes what it refers to, and cannot once that has gone.
+    An ordinary one hashes its referent, and cannot do so once that is gone.
     """
 
     __slots__ = ()
@@ -54,7 +56,7 @@ class Weak(weakref.ref):  # type: ignore[type-arg]
 
 
 class Life:
-    """Held by one of our threads only: it ends with the thread, for whatever reason that ended."""
+    """Referred to by one of our threads only: it ends with the thread, however that ends."""
 
     __slots__ = ("started", "__weakref__")
 
@@ -68,12 +70,13 @@ def patched() -> bool:
 
 
 def start(queue_class: object, function: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """Start a thread, native or a greenlet, given by the class of its boxes.
+    """Start a native thread or a greenlet, depending on the class of its boxes.
 
-    Native threads see a process that is half patched: threads come before queues.
+    While gevent patches, native threads may see patched threads and unpatched
+    queues, because it patches threads first.
 
     Raises:
-        RuntimeError: There can be no more threads.
+        RuntimeError: No more threads can be started.
     """
     begin = _thread.start_new_thread
     if queue_class is NATIVE and begin.__module__ == "gevent.thread":
@@ -90,7 +93,7 @@ def mark_native(queue_class: object) -> None:
 def may_move() -> bool:
     """Whether this is the main thread, whose hub runs. Greenlets created in other threads may never run.
 
-    Ours are not even asked: to look for a hub makes one.
+    Our own threads do not look for a hub, because that would create one.
     """
     gevent = sys.modules.get("gevent")
     if gevent is None or getattr(_here, "ours", False):
@@ -111,10 +114,11 @@ def wake(box: Any) -> None:
 
 
 def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
-    """Have the hub of a box call a function, if the hub belongs to another thread.
+    """Make the hub of a box call a function, if the hub belongs to another thread.
 
     Returns:
-        Whether that will be done; ``False`` says: you are at home here, do it.
+        ``True`` if the hub will call it; ``False`` if it belongs to this
+        thread, so that the caller can call it directly.
     """
     hub = getattr(box, "hub", None)
     if hub is None or hub.thread_ident == _native_ident():

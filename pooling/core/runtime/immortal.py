@@ -18,25 +18,25 @@ from . import parking
 
 __all__ = ["keep_forever", "prepare"]
 
-_incref: Callable[[object], object] | None = None
-_kept: list[object] = []
+incref: Callable[[object], object] | None = None
+kept: list[object] = []
 
 
 def keep_forever(thing: object) -> None:
     """Prevent the destruction of an object, also at interpreter exit."""
-    if _incref is not None:
-        _incref(thing)
+    if incref is None:
+        kept.append(thing)
     else:
-        _kept.append(thing)
+        incref(thing)
 
 
 def prepare() -> None:
     """Import what `keep_forever` needs, before a process forks."""
-    global _incref
+    global incref
     if not switched_off("immortal"):
         try:
             # Imported here, not in a child: a thread of the parent may hold the import lock at the fork.
-            from _ctypes import Py_INCREF as _incref
+            from _ctypes import Py_INCREF as incref
         except ImportError:
             pass
     parking.clear_in_children()

@@ -23,21 +23,21 @@ from ..._plain import switched_off
 
 __all__ = ["clear_in_children"]
 
-_registered: list[bool] = []  # not empty: the fork handler is registered
+registered: list[bool] = []  # not empty: the fork handler is registered
 
 
 def clear_in_children() -> bool:
     """Register the fork handler, once in a process; return whether it is registered."""
-    if not _registered and _applies() and _register():
-        _registered.append(True)
-    return bool(_registered)
+    if not registered and _applies() and register():
+        registered.append(True)
+    return bool(registered)
 
 
 def _applies() -> bool:
     return sys.version_info >= (3, 13) and hasattr(os, "fork") and not switched_off("parking")
 
 
-def _register() -> bool:
+def register() -> bool:
     try:
         import ctypes
 

@@ -1,4 +1,4 @@
-"""How the reaper and the process's list of pools refer to a pool: weakly, and by a protocol."""
+"""Weak references to pools, and the protocol by which the reaper and the list of pools use them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PoolRef", "Sweepable"]
 
 
 class Sweepable(Protocol):
-    """What the reaper, a fork and the exit do to a pool; `Maintenance` implements it."""
+    """The operations of the reaper, a fork and the exit on a pool; `Maintenance` implements it."""
 
     @property
     def engine(self) -> Any:
@@ -26,7 +26,7 @@ class Sweepable(Protocol):
         """Close the resource of an entry whose token is gone."""
 
     def after_fork(self) -> None:
-        """In a child: begin empty."""
+        """In a child: start empty."""
 
     def threads_patched(self) -> None:
         """Follow gevent, which has replaced the threading primitives."""
@@ -35,11 +35,11 @@ class Sweepable(Protocol):
         """At exit: close idle resources."""
 
     def go_on_as_last_thread(self) -> None:
-        """During finalization: no other thread answers any more."""
+        """During finalization: never wait for another thread."""
 
 
 class PoolRef(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to a pool, with all that is needed to close its idle resources.
+    """A weak reference to a pool, with everything needed to close its idle resources.
 
     Its callback puts it into the reaper's mailbox when the pool is garbage collected.
     """

@@ -46,11 +46,11 @@ class SweepRequest:
 class Reaper:
     """One thread for all pools of one clock.
 
-    Whether it runs is not counted but observed: its `Life` exists as long as
-    the thread does. `ensure` starts another thread when there is none,
-    whatever happened to the last one: an exception may have interrupted its
-    start, or ended it before it ran any code of this module. A surplus thread
-    is harmless: a thread works only if it finds no other one when it begins.
+    Whether it runs is not recorded but observed: its `Life` exists as long as
+    the thread does. `ensure` starts another thread if there is none, whatever
+    happened to the last one: an exception may have interrupted its start, or
+    ended it before it ran any code of this module. A surplus thread is
+    harmless: a thread works only if it finds no other one when it starts.
     """
 
     def __init__(self, clock: Clock, pools: dict[int, PoolRef]) -> None:
@@ -66,7 +66,7 @@ class Reaper:
         self._life: weakref.ref[Life] | None = None  # of the thread that runs or is about to start
         self._suspended = False
         self._stopped = False
-        self._successor: Reaper | None = None  # has taken over; this thread only forwards messages
+        self.successor: Reaper | None = None  # has taken over; this thread only forwards messages
 
     def post(self, message: object) -> None:
         """Put a message into the mailbox, and make sure that the thread runs."""
@@ -121,7 +121,7 @@ class Reaper:
             self.ensure()
 
     def stop(self) -> None:
-        """Start no thread any more, during exit. A running one goes on."""
+        """Start no more threads, during exit. A running one continues."""
         self._stopped = True
 
     @property
@@ -142,13 +142,13 @@ class Reaper:
         life.started = True
         mark_native(self._queue_class)
         while self._take_over(life):
-            while self._successor is None and self._has_work():
+            while self.successor is None and self._has_work():
                 try:
                     self.step(True)
                 except Exception:
-                    logger.exception("the reaper stumbled; this is a bug in pooling")
-            if self._successor is not None:
-                self._pass_on(self._successor)
+                    logger.exception("the reaper failed; this is a bug in pooling")
+            if self.successor is not None:
+                self._pass_on(self.successor)
             # A sender posts its message and then checks for the thread. So the
             # thread first marks itself as ended, and then checks for messages.
             self._life = None
@@ -169,15 +169,15 @@ class Reaper:
         return not self._suspended and bool(self._pools or not self.inbox.empty())
 
     def retire(self, heir: Reaper) -> None:
-        """Forward everything: in a child, where a greenlet of the parent's reaper goes on."""
-        self._successor = heir
+        """Forward everything: in a child, where a greenlet of the parent's reaper continues to run."""
+        self.successor = heir
 
     def hand_off_to(self, heir: Reaper) -> None:
         """Hand all work to a greenlet; this thread, if it runs, stays and forwards messages.
 
-        Entries and pools that were made before drop into this inbox.
+        Entries and pools created before still use this inbox.
         """
-        self._successor = heir
+        self.successor = heir
         if self._runs() or not self.inbox.empty():
             self.post(None)
 
@@ -189,9 +189,9 @@ class Reaper:
             heir.post(self.inbox.get())
 
     def step(self, block: bool) -> bool:
-        """Handle one message, if there is one, and all sweeps that are due; return whether there was anything.
+        """Handle one message, if there is one, and all sweeps that are due; return whether there was any work.
 
-        Its locals die with it: a lingering one would keep the last pool alive.
+        A separate method, so that its locals end: one of them would keep the last pool alive.
         """
         timeout = 0.0
         if block:
@@ -215,7 +215,7 @@ class Reaper:
             if pool is not None:
                 pool.reclaim(message)
         elif isinstance(message, tuple):
-            Workers._do(*message)
+            Workers.do(*message)
         elif message is not None:
             self._close_dropped_pool(message)
 

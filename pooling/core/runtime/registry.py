@@ -33,7 +33,7 @@ class Runtime:
         prepare()
 
     def renew(self) -> None:
-        """Begin with no thread, no job and no scheduled sweep."""
+        """Start with no thread, no job and no scheduled sweep."""
         self.queue_class = queue.SimpleQueue
         self._workers = self._make_workers()
         self._reaper = self._make_reaper(self.clock, self.pools)
@@ -47,15 +47,15 @@ class Runtime:
 
     @property
     def reaper(self) -> Reaper:
-        """The thread for work that is due at a certain time."""
+        """The thread for scheduled work."""
         self.settle()
         return self._reaper
 
     def settle(self) -> None:
         """Follow gevent if it has replaced the threading primitives; every slow path calls this.
 
-        Pools keep their resources. Native threads that are still at work go on
-        with the old primitives until a greenlet has called this.
+        Pools keep their resources. Native threads that are still working use
+        the old primitives until a greenlet has called this.
         """
         if queue.SimpleQueue is self.queue_class or not may_move():
             return
@@ -69,21 +69,22 @@ class Runtime:
 
 
 runtimes: list[Runtime] = []
-"""Those of the clocks in use, which live as long as the process."""
+"""The runtimes of the clocks in use; they live as long as the process."""
 
-_guests: weakref.WeakSet[Runtime] = weakref.WeakSet()  # brought by the clocks of tests
+guests: weakref.WeakSet[Runtime] = weakref.WeakSet()
+"""The runtimes of test clocks. Internal."""
 
 
 def all_runtimes() -> list[Runtime]:
-    """Return the runtimes of this process, those of test clocks included."""
-    return [*runtimes, *_guests]
+    """Return the runtimes of this process, including those of test clocks."""
+    return [*runtimes, *guests]
 
 
 def runtime_of(clock: Clock) -> Runtime:
     """Return the background threads of the pools that use this clock."""
-    own = getattr(clock, "runtime", None)  # the clock of a test brings its own
+    own = getattr(clock, "runtime", None)  # a test clock has its own
     if own is not None:
-        _guests.add(own)
+        guests.add(own)
         return own  # type: ignore[no-any-return]
     for runtime in runtimes:
         if runtime.clock is clock:
@@ -93,7 +94,7 @@ def runtime_of(clock: Clock) -> Runtime:
 
 
 def pools() -> list[Sweepable]:
-    """Return the live pools of this process, as the reaper knows them."""
+    """Return the live pools of this process, as `Sweepable` objects."""
     found = []
     for runtime in all_runtimes():
         for reference in list(runtime.pools.values()):

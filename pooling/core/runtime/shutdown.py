@@ -1,12 +1,12 @@
 """Idle resources are closed when the process exits (P10).
 
-Background threads are daemons, so the exit does not wait for
-them. The reaper closes idle resources while the exit waits for it, for at most
-a second; threads cannot be started any more at that time. Resources that are
-lent, and closes that hang, are left to the operating system. During
-interpreter finalization other threads have vanished together with the locks
-they held. As in a forked child, the page then makes the last thread, which runs
-destructors, check before it takes a lock.
+Background threads are daemons, so the exit does not wait for them. The reaper
+closes idle resources while the exit waits for it, for at most a second; no
+thread can be started at that time. Resources that are lent, and closes that
+hang, are left to the operating system. During interpreter finalization other
+threads have vanished together with the locks they held. As in a forked child,
+the page then makes the last thread, which runs destructors, check before it
+takes a lock.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["ALONE"]
 
 logger = logging.getLogger("pooling")
 
-_GOODBYES = 1.0  # seconds that the exit waits for idle resources to be closed
+_GOODBYES = 1.0  # seconds the exit waits for idle resources to be closed
 
 
 class _Alone(SystemClock):
-    """The clock of the last thread: no other thread can put anything into a box any more."""
+    """The clock of the last thread: no other thread can put an item into a box."""
 
     @staticmethod
     def get(box: Box, timeout: float | None) -> Any:

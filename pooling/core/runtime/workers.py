@@ -1,13 +1,13 @@
-"""Daemon threads for slow work: made on demand, gone when idle.
+"""Daemon threads for slow work: started on demand, ended when idle.
 
-A borrower blocks on the pool and on nothing else (P4), so what can hang
-(making, validating, resetting, closing) runs here.
+A borrower blocks on the pool and on nothing else (P4), so work that can hang
+(create, validate, reset, close) runs here.
 
 Threads are started with ``_thread.start_new_thread``, never with
-``Thread.start()``: that waits without bound for the child's first steps, and
-an exception aimed at the borrower can strike there and leave it hanging.
-They are daemons: no exit of the process waits for them (P10). Where no thread
-starts any more, because the process exits, the work is done without one.
+``Thread.start()``, which waits without a limit until the new thread runs: an
+exception raised in the borrower at that point could leave it hanging. They are
+daemons, so the exit of the process does not wait for them (P10). During exit,
+when no thread can be started, work is done without one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ __all__ = ["Job", "Workers"]
 
 logger = logging.getLogger("pooling")
 
-_LINGER = 2.0  # seconds an idle worker stays
+LINGER = 2.0
+"""Seconds that an idle thread waits for another job. Internal; read at each wait."""
 
 Job = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class Workers:
-    """Runs each job as soon as possible in a thread of its own.
+    """Runs each job as soon as possible in its own thread.
 
-    There is no upper bound but the pools': an entry has one job at a time. A
-    job is always in somebody's hands, so that one that is lost (its thread
-    died at birth, an exception struck the borrower that submitted it) drops
-    the token that it carries, and the reaper takes care of the slot (P8).
+    The number of threads is limited only by the pools: an entry has one job at
+    a time. A job is referred to only by the thread that handles it. If it is
+    lost (its thread died at the start, or an exception was raised in the
+    borrower that submitted it), its token is dropped with it, and the reaper
+    recovers the slot (P8).
     """
 
     run_at_exit: Callable[[Job], bool]  # the reaper's `do`, for jobs while the process exits
@@ -50,14 +52,14 @@ class Workers:
         self._stopped = False
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
         self._backlog: deque[Job] = deque()  # jobs that no thread could be started for
-        self._queue_class = queue.SimpleQueue  # looked up at each call: gevent replaces it
-        self._home: Any = self._queue_class()  # tells the thread of a gevent hub from others
+        self.queue_class: Any = queue.SimpleQueue  # looked up at each call: gevent replaces it
+        self._home: Any = self.queue_class()  # tells the thread of a gevent hub from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
 
-        Where no thread can be started the job waits for `nudge`, or for a
-        worker that has time.
+        If no thread can be started, the job waits for `nudge`, or for a worker
+        that becomes idle.
         """
         job = (function, args)
         if not call_home(self._home, self._hand_over, job):
@@ -74,7 +76,7 @@ class Workers:
                 return
 
     def suspend(self) -> None:
-        """Let idle threads end, and busy ones after their job; see `resume`."""
+        """End idle threads now, and busy ones after their job; see `resume`."""
         self._suspended = True
         while self._parked:
             try:
@@ -93,8 +95,13 @@ class Workers:
         self.nudge()
 
     def stop(self) -> None:
-        """Use no threads any more, during exit."""
+        """Start no more threads, during exit."""
         self._stopped = True
+
+    @property
+    def idle(self) -> int:
+        """How many threads wait for a job. Internal."""
+        return len(self._parked)
 
     @property
     def started(self) -> bool:
@@ -113,14 +120,14 @@ class Workers:
         return True
 
     def _start(self, job: Job) -> bool:
-        # In a box: a thread's arguments live as long as the thread does, and
-        # would keep the job's token from being missed.
-        box: queue.SimpleQueue[Job] = self._queue_class()
+        # In a box, because a thread's arguments live as long as the thread, and
+        # would keep the token of a lost job alive.
+        box: queue.SimpleQueue[Job] = self.queue_class()
         box.put(job)
         life = Life()
         try:
             self._lives.add(Weak(life, self._lives.discard))
-            start(self._queue_class, self._run, (life, box))
+            start(self.queue_class, self._run, (life, box))
         except RuntimeError as error:  # "can't start new thread"
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
@@ -134,21 +141,22 @@ class Workers:
     def _do_without_thread(self, job: Job) -> bool:
         """Run a job during exit.
 
-        What a handler of `atexit` wants must not hang the exit, so the reaper
-        does it, if that still runs. Other threads may outlive the main one by
-        hours: they work for themselves, and the reaper keeps the time limits.
+        A job submitted by an `atexit` handler must not hang the exit, so the
+        reaper runs it, if that still runs. Other threads, which may outlive the
+        main thread by hours, run their jobs themselves, and the reaper enforces
+        the time limits.
         """
         main = threading.main_thread().ident == _thread.get_ident()
         if sys.is_finalizing() or not main or not self.run_at_exit(job):
-            self._do(*job)
+            self.do(*job)
         return True
 
     def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
         life.started = True
-        mark_native(self._queue_class)
+        mark_native(self.queue_class)
         job: Job | None = box.get()
         while job is not None:
-            self._do(*job)
+            self.do(*job)
             job = None  # its arguments must not stay alive here
             job = self._next(box)
 
@@ -159,20 +167,21 @@ class Workers:
         except IndexError:
             self._parked.append(box)
         try:
-            return box.get(True, 0.0 if self._suspended else _LINGER)
+            return box.get(True, 0.0 if self._suspended else LINGER)
         except queue.Empty:
             pass
         try:
             self._parked.remove(box)
         except ValueError:  # another thread has just removed our box, to put a job into it
             try:
-                return box.get(True, _LINGER)
+                return box.get(True, LINGER)
             except queue.Empty:  # it was interrupted
                 pass
         return None
 
     @staticmethod
-    def _do(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def do(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Run a job in this thread, and log what it raises. Internal."""
         try:
             function(*args)
         except BaseException:

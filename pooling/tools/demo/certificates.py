@@ -1,7 +1,7 @@
 """A certificate authority for one run of the demo, and the service's certificate.
 
-Made by the ``cryptography`` package if it is there, else by the ``openssl``
-command if that is; both make the same pair.
+Created with the ``cryptography`` package if it is installed, otherwise with the
+``openssl`` command; both create the same pair.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ subjectAltName = IP:{ADDRESS}
 
 
 class Certificates(NamedTuple):
-    """Paths of PEM files, and who made them."""
+    """Paths of PEM files, and the tool that created them."""
 
     authority: Path
     certificate: Path
@@ -47,13 +47,13 @@ class Certificates(NamedTuple):
 
 
 def make_certificates(folder: Path) -> Certificates | None:
-    """Make both in ``folder``, or return ``None`` where nothing at hand can."""
+    """Create both in ``folder``; return ``None`` if neither tool works."""
     files = (folder / "authority.pem", folder / "server.pem", folder / "server.key")
     for maker, make in (("cryptography", _by_cryptography), ("openssl", _by_openssl)):
         try:
             make(*files)
         except (ImportError, OSError, subprocess.SubprocessError):
-            continue  # not at hand, or too old: some of LibreSSL's lack an option now and then
+            continue  # not available or too old: some versions of LibreSSL lack an option
         return Certificates(*files, maker)
     return None
 

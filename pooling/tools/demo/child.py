@@ -1,9 +1,8 @@
-"""A process that works for the demo, and how the two talk: JSON, one object to a line.
+"""Child processes of the demo, and their protocol: one JSON object per line.
 
-A child reads its orders from its standard input and ends when that ends, so it
-dies with its parent even where the parent is killed. It belongs to a process
-group of its own: the Ctrl-C of a terminal reaches the parent alone, which
-decides what happens.
+A child reads its orders from standard input and ends when that ends, so it dies
+with its parent even if the parent is killed. It has its own process group, so
+that Ctrl-C in a terminal reaches only the parent.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ if sys.platform == "win32":
     _GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
-# Where the parent imports from, there the child does, however that came about.
+# The child imports from the same places as the parent.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
 class DemoError(Exception):
-    """Something that the demo needs did not work; the text is for the user."""
+    """Something the demo needs does not work; the text is for the user."""
 
 
 class Child:
-    """The parent's side.
+    """A child process, seen from the parent.
 
     Args:
-        module: Has the child's ``main()``.
+        module: The module with the child's ``main()``.
     """
 
     def __init__(self, module: str) -> None:
@@ -80,16 +79,16 @@ class Child:
         return message
 
     def ask(self, **order: Any) -> Message:
-        """Send an order and wait for its answer, with the errors of both."""
+        """Send an order and wait for its answer; raises the errors of both."""
         self.tell(**order)
         return self.hear()
 
     def kill(self) -> None:
-        """End the child at once, if it has not ended, and wait until it has."""
+        """Kill the child, if it has not ended, and wait for its end."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # an order that it did not read any more
+            with suppress(OSError):  # an order that it did not read
                 pipe and pipe.close()
 
     def _gone(self) -> DemoError:
@@ -97,7 +96,7 @@ class Child:
 
 
 def requests_of_parent() -> Iterator[Message]:
-    """Yield the orders of the parent until it has no more, or is gone."""
+    """Yield the parent's orders until there are no more, or it is gone."""
     for line in sys.stdin:
         yield json.loads(line)
 
@@ -109,7 +108,7 @@ def answer(**message: Any) -> None:
 
 
 def die_with_parent() -> None:
-    """From now on, end this process at once when the parent closes its end or is gone.
+    """From now on, end this process at once when the parent closes the pipe or is gone.
 
     For a child that reads no further orders.
     """

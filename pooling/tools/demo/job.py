@@ -1,4 +1,4 @@
-"""The order of one phase."""
+"""The job description of one phase."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["Job"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a phase is told.
+    """The parameters of a phase.
 
     Attributes:
-        pooled: With pools or without.
-        url: Where the service listens.
-        trusted: A file with whom to trust, or ``None`` for plain HTTP.
-        place: Where to store.
-        threads: How many work.
-        seconds: For how long they begin new pieces of work.
-        seed: Decides who asks for which symbol.
+        pooled: Whether to use pools.
+        url: The URL of the service.
+        trusted: A file of trusted authorities, or ``None`` for plain HTTP.
+        place: The table to store in.
+        threads: Number of threads.
+        seconds: How long they start new jobs.
+        seed: Determines the symbol of each job.
     """
 
     pooled: bool

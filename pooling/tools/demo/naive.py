@@ -1,6 +1,6 @@
-"""A phase's work as code without a pool does it: everything new, every time.
+"""The work of a phase without a pool: everything is new, every time.
 
-The drivers are used directly here, and nowhere else in the demo.
+Only this module of the demo uses the drivers directly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Naive:
         return Quote(**response.json())
 
     def store(self, quote: Quote) -> None:
-        """Insert one row, in a transaction of its own."""
+        """Insert one row in its own transaction."""
         conn = self._connect(self._job.place)
         try:
             with self._lock:
@@ -48,7 +48,7 @@ class Naive:
             conn.close()
 
     def summary(self) -> str:
-        """Return nothing: code without a pool has no figures of its own."""
+        """Return nothing: code without a pool has no metrics."""
         return ""
 
     def __enter__(self) -> Naive:

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "Database", "SQLiteDatabase", "PostgresDatabase", "PRAGMAS", "BUSY_TIMEOUT"]
 
-#: For SQLite, in both phases. NORMAL is what its manual advises together with WAL.
+#: For SQLite, in both phases. NORMAL is what its manual recommends together with WAL.
 PRAGMAS = {"synchronous": "NORMAL"}
-#: Seconds that a writer waits for the others, in both phases.
+#: Seconds a writer waits for others, in both phases.
 BUSY_TIMEOUT = 60.0
 
-# No key: a row that is stored twice has to get as far as the check.
+# No key, so that a row stored twice reaches the check.
 _COLUMNS = ", ".join(
     f"{name} {'TEXT' if name == 'symbol' else 'BIGINT'} NOT NULL" for name in Quote._fields
 )
 
 
 class Place(NamedTuple):
-    """One phase's table, as the worker process is told of it."""
+    """The table of one phase, as passed to the worker process."""
 
     kind: str  #: ``"sqlite"`` or ``"postgres"``.
     target: str  #: The file, or the connection string.
@@ -46,7 +46,7 @@ class Place(NamedTuple):
         return f"INSERT INTO {self.table} ({', '.join(Quote._fields)}) VALUES ({marks})"
 
     def pool(self, settings: PoolSettings) -> SQLitePool | PostgresPool:
-        """Return a new pool of connections to the place's database."""
+        """Return a new pool of connections to the database."""
         if self.kind == "sqlite":
             from ...adapters.sqlite import SQLitePool
 
@@ -65,18 +65,18 @@ class Place(NamedTuple):
             return [Quote(*row) for row in found]
 
 
-# The parent needs one connection, now and then, and the user an early answer if there is none.
+# The parent sometimes needs one connection, and should fail early if there is none.
 _ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=5.0, create_timeout=5.0, max_attempts=3)
 
 
 class Database(Protocol):
-    """Both phases' tables, as the parent keeps them."""
+    """The tables of both phases, for the parent."""
 
     def make(self) -> str:
-        """Make the tables, and return what to tell the user about the database."""
+        """Create the tables, and return a description of the database for the user."""
 
     def drop(self) -> None:
-        """Leave no trace. Any thread may call it, also while ``make`` runs."""
+        """Remove everything. Any thread may call it, also while ``make`` runs."""
 
     def place(self, phase: str) -> Place:
         """Return where a phase stores its rows."""
@@ -86,14 +86,14 @@ class SQLiteDatabase:
     """A file for each phase, so that both begin with an empty one.
 
     Args:
-        folder: Where; who made the folder removes it.
+        folder: The folder of the files; its creator removes it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def make(self) -> str:
-        """Make the files and their tables."""
+        """Create the files and their tables."""
         import sqlite3
 
         for phase in ("unpooled", "pooled"):
@@ -104,7 +104,7 @@ class SQLiteDatabase:
         return f"SQLite {sqlite3.sqlite_version}, a temporary file, WAL, synchronous=NORMAL"
 
     def drop(self) -> None:
-        """Do nothing: the files go with their folder."""
+        """Do nothing: the files are removed with their folder."""
 
     def place(self, phase: str) -> Place:
         """Return where a phase stores its rows."""
@@ -112,18 +112,18 @@ class SQLiteDatabase:
 
 
 class PostgresDatabase:
-    """A schema of our own, with a name that nobody else uses.
+    """A schema with a unique name.
 
     Args:
-        dsn: The connection string. It may hold a password, so it is never shown.
+        dsn: The connection string. It may contain a password, so it is never shown.
 
     Raises:
-        ValueError: ``dsn`` is not one.
+        ValueError: ``dsn`` is not a connection string.
         DemoError: psycopg cannot be imported.
     """
 
     def __init__(self, dsn: str) -> None:
-        if not dsn.strip():  # to a pool, DATABASE_URL, in which the demo has no business
+        if not dsn.strip():  # a pool would use DATABASE_URL, which the demo must not
             raise ValueError("must not be empty")
         self._dsn = dsn
         self._schema = f"pooling_demo_{secrets.token_hex(6)}"
@@ -135,7 +135,7 @@ class PostgresDatabase:
             raise DemoError(f"--dsn needs psycopg and libpq: {error}") from error
 
     def make(self) -> str:
-        """Make the schema and its tables.
+        """Create the schema and its tables.
 
         Raises:
             DemoError: The server cannot be reached, or refuses.
@@ -160,26 +160,26 @@ class PostgresDatabase:
                     conn.execute(f"CREATE TABLE {self.place(phase).table} ({_COLUMNS})")
 
     def drop(self) -> None:
-        """Drop the schema, if it was made.
+        """Drop the schema, if it was created.
 
         Raises:
-            DemoError: The server did not do so within some seconds.
+            DemoError: The server did not drop it within several seconds.
         """
         if not self._lock.acquire(timeout=10.0):
-            raise DemoError(f"the database does not answer; schema {self._schema} stays behind")
+            raise DemoError(f"the database does not answer; schema {self._schema} was not dropped")
         try:
             self._dropped = True
             if self._made:
                 self._drop_schema()
         except Exception as error:
-            raise DemoError(f"schema {self._schema} stays behind: {without_secrets(str(error))}") from error
+            raise DemoError(f"schema {self._schema} was not dropped: {without_secrets(str(error))}") from error
         finally:
             self._lock.release()
 
     def _drop_schema(self) -> None:
         db = self.place("pooled").pool(_ONE)
         with db, db.connection() as conn:
-            # The last workers' connections may hold locks, until the server sees that they ended.
+            # The last workers' connections may hold locks until the server notices that they ended.
             conn.execute("SET LOCAL lock_timeout = '10s'")
             conn.execute(f"DROP SCHEMA IF EXISTS {self._schema} CASCADE")
 

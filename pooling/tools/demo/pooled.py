@@ -12,13 +12,13 @@ from .quotes import Quote
 
 __all__ = ["Pooled"]
 
-# SQLite has one writer at a time, so more than a few only queue up in its busy handler;
-# PostgreSQL serves about as many at once as it has cores.
+# SQLite has one writer at a time, so more than a few connections only wait in its busy
+# handler; PostgreSQL serves about as many at once as it has cores.
 _DATABASE_SIZE = {"sqlite": 4, "postgres": 8}
 
 
 class Pooled:
-    """Sessions and connections from a pool each."""
+    """Sessions from one pool, database connections from another."""
 
     def __init__(self, job: Job) -> None:
         settings = PoolSettings(acquire_timeout=60.0)  # the machine may be slow and busy
@@ -39,17 +39,17 @@ class Pooled:
         return Quote(**response.json())
 
     def store(self, quote: Quote) -> None:
-        """Insert one row, in a transaction of its own."""
+        """Insert one row in its own transaction."""
         with self._db.connection() as conn:
             conn.execute(self._insert, quote)
 
     @property
     def database_connections(self) -> int:
-        """How many were opened so far."""
+        """The number of connections opened so far."""
         return self._db.metrics.snapshot().created
 
     def summary(self) -> str:
-        """Return what the pools say of themselves."""
+        """Return the pools' metrics as text."""
         text = io.StringIO()
         self._http.metrics.print_summary(text)
         self._db.metrics.print_summary(text)

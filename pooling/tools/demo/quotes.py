@@ -1,4 +1,4 @@
-"""What the demo's service serves, what the database must hold, and the comparison."""
+"""The quotes of the demo's service, and the comparison with the database."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import NamedTuple
 
 __all__ = ["SYMBOLS", "Quote", "Verdict", "price_of", "symbol_of", "compare"]
 
-#: A few hundred, pronounceable and invented.
+#: A few hundred invented, pronounceable symbols.
 SYMBOLS = tuple("".join(letters) for letters in product("ABDGKMPT", "AEIO", "LNRSTX", "CM"))
 
 
 class Quote(NamedTuple):
-    """One row, and one line in the service's book."""
+    """One row, and one record of the service."""
 
-    serial: int  #: The service's count of its answers: no two are alike.
-    piece: int  #: The piece of work that asked. Tells apart two who ask for one symbol.
+    serial: int  #: The service's count of its answers, which is unique.
+    piece: int  #: The job that requested it. Distinguishes two requests for one symbol.
     symbol: str
-    price: int  #: In cents, since they compare exactly in every database.
+    price: int  #: In cents, which compare exactly in every database.
 
 
 def symbol_of(seed: int, piece: int) -> str:
-    """Return the symbol that a piece of work asks for: the same in both phases."""
+    """Return the symbol that a job requests: the same in both phases."""
     return SYMBOLS[_number(seed, "symbol", piece) % len(SYMBOLS)]
 
 
 def price_of(seed: int, symbol: str, serial: int) -> int:
-    """Return the price in cents that belongs to this answer and to no other."""
+    """Return the price in cents of this answer."""
     return 100 + _number(seed, symbol, serial) % 10_000_000
 
 
@@ -39,23 +39,23 @@ def _number(*parts: object) -> int:
 
 
 class Verdict(NamedTuple):
-    """How the rows of a table differ from what was served."""
+    """The differences between the rows of a table and the quotes served."""
 
     right: int
-    missing: list[Quote]  #: Served, and not in the table.
+    missing: list[Quote]  #: Served, but not in the table.
     extra: list[Quote]  #: In the table a second time, or never served.
-    mixed: list[Quote]  #: In the table with another piece, symbol or price than served.
+    mixed: list[Quote]  #: In the table with a different job, symbol or price.
 
     @property
     def perfect(self) -> bool:
-        """Whether every row is right. A table without rows proves nothing, so it is not."""
+        """Whether every row is right. False for a table without rows, which proves nothing."""
         return self.right > 0 and not (self.missing or self.extra or self.mixed)
 
     def __str__(self) -> str:
         if self.perfect:
             return f"all {self.right:,} rows are exactly as served"
         if not any(self):
-            return "no rows at all"
+            return "no rows"
         found = [f"{self.right:,} rows as served"]
         for kind in ("missing", "extra", "mixed"):
             if rows := getattr(self, kind):
@@ -64,13 +64,13 @@ class Verdict(NamedTuple):
 
 
 def compare(rows: Iterable[Quote], served: Iterable[Quote], seed: int) -> Verdict:
-    """Compare all rows of a table with all that the service says it served.
+    """Compare all rows of a table with the service's records.
 
     Args:
-        rows: The table's, in any order.
-        served: The service's book.
-        seed: What the prices were made from; they are computed again here, so
-            that a service that wrote down a wrong price shows as well.
+        rows: The rows of the table, in any order.
+        served: The service's records.
+        seed: The seed of the prices, which are computed again here to detect a
+            wrong price in the records, too.
     """
     book = {quote.serial: quote for quote in served}
     right, extra, mixed = 0, [], []

@@ -1,8 +1,8 @@
-"""The demo's parent process: it starts the others, shows what they do, and judges.
+"""The demo's parent process: it starts the others, shows their progress, and checks the results.
 
 The work is done on a thread; the main thread waits for its end or for a
-signal. A signal is a message here like any other: no exception strikes
-between two lines, so nothing is ever half made when the clearing up begins.
+signal. Signals are turned into messages, so that none raises between two lines
+and nothing is half done when the cleanup begins.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["DESCRIPTION", "HELP", "add_arguments", "number", "run"]
 
 HELP = "fetch and store market data with and without pools, check every row, compare"
 DESCRIPTION = """
-Starts a local HTTP service of market data. Threads fetch quotes from it and store them in a
-database: without pools first, each time with a new session and a new connection, then through
-an HTTPPool and a database pool. Then it compares the figures, and every row in the database
-with what the service served. The exit code is 0 if all rows are right, 1 if not, 2 for a bad
-option, 130 after Ctrl-C.
+Starts a local HTTP service for market data. Threads fetch quotes from it and store them in a
+database: first without pools, with a new session and a new connection each time, then through
+an HTTPPool and a database pool. Then it compares the figures, and checks every row in the
+database against the service's records. The exit code is 0 if all rows are right, 1 if not, 2
+for an invalid option, 130 after Ctrl-C.
 """
 
 PHASES = ("unpooled", "pooled")
 _SECONDS, _QUICK_SECONDS = 5.0, 1.5
 
-# What ends the demo: Ctrl-C, Ctrl-Break, kill, and the terminal's end.
+# The signals of Ctrl-C, Ctrl-Break, kill, and a closed terminal.
 _SIGNALS = ("SIGINT", "SIGBREAK", "SIGTERM", "SIGHUP")
 
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "temporary file)",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="at most 10 seconds in all")
+    length.add_argument("--quick", action="store_true", help="finish within 10 seconds")
     length.add_argument(
         "--seconds",
         type=number(float, 0.1, 3600),
@@ -67,26 +67,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1, 512),
         default=32,
         metavar="N",
-        help="how many work at once (default: %(default)s)",
+        help="number of threads (default: %(default)s)",
     )
     parser.add_argument(
         "--delay-ms",
         type=number(float, 0, 10_000),
         default=5.0,
         metavar="N",
-        help="what the service takes for an answer, on average (default: %(default)s)",
+        help="average response time of the service (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=number(int, 0, 10**9),
         default=1,
         metavar="N",
-        help="decides symbols and prices (default: %(default)s)",
+        help="seed for symbols and prices (default: %(default)s)",
     )
 
 
 def number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
-    """Return a type for an option that is a number within bounds."""
+    """Return an option type for a number within bounds."""
 
     def parse(text: str) -> Any:
         try:
@@ -108,11 +108,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     Args:
         options: As parsed.
-        parser: Complains about a bad one, with exit code 2.
+        parser: Reports an invalid option, with exit code 2.
     """
     outcome: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
     _on_signals(outcome)
-    logging.getLogger("pooling").setLevel(logging.ERROR)  # what fails here, we report ourselves
+    logging.getLogger("pooling").setLevel(logging.ERROR)  # failures are reported here
     screen, stage = Screen(sys.stdout), Stage()
     try:
         demo = _Demo(options, screen, stage)
@@ -124,9 +124,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     thread.start()
     result = _first(outcome)
     if isinstance(result, int) and result > 128:
-        screen.close("interrupted, clearing up")
+        screen.close("interrupted, cleaning up")
     stage.stop()
-    thread.join(1.0)  # it has nobody to wait for any more, but a database that is out of reach
+    thread.join(1.0)  # it may only still wait for an unreachable database
     try:
         stage.clear()
     except DemoError as error:
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _on_signals(outcome: queue.SimpleQueue[int | Exception] | None) -> None:
-    """Turn signals into outcomes, or from now on into nothing: the end is near anyway."""
+    """Turn signals into outcomes; with ``None``, ignore them from now on."""
 
     def note(number: int, frame: object) -> None:
         if outcome is not None:
@@ -145,7 +145,7 @@ def _on_signals(outcome: queue.SimpleQueue[int | Exception] | None) -> None:
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        # nohup ignores SIGHUP. SIGINT counts even where a shell's `&` had it ignored.
+        # Respect a SIGHUP ignored by nohup, but handle a SIGINT ignored by a shell's `&`.
         if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
             continue
         signal.signal(number, note if outcome is not None else signal.SIG_IGN)
@@ -176,7 +176,7 @@ def _complain(error: DemoError) -> int:
 
 
 class _Demo:
-    """One run, on a thread of its own."""
+    """One run, on its own thread."""
 
     def __init__(self, options: argparse.Namespace, screen: Screen, stage: Stage) -> None:
         self._options, self._screen, self._stage = options, screen, stage
@@ -184,14 +184,14 @@ class _Demo:
         self._postgres = None if options.dsn is None else PostgresDatabase(options.dsn)
 
     def report_to(self, outcome: queue.SimpleQueue[int | Exception]) -> None:
-        """Run, and put the exit code or the error that came instead."""
+        """Run, and put the exit code or the error into ``outcome``."""
         try:
             outcome.put(self.run())
         except Exception as error:
             outcome.put(error)
 
     def run(self) -> int:
-        """Do everything in order; return the exit code."""
+        """Run all steps and return the exit code."""
         began = time.perf_counter()
         options, say = self._options, self._screen.say
         say(
@@ -216,7 +216,7 @@ class _Demo:
     def _phase(
         self, phase: str, worker: Child, service: Child, market: Message, database: Database
     ) -> Message:
-        """Have one phase done and checked, and return its figures."""
+        """Run and check one phase, and return its figures."""
         place = database.place(phase)
         worker.tell(
             pooled=phase == "pooled",
@@ -232,12 +232,12 @@ class _Demo:
         verdict = compare(place.rows(), map(Quote._make, book["served"]), self._options.seed)
         self._screen.say(f"{'':9} {verdict}")
         if result["failure"]:
-            self._screen.say(f"{'':9} it failed: {result['failure']}")
+            self._screen.say(f"{'':9} failed: {result['failure']}")
         right = verdict.perfect and not result["failure"]
         return {**result, "accepted": book["accepted"], "right": right}
 
     def _follow(self, phase: str, worker: Child) -> Message:
-        """Show the progress of a phase until its result comes, and return that."""
+        """Show the progress of a phase until its end, and return its result."""
         while True:
             message = worker.hear()
             result: Message = message.get("result", message)
@@ -254,14 +254,14 @@ class _Demo:
             say("\n" + table(results["unpooled"], results["pooled"]))
         say("\n" + results["pooled"]["summary"])
         right = "" if all(result["right"] for result in results.values()) else "NOT "
-        say(f"{right}every row is right; {seconds:.1f} s in all")
+        say(f"{right}every row is right; {seconds:.1f} s in total")
 
 
 def _describe(market: Message) -> str:
     text = f"{market['url']}, {len(SYMBOLS)} symbols, "
     if market["maker"] is None:
-        return text + "plain HTTP: neither cryptography nor openssl is here to make a certificate"
+        return text + "plain HTTP: neither cryptography nor openssl is available to create a certificate"
     return (
-        f"{text}TLS by a certificate that {market['maker']} made\n{'':9} "
-        "clients trust its authority and those of certifi's list, as long as in real life"
+        f"{text}TLS with a certificate created by {market['maker']}\n{'':9} "
+        "clients trust its authority and those of certifi, as many as in production"
     )

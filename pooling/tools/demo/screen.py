@@ -1,4 +1,4 @@
-"""What the user sees: lines, and one line of progress that renews itself."""
+"""The demo's output: lines, and a progress line that is updated in place."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TextIO
 __all__ = ["Screen"]
 
 class Screen:
-    """Writes to a terminal, where progress stays on one line, or to anything else.
+    """Writes to a terminal, where progress stays on one line, or to any other stream.
 
     Args:
         stream: Usually the standard output.
-        seconds_a_line: Between two lines of progress where they cannot replace each other.
+        seconds_a_line: Seconds between two progress lines, if the stream is not a terminal.
     """
 
     def __init__(self, stream: TextIO, seconds_a_line: float = 1.0) -> None:
@@ -21,7 +21,7 @@ class Screen:
         self._seconds_a_line = seconds_a_line
         self._terminal = stream.isatty()
         self._lock = threading.Lock()
-        self._closed = False  # guarded by _lock, as the rest
+        self._closed = False  # guarded by _lock, like the rest
         self._shown = 0  # characters of progress on the current line
         self._due = 0.0
         if hasattr(stream, "reconfigure"):
@@ -34,7 +34,7 @@ class Screen:
                 self._write(text + "\n")
 
     def progress(self, text: str) -> None:
-        """Show how far it is: at once on a terminal, now and then elsewhere."""
+        """Show progress: at once on a terminal, occasionally elsewhere."""
         with self._lock:
             if self._closed:
                 return
@@ -46,7 +46,7 @@ class Screen:
                 self._due = time.monotonic() + self._seconds_a_line
 
     def close(self, text: str) -> None:
-        """Write a last line; whatever another thread still has to say is dropped."""
+        """Write a last line; later output of other threads is dropped."""
         self.say(text)
         with self._lock:
             self._closed = True

@@ -1,8 +1,7 @@
-"""The demo's HTTP service: quotes over keep-alive connections, in a process of its own.
+"""The demo's HTTP service: quotes over keep-alive connections, in its own process.
 
-It is started and asked by the demo over its standard input and output, one
-JSON object to a line, and ends when its input does: so it cannot outlive the
-demo, however that ends.
+The demo talks to it over its standard input and output, one JSON object per
+line. It ends when its input does, so it cannot outlive the demo.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from .quotes import SYMBOLS, Quote, price_of
 __all__ = ["QuoteServer", "main"]
 
 # Close without the TIME_WAIT state: a client without a pool opens hundreds of
-# connections a second, and the machine's ports would run out within a minute.
+# connections a second, which would use up the machine's ports within a minute.
 _NO_TIME_WAIT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class QuoteServer(ThreadingHTTPServer):
-    """Serves ``/quotes/<symbol>?piece=<number>`` and keeps the book of what it served.
+    """Serves ``/quotes/<symbol>?piece=<number>`` and records every quote.
 
     Args:
-        delay: Seconds that an answer takes on average, from half to one and a
-            half of it.
-        seed: What prices are made from.
-        tls: The context to serve https with; ``None`` means http.
+        delay: Average seconds per answer; actual delays are between half of it
+            and one and a half times it.
+        seed: Determines the prices.
+        tls: The context for https; ``None`` means http.
     """
 
     daemon_threads = True
@@ -46,18 +45,18 @@ class QuoteServer(ThreadingHTTPServer):
     def __init__(self, delay: float, seed: int, tls: ssl.SSLContext | None = None) -> None:
         self.delay, self.seed, self.tls = delay, seed, tls
         self._lock = threading.Lock()
-        self._serial = 0  # guarded by _lock, as the next two
+        self._serial = 0  # guarded by _lock, like the next two
         self._served: list[Quote] = []
         self._accepted = 0
         super().__init__((ADDRESS, 0), _Handler)
 
     @property
     def url(self) -> str:
-        """Where to ask: scheme, address and port."""
+        """The URL: scheme, address and port."""
         return f"{'https' if self.tls else 'http'}://{ADDRESS}:{self.server_port}"
 
     def quote(self, symbol: str, piece: int) -> Quote:
-        """Make up the next quote, and write it down."""
+        """Invent the next quote and record it."""
         with self._lock:
             self._serial += 1
             price = price_of(self.seed, symbol, self._serial)
@@ -66,14 +65,14 @@ class QuoteServer(ThreadingHTTPServer):
             return quote
 
     def take_book(self) -> dict[str, Any]:
-        """Return what was served and how many connections were accepted since the last call."""
+        """Return the quotes served and the number of connections accepted since the last call."""
         with self._lock:
             book = {"served": self._served, "accepted": self._accepted}
             self._served, self._accepted = [], 0
             return book
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Its handshake is left to its own thread: it takes a while."""
+        """Accept a connection. The slow handshake is left to the connection's own thread."""
         connection, address = super().get_request()
         with self._lock:
             self._accepted += 1
@@ -89,7 +88,7 @@ class QuoteServer(ThreadingHTTPServer):
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away; they do when the demo is interrupted."""
+        """Ignore clients that disconnect, as they do when the demo is interrupted."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -98,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: QuoteServer
     protocol_version = "HTTP/1.1"  # keep-alive
     disable_nagle_algorithm = True
-    wbufsize = 1 << 16  # head and body leave in one packet
+    wbufsize = 1 << 16  # headers and body are sent in one packet
 
     def do_GET(self) -> None:
         """Answer with a quote, or with 404."""
@@ -124,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _trusted(authority: Path) -> Path:
-    """Return a list of trusted authorities as long as a real one: certifi's, and ours."""
-    import certifi  # here: with requests, which the clients need, it is always there
+    """Return a list of trusted authorities of realistic length: certifi's and ours."""
+    import certifi  # always installed with requests, which the clients need
 
     bundle = authority.with_name("trusted.pem")
     bundle.write_bytes(Path(certifi.where()).read_bytes() + authority.read_bytes())
@@ -135,8 +134,8 @@ def _trusted(authority: Path) -> Path:
 def main() -> None:
     """Serve until the standard input ends.
 
-    The first line is the order: ``folder``, ``delay`` and ``seed``; its answer
-    has ``url``, ``trusted`` and ``maker``. Any further line asks for the book.
+    The first line has ``folder``, ``delay`` and ``seed``; its answer has
+    ``url``, ``trusted`` and ``maker``. Each further line requests the records.
     """
     orders = requests_of_parent()
     order = next(orders)

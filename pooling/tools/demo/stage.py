@@ -1,4 +1,4 @@
-"""What must be gone when the demo ends, however it ends."""
+"""Cleans up when the demo ends, however it ends."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["Stage", "Stopped"]
 
 
 class Stopped(DemoError):
-    """The demo is being ended from outside."""
+    """The demo was interrupted."""
 
 
 class Stage:
-    """Makes processes and files, and ends all of them when it closes.
+    """Creates processes and files, and ends and removes all of them at the end.
 
-    Another thread may stop it at any moment: what is being made then is ended
-    too, and after that nothing more is made.
+    Another thread may stop it at any moment: this includes what is just being
+    created, and nothing is created afterwards.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stopped = False  # guarded by _lock, as the rest
+        self._stopped = False  # guarded by _lock, like the rest
         self._children: list[Child] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -44,7 +44,7 @@ class Stage:
             return child
 
     def folder(self) -> Path:
-        """Make a temporary folder that only this user can read.
+        """Create a temporary folder that only this user can read.
 
         Raises:
             Stopped: The stage was stopped.
@@ -56,7 +56,7 @@ class Stage:
             return folder
 
     def at_end(self, undo: Callable[[], None]) -> None:
-        """Have ``undo`` called at the end, when the processes have ended.
+        """Register ``undo`` to be called at the end, after the processes have ended.
 
         Raises:
             Stopped: The stage was stopped.
@@ -70,17 +70,17 @@ class Stage:
             raise Stopped("interrupted")
 
     def stop(self) -> None:
-        """End the processes; whoever waits for one of them notices."""
+        """Kill the processes; threads that wait for one of them get an error."""
         with self._lock:
             self._stopped = True
             for child in self._children:
                 child.kill()
 
     def clear(self) -> None:
-        """Undo the rest, the latest first.
+        """Run the registered functions in reverse order.
 
         Raises:
-            DemoError: Something could not be undone; all the rest was.
+            DemoError: One of them failed; all the others were run.
         """
         error: DemoError | None = None
         while self._undo:
@@ -93,7 +93,7 @@ class Stage:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder. Windows keeps the files of a killed process open for a moment."""
+    """Remove a folder, retrying because Windows keeps the files of a killed process open for a moment."""
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

@@ -22,12 +22,12 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], float]], ...] = (
 
 
 def table(unpooled: Figures, pooled: Figures) -> str:
-    """Return the table: figures of each phase, and how the pool's compare.
+    """Return the table: the figures of both phases and their ratio.
 
     Args:
-        unpooled: One phase's figures, as the worker process reports them, and
-            ``accepted`` from the service. At least one request was done.
-        pooled: The other's.
+        unpooled: The figures of one phase, as reported by the worker process,
+            with ``accepted`` from the service. Needs at least one request.
+        pooled: The figures of the other phase.
     """
     width = max(len(label) for label, *_ in _ROWS)
     lines = [f"{'':{width}}  {'unpooled':>10}  {'pooled':>10}"]

@@ -1,6 +1,6 @@
-"""One phase: threads that fetch quotes and store them, in a process of its own.
+"""One phase: threads that fetch quotes and store them, in a separate process.
 
-Its order comes by standard input, its progress and result go by standard
+It reads its job from standard input and writes progress and result to standard
 output, see :mod:`pooling.tools.demo.child`.
 """
 
@@ -26,9 +26,9 @@ from .quotes import Quote, symbol_of
 
 __all__ = ["Phase", "main"]
 
-_TICK = 0.05  # seconds between two looks at the memory
-_TICKS_A_LINE = 5  # between two lines of progress
-_PATIENCE = 60.0  # seconds that the last pieces may take after the end of the phase
+_TICK = 0.05  # seconds between two memory samples
+_TICKS_A_LINE = 5  # samples between two progress lines
+_PATIENCE = 60.0  # seconds the last jobs may take after the end of the phase
 
 
 class Phase:
@@ -37,14 +37,14 @@ class Phase:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._way: Naive | Pooled = Pooled(job) if job.pooled else Naive(job)
-        # Each thread appends to a list of its own: nothing is shared on the way.
+        # One list for each thread, so that nothing is shared during the run.
         self._latencies: list[list[float]] = [[] for _ in range(job.threads)]
         self._error: str | None = None
         self._process = psutil.Process()
         self._start_memory = self._peak_memory = self._process.memory_info().rss
 
     def run(self) -> Mapping[str, Any]:
-        """Do the work, report progress while it lasts, and return the figures."""
+        """Do the work, report progress, and return the figures."""
         cpu, began = time.process_time(), time.perf_counter()
         with self._way:
             self._until = began + self._job.seconds
@@ -59,7 +59,7 @@ class Phase:
             return self._figures(seconds, cpu)
 
     def _work(self, index: int) -> None:
-        """Begin pieces until time is over; any failure ends the phase, since it shows."""
+        """Start jobs until time is over; any failure ends the phase and is reported."""
         latencies = self._latencies[index]
         for piece in itertools.count(index, self._job.threads):
             began = time.perf_counter()
@@ -75,7 +75,7 @@ class Phase:
     def _fetch_and_store(self, piece: int) -> None:
         symbol = symbol_of(self._job.seed, piece)
         quote = self._way.fetch(f"/quotes/{symbol}?piece={piece}")
-        # What was asked for beside what came back: an answer to somebody else's request shows.
+        # Combines the request with the answer, so that an answer to another request is detected.
         self._way.store(Quote(quote.serial, piece, symbol, quote.price))
 
     def _watch(self, threads: list[threading.Thread], began: float) -> None:
@@ -86,7 +86,7 @@ class Phase:
                 return
             now = time.perf_counter()
             if now > self._until + _PATIENCE:
-                self._error = f"a piece of work took more than {_PATIENCE:.0f} s"
+                self._error = f"a job took more than {_PATIENCE:.0f} s"
                 return
             if tick % _TICKS_A_LINE == 0:
                 answer(done=sum(map(len, self._latencies)), seconds=now - began)
@@ -108,12 +108,12 @@ class Phase:
 
 
 def main() -> None:
-    """Do the one job that the parent orders, and report its result."""
+    """Run the phase that the parent requests, and report its result."""
     order = next(requests_of_parent(), None)
     if order is None:
         return
     die_with_parent()
-    # No proxy stands between two processes of one machine.
+    # Use no proxy between two processes on one machine.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     place = Place(*order.pop("place"))

@@ -1,6 +1,6 @@
-"""The doctor: looks at a server through a pool's eyes, and says what is wrong and what to set.
+"""The doctor: checks a server for use with pools, and reports problems and the settings that fix them.
 
-`facts.read` asks the server, `rules.examine` judges what it answered against
-what is planned, `sizing.size_for` finds the size that recorded waits ask for.
-Knows psycopg, where it connects, and nothing of the pools.
+`facts.read` queries the server, `rules.examine` compares the facts with the
+plan, `sizing.size_for` computes the size for recorded waits. It uses psycopg
+to connect, and no pool.
 """

@@ -1,4 +1,4 @@
-"""What a server says of itself, and how fast it is."""
+"""Reads a server's settings and connections, and measures its speed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _CONNECTS, _QUERIES = 5, 20
 
 @dataclass(frozen=True)
 class Client:
-    """Connections that have their origin in common."""
+    """Connections of the same origin."""
 
     application: str
     address: str
     user: str
     count: int
-    in_transaction: int  # of these, idle in a transaction; unknown where `hidden`
-    hidden: bool = False  # where they come from and what they do is not shown to our role
+    in_transaction: int  # of these, idle in a transaction; unknown if `hidden`
+    hidden: bool = False  # our role may not see their origin and state
 
     def __str__(self) -> str:
         name = repr(self.application) if self.application else "without a name"
@@ -49,9 +49,9 @@ class Pooler:
     """A connection pooler between us and the server.
 
     Attributes:
-        mode: ``"session"``, or ``"transaction"`` for that and ``"statement"``.
-        version: PgBouncer's, if its console lets us in.
-        settings: PgBouncer's by name, likewise.
+        mode: ``"session"``, or ``"transaction"``, which includes ``"statement"``.
+        version: PgBouncer's version, if its console is accessible.
+        settings: PgBouncer's settings by name, likewise.
     """
 
     mode: str
@@ -59,19 +59,19 @@ class Pooler:
     settings: dict[str, str] = field(default_factory=dict)
 
     def number(self, name: str) -> int | None:
-        """One of the settings as a number; ``None`` if it is not known."""
+        """Return a setting as a number; ``None`` if it is not known."""
         value = self.settings.get(name, "")
         return int(value) if value.isdigit() else None
 
     def __str__(self) -> str:
         if self.version is None:
-            return f"a pooler in {self.mode} mode (PgBouncer or its like)"
+            return f"a pooler in {self.mode} mode (PgBouncer or similar)"
         return f"PgBouncer {'.'.join(map(str, self.version))} in {self.mode} mode"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a server. Times are seconds; a time limit of 0 is none."""
+    """What is known about a server. Times are seconds; a time limit of 0 means none."""
 
     address: str
     version: str
@@ -85,30 +85,30 @@ class Facts:
     pooler: Pooler | None
     connect_seconds: float
     query_seconds: float
-    missing: tuple[str, ...] = ()  # of `STEPS`: statements that it does not execute for this role
+    missing: tuple[str, ...] = ()  # statements of `STEPS` that it does not execute for this role
 
     @property
     def room(self) -> int:
-        """Connections that ordinary roles may have in all."""
+        """Total number of connections for ordinary roles."""
         return self.max_connections - self.reserved
 
     @property
     def connected(self) -> int:
-        """Connections that others have now."""
+        """Number of other clients' connections now."""
         return sum(client.count for client in self.clients)
 
 
 def read(connect: Connect, ours: str | None = None) -> Facts:
-    """Ask a server, through a few connections that are closed again.
+    """Query a server through a few connections, which are closed again.
 
     Args:
-        connect: Returns a new connection, of ``psycopg.connect(...)``; takes
+        connect: Returns a new connection of ``psycopg.connect(...)``; takes
             ``autocommit`` and ``dbname``.
-        ours: The ``application_name`` of the pool that asks: its connections
-            are not counted as those of others.
+        ours: The ``application_name`` of the pool that runs the check; its
+            connections are not counted as other clients'.
 
     Raises:
-        psycopg.Error: It does not answer, or not as PostgreSQL does.
+        psycopg.Error: The server does not answer, or is not PostgreSQL.
     """
     with ExitStack() as stack:
         times = []
@@ -116,7 +116,7 @@ def read(connect: Connect, ours: str | None = None) -> Facts:
             began = perf_counter()
             conn = stack.enter_context(closing(connect(autocommit=True)))
             times.append(perf_counter() - began)
-            if len(times) > 2:  # two are enough at a time, for the pooler's sake
+            if len(times) > 2:  # keep only two open at a time, to spare a pooler
                 conn.close()
             elif len(times) == 2:
                 other = conn
@@ -151,7 +151,7 @@ def _address(conn: Connection) -> str:
 
 
 def _settings(conn: Connection) -> dict[str, float]:
-    rows = conn.execute(  # what a client has set for itself fights nobody
+    rows = conn.execute(  # without the client's own settings, which cannot conflict
         "SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s) AND source <> 'client'",
         [list(_SETTINGS)], prepare=False,
     )  # fmt: skip
@@ -162,12 +162,12 @@ def _clients(conn: Connection, own: set[int], ours: str | None) -> tuple[Client,
     rows = conn.execute(
         """
         SELECT coalesce(application_name, ''),
-               CASE WHEN backend_type IS NULL THEN 'an unseen host'
+               CASE WHEN backend_type IS NULL THEN 'a hidden host'
                     ELSE coalesce(host(client_addr), 'the local socket') END,
                coalesce(usename, '?'), count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%%'),
                backend_type IS NULL
         FROM pg_stat_activity
-        WHERE (backend_type = 'client backend'  -- of other roles an ordinary one is shown less, and this is NULL
+        WHERE (backend_type = 'client backend'  -- NULL for other roles' connections if our role may not see it
                OR backend_type IS NULL AND usename IS NOT NULL AND datname IS NOT NULL)
               AND pid <> ALL(%s) AND application_name IS DISTINCT FROM %s
         GROUP BY 1, 2, 3, 6 ORDER BY 4 DESC
@@ -206,10 +206,10 @@ def _backend(conn: Connection) -> int:
 
 
 def _pooler(one: Connection, other: Connection, connect: Connect) -> Pooler | None:
-    """Find out what stands in between: it gives process ids of its own to its clients.
+    """Detect a pooler: it reports its own process ids to clients.
 
-    If two clients that do nothing have the same process behind them, it is
-    theirs for a transaction only.
+    If two idle clients have the same server process, it is assigned to them
+    only for the duration of a transaction.
     """
     backend = _backend(one)
     if backend == one.info.backend_pid:
@@ -225,7 +225,7 @@ def _pooler(one: Connection, other: Connection, connect: Connect) -> Pooler | No
 
 
 def _show(console: Connection, command: bytes) -> list[dict[str, str]]:
-    """Ask PgBouncer's console, which knows nothing but simple queries."""
+    """Query PgBouncer's console, which supports only simple queries."""
     result = console.pgconn.exec_(command)
     names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
     return [

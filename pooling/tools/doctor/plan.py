@@ -1,4 +1,4 @@
-"""What an application is about to ask of a server."""
+"""The connections that an application plans to open."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Pools, as many as there are workers.
+    """One pool per worker.
 
     Attributes:
-        settings: Those of each pool.
-        workers: Processes with a pool of their own; ``None`` if that is not known.
+        settings: The settings of each pool.
+        workers: Number of processes with a pool each; ``None`` if not known.
         cleans: Whether sessions are cleaned on the server (``session="clean"``).
-        prepares: Whether statements are prepared; ``None`` if that is not known.
+        prepares: Whether statements are prepared; ``None`` if not known.
         options: Whether server settings are sent while connecting (``options``,
             ``command_timeout``, ``idle_in_transaction_timeout``).
         resets_fail: Why resets keep failing, if they do.
-        command_timeout, idle_in_transaction_timeout: As of `PostgresPool`, in seconds.
-        unlimited: Whether it is known that there is no ``command_timeout``.
+        command_timeout, idle_in_transaction_timeout: As for `PostgresPool`, in seconds.
+        unlimited: Whether ``command_timeout`` is known to be unset.
 
     Raises:
-        TypeError, ValueError: ``workers`` is no whole number above 0.
+        TypeError, ValueError: ``workers`` is not a whole number above 0.
     """
 
     settings: PoolSettings = field(default_factory=PoolSettings)
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def connections(self) -> int:
-        """The most connections of all workers together."""
+        """The maximum number of connections of all workers together."""
         return (self.workers or 1) * self.settings.max_size
 
     def __str__(self) -> str:

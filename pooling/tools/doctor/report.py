@@ -1,4 +1,4 @@
-"""What the doctor found, and how it is told."""
+"""The doctor's findings and report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MARKS: dict[Level, str] = {"breaks": "BREAKS ", "warning": "warning", "note": "
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-        level: ``"breaks"``: errors are to be expected; ``"warning"``: it costs,
-            or breaks at times; ``"note"``: good to know.
-        what: What is wrong.
-        cure: What to set.
+        level: ``"breaks"``: expect errors; ``"warning"``: costs performance, or
+            fails sometimes; ``"note"``: good to know.
+        what: The problem.
+        cure: The fix.
     """
 
     level: Level
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was read and what was found; ``str()`` tells it in words."""
+    """The facts and the findings; ``str()`` formats them for people."""
 
     facts: Facts
     plan: Plan
@@ -46,12 +46,12 @@ class Report:
 
     @property
     def breaks(self) -> bool:
-        """Whether anything will break."""
+        """Whether anything will fail."""
         return any(finding.level == "breaks" for finding in self.findings)
 
     @property
     def warns(self) -> bool:
-        """Whether anything costs, or breaks at times."""
+        """Whether anything costs performance, or fails sometimes."""
         return any(finding.level == "warning" for finding in self.findings)
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Report:
             text = f"{finding.what}. {finding.cure}."
             lines += textwrap.wrap(text, 100, initial_indent=mark, subsequent_indent=" " * len(mark))
         if not self.findings:
-            lines.append(f"  nothing is wrong with {self.plan}")
+            lines.append(f"  no problems found for {self.plan}")
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -70,7 +70,7 @@ class Report:
         lines = [
             f"PostgreSQL {facts.version} at {facts.address}",
             f"  connecting takes {facts.connect_seconds * 1000:.1f} ms, a query {facts.query_seconds * 1000:.2f} ms: "
-            f"without a pool each connection costs as much as {ratio:.0f} queries",
+            f"a new connection costs as much as {ratio:.0f} queries",
         ]
         if facts.pooler is not None:
             lines.append(f"  behind {facts.pooler}")
@@ -79,11 +79,11 @@ class Report:
     def _connected(self) -> list[str]:
         facts = self.facts
         lines = [
-            f"  {facts.room} of max_connections={facts.max_connections} are for ordinary roles; "
-            f"{facts.connected} are taken now"
+            f"  {facts.room} of max_connections={facts.max_connections} are available to ordinary roles; "
+            f"{facts.connected} are in use now"
         ]
         for client in facts.clients[:10]:
             lines.append(f"    {client}")
         if len(facts.clients) > 10:
-            lines.append(f"    and {sum(client.count for client in facts.clients[10:])} from elsewhere")
+            lines.append(f"    and {sum(client.count for client in facts.clients[10:])} others")
         return lines

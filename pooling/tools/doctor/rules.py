@@ -1,4 +1,4 @@
-"""What is wrong with a plan on a server. Pure: facts and a plan in, findings out."""
+"""Checks a plan against a server. Pure: facts and a plan in, findings out."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .cleaning import STEPS
 from .plan import Plan
 from .report import Finding, Report
 
-if TYPE_CHECKING:  # where it is imported psycopg is needed, and a libpq
+if TYPE_CHECKING:  # importing it needs psycopg and libpq
     from .facts import Facts, Pooler
 
 __all__ = ["examine"]
 
-_SLOW_QUERY = 0.005  # seconds for SELECT 1: another region, or a sick network
-_PATIENT = 3600  # seconds of TCP silence: Linux's own default is two hours
-_PREPARES_SINCE = (1, 21)  # PgBouncer's version that follows prepared statements over transactions
+_SLOW_QUERY = 0.005  # seconds for SELECT 1: another region, or a slow network
+_PATIENT = 3600  # seconds of TCP silence: Linux's default is two hours
+_PREPARES_SINCE = (1, 21)  # the first PgBouncer that keeps prepared statements across transactions
 
 
 def examine(facts: Facts, plan: Plan) -> Report:
-    """Judge a plan by what a server says of itself."""
+    """Check a plan against the facts about a server."""
     rules = (
         _room, _room_behind, _limits_of_names, _planned_workers, _hidden, _hangs_up, _time_limits, _idle_transactions,
         _silent_clients, _far_away, _unclean, _failing_resets, _no_limit,
@@ -32,34 +32,34 @@ def examine(facts: Facts, plan: Plan) -> Report:
     return Report(facts, plan, tuple(findings))
 
 
-# -- is there room? ---------------------------------------------------------------------
+# -- number of connections --------------------------------------------------------------
 
 
 def _room(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if facts.pooler is not None:
-        return  # our connections are the pooler's there
+        return  # the server only sees the pooler's connections
     wanted, free = plan.connections, facts.room - facts.connected
     if wanted > facts.room:
         yield Finding(
             "breaks",
-            f"{plan} = {wanted} connections, and the server takes {facts.room} from ordinary roles",
+            f"{plan} = {wanted} connections, but the server accepts only {facts.room} from ordinary roles",
             f"{_smaller(free, plan)}, raise max_connections to at least "
-            f"{wanted + facts.connected + facts.reserved}, or put PgBouncer in between",
+            f"{wanted + facts.connected + facts.reserved}, or use PgBouncer",
         )
     elif wanted > free:
         yield Finding(
             "warning",
-            f"{plan} = {wanted} connections, and beside the {facts.connected} that others have now there is "
-            f"room for {max(0, free)}",
-            f"{_smaller(free, plan)}, or find out who the others are",
+            f"{plan} = {wanted} connections, but with the {facts.connected} of other clients now only "
+            f"{max(0, free)} are free",
+            f"{_smaller(free, plan)}, or find out what the other clients are",
         )
 
 
 def _smaller(free: int, plan: Plan) -> str:
-    """What to do so that the pools of all workers fit."""
+    """Return the advice that makes the pools of all workers fit."""
     workers = plan.workers or 1
     if free < workers:
-        return f"Have fewer workers: with max_size 1 there is room for {max(0, free)}"
+        return f"Use fewer workers: with max_size 1, {max(0, free)} fit"
     return f"Set max_size to at most {free // workers}"
 
 
@@ -68,14 +68,14 @@ def _limits_of_names(facts: Facts, plan: Plan) -> Iterator[Finding]:
         if 0 <= limit < plan.connections and not facts.superuser:
             yield Finding(
                 "breaks",
-                f"{plan} = {plan.connections} connections, and this {what}'s CONNECTION LIMIT is {limit}",
+                f"{plan} = {plan.connections} connections, but this {what}'s CONNECTION LIMIT is {limit}",
                 f"{_smaller(limit, plan)}, or ALTER {what.upper()} ... CONNECTION LIMIT -1",
             )
     if facts.superuser:
         yield Finding(
             "note",
-            "this role is a superuser: it takes the connections reserved for repairs, and no limit holds it",
-            "Give the application a role of its own",
+            "this role is a superuser: it uses connections reserved for administration, and no limit applies to it",
+            "Use a separate role for the application",
         )
 
 
@@ -84,9 +84,9 @@ def _planned_workers(facts: Facts, plan: Plan) -> Iterator[Finding]:
         free = max(0, facts.room - facts.connected)
         yield Finding(
             "note",
-            f"how many workers there are was not said; {free // plan.settings.max_size} with max_size "
-            f"{plan.settings.max_size} fit beside who is connected now",
-            "Say it (--workers), deployments included: old and new ones run side by side for a while",
+            f"the number of workers is unknown; {free // plan.settings.max_size} with max_size "
+            f"{plan.settings.max_size} fit beside the clients connected now",
+            "Pass it (--workers), including deployments, when old and new workers run side by side",
         )
 
 
@@ -95,13 +95,13 @@ def _hidden(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if hidden:
         yield Finding(
             "note",
-            f"where {hidden} connections of other roles come from, and whether they are idle in a transaction, "
-            "is not shown to this role",
-            "GRANT pg_monitor to it, or look as a role that has it",
+            f"this role may not see where {hidden} connections of other roles come from, and whether they are idle "
+            "in a transaction",
+            "GRANT pg_monitor to it, or run this with a role that has it",
         )
 
 
-# -- does the server work against the pool? -------------------------------------------------
+# -- server settings that conflict with pooling ---------------------------------------------
 
 
 def _hangs_up(facts: Facts, plan: Plan) -> Iterator[Finding]:
@@ -114,9 +114,9 @@ def _hangs_up(facts: Facts, plan: Plan) -> Iterator[Finding]:
         if limit and kept and not (alive and alive < limit):
             yield Finding(
                 "warning",
-                f"{name} is {limit:g} s: it hangs up on connections that the pool keeps "
+                f"{name} is {limit:g} s: it closes idle connections that the pool keeps "
                 f"({'for ever' if rest is None else f'idle_timeout {rest:g} s, and min_size for ever'}), "
-                "and each must be made anew when it is wanted",
+                "so each must be created again when needed",
                 f"Set keepalive_interval to {limit / 2:g}, or this limit to 0",
             )
 
@@ -133,7 +133,7 @@ def _time_limits(facts: Facts, plan: Plan) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"{name} is {limit:g} s on the server, shorter than the {ours:g} s that the pool allows",
-                "Make the pool's limit the shorter one, so that errors say who was too slow",
+                "Make the pool's limit the shorter one, so that errors name the slow holder",
             )
 
 
@@ -142,24 +142,24 @@ def _idle_transactions(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if limit and limit < 1:
         yield Finding(
             "warning",
-            f"idle_in_transaction_session_timeout is {limit:g} s: a pause of the application ends its connection",
-            "Set it to some seconds at least",
+            f"idle_in_transaction_session_timeout is {limit:g} s: any pause in a transaction ends the connection",
+            "Set it to at least several seconds",
         )
     elif limit and not (plan.idle_in_transaction_timeout or plan.settings.leak_timeout):
         yield Finding(
             "note",
-            f"idle_in_transaction_session_timeout is {limit:g} s, and the pool has no limit: the server ends a "
-            "connection whose holder is slower, and nobody says who that was",
-            f"Set leak_timeout to less, {limit / 2:g} for one (--leak-timeout tells it here)",
+            f"idle_in_transaction_session_timeout is {limit:g} s, and the pool has no limit: the server closes a "
+            "slower holder's connection, and no message names the holder",
+            f"Set leak_timeout to less, for example {limit / 2:g} (for this check: --leak-timeout)",
         )
 
 
 def _silent_clients(facts: Facts, plan: Plan) -> Iterator[Finding]:
     idle = facts.settings.get("tcp_keepalives_idle", 0)
     if idle >= _PATIENT:
-        # It looks while a query runs; servers before 14 know nothing of it.
+        # It applies while a query runs; servers before 14 do not have it.
         blind = facts.settings.get("client_connection_check_interval") == 0
-        besides = ", and client_connection_check_interval to 10 s: it ends queries of clients that are gone"
+        besides = ", and client_connection_check_interval to 10 s, which ends queries of clients that are gone"
         yield Finding(
             "note",
             f"tcp_keepalives_idle is {idle:g} s on the server: a client whose machine is gone keeps its "
@@ -172,9 +172,9 @@ def _far_away(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if facts.query_seconds > _SLOW_QUERY:
         yield Finding(
             "warning",
-            f"the least query takes {facts.query_seconds * 1000:.1f} ms: a transaction needs three round trips, "
-            "and a connection is held for each of them",
-            "Move the application next to its database",
+            f"the shortest query takes {facts.query_seconds * 1000:.1f} ms: a transaction needs three round trips, "
+            "and holds its connection during all of them",
+            "Run the application close to its database",
         )
 
 
@@ -182,9 +182,9 @@ def _unclean(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if plan.cleans and facts.missing:
         yield Finding(
             "warning",
-            f"this server does not execute {', '.join(facts.missing)} for this role: what a borrower leaves of these "
-            f"stays for the next one: {', '.join(STEPS[step] for step in facts.missing)}",
-            "GRANT it, do without these in the application, or clean with a session= function of your own",
+            f"this server does not execute {', '.join(facts.missing)} for this role, so these leak from one borrower "
+            f"to the next: {', '.join(STEPS[step] for step in facts.missing)}",
+            "GRANT it, avoid these in the application, or clean with your own session= function",
         )
 
 
@@ -192,9 +192,9 @@ def _failing_resets(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if plan.resets_fail is not None:
         yield Finding(
             "breaks",
-            "resets keep failing, so that connections are closed when they come back instead of kept: "
-            f"{plan.resets_fail}",
-            "Mend what it names: a reset= or session= function, what borrowers leave open, a short reset_timeout",
+            f"resets keep failing, so connections are closed when they are released: {plan.resets_fail}",
+            "Fix the cause: the reset= or session= function, something that borrowers leave open, or a short "
+            "reset_timeout",
         )
 
 
@@ -204,16 +204,16 @@ def _no_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if facts.pooler is None:
         yield Finding(
             "note",
-            "there is no command_timeout: a command that waits for a lock, or for a proxy that forwards nothing, "
-            "keeps its connection until the server is asked about it (stall_timeout), or longer",
-            "Set command_timeout to what the longest command may take (--command-timeout tells it here)",
+            "there is no command_timeout: a command that waits for a lock, or behind a proxy that forwards nothing, "
+            "keeps its connection at least until the pool asks the server about it (stall_timeout)",
+            "Set command_timeout to the longest time a command may take (for this check: --command-timeout)",
         )
     else:
         yield Finding(
             "warning",
-            "there is no command_timeout, and through PgBouncer the server cannot be asked whether it is at work on a "
-            "command (stall_timeout): one that gets no answer keeps its connection for ever",
-            "Set command_timeout to what the longest command may take (--command-timeout tells it here), with "
+            "there is no command_timeout, and through PgBouncer the pool cannot ask the server whether it is working "
+            "on a command (stall_timeout), so a command without an answer keeps its connection for ever",
+            "Set command_timeout to the longest time a command may take (for this check: --command-timeout), with "
             "ignore_startup_parameters = options",
         )
 
@@ -226,8 +226,8 @@ def _room_behind(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if size is not None and size > facts.room:
         yield Finding(
             "breaks",
-            f"PgBouncer's default_pool_size is {size} for each user and database, and the server takes {facts.room}",
-            "Make it smaller: some times the server's processors is enough",
+            f"PgBouncer's default_pool_size is {size} per user and database, but the server accepts only {facts.room}",
+            "Reduce it: a few times the number of the server's processors is enough",
         )
 
 
@@ -236,14 +236,14 @@ def _pooler_room(pooler: Pooler, plan: Plan) -> Iterator[Finding]:
     if clients is not None and plan.connections > clients:
         yield Finding(
             "breaks",
-            f"{plan} = {plan.connections} connections, and PgBouncer's max_client_conn is {clients}",
-            "Raise max_client_conn: a client costs it some kilobytes",
+            f"{plan} = {plan.connections} connections, but PgBouncer's max_client_conn is {clients}",
+            "Raise max_client_conn: a client needs only a few kilobytes",
         )
     if pooler.mode == "session" and size is not None and plan.connections > size:
         yield Finding(
             "breaks",
             f"in session mode each of the {plan.connections} connections of {plan} keeps one of PgBouncer's "
-            f"default_pool_size={size}: the rest waits until query_wait_timeout",
+            f"default_pool_size={size}, and the rest wait until query_wait_timeout",
             f"{_smaller(size, plan)}, raise default_pool_size, or use transaction mode",
         )
 
@@ -254,8 +254,8 @@ def _startup_options(pooler: Pooler, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "breaks",
             "PgBouncer refuses connections that send options (command_timeout and idle_in_transaction_timeout do)",
-            "Leave these out here and use ALTER ROLE ... SET statement_timeout, or set "
-            "ignore_startup_parameters = options, which then have no effect",
+            "Unset these and use ALTER ROLE ... SET statement_timeout instead, or set "
+            "ignore_startup_parameters = options, so that they have no effect",
         )
 
 
@@ -265,14 +265,14 @@ def _transactions_apart(pooler: Pooler, plan: Plan) -> Iterator[Finding]:
     if plan.cleans:
         yield Finding(
             "warning",
-            "in transaction mode each transaction may run on another session, so that cleaning one is a round "
-            "trip for nothing",
-            'Use session="trust", and keep SET, LISTEN, advisory locks and temporary tables inside of transactions',
+            "in transaction mode each transaction may run on another session, so cleaning a session is a wasted "
+            "round trip",
+            'Use session="trust", and keep SET, LISTEN, advisory locks and temporary tables inside transactions',
         )
     follows = (pooler.version or (0,)) >= _PREPARES_SINCE and pooler.number("max_prepared_statements")
     if plan.prepares is not False and not follows:
         yield Finding(
             "breaks" if plan.prepares else "warning",
-            "in transaction mode a prepared statement is not there in the next transaction",
-            'Set kwargs={"prepare_threshold": None}, or PgBouncer 1.21 and max_prepared_statements',
+            "in transaction mode a prepared statement may be missing in the next transaction",
+            'Set kwargs={"prepare_threshold": None}, or use PgBouncer 1.21 with max_prepared_statements',
         )

@@ -17,14 +17,15 @@ from .sizing import Load, size_for
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
-HELP = "look at a PostgreSQL server, or at recorded metrics, and say what to set"
+HELP = "check a PostgreSQL server, or recorded metrics, and recommend settings"
 DESCRIPTION = """
-Connects to the server a few times, reads its limits and settings, who is connected and what
-stands in between, and says what is wrong for so many workers with a pool of that size each. With
---metrics, says what size would have kept the recorded waits short. The exit code is 1 if something
-will break whoever else is connected ("BREAKS") or the server cannot be reached, 2 for a bad option,
-else 0. A "warning" is of what costs, or breaks at times: such as too little room beside those who
-are connected now, who may be this application's own old workers. With --strict it counts as well.
+Connects to the server a few times, reads its limits, settings and connected clients, detects a
+pooler in between, and reports problems for the given number of workers with a pool each. With
+--metrics, computes the max_size that would have kept the recorded waits short. The exit code is 1
+if something will fail whatever else is connected ("BREAKS") or the server cannot be reached, 2 for
+an invalid option, otherwise 0. A "warning" costs performance or fails sometimes: for example, too
+few free connections beside the current clients, which may be this application's own old workers.
+With --strict, warnings count too.
 """
 
 _PATIENCE = 10  # seconds to connect
@@ -32,38 +33,39 @@ _PATIENCE = 10  # seconds to connect
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the doctor's options."""
-    parser.add_argument("--dsn", metavar="postgresql://...", help="the server to look at")
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes that have a pool each")
-    parser.add_argument("--max-size", type=_count, metavar="N", help="of each pool (default: 10)")
+    parser.add_argument("--dsn", metavar="postgresql://...", help="the server to check")
+    parser.add_argument("--workers", type=_count, metavar="N", help="number of processes with a pool each")
+    parser.add_argument("--max-size", type=_count, metavar="N", help="max_size of each pool (default: 10)")
     parser.add_argument(
-        "--session", choices=("clean", "trust"), default="clean", help="of each pool (default: %(default)s)"
+        "--session", choices=("clean", "trust"), default="clean", help="session= of each pool (default: %(default)s)"
     )
     parser.add_argument(
-        "--leak-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+        "--leak-timeout", type=_seconds, metavar="S", help="leak_timeout of each pool, in seconds (default: none)"
     )
     parser.add_argument(
-        "--keepalive-interval", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
-    )
+        "--keepalive-interval", type=_seconds, metavar="S",
+        help="keepalive_interval of each pool, in seconds (default: none)",
+    )  # fmt: skip
     parser.add_argument(
-        "--command-timeout", type=_seconds, metavar="S", help="of each pool, in seconds (default: none)"
+        "--command-timeout", type=_seconds, metavar="S", help="command_timeout of each pool, in seconds (default: none)"
     )
-    parser.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="what PoolMetrics.save() wrote")
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 for warnings, too")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="a file written by PoolMetrics.save()")
     parser.add_argument(
         "--wait-target", type=_milliseconds, default=0.01, metavar="MS",
-        help="milliseconds that 99 of 100 may wait at most, for --metrics (default: 10)",
+        help="for --metrics: the longest wait in milliseconds of 99 of 100 borrowers (default: 10)",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Look, tell, and return the exit code.
+    """Print the report and return the exit code.
 
     Args:
         options: As parsed.
-        parser: Complains about a bad one, with exit code 2.
+        parser: Reports an invalid option, with exit code 2.
     """
     if options.dsn is None and options.metrics is None:
-        parser.error("one of --dsn and --metrics is needed")
+        parser.error("either --dsn or --metrics is required")
     advised = _advise_size(options, parser) if options.metrics is not None else None
     if options.dsn is None:
         return 0
@@ -95,15 +97,15 @@ def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
     try:
-        import psycopg  # here: the other commands do without a libpq
+        import psycopg  # here: the other commands work without libpq
     except ImportError as error:
-        parser.error(f"psycopg does not work here, perhaps for want of libpq (pip install 'pooling[binary]'): {error}")
+        parser.error(f"cannot import psycopg, perhaps for lack of libpq (pip install 'pooling[binary]'): {error}")
     from .facts import read
 
     try:
         parameters = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        parser.error("--dsn is neither a postgresql:// URL nor key=value pairs")  # it may hold a password
+        parser.error("--dsn is neither a postgresql:// URL nor key=value pairs")  # not shown: it may have a password
     wrong = slip(parameters, url="://" in dsn)
     if wrong is not None:
         parser.error(f"--dsn: {wrong}")
@@ -114,7 +116,7 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
     try:
         return examine(read(connect), plan)
     except psycopg.Error as error:
-        print(f"the server does not answer: {_without_secret(str(error), parameters)}", file=sys.stderr)
+        print(f"cannot connect to the server: {_without_secret(str(error), parameters)}", file=sys.stderr)
         return None
 
 

@@ -1,18 +1,18 @@
-"""Which size would have kept waiting short? By the recorded arrival and hold times.
+"""Computes the size that would have kept waits short, from recorded arrival and hold times.
 
 The model is M/M/c: borrowers arrive at random at an average rate, hold a
-connection for a random time of an average length, and wait in one fair line
-for the first of c that is free. Then the part that waits for longer than t is
-Erlang's C times exp(-(c - a) t / h), where h is the mean hold and a = rate x h
-the load, the connections in use on average.
+connection for a random time of an average length, and wait in one fair queue
+for the first of c that is free. The fraction that waits longer than t is then
+Erlang's C times exp(-(c - a) t / h), where h is the mean hold time and
+a = rate x h is the load, the average number of connections in use.
 
 Source: A. K. Erlang, "Solution of some Problems in the Theory of Probabilities
 of Significance in Automatic Telephone Exchanges" (1917); L. Kleinrock,
 "Queueing Systems, Volume 1" (1975), section 3.5.
 
-Real arrivals come in bursts, and the record has their effect: where it shows
-longer waits than the model gives for the recorded load and size, the load is
-taken to be the one that does explain them.
+Real arrivals come in bursts, which the record reflects: if it shows longer
+waits than the model gives for the recorded load and size, the load that would
+explain the waits is used instead.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from typing import Any
 
 __all__ = ["Load", "Sizing", "size_for"]
 
-_PART = 0.01  # who may wait longer than the target: the 99th percentile
+_PART = 0.01  # the fraction that may wait longer than the target: the 99th percentile
 _MOST = 10_000
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a pool was asked for, in seconds.
+    """The recorded load of a pool; times are seconds.
 
     Attributes:
-        rate: Leases in a second.
-        hold: The mean time of one.
-        size: ``max_size`` then.
-        wait: The 99th percentile of waiting for what others held.
-        failed: Borrowers that gave up or were sent away.
+        rate: Leases per second.
+        hold: Mean duration of a lease.
+        size: ``max_size`` at the time.
+        wait: The 99th percentile of waits for a connection in use.
+        failed: Borrowers that timed out or were refused.
     """
 
     rate: float
@@ -48,21 +48,21 @@ class Load:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Load:
-        """Take it from what `PoolMetrics.save` wrote.
+        """Read it from a record of `PoolMetrics.save`.
 
         Raises:
-            ValueError: That is not what this is, or no lease was recorded.
+            ValueError: It is not such a record, or no lease was recorded.
         """
         try:
             duration, leases = float(record["duration"]), int(record["acquired"])
             failed = int(record["timeouts"]) + int(record["refusals"])
-            # Where the pool was never exhausted whoever waited did so for a connection to be made.
+            # If the pool was never exhausted, all waits were for a new connection.
             hold, wait = float(record["use"]["mean"]), float(record["wait"]["p99"]) if record["exhausted"] else 0.0
             size = int(record["max_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a record of PoolMetrics.save(): {error!r}") from None
         if not (duration > 0 and leases > 0 and hold > 0 and size > 0):
-            raise ValueError("the record has no lease to learn from")
+            raise ValueError("the record contains no leases")
         return cls((leases + failed) / duration, hold, size, wait, failed)
 
     @property
@@ -73,7 +73,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Sizing:
-    """The least size that keeps the 99th percentile of waiting below ``target`` seconds."""
+    """The smallest size that keeps the 99th percentile of waits below ``target`` seconds."""
 
     load: Load
     target: float
@@ -88,23 +88,23 @@ class Sizing:
         ]
         if self.explained > load.erlangs * 1.01:
             lines.append(
-                f"  they come in bursts: these waits are those of a load of {self.explained:.2f} that comes at random"
+                f"  arrivals come in bursts: the waits match a random load of {self.explained:.2f} connections"
             )
         if load.failed:
-            lines.append(f"  {load.failed} gave up or were sent away, and might have waited longer")
+            lines.append(f"  {load.failed} timed out or were refused, and might have waited longer")
         lines.append(
             f"  max_size {self.size} would keep 99 % of the waits below {self.target * 1000:g} ms "
-            "(M/M/c, Erlang C; while the pool grows, waits for a connection to be made count, too)"
+            "(M/M/c, Erlang C; includes waits for new connections while the pool grew)"
         )
         return "\n".join(lines)
 
 
 def size_for(load: Load, target: float) -> Sizing:
-    """Find the least size for a load.
+    """Return the smallest size for a load.
 
     Args:
         load: The load.
-        target: Seconds that 99 of 100 borrowers may wait at most.
+        target: The longest wait in seconds of 99 of 100 borrowers.
 
     Raises:
         ValueError: ``target`` is not above 0.
@@ -119,7 +119,7 @@ def size_for(load: Load, target: float) -> Sizing:
 
 
 def percentile(size: int, erlangs: float, hold: float) -> float:
-    """Return the 99th percentile of waiting in M/M/c; infinite where the line only grows."""
+    """Return the 99th percentile of waits in M/M/c; infinite if the queue grows without bound."""
     if erlangs >= size:
         return math.inf
     waits = _erlang_c(size, erlangs)
@@ -127,7 +127,7 @@ def percentile(size: int, erlangs: float, hold: float) -> float:
 
 
 def _erlang_c(size: int, erlangs: float) -> float:
-    """The part of the borrowers that wait at all, by way of Erlang's B, which does not overflow."""
+    """The fraction of borrowers that wait at all, computed through Erlang's B, which does not overflow."""
     blocked = 1.0
     for number in range(1, size + 1):
         blocked = erlangs * blocked / (number + erlangs * blocked)
@@ -135,7 +135,7 @@ def _erlang_c(size: int, erlangs: float) -> float:
 
 
 def _explain(load: Load) -> float:
-    """The load by which the model gives the recorded waits at the recorded size; at least the real one."""
+    """The load for which the model gives the recorded waits at the recorded size; at least the real load."""
     low, high = load.erlangs, float(load.size)
     if percentile(load.size, low, load.hold) >= load.wait:
         return low

@@ -1,14 +1,14 @@
-"""``python -m pooling soak``: a pool under load and faults for as long as you like, and a verdict.
+"""``python -m pooling soak``: runs a pool under load and faults for any length of time, and gives a verdict.
 
-Threads borrow from one pool and put its promises to the test, while resources
-are drained, discarded, forgotten and taken out, and the pool is resized. By
-default it lends TCP connections to a server of the soak's own, in a process of
-its own, that refuses, hangs up, stalls and breaks down now and then; with
-``--factory`` it lends whatever you make::
+Threads borrow from one pool and check its guarantees, while resources are
+drained, discarded, leaked and detached, and the pool is resized. By default it
+lends TCP connections to its own server, in a separate process, that sometimes
+refuses, hangs up, stalls and breaks down; with ``--factory`` it lends your own
+resources::
 
-    run.py            the command: options, signals, the order of events
-     ├─ load.py       the pool, the threads that borrow, what is done to the pool meanwhile
-     ├─ target.py     what is lent: the user's functions, or echo.py; and how many there are
+    run.py            the command: options, signals, the sequence of steps
+     ├─ load.py       the pool, the borrowing threads, the operations on the pool
+     ├─ target.py     the resources: the user's functions, or echo.py; and their count
      │   └─ echo.py   the default: connections, and the server that answers them
-     └─ verdict.py    what the machine says of memory, descriptors and threads; the checks
+     └─ verdict.py    memory, descriptors and threads of the process; the checks
 """

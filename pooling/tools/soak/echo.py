@@ -1,7 +1,7 @@
-"""What is lent by default: TCP connections to a server that echoes, and misbehaves now and then.
+"""The default resources: TCP connections to an echo server that sometimes misbehaves.
 
-The server runs in a process of its own (see :mod:`pooling.tools.demo.child`), so
-that what it needs does not show in the figures of the soak.
+The server runs in a separate process (see :mod:`pooling.tools.demo.child`), so
+that its memory and descriptors are not part of the soak's figures.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["Connection", "EchoAdapter", "EchoServer", "main"]
 _ADDRESS = "127.0.0.1"
 _TIMEOUT = 5.0  # seconds a client waits for an answer
 _GREETING = b"hello\n"
-# Close without the TIME_WAIT state, or the machine's ports run out in a long soak.
+# Close without the TIME_WAIT state, otherwise a long soak uses up the machine's ports.
 _NO_TIME_WAIT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
-_REFUSE, _HANG_UP, _STALL = 0.02, 0.005, 0.01  # how often: of the connections, of the requests twice
-_STALL_SECONDS = 0.1  # at most
-_UP, _DOWN = (2.0, 6.0), (0.2, 0.6)  # seconds from and to: between two breakdowns, and in one
+_REFUSE, _HANG_UP, _STALL = 0.02, 0.005, 0.01  # probabilities: the first per connection, the others per request
+_STALL_SECONDS = 0.1  # maximum
+_UP, _DOWN = (2.0, 6.0), (0.2, 0.6)  # ranges in seconds: between two breakdowns, and of one
 
 
 class Connection:
@@ -40,13 +40,13 @@ class Connection:
         try:
             self._lines = self._socket.makefile("rb")
             if self._lines.readline() != _GREETING:
-                raise ConnectionRefusedError("the server hung up instead of a greeting")
+                raise ConnectionRefusedError("the server hung up without a greeting")
         except BaseException:
             self._socket.close()
             raise
 
     def ask(self, request: bytes, timeout: float = _TIMEOUT) -> bytes:
-        """Send a line and return the line that comes back.
+        """Send a line and return the reply.
 
         Raises:
             OSError: The server hung up, or did not answer in time.
@@ -55,11 +55,11 @@ class Connection:
         self._socket.sendall(request + b"\n")
         reply = self._lines.readline()
         if not reply.endswith(b"\n"):
-            raise ConnectionResetError("the server hung up instead of an answer")
+            raise ConnectionResetError("the server hung up without an answer")
         return reply[:-1]
 
     def quiet(self) -> bool:
-        """Say whether there is nothing to read: an answer nobody asked for, or the end."""
+        """Whether there is nothing to read: neither an unexpected answer nor the end of the stream."""
         return not select.select([self._socket], [], [], 0)[0]
 
     def close(self) -> None:
@@ -70,20 +70,20 @@ class Connection:
         self._socket.close()
 
     def shut_down(self) -> None:
-        """Make whoever reads from it fail."""
+        """Make blocked reads fail."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class EchoAdapter(Adapter[Connection]):
-    """How these connections are made and kept.
+    """The adapter for these connections.
 
     Args:
-        port: Where the server listens.
+        port: The server's port.
     """
 
     noun = "connection"
-    bounded = True
+    enforces_timeouts = True
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -93,32 +93,32 @@ class EchoAdapter(Adapter[Connection]):
         return Connection(self._port)
 
     def is_alive(self, resource: Connection) -> bool:
-        """Look whether the server hung up."""
+        """Check whether the server has hung up."""
         return resource.quiet()
 
     def validate(self, resource: Connection, timeout: float) -> None:
-        """Ask something."""
+        """Send a ping."""
         if resource.ask(b"ping", max(timeout, 0.001)) != b"ping":
-            raise ConnectionError("the answer to a ping was another")
+            raise ConnectionError("wrong answer to a ping")
 
     def close(self, resource: Connection) -> None:
         """Close it."""
         resource.close()
 
     def interrupt(self, resource: Connection) -> None:
-        """Shut it down under its holder."""
+        """Shut it down while it is in use."""
         resource.shut_down()
 
     def is_broken(self, resource: Connection, error: BaseException) -> bool:
-        """After any error an answer may be on its way to nobody."""
+        """Always: after an error an answer may still be pending."""
         return True
 
 
 class EchoServer(socketserver.ThreadingTCPServer):
-    """Greets, echoes lines, and injects faults once it is told to.
+    """Greets, echoes lines, and injects faults when told to.
 
     Args:
-        seed: Decides the faults.
+        seed: Determines the faults.
     """
 
     daemon_threads = True
@@ -130,12 +130,12 @@ class EchoServer(socketserver.ThreadingTCPServer):
         self.dice = random.Random(seed)
         self.faulty = False
         self._lock = threading.Lock()
-        self._up = True  # guarded by _lock, as the rest
+        self._up = True  # guarded by _lock, like the rest
         self._open: set[socket.socket] = set()
         self._counts = {"refused": 0, "hung up": 0, "stalls": 0, "breakdowns": 0}
 
     def strikes(self, fault: str, chance: float) -> bool:
-        """Roll the dice for a fault, and count it."""
+        """Decide at random whether a fault occurs, and count it."""
         if not self.faulty or self.dice.random() >= chance:
             return False
         self._count(fault)
@@ -146,7 +146,7 @@ class EchoServer(socketserver.ThreadingTCPServer):
             self._counts[fault] += 1
 
     def enter(self, connection: socket.socket) -> bool:
-        """Accept a connection, or do not."""
+        """Accept a connection, or refuse it."""
         with self._lock:
             if self._up:
                 self._open.add(connection)
@@ -160,7 +160,7 @@ class EchoServer(socketserver.ThreadingTCPServer):
             self._open.discard(connection)
 
     def break_down(self) -> None:
-        """End every connection and refuse new ones for a moment, again and again."""
+        """Repeatedly end every connection and refuse new ones for a moment."""
         while True:
             time.sleep(self.dice.uniform(*_UP))
             if self.faulty:
@@ -175,7 +175,7 @@ class EchoServer(socketserver.ThreadingTCPServer):
                     self._up = True
 
     def report(self) -> dict[str, int]:
-        """Return how many faults there were, and how many connections are open."""
+        """Return the number of faults by kind, and of open connections."""
         with self._lock:
             return {**self._counts, "open": len(self._open)}
 
@@ -204,7 +204,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 def main() -> None:
-    """Serve on behalf of the parent, until it has no more questions or is gone."""
+    """Serve for the parent until it sends no more requests or is gone."""
     questions = requests_of_parent()
     order = next(questions, None)
     if order is None:

@@ -1,4 +1,4 @@
-"""The pool under load: threads that borrow, and what is done to the pool meanwhile."""
+"""The pool under load: borrowing threads, and operations on the pool."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .target import Target, WrongReply
 __all__ = ["Load", "TIMEOUT"]
 
 TIMEOUT = 10.0
-"""Seconds that a borrower waits at most."""
+"""Seconds a borrower waits at most."""
 
-_LATE = 1.0  # seconds above it from which an acquire broke its promise (P4)
-_LONGEST_USE = 0.002  # seconds that a resource is held beyond its use
+_LATE = 1.0  # seconds beyond it that an acquire may take without violating P4
+_LONGEST_USE = 0.002  # longest time in seconds that a resource is held after its use
 _STEER_EVERY = 0.5  # seconds
 
 
@@ -31,11 +31,11 @@ class Load:
     """The threads and the pool.
 
     Args:
-        target: What the pool lends.
-        seconds: How long it will last; ages are chosen accordingly.
-        threads: How many borrow.
-        max_size: Of the pool.
-        seed: Decides who does what.
+        target: The resources.
+        seconds: Duration of the run, from which lifetimes are derived.
+        threads: Number of borrowing threads.
+        max_size: ``max_size`` of the pool.
+        seed: Determines the actions of the threads.
     """
 
     def __init__(self, target: Target, seconds: float, threads: int, max_size: int, seed: int) -> None:
@@ -47,13 +47,13 @@ class Load:
         self.target, self.max_size = target, max_size
         self.pool: Pool[Any] = Pool(adapter=target.adapter, settings=settings, name="soak")
         self.metrics = self.pool.metrics
-        self.slowest = 0.0  # acquire, in seconds
-        self.mistakes: list[str] = []  # the first few
+        self.slowest = 0.0  # longest acquire in seconds
+        self.mistakes: list[str] = []  # only the first few
         self._stop = False
         self._dice = random.Random(seed)
         self._requests = itertools.count()
-        self._holders: dict[int, object] = {}  # id of a resource: who uses it now
-        # Each thread counts for itself: nothing is shared on the way.
+        self._holders: dict[int, object] = {}  # the current holder by the id of the resource
+        # One counter for each thread, so that nothing is shared during the run.
         self._counts: list[Counter[str]] = [Counter() for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._borrow, args=(count, random.Random(f"{seed} {number}")), daemon=True)
@@ -61,13 +61,13 @@ class Load:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         self._steer_at = time.monotonic() + _STEER_EVERY
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> int:
-        """Let all threads end what they are at; return how many are stuck."""
+        """Stop all threads after their current action; return how many are stuck."""
         self.pool.resize(self.max_size)
         self._stop = True
         limit = time.monotonic() + TIMEOUT + 5
@@ -78,11 +78,11 @@ class Load:
         return sum(thread.is_alive() for thread in self._threads)
 
     def count(self, what: str) -> int:
-        """Return how often something happened, over all threads."""
+        """Return how often something happened, in all threads together."""
         return sum(count[what] for count in self._counts)
 
     def failures(self) -> dict[str, int]:
-        """Return the errors that borrowers met, by kind: the server's faults, mostly."""
+        """Return the borrowers' errors by kind: mostly the server's faults."""
         total: Counter[str] = Counter()
         for count in self._counts:
             total.update({what[1:]: number for what, number in list(count.items()) if what[0] == "!"})
@@ -113,7 +113,7 @@ class Load:
         self.slowest = max(self.slowest, time.monotonic() - asked)
         chance = dice.random()
         if chance < 0.002:
-            return  # forgotten: it comes back by itself (P8)
+            return  # leaked: it is reclaimed at garbage collection (P8)
         if chance < 0.004:
             self.target.ledger.close_detached(lease.detach)
         elif chance < 0.01:
@@ -140,10 +140,10 @@ class Load:
         if len(self.mistakes) < 5:
             self.mistakes.append(text)
 
-    # -- what is done to the pool -------------------------------------------------
+    # -- operations on the pool ---------------------------------------------------
 
     def steer(self) -> None:
-        """Do something to the pool, if it is time."""
+        """Run a random operation on the pool, if one is due."""
         if time.monotonic() < self._steer_at:
             return
         self._steer_at = time.monotonic() + _STEER_EVERY
@@ -162,8 +162,8 @@ class Load:
     # -- the end -----------------------------------------------------------------
 
     def close(self) -> dict[str, Any]:
-        """Close the pool and let go of it; return what it said last of its state."""
-        gc.collect()  # leases that were forgotten
+        """Close and drop the pool; return its last statistics."""
+        gc.collect()  # leaked leases
         self.pool.close(TIMEOUT)
         stats = self.pool.stats()
         del self.pool

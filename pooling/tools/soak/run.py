@@ -1,4 +1,4 @@
-"""The soak's command: options, signals, and what happens in which order."""
+"""The soak's command: options, signals, and the sequence of steps."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from .verdict import Machine, checks
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
-HELP = "borrow for minutes or days under faults; say whether memory is flat and nothing is lost"
+HELP = "run a pool under load and faults for minutes or days; check for leaks and lost resources"
 DESCRIPTION = """
-Puts a pool under load and faults, and judges it in the end: every reply belongs to its request,
-nobody is stuck, never more than max_size at once, all that was made is closed, memory is flat,
-no descriptor and no thread is left. By default the pool lends TCP connections to a server of the
-soak's own that refuses, hangs up, stalls and breaks down; --factory puts your own to the test.
-The exit code is 0 if the verdict is good, 1 if not, 2 for a bad option, 130 after Ctrl-C, which
-ends with the verdict so far.
+Runs a pool under load and faults, and gives a verdict: every reply belongs to its request, no
+borrower is stuck, there are never more than max_size resources, everything created was closed,
+memory is flat, no descriptor or thread is left. By default the pool lends TCP connections to its
+own server, which refuses, hangs up, stalls and breaks down; --factory tests your own resources.
+The exit code is 0 if the verdict is good, 1 if not, 2 for an invalid option, 130 after Ctrl-C,
+which prints the verdict so far.
 """
 
 _QUICK_SECONDS = 10.0
 _TICK = 0.1  # seconds
-_PATIENCE = 5.0  # seconds for the server to notice that its clients have gone
+_PATIENCE = 5.0  # seconds for the server to notice that its clients have disconnected
 _SIGNALS = ("SIGINT", "SIGBREAK", "SIGTERM", "SIGHUP")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the soak's options."""
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help=f"{_QUICK_SECONDS:g} seconds")
+    length.add_argument("--quick", action="store_true", help=f"run for {_QUICK_SECONDS:g} seconds")
     length.add_argument(
-        "--minutes", type=number(float, 0.01, 100_000), default=1.0, metavar="N", help="how long (default: %(default)s)"
+        "--minutes", type=number(float, 0.01, 100_000), default=1.0, metavar="N", help="duration (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=number(int, 1, 512), default=32, metavar="N", help="how many borrow (default: %(default)s)"
+        "--threads", type=number(int, 1, 512), default=32, metavar="N", help="borrowing threads (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-size", type=number(int, 1, 512), default=8, metavar="N", help="of the pool (default: %(default)s)"
+        "--max-size", type=number(int, 1, 512), default=8, metavar="N", help="size of the pool (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=number(int, 0, 10**9), default=1, metavar="N", help="decides faults and moves (default: 1)"
+        "--seed", type=number(int, 0, 10**9), default=1, metavar="N", help="seed for faults and actions (default: 1)"
     )
-    parser.add_argument("--factory", metavar="package.module:callable", help="makes what the pool lends")
-    parser.add_argument("--close", metavar="CALL", help="ends one: package.module:callable, or the name of a method of "
-                        "what the factory makes (default: its close(), if it has one)")  # fmt: skip
-    parser.add_argument("--validate", metavar="CALL", help="proves one alive: raises, or returns False, if it is dead")
-    parser.add_argument("--use", metavar="CALL", help="does something with one in each lease; False means it was wrong")
+    parser.add_argument("--factory", metavar="package.module:callable", help="creates a resource")
+    parser.add_argument("--close", metavar="CALL", help="closes a resource: package.module:callable, or the name of a "
+                        "method of the resource (default: its close(), if it has one)")  # fmt: skip
+    parser.add_argument("--validate", metavar="CALL", help="checks a resource; raises or returns False if it is dead")
+    parser.add_argument("--use", metavar="CALL", help="uses a resource in each lease; returns False on a wrong result")
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -69,13 +69,13 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     Args:
         options: As parsed.
-        parser: Complains about a bad one, with exit code 2.
+        parser: Reports an invalid option, with exit code 2.
     """
     if options.factory is None:
         for name in ("close", "validate", "use"):
             if getattr(options, name) is not None:
                 parser.error(f"argument --{name}: only with --factory")
-    logging.getLogger("pooling").setLevel(logging.ERROR)  # faults are what we came for
+    logging.getLogger("pooling").setLevel(logging.ERROR)  # faults are intended here
     try:
         return _Soak(options, Screen(sys.stdout, seconds_a_line=1.0 if options.quick else 10.0)).run()
     except BadOption as error:
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _signals() -> queue.SimpleQueue[int]:
-    """Turn signals into messages: no exception strikes between two lines. The second one ends it at once."""
+    """Turn signals into messages, so that none raises between two lines. The second one ends the process at once."""
     came: queue.SimpleQueue[int] = queue.SimpleQueue()
     first = [True]
 
@@ -101,7 +101,7 @@ def _signals() -> queue.SimpleQueue[int]:
 
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        # nohup ignores SIGHUP. SIGINT counts even where a shell's `&` had it ignored.
+        # Respect a SIGHUP ignored by nohup, but handle a SIGINT ignored by a shell's `&`.
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
             signal.signal(number, note)
     return came
@@ -116,14 +116,14 @@ class _Soak:
         self._server: Child | None = None
 
     def run(self) -> int:
-        """Do everything in order; return the exit code."""
+        """Run all steps and return the exit code."""
         options, say = self._options, self._screen.say
         with self._target() as target:
             say(
                 f"pooling {__version__}: soaking for {_length(self._seconds)}, {options.threads} threads, "
                 f"max_size {options.max_size}, seed {options.seed}\nlending {target.text}"
             )
-            self._signals = _signals()  # until now one ends us at once
+            self._signals = _signals()  # until here a signal ends the process at once
             machine = Machine(self._seconds)
             load = Load(target, self._seconds, options.threads, options.max_size, options.seed)
             self._endure(load, machine)
@@ -131,7 +131,7 @@ class _Soak:
 
     @contextlib.contextmanager
     def _target(self) -> Iterator[Target]:
-        """Make what is lent, and one resource beforehand: what it needs once is no leak."""
+        """Make the target, and one resource in advance, so that one-time allocations do not count as leaks."""
         options = self._options
         if options.factory is not None:
             yield self._user_target()
@@ -155,7 +155,7 @@ class _Soak:
             raise DemoError(f"the first call of {options.factory} failed: {type(error).__name__}: {error}") from error
 
     def _endure(self, load: Load, machine: Machine) -> None:
-        """Keep the load up until its time is over or a signal comes."""
+        """Run the load until its time is over or a signal arrives."""
         load.start()
         began = time.monotonic()
         while (passed := time.monotonic() - began) < self._seconds:
@@ -177,7 +177,7 @@ class _Soak:
         )
 
     def _faults(self) -> dict[str, int]:
-        """Ask the server what it did, and how many connections it has when it has noticed their ends."""
+        """Return the server's faults and, after it has noticed the disconnects, its open connections."""
         if self._server is None:
             return {}
         limit = time.monotonic() + _PATIENCE

@@ -1,4 +1,4 @@
-"""What the soak's pool lends, how it is used, and how many of it there are."""
+"""The resources of the soak's pool: creation, use, and an independent count."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ Use = Callable[[Any, str], object]
 
 
 class BadOption(Exception):
-    """Something is wrong with an option; the arguments are its name and what."""
+    """An option is invalid; the arguments are its name and the reason."""
 
 
 class WrongReply(Exception):
-    """What came back belongs to another request."""
+    """A reply belongs to another request."""
 
 
 class Target:
-    """What is lent.
+    """The resources to lend.
 
     Attributes:
-        adapter: How it is made and kept; counts in `ledger`.
-        ledger: Its own count of what was made and closed.
-        use: Does something with a resource. The second argument is a request
-            that nobody else makes.
-        asks: Whether `use` checks that what comes back belongs to its request.
-        text: What it is, for people.
+        adapter: The adapter, which counts in `ledger`.
+        ledger: An independent count of resources created and closed.
+        use: Uses a resource. The second argument is a unique request.
+        asks: Whether `use` checks that the reply belongs to its request.
+        text: A description for people.
     """
 
     def __init__(self, adapter: Adapter[Any], use: Use, asks: bool, text: str) -> None:
@@ -41,7 +40,7 @@ class Target:
 
 
 class Ledger:
-    """Counts at the adapter itself, whatever the pool believes: puts itself around its functions."""
+    """Counts at the adapter, independently of the pool, by wrapping its functions."""
 
     def __init__(self, adapter: Adapter[Any]) -> None:
         self._lock = threading.Lock()
@@ -52,7 +51,7 @@ class Ledger:
 
     def _counted_create(self) -> Any:
         with self._lock:
-            self.open += 1  # while it is being made it counts already (P2)
+            self.open += 1  # counts from the start of its creation (P2)
             self.most = max(self.most, self.open)
         try:
             resource = self._create()
@@ -71,7 +70,7 @@ class Ledger:
             self._note_closed()
 
     def close_detached(self, detach: Callable[[], Any]) -> None:
-        """Take a resource out of the pool and close it: it is not the pool's to count any more."""
+        """Detach a resource from the pool and close it; the pool no longer counts it."""
         self._note_closed()
         self._close(detach())
 
@@ -87,23 +86,23 @@ def echo_target(port: int) -> Target:
     def ask(connection: Connection, request: str) -> None:
         reply = connection.ask(request.encode())
         if reply != request.encode():
-            raise WrongReply(f"asked {request!r}, was told {reply!r}")
+            raise WrongReply(f"sent {request!r}, got the reply {reply!r}")
 
     return Target(EchoAdapter(port), ask, True, f"connections to an echo server on port {port}")
 
 
 def user_target(factory: str, **others: str | None) -> Target:
-    """Return what the user makes, by the names of functions.
+    """Return the user's resources, from the names of functions.
 
     Args:
         factory: ``package.module:callable``.
         others: ``close``, ``validate``, ``use``: likewise, or the name of a
-            method of what the factory makes. What is ``None`` is left out, but
-            for ``close``: that is the resource's ``close()``, if it has one.
+            method of the resource. ``None`` means none, except for ``close``,
+            where it means the resource's ``close()``, if it has one.
 
     Raises:
-        BadOption: A name does not lead to something that can be called.
-        Exception: What the factory raises: it is called once, to know its kind.
+        BadOption: A name does not refer to something callable.
+        Exception: Any error of the factory, which is called once to get a sample.
     """
     make = load("--factory", factory)
     functions = {name: None if text is None else load(f"--{name}", text) for name, text in others.items()}

@@ -1,4 +1,4 @@
-"""What the machine says, and what is made of it."""
+"""Measures the process, and turns the results into a verdict."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .load import TIMEOUT, Load
 
 __all__ = ["Check", "Machine", "checks"]
 
-_WARM_UP = 0.2  # of the samples of the memory: caches fill, arenas are made
-_FEWEST = 15  # samples that a trend needs
-_MOST = 900  # samples that are kept: what measures the memory must not fill it
+_WARM_UP = 0.2  # fraction of the memory samples to ignore: caches fill, arenas are allocated
+_FEWEST = 15  # samples needed for a trend
+_MOST = 900  # samples kept, so that measuring does not itself use much memory
 _MB = 1e6
-_GROWTH, _GROWTH_PERCENT = 1.0, 2.0  # MB, and % of the memory: what is not called a trend
-_LINGER = 8.0  # seconds that idle threads and what the system does late may take
+_GROWTH, _GROWTH_PERCENT = 1.0, 2.0  # MB, and % of the memory: growth that is not a trend
+_LINGER = 8.0  # seconds for idle threads to end and the system to catch up
 
 
 class Check(NamedTuple):
-    """One line of the verdict; `good` is ``None`` where nothing can be said."""
+    """One line of the verdict; `good` is ``None`` if there is no result."""
 
     name: str
     good: bool | None
@@ -34,10 +34,10 @@ class Check(NamedTuple):
 
 
 class Machine:
-    """Memory, descriptors and threads of this process, from the moment that it is made.
+    """Memory, descriptors and threads of this process since this object was created.
 
     Args:
-        seconds: How long the memory will be watched.
+        seconds: How long the memory will be sampled.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -53,7 +53,7 @@ class Machine:
         return descriptors(), process.num_threads()
 
     def look(self) -> float:
-        """Take a sample of the memory, if it is time; return the last one in MB."""
+        """Sample the memory, if a sample is due; return the last one in MB."""
         now = time.monotonic()
         if now >= self._due or not self._samples:
             self._due = now + self._every
@@ -61,11 +61,11 @@ class Machine:
         return self._samples[-1] / _MB
 
     def memory(self) -> Check:
-        """Is it flat? Medians of thirds do not mind a peak, nor when the system takes pages back."""
+        """Check that memory is flat. Medians of thirds are robust against peaks and late page reclaim."""
         samples = self._samples[int(len(self._samples) * _WARM_UP) :]
         third = len(samples) // 3
         if len(samples) < _FEWEST:
-            return Check("memory", None, "not judged: too few samples in so short a time")
+            return Check("memory", None, "no verdict: too few samples in such a short run")
         middle = statistics.median(samples[third : 2 * third]) / _MB
         last = statistics.median(samples[2 * third :]) / _MB
         allowed = _GROWTH + middle * _GROWTH_PERCENT / 100
@@ -76,7 +76,7 @@ class Machine:
         return Check("memory", last - middle <= allowed, text)
 
     def left(self) -> Iterator[Check]:
-        """Are descriptors and threads back to where they were? Waits a moment for that."""
+        """Check that descriptors and threads are back to their initial numbers, waiting a moment for it."""
         limit = time.monotonic() + _LINGER
         while any(now > before for now, before in zip(self._now(), self._before)) and time.monotonic() < limit:
             time.sleep(0.05)
@@ -85,27 +85,27 @@ class Machine:
 
 
 def checks(load: Load, stuck: int, stats: dict[str, Any], at_server: int | None) -> Iterator[Check]:
-    """Judge what the borrowers, the pool and the factory have to say.
+    """Check the counts of the borrowers, the pool and the factory.
 
     Args:
-        load: After it was stopped and closed.
+        load: The load, stopped and closed.
         stuck: How many of its threads did not end.
-        stats: The pool's last ones.
-        at_server: How many connections the server still has; ``None`` if nobody knows.
+        stats: The pool's last statistics.
+        at_server: How many connections the server still has; ``None`` if unknown.
     """
     ledger, snapshot = load.target.ledger, load.metrics.snapshot()
     leases, wrong, shared = load.count("leases"), load.count("wrong"), load.count("shared")
-    yield Check("borrowers", leases > 0 and not shared, f"{leases:,} leases, {shared} of them shared with somebody")
+    yield Check("borrowers", leases > 0 and not shared, f"{leases:,} leases, {shared} of a resource already in use")
     if load.target.asks or wrong:
         replies = load.count("replies")
-        yield Check("replies", not wrong, f"{replies:,} belong to their requests, {wrong} to others")
+        yield Check("replies", not wrong, f"{replies:,} correct, {wrong} wrong")
     unserved = load.count("unserved")
     yield Check(
         "waiters",
         not stuck and not unserved and not stats["waiting"],
         f"{stuck} stuck, {unserved} not served within {TIMEOUT:g} s; the longest wait was {load.slowest:.2f} s",
     )
-    yield Check("bound", ledger.most <= load.max_size, f"{ledger.most} at once at most, max_size {load.max_size}")
+    yield Check("bound", ledger.most <= load.max_size, f"at most {ledger.most} at once, max_size {load.max_size}")
     closed, detached = sum(snapshot.closed.values()), snapshot.closed.get("detached", 0)
     yield Check(
         "pool's count",
@@ -115,7 +115,7 @@ def checks(load: Load, stuck: int, stats: dict[str, Any], at_server: int | None)
     yield Check(
         "own count",
         ledger.made == ledger.closed and not ledger.open,
-        f"{ledger.made:,} made by the factory, {ledger.closed:,} closed, {ledger.open} left",
+        f"{ledger.made:,} created by the factory, {ledger.closed:,} closed, {ledger.open} left",
     )
     if at_server is not None:
         yield Check("server", not at_server, f"{at_server} connections left at the server")

@@ -1,4 +1,4 @@
-"""Django: database engines whose connections come from a pool, and an application's other pools.
+"""Django: database engines with pooled connections, and an application's other pools.
 
 ::
 
@@ -6,23 +6,23 @@
     DATABASES = {"default": {
         "ENGINE": "pooling.web.django.postgresql",       # or "pooling.web.django.sqlite3"
         ...
-        "OPTIONS": {"pool": {"max_size": 8}},            # or True, or a PoolSettings, or nothing
+        "OPTIONS": {"pool": {"max_size": 8}},            # or True, or a PoolSettings, or omit it
     }}
     POOLING = {"api": "https://api.example.com"}         # pools["api"].get("/quotes")
 
-A request's connection is given back at the end of its response, when the
-last piece of a streamed one was sent or its client has gone. The pool of a
+A request's connection is released at the end of its response: when the last
+piece of a streamed one was sent, or the client has disconnected. The pool of a
 database is ``connections["default"].pool``.
 
-Django's own tests pass with the PostgreSQL engine, but for these, on purpose:
+Django's own tests pass with the PostgreSQL engine, with these intended exceptions:
 
 - four of ``ConnectionHealthChecksTests`` (``test_health_checks_enabled``,
   ``test_health_checks_enabled_errors_occurred``, ``test_health_checks_disabled``,
-  ``test_set_autocommit_health_checks_enabled``) set ``CONN_MAX_AGE = None``, which a
-  pool refuses: whether a connection is alive is its business;
-- ``test_pooling_health_checks`` looks at a private attribute of psycopg_pool's;
-- ``test_ignores_connection_configuration_queries`` has the engine's
-  ``ensure_connection``, which calls Django's, called by Django's.
+  ``test_set_autocommit_health_checks_enabled``) set ``CONN_MAX_AGE = None``, which is
+  refused, because the pool itself checks whether connections are alive;
+- ``test_pooling_health_checks`` reads a private attribute of psycopg_pool;
+- ``test_ignores_connection_configuration_queries`` makes Django's ``ensure_connection``
+  call the engine's, which calls Django's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["pools"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pools":  # not at import: INSTALLED_APPS are imported before models can be
+    if name == "pools":  # not at import: INSTALLED_APPS are imported before models can be imported
         from ._pools import pools
 
         return pools

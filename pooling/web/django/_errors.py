@@ -1,4 +1,4 @@
-"""Our errors as Django's, too: code that catches ``django.db.OperationalError`` goes on to work."""
+"""Makes our errors Django errors, too: code that catches ``django.db.OperationalError`` keeps working."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_django(
 
     Args:
         error: The error.
-        others: What else it is to be, by its class.
+        others: A further base class, by the error's class.
     """
     kind = type(error)
     if kind not in _CONCERNED:

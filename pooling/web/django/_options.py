@@ -1,4 +1,4 @@
-"""What ``DATABASES[alias]["OPTIONS"]["pool"]`` may say."""
+"""Reads ``DATABASES[alias]["OPTIONS"]["pool"]``."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ...settings import PoolSettings
 
 __all__ = ["PoolOptions"]
 
-# What psycopg_pool, which Django's own engine uses, has and we have not.
+# Options of psycopg_pool, which Django's own engine uses, that we do not have.
 _NOT_OURS = {
-    "open": "the pool opens itself",
-    "num_workers": "threads are started as they are needed",
+    "open": "the pool opens by itself",
+    "num_workers": "threads are started when needed",
     "reconnect_timeout": "the pool never gives up; see max_attempts",
     "reconnect_failed": "see observers",
-    "configure": "connect to Django's signal connection_created",
-    "connection_class": "set cursor_factory beside pool",
-    "close_returns": "Django closes at the end of a response, and that gives back",
+    "configure": "use Django's signal connection_created",
+    "connection_class": "set cursor_factory in OPTIONS, next to pool",
+    "close_returns": "Django closes at the end of a response, which returns the connection",
 }
 
 
 class PoolOptions:
-    """The settings of a pool, and the further arguments of its class.
+    """The settings of a pool, and further arguments of its class.
 
     Args:
-        wish: ``True``, a `PoolSettings`, or a mapping: its fields, or other
-            libraries' names for them, with ``"settings"`` for those to begin
-            with, and arguments of the pool's class.
-        arguments: The names of the arguments that the class has.
-        checks: Django's ``CONN_HEALTH_CHECKS``: a round trip each time. In a
-            mapping ``validation_interval`` and ``validate_on_acquire`` come
-            before this, in a `PoolSettings` nobody knows who has said them.
+        wish: ``True``, a `PoolSettings`, or a mapping with fields of it, also
+            under other libraries' names, ``"settings"`` for the values to start
+            from, and arguments of the pool's class.
+        arguments: The names of the class's arguments.
+        checks: Django's ``CONN_HEALTH_CHECKS``: a round trip for each lease.
+            ``validation_interval`` and ``validate_on_acquire`` in a mapping take
+            precedence; in a `PoolSettings` they cannot be told from defaults.
 
     Raises:
         ValueError, TypeError: It is none of these; the message names the key.
@@ -60,7 +60,7 @@ class PoolOptions:
             elif key in arguments:
                 self.arguments[key] = value
             elif key in _NOT_OURS:
-                raise ValueError(f"{key} is not known here: {_NOT_OURS[key]}")
+                raise ValueError(f"{key} is not supported: {_NOT_OURS[key]}")
             else:
                 fields[key] = value
         self.settings = PoolSettings.from_mapping(fields, base=self._checked(base))

@@ -1,4 +1,4 @@
-"""The pools of a project: those of ``POOLING``, and those of its databases."""
+"""The pools of a project: from ``POOLING``, and of its databases."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _make() -> PoolManager:
 
 
 pools: Any = SimpleLazyObject(_make)
-"""A `PoolManager` of what ``settings.POOLING`` says, see `PoolManager.from_mapping`."""
+"""A `PoolManager` configured by ``settings.POOLING``, see `PoolManager.from_mapping`."""
 
 
 def database_pools() -> dict[str, Pool[Any]]:
-    """Return the pools of the databases by alias; nothing is opened.
+    """Return the pools of the databases by alias. Opens nothing.
 
     Raises:
-        ImproperlyConfigured: A database's options are bad.
+        ImproperlyConfigured: A database's options are invalid.
     """
     wrappers = {alias: connections[alias] for alias in connections}
     found = {
@@ -39,11 +39,11 @@ def database_pools() -> dict[str, Pool[Any]]:
 
 
 def all_pools() -> PoolManager:
-    """Return `pools` with those of the databases among them, as ``database:default`` and so on."""
+    """Return `pools` including those of the databases, as ``database:default`` and so on."""
     for alias, pool in database_pools().items():
         name = f"database:{alias}"
         if name in pools and pools[name] is not pool:
-            pools.close_pool(name)  # which forgets it, and closes nothing that is not its own
+            pools.close_pool(name)  # only removes it, because the manager does not own it
         if name not in pools:
             pools.add_pool(pool, name, owned=False)
     found: PoolManager = pools
@@ -51,7 +51,7 @@ def all_pools() -> PoolManager:
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
-    """A test overrides ``POOLING``."""
+    """Start again when a test overrides ``POOLING``."""
     if setting == "POOLING" and pools._wrapped is not empty:
         before, pools._wrapped = pools._wrapped, empty
         before.shutdown()

@@ -9,7 +9,7 @@ __all__ = ["PoolingConfig"]
 
 
 class PoolingConfig(AppConfig):
-    """System checks and the command ``pooling``; it opens nothing."""
+    """System checks and the command ``pooling``. Opens nothing."""
 
     name = "pooling.web.django"
     label = "pooling"

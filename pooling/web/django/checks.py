@@ -1,4 +1,4 @@
-"""System checks: ``manage.py check`` names bad settings before a request finds them."""
+"""System checks: ``manage.py check`` reports invalid settings before a request fails."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from ...core.pool import Pool
 from ...manager import PoolManager
 from ._engine import PooledWrapper, bad_age
 
-__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "crowd"]
+__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "worker_layout"]
 
 
 class WorkerLayout(NamedTuple):
-    """How many processes serve, and how many threads in each; ``None``: nobody says."""
+    """The number of worker processes, and of threads in each; ``None`` if unknown."""
 
     workers: int | None
     threads: int | None
 
 
-def crowd() -> WorkerLayout:
-    """Return what is known of the server that runs the project.
+def worker_layout() -> WorkerLayout:
+    """Return what is known about the server that runs the project.
 
-    ``POOLING_WORKERS`` and ``POOLING_THREADS`` of the settings come first,
-    then gunicorn's ``GUNICORN_CMD_ARGS`` and ``WEB_CONCURRENCY``.
+    The settings ``POOLING_WORKERS`` and ``POOLING_THREADS`` take precedence over
+    gunicorn's ``GUNICORN_CMD_ARGS`` and ``WEB_CONCURRENCY``.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("-w", "--workers", type=int)
     parser.add_argument("--threads", type=int)
-    said = argparse.Namespace(workers=None, threads=None)
+    given = argparse.Namespace(workers=None, threads=None)
     try:
-        parser.parse_known_args(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")), said)
+        parser.parse_known_args(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")), given)
     except (argparse.ArgumentError, ValueError):
-        pass  # gunicorn says so itself
+        pass  # gunicorn reports it itself
     workers = os.environ.get("WEB_CONCURRENCY", "")
     return WorkerLayout(
-        getattr(settings, "POOLING_WORKERS", said.workers or (int(workers) if workers.isdigit() else None)),
-        getattr(settings, "POOLING_THREADS", said.threads),
+        getattr(settings, "POOLING_WORKERS", given.workers or (int(workers) if workers.isdigit() else None)),
+        getattr(settings, "POOLING_THREADS", given.threads),
     )
 
 
 def check_settings(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
-    """Look at ``DATABASES`` and ``POOLING``; nobody is asked anything."""
+    """Check ``DATABASES`` and ``POOLING`` without contacting any server."""
     found: list[checks.CheckMessage] = []
     for alias in connections:
         wrapper = connections[alias]
@@ -66,7 +66,7 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
     where = f"DATABASES[{alias!r}]"
     options = wrapper.settings_dict["OPTIONS"]
     age = wrapper.settings_dict.get("CONN_MAX_AGE", 0)
-    if not wrapper._is_pooled():
+    if not wrapper.is_pooled():
         return
     if age != 0:
         yield checks.Error(f"{where}: {bad_age(age)}", hint="Remove CONN_MAX_AGE.", id="pooling.E002")
@@ -76,49 +76,50 @@ def _check_database(alias: str, wrapper: PooledWrapper) -> Iterator[checks.Check
     except ImproperlyConfigured as error:
         yield checks.Error(str(error), id="pooling.E001")
         return
-    limits, threads = pool.settings, crowd().threads
+    limits, threads = pool.settings, worker_layout().threads
     if threads is not None and limits.max_size < threads:
         yield checks.Warning(
-            f"{where}: max_size is {limits.max_size}, and a worker has {threads} threads: some will wait in line",
+            f"{where}: max_size is {limits.max_size}, but a worker has {threads} threads, so some will have to wait",
             hint=f'Set OPTIONS["pool"]["max_size"] to {threads}.', id="pooling.W001",
         )  # fmt: skip
-    said = options.get("pool")
-    if isinstance(said, dict) and isinstance(said.get("max_idle"), (int, float)) and said["max_idle"] > limits.max_size:
+    given = options.get("pool")
+    max_idle = given.get("max_idle") if isinstance(given, dict) else None
+    if isinstance(max_idle, (int, float)) and max_idle > limits.max_size:
         yield checks.Warning(
-            f"{where}: max_idle is {said['max_idle']}, more than max_size. It is how many are kept, not for how long",
-            hint="psycopg_pool's max_idle, in seconds, is idle_timeout.", id="pooling.W003",
+            f"{where}: max_idle is {max_idle}, more than max_size. It is a number of connections, not a time",
+            hint="For psycopg_pool's max_idle, in seconds, set idle_timeout.", id="pooling.W003",
         )  # fmt: skip
 
 
 def check_server(
     app_configs: object, databases: Sequence[str] | None = None, **kwargs: object
 ) -> list[checks.CheckMessage]:
-    """Look into the databases, with ``check --database`` and ``migrate``.
+    """Check the databases, with ``check --database`` and ``migrate``.
 
-    Do all workers' pools fit into the server? Is there anything in the
-    database that changes a session where ``"session": "watch"`` can't see it?
+    Warns if the pools of all workers do not fit into the server, and if the
+    database changes sessions in ways that ``"session": "watch"`` cannot see.
     """
     found: list[checks.CheckMessage] = []
     for alias in databases or ():
         wrapper = connections[alias]
-        if not isinstance(wrapper, PooledWrapper) or not wrapper._is_pooled():
+        if not isinstance(wrapper, PooledWrapper) or not wrapper.is_pooled():
             continue
         try:
             found += [*_check_room(alias, wrapper), *_check_watching(alias, wrapper)]
         except (Error, ImproperlyConfigured):
-            continue  # who asks for nothing but this check sees that in the others
+            continue  # other checks report it
     return found
 
 
 def _check_room(alias: str, wrapper: PooledWrapper) -> Iterator[checks.CheckMessage]:
-    workers = crowd().workers
+    workers = worker_layout().workers
     if workers is None:
         return
     most, wish = clients_allowed(wrapper), workers * wrapper.pool.settings.max_size
     if most is not None and wish > most:
         yield checks.Warning(
-            f"DATABASES[{alias!r}]: {workers} workers may open {wish} connections, and the server takes {most}",
-            hint=f'Set OPTIONS["pool"]["max_size"] to {max(1, most // workers)} at most.', id="pooling.W002",
+            f"DATABASES[{alias!r}]: {workers} workers may open {wish} connections, but the server accepts only {most}",
+            hint=f'Set OPTIONS["pool"]["max_size"] to at most {max(1, most // workers)}.', id="pooling.W002",
         )  # fmt: skip
 
 
@@ -131,14 +132,14 @@ def _check_watching(alias: str, wrapper: Any) -> Iterator[checks.CheckMessage]:
     if names:
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         yield checks.Warning(
-            f"DATABASES[{alias!r}]: what these do to a session is not seen by \"session\": \"watch\", and may reach "
-            f"the next request: {listed}",
-            hint='Set OPTIONS["pool"]["session"] to "clean". If nothing that they set outlasts a transaction, '
+            f"DATABASES[{alias!r}]: these may change the session, \"session\": \"watch\" does not detect it, and the "
+            f"changes may leak into the next request: {listed}",
+            hint='Set OPTIONS["pool"]["session"] to "clean". If none of their changes outlasts a transaction, '
             "silence this check (SILENCED_SYSTEM_CHECKS).", id="pooling.W004",
         )  # fmt: skip
 
 
-# What sets something for a session, and what reads it: then something sets it. Extensions' own functions are left out.
+# Objects that set session settings, or read them (so something sets them). Excludes the functions of extensions.
 _UNSEEN = r"""
     WITH mine AS (
         SELECT oid, nspname FROM pg_namespace
@@ -176,7 +177,7 @@ _UNSEEN = r"""
 
 
 def clients_allowed(wrapper: Any) -> int | None:
-    """Return how many connections the server takes from this user to this database; ``None``: as many as you like."""
+    """Return how many connections the server accepts from this user to this database; ``None`` if unlimited."""
     if wrapper.vendor != "postgresql":
         return None
     with wrapper.temporary_connection() as cursor:

@@ -1,4 +1,4 @@
-"""Whether the pools are well, over HTTP.
+"""A health view.
 
 ::
 
@@ -28,8 +28,8 @@ def _endpoint(token: str | None) -> HealthEndpoint:
 def health(request: HttpRequest) -> HttpResponse:
     """Answer 200 while the databases and the pools are up or degraded, 503 when one is down.
 
-    Strangers learn up or down and no more. Whoever sends
-    ``settings.POOLING_HEALTH_TOKEN`` as ``Authorization: Bearer ...`` sees details.
+    Unauthenticated callers see only up or down. Callers that send
+    ``settings.POOLING_HEALTH_TOKEN`` as ``Authorization: Bearer ...`` see details.
     """
     status, headers, body = _endpoint(getattr(settings, "POOLING_HEALTH_TOKEN", None)).answer(request.META)
     return HttpResponse(body, status=int(status.partition(" ")[0]), headers=dict(headers))

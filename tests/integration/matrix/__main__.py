@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--app", choices=APPS, help="one application")
     parser.add_argument("--pairwise", action="store_true", help="what pytest runs")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started ends, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # end started processes, too
     chosen = [
         (name, app) for name, app in (PAIRWISE if options.pairwise else cells())
         if options.only in name and options.app in (None, app)

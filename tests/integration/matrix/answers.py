@@ -1,7 +1,7 @@
-"""What every application of the matrix answers, whatever its framework.
+"""The responses of every application of the matrix, independent of its framework.
 
-An answer repeats what identifies its question, by way of the database, so that
-one that belongs to another question is recognised.
+A response repeats the identity of its request, through the database, so that
+a response to another request is detected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Text = str | Iterator[str]
 
 
 class Database(Protocol):
-    """What an application has to offer."""
+    """What an application must provide."""
 
     @property
     def pool(self) -> Pool[Any]:
@@ -36,10 +36,10 @@ class Database(Protocol):
         """Execute on the request's connection."""
 
     def transaction(self) -> AbstractContextManager[object]:
-        """Begin one on the request's connection; commit, or roll back."""
+        """Run a transaction on the request's connection; commit, or roll back."""
 
     def stream(self, sql: str, *params: object) -> Iterator[tuple[Any, ...]]:
-        """Execute with a cursor of the server's."""
+        """Execute with a server-side cursor."""
 
 
 def answer(path: str, query: Mapping[str, str], database: Database) -> Text:
@@ -53,7 +53,7 @@ def row(query: Mapping[str, str], database: Database) -> Text:
 
 
 def transfer(query: Mapping[str, str], database: Database) -> Text:
-    """Move one from here to there; the sum stays, whoever is killed in the middle."""
+    """Move one from here to there; the sum stays, even if a worker is killed in between."""
     here, there = int(query["n"]), int(query["m"])
     with database.transaction():
         database.rows("SELECT n FROM matrix WHERE n IN (%s, %s) ORDER BY n FOR UPDATE", here, there)
@@ -70,27 +70,27 @@ def stream(query: Mapping[str, str], database: Database) -> Text:
 
 
 def sleep(query: Mapping[str, str], database: Database) -> Text:
-    """Be in the middle of a query."""
+    """Stay in the middle of a query."""
     database.rows("SELECT pg_sleep(%s)", float(query["s"]))
     return "slept"
 
 
 def starve(query: Mapping[str, str], database: Database) -> Text:
-    """Be in the middle of a wait: for one more than there are."""
+    """Stay in the middle of a wait, for one connection more than the maximum."""
     with ExitStack() as stack, suppress(PoolTimeout):
-        # By another thread: that this one waits for itself would be worth a warning.
+        # In another thread: waiting for itself would log a warning.
         other = Thread(target=lambda: [stack.enter_context(database.pool.acquire()) for _ in range(MAX_SIZE)])
         other.start()
         other.join()
         end = time.monotonic() + float(query["s"])
-        while True:  # one that comes back from another request is kept, too
+        while True:  # keep one that another request releases, too
             stack.enter_context(database.pool.acquire(max(0.0, end - time.monotonic())))
     return "waited"
 
 
 def state(query: Mapping[str, str], database: Database) -> Text:
-    """Say how many are lent in this process; takes none itself."""
-    time.sleep(float(query.get("s", 0)))  # busy for a moment, so that others are asked, too
+    """Return the number of leases in this process, without acquiring one."""
+    time.sleep(float(query.get("s", 0)))  # busy for a moment, so that other workers are asked, too
     return json.dumps({"pid": os.getpid(), **database.pool.stats()})
 
 

@@ -10,7 +10,7 @@ from django.db import connection
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.integration.matrix.site_django"
 application = get_wsgi_application()
 
-# At import, by the parent of all workers. Where those are forked it is left open, too:
+# At import, in the parent of all workers. If they are forked it is left open, too:
 # each inherits it in the thread that will serve its requests.
 with connection.cursor() as cursor:
     cursor.execute("SELECT 42")

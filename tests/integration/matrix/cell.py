@@ -1,4 +1,4 @@
-"""One cell of the matrix, from the start of the server to its end."""
+"""One cell of the matrix, from the start of the server to its shutdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AT_ONCE = 5.0
 
 @dataclass
 class Report:
-    """What was found: for each phase nothing, or what is wrong; phases that a server does not have are missing."""
+    """The result: for each phase nothing, or a complaint; phases that a server does not have are missing."""
 
     name: str
     app: str
@@ -42,7 +42,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no complaints."""
         return not any(self.found.values())
 
     def __str__(self) -> str:
@@ -51,12 +51,12 @@ class Report:
 
 
 def database() -> PostgresServer:
-    """Return a server that looks whether its clients live: a query of a killed worker ends with it."""
+    """Return a server that checks its clients, so that a killed worker's query ends with the worker."""
     return PostgresServer(max_connections=200, client_connection_check_interval=100)
 
 
 def prepare(postgres: PostgresServer) -> None:
-    """Make the table that the answers come from."""
+    """Create the table of the answers."""
     with postgres.connect() as conn:
         conn.execute("DROP TABLE IF EXISTS matrix")
         conn.execute("CREATE TABLE matrix (n int PRIMARY KEY, token text, amount int)")
@@ -69,9 +69,9 @@ def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -
     """Run one cell.
 
     Args:
-        mode, app: Which.
+        mode, app: The server's mode, and the application.
         postgres: A server with `prepare`'s table.
-        answers: To wait for under load, in each phase.
+        answers: Number of responses to wait for under load, in each phase.
     """
     began = time.monotonic()
     name = f"matrix {mode.name} {app}".replace(" ", "_").replace(",", "")
@@ -150,7 +150,7 @@ class _Cell:
         return complaint
 
     def _disconnect(self) -> str:
-        """Clients go away in the middle; those who come after them find all that they need."""
+        """Clients disconnect in the middle; later ones still get all connections."""
         for number in range(3 * MAX_SIZE * max(1, self.server.mode.workers)):
             with contextlib.suppress(OSError):
                 disconnect(self.server.port, number % 3)
@@ -161,9 +161,9 @@ class _Cell:
         )
 
     def _cut_off(self, what: str) -> str:
-        """A worker times out in the middle: whoever asked is cut off, the next one is served."""
+        """A worker times out in the middle: its client is cut off, the next one is served."""
         before = set(self.server.workers())
-        # uWSGI has one clock for all threads of a worker: the end of any request, a little after its answer, stops it.
+        # uWSGI has one clock for all threads of a worker: the end of any request stops it, shortly after the response.
         time.sleep(0.5)
         try:
             fetch(self.server.port, what, timeout=TIMEOUT + 30, s=TIMEOUT + 20)
@@ -178,17 +178,17 @@ class _Cell:
     def _until_recycled(self, load: Load, before: set[int]) -> str | None:
         return _eventually(lambda: not before & set(self.server.workers()), "workers were not recycled", 90)
 
-    # -- what has to hold ---------------------------------------------------------------
+    # -- checks -------------------------------------------------------------------------
 
     def _leases(self) -> str:
-        """Ask all workers whether anything is lent; then the database, whether any transaction is open."""
+        """Check that no worker has a lease in use, and that no transaction is open in the database."""
         left: dict[int, int] = {}
 
         def all_is_back() -> bool:
             left.update(self._lent())
             now = set(self.server.workers())
-            # uWSGI makes a pause when it replaces workers too fast; one that it starts after it was
-            # told to end is never told to.
+            # uWSGI pauses when it replaces workers too fast; a worker that it starts after it was
+            # told to end never gets the signal.
             complete = len(now) >= self.server.mode.workers
             return complete and now <= left.keys() and not any(left[pid] for pid in now)
 
@@ -198,7 +198,7 @@ class _Cell:
         return _eventually(lambda: not self._count("AND state <> 'idle'"), "transactions are open")
 
     def _lent(self) -> dict[int, int]:
-        """Ask several at once, each for a moment, so that no worker is left out."""
+        """Send several requests at once, each of which takes a moment, so that every worker is asked."""
         found: dict[int, int] = {}
 
         def ask() -> None:
@@ -232,7 +232,7 @@ class _Cell:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Count the connections at the server all the time, and the processes that may have them."""
+        """Continuously count the connections at the server, and the processes that may have them."""
         stop = threading.Event()
         excess: list[str] = []
 
@@ -242,7 +242,7 @@ class _Cell:
                 while not stop.wait(0.02):
                     now = time.monotonic()
                     before, number, after = self.server.processes(), self._count(conn=conn), self.server.processes()  # type: ignore[arg-type]
-                    # The server may notice a moment later that a process has died.
+                    # The server may notice the death of a process a moment later.
                     recent = [one for one in recent if one[0] > now - 3.0] + [(now, max(before, after))]
                     most = max(processes for _, processes in recent) * MAX_SIZE
                     self.report.most = max(self.report.most, number)
@@ -260,7 +260,7 @@ class _Cell:
 
 
 def _eventually(condition: Callable[[], object], complaint: str, timeout: float = 30.0) -> str:
-    """Wait until it holds; return the complaint if it never does."""
+    """Wait until the condition holds; return the complaint if it never does."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if condition():

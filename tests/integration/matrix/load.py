@@ -1,4 +1,4 @@
-"""Clients that know what each answer has to be."""
+"""Clients that know the expected response to each request."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PATIENCE = 30.0
 
 
 def token_of(n: int) -> str:
-    """Return what the row of that number holds."""
+    """Return the contents of the row with that number."""
     return hashlib.sha256(str(n).encode()).hexdigest()
 
 
 def fetch(port: int, what: str, timeout: float = PATIENCE, **query: object) -> bytes:
-    """Ask once, on a connection of its own.
+    """Send one request on a new connection.
 
     Raises:
-        ConnectionError, http.client.HTTPException: Cut off: by a worker that died, or a server that restarts.
-        ValueError: Answered with an error.
-        TimeoutError: Not answered.
+        ConnectionError, http.client.HTTPException: Cut off by a worker that died, or a server that restarts.
+        ValueError: The response is an error.
+        TimeoutError: There was no response.
     """
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
@@ -47,7 +47,7 @@ def fetch(port: int, what: str, timeout: float = PATIENCE, **query: object) -> b
 
 
 def disconnect(port: int, pieces: int = 1) -> None:
-    """Ask for a stream, read a little, and go away without a word."""
+    """Request a stream, read a little, and reset the connection."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(b"GET /stream?nonce=x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         for _ in range(pieces):
@@ -57,7 +57,7 @@ def disconnect(port: int, pieces: int = 1) -> None:
 
 @dataclass
 class Tally:
-    """What came back."""
+    """The counts of the responses."""
 
     right: int = 0
     cut: int = 0
@@ -66,11 +66,11 @@ class Tally:
 
 
 class Load:
-    """Threads that ask until they are told to stop.
+    """Threads that send requests until they are stopped.
 
     Args:
-        port: Whom.
-        threads: How many at once.
+        port: The server's port.
+        threads: The number of threads.
     """
 
     def __init__(self, port: int, threads: int) -> None:
@@ -83,7 +83,7 @@ class Load:
             thread.start()
 
     def stop(self) -> Tally:
-        """Let what is under way be answered, and return what came back."""
+        """Wait for the responses to requests in progress, and return the counts."""
         self._stop.set()
         for thread in self._threads:
             thread.join(2 * PATIENCE)
@@ -92,7 +92,7 @@ class Load:
         return self.tally
 
     def wait(self, answers: int) -> None:
-        """Wait until so many more answers have come, or something is wrong."""
+        """Wait until the given number of further responses has arrived, or one is wrong."""
         goal, deadline = self.tally.right + answers, time.monotonic() + 2 * PATIENCE
         while self.tally.right < goal and not self.tally.wrong:
             if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ class Load:
 
 
 def _ask(port: int, what: str, chance: random.Random) -> str | None:
-    """Ask for something; return what is wrong with the answer."""
+    """Send a request; return a complaint if the response is wrong."""
     n, m = chance.sample(range(1, ROWS + 1), 2)
     nonce = f"{chance.getrandbits(64):x}"
     told = fetch(port, what, n=n, m=m, nonce=nonce).decode()
@@ -132,6 +132,6 @@ def _ask(port: int, what: str, chance: random.Random) -> str | None:
     else:
         about = n if what == "row" else m
         expected = f"{about} {token_of(about)} {nonce}"
-    if told != expected and expected.startswith(told):  # without a Content-Length an end looks like the end
+    if told != expected and expected.startswith(told):  # without a Content-Length a cut-off looks like the end
         raise ConnectionError("cut off in the middle")
     return None if told == expected else f"{what} n={n} m={m} nonce={nonce}: {told[:200]!r}"

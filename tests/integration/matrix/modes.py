@@ -85,11 +85,11 @@ PREFORK = ("multiprocessing", "billiard", "ProcessPoolExecutor")
 ONLY = {
     "flask run": ("flask",),
     "runserver": ("django",),
-    "gunicorn gevent --preload": ("flask", "wsgi"),  # where Django itself does not work: see `patched`
+    "gunicorn gevent --preload": ("flask", "wsgi"),  # Django itself does not work there: see `patched`
 }
 """Modes that are not for every framework."""
 
-# Each server, each of its modes and each application at least once; the rest is for the whole matrix.
+# Each server, each of its modes and each application at least once; the rest runs only in the full matrix.
 PAIRWISE = [
     ("gunicorn sync", "flask"),
     ("gunicorn sync --preload", "django"),
@@ -109,5 +109,5 @@ PAIRWISE = [
 
 
 def cells() -> list[tuple[str, str]]:
-    """Return all of the matrix: names of modes and of applications."""
+    """Return the full matrix: names of modes and of applications."""
     return [(name, app) for name in MODES for app in ONLY.get(name, APPS)]

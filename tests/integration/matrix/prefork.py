@@ -1,6 +1,6 @@
 """Forked workers without a WSGI server: ``multiprocessing``, ``billiard`` (Celery's), ``ProcessPoolExecutor``.
 
-Run as a program of its own: does all phases and prints what is wrong in each as JSON.
+Run as a program, it runs all phases and prints the complaints of each as JSON.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WORKERS = 3
 RECYCLE = 40  # tasks after which a worker is replaced
 Answer = tuple[int, str, str, int, int]
 
-# Made, opened and used by the parent, which goes on using it, and holds one all the time.
+# Created, opened and used by the parent, which continues to use it and always holds one lease.
 pool = PostgresPool(os.environ["MATRIX_DSN"], SETTINGS, name="db")
 
 _sleepers, _told = os.pipe()
 
 
 def row(question: tuple[int, str]) -> Answer:
-    """Answer from the database, and say how many this worker has lent then, and who it is."""
+    """Return the database's answer, the number of leases in this worker, and its process id."""
     n, nonce = question
     with pool.connection() as conn:
         found: Any = conn.execute("SELECT n, token, %s::text FROM matrix WHERE n = %s", (nonce, n)).fetchone()
@@ -44,15 +44,15 @@ def row(question: tuple[int, str]) -> Answer:
 
 
 def sleep(seconds: float) -> None:
-    """Be in the middle of a query, and say who is."""
+    """Stay in the middle of a query, and announce the process id."""
     os.write(_told, str(os.getpid()).encode())
     pool.execute_query("SELECT pg_sleep(%s)", (seconds,))
 
 
 def starve(seconds: float) -> None:
-    """Be in the middle of a wait."""
+    """Stay in the middle of a wait."""
     with ExitStack() as stack:
-        # By another thread: that this one waits for itself would be worth a warning.
+        # In another thread: waiting for itself would log a warning.
         other = Thread(target=lambda: [stack.enter_context(pool.acquire()) for _ in range(MAX_SIZE)])
         other.start()
         other.join()
@@ -64,7 +64,7 @@ def questions(number: int) -> list[tuple[int, str]]:
 
 
 def check(asked: list[tuple[int, str]], answers: Iterable[Answer]) -> str:
-    """Return what is wrong with these answers."""
+    """Return complaints about these answers."""
     for (n, nonce), told in zip(asked, answers, strict=True):
         if told[:3] != (n, token_of(n), nonce):
             return f"asked {n} {nonce}: {told}"
@@ -85,7 +85,7 @@ def children() -> set[int]:
 
 
 def await_others(before: set[int]) -> str:
-    """Wait until all workers are others."""
+    """Wait until all workers have been replaced."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         now = children()
@@ -96,21 +96,21 @@ def await_others(before: set[int]) -> str:
 
 
 def pool_of(make: Callable[..., Any], **more: Any) -> dict[str, str]:
-    """The phases of ``multiprocessing.Pool`` and its like."""
+    """The phases of ``multiprocessing.Pool`` and similar pools."""
     found = {}
     with make(WORKERS, maxtasksperchild=RECYCLE, **more) as workers:
         first = children()
         found["load"] = _ask(workers.map)
         found["recycled"] = _recycled(workers.map, first)
         workers.apply_async(sleep, (20.0,))
-        victim = int(os.read(_sleepers, 20))  # at work: one that is not holds a lock that all of them need
+        victim = int(os.read(_sleepers, 20))  # a busy worker: an idle one holds a lock that all of them need
         os.kill(victim, signal.SIGKILL)
         found["kill"] = await_others({victim}) or _ask(workers.map)
         if more:
             for phase, task in (("wait cut", starve), ("query cut", sleep)):
                 found[phase] = _soft_limit(workers, task) or _ask(workers.map)
             workers.close()
-            workers.join()  # multiprocessing's would wait for ever for the task that was killed
+            workers.join()  # multiprocessing's would wait for ever for the killed task
     return found
 
 
@@ -128,7 +128,7 @@ def _recycled(ask: Callable[..., Iterable[Answer]], first: set[int]) -> str:
 
 
 def _soft_limit(workers: Any, task: Callable[[float], None]) -> str:
-    """Celery's soft time limit: an exception that a signal raises in the middle."""
+    """Celery's soft time limit: an exception raised by a signal handler in the middle."""
     from billiard.exceptions import SoftTimeLimitExceeded
 
     try:

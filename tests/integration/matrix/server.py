@@ -24,7 +24,7 @@ __all__ = ["TIMEOUT", "Mode", "Prefork", "Server", "ends_of_tracebacks"]
 
 ROOT = Path(__file__).parents[3]
 MODULES = {"wsgi": "site_wsgi", "flask": "site_flask", "django": "app_django", "lifespan": "site_lifespan"}
-TIMEOUT = 2  # seconds until a worker that does not come back is killed
+TIMEOUT = 2  # seconds until a worker that hangs is killed
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Mode:
     """One server in one mode.
 
     Attributes:
-        name: What the tables call it.
-        command: Its arguments, in which ``{app}``, ``{port}``, ``{log}`` and ``{settings}`` are filled in.
-        workers: Processes that serve; 0: the only process there is does.
-        parent: Whether its parent process, too, has the application and its pools.
-        kills: Whether it kills workers that time out, in the middle of whatever.
-        last_words: How tracebacks end in its log that such a worker leaves.
-        ends: The signal that ends it.
-        noise: Lines on standard error that are its own, and no complaint: how they begin.
+        name: Its name in tables.
+        command: Its arguments, with placeholders ``{app}``, ``{port}``, ``{log}`` and ``{settings}``.
+        workers: Number of worker processes; 0 if the only process serves.
+        parent: Whether its parent process also has the application and its pools.
+        kills: Whether it kills workers that time out, at any point.
+        last_words: Last lines of the tracebacks that such a worker leaves in the log.
+        ends: The signal that stops it.
+        noise: Beginnings of its own lines on standard error, which are not complaints.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Mode:
 
     @property
     def installed(self) -> bool:
-        """Whether the server is there."""
+        """Whether the server is installed."""
         return self.command[0] != "uwsgi" or _program("uwsgi") is not None
 
 
@@ -61,8 +61,8 @@ class Server:
     """A server that runs one of the applications.
 
     Args:
-        mode: Which and how.
-        app: Which application: a key of `MODULES`.
+        mode: The server and its mode.
+        app: The application: a key of `MODULES`.
         dsn: The database.
     """
 
@@ -79,7 +79,7 @@ class Server:
         command = [str(_program("uwsgi"))] if program == "uwsgi" else [sys.executable, "-m", program]
         environment = {
             **os.environ, "MATRIX_DSN": dsn, "PYTHONFAULTHANDLER": "",
-            # pyuwsgi restarts as the bare interpreter, outside of the virtual environment.
+            # pyuwsgi restarts as the bare interpreter, outside the virtual environment.
             "PYTHONPATH": os.pathsep.join([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]),
             "VIRTUAL_ENV": sys.prefix,
         }  # fmt: skip
@@ -96,7 +96,7 @@ class Server:
         """Wait until it accepts connections.
 
         Raises:
-            RuntimeError: It does not; the message ends with what it has said.
+            RuntimeError: It does not; the message ends with its output.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -106,7 +106,7 @@ class Server:
         raise RuntimeError(f"{self.mode.name} did not start: {self._tail()}")
 
     def workers(self) -> list[int]:
-        """Return the pids of those that serve."""
+        """Return the pids of the serving processes."""
         if not self.mode.workers:
             return [self._process.pid]
         found = []
@@ -122,13 +122,13 @@ class Server:
         return len(self.workers()) + (1 if self.mode.parent else 0)
 
     def restart(self, timeout: float = 60.0) -> str | None:
-        """Let it replace its workers one by one, and wait until it has; return what went wrong."""
+        """Make it replace its workers one by one, and wait for that; return complaints."""
         before = set(self.workers())
         self._process.send_signal(signal.SIGHUP)
         return self._wait_for_others(before, before, timeout)
 
     def kill_one(self, timeout: float = 60.0) -> str | None:
-        """Kill one worker, and wait until another one has taken its place; return what went wrong."""
+        """Kill one worker, and wait until another one has replaced it; return complaints."""
         before = self.workers()
         os.kill(before[0], signal.SIGKILL)
         return self._wait_for_others(set(before[:1]), set(before), timeout)
@@ -143,7 +143,7 @@ class Server:
         return f"workers are {self.workers()}, before they were {sorted(before)}"
 
     def end(self, timeout: float = 30.0) -> tuple[float, int | None]:
-        """Tell it to end; return after how many seconds it did, and with what code."""
+        """Stop it; return the seconds until its end, and its exit code."""
         began = time.monotonic()
         self._process.send_signal(self.mode.ends)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,10 +151,10 @@ class Server:
         return time.monotonic() - began, self._process.returncode
 
     def complaints(self, *, killed: bool) -> list[str]:
-        """Return what was said on standard error and in its log, but for the server's own words.
+        """Return the lines on standard error and in its log, except for the server's own.
 
         Args:
-            killed: Whether workers were killed, which may have said something.
+            killed: Whether workers were killed, which may have caused output.
         """
         lines = self._err.read_text(errors="replace").splitlines()
         found = [line for line in lines if line.strip() and not line.startswith(self.mode.noise or ("\0",))]
@@ -164,7 +164,7 @@ class Server:
         return found + [f"traceback: {end}" for end in ends_of_tracebacks(log) if end not in expected]
 
     def close(self) -> None:
-        """Kill what is left of it, and remove what it wrote."""
+        """Kill its remaining processes, and remove its files."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -176,7 +176,7 @@ class Server:
 
 
 class Prefork:
-    """A program that forks workers by itself, see `prefork`; the same to watch as a `Server`."""
+    """A program that forks workers itself, see `prefork`; it has the same interface as a `Server`."""
 
     def __init__(self, kind: str, dsn: str) -> None:
         self._process = subprocess.Popen(
@@ -194,7 +194,7 @@ class Prefork:
         return 1
 
     def told(self, timeout: float = 120.0) -> dict[str, str]:
-        """Wait for its end, and return what it found wrong in each phase."""
+        """Wait for its end, and return its complaints for each phase."""
         out, self._err = self._process.communicate(timeout=timeout)
         if self._process.returncode != 0:
             return {"load": f"code {self._process.returncode}"}
@@ -202,17 +202,17 @@ class Prefork:
         return found
 
     def complaints(self) -> list[str]:
-        """Return what it said on standard error, but for billiard's word on whom we have killed."""
+        """Return its lines on standard error, except for billiard's messages about killed workers."""
         return [line for line in self._err.splitlines() if not line.startswith("Process 'ForkPoolWorker")]
 
     def close(self) -> None:
-        """Kill what is left of it."""
+        """Kill its remaining processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
-# What our own mistakes would look like in a server's log, or the interpreter's, where no traceback tells of them.
+# Signs of errors of ours, or of the interpreter, that appear in a server's log without a traceback.
 _TROUBLE = (
     "Segmentation", "Exception ignored", "ResourceWarning", "DeprecationWarning", "LeaseError", "forgotten",
     "ProgrammingError", "InterfaceError", "AssertionError", "OperationalError", "PoolTimeout", "PoolUnavailable",
@@ -224,7 +224,7 @@ _TRACEBACK = re.compile(
 
 
 def ends_of_tracebacks(log: str) -> list[str]:
-    """Return the last line of each traceback, which names the error; of chained ones of the last."""
+    """Return the last line of each traceback, which names the error; for chained tracebacks only the last."""
     return _TRACEBACK.findall(log)
 
 

@@ -20,7 +20,7 @@ ROOT_URLCONF = __name__
 WSGI_APPLICATION = "tests.integration.matrix.app_django.application"
 INSTALLED_APPS = ["pooling.web.django"]
 USE_TZ = True
-LOGGING = {  # a view's errors: else Django tells them to nobody but the administrators, by mail
+LOGGING = {  # the errors of views, which Django would only mail to the administrators
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"stderr": {"class": "logging.StreamHandler"}},

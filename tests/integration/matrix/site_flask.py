@@ -14,7 +14,7 @@ from pooling.web.flask import Pooling
 from tests.integration.matrix.answers import SETTINGS, answer
 
 pool = PostgresPool(os.environ["MATRIX_DSN"], SETTINGS, name="db")
-pool.open()  # at import, by the parent of all workers
+pool.open()  # at import, in the parent of all workers
 assert pool.execute_query("SELECT 42") == [(42,)]
 app = application = Flask(__name__)
 app.config["POOLING"] = {"db": pool}
@@ -37,7 +37,7 @@ class Psycopg:
         return made
 
     def stream(self, sql: str, *params: object) -> Iterator[tuple[Any, ...]]:
-        conn = pools.lease("db")  # now: the body is made without a context
+        conn = pools.lease("db")  # now, because the body is produced without a context
 
         def pieces() -> Iterator[tuple[Any, ...]]:
             with conn.cursor(name="piecemeal") as cursor:

@@ -1,4 +1,4 @@
-"""An application that asks for its signals, whoever runs it; its page says who handles SIGTERM and SIGINT."""
+"""An application that requests signal handling under any server; its page shows the handlers of SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ heard: list[str] = []
 
 
 class Hear(logging.Handler):
-    """Keeps what the library logs."""
+    """Keeps the library's log messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         heard.append(record.getMessage())

@@ -16,7 +16,7 @@ from tests.integration.matrix.answers import SETTINGS, answer
 pool = PostgresPool(os.environ["MATRIX_DSN"], SETTINGS, name="db")
 manager = PoolManager()
 manager.add_pool(pool)
-pool.open()  # at import, by the parent of all workers
+pool.open()  # at import, in the parent of all workers
 assert pool.execute_query("SELECT 42") == [(42,)]
 
 

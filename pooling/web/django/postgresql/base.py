@@ -1,4 +1,4 @@
-"""The engine itself; ``base`` is where Django looks for it."""
+"""The engine, in the module where Django looks for it."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ ARGUMENTS = frozenset({
     "check", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
     "query_statistics", "reset", "session", "stall_timeout", "validation_query",
 })  # fmt: skip
-"""Of `PostgresPool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
+"""The arguments of `PostgresPool` that ``OPTIONS["pool"]`` may have, besides the settings."""
 
 
 class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
-    """Django's, with connections out of a `PostgresPool`.
+    """Django's engine, with connections from a `PostgresPool`.
 
-    ``OPTIONS["pool"]`` is ``True``, a `PoolSettings` or a mapping of its
-    fields and of arguments of `PostgresPool`; ``False`` goes without a pool.
-    ``"session": "watch"``, which is the default here, is ``"clean"`` at the
-    price of ``"trust"`` for requests that only read and write rows: what a
-    session keeps is reset after requests that executed anything else
-    (``SET``, ``LISTEN``, ``set_config()``, temporary tables, advisory locks,
-    named cursors, ``COPY``), or executed anything by a cursor that is not of
-    the connection's own class. Not seen is what a function, a rule or a
-    trigger of yours does within a statement that reads and writes rows, what
-    is executed on the raw ``pgconn``, and what ``lastval()`` and ``currval()``
-    are; ``manage.py check --database default`` looks for the first;
-    ``"clean"`` resets after every request, the raw ``pgconn`` aside.
+    ``OPTIONS["pool"]`` is ``True``, a `PoolSettings`, or a mapping of its
+    fields and of arguments of `PostgresPool`; ``False`` turns pooling off.
+
+    ``"session": "watch"``, the default here, cleans like ``"clean"``, but costs
+    no more than ``"trust"`` after requests that only read and wrote rows. The
+    session is reset after requests that executed anything else (``SET``,
+    ``LISTEN``, ``set_config()``, temporary tables, advisory locks, named
+    cursors, ``COPY``), or used a cursor that is not of the connection's own
+    class. It cannot detect what your functions, rules or triggers do within a
+    statement that reads and writes rows (``manage.py check --database default``
+    looks for these), statements on the raw ``pgconn``, or the state of
+    ``lastval()`` and ``currval()``. ``"clean"`` resets after every request,
+    except after use of the raw ``pgconn``.
     """
 
     pools = AliasPools()
-    _other_errors = {  # what Django's own pool raises
+    other_errors = {  # the errors of Django's own pool
         errors.PoolTimeout: psycopg_pool.PoolTimeout, errors.TooManyWaiting: psycopg_pool.TooManyRequests,
         errors.PoolClosed: psycopg_pool.PoolClosed,
     }  # fmt: skip
-    _grounds: tuple[Any, ...] | None = None
-    _noted: dict[str, Any]
+    _params_inputs: tuple[Any, ...] | None = None
+    _params_options: dict[str, Any]
     _params: dict[str, Any]
-    _suits: Known | None = None  # the pool that was made from these
+    _last_pool: Known | None = None  # the pool created from these
 
     def _options(self) -> PoolOptions:
         wish = self.settings_dict["OPTIONS"].get("pool", True)
         return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
 
-    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        told = self.settings_dict
-        checks, options = told["CONN_HEALTH_CHECKS"], {**told["OPTIONS"]}
+    def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+        given = self.settings_dict
+        checks, options = given["CONN_HEALTH_CHECKS"], {**given["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
-        if _asks(self):  # a new password does not make another pool
+        if _overrides_params(self):  # a new password does not need a new pool
             recipe.pop("password", None)
         return recipe
 
-    def _make_pool(self, params: dict[str, Any]) -> PostgresPool:
+    def make_pool(self, params: dict[str, Any]) -> PostgresPool:
         options = self._options()
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
         watched = arguments["session"] == "watch"
@@ -77,7 +78,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
             arguments["session"] = "clean"
         make = functools.partial(type(self), self.settings_dict, self.alias)
         return PostgresPool(
-            "client_encoding=UTF8",  # not the environment's DATABASE_URL
+            "client_encoding=UTF8",  # so that DATABASE_URL in the environment is ignored
             options.settings,
             **{**arguments, "kwargs": _connect_kwargs(make, params, arguments.get("kwargs"))},
             configure=_configure(make, self._isolation_level(), watched),
@@ -92,36 +93,36 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
                 f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
             ) from None
 
-    def _pool_for(self, params: dict[str, Any]) -> Known:
-        known = super()._pool_for(params)
-        if not _asks(self):  # else they may be others the next time
-            self._suits = known
+    def pool_for(self, params: dict[str, Any]) -> Known:
+        known = super().pool_for(params)
+        if not _overrides_params(self):  # otherwise they may differ next time
+            self._last_pool = known
         return known
 
-    def _cached_pool(self) -> Pool[Any] | None:
-        known = self._suits
+    def cached_pool(self) -> Pool[Any] | None:
+        known = self._last_pool
         return known.pool if known is not None and self.pools.current(self.alias) is known else None
 
-    def _death_of(self, connection: Any) -> BaseException | None:
+    def error_of_dead_connection(self, connection: Any) -> BaseException | None:
         if connection.closed:
-            return psycopg.OperationalError("the connection was lost while it was lent")
+            return psycopg.OperationalError("the connection was lost while it was in use")
         return None
 
     def get_connection_params(self) -> dict[str, Any]:
-        # Asked for each request: worked out anew only when something has changed that they are made from.
-        told = self.settings_dict
-        options = told["OPTIONS"]
-        grounds = (*told.values(), settings.USE_TZ, self.timezone, self.timezone_name)
-        if grounds != self._grounds or options != self._noted:  # which may be the same, with other content
-            self._suits = None
+        # Called for each request, so computed again only when its inputs have changed.
+        given = self.settings_dict
+        options = given["OPTIONS"]
+        inputs = (*given.values(), settings.USE_TZ, self.timezone, self.timezone_name)
+        if inputs != self._params_inputs or options != self._params_options:  # the same mapping may have other contents
+            self._last_pool = None
             params = super().get_connection_params()
-            if self._is_pooled():
-                params["autocommit"] = True  # Django sets it as it likes; this is what it is reset to
-            self._grounds, self._noted, self._params = grounds, {**options}, params
+            if self.is_pooled():
+                params["autocommit"] = True  # Django changes it as needed; this is the value after a reset
+            self._params_inputs, self._params_options, self._params = inputs, {**options}, params
         return {**self._params}
 
     def ensure_timezone(self) -> bool:
-        # Other than Django's, does not close the pool: one for the new time zone takes its place.
+        # Unlike Django's, it does not close the pool: a pool for the new time zone replaces it.
         return False if self.connection is None else self._configure_timezone(self.connection)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -131,19 +132,19 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     def _set_autocommit(self, autocommit: bool) -> None:
         connection = self.connection
         if connection.autocommit == autocommit and connection.pgconn.transaction_status == IDLE:
-            return  # as with each connection that is lent
-        self._unnoted(super()._set_autocommit, autocommit)
+            return  # the usual state of a lent connection
+        self._without_marking(super()._set_autocommit, autocommit)
 
     def _commit(self) -> None:
-        self._unnoted(super()._commit)
+        self._without_marking(super()._commit)
 
     def _rollback(self) -> None:
-        self._unnoted(super()._rollback)
+        self._without_marking(super()._rollback)
 
-    def _unnoted(self, do: Callable[..., object], *args: Any) -> None:
-        """Do what leaves nothing behind by itself, and does not go through a cursor."""
+    def _without_marking(self, do: Callable[..., object], *args: Any) -> None:
+        """Run something that leaves no session state and uses no cursor, without marking the connection dirty."""
         notes = getattr(self.connection, "_pooling", None)
-        if notes is None:  # not out of a pool
+        if notes is None:  # not from a pool
             do(*args)
             return
         before = notes.dirty
@@ -151,21 +152,21 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         notes.dirty = before
 
 
-# Both ask a wrapper of their own: this one is a thread's, and the pool would keep its lease alive.
+# These use their own wrapper: a thread's wrapper would be kept alive by the pool, and with it its lease.
 
 
 def _connect_kwargs(
     make: Callable[[], DatabaseWrapper], params: dict[str, Any], more: Any
 ) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
-    """Return what to connect with: asked anew for each connection where anybody may say something new."""
+    """Return the connection parameters; a callable, called for each connection, if they may change."""
     wrapper = make()
-    if not _asks(wrapper) and not callable(more):
+    if not _overrides_params(wrapper) and not callable(more):
         return {**params, **(more or {})}
     return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
 
 
-def _asks(wrapper: DatabaseWrapper) -> bool:
-    """Whether its class has a way of its own to say what to connect with: a token that is new each time."""
+def _overrides_params(wrapper: DatabaseWrapper) -> bool:
+    """Whether its class overrides the connection parameters, for example with a new token each time."""
     return type(wrapper).get_connection_params is not DatabaseWrapper.get_connection_params
 
 
@@ -174,7 +175,7 @@ def _configure(
 ) -> Callable[[Any], None]:
     def configure(conn: Any) -> None:
         wrapper = make()
-        wrapper.connection = conn  # Django looks at it to compose SQL
+        wrapper.connection = conn  # Django uses it to compose SQL
         wrapper._configure_connection(conn)
         if level is not None:
             conn.isolation_level = level
@@ -186,20 +187,20 @@ def _configure(
 
 @functools.lru_cache(maxsize=16)
 def _watching(kind: type[psycopg.Cursor[Any]]) -> type[psycopg.Cursor[Any]]:
-    """Return a cursor class whose harmless statements are not noted."""
+    """Return a cursor class whose harmless statements do not mark the connection dirty."""
     return type(kind.__name__, (Watching, kind), {"__module__": kind.__module__, "_execute": kind.execute})
 
 
 class Watching:
-    """Put before a cursor class: takes back that its connection is dirty, where a statement left no traces.
+    """Mixed in before a cursor class, it keeps statements without lasting effects from marking a connection dirty.
 
-    A connection is dirty when anything waited for the server, and all else stays so: other
-    cursors, ``copy()``, ``stream()``, server-side cursors. Assumes: one thread at a time
-    uses a connection, which Django sees to.
+    Any wait for the server marks a connection dirty. Other cursors, ``copy()``,
+    ``stream()`` and server-side cursors therefore still do. Assumes: one thread
+    at a time uses a connection, which Django ensures.
     """
 
     _conn: Any
-    _execute: Callable[..., Any]  # the class's own; by super() a call would cost twice
+    _execute: Callable[..., Any]  # the class's own; a call through super() would cost twice as much
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         if options or type(query) is not str or leaves_traces(query):

@@ -1,4 +1,4 @@
-"""The engine itself; ``base`` is where Django looks for it."""
+"""The engine; Django requires the name ``base``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.sqlite3 import base
 
-from ....adapters.sqlite.adapter import SQLiteAdapter, file_of
+from ....adapters.sqlite.adapter import SQLiteAdapter
 from ....adapters.sqlite.connection import Connection, Cursor
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
@@ -18,33 +18,33 @@ from .._options import PoolOptions
 __all__ = ["DatabaseWrapper"]
 
 ARGUMENTS = frozenset({"name", "observers"})
-"""Of `Pool`, that ``OPTIONS["pool"]`` may have, beside the settings."""
+"""Arguments of `Pool` that ``OPTIONS["pool"]`` may contain in addition to the settings."""
 
 
 class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
-    """Django's, with connections out of a pool: a file is not opened for each request.
+    """Django's own wrapper, with connections from a pool: requests do not open the file.
 
-    Each connection is made by Django (its functions, ``init_command``), and
-    what a request changes in it is undone. A database in memory has no pool:
-    it lives as long as its one connection.
+    Django creates each connection (with its functions and ``init_command``),
+    and the pool undoes what a request changes in it. A database in memory has
+    no pool: it lives as long as its only connection.
     """
 
     pools = AliasPools()
 
-    def _is_pooled(self) -> bool:
-        return super()._is_pooled() and not self.is_in_memory_db()
+    def is_pooled(self) -> bool:
+        return super().is_pooled() and not self.is_in_memory_db()
 
-    def _recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+    def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         options = self.settings_dict["OPTIONS"]
         return {**params, "init_command": options.get("init_command"), "pool": options.get("pool")}
 
-    def _make_pool(self, params: dict[str, Any]) -> Pool[sqlite3.Connection]:
-        wish = self.settings_dict["OPTIONS"].get("pool", True)
-        options = PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
-        # Not of this wrapper, which is a thread's: the pool would keep its lease alive.
-        other = type(self)(self.settings_dict, self.alias)
+    def make_pool(self, params: dict[str, Any]) -> Pool[sqlite3.Connection]:
+        given = self.settings_dict["OPTIONS"].get("pool", True)
+        options = PoolOptions(given, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
+        # Not with this wrapper, which belongs to a thread: the pool would keep its lease alive.
+        wrapper = type(self)(self.settings_dict, self.alias)
         arguments = {"name": self.alias, **options.arguments}
-        return Pool(adapter=DjangoAdapter(other), settings=options.settings, **arguments)
+        return Pool(adapter=DjangoAdapter(wrapper), settings=options.settings, **arguments)
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
@@ -62,33 +62,35 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
 
 class DjangoAdapter(SQLiteAdapter):
-    """Connections made by Django, and kept as ours.
+    """Connections that Django creates, and that the pool checks and resets.
 
     Args:
-        wrapper: One that is used by nobody else; it makes the connections.
+        wrapper: Creates the connections; used for nothing else.
+
+    Raises:
+        ImproperlyConfigured: The options contain a ``factory``.
     """
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         params = wrapper.get_connection_params()
         if "factory" in params:
-            raise ImproperlyConfigured("OPTIONS['factory'] does not go with a pool, which has its own")
+            raise ImproperlyConfigured("OPTIONS['factory'] cannot be combined with a pool, which has its own")
         database = params["database"]
-        name = database if str(database).startswith("file:") else Path(database)  # as Django's settings say
+        name = database if str(database).startswith("file:") else Path(database)
         super().__init__(name, timeout=params.get("timeout", 5.0), optimize=False)
-        self._journal = None  # as `init_command` says, or as the file has it
-        self._cleaning.append("PRAGMA legacy_alter_table=OFF")
+        self.pragmas.journal_mode = None  # that of `init_command`, or of the file
+        self.pragmas.restored.append("PRAGMA legacy_alter_table=OFF")
         commands = [command.strip() for command in wrapper.init_commands]
-        self._cleaning += [command for command in commands if command.upper().startswith("PRAGMA")]
+        self.pragmas.restored += [command for command in commands if command.upper().startswith("PRAGMA")]
 
     def create(self) -> sqlite3.Connection:
         params = {**self._wrapper.get_connection_params(), "factory": Connection}
         conn: Connection = base.DatabaseWrapper.get_new_connection(self._wrapper, params)
-        conn.file = file_of(conn)
         conn.commit()  # what `init_command` wrote
-        self._finish(conn)
+        self.keep_initial(conn)
         return conn
 
 
 class PooledCursor(base.SQLiteCursorWrapper, Cursor):
-    """Django's, on our own: what it does to the connection is seen, and undone."""
+    """Django's cursor based on the pool's, which records what a reset must undo."""

@@ -12,7 +12,7 @@ from django.db import Error, connections
 
 from .....core.report.messages import format_error, printable
 from ..._pools import all_pools, database_pools
-from ...checks import check_server, check_settings, clients_allowed, crowd
+from ...checks import check_server, check_settings, clients_allowed, worker_layout
 
 __all__ = ["Command"]
 
@@ -24,13 +24,13 @@ _ACTIVITY = """
 
 
 class Command(BaseCommand):  # noqa: D101
-    help = "The pools of this project: who uses what at the servers, and what is wrong."
-    requires_system_checks: list[str] = []  # `doctor` runs ours, and says more
+    help = "Show the pools of this project and their servers' connections, or report problems."
+    requires_system_checks: list[str] = []  # `doctor` runs ours, with more detail
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
-        actions.add_parser("status", help="Print the bounds of each pool, and who is connected to its server.")
-        doctor = actions.add_parser("doctor", help="Take a connection of every pool, and say what is wrong.")
+        actions.add_parser("status", help="Print the limits of each pool and its server's connections.")
+        doctor = actions.add_parser("doctor", help="Acquire a connection from every pool and report problems.")
         doctor.add_argument("--timeout", type=float, default=5.0, help="seconds for all pools together")
 
     def handle(self, *args: object, **options: Any) -> None:
@@ -40,7 +40,7 @@ class Command(BaseCommand):  # noqa: D101
             self._doctor(options["timeout"])
 
     def _status(self) -> None:
-        workers = crowd().workers
+        workers = worker_layout().workers
         for alias, pool in database_pools().items():
             most = pool.settings.max_size
             all_of_them = "" if workers is None else f", {workers} workers: {workers * most}"
@@ -59,30 +59,30 @@ class Command(BaseCommand):  # noqa: D101
                 cursor.execute(_ACTIVITY)
                 rows = cursor.fetchall()
         except Error as error:
-            self.stdout.write(f"  the server cannot be asked: {format_error(error)}")
+            self.stdout.write(f"  cannot query the server: {format_error(error)}")
             return
-        self.stdout.write(f"  the server takes {allowed}, and has, beside this command:")
+        self.stdout.write(f"  the server accepts {allowed}; connected now, besides this command:")
         for name, state, count in rows:
             self.stdout.write(f"  {count:5} {state:<20} {printable(name)}")
 
     def _doctor(self, timeout: float) -> None:
-        said = check_settings(None)
-        if any(message.is_serious() for message in said):
-            self._say(said)
-            raise CommandError("the settings are bad")
+        messages = check_settings(None)
+        if any(message.is_serious() for message in messages):
+            self._report(messages)
+            raise CommandError("the settings are invalid")
         manager = all_pools()
         if not len(manager):
-            raise CommandError("no pools: no database has an engine of pooling.web.django, and POOLING is empty")
+            raise CommandError("no pools: no database uses an engine of pooling.web.django, and POOLING is empty")
         health = manager.health_check(timeout)
         for name, one in health.items():
             line = f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms"
             self.stdout.write(f"{line}: {one.reason}" if one.reason else line)
         up = [alias for alias in database_pools() if health[f"database:{alias}"]]
-        self._say(said + check_server(None, databases=up))
+        self._report(messages + check_server(None, databases=up))
         if not health:
             raise CommandError(f"overall: {health.status}")
         self.stdout.write(f"overall: {health.status}")
 
-    def _say(self, said: list[CheckMessage]) -> None:
-        for message in said:
+    def _report(self, messages: list[CheckMessage]) -> None:
+        for message in messages:
             self.stdout.write(f"{message.id}: {message.msg}" + (f". {message.hint}" if message.hint else ""))

@@ -1,4 +1,4 @@
-"""What the rebuilt core lost at first."""
+"""Defects of earlier versions, each with the test that would have found it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def threads() -> VirtualClock:
 
 @pytest.mark.usefixtures("by_reference_count")
 @pytest.mark.parametrize("step", ["close", "reset", "validate"])
-def test_a_pool_dropped_while_a_worker_has_its_resource_closes_it_once_and_after_that(
+def test_pool_dropped_during_a_workers_job_closes_the_resource_once_after_it(
     threads: VirtualClock, step: str
 ) -> None:
-    adapter = FakeAdapter(bounded=False)
+    adapter = FakeAdapter(enforces_timeouts=False)
     pool = Pool(adapter=adapter, clock=threads, min_size=0)
     lease = pool.acquire()
     adapter.hold(step)
@@ -67,7 +67,7 @@ def test_a_pool_dropped_while_a_worker_has_its_resource_closes_it_once_and_after
 
 
 @pytest.mark.usefixtures("by_reference_count")
-def test_a_close_that_hangs_is_cut_off_though_its_pool_was_dropped(threads: VirtualClock) -> None:
+def test_hung_close_of_a_dropped_pool_is_abandoned(threads: VirtualClock) -> None:
     adapter = FakeAdapter()
     pool = Pool(adapter=adapter, clock=threads, min_size=0, close_timeout=5)
     adapter.hold("close")
@@ -91,7 +91,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("close", [None, lambda resource: None])
-def test_a_resource_is_destroyed_before_its_slot_is_free(close: Any) -> None:
+def test_resource_is_destroyed_before_its_slot_is_free(close: Any) -> None:
     Counted.alive = Counted.most = 0
     clock = VirtualClock()
     pool = Pool(Counted, close=close, clock=clock, min_size=1, max_size=1, max_lifetime=10)
@@ -100,7 +100,7 @@ def test_a_resource_is_destroyed_before_its_slot_is_free(close: Any) -> None:
     assert pool.stats()["size"] == Counted.most == 1
 
 
-def test_a_health_check_comes_at_a_shortened_interval() -> None:
+def test_health_check_follows_a_shortened_interval() -> None:
     clock, adapter = VirtualClock(), FakeAdapter()
     pool = Pool(
         adapter=adapter, clock=clock, health_check_interval=100, max_lifetime=None, idle_timeout=None
@@ -113,7 +113,7 @@ def test_a_health_check_comes_at_a_shortened_interval() -> None:
     assert adapter.calls["validate"] == 11
 
 
-def test_a_block_left_by_a_harmless_error_closes_the_longest_unused_one() -> None:
+def test_max_idle_after_a_harmless_error_closes_the_longest_unused() -> None:
     clock = VirtualClock()
     pool = Pool(adapter=FakeAdapter(), clock=clock, min_size=0, max_size=2, max_idle=1)
     old, new = pool.acquire(), pool.acquire()
@@ -162,7 +162,7 @@ class _Amid(set):  # type: ignore[type-arg]
             thread.join(0.2)
 
 
-def test_a_change_of_settings_amid_a_creation_leaves_its_socket_watched() -> None:
+def test_reconfigure_during_a_creation_keeps_its_socket_watched() -> None:
     clock = VirtualClock(workers="manual")
     adapter = Sockets()
     pool = Pool(adapter=adapter, clock=clock, min_size=0, max_size=1)
@@ -188,7 +188,7 @@ def _raise(*args: Any) -> Any:
 
 @pytest.mark.parametrize("hook", ["evicted", "refuse", "created"])
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_hook_that_raises_costs_no_slot_and_no_borrower_an_error(
+def test_failing_hook_costs_no_slot_and_raises_nothing(
     hook: str, blocking: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter = FakeAdapter(blocking=blocking)
@@ -202,7 +202,7 @@ def test_a_hook_that_raises_costs_no_slot_and_no_borrower_an_error(
     assert len(adapter.open) == 0
 
 
-def test_an_adapter_that_only_refuses_is_asked_at_each_release() -> None:
+def test_refuse_alone_is_called_at_each_release() -> None:
     class Refusing(Adapter[object]):
         def create(self) -> object:
             return object()
@@ -215,7 +215,7 @@ def test_an_adapter_that_only_refuses_is_asked_at_each_release() -> None:
     assert pool.metrics.snapshot().closed == {"worn": 1}
 
 
-def test_a_hook_that_raises_in_a_child_spoils_no_pool() -> None:
+def test_failing_after_fork_hook_does_not_break_the_pool() -> None:
     adapter = FakeAdapter()
     adapter.after_fork = _raise  # type: ignore[method-assign]
     bad, good = Pool(adapter=adapter, name="bad"), Pool(object, name="good")

@@ -1,0 +1,36 @@
+"""What a close leaves behind: one close for each resource, and its counters."""
+
+from __future__ import annotations
+
+import pytest
+
+from pooling.core.report.histogram import SHORT
+from pooling.testing import FakeAdapter, VirtualClock
+from tests.unit.conftest import Make, run_jobs
+
+
+def test_resource_evicted_twice_is_closed_once(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """Two threads may find the same resource dead, and the second must not close it again (P1)."""
+    pool = make(clock=manual)
+    pool.fill(1)
+    run_jobs(manual)
+    evicted: list[str] = []
+    adapter.evicted = lambda resource, reason: evicted.append(reason)  # type: ignore[assignment, method-assign]
+    token = pool.engine.state.idle[-1]
+    assert pool.engine.state.idle.take(token)
+    pool.engine.evict(token, "dead")
+    pool.engine.evict(token, "surplus")
+    run_jobs(manual)
+    assert evicted == ["dead"]
+    assert pool.metrics.snapshot().closed == {"dead": 1}
+    assert adapter.closed == 1
+
+
+def test_time_in_use_is_kept_when_a_resource_is_closed(make: Make, clock: VirtualClock) -> None:
+    """Short uses are summed in the entry, whose end must not lose them (P12)."""
+    pool = make(clock=clock)
+    with pool.acquire():
+        clock.advance(SHORT / 2)
+    pool.drain()
+    use = pool.metrics.snapshot().use
+    assert (use.count, use.mean) == (1, pytest.approx(SHORT / 2))
