@@ -238,7 +238,7 @@ def test_max_size_is_kept_and_timeouts_name_the_holders(pool: Pool[Any]) -> None
     assert len(pool.holders()) == 0
 
 
-def test_what_is_lent_is_clean(kind: Kind, pool: Pool[Any]) -> None:
+def test_each_borrower_gets_a_clean_resource(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as first:
         kind.soil(first)
     with pool.acquire() as again:
@@ -266,7 +266,7 @@ def test_no_exception_loses_a_slot(kind: Kind, pool: Pool[Any], error: type[Base
 
 
 @scarce
-def test_a_dead_one_is_replaced_unseen(kind: Kind, pool: Pool[Any]) -> None:
+def test_dead_resource_is_replaced_without_an_error(kind: Kind, pool: Pool[Any]) -> None:
     if kind.kill is None:
         return
     pool.reconfigure(validation_interval=0.0)
@@ -311,7 +311,7 @@ def test_discarded_and_detached_resources_leave_the_pool(kind: Kind, pool: Pool[
 
 @scarce
 @pytest.mark.usefixtures("kind")
-def test_one_that_was_dropped_comes_back(pool: Pool[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_lease_is_returned(pool: Pool[Any], caplog: pytest.LogCaptureFixture) -> None:
     pool.acquire()
     gc.collect()
     wait_until(lambda: pool.stats()["size"] == 0)
@@ -332,7 +332,7 @@ def test_drain_replaces_all_resources(kind: Kind, pool: Pool[Any]) -> None:
 
 
 @scarce
-def test_closing_lets_the_lent_end_well(kind: Kind, pool: Pool[Any]) -> None:
+def test_closing_leaves_resources_in_use_usable(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as lent:
         pool.close()
         kind.use(lent)
