@@ -306,7 +306,7 @@ class _PostgresRecords(_Records):
         def connect(address: Any) -> Any:
             import psycopg
 
-            info = next(conn.info for conn, watch, _ in asked if watch.place == address)
+            info = next(conn.info for conn, watch, _ in asked if watch.backend.place == address)
             remote = {name: value for name, value in address._asdict().items() if value and address.is_remote}
             parameters = {**info.get_parameters(), "password": info.password, **remote}
             parameters["connect_timeout"] = _ANSWER_LIMIT

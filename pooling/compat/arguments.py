@@ -11,7 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool.abc import CT
 
-from ..adapters.postgres.session import bare_of, notes_of
+from ..adapters.postgres.tracking import Notes, bare_of, notes_of
 from ..settings import Backoff, PoolSettings
 from .ledger import logger
 
@@ -106,8 +106,9 @@ def leaving_idle(hook: Hook[CT] | None, what: str) -> Hook[CT] | None:
 def outside(conn: psycopg.Connection[Any]) -> None:
     """Mark a new connection as not lent, in ``_pool``, which psycopg and subclasses read."""
     notes = getattr(conn, "_pooling", None)
-    for state in (vars(conn), getattr(notes, "as_new", {}), getattr(notes, "bare", {})):
-        state["_pool"] = None
+    vars(conn)["_pool"] = None
+    if isinstance(notes, Notes) and hasattr(notes, "client"):
+        notes.client.attributes["_pool"] = notes.configuration.before.attributes["_pool"] = None
 
 
 def tidy(conn: psycopg.Connection[Any]) -> None:

@@ -171,7 +171,7 @@ class _Core(PostgresPool):
         super().__init__(*args, observers=[ledger], query_statistics=False, session="trust", **options)
         adapter = self.engine.adapter
         assert isinstance(adapter, PostgresAdapter)
-        adapter.max_creating = workers
+        adapter.max_creating = self.engine.outage.most = workers
         adapter.renewed += [ledger.renew, self._came_back_bad.clear]
         weakly = weakref.ref(self)
         checks = options["check"] is not None

@@ -69,11 +69,11 @@ class Outage:
 
     __slots__ = (
         "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
-        "incident", "succeeded_at", "_most", "_ramp", "_settled", "_crowded",
+        "incident", "succeeded_at", "most", "_ramp", "_settled", "_crowded",
     )
 
     def __init__(self, most: int | None = None) -> None:
-        self._most = UNLIMITED if most is None else most  # creations at once, also while the server is up
+        self.most = UNLIMITED if most is None else most  # creations at once, also while the server is up
         self.incident = Incident()
         self.succeeded_at = -_NEVER  # when a creation worked last
         self.error: BaseException | None = None  # the last real cause; None: up
@@ -100,7 +100,7 @@ class Outage:
     def allowed(self, now: float) -> int:
         """Return how many creations may run at this moment."""
         if self.error is None and self.full is None:
-            return min(self._most, self._ramp) if now < self.lapses_at else self._most
+            return min(self.most, self._ramp) if now < self.lapses_at else self.most
         return 1 if now >= self.retry_at else 0
 
     def died(self, seen: float, now: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.argv[1:2] == ["gevent"]:  # before anything else knows of threads and sockets
+if sys.argv[1:2] == ["gevent"]:  # before other modules import threading and socket
     from gevent import monkey
 
     monkey.patch_all()
@@ -40,11 +40,11 @@ def fork() -> int:
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Have a child do something, and wait for its good end."""
+    """Run a function in a child process, which must succeed."""
     pid = fork()
     if not pid:
         code = 1
-        signal.alarm(30)  # kills it if it is stuck
+        signal.alarm(30)  # kills the child if it is stuck
         try:
             work()
             code = 0
@@ -71,7 +71,7 @@ def scene_fork(url: str) -> None:
     session, own = lease.resource, http.session()
 
     def child() -> None:
-        assert http.stats()["in_use"] <= 1  # before anything was asked of it
+        assert http.stats()["in_use"] <= 1  # before its first request
         theirs = connection(http.get("/echo"))
         assert theirs != mine
         assert connection(own.get(url + "/echo")) == theirs
@@ -88,13 +88,13 @@ def scene_fork(url: str) -> None:
     assert stream.content == b"x" * 30
     assert connection(session.get(url + "/echo")) != 0
     lease.release()
-    assert {connection(http.get("/echo")) for _ in range(3)} == {mine}  # through all of that
+    assert {connection(http.get("/echo")) for _ in range(3)} == {mine}  # the parent's socket is unaffected
     assert http.metrics.snapshot().created == 1
     http.close()
 
 
 def scene_fork_hook(url: str) -> None:
-    """A hook forks while its answer is unread: the child reads nothing of it."""
+    """A hook forks while its response is unread: the child reads nothing of it."""
     http = HTTPPool(PoolSettings(max_size=3), base_url=url, verify=TRUST)
     foreign = requests.Session()
     foreign.mount(url, http.adapter)
@@ -120,11 +120,11 @@ def scene_fork_hook(url: str) -> None:
 def scene_fork_locked(url: str) -> None:
     http = HTTPPool(PoolSettings(max_size=3), base_url=url, cookies="shared")
     mine = connection(http.get("/echo"))
-    hosts = http._connections.hosts
+    hosts = http.connections.hosts
     (host,) = hosts.all()
     locks: list[Any] = [
-        http._connections.slots.engine.lock, host.pool.engine.lock, host.metrics._lock, hosts.contexts._lock,
-        http._sessions._jar._cookies_lock, http.adapter.poolmanager.pools.lock,
+        http.connections.slots.engine.lock, host.pool.engine.lock, host.metrics.lock, hosts.contexts.lock,
+        http.session().cookies._cookies_lock, http.adapter.poolmanager.pools.lock,
     ]  # fmt: skip
     held, done = threading.Event(), threading.Event()
 
@@ -136,7 +136,7 @@ def scene_fork_locked(url: str) -> None:
         for lock in reversed(locks):
             lock.release()
 
-    thread = threading.Thread(target=hold, daemon=True)  # a failure must end the program
+    thread = threading.Thread(target=hold, daemon=True)  # so that a failure ends the program
     thread.start()
     held.wait()
     in_child(lambda: [connection(http.get("/echo")) for _ in range(3)])
@@ -206,7 +206,7 @@ def scene_gevent(url: str, secure: str) -> None:
 
 def scene_descriptors(url: str, secure: str) -> None:
     process = psutil.Process()
-    requests.Session().get(url + "/echo").close()  # what is loaded once
+    requests.Session().get(url + "/echo").close()  # load what is loaded once
     gc.collect()
     before = process.num_fds()
     use_and_close(url, secure)

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.postgres.adapter import _KEEPS
+from pooling.adapters.postgres.client_state import KEEPS_NOTIFICATIONS
 from pooling.core.clock import SystemClock
 from tests.faults.load import wait_until
 from tests.pgbouncer import PgBouncer, needs_pgbouncer
@@ -26,7 +26,7 @@ from tests.servers import LOOPBACK, PostgresServer, _account, _free_port, _Home,
 SIZE = 4
 SETTINGS = PoolSettings(min_size=0, max_size=SIZE, acquire_timeout=60)
 RESTS = [0, 0.005, 0.05, 0.499]  # seconds; within `validation_interval`, so that no round trip is made
-keeps_notifications = pytest.mark.skipif(not _KEEPS, reason="this psycopg drops notifications that nothing listens to")
+keeps_notifications = pytest.mark.skipif(not KEEPS_NOTIFICATIONS, reason="this psycopg drops what has no handler")
 Leave = Callable[[set[int]], object]
 
 
@@ -185,7 +185,7 @@ def test_a_notification_is_kept_for_the_borrower(server: PostgresServer) -> None
     assert heard == ["first", "second"]
 
 
-def test_words_of_the_server_that_are_no_death(server: PostgresServer) -> None:
+def test_messages_of_the_server_that_do_not_end_the_connection(server: PostgresServer) -> None:
     with contextlib.closing(PostgresPool(server.dsn, SETTINGS)) as pool:
         pids = set()
         for _ in range(3):
@@ -353,7 +353,7 @@ def test_haproxy_ends_idle_connections(server: PostgresServer, way: str, rest: f
 
 
 @keeps_notifications
-def test_a_look_reads_to_the_end_however_much_has_come(server: PostgresServer) -> None:
+def test_is_alive_reads_everything_that_has_come(server: PostgresServer) -> None:
     """More notifications than libpq reads at once, and the end behind them."""
 
     def listen(conn: psycopg.Connection[Any]) -> None:

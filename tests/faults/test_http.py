@@ -1,4 +1,4 @@
-"""HTTPPool over forks, under gevent, and to the last descriptor; each in a process of its own."""
+"""HTTPPool across forks, under gevent, and without leaked descriptors; each test in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(scene: str, *servers: WebServer, trust: str = "", how: str = "hook") -> None:
-    """Run a scene of `http_scenes`, which must end well and say nothing."""
+    """Run a scene of `http_scenes`, which must succeed and print nothing."""
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWarning",
          "-m", "tests.faults.http_scenes", scene, *(server.url for server in servers)],
@@ -36,17 +36,17 @@ def test_child_opens_its_own_sockets(
 
 @pytest.mark.parametrize("how", ["hook", "bare"])
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_fork_in_a_hook(web: WebServer, secure_web: WebServer, authority: Authority, how: str, secure: bool) -> None:
+def test_fork_in_a_hook(web: WebServer, secure_web: WebServer, authority: Authority, how: str, secure: bool) -> None:
     run("fork_hook", secure_web if secure else web, trust=authority.file, how=how)
 
 
 @pytest.mark.parametrize("how", ["hook", "bare"])
-def test_a_fork_amid_everything(web: WebServer, how: str) -> None:
-    """Other threads hold every lock there is, and a stream is being read."""
+def test_fork_while_another_thread_holds_all_locks(web: WebServer, how: str) -> None:
+    """The child waits for none of them."""
     run("fork_locked", web, how=how)
 
 
-def test_the_client_of_the_process_over_a_fork(web: WebServer) -> None:
+def test_make_http_request_after_a_fork(web: WebServer) -> None:
     run("fork_client", web)
 
 
@@ -59,6 +59,6 @@ def test_no_descriptor_and_no_thread_is_left(web: WebServer, secure_web: WebServ
     run("descriptors", web, secure_web, trust=authority.file)
 
 
-def test_a_process_ends_by_itself(web: WebServer) -> None:
-    """Whatever was left open: a stream, a session, a pool (P10)."""
+def test_process_exits_with_everything_left_open(web: WebServer) -> None:
+    """A stream, a session and a pool (P10)."""
     run("exit", web)

@@ -279,7 +279,7 @@ def test_network_held_for_a_while(make: Make, server: PostgresServer, proxy: Pro
     assert load.bad == []  # all of them were patient
 
 
-def test_network_held_and_the_old_connections_dead_for_ever(
+def test_network_drops_packets_and_old_connections_never_answer(
     make: Make, server: PostgresServer, proxy: Proxy, note: Note
 ) -> None:
     limit = 3.0
@@ -455,7 +455,7 @@ def test_server_full(make: Make, server: PostgresServer, proxy: Proxy, note: Not
 
 
 @pytest.mark.parametrize("what", ["wrong password", "unknown database"])
-def test_what_will_never_work(make: Make, server: PostgresServer, proxy: Proxy, note: Note, what: str) -> None:
+def test_error_that_is_final(make: Make, server: PostgresServer, proxy: Proxy, note: Note, what: str) -> None:
     if not TOLD:
         pytest.skip("this libpq does not tell why")
     with server.connect(autocommit=True) as conn:

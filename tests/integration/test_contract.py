@@ -1,9 +1,8 @@
 """One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, HTTP.
 
 Each `Kind` says how its resources are used, soiled and killed; the tests know
-nothing else about it. A new adapter is one more entry in `KINDS`. Sessions of
-an `HTTPPool` are not scarce, its connections are: they have the part of the
-contract that is about what is lent, not about how many.
+nothing else about it. A new adapter is one more entry in `KINDS`. Of an
+`HTTPPool`, the connections are tested, which its sessions share.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+import requests
 
 from pooling import (
     HTTPPool,
@@ -48,8 +48,8 @@ class Kind(NamedTuple):
     use: Callable[[Any], object]
     soil: Callable[[Any], object]
     clean: Callable[[Any], bool]
-    kill: Callable[[Any], object] | None  # None: it cannot die
-    nowhere: Callable[[PoolSettings], Pool[Any]] | None  # one whose server is not there
+    kill: Callable[[Any], object] | None  # None: it cannot be killed
+    nowhere: Callable[[PoolSettings], Pool[Any]] | None  # a pool whose server is unreachable
 
 
 def fake() -> Kind:
@@ -158,7 +158,8 @@ def connections(url: str) -> Kind:
 
     def make(settings: PoolSettings) -> Pool[Any]:
         kept.append(HTTPPool(settings.replace(min_size=0), max_per_host=settings.max_size))
-        pool = kept[-1]._host_of(url).pool
+        request = requests.Request("GET", url).prepare()
+        pool = kept[-1].connections.host_of(kept[-1].adapter, request, True, {}, None).pool
         pool.reconfigure(min_size=settings.min_size)
         return pool
 
@@ -217,7 +218,7 @@ def in_use(pool: Pool[Any]) -> int:
 
 
 @scarce
-def test_it_lends_what_works_again_and_again(kind: Kind, pool: Pool[Any]) -> None:
+def test_released_resource_is_reused(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as first:
         kind.use(first)
         assert in_use(pool) == 1
@@ -229,15 +230,15 @@ def test_it_lends_what_works_again_and_again(kind: Kind, pool: Pool[Any]) -> Non
 
 @scarce
 @pytest.mark.usefixtures("kind")
-def test_it_is_bounded_and_says_who_holds(pool: Pool[Any]) -> None:
+def test_max_size_is_kept_and_timeouts_name_the_holders(pool: Pool[Any]) -> None:
     with pool.acquire() as one, pool.acquire() as two:
         assert one is not two
-        with pytest.raises(PoolTimeout, match=r"2/2 in use.*test_it_is_bounded_and_says_who_holds"):
+        with pytest.raises(PoolTimeout, match=r"2/2 in use.*test_max_size_is_kept_and_timeouts_name_the_holders"):
             pool.acquire(timeout=0.0)
     assert len(pool.holders()) == 0
 
 
-def test_what_is_lent_is_clean(kind: Kind, pool: Pool[Any]) -> None:
+def test_each_borrower_gets_a_clean_resource(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as first:
         kind.soil(first)
     with pool.acquire() as again:
@@ -245,7 +246,7 @@ def test_what_is_lent_is_clean(kind: Kind, pool: Pool[Any]) -> None:
         kind.use(again)
 
 
-def test_an_error_in_the_block_is_passed_on_and_cleaned_up_after(kind: Kind, pool: Pool[Any]) -> None:
+def test_error_in_the_block_propagates_and_the_resource_is_cleaned(kind: Kind, pool: Pool[Any]) -> None:
     with pytest.raises(RuntimeError, match="mine"), pool.acquire() as conn:
         kind.soil(conn)
         raise RuntimeError("mine")
@@ -265,7 +266,7 @@ def test_no_exception_loses_a_slot(kind: Kind, pool: Pool[Any], error: type[Base
 
 
 @scarce
-def test_a_dead_one_is_replaced_unseen(kind: Kind, pool: Pool[Any]) -> None:
+def test_dead_resource_is_replaced_without_an_error(kind: Kind, pool: Pool[Any]) -> None:
     if kind.kill is None:
         return
     pool.reconfigure(validation_interval=0.0)
@@ -278,7 +279,7 @@ def test_a_dead_one_is_replaced_unseen(kind: Kind, pool: Pool[Any]) -> None:
 
 
 @scarce
-def test_checking_keeps_the_living_and_replaces_the_dead(kind: Kind, pool: Pool[Any]) -> None:
+def test_check_closes_dead_resources_only(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as first, pool.acquire() as second:
         pass
     pool.check()
@@ -293,7 +294,7 @@ def test_checking_keeps_the_living_and_replaces_the_dead(kind: Kind, pool: Pool[
 
 
 @scarce
-def test_discarded_and_detached_are_gone(kind: Kind, pool: Pool[Any]) -> None:
+def test_discarded_and_detached_resources_leave_the_pool(kind: Kind, pool: Pool[Any]) -> None:
     lease = pool.acquire()
     broken = lease.resource
     lease.discard()
@@ -310,7 +311,7 @@ def test_discarded_and_detached_are_gone(kind: Kind, pool: Pool[Any]) -> None:
 
 @scarce
 @pytest.mark.usefixtures("kind")
-def test_one_that_was_dropped_comes_back(pool: Pool[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_lease_is_returned(pool: Pool[Any], caplog: pytest.LogCaptureFixture) -> None:
     pool.acquire()
     gc.collect()
     wait_until(lambda: pool.stats()["size"] == 0)
@@ -318,7 +319,7 @@ def test_one_that_was_dropped_comes_back(pool: Pool[Any], caplog: pytest.LogCapt
 
 
 @scarce
-def test_draining_replaces_all(kind: Kind, pool: Pool[Any]) -> None:
+def test_drain_replaces_all_resources(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as idle:
         pass
     with pool.acquire() as lent:
@@ -331,7 +332,7 @@ def test_draining_replaces_all(kind: Kind, pool: Pool[Any]) -> None:
 
 
 @scarce
-def test_closing_lets_the_lent_end_well(kind: Kind, pool: Pool[Any]) -> None:
+def test_closing_leaves_resources_in_use_usable(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as lent:
         pool.close()
         kind.use(lent)
@@ -346,7 +347,7 @@ def test_warm_up(kind: Kind) -> None:
         assert pool.stats()["idle"] == 2
 
 
-def test_a_server_that_is_not_there(kind: Kind) -> None:
+def test_unreachable_server(kind: Kind) -> None:
     if kind.nowhere is None:
         return
     pool = kind.nowhere(TWO.replace(acquire_timeout=0.5, create_timeout=2.0))
@@ -361,7 +362,7 @@ def test_a_server_that_is_not_there(kind: Kind) -> None:
     manager.shutdown()
 
 
-def test_a_closed_pool_lends_nothing(kind: Kind, pool: Pool[Any]) -> None:
+def test_closed_pool_raises_pool_closed(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as lent:
         kind.use(lent)
     pool.close()
@@ -381,7 +382,7 @@ def test_health(kind: Kind, pool: Pool[Any]) -> None:
 
 
 @scarce
-def test_many_borrowers_share_a_few(kind: Kind, pool: Pool[Any]) -> None:
+def test_many_threads_share_two_resources(kind: Kind, pool: Pool[Any]) -> None:
     lent: set[int] = set()
     wrong: list[str] = []
     lock = threading.Lock()

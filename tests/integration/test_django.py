@@ -624,7 +624,7 @@ def test_errors_name_the_bad_option(connection: Any, monkeypatch: pytest.MonkeyP
 def test_good_options(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def options(wish: Any) -> pooling.PoolSettings:
         alter(monkeypatch, connection, OPTIONS={"pool": wish})
-        settings: pooling.PoolSettings = connection._options().settings
+        settings: pooling.PoolSettings = connection.pool.settings
         return settings
 
     assert options(True) == options({}) == pooling.PoolSettings()
@@ -751,10 +751,10 @@ def run(*arguments: str) -> str:
 
 
 def test_status(connection: Any, postgres: PostgresServer) -> None:
-    with postgres.connect(dbname="django_site", application_name="somebody else"):
+    with postgres.connect(dbname="django_site", application_name="another program"):
         told = run("status")
     assert "default: PostgresPool, at most 2 in each process" in told
-    assert "somebody else" in told
+    assert "another program" in told
     assert "database:default" in told
     assert "api" in told
 
@@ -774,20 +774,21 @@ def test_doctor(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.test import override_settings
 
-    from pooling.web.django.health import _endpoint, health
+    from pooling.web import _health
+    from pooling.web.django.health import health
 
+    monkeypatch.setattr(_health, "MAX_AGE", 0.0)  # reuse no answer
     route(**{"health/": health})
     with override_settings(POOLING_HEALTH_TOKEN="open sesame"):
-        stranger = Answer("/health/")
-        assert (stranger.status, b"".join(stranger.parts)) == ("200 OK", b"up")
-        stranger.close()
-        friend = Answer("/health/", HTTP_AUTHORIZATION="Bearer open sesame")
-        told = json.loads(b"".join(friend.parts))
-        friend.close()
-        assert told["pools"]["database:default"]["status"] == "up"
+        anonymous = Answer("/health/")
+        assert (anonymous.status, b"".join(anonymous.parts)) == ("200 OK", b"up")
+        anonymous.close()
+        authenticated = Answer("/health/", HTTP_AUTHORIZATION="Bearer open sesame")
+        details = json.loads(b"".join(authenticated.parts))
+        authenticated.close()
+        assert details["pools"]["database:default"]["status"] == "up"
         alter(monkeypatch, connection, NAME="no_such_database")
         connection.close_pool()
-        _endpoint.cache_clear()  # an answer is reused for a second
         down = Answer("/health/")
         assert (down.status, b"".join(down.parts)) == ("503 Service Unavailable", b"down")
         down.close()

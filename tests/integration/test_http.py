@@ -1,4 +1,4 @@
-"""HTTPPool against real servers: what is lent is private and clean, and requests is what it was."""
+"""HTTPPool against real servers: sessions are private and clean, and behave as those of requests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import urllib3
 from requests.auth import HTTPDigestAuth
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout
+from pooling.core.runtime import registry
 from tests.conftest import Authority
 from tests.web import ForwardProxy, WebServer
 
@@ -31,7 +32,7 @@ def in_thread(function: Callable[..., object], *args: Any) -> threading.Thread:
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)
 
 
@@ -54,13 +55,13 @@ def test_requests_share_warm_sockets(http: HTTPPool, web: WebServer) -> None:
     with http.acquire() as session:
         session.get(web.url + "/echo").raise_for_status()
     http.session().get(web.url + "/echo").raise_for_status()
-    assert http.request("GET", web.url + "/echo").ok  # a whole URL as well
+    assert http.request("GET", web.url + "/echo").ok  # a complete URL works too
     assert http.get("/nothing").status_code == 404
     book = web.book()
     assert (book["accepted"], book["requests"]) == (1, 14)
 
 
-def test_every_method_is_sent_as_what_it_is(web: WebServer) -> None:
+def test_each_verb_sends_its_method(web: WebServer) -> None:
     with HTTPPool(base_url=web.url + "/") as http:
         for name in ("get", "post", "put", "patch", "delete", "options"):
             assert echo(getattr(http, name)("/echo"))["method"] == name.upper()
@@ -71,7 +72,7 @@ def test_every_method_is_sent_as_what_it_is(web: WebServer) -> None:
     assert web.book()["accepted"] == 1
 
 
-def test_bodies_of_all_kinds_arrive(http: HTTPPool, tmp_path: Any) -> None:
+def test_all_kinds_of_bodies_are_sent_whole(http: HTTPPool, tmp_path: Any) -> None:
     (tmp_path / "file").write_bytes(b"f" * 100_000)
     assert echo(http.post("/echo", data=iter([b"one ", b"two"])))["body"] == "one two"
     with open(tmp_path / "file", "rb") as file:
@@ -130,10 +131,10 @@ def test_one_session_serves_many_threads(http: HTTPPool, web: WebServer) -> None
     assert web.book()["requests"] == 300 and http.stats()["in_use"] == 0
 
 
-# -- clean (P5) ------------------------------------------------------------------------------
+# -- clean sessions (P5) ---------------------------------------------------------------------
 
 
-def test_a_session_shows_the_pools_defaults_and_nothing_of_the_last_borrower(web: WebServer) -> None:
+def test_acquired_session_has_the_pools_defaults_and_no_state_of_the_last_borrower(web: WebServer) -> None:
     http = HTTPPool(headers={"X-From": "pool"}, auth=("pool", "word"), proxies={"ftp": "http://proxy:1"})
     with http:
         with http.acquire() as session:
@@ -168,7 +169,7 @@ def state_of(session: requests.Session) -> dict[str, Any]:
     return {name: repr(value) if isinstance(value, dict) else value for name, value in state.items()}
 
 
-def test_a_session_is_of_no_use_after_its_lease(http: HTTPPool, web: WebServer) -> None:
+def test_session_cannot_be_used_after_its_lease(http: HTTPPool, web: WebServer) -> None:
     lease = http.acquire()
     session = lease.resource
     session.get(web.url + "/echo")
@@ -182,7 +183,7 @@ def test_a_session_is_of_no_use_after_its_lease(http: HTTPPool, web: WebServer) 
     assert mine.get(web.url + "/echo").ok
 
 
-def test_closing_a_session_closes_nobody_elses_sockets(http: HTTPPool, web: WebServer) -> None:
+def test_closing_a_session_leaves_the_pools_sockets_open(http: HTTPPool, web: WebServer) -> None:
     first = echo(http.get("/echo"))["connection"]
     with http.acquire() as session, session:  # requests' own `with` closes it
         assert echo(session.get(web.url + "/echo"))["connection"] == first
@@ -209,12 +210,12 @@ def test_cookies(web: WebServer, kind: str) -> None:
         with http.acquire() as session:
             session.get(web.url + "/cookie?b=2")
             session.get(web.url + "/cookie?c=3")
-            assert session.cookies.get("b") == "2"  # one jar as long as it is lent
+            assert session.cookies.get("b") == "2"  # one jar during the lease
         sent = echo(http.get("/echo"))["fields"].get("cookie", "")
         assert sent == ("" if kind == "isolated" else "a=1; b=2; c=3")
 
 
-def test_a_shared_jar_bears_many_threads(web: WebServer) -> None:
+def test_shared_jar_is_thread_safe(web: WebServer) -> None:
     failed: list[BaseException] = []
     with HTTPPool(base_url=web.url, cookies="shared") as http:
 
@@ -231,7 +232,7 @@ def test_a_shared_jar_bears_many_threads(web: WebServer) -> None:
         assert len(http.session().cookies) == 100
 
 
-def test_a_factory_may_make_the_sessions(web: WebServer) -> None:
+def test_session_factory(web: WebServer) -> None:
     class Mine(requests.Session):
         def __init__(self) -> None:
             super().__init__()
@@ -250,9 +251,7 @@ def test_a_factory_may_make_the_sessions(web: WebServer) -> None:
         assert echo(http.get("/echo"))["fields"]["x-mine"] == "made"
 
 
-def test_the_programs_word_beats_the_environment(
-    web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+def test_arguments_override_the_environment(web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login net password rc\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -283,12 +282,12 @@ def test_no_compression(web: WebServer) -> None:
 # -- streams (P8) ------------------------------------------------------------------------------
 
 
-def test_a_stream_holds_its_slot_until_it_is_read(web: WebServer) -> None:
+def test_stream_holds_its_slot_until_it_is_read(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, name="api") as http:
         response = http.get("/stream?n=3", stream=True)
         assert http.stats()["in_use"] == 1
-        assert "test_a_stream_holds_its_slot_until_it_is_read" in str(http.holders()[0])
-        with pytest.raises(PoolTimeout, match=r"pool 'api.*test_http.py:\d+ test_a_stream_holds") as caught:
+        assert "test_stream_holds_its_slot_until_it_is_read" in str(http.holders()[0])
+        with pytest.raises(PoolTimeout, match=r"pool 'api.*test_http.py:\d+ test_stream_holds") as caught:
             http.get("/echo", timeout=HTTPTimeout(pool=0.0))
         assert isinstance(caught.value, requests.exceptions.ConnectTimeout)
         assert caught.value.request is not None
@@ -298,7 +297,7 @@ def test_a_stream_holds_its_slot_until_it_is_read(web: WebServer) -> None:
     assert web.book()["accepted"] == 1
 
 
-def test_a_context_ends_its_stream(web: WebServer) -> None:
+def test_request_context_closes_its_stream(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url) as http:
         with http.request_context("GET", "/stream?n=1000&s=0.01", stream=True) as response:
             assert http.stats()["in_use"] == 1
@@ -311,7 +310,7 @@ def test_a_context_ends_its_stream(web: WebServer) -> None:
 
 
 @pytest.mark.parametrize("cycle", [False, True])
-def test_a_forgotten_stream_comes_back(web: WebServer, caplog: pytest.LogCaptureFixture, cycle: bool) -> None:
+def test_dropped_stream_releases_its_slot(web: WebServer, caplog: pytest.LogCaptureFixture, cycle: bool) -> None:
     with HTTPPool(ONE, base_url=web.url, name="api") as http:
         response = http.get("/stream?n=1000&s=0.01", stream=True)
         if cycle:
@@ -324,11 +323,11 @@ def test_a_forgotten_stream_comes_back(web: WebServer, caplog: pytest.LogCapture
         assert http.metrics.snapshot().orphans == 1
         assert http.metrics.snapshot().closed == {"orphaned": 1}
     (record,) = [record for record in caplog.records if "dropped without release" in record.getMessage()]
-    assert "test_a_forgotten_stream_comes_back" in record.getMessage()
+    assert "test_dropped_stream_releases_its_slot" in record.getMessage()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_interruption_amid_a_body_loses_nothing(web: WebServer, error: type[BaseException]) -> None:
+def test_interruption_while_a_body_is_read_loses_no_slot(web: WebServer, error: type[BaseException]) -> None:
     def interrupted(*args: object, **kwargs: object) -> Any:
         raise error
 
@@ -350,7 +349,7 @@ def test_an_interruption_amid_a_body_loses_nothing(web: WebServer, error: type[B
         assert http.get("/echo").ok
 
 
-# -- requests is what it was -------------------------------------------------------------------
+# -- compatibility with requests ---------------------------------------------------------------
 
 
 def test_redirects_and_credentials(web: WebServer) -> None:
@@ -369,7 +368,7 @@ def test_redirects_and_credentials(web: WebServer) -> None:
             assert session.get(f"{web.url}/redirect?to=/echo", allow_redirects=False).next is not None
 
 
-def test_errors_are_requests_own(web: WebServer, http: HTTPPool) -> None:
+def test_errors_are_those_of_requests(web: WebServer, http: HTTPPool) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         (web.url + "/half", {}),
         (web.url + "/reset", {}),
@@ -397,15 +396,15 @@ def test_errors_are_requests_own(web: WebServer, http: HTTPPool) -> None:
     assert http.stats()["in_use"] == 0
 
 
-def test_digest_authentication_asks_twice(http: HTTPPool, web: WebServer) -> None:
-    word = HTTPDigestAuth("user", "word")
-    response = http.get("/digest", auth=word)
+def test_digest_authentication(http: HTTPPool, web: WebServer) -> None:
+    auth = HTTPDigestAuth("user", "word")
+    response = http.get("/digest", auth=auth)
     assert echo(response)["target"] == "/digest" and [one.status_code for one in response.history] == [401]
     assert http.get("/digest", auth=HTTPDigestAuth("user", "guess")).status_code == 401
     assert http.stats()["in_use"] == 0
     assert web.book()["paths"]["/digest"] == 4
-    with http.acquire() as session:  # the second answer is the session's, as the first is
-        response = session.get(web.url + "/digest?n=10000000", auth=word, stream=True)
+    with http.acquire() as session:  # both responses belong to the session
+        response = session.get(web.url + "/digest?n=10000000", auth=auth, stream=True)
         assert response.ok and http.stats()["in_use"] == 1
     assert http.stats()["in_use"] == 0 and response.raw.closed
     assert http.metrics.snapshot().closed == {"unread": 1}
@@ -413,7 +412,7 @@ def test_digest_authentication_asks_twice(http: HTTPPool, web: WebServer) -> Non
         response.connection.send(response.request)  # type: ignore[attr-defined]
 
 
-def test_elapsed_history_and_raw_are_there(http: HTTPPool) -> None:
+def test_responses_have_elapsed_and_raw(http: HTTPPool) -> None:
     response = http.get("/redirect?to=/bytes?n=20000", stream=True)
     assert response.elapsed.total_seconds() > 0
     assert isinstance(response.raw, urllib3.HTTPResponse)
@@ -422,9 +421,9 @@ def test_elapsed_history_and_raw_are_there(http: HTTPPool) -> None:
     assert http.stats()["in_use"] == 0
 
 
-def test_the_adapter_serves_foreign_sessions(http: HTTPPool, web: WebServer) -> None:
+def test_adapter_can_be_mounted_on_other_sessions(http: HTTPPool, web: WebServer) -> None:
     class Client(requests.Session):
-        """As an OAuth library's: it is a session itself."""
+        """A session class of its own, as in OAuth libraries."""
 
         def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
             kwargs.setdefault("headers", {})["Authorization"] = "Bearer token"
@@ -442,7 +441,7 @@ def test_the_adapter_serves_foreign_sessions(http: HTTPPool, web: WebServer) -> 
 # -- TLS ------------------------------------------------------------------------------------------
 
 
-def test_the_pools_trust_beats_the_environment(
+def test_verify_overrides_the_environment(
     secure_web: WebServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.utils.DEFAULT_CA_BUNDLE_PATH)
@@ -450,15 +449,15 @@ def test_the_pools_trust_beats_the_environment(
         assert http.get("/echo").ok
         with http.acquire() as session:
             assert session.get(secure_web.url + "/echo").ok
-    with HTTPPool(base_url=secure_web.url) as distrustful, pytest.raises(requests.exceptions.SSLError):
-        distrustful.get("/echo")
+    with HTTPPool(base_url=secure_web.url) as untrusting, pytest.raises(requests.exceptions.SSLError):
+        untrusting.get("/echo")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority.file)
     with HTTPPool() as plain, plain.acquire() as session:
         assert session.get(secure_web.url + "/echo").ok
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_a_socket_of_a_careless_request_serves_no_careful_one(secure_web: WebServer) -> None:
+def test_verified_request_never_uses_an_unverified_socket(secure_web: WebServer) -> None:
     with HTTPPool(ONE, base_url=secure_web.url) as http:
         with http.acquire() as session:
             session.verify = False
@@ -469,14 +468,14 @@ def test_a_socket_of_a_careless_request_serves_no_careful_one(secure_web: WebSer
                 http.get("/echo")
         failed = []
 
-        def careful() -> None:
+        def verified() -> None:
             for _ in range(20):
                 try:
                     failed.append(http.get("/echo"))
                 except requests.exceptions.SSLError:
                     pass
 
-        threads = [in_thread(careful) for _ in range(4)]
+        threads = [in_thread(verified) for _ in range(4)]
         for _ in range(20):
             assert http.get("/echo", verify=False).ok
         for thread in threads:
@@ -485,7 +484,7 @@ def test_a_socket_of_a_careless_request_serves_no_careful_one(secure_web: WebSer
         assert http.stats()["size"] <= 1
 
 
-def test_the_trusted_list_is_read_once_for_all(
+def test_trusted_certificates_are_read_once(
     secure_web: WebServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ssl
@@ -504,17 +503,17 @@ def test_the_trusted_list_is_read_once_for_all(
         assert read == [((), {"cafile": authority.file})]
         http.drain()
         assert http.get("/echo").ok
-        assert len(read) == 2  # a new generation reads it anew
+        assert len(read) == 2  # a new generation reads it again
 
 
-def test_a_file_that_is_not_there_is_named(secure_web: WebServer) -> None:
+def test_error_names_the_missing_certificate_file(secure_web: WebServer) -> None:
     with HTTPPool(verify="/no/such/bundle.pem") as http, pytest.raises(OSError, match=r"/no/such/bundle\.pem"):
         http.get(secure_web.url)
     with HTTPPool(cert="/no/such/client.pem") as http, pytest.raises(OSError, match=r"/no/such/client\.pem"):
         http.get(secure_web.url)
 
 
-def test_a_clients_certificate_is_part_of_the_key(secure_web: WebServer, authority: Authority) -> None:
+def test_requests_with_another_client_certificate_share_no_socket(secure_web: WebServer, authority: Authority) -> None:
     with HTTPPool(base_url=secure_web.url, verify=authority.file) as http:
         numbers = {echo(http.get("/echo", cert=cert))["connection"] for cert in (None, authority.client) * 2}
     assert len(numbers) == 2
@@ -523,7 +522,7 @@ def test_a_clients_certificate_is_part_of_the_key(secure_web: WebServer, authori
 # -- proxies ---------------------------------------------------------------------------------------
 
 
-def test_through_a_proxy(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+def test_proxy(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
     with ForwardProxy() as proxy:
         address = proxy.url.replace("://", "://user:secret@")
         with HTTPPool(verify=authority.file, proxies={"http": address, "https": address}, name="api") as http:
@@ -541,7 +540,7 @@ def test_through_a_proxy(web: WebServer, secure_web: WebServer, authority: Autho
     assert secure_web.book()["accepted"] == 3
 
 
-def test_through_a_proxy_with_tls(secure_web: WebServer, authority: Authority) -> None:
+def test_proxy_with_tls(secure_web: WebServer, authority: Authority) -> None:
     with ForwardProxy(authority.server) as proxy:
         with HTTPPool(verify=authority.file, proxies={"https": proxy.url}) as http:
             for _ in range(2):
@@ -554,7 +553,7 @@ def test_through_a_proxy_with_tls(secure_web: WebServer, authority: Authority) -
 # -- life ---------------------------------------------------------------------------------------------
 
 
-def test_a_closed_pool_says_so(web: WebServer) -> None:
+def test_closed_pool_raises_pool_closed(web: WebServer) -> None:
     before = web.book()["open"]
     http = HTTPPool(base_url=web.url, name="api")
     session = http.session()
@@ -569,19 +568,19 @@ def test_a_closed_pool_says_so(web: WebServer) -> None:
     wait_until(lambda: web.book()["open"] <= before)
 
 
-def test_closing_cuts_off_what_takes_too_long(web: WebServer) -> None:
+def test_close_interrupts_requests_after_its_timeout(web: WebServer) -> None:
     errors: list[BaseException] = []
     http = HTTPPool(ONE, base_url=web.url)
 
-    def ask(path: str) -> None:
+    def request(path: str) -> None:
         try:
             http.get(path, timeout=(30, 60))
         except Exception as error:
             errors.append(error)
 
-    stalled = in_thread(ask, "/stall")
+    stalled = in_thread(request, "/stall")
     wait_until(lambda: http.stats()["in_use"])
-    waiting = in_thread(ask, "/echo")
+    waiting = in_thread(request, "/echo")
     wait_until(lambda: http.stats()["waiting"])
     http.close(timeout=0.1)
     for thread in (waiting, stalled):
@@ -591,7 +590,7 @@ def test_closing_cuts_off_what_takes_too_long(web: WebServer) -> None:
     assert http.stats()["in_use"] == 0
 
 
-def test_a_pool_that_is_dropped_closes_its_sockets(web: WebServer) -> None:
+def test_dropped_pool_closes_its_sockets(web: WebServer) -> None:
     before = web.book()["open"]
     http = HTTPPool(base_url=web.url)
     with http.acquire() as session:
@@ -605,9 +604,8 @@ def test_a_pool_that_is_dropped_closes_its_sockets(web: WebServer) -> None:
 
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("options", [{}, {"health_url": "/echo"}, {"pooled": False}, {"cookies": "shared"}])
-def test_a_pool_that_is_dropped_is_freed_without_the_garbage_collector(
-    web: WebServer, options: dict[str, Any], closed: bool
-) -> None:
+def test_dropped_pool_is_freed_by_reference_count(web: WebServer, options: dict[str, Any], closed: bool) -> None:
+    before = registry.pools()
     http = HTTPPool(base_url=web.url, **options)
     with http.acquire() as session:
         session.get(web.url + "/echo")
@@ -617,20 +615,18 @@ def test_a_pool_that_is_dropped_is_freed_without_the_garbage_collector(
     http.health_check(ask=True)
     if closed:
         http.close()
-    hosts = http._connections.hosts.all()
-    objects = [http, http._connections, http._connections.slots, http.adapter, *(host.pool for host in hosts)]
-    if http._health is not None:
-        objects += [http._health, http._health._pool]
-    references = [weakref.ref(each) for each in objects]
+    pools = [pool for pool in registry.pools() if pool not in before]  # of slots, of sockets, of the health probe
+    assert len(pools) == 2 + ("health_url" in options)
+    references = [weakref.ref(each) for each in (http, http.connections, http.adapter, *pools)]
     gc.disable()
     try:
-        del http, session, response, hosts, objects
-        wait_until(lambda: not any(reference() for reference in references))  # a worker may just end its job
+        del http, session, response, pools, before
+        wait_until(lambda: not any(reference() for reference in references))  # a worker may still be ending its job
     finally:
         gc.enable()
 
 
-def test_a_session_that_outlives_its_pool_keeps_the_health_probe_running(web: WebServer) -> None:
+def test_session_that_outlives_its_pool_keeps_the_health_probe_running(web: WebServer) -> None:
     http = HTTPPool(health_check_interval=0.02, base_url=web.url, health_url="/bytes")
     session = http.session()
     assert session.get(web.url + "/echo").ok
@@ -675,6 +671,6 @@ def test_settings_of_a_running_pool(http: HTTPPool, web: WebServer) -> None:
         ({"health_url": 5}, "health_url must be a string"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+def test_errors_name_the_bad_argument(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         HTTPPool(**wrong)

@@ -19,7 +19,7 @@ from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
 
-LONG = 20.0  # seconds: a limit of one second was kept, on whatever machine
+LONG = 20.0  # seconds: a limit of one second was kept, also on a slow machine
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def private() -> Iterator[WebServer]:
 # -- wait queues -------------------------------------------------------------------------------
 
 
-def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(private: WebServer) -> None:
+def test_max_per_host_is_kept_and_waiters_are_served_in_order(private: WebServer) -> None:
     web = private
     served: list[int] = []
     with HTTPPool(PoolSettings(max_size=100, acquire_timeout=60), base_url=web.url, max_per_host=2) as http:
 
-        def ask(number: int) -> None:
+        def request(number: int) -> None:
             served.append(echo(http.get(f"/slow?s=0.02&n={number}"))["serial"])
             order.append(number)
 
@@ -45,7 +45,7 @@ def test_a_host_is_asked_by_no_more_than_its_limit_in_the_order_of_arrival(priva
         blockers = [http.get("/stream", stream=True) for _ in range(2)]
         threads = []
         for number in range(10):
-            threads.append(in_thread(ask, number))
+            threads.append(in_thread(request, number))
             wait_until(lambda: http.stats()["waiting"] == len(threads))
         blockers[0].close()  # only one request at a time is served now
         for thread in threads:
@@ -68,7 +68,7 @@ def test_stats_repr_and_messages_state_the_same_counts(private: WebServer) -> No
         assert repr(http) == "<HTTPPool 'web': 1/10 in use, 0 idle, 3 waiting>"
         http.resize(1)
         with pytest.raises(PoolTimeout) as caught:
-            http._connections.slots.acquire(0)
+            http.connections.slots.acquire(0)
         assert "(1/1 in use, 0 idle, 3 waiting)" in str(caught.value)
         blocker.close()
         for thread in threads:
@@ -76,8 +76,8 @@ def test_stats_repr_and_messages_state_the_same_counts(private: WebServer) -> No
     assert repr(http) == "<HTTPPool 'web': 0/1 in use, 0 idle, 0 waiting, closed>"
 
 
-def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServer) -> None:
-    """Twenty want something of one that answers nothing, which may have three; the total is four."""
+def test_slow_host_does_not_block_the_others(web: WebServer, private: WebServer) -> None:
+    """Of 20 requests to a host that never answers, 3 are in progress; a fourth slot remains for other hosts."""
     settings = PoolSettings(max_size=4, acquire_timeout=60)
     with HTTPPool(settings, max_per_host=3) as http:
 
@@ -97,7 +97,7 @@ def test_a_slow_host_does_not_starve_the_others(web: WebServer, private: WebServ
             thread.join()
 
 
-def test_in_all_no_more_sockets_than_max_size_whatever_the_hosts() -> None:
+def test_max_size_and_max_idle_limit_all_hosts_together() -> None:
     two_in_all, one_idle = PoolSettings(min_size=0, max_size=2), PoolSettings(min_size=0, max_idle=1)
     with (
         WebServer() as one, WebServer() as two, WebServer() as three,
@@ -106,7 +106,7 @@ def test_in_all_no_more_sockets_than_max_size_whatever_the_hosts() -> None:
         for server in (one, two, three, one):
             assert http.get(server.url + "/echo").ok
             assert http.stats()["size"] <= 2
-        assert http.metrics.snapshot().closed == {"room": 2}  # those that lay idle longest
+        assert http.metrics.snapshot().closed == {"room": 2}  # those that were idle longest
         assert [server.book()["accepted"] for server in (one, two, three)] == [2, 1, 1]
         for server in (one, two, three):
             assert few.get(server.url + "/echo").ok
@@ -114,7 +114,7 @@ def test_in_all_no_more_sockets_than_max_size_whatever_the_hosts() -> None:
         assert few.metrics.snapshot().closed == {"max_idle": 2}
 
 
-def test_the_line_itself_may_be_bounded(web: WebServer) -> None:
+def test_max_waiting(web: WebServer) -> None:
     with HTTPPool(ONE.replace(max_waiting=0), base_url=web.url) as http:
         with http.request_context("GET", "/stream", stream=True):
             with pytest.raises(TooManyWaiting) as caught:
@@ -123,7 +123,7 @@ def test_the_line_itself_may_be_bounded(web: WebServer) -> None:
         assert http.get("/echo").ok
 
 
-def test_connecting_in_vain_blocks_nobody(web: WebServer) -> None:
+def test_failed_connect_releases_its_slot(web: WebServer) -> None:
     with HTTPPool(ONE) as http:
         for _ in range(3):
             with pytest.raises(requests.ConnectionError):
@@ -135,7 +135,7 @@ def test_connecting_in_vain_blocks_nobody(web: WebServer) -> None:
 # -- ages ----------------------------------------------------------------------------------
 
 
-def test_the_reaper_closes_what_is_idle_too_long(web: WebServer) -> None:
+def test_idle_timeout(web: WebServer) -> None:
     before = web.book()["open"]
     with HTTPPool(PoolSettings(min_size=0, idle_timeout=0.2), base_url=web.url) as http:
         http.warm_up(each=3)
@@ -144,16 +144,16 @@ def test_the_reaper_closes_what_is_idle_too_long(web: WebServer) -> None:
         assert http.get("/echo").ok
 
 
-def test_a_socket_does_not_outlive_its_lifetime(web: WebServer) -> None:
+def test_max_lifetime(web: WebServer) -> None:
     with HTTPPool(PoolSettings(min_size=0, max_lifetime=0.3), base_url=web.url) as http:
         first = echo(http.get("/echo"))["connection"]
         deadline = time.monotonic() + 30
-        while echo(http.get("/echo"))["connection"] == first:  # used again and again
+        while echo(http.get("/echo"))["connection"] == first:  # it is never idle for long
             assert time.monotonic() < deadline
         assert http.metrics.snapshot().closed["lifetime"] == 1
 
 
-def test_a_name_that_changes_its_address_is_followed_within_the_lifetime(
+def test_dns_changes_are_followed_within_max_lifetime(
     web: WebServer, private: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = web
@@ -170,7 +170,7 @@ def test_a_name_that_changes_its_address_is_followed_within_the_lifetime(
         now = private
 
         def followed() -> bool:
-            assert http.get("/echo").ok  # the old socket stays in use, and still has to go
+            assert http.get("/echo").ok  # the old socket is still replaced, although it stays in use
             return bool(private.book()["requests"])
 
         wait_until(followed)
@@ -186,7 +186,7 @@ def test_a_name_that_changes_its_address_is_followed_within_the_lifetime(
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-head", "/stall", "/stall-body", "/loop", "/status/503?after=1"])
 @pytest.mark.parametrize("secure", [False, True])
-def test_the_total_time_bounds_all_of_a_request(
+def test_total_timeout_covers_the_whole_request(
     web: WebServer, secure_web: WebServer, authority: Authority, path: str, secure: bool
 ) -> None:
     server = secure_web if secure else web
@@ -200,13 +200,13 @@ def test_the_total_time_bounds_all_of_a_request(
                 assert "longer than its total of 1 s" in str(error)  # noqa: PT017
                 assert isinstance(error, requests.ConnectionError)  # noqa: PT017
             else:
-                assert response.status_code == 503  # no time for another try
+                assert response.status_code == 503  # no time left for another attempt
         assert time.monotonic() - began < LONG
         assert http.stats()["in_use"] == 0
         assert http.get("/echo").ok
 
 
-def test_a_total_holds_over_redirects_of_whatever_the_factory_makes(web: WebServer) -> None:
+def test_total_timeout_covers_redirects_with_any_session_factory(web: WebServer) -> None:
     class Mine(requests.Session):
         pass
 
@@ -221,7 +221,7 @@ def test_a_total_holds_over_redirects_of_whatever_the_factory_makes(web: WebServ
         http.acquire()
 
 
-def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
+def test_total_timeout_covers_streams_and_waits(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, timeout=HTTPTimeout(total=1.0)) as http:
         began = time.monotonic()
         with http.request_context("GET", "/drip", stream=True) as response:
@@ -237,21 +237,21 @@ def test_the_total_time_bounds_streams_and_waits(web: WebServer) -> None:
         assert time.monotonic() - began < 4 * LONG
 
 
-def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> None:
-    """A server whose backlog is full: the system drops further connection attempts."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
+def test_total_timeout_covers_a_connect_without_an_answer(web: WebServer) -> None:
+    """The backlog of the server is full, so the system drops further connection attempts."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
         others = [socket.socket() for _ in range(4)]
         for other in others:
             other.setblocking(False)
-            other.connect_ex(deaf.getsockname())
+            other.connect_ex(full.getsockname())
         with HTTPPool(ONE) as http:
             began = time.monotonic()
             with pytest.raises(requests.exceptions.ConnectTimeout):
-                http.get(f"http://127.0.0.1:{deaf.getsockname()[1]}/", timeout=(0.5, 30))
+                http.get(f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=(0.5, 30))
             with pytest.raises(requests.exceptions.Timeout):
-                http.get(f"http://localhost:{deaf.getsockname()[1]}/", timeout=HTTPTimeout(total=0.5))
+                http.get(f"http://localhost:{full.getsockname()[1]}/", timeout=HTTPTimeout(total=0.5))
             assert time.monotonic() - began < LONG
         for other in others:
             other.close()
@@ -259,7 +259,7 @@ def test_a_total_holds_while_nobody_answers_the_connection(web: WebServer) -> No
 
 @pytest.mark.parametrize("limit", [HTTPTimeout(connect=50, write=0.5), HTTPTimeout(connect=50, total=0.5)])
 @pytest.mark.parametrize("secure", [False, True])
-def test_writing_has_a_time_limit(
+def test_write_timeout(
     web: WebServer, secure_web: WebServer, authority: Authority, limit: HTTPTimeout, secure: bool
 ) -> None:
     server = secure_web if secure else web
@@ -273,12 +273,12 @@ def test_writing_has_a_time_limit(
 # -- dead sockets ------------------------------------------------------------------------------
 
 
-def test_a_socket_that_the_server_closed_costs_no_error(private: WebServer) -> None:
+def test_socket_closed_by_the_server_causes_no_error(private: WebServer) -> None:
     with HTTPPool(base_url=private.url) as http:
         http.warm_up(each=5)
         wait_until(lambda: private.book()["open"] == 5)
         private.hang_up()
-        time.sleep(0.05)  # all that were closed can be seen to be, or die in our hands: both is right
+        time.sleep(0.05)  # requests may detect closed sockets before or while they use them
         for _ in range(5):
             assert http.get("/echo").ok
         http.check()
@@ -286,26 +286,26 @@ def test_a_socket_that_the_server_closed_costs_no_error(private: WebServer) -> N
         assert http.metrics.snapshot().closed["dead"] >= 1
 
 
-def test_requests_that_died_unseen_are_sent_again_where_nothing_can_happen_twice(web: WebServer) -> None:
+def test_idempotent_requests_are_sent_again_after_a_kept_connection_died(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url) as http:
         for method in ("GET", "PUT", "DELETE", "OPTIONS"):
             http.get("/echo")
             assert echo(http.request(method, "/die-when-kept"))["method"] == method
         assert http.metrics.hosts()[0].resent == 4
         http.get("/echo")
-        with pytest.raises(requests.ConnectionError):  # it may have been done: not ours to repeat
+        with pytest.raises(requests.ConnectionError):  # it may have taken effect, so it is not repeated
             http.post("/die-when-kept", data=b"order")
         http.get("/echo")
-        with pytest.raises(requests.ConnectionError):  # a byte has come
+        with pytest.raises(requests.ConnectionError):  # a byte of the response has arrived
             http.get("/half-head-when-kept")
-        with pytest.raises(requests.ConnectionError):  # on a new connection it is the server's word
+        with pytest.raises(requests.ConnectionError):  # a failure on a new connection is not repeated
             HTTPPool(base_url=web.url).get("/reset")
         assert http.metrics.hosts()[0].resent == 4
         assert http.stats()["in_use"] == 0
     assert web.book()["paths"]["/die-when-kept"] == 9
 
 
-def test_a_body_that_cannot_be_read_twice_is_sent_once(web: WebServer) -> None:
+def test_body_that_cannot_be_read_twice_is_sent_once(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url) as http:
         http.get("/echo")
         with pytest.raises(requests.ConnectionError):
@@ -313,20 +313,20 @@ def test_a_body_that_cannot_be_read_twice_is_sent_once(web: WebServer) -> None:
     assert web.book()["paths"]["/die-when-kept"] == 1
 
 
-def test_a_post_is_sent_again_if_nothing_of_it_left(private: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is dead, and looks alive until it is written to."""
+def test_post_is_sent_again_if_no_byte_of_it_was_sent(private: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is dead, but passes the check; the first write fails."""
     with HTTPPool(ONE, base_url=private.url) as http:
         first = echo(http.get("/echo"))["connection"]
-        (host,) = http._connections.hosts.all()
+        (host,) = http.connections.hosts.all()
         wire = host.pool.engine.state.idle[0].entry.resource
         monkeypatch.setattr(type(wire), "is_alive", lambda self: True)
-        wire.sock.shutdown(socket.SHUT_WR)  # EPIPE at the first byte
+        wire.sock.shutdown(socket.SHUT_WR)  # the first write fails with EPIPE
         assert echo(http.post("/echo", data=b"order"))["connection"] != first
         assert http.metrics.hosts()[0].resent == 1
     assert private.book()["requests"] == 2
 
 
-def test_a_server_that_closes_without_a_word(authority: Authority) -> None:
+def test_server_that_closes_connections_without_notice(authority: Authority) -> None:
     with WebServer(authority.server, per_connection=3) as server:
         with HTTPPool(base_url=server.url, verify=authority.file) as http:
 
@@ -344,7 +344,7 @@ def test_a_server_that_closes_without_a_word(authority: Authority) -> None:
         assert server.book()["requests"] == 150
 
 
-def test_a_server_that_says_goodbye(web: WebServer) -> None:
+def test_connection_close_header(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url) as http:
         numbers = {echo(http.get("/goodbye"))["connection"] for _ in range(5)}
         assert len(numbers) == 5
@@ -352,8 +352,8 @@ def test_a_server_that_says_goodbye(web: WebServer) -> None:
         assert http.metrics.snapshot().closed == {"server_closed": 5}
 
 
-def test_a_restart_amid_the_load_costs_no_error_where_connecting_is_tried_again(private: WebServer) -> None:
-    """The server is killed while all threads ask; what dies in their hands is idempotent."""
+def test_restart_during_load_causes_no_error_with_retries(private: WebServer) -> None:
+    """The server is killed while all threads send idempotent requests."""
     again = Retry(1000, backoff_factor=0.01, backoff_max=0.1)
     with HTTPPool(PoolSettings(max_size=8, acquire_timeout=60), base_url=private.url, retry=again) as http:
         failed: list[BaseException] = []
@@ -386,8 +386,8 @@ def test_a_restart_amid_the_load_costs_no_error_where_connecting_is_tried_again(
         assert http.stats()["in_use"] == 0
 
 
-def test_a_restart_under_load_costs_no_error_on_idle_sockets(private: WebServer) -> None:
-    """Between two rounds the server is another one, five times; no retries are asked for."""
+def test_restart_while_sockets_are_idle_causes_no_error(private: WebServer) -> None:
+    """The server is restarted five times between rounds of requests; there are no retries."""
     with HTTPPool(PoolSettings(max_size=8), base_url=private.url) as http:
         failed: list[BaseException] = []
 
@@ -406,7 +406,7 @@ def test_a_restart_under_load_costs_no_error_on_idle_sockets(private: WebServer)
         assert not failed
 
 
-def test_an_outage_ends_with_the_outage(private: WebServer) -> None:
+def test_requests_succeed_after_an_outage(private: WebServer) -> None:
     with HTTPPool(base_url=private.url) as http:
         assert http.get("/echo").ok
         private.kill()
@@ -424,8 +424,8 @@ def test_retries_by_status(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, retry=3) as http:
         assert echo(http.get("/status/503?times=2&key=a"))["served"] == 2  # on the same socket
         assert http.metrics.hosts()[0].retries == 2
-        assert http.get("/status/503?key=b").status_code == 503  # the answer, not an error
-        assert http.post("/status/503?times=1&key=c").status_code == 503  # may not happen twice
+        assert http.get("/status/503?key=b").status_code == 503  # the response is returned, no error raised
+        assert http.post("/status/503?times=1&key=c").status_code == 503  # POST is not idempotent
         assert http.get("/status/500?times=1&key=d").status_code == 500
         assert http.metrics.hosts()[0].retries == 5
     with HTTPPool(base_url=web.url, retry=Retry(2, status_forcelist=[500], allowed_methods=["POST"])) as http:
@@ -433,7 +433,7 @@ def test_retries_by_status(web: WebServer) -> None:
         with pytest.raises(requests.exceptions.RetryError):
             http.post("/status/500?key=f")
     with HTTPPool(base_url=web.url) as http:
-        assert http.get("/status/503?times=1&key=g").status_code == 503  # none, as in requests
+        assert http.get("/status/503?times=1&key=g").status_code == 503  # no retry, as in requests
 
 
 def test_retry_after_is_respected(web: WebServer) -> None:
@@ -443,15 +443,15 @@ def test_retry_after_is_respected(web: WebServer) -> None:
         assert time.monotonic() - began >= 1
         began = time.monotonic()
         response = http.get("/status/429?times=1&key=b&after=600", timeout=HTTPTimeout(total=30))
-        assert response.status_code == 429  # never past the deadline: at once
-        assert http.get("/status/429?times=1&key=c&after=600").status_code == 429  # nor beyond the longest pause
+        assert response.status_code == 429  # returned at once, because the deadline would pass
+        assert http.get("/status/429?times=1&key=c&after=600").status_code == 429  # longer than the maximum backoff
         assert time.monotonic() - began < LONG
     longest = Retry(1, status_forcelist=[429], backoff_max=0.5)
     with HTTPPool(base_url=web.url, retry=longest) as http:
         assert http.get("/status/429?times=1&key=d&after=1").status_code == 429
 
 
-def test_a_pause_holds_nothing(web: WebServer) -> None:
+def test_no_slot_is_held_between_retries(web: WebServer) -> None:
     with HTTPPool(ONE, base_url=web.url, retry=1) as http:
         thread = in_thread(http.get, "/status/429?times=1&key=p&after=2")
         wait_until(lambda: http.metrics.hosts() and http.metrics.hosts()[0].retries)
@@ -460,7 +460,7 @@ def test_a_pause_holds_nothing(web: WebServer) -> None:
         thread.join()
 
 
-def test_retries_of_connecting(private: WebServer) -> None:
+def test_failed_connects_are_retried(private: WebServer) -> None:
     private.kill()
     with HTTPPool(base_url=private.url, retry=Retry(50, backoff_factor=0.1, backoff_max=0.2)) as http:
         answers: list[requests.Response] = []
@@ -472,7 +472,7 @@ def test_retries_of_connecting(private: WebServer) -> None:
         assert http.metrics.hosts()[0].failures["connect"] >= 1
 
 
-# -- what it says of itself ----------------------------------------------------------------------
+# -- metrics, observers and health ----------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
@@ -493,7 +493,7 @@ def test_metrics_of_a_host(web: WebServer) -> None:
         for _ in range(3):
             http.get("/bytes?n=1000")
         http.get("/nothing")
-        with pytest.raises(requests.exceptions.ChunkedEncodingError):  # so requests calls it
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):  # the name in requests
             http.get("/half")
         with pytest.raises(requests.ConnectionError):
             http.get("/reset")
@@ -501,7 +501,7 @@ def test_metrics_of_a_host(web: WebServer) -> None:
             http.get("/stall", timeout=(5, 0.1))
         (host,) = http.metrics.hosts()
         assert host.host == web.url
-        assert host.requests == 8  # /half had an answer, and then a failure
+        assert host.requests == 8  # /half counts as an answer and as a failure
         assert host.statuses == {200: 4, 404: 1}
         assert host.failures == {"body": 1, "connection": 1, "read_timeout": 1}
         assert (host.opened, host.reused) == (3, 4)
@@ -520,15 +520,15 @@ def test_metrics_of_a_host(web: WebServer) -> None:
 
 @pytest.mark.parametrize("wait_for", ["host", "slot"])
 def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for: str) -> None:
-    heard: list[float] = []
+    events: list[float] = []
 
-    class Ear(Observer):
+    class Recorder(Observer):
         def acquired(self, pool: str, waited: float) -> None:
-            heard.append(waited)
+            events.append(waited)
 
     size, per_host = (10, 1) if wait_for == "host" else (1, 10)
     settings = PoolSettings(max_size=size, acquire_timeout=60)
-    with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Ear()]) as http:
+    with HTTPPool(settings, base_url=web.url, max_per_host=per_host, observers=[Recorder()]) as http:
         with http.request_context("GET", "/stream", stream=True):
             thread = in_thread(http.get, "/echo")
             wait_until(lambda: http.stats()["waiting"])
@@ -540,17 +540,17 @@ def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for
         assert (now.wait.count, now.exhausted, now.timeouts, now.requests) == (2, 1, 1, 3)
         assert now.wait.max >= 0.2 and now.wait.mean >= 0.1
         assert http.metrics.to_dict()["avg_acquisition_time_ms"] >= 100
-        assert len(heard) == 2 and heard[0] < heard[1] == now.wait.max
+        assert len(events) == 2 and events[0] < events[1] == now.wait.max
         http.metrics.reset()
         now = http.metrics.snapshot()
         assert (now.wait.count, now.exhausted, now.timeouts) == (0, 0, 0)
 
 
-def test_latencies_of_a_host_are_those_that_it_has(web: WebServer, private: WebServer) -> None:
-    """A percentile is right within its bucket, a factor of √2."""
+def test_latencies_of_a_host(web: WebServer, private: WebServer) -> None:
+    """Percentiles are exact to the width of a bucket, a factor of √2."""
     with HTTPPool(PoolSettings(min_size=0, max_size=40)) as http:
-        asks = [web.url + "/slow?s=2"] * 6 + [web.url + "/slow?s=0.1"] * 14 + [private.url + "/echo"] * 20
-        for thread in [in_thread(http.get, url) for url in asks]:
+        urls = [web.url + "/slow?s=2"] * 6 + [web.url + "/slow?s=0.1"] * 14 + [private.url + "/echo"] * 20
+        for thread in [in_thread(http.get, url) for url in urls]:
             thread.join()
         mixed, quick = (
             next(one.latency for one in http.metrics.hosts() if one.host == server.url) for server in (web, private)
@@ -561,11 +561,11 @@ def test_latencies_of_a_host_are_those_that_it_has(web: WebServer, private: WebS
         assert 0 < quick.p50 <= quick.p95 < 2 / 1.42
 
 
-def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_hosts_with_own_metrics_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     from pooling.adapters.http import hosts
 
     monkeypatch.setattr(hosts, "MOST_LABELS", 5)
-    monkeypatch.setattr(hosts, "_MOST_HOSTS", 10)
+    monkeypatch.setattr(hosts, "MOST_HOSTS", 10)
     with HTTPPool() as http:
         for number in range(50):
             with pytest.raises(requests.ConnectionError):
@@ -575,30 +575,30 @@ def test_hosts_are_counted_one_by_one_up_to_a_bound(monkeypatch: pytest.MonkeyPa
         assert len(http.metrics.hosts()) == 6
         assert http.metrics.hosts()[0].host in ("others", "http://127.0.0.1:1")
         assert sum(host.requests for host in http.metrics.hosts()) == 100
-        assert http.metrics.snapshot().closed == {}  # none was opened
+        assert http.metrics.snapshot().closed == {}  # no socket was opened
         assert http.metrics.snapshot().errors == {"connect": 50, "proxy": 50}
         assert len(http.stats()["hosts"]) <= 10
 
 
-def test_observers_hear_of_requests_and_sockets(web: WebServer) -> None:
-    heard: list[tuple[str, ...]] = []
+def test_observers_are_notified_of_requests_and_sockets(web: WebServer) -> None:
+    events: list[tuple[str, ...]] = []
 
-    class Ear(Observer):
+    class Recorder(Observer):
         def created(self, pool: str, seconds: float) -> None:
-            heard.append(("created", pool))
+            events.append(("created", pool))
 
         def closed(self, pool: str, reason: str) -> None:
-            heard.append(("closed", pool, reason))
+            events.append(("closed", pool, reason))
 
         def released(self, pool: str, held: float) -> None:
-            heard.append(("released", pool))
+            events.append(("released", pool))
 
-    http = HTTPPool(base_url=web.url, name="api", observers=[Ear()])
+    http = HTTPPool(base_url=web.url, name="api", observers=[Recorder()])
     with http:
         http.get("/echo")
         http.get("/goodbye")
         http.get("/echo")
-    assert heard == [
+    assert events == [
         ("created", "api"), ("released", "api"),
         ("closed", "api", "server_closed"), ("released", "api"),
         ("created", "api"), ("released", "api"), ("closed", "api", "closed"),
@@ -613,7 +613,7 @@ def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServe
         assert http.stats()["idle"] == 6
         assert echo(http.get(secure_web.url + "/echo"))["served"] == 0
         wait_until(lambda: web.book()["accepted"] == 3)
-        assert secure_web.book()["accepted"] == 3  # though tickets of TLS lay in the sockets unread
+        assert secure_web.book()["accepted"] == 3  # unread TLS tickets do not make a socket unusable
         assert web.book()["requests"] == 0
         with pytest.raises(requests.ConnectionError):
             http.warm_up([web.url, "http://127.0.0.1:1"])
@@ -626,7 +626,7 @@ def test_warm_up_opens_sockets_to_each_host(web: WebServer, secure_web: WebServe
         wait_until(lambda: http.stats()["idle"] == 2)
 
 
-def test_more_sockets_than_there_may_be_are_refused_at_once(web: WebServer) -> None:
+def test_warm_up_beyond_the_limits_raises_at_once(web: WebServer) -> None:
     with HTTPPool(PoolSettings(min_size=4, max_size=4), base_url=web.url, max_per_host=3) as http:
         for urls, each in ((None, 4), (["/a", web.url + "/b"], 2)):
             with pytest.raises(ValueError, match="cannot open 4 sockets: max_per_host is 3"):
@@ -641,7 +641,7 @@ def test_more_sockets_than_there_may_be_are_refused_at_once(web: WebServer) -> N
         http.warm_up([])
 
 
-def test_switched_off(web: WebServer) -> None:
+def test_pooling_switched_off(web: WebServer) -> None:
     with HTTPPool(base_url=web.url, pooled=False) as http:
         assert len({echo(http.get("/echo"))["connection"] for _ in range(3)}) == 3
         with http.acquire() as session:
@@ -655,9 +655,9 @@ def test_switched_off(web: WebServer) -> None:
             http.get("/reset")
         with pytest.raises(requests.ConnectionError):
             http.get("http://127.0.0.1:1/")
-        ours, other = http.metrics.hosts()
-        assert (ours.host, ours.statuses, ours.failures) == (web.url, {200: 6}, {"read_timeout": 1, "connection": 1})
-        assert ours.latency.count == 6 and ours.latency.max >= 0.2
+        first, other = http.metrics.hosts()
+        assert (first.host, first.statuses, first.failures) == (web.url, {200: 6}, {"read_timeout": 1, "connection": 1})
+        assert first.latency.count == 6 and first.latency.max >= 0.2
         assert other.failures == {"connect": 1}
         session, leased = http.session(), http.acquire().resource
     for closed in (http, session, leased):
@@ -667,33 +667,33 @@ def test_switched_off(web: WebServer) -> None:
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_a_host_is_not_counted_where_metrics_are_off(web: WebServer, pooled: bool) -> None:
+def test_hosts_are_not_counted_without_metrics(web: WebServer, pooled: bool) -> None:
     with HTTPPool(PoolSettings(enable_metrics=False), base_url=web.url, pooled=pooled) as http:
         http.get("/echo")
         with pytest.raises(requests.ConnectionError):
             http.get("/reset")
         (host,) = http.metrics.hosts()
         assert (host.requests, host.bytes_received, host.reused, host.latency.count, host.connect.count) == (0,) * 5
-        assert http.metrics.snapshot().created == 2 * pooled  # as any pool
+        assert http.metrics.snapshot().created == 2 * pooled  # every pool counts these
         http.reconfigure(enable_metrics=True)
         http.get("/echo")
         assert http.metrics.hosts()[0].statuses == {200: 1}
 
 
-def test_health_is_probed_and_a_sick_service_gets_new_sockets(
+def test_health_is_probed_and_failures_replace_all_sockets(
     private: WebServer, web: WebServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[str] = []
+    events: list[str] = []
 
-    class Ear(Observer):
+    class Recorder(Observer):
         def health_checked(self, pool: str, error: BaseException | None) -> None:
-            heard.append(f"{pool} {type(error).__name__}")
+            events.append(f"{pool} {type(error).__name__}")
 
         def drained(self, pool: str) -> None:
-            heard.append(f"{pool} drained")
+            events.append(f"{pool} drained")
 
     settings = PoolSettings(health_check_interval=0.05, max_validation_failures=3)
-    with HTTPPool(settings, base_url=private.url, health_url="/echo", name="api", observers=[Ear()]) as http:
+    with HTTPPool(settings, base_url=private.url, health_url="/echo", name="api", observers=[Recorder()]) as http:
         first = echo(http.get(web.url + "/echo"))["connection"]
         wait_until(lambda: http.health_check()["status"] == "healthy")
         private.kill()
@@ -708,7 +708,7 @@ def test_health_is_probed_and_a_sick_service_gets_new_sockets(
         assert http.health_check(ask=True)["failures"] == 0
     assert http.health_check()["status"] == "closed"
     failure = "api ConnectionError"
-    assert "api NoneType" in heard and heard[heard.index("api drained") - 3 :][:3] == [failure] * 3
+    assert "api NoneType" in events and events[events.index("api drained") - 3 :][:3] == [failure] * 3
     assert [r.getMessage() for r in caplog.records if "is unhealthy: " in r.getMessage()]
 
 
@@ -718,10 +718,10 @@ def test_the_next_probe_can_be_made_due_at_once(web: WebServer) -> None:
         before = web.book()["requests"]
         http.check_health_now()
         wait_until(lambda: web.book()["requests"] > before)
-    HTTPPool().check_health_now()  # without a URL there is nothing to do
+    HTTPPool().check_health_now()  # no effect without a health_url
 
 
-def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
+def test_server_error_is_unhealthy(web: WebServer) -> None:
     with HTTPPool(base_url=web.url, health_url="/status/500") as http:
         assert http.health_check(ask=True)["status"] == "unhealthy"
     with HTTPPool(base_url=web.url) as http:
@@ -731,7 +731,7 @@ def test_a_service_in_trouble_is_unhealthy(web: WebServer) -> None:
 RARELY = PoolSettings(min_size=0, health_check_interval=3600)
 
 
-def test_health_is_asked_when_the_pool_is_opened_or_used_first(web: WebServer) -> None:
+def test_health_is_probed_at_open_or_first_use(web: WebServer) -> None:
     http = HTTPPool(RARELY, base_url=web.url, health_url="/echo/")
     assert http.health_check()["status"] == "unknown"
     with http:
@@ -740,11 +740,11 @@ def test_health_is_asked_when_the_pool_is_opened_or_used_first(web: WebServer) -
     other.get("/bytes")
     wait_until(lambda: other.health_check()["status"] == "healthy")
     other.close()
-    assert web.book()["paths"] == {"/echo/": 2, "/bytes": 1}  # and the URL is asked as it was given
+    assert web.book()["paths"] == {"/echo/": 2, "/bytes": 1}  # the URL is requested as it was given
 
 
-def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
-    """A probe that got no connection: no failure, and no new sockets under peak load."""
+def test_probe_without_a_free_connection_has_no_result(web: WebServer) -> None:
+    """It is no failure, and replaces no sockets under peak load."""
     settings = ONE.replace(health_check_interval=None, max_waiting=0, max_validation_failures=1)
     with HTTPPool(settings, base_url=web.url, health_url="/echo") as http:
         assert http.health_check(ask=True)["status"] == "healthy"
@@ -754,12 +754,12 @@ def test_that_we_are_busy_says_nothing_of_the_service(web: WebServer) -> None:
             http.reconfigure(health_check_interval=None, health_check_timeout=1.0, max_waiting=None)
             timeouts = http.metrics.snapshot().timeouts
             health = http.health_check(ask=True)
-            assert http.metrics.snapshot().timeouts == timeouts + 1  # none in time
+            assert http.metrics.snapshot().timeouts == timeouts + 1  # the probe found no free slot in time
         assert (health["status"], health["failures"], health["generations"]) == ("healthy", 0, 0)
         assert http.metrics.snapshot().health_failures == 0
 
 
-def test_a_health_url_that_is_not_there_shows_and_replaces_nothing(web: WebServer) -> None:
+def test_missing_health_url_is_unhealthy_but_replaces_no_socket(web: WebServer) -> None:
     settings = PoolSettings(health_check_interval=0.02, max_validation_failures=2)
     with HTTPPool(settings, base_url=web.url, health_url="/no-such-thing") as http:
         wait_until(lambda: http.health_check()["failures"] >= 6)

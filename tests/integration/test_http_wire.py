@@ -1,4 +1,4 @@
-"""What a server may put on the wire, and whom it may reach: one answer for one request, one borrower's identity."""
+"""HTTPPool against servers that send anything: each response is for its request, each identity for its borrower."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ONE = PoolSettings(max_size=1, acquire_timeout=30)
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 
 
-# -- one answer for one request -----------------------------------------------------------------
+# -- one response for each request --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 )
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("pooled", [True, False])
-def test_interim_answers_are_skipped(interim: bytes, pieces: int, pooled: bool) -> None:
+def test_interim_responses_are_skipped(interim: bytes, pieces: int, pooled: bool) -> None:
     def answer(asked: Asked) -> list[bytes]:
         final = ok(asked.target)
         return [interim + final] if pieces == 1 else [interim, final]
@@ -57,16 +57,14 @@ def test_interim_answers_are_skipped(interim: bytes, pieces: int, pooled: bool) 
         assert server.accepted == (1 if pooled else 3)
 
 
-def test_a_socket_can_be_evicted_while_urllib3_closes_its_last_answer_once_more(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """urllib3 does so after the connection has been released: two threads close one answer."""
+def test_socket_can_be_evicted_while_urllib3_closes_its_last_response_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib3 does so after the connection has been released, so two threads close one response."""
     evicted: list[str] = []
 
     def flush(answer: Any) -> None:  # the first step of a close
         if not evicted:
             evicted.append("now")
-            [host] = http._connections.hosts.all()
+            [host] = http.connections.hosts.all()
             thread = in_thread(host.evict_oldest, "room")
             thread.join()
         super(Answer, answer).flush()
@@ -78,14 +76,14 @@ def test_a_socket_can_be_evicted_while_urllib3_closes_its_last_answer_once_more(
         assert http.get("/again").text == "/again"
 
 
-def test_interim_answers_without_end_are_an_error() -> None:
+def test_endless_interim_responses_raise() -> None:
     with RawServer(lambda asked: HINTS * 1000) as server, HTTPPool(ONE, base_url=server.url) as http:
         with pytest.raises(requests.ConnectionError, match="interim"):
             http.get("/")
         assert http.stats()["in_use"] == 0
 
 
-def test_a_switch_of_protocols_ends_the_sockets_use() -> None:
+def test_socket_is_closed_after_a_switch_of_protocols() -> None:
     def answer(asked: Asked) -> bytes:
         if asked.target == "/ws":
             return b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
@@ -98,7 +96,7 @@ def test_a_switch_of_protocols_ends_the_sockets_use() -> None:
 
 
 def surplus(kind: str, asked: Asked) -> tuple[bytes, bytes]:
-    """An answer, and what must not come after it."""
+    """Return a response, and bytes that must not follow it."""
     stolen = ok("STOLEN")
     if asked.nth > 0 or asked.target != "/bad":
         return ok(asked.target), b""
@@ -125,11 +123,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("together", [True, False], ids=["in one piece", "a piece of its own"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two pieces"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_socket_with_a_byte_left_is_lent_to_no_one(
-    kind: str, together: bool, tls: bool, authority: Authority
-) -> None:
+def test_socket_with_surplus_bytes_is_not_reused(kind: str, together: bool, tls: bool, authority: Authority) -> None:
     sent = threading.Event()
 
     def answer(asked: Asked) -> Iterator[bytes]:
@@ -143,7 +139,7 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.server)
-    context.num_tickets = 0  # else the bytes that arrive may be these
+    context.num_tickets = 0  # otherwise the bytes that arrive may be tickets
 
     def wrap(sock: socket.socket) -> socket.socket:
         return context.wrap_socket(sock, server_side=True) if tls else sock
@@ -163,8 +159,8 @@ def test_a_socket_with_a_byte_left_is_lent_to_no_one(
 
 
 def _arrived(http: HTTPPool) -> bool:
-    """Whether the system has bytes for the idle socket."""
-    [host] = http._connections.hosts.all()
+    """Whether bytes have arrived for the idle socket."""
+    [host] = http.connections.hosts.all()
     [key] = host.pool.engine.state.idle
     try:
         return bool(socket.socket.recv(key.entry.resource.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -172,8 +168,8 @@ def _arrived(http: HTTPPool) -> bool:
         return False
 
 
-def test_a_body_given_back_before_its_end_reaches_no_one() -> None:
-    """urllib3's `release_conn` says that the body was read; here it was not."""
+def test_socket_released_before_the_end_of_a_body_is_not_reused() -> None:
+    """urllib3's `release_conn` claims that the body was read, but it was not."""
     with RawServer(lambda asked: ok(asked.target * 10)) as server, HTTPPool(ONE, base_url=server.url) as http:
         response = http.get("/first", stream=True)
         response.raw.release_conn()
@@ -214,33 +210,33 @@ class Login(requests.auth.AuthBase):
 
 
 class Guard:
-    """Knows by their connections who its clients are."""
+    """A server that authenticates connections: it remembers the user of each."""
 
     def __init__(self, proxy: bool = False) -> None:
-        self.who: dict[int, str] = {}
+        self.users: dict[int, str] = {}
         self.field = "proxy-authorization" if proxy else "authorization"
-        self.status = "407 Who?" if proxy else "401 Who?"
-        self.ask = "Proxy-Authenticate" if proxy else "WWW-Authenticate"
-        self.turn = threading.Barrier(1)
+        self.status = "407 Unauthorized" if proxy else "401 Unauthorized"
+        self.challenge = "Proxy-Authenticate" if proxy else "WWW-Authenticate"
+        self.hellos = threading.Barrier(1)
 
     def __call__(self, asked: Asked) -> bytes:
         scheme, _, message = asked.fields.get(self.field, "").partition(" ")
         if message == "hello":
-            self.turn.wait(30)
-            return ok("more", f"{self.ask}: {scheme} {asked.connection}", status=self.status)
+            self.hellos.wait(30)
+            return ok("more", f"{self.challenge}: {scheme} {asked.connection}", status=self.status)
         if scheme in ("NTLM", "Negotiate"):
             number, _, user = message.partition(" ")
             if number != str(asked.connection) or user == "wrong":
-                return ok("no", f"{self.ask}: {scheme}", status=self.status)
-            self.who[asked.connection] = user
+                return ok("no", f"{self.challenge}: {scheme}", status=self.status)
+            self.users[asked.connection] = user
         if scheme == "Kerberos-once":
-            self.who[asked.connection] = message
+            self.users[asked.connection] = message
             return ok(message, "Persistent-Auth: true")
         if scheme in ("Basic", "Bearer"):
             return ok("stateless")
-        if asked.connection in self.who:
-            return ok(self.who[asked.connection])
-        return ok("who?", f"{self.ask}: NTLM", status=self.status)
+        if asked.connection in self.users:
+            return ok(self.users[asked.connection])
+        return ok("unknown", f"{self.challenge}: NTLM", status=self.status)
 
 
 def foreign(http: HTTPPool) -> requests.Session:
@@ -252,9 +248,7 @@ def foreign(http: HTTPPool) -> requests.Session:
 @pytest.mark.parametrize("scheme", ["NTLM", "Negotiate"])
 @pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
 @pytest.mark.parametrize("through_proxy", [False, True])
-def test_an_identity_that_is_the_connections_reaches_no_other_borrower(
-    scheme: str, way: str, through_proxy: bool
-) -> None:
+def test_authenticated_connection_is_not_reused(scheme: str, way: str, through_proxy: bool) -> None:
     guard = Guard(through_proxy)
     with RawServer(guard) as server:
         proxies = {"http": server.url} if through_proxy else {}
@@ -270,28 +264,28 @@ def test_an_identity_that_is_the_connections_reaches_no_other_borrower(
                 assert get(url, **arguments).text == "alice"
             assert http.stats()["in_use"] == 0
             other = http.get(url, proxies=proxies)
-            assert (other.text, other.status_code) == ("who?", 407 if through_proxy else 401)
-            assert guard.who
+            assert (other.text, other.status_code) == ("unknown", 407 if through_proxy else 401)
+            assert guard.users
 
 
-def test_what_the_server_says_of_an_identity_counts_too() -> None:
+def test_connection_with_persistent_auth_is_not_reused() -> None:
     with RawServer(Guard()) as server, HTTPPool(ONE, base_url=server.url) as http:
         assert http.get("/", headers={"Authorization": "Kerberos-once alice"}).text == "alice"
-        assert http.get("/").text == "who?"
+        assert http.get("/").text == "unknown"
         assert http.metrics.snapshot().closed == {"authenticated": 1}
 
 
 @pytest.mark.parametrize("value", ["Basic YTpi", "Bearer token", b"Bearer token"])
-def test_an_identity_that_each_request_brings_leaves_the_socket_to_all(value: str | bytes) -> None:
+def test_connection_is_reused_after_stateless_authentication(value: str | bytes) -> None:
     with RawServer(Guard()) as server, HTTPPool(ONE, base_url=server.url) as http:
         for _ in range(3):
             assert http.get("/", headers={"Authorization": value}).text == "stateless"
         assert server.accepted == 1
 
 
-def test_a_login_keeps_its_connection_whoever_else_asks() -> None:
+def test_simultaneous_logins_keep_their_connections() -> None:
     guard = Guard()
-    guard.turn = threading.Barrier(4)  # all have said hello before one is answered
+    guard.hellos = threading.Barrier(4)  # the server answers when all have sent hello
     seen: dict[str, str] = {}
     with RawServer(guard) as server, HTTPPool(PoolSettings(max_size=4, acquire_timeout=30)) as http:
 
@@ -312,7 +306,7 @@ def test_a_login_keeps_its_connection_whoever_else_asks() -> None:
 
 @pytest.mark.parametrize("way", ["verb", "lent", "own", "foreign"])
 @pytest.mark.parametrize("how", ["wrong", "given up", "raised"])
-def test_a_login_that_fails_releases_its_slot(way: str, how: str) -> None:
+def test_failed_login_releases_its_slot(way: str, how: str) -> None:
     class Stops(Login):
         def send(self, response: requests.Response, value: str, **kwargs: Any) -> requests.Response:
             if "hello" not in value and how == "given up":
@@ -330,11 +324,11 @@ def test_a_login_that_fails_releases_its_slot(way: str, how: str) -> None:
                     get(server.url, auth=Stops("alice"))
             else:
                 assert get(server.url, auth=Stops("wrong")).status_code == 401
-            if way != "foreign":  # of a foreign session the pool sees single requests
+            if way != "foreign":  # of a foreign session, the pool sees separate requests
                 assert http.stats()["in_use"] == 0
-        gc.collect()  # this answer has itself in its history
+        gc.collect()  # this response refers to itself in its history
         wait_until(lambda: http.stats()["in_use"] == 0)
-        assert http.get(server.url).text == "who?"
+        assert http.get(server.url).text == "unknown"
 
 
 # -- slots that are released at once -----------------------------------------------------------------
@@ -346,30 +340,30 @@ def raises_for_status(response: requests.Response, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize("way", ["verb", "lent", "own"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_hook_that_raises_gives_the_place_back(way: str, stream: bool) -> None:
+def test_hook_that_raises_releases_the_slot(way: str, stream: bool) -> None:
     def answer(asked: Asked) -> bytes:
         return ok("not here", status="404 Not Found") if "404" in asked.target else ok("x" * 100_000)
 
     settings = PoolSettings(max_size=1, acquire_timeout=0)
     with RawServer(answer) as server, HTTPPool(settings, base_url=server.url) as http:
         with http.acquire() as lent:
-            ask = {"verb": http.request, "lent": lent.request, "own": http.session().request}[way]
-            kept = []  # as a future keeps it
+            request = {"verb": http.request, "lent": lent.request, "own": http.session().request}[way]
+            kept = []  # as a future keeps its error
             for number in range(20):
                 url = server.url + ("/404" if number % 3 == 0 else "/")
                 try:
-                    response = ask("GET", url, hooks={"response": raises_for_status}, stream=stream)
+                    response = request("GET", url, hooks={"response": raises_for_status}, stream=stream)
                     assert len(response.content) == 100_000
                 except requests.HTTPError as error:
                     kept.append(error)
                 assert http.stats()["in_use"] == 0
             assert len(kept) == 7
-            assert kept[0].response.text == "not here"  # requests reads it in the handler
+            assert kept[0].response.text == "not here"  # requests reads the body for the handler
         assert server.accepted == 1
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_large_streamed_answer_whose_hook_raises_is_closed(error: type[BaseException]) -> None:
+def test_large_stream_whose_hook_raises_is_closed(error: type[BaseException]) -> None:
     kept: list[requests.Response] = []
 
     def hook(response: requests.Response, **kwargs: Any) -> None:
@@ -389,7 +383,7 @@ RETRY_AFTER = ["5, 5", "-1", "", "Fri, 31 Dec 99999 23:59:59 GMT", "9" * 5000, "
 
 @pytest.mark.parametrize("value", RETRY_AFTER)
 @pytest.mark.parametrize("retry", [3, Retry(3, status_forcelist=(503,), raise_on_status=False)])
-def test_an_unreadable_retry_after_counts_as_none(value: str, retry: Any) -> None:
+def test_invalid_retry_after_is_ignored(value: str, retry: Any) -> None:
     def answer(asked: Asked) -> bytes:
         if len(server.asked) % 2:
             return ok("busy", f"Retry-After: {value}".encode().decode("latin-1"), status="503 Busy")
@@ -399,10 +393,10 @@ def test_an_unreadable_retry_after_counts_as_none(value: str, retry: Any) -> Non
         assert http.get("/").text == "fine"
         assert http.stats()["in_use"] == 0
         server.asked.clear()
-        assert HTTPPool(ONE).get(server.url).status_code == 503  # without retries it is the answer
+        assert HTTPPool(ONE).get(server.url).status_code == 503  # without retries, the 503 is returned
 
 
-def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
+def test_retry_policy_that_raises_releases_the_slot() -> None:
     class Broken(Retry):
         def is_retry(self, *args: Any, **kwargs: Any) -> bool:
             raise ZeroDivisionError
@@ -422,7 +416,7 @@ def test_whatever_a_retry_policy_raises_gives_the_place_back() -> None:
     ],
 )
 def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, stream: bool, own: bool) -> None:
-    """As many threads as slots, each with an unread answer when it requests its token."""
+    """There are as many threads as slots, and each has an unread response when it requests its token."""
     count = 2
     all_hold = threading.Barrier(count)
 
@@ -431,7 +425,7 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, st
             return ok("secret")
         if asked.fields.get("authorization") == "secret":
             return ok("fine")
-        return ok("who?", status="401 Who?")
+        return ok("unknown", status="401 Unauthorized")
 
     seen: list[object] = []
     settings = PoolSettings(max_size=count, acquire_timeout=5)
@@ -462,13 +456,13 @@ def test_a_hook_that_sends_a_request_does_not_wait_for_its_own_slot(way: str, st
         for thread in threads:
             thread.join()
         assert seen == ["fine"] * count
-        assert (http.stats()["in_use"], http._connections.calls.requests) == (0, {})
+        assert (http.stats()["in_use"], http.connections.calls.requests) == (0, {})
         seen.clear()
         gc.collect()
-        assert http._connections.calls.answers == {}
+        assert http.connections.calls.answers == {}
 
 
-def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
+def test_response_is_complete_after_its_hook_sent_another_request() -> None:
     def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
         if response.url.endswith("/"):
             http.get("/other")
@@ -479,7 +473,7 @@ def test_a_hook_that_goes_on_with_the_first_answer_finds_all_of_it() -> None:
         assert (response.text, list(response.iter_content(2))) == ("///", [b"//", b"/"])
 
 
-def test_a_body_that_breaks_while_it_is_read_ahead_is_an_error_where_it_is_read() -> None:
+def test_error_of_a_body_that_is_read_ahead_is_raised_to_its_reader() -> None:
     def hook(response: requests.Response, **kwargs: Any) -> requests.Response:
         if response.url.endswith("/cut"):
             assert http.get("/other").text == "/other"
@@ -517,7 +511,7 @@ FRAMES = {
 
 
 class Half(RawServer):
-    """Sends half a body, and the rest never."""
+    """Sends half of a body, and never the rest."""
 
     def __init__(self, frame: str) -> None:
         super().__init__(lambda asked: self.pieces(frame))
@@ -536,7 +530,7 @@ class Half(RawServer):
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("way", ["lease", "context", "whole lease"])
 @pytest.mark.parametrize("pooled", [True, False])
-def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: str, pooled: bool) -> None:
+def test_reading_a_body_after_the_lease_raises(frame: str, begun: bool, way: str, pooled: bool) -> None:
     with Half(frame) as server, HTTPPool(ONE, base_url=server.url, pooled=pooled) as http:
         with contextlib.ExitStack() as block:
             if way == "context":
@@ -559,7 +553,7 @@ def test_reading_on_after_the_lease_is_an_error(frame: str, begun: bool, way: st
         response.close()
 
 
-def test_what_was_read_to_its_end_stays_readable() -> None:
+def test_body_that_was_read_stays_readable_after_the_lease() -> None:
     with RawServer(lambda asked: ok("x" * 100_000)) as server, HTTPPool() as http:
         with http.acquire() as session:
             whole, streamed = session.get(server.url), session.get(server.url, stream=True)
@@ -569,11 +563,11 @@ def test_what_was_read_to_its_end_stays_readable() -> None:
             closed.close()
         assert len(whole.content) == len(b"".join(streamed.iter_content(1000))) == 100_000
         assert raw.raw.read() == b""  # as in requests after the end
-        assert closed.raw.read() == b""  # and after a close() of one's own
+        assert closed.raw.read() == b""  # and after the caller's own close()
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-def test_a_body_that_the_closing_pool_cuts_off_is_an_error(frame: str) -> None:
+def test_reading_a_body_that_close_interrupts_raises(frame: str) -> None:
     with Half(frame) as server:
         http = HTTPPool(ONE, base_url=server.url)
         response = http.get("/", stream=True)
@@ -587,7 +581,7 @@ def test_a_body_that_the_closing_pool_cuts_off_is_an_error(frame: str) -> None:
         closing.join()
 
 
-def test_a_lease_that_ends_amid_a_request_of_another_thread_is_an_error_there() -> None:
+def test_lease_that_ends_during_a_request_of_another_thread_raises_there() -> None:
     arrived, ended = threading.Event(), threading.Event()
 
     def answer(asked: Asked) -> Iterator[bytes]:
@@ -620,7 +614,7 @@ def test_a_lease_that_ends_amid_a_request_of_another_thread_is_an_error_there() 
 
 @pytest.fixture
 def netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A .netrc for 127.0.0.1, and for nothing else."""
+    """A .netrc with an entry for 127.0.0.1 only."""
     file = tmp_path / "netrc"
     file.write_text("machine 127.0.0.1 login net password rc\n")
     monkeypatch.setenv("NETRC", str(file))
@@ -638,7 +632,7 @@ def shows_identity(asked: Asked) -> bytes:
 
 @pytest.mark.usefixtures("netrc")
 @pytest.mark.parametrize("redirect", [False, True])
-def test_what_the_program_says_of_credentials_beats_netrc(redirect: bool) -> None:
+def test_credentials_of_the_program_override_netrc(redirect: bool) -> None:
     with RawServer(shows_identity) as server:
         path = f"/to/127.0.0.1:{server.port}/" if redirect else "/"
         url = server.url + path
@@ -661,8 +655,8 @@ def test_what_the_program_says_of_credentials_beats_netrc(redirect: bool) -> Non
 
 
 @pytest.mark.usefixtures("netrc")
-def test_credentials_reach_no_other_host() -> None:
-    """Not by a redirect, and not by a host that is written into the user's part of a URL."""
+def test_credentials_are_not_sent_to_other_hosts() -> None:
+    """Neither after a redirect, nor to a host in the user part of a URL."""
     with RawServer(shows_identity) as server:
         other = f"localhost:{server.port}/"
         with HTTPPool(headers={"Authorization": "Bearer mine"}) as http:
@@ -678,7 +672,7 @@ def test_credentials_reach_no_other_host() -> None:
             assert http.get(f"{server.url}/to/127.0.0.1:@{other}").text == "none"
 
 
-def test_credentials_of_a_proxy_reach_the_proxy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_a_proxy_are_sent_to_the_proxy_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def fields(asked: Asked) -> bytes:
         return ok(" ".join(sorted(asked.fields)))
 
@@ -692,7 +686,7 @@ def test_credentials_of_a_proxy_reach_the_proxy_only(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("target", ["http", "https"])
-def test_verify_holds_for_a_proxy_with_tls(
+def test_verify_applies_to_a_proxy_with_tls(
     target: str, web: WebServer, secure_web: WebServer, authority: Authority
 ) -> None:
     url = {"http": web, "https": secure_web}[target].url + "/echo"
@@ -700,7 +694,7 @@ def test_verify_holds_for_a_proxy_with_tls(
         proxies = {"http": proxy.url, "https": proxy.url}
         for verify in (authority.file, False):
             with HTTPPool(verify=verify, proxies=proxies) as http, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # urllib3's, of a request without verification
+                warnings.simplefilter("ignore")  # urllib3 warns about a request without verification
                 for _ in range(2):
                     assert http.get(url).ok
                 assert http.metrics.snapshot().created == 1
@@ -709,21 +703,21 @@ def test_verify_holds_for_a_proxy_with_tls(
         with HTTPPool(proxies=proxies) as http, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert http.get(url, verify=False).ok
-            with pytest.raises(requests.exceptions.RequestException):  # that socket serves no careful request
+            with pytest.raises(requests.exceptions.RequestException):  # a verified request does not use that socket
                 http.get(url)
 
 
 def test_headers_of_a_cgi_request_are_not_the_environment() -> None:
-    """A CGI server puts each header of a request into a variable HTTP_..., also an untrusted one."""
-    said = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
-    found = pool_arguments("HTTP_", {**said, "REQUEST_METHOD": "GET"})
+    """A CGI server sets a variable HTTP_... for each header of a request, and clients choose the headers."""
+    headers = {"HTTP_READ_TIMEOUT": "1", "HTTP_MAX_CONNECTIONS": "x", "HTTP_RETRY_ATTEMPTS": "9", "HTTP_POOLING": "off"}
+    found = pool_arguments("HTTP_", {**headers, "REQUEST_METHOD": "GET"})
     assert (found["timeout"].read, "retry" in found, "pooled" in found) == (30, False, False)
-    said["HTTP_BASE_URL"] = "http://evil.test"
-    assert config.from_env(environ={**said, "REQUEST_METHOD": "GET"})["http_pool"].url == "http://"
+    headers["HTTP_BASE_URL"] = "http://evil.test"
+    assert config.from_env(environ={**headers, "REQUEST_METHOD": "GET"})["http_pool"].url == "http://"
     assert pool_arguments("APP_HTTP_", {"APP_HTTP_READ_TIMEOUT": "1", "REQUEST_METHOD": "GET"})["timeout"].read == 1
 
 
-# -- an SSLContext of one's own -------------------------------------------------------------------
+# -- ssl_context ----------------------------------------------------------------------------------
 
 
 def trusting(authority: Authority) -> ssl.SSLContext:
@@ -731,7 +725,7 @@ def trusting(authority: Authority) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_a_context_of_the_programs_own(
+def test_ssl_context(
     secure_web: WebServer, authority: Authority, pooled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/not/there")
@@ -759,11 +753,11 @@ def test_a_context_of_the_programs_own(
     assert secure_web.book()["accepted"] == (5 if pooled else 10)
 
 
-def test_a_context_is_part_of_a_sockets_key(secure_web: WebServer, authority: Authority) -> None:
+def test_requests_with_another_ssl_context_share_no_socket(secure_web: WebServer, authority: Authority) -> None:
     lax = ssl.create_default_context()
     lax.check_hostname, lax.verify_mode = False, ssl.CERT_NONE
     with HTTPPool(base_url=secure_web.url, trust_env=False) as http, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # urllib3's, of the lax one
+        warnings.simplefilter("ignore")  # urllib3 warns about the lax one
         for context in (lax, trusting(authority), trusting(authority)):
             for _ in range(2):
                 assert http.get("/echo", verify=context).ok
@@ -773,7 +767,7 @@ def test_a_context_is_part_of_a_sockets_key(secure_web: WebServer, authority: Au
         assert lax.verify_mode == ssl.CERT_NONE
 
 
-def test_a_context_holds_for_a_proxy_with_tls(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
+def test_ssl_context_applies_to_a_proxy_with_tls(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
     with ForwardProxy(authority.server) as proxy:
         proxies = {"http": proxy.url, "https": proxy.url}
         with HTTPPool(ssl_context=trusting(authority), proxies=proxies) as http:
@@ -781,8 +775,8 @@ def test_a_context_holds_for_a_proxy_with_tls(web: WebServer, secure_web: WebSer
             assert http.get(web.url + "/echo").json()["fields"]["via"] == "1.1 tests"
 
 
-def test_a_clients_key_that_is_encrypted(authority: Authority, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization  # trustme brings it
+def test_encrypted_client_key(authority: Authority, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization  # trustme depends on it
 
     pem = Path(authority.client).read_bytes()
     key = serialization.load_pem_private_key(pem, None)
@@ -812,13 +806,13 @@ def test_a_clients_key_that_is_encrypted(authority: Authority, tmp_path: Path) -
         ({"verify": 5}, TypeError, "verify must be a bool, a path or an ssl.SSLContext, not of int"),
     ],
 )
-def test_what_cannot_be_told_about_tls(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_tls_arguments(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         HTTPPool(**wrong)
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_a_certificate_beside_a_context_is_refused_in_a_request(pooled: bool, authority: Authority) -> None:
+def test_request_with_cert_and_ssl_context_raises(pooled: bool, authority: Authority) -> None:
     with HTTPPool(ssl_context=trusting(authority), pooled=pooled) as http:
         with pytest.raises(ValueError, match="load_cert_chain"):
             http.get("https://127.0.0.1:1/", cert=authority.client)
@@ -826,7 +820,7 @@ def test_a_certificate_beside_a_context_is_refused_in_a_request(pooled: bool, au
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_login_that_went_on_is_not_gone_on_with_twice(own: bool) -> None:
+def test_login_cannot_be_continued_twice(own: bool) -> None:
     with RawServer(Guard()) as server, HTTPPool() as http:
         session = http.session() if own else foreign(http)
         second: list[requests.Response] = []

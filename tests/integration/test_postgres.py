@@ -26,9 +26,9 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.postgres import address, blocks, failures, limits, wire
+from pooling.adapters.postgres import address, blocks, committing, failures, limits, steps, trace, wire
 from pooling.adapters.postgres.adapter import PostgresAdapter
-from pooling.adapters.postgres.session import notes_of
+from pooling.adapters.postgres.tracking import notes_of, tracked
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
@@ -38,9 +38,11 @@ ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
 TWO = ONE.replace(max_size=2)
 Make = Callable[..., PostgresPool]
 
-# libpq tells what the server refused with since 18, and psycopg passes it on where there is Linux.
-TOLD = sys.platform == "linux" and psycopg.pq.version() >= 180000
+# libpq traces what the server refused with since 18.
+TOLD = trace.AVAILABLE and psycopg.pq.version() >= 180000
 needs_to_be_told = pytest.mark.skipif(not TOLD, reason="this libpq does not tell, and nothing is final")
+needs_own_commit = pytest.mark.skipif(not committing.AVAILABLE, reason="psycopg commits")
+needs_statements = pytest.mark.skipif(not steps.AVAILABLE, reason="no query is counted")
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def guest(postgres: PostgresServer) -> Iterator[None]:
 
 @pytest.mark.parametrize("way", ["committed", "rolled back", "autocommit", "error"])
 @pytest.mark.parametrize("what", LEFT_BEHIND)
-def test_nothing_of_the_last_borrower_is_left(make: Make, guest: None, what: str, way: str) -> None:
+def test_session_is_cleaned_on_the_server(make: Make, guest: None, what: str, way: str) -> None:
     do, look = LEFT_BEHIND[what]
     pool = make()
     before = one(pool, look)
@@ -157,11 +159,11 @@ def test_nothing_of_the_last_borrower_is_left(make: Make, guest: None, what: str
     assert pool.metrics.snapshot().created == 1
 
 
-def test_nothing_of_the_last_borrower_is_left_on_the_client(make: Make) -> None:
+def test_session_is_cleaned_on_the_client(make: Make) -> None:
     pool = make(kwargs={"row_factory": dict_row})
 
     def state(conn: Any) -> dict[str, Any]:
-        noted = {name: value for name, value in vars(conn).items() if name != "_adapters"}
+        noted = {name: value for name, value in vars(conn).items() if name not in ("_adapters", "_own_adapters")}
         noted["handlers"] = (list(conn._notice_handlers), list(conn._notify_handlers))
         noted["prepare"] = (conn.prepare_threshold, conn.prepared_max)
         noted["loader"] = conn.adapters.get_loader(20, psycopg.pq.Format.TEXT)
@@ -190,7 +192,7 @@ def test_nothing_of_the_last_borrower_is_left_on_the_client(make: Make) -> None:
         assert again.execute("SELECT 1 AS n").fetchone() == {"n": 1}
 
 
-def test_who_ran_nothing_costs_no_round_trip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_lease_costs_no_round_trip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make()
     with Requests(pool).watched(monkeypatch) as sent:
         for _ in range(3):
@@ -199,6 +201,14 @@ def test_who_ran_nothing_costs_no_round_trip(make: Make, monkeypatch: pytest.Mon
             with pool.connection():
                 pass
         assert sent == []
+
+
+@needs_own_commit
+def test_cleaning_takes_no_round_trip_of_its_own_after_a_transaction(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make()
+    with Requests(pool).watched(monkeypatch) as sent:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
         assert [query.split(b";")[0] for query in sent] == [b"COMMIT"]  # one for both
@@ -309,7 +319,7 @@ def leave_notifies(conn: Any) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_copy, leave_pipeline, leave_stream, leave_notifies])
-def test_what_is_left_in_the_middle_is_closed(make: Make, leave: Callable[[Any], None]) -> None:
+def test_connection_with_an_unfinished_operation_is_closed(make: Make, leave: Callable[[Any], None]) -> None:
     pool = make()
     kept = []
     with pool.acquire() as conn:
@@ -319,7 +329,7 @@ def test_what_is_left_in_the_middle_is_closed(make: Make, leave: Callable[[Any],
     assert backend(pool) != before
     assert conn.closed
 @everywhere
-def test_an_open_savepoint_is_nobody_elses(make: Make) -> None:
+def test_open_savepoint_is_not_passed_to_the_next_borrower(make: Make) -> None:
     pool = make()
     with pool.acquire() as conn:
         conn.transaction().__enter__()
@@ -344,7 +354,7 @@ def test_notifications_of_the_last_borrower_are_dropped(make: Make, postgres: Po
             got = [notify.payload for notify in again.notifies(timeout=10, stop_after=1)]
     assert got == ["new"]
 @everywhere
-def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
+def test_notifications_that_come_with_the_commit_reach_the_handlers(make: Make) -> None:
     """As psycopg's own commit() does it. Where sessions are cleaned nobody listens any more by then."""
     pool = make(session="trust")
     heard: list[str] = []
@@ -364,7 +374,7 @@ def test_notifications_that_come_with_the_commit_are_told(make: Make) -> None:
 
 @everywhere
 @pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this psycopg keeps none")
-def test_notifications_that_nobody_was_told_of_are_kept(make: Make) -> None:
+def test_notifications_without_a_handler_are_kept(make: Make) -> None:
     """Until somebody asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
     pool = make()
     with pool.acquire() as conn:
@@ -393,7 +403,7 @@ def test_a_prepared_statement_that_a_migration_made_stale_fails_once(
     assert other_one is not conn and "added" in columns
 
 
-def test_a_check_of_ones_own_is_made_also_where_the_server_has_just_answered(make: Make) -> None:
+def test_users_check_runs_also_if_the_server_has_just_answered(make: Make) -> None:
     """It may look for more than a server that answers, and of that a COMMIT tells nothing."""
     checked: list[object] = []
     pool = make(settings=ONE.replace(validation_interval=0), session="trust", check=checked.append)
@@ -408,46 +418,20 @@ def test_a_check_of_ones_own_is_made_also_where_the_server_has_just_answered(mak
     assert len(checked) == 6
 
 
-def test_how_a_whole_answer_is_told_from_a_part() -> None:
-    near, far = socket.socketpair()
-    with near, far:
-        told = []
-        for part in (b"C\0\0\0\x0bCOMMIT\0", b"Z\0\0\0\5", b"I", b"A", b"x" * 1024, b"Z\0\0\0\5I"):
-            far.send(part)
-            told.append(wire._has_answered(near.fileno()))
-        assert told == [False, False, True, False, False, False]  # of a long one it is not known
-        assert near.recv(3) == b"C\0\0"
-    assert not wire._has_answered(near.fileno())
-
-
-@pytest.mark.parametrize("pieces", [False, True])
-def test_an_answer_in_pieces_is_waited_for(
-    make: Make, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer, pieces: bool
-) -> None:
-    """What comes at once is taken without asking libpq after each result; what does not is not waited for in libpq."""
-    told: list[bool] = []
-    real = wire._has_answered
-
-    def noting(fd: int) -> bool:
-        told.append(real(fd))
-        return told[-1]
-
-    monkeypatch.setattr(wire, "_has_answered", noting)
+def test_answer_that_arrives_in_pieces_is_read_whole(make: Make, postgres: PostgresServer) -> None:
     with Proxy(postgres.port) as proxy:
-        if pieces:
-            proxy.crumble(40)
+        proxy.crumble(40)
         pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
         for _ in range(20):
             with pool.connection() as conn:
                 conn.execute("SELECT set_config('a.b', 'c', false)")
         assert pool.stats()["size"] == 1
         pool.close()
-    assert len(told) > 20 if pieces else told.count(True) > 10
 
 
 # -- all of psycopg works through it -----------------------------------------------
 @everywhere
-def test_psycopg_works_as_ever(make: Make, table: str) -> None:
+def test_psycopg_features_work(make: Make, table: str) -> None:
     pool = make(settings=TWO)
     with pool.connection() as conn:
         with conn.cursor().copy("COPY t (n) FROM STDIN") as copy:
@@ -480,7 +464,7 @@ def discard_all(conn: psycopg.Connection[Any]) -> None:
     conn.execute("DISCARD ALL", prepare=False)
 
 
-def test_who_cannot_have_prepared_statements_kept_discards_them(make: Make) -> None:
+def test_session_may_discard_prepared_statements(make: Make) -> None:
     pool = make(session=discard_all)
     for kind in ("int", "text"):
         with pool.connection() as conn:
@@ -492,7 +476,7 @@ def test_who_cannot_have_prepared_statements_kept_discards_them(make: Make) -> N
     assert pool.metrics.snapshot().created == 1
 
 
-def test_a_connection_class_of_ones_own(make: Make) -> None:
+def test_connection_class_of_the_user(make: Make) -> None:
     class Mine(psycopg.Connection[Any]):
         """Mine."""
 
@@ -627,7 +611,7 @@ def test_run_again_when_the_connection_was_lost_before_the_commit(
     assert one(pool, "SELECT count(*) FROM t") == 3  # none twice
 @pytest.mark.parametrize("session", ["clean", "trust"])
 @everywhere
-def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
+def test_connection_lost_in_the_block_is_no_unknown_commit(
     make: Make, postgres: PostgresServer, table: str, session: str
 ) -> None:
     pool = make(session=session)
@@ -649,7 +633,7 @@ def test_a_connection_that_dies_in_the_block_is_told_of_what_it_cost(
 @pytest.mark.parametrize("session", ["clean", "trust"])
 @everywhere
 @pytest.mark.parametrize("verb", ["connection", "transaction", "run"])
-def test_a_connection_lost_during_the_commit_is_told_so(
+def test_connection_lost_during_the_commit_raises_commit_unknown(
     make: Make, postgres: PostgresServer, table: str, session: str, verb: str
 ) -> None:
     with Proxy(postgres.port) as proxy:
@@ -675,7 +659,7 @@ def test_a_connection_lost_during_the_commit_is_told_so(
 
 
 @pytest.mark.parametrize("how", ["cut", "terminated"])
-def test_a_statement_lost_in_autocommit_may_hold(
+def test_statement_lost_in_autocommit_raises_commit_unknown(
     make: Make, postgres: PostgresServer, table: str, how: str
 ) -> None:
     with Proxy(postgres.port) as proxy:
@@ -702,7 +686,8 @@ def test_a_statement_lost_in_autocommit_may_hold(
         pool.close()
 
 
-def test_what_was_lost_after_the_commit_holds(make: Make, postgres: PostgresServer, table: str) -> None:
+@needs_own_commit
+def test_connection_lost_after_the_commit_is_no_error(make: Make, postgres: PostgresServer, table: str) -> None:
     """In the cleaning, which is sent with it: that costs the connection, and no error."""
     pool = make()
     pool._session._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
@@ -715,7 +700,7 @@ def test_what_was_lost_after_the_commit_holds(make: Make, postgres: PostgresServ
 
 @everywhere
 @pytest.mark.parametrize("brief", [True, False])
-def test_only_after_a_while_a_block_looks_before_its_commit(
+def test_only_long_blocks_check_the_connection_before_the_commit(
     make: Make, postgres: PostgresServer, table: str, monkeypatch: pytest.MonkeyPatch, brief: bool
 ) -> None:
     """A proxy hangs up without a word: who has looked knows that the commit was never sent."""
@@ -753,7 +738,7 @@ def commits(server: PostgresServer, name: str) -> bool:
 
 @pytest.mark.parametrize("session", ["clean", "trust"])
 @pytest.mark.parametrize("what", ["its connection", "the pool"])
-def test_who_waits_for_a_commit_may_be_closed_by_another_thread(
+def test_connection_may_be_closed_by_another_thread_during_a_commit(
     make: Make, postgres: PostgresServer, slow: str, what: str, session: str
 ) -> None:
     """Also within libpq, which must not lose what it works with: it would crash the process."""
@@ -788,7 +773,7 @@ def test_who_waits_for_a_commit_may_be_closed_by_another_thread(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT that could be sent to one process")
 @pytest.mark.parametrize("session", ["clean", "trust"])
-def test_who_waits_for_a_commit_can_be_interrupted(postgres: PostgresServer, slow: str, session: str) -> None:
+def test_commit_can_be_interrupted(postgres: PostgresServer, slow: str, session: str) -> None:
     program = (
         "import sys, pooling\n"
         "db = pooling.PostgresPool(sys.argv[1], session=sys.argv[2], name='script')\n"
@@ -821,7 +806,7 @@ def test_a_connection_lost_before_its_begin_is_an_operational_error(make: Make, 
 
 
 @everywhere
-def test_a_commit_amid_a_query_is_refused_as_ever(make: Make) -> None:
+def test_commit_during_a_query_is_refused(make: Make) -> None:
     """libpq would throw the query's answer away without a word."""
     pool = make()
     with pool.acquire() as conn:
@@ -851,7 +836,7 @@ def test_what_was_cut_off_is_not_run_again(make: Make, monkeypatch: pytest.Monke
 # -- alive -------------------------------------------------------------------------
 
 
-def test_a_terminated_backend_costs_nobody_an_error(make: Make, postgres: PostgresServer) -> None:
+def test_terminated_backend_causes_no_error(make: Make, postgres: PostgresServer) -> None:
     pool = make(settings=PoolSettings(min_size=0, max_size=8))
     for _ in range(3):
         with contextlib.ExitStack() as stack:
@@ -862,7 +847,7 @@ def test_a_terminated_backend_costs_nobody_an_error(make: Make, postgres: Postgr
             assert one(pool, "SELECT 1") == 1
 
 
-def test_25006_means_a_failover_unless_the_borrower_wished_it(make: Make, table: str) -> None:
+def test_25006_means_a_failover_unless_the_borrower_asked_for_read_only(make: Make, table: str) -> None:
     pool = make()
     before = backend(pool)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.connection() as conn:
@@ -886,7 +871,7 @@ def test_each_sqlstate_that_means_death_is_postgresqls_own() -> None:
     assert failures.ended_by(wrapped) == "57P05"
 
 
-def test_keepalive_is_on_and_can_be_said_otherwise(make: Make) -> None:
+def test_keepalive_is_on_and_can_be_changed(make: Make) -> None:
     if sys.platform != "linux":
         pytest.skip("the names of these options are Linux's")
 
@@ -916,7 +901,7 @@ def test_the_server_stops_a_command_that_takes_too_long(make: Make) -> None:
     assert one(options, "SHOW statement_timeout") == "1234ms"  # who says it himself is heard
 
 
-def test_a_borrower_who_lifts_the_servers_limit_is_cancelled(make: Make) -> None:
+def test_command_is_cancelled_if_the_borrower_lifted_the_servers_limit(make: Make) -> None:
     pool = make(command_timeout=1.0)
     with pytest.raises(psycopg.errors.QueryCanceled), pool.connection() as conn:
         conn.execute("SET statement_timeout = 0")
@@ -924,7 +909,7 @@ def test_a_borrower_who_lifts_the_servers_limit_is_cancelled(make: Make) -> None
     assert one(pool, "SELECT 1") == 1
 
 
-def test_a_server_that_is_silent_holds_nobody_longer_than_the_limit(make: Make) -> None:
+def test_limit_applies_if_the_server_does_not_respond(make: Make) -> None:
     pool = make(command_timeout=2.0)
     stopped: list[int] = []
     try:
@@ -993,7 +978,7 @@ def test_a_short_limit_is_cancelled_too(
     wait_until(lambda: sessions(postgres, pool, "active") == 0)
 
 
-def test_what_is_cut_off_ends_at_the_server_before_its_slot_is_free(
+def test_timed_out_command_ends_on_the_server_before_its_slot_is_free(
     make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(settings=TWO, name="cut-off")
@@ -1001,14 +986,14 @@ def test_what_is_cut_off_ends_at_the_server_before_its_slot_is_free(
     with monkeypatch.context() as patch:
         patch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
         for _ in range(6):
-            with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not heed a cancel"):
+            with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not respond to the c"):
                 pool.execute_query("SELECT pg_sleep(600)", timeout=0.2)
             seen.append(sessions(postgres, pool))
     assert max(seen) <= 2
     wait_until(lambda: sessions(postgres, pool, "active") == 0)
 
 
-def test_what_a_holder_runs_when_the_pool_is_closed_ends_at_the_server(make: Make, postgres: PostgresServer) -> None:
+def test_running_command_ends_on_the_server_when_the_pool_is_closed(make: Make, postgres: PostgresServer) -> None:
     pool = make(name="closes")
     errors: list[BaseException] = []
 
@@ -1085,7 +1070,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
     wait_until(lambda: cleaned.metrics.snapshot().closed.get("reset") == 1)
 
 
-def test_one_limit_holds_for_all_that_a_call_does(make: Make) -> None:
+def test_timeout_of_a_call_covers_all_its_commands(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
         pool._limit_to(conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
@@ -1109,7 +1094,7 @@ def test_a_timeout_that_is_none_is_refused_by_name(make: Make, timeout: Any, err
             call()
 
 
-def test_who_waits_for_a_notification_may_wait_for_ever(make: Make, postgres: PostgresServer) -> None:
+def test_waiting_for_notifications_is_not_limited(make: Make, postgres: PostgresServer) -> None:
     pool = make(command_timeout=0.5, kwargs={"autocommit": True})
     with pool.acquire() as conn:
         conn.execute("LISTEN news")
@@ -1131,7 +1116,7 @@ def test_a_hook_that_hangs_is_stopped(make: Make) -> None:
     assert backend(pool) != first
 
 
-def test_who_is_idle_in_a_transaction_is_ended_by_the_server(make: Make) -> None:
+def test_session_idle_in_a_transaction_is_ended_by_the_server(make: Make) -> None:
     pool = make(idle_in_transaction_timeout=0.3)
     with pytest.raises(psycopg.OperationalError, match="lost before the commit"), pool.connection() as conn:
         conn.execute("SELECT 1")
@@ -1142,7 +1127,7 @@ def test_who_is_idle_in_a_transaction_is_ended_by_the_server(make: Make) -> None
 # -- who it is, and as whom it comes -------------------------------------------------
 
 
-def test_a_dba_sees_who_it_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_application_name_identifies_the_program(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     look = "SELECT current_setting('application_name')"
     assert one(make(name="orders"), look) == "orders"
     unnamed = make()
@@ -1152,7 +1137,7 @@ def test_a_dba_sees_who_it_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
     assert one(make(name="orders"), look) == "from the environment"
 
 
-def test_the_environment_says_what_nobody_else_does(
+def test_environment_is_used_where_arguments_are_missing(
     make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres.dsn)
@@ -1169,7 +1154,7 @@ def test_the_environment_says_what_nobody_else_does(
     ("arguments", "error", "message"),
     [
         ({"conninfo": "postgresql//u:s3cret@h"}, ValueError, "conninfo is neither"),
-        ({"conninfo": 3}, TypeError, "conninfo must be a text or a callable"),
+        ({"conninfo": 3}, TypeError, "conninfo must be a string or a callable"),
         ({"kwargs": {"pasword": "s3cret"}}, ValueError, "kwargs: .*pasword"),
         ({"kwargs": 3}, TypeError, "kwargs must be a mapping"),
         ({"session": "dirty"}, ValueError, "session must be 'clean', 'trust' or a callable, not 'dirty'"),
@@ -1281,7 +1266,7 @@ def users(server: PostgresServer, *names: str) -> None:
             conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 's3cret'").format(sql.Identifier(name)))
 
 
-def test_a_changed_answer_replaces_the_connections_once_it_works(
+def test_changed_parameters_replace_the_connections_once_they_work(
     make: Make, private_postgres: PostgresServer
 ) -> None:
     server, seen = private_postgres, Rotation()
@@ -1342,7 +1327,7 @@ def test_rotate(make: Make, private_postgres: PostgresServer) -> None:
         pool.rotate()
 
 
-def test_who_says_that_it_works_now_is_believed(make: Make, postgres: PostgresServer) -> None:
+def test_rotate_and_open_end_an_outage(make: Make, postgres: PostgresServer) -> None:
     forever = pooling.Backoff(initial=600, maximum=600, jitter=False, probe_interval=500)
     for mend in ("rotate", "open"):
         port = ["1"]
@@ -1372,7 +1357,7 @@ def test_rotate_tries_again_while_it_waits(make: Make, postgres: PostgresServer)
 
 @needs_to_be_told
 @pytest.mark.parametrize("mend", ["rotate", "open"])
-def test_what_was_final_is_so_no_more(make: Make, postgres: PostgresServer, mend: str) -> None:
+def test_final_failure_ends_with_rotate_or_open(make: Make, postgres: PostgresServer, mend: str) -> None:
     name = ["nope"]
     forever = pooling.Backoff(initial=600, maximum=600, jitter=False)
     pool = make(
@@ -1391,7 +1376,8 @@ def test_what_was_final_is_so_no_more(make: Make, postgres: PostgresServer, mend
 # -- what it says ------------------------------------------------------------------
 
 
-def test_pool_stats_have_the_promised_names(make: Make) -> None:
+@needs_statements
+def test_pool_stats_have_the_documented_names(make: Make) -> None:
     pool = make(query_statistics=True)
     one(pool, "SELECT 1")
     with pool.acquire():
@@ -1409,7 +1395,8 @@ def test_pool_stats_have_the_promised_names(make: Make) -> None:
     assert stats["queries"]["count"] == 1
 
 
-def test_queries_are_counted_and_the_slowest_known(make: Make, table: str) -> None:
+@needs_statements
+def test_queries_are_counted_and_the_slowest_listed(make: Make, table: str) -> None:
     pool = make(query_statistics=True)
     assert pool.query_statistics is not None
     pool.execute_query("SELECT pg_sleep(0.2), 's3cret', $$s3cret$$", None)
@@ -1445,7 +1432,7 @@ def test_query_statistics_are_off_until_they_are_switched_on(make: Make) -> None
     assert pool.query_statistics is None and "queries" not in pool.get_pool_stats()
 
 
-def test_exhaustion_is_told(make: Make) -> None:
+def test_exhaustion_is_counted(make: Make) -> None:
     told: list[int] = []
 
     class Alarm(Observer):
@@ -1462,7 +1449,7 @@ def test_exhaustion_is_told(make: Make) -> None:
 
 
 @needs_to_be_told
-def test_what_will_never_work_is_told_at_once_in_any_language(
+def test_final_errors_are_raised_at_once_in_any_language(
     make: Make, private_postgres: PostgresServer
 ) -> None:
     server = private_postgres
@@ -1488,15 +1475,13 @@ def test_what_will_never_work_is_told_at_once_in_any_language(
 
 
 @needs_to_be_told
-def test_a_text_is_learnt_once(postgres: PostgresServer) -> None:
-    listener = failures.Listener()
+def test_each_error_text_is_traced_once(postgres: PostgresServer) -> None:
+    listener = trace.Listener()
     dsn = postgres.dsn.removesuffix("postgres") + "nope"
     traced = []
     for _ in range(4):
         with pytest.raises(psycopg.OperationalError) as caught, listener.attempt():
-            traced.append(failures.listening() is not None)
-            from pooling.adapters.postgres.session import tracked
-
+            traced.append(trace.listening() is not None)
             tracked(psycopg.Connection, False).connect(dsn)
         assert caught.value.sqlstate == "3D000" and failures.is_hopeless(caught.value, False)
     assert traced == [True, False, False, False]
@@ -1535,7 +1520,7 @@ def answering(answer: Callable[[], bytes]) -> Iterator[str]:
 
 
 @needs_to_be_told
-def test_an_attempt_is_made_again_but_not_while_the_server_says_nothing() -> None:
+def test_attempt_is_repeated_unless_the_server_hung_up_without_a_message() -> None:
     """To hear what it means. In an outage that is heard one attempt later (P7)."""
     starting, wrong = refusal("57P03", "starting"), refusal("28P01", "wrong")
     full, gone = refusal("53300", "full"), refusal("3D000", "gone")

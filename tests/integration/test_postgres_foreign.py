@@ -12,8 +12,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.postgres.session import Tracking
 from pooling.adapters.postgres.stalls import Watch
+from pooling.adapters.postgres.tracking import Tracking
 from pooling.compat.psycopg_pool import ConnectionPool, NullConnectionPool
 from tests.servers import PostgresServer
 
@@ -268,7 +268,7 @@ def test_a_generic_alias(make: Make, postgres: PostgresServer) -> None:
         make(connection_class=list[int])
 
 
-def test_connect_of_a_subclass_sees_what_was_said(make: Make, postgres: PostgresServer) -> None:
+def test_connect_of_a_subclass_gets_the_users_arguments(make: Make, postgres: PostgresServer) -> None:
     Minting.asked.clear()
     pool = make(connection_class=Minting, kwargs={"autocommit": True}, command_timeout=30, name="reports")
     works(pool, postgres)
@@ -410,5 +410,5 @@ def test_a_proxy_in_an_engine_of_sqlalchemy(postgres: PostgresServer) -> None:
         with engine.begin() as conn:
             assert conn.execute(sqlalchemy.text("SELECT 1")).scalar() == 1
             watch = conn.connection.dbapi_connection._pooling
-            assert isinstance(watch, Watch) and watch.pid  # it is watched
+            assert isinstance(watch, Watch) and watch.backend.pid  # it is watched
     engine.dispose()

@@ -52,7 +52,7 @@ KINDS = """
         return Good()
 
     def fails():
-        raise ConnectionRefusedError("nobody is there")
+        raise ConnectionRefusedError("no server")
 
     same = Good()
 
@@ -87,7 +87,7 @@ def marks(output: str) -> dict[str, str]:
     return {name: mark for mark, name in re.findall(r"^(ok|BAD|--) +(\S+(?: count)?)", output, re.MULTILINE)}
 
 
-def test_a_quick_soak_is_good(tmp_path: Path) -> None:
+def test_quick_soak_is_good(tmp_path: Path) -> None:
     code, output, errors = finish(soak(tmp_path, "--quick"))
     assert (code, errors) == (0, ""), output
     verdict = marks(output)
@@ -159,7 +159,7 @@ def test_a_bad_option_is_refused(tmp_path: Path, options: tuple[str, ...], compl
 def test_a_factory_that_fails_at_once_is_reported(tmp_path: Path) -> None:
     code, _, errors = finish(soak(tmp_path, *SHORT, "--factory", "kinds:fails"))
     assert code == 1
-    expected = "the first call of kinds:fails failed: ConnectionRefusedError: nobody is there"
+    expected = "the first call of kinds:fails failed: ConnectionRefusedError: no server"
     assert errors == f"python -m pooling soak: error: {expected}\n"
 
 
@@ -177,13 +177,13 @@ def test_ctrl_c_prints_the_verdict_so_far(tmp_path: Path, number: signal.Signals
     assert "BAD" not in marks(output).values() and marks(output)["own count"] == "ok"
 
 
-def test_the_trend_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trend_of_the_memory() -> None:
     """A peak and a step during warm-up are not a trend, a slope is; too few samples give no verdict."""
     machine = Machine(1.0)
     flat = [30_000_000] * 100
 
     def judged(samples: list[int]) -> bool | None:
-        monkeypatch.setattr(machine, "_samples", samples)
+        machine.samples = samples
         return machine.memory().good
 
     assert judged(flat) is True

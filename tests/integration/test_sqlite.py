@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,6 +28,7 @@ import pytest
 from pooling import CreateFailed, Lease, Observer, PoolSettings, PoolTimeout, SQLitePool, from_url
 from pooling.adapters.sqlite import SQLiteAdapter, split, turns
 from pooling.adapters.sqlite.memory import SharedMemory
+from pooling.adapters.sqlite.pool import INTEGRITY_CHECK_INTERVAL
 from pooling.adapters.sqlite.queries import without_values
 from pooling.adapters.sqlite.upkeep import interrupted_after
 from pooling.config import url_of
@@ -136,7 +138,7 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
     slept: list[float] = []
     db = open_pool(readers=1)
     db.execute_query("SELECT 1")
-    monkeypatch.setattr(turns, "_GIL", True)
+    monkeypatch.setattr(turns, "HAS_GIL", True)
     monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=slept.append))
     with db.connection():
         (entry,) = db.writer.engine.state.entries
@@ -146,10 +148,10 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
         writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
         wait_until(lambda: db.stats()["waiting"] == 1)
         db.execute_query("SELECT 1")
-        assert slept == [turns._SLEEP]
+        assert len(slept) == 1
         entry.since = began + 60.0  # the write has just begun
         db.execute_query("SELECT 1")
-        assert slept == [turns._SLEEP]
+        assert len(slept) == 1
         entry.since = began
     writer.join()
 
@@ -321,6 +323,15 @@ def test_memory_is_private_to_the_pool_and_deleted_with_it(open_pool: Make) -> N
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == []
 
 
+def is_open(conn: sqlite3.Connection) -> bool:
+    try:
+        conn.execute("SELECT 1")
+    except sqlite3.ProgrammingError as error:
+        assert "closed" in str(error)
+        return False
+    return True
+
+
 def test_memory_has_one_anchor_if_two_threads_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second thread closes its connection: CPython 3.13+ warns about a connection that is only dropped."""
     memory, real, made = SharedMemory(), sqlite3.connect, []
@@ -335,11 +346,9 @@ def test_memory_has_one_anchor_if_two_threads_are_first(monkeypatch: pytest.Monk
     monkeypatch.setattr(sqlite3, "connect", connect)
     for thread in [in_thread(memory.uri) for _ in range(2)]:
         thread.join()
-    assert [len(made), len(memory._anchors)] == [2, 1]
+    assert sorted(map(is_open, made)) == [False, True]
     memory.drop()
-    for conn in made:
-        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-            conn.execute("SELECT 1")
+    assert [is_open(conn) for conn in made] == [False, False]
 
 
 def test_writers_of_a_database_in_memory_wait(open_pool: Make) -> None:
@@ -886,22 +895,25 @@ def test_simultaneous_opens_of_a_new_file(open_pool: Make, tmp_path: Path) -> No
 def test_lock_during_the_change_to_wal_is_waited_for(tmp_path: Path) -> None:
     """The busy timeout has no effect there; about 1 of 1,000 simultaneous opens finds the file locked."""
 
-    class Locked:
-        def __init__(self, times: int) -> None:
-            self.times = times
+    tries: list[str] = []
 
-        def execute(self, sql: str) -> Any:
-            self.times -= 1
-            if self.times >= 0:
-                raise sqlite3.OperationalError("database is locked")
-            return SimpleNamespace(fetchone=lambda: ("wal",))
+    class Locked(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if "journal_mode" in sql:
+                tries.append(sql)
+                if len(tries) < 3:
+                    raise sqlite3.OperationalError("database is locked")
+            return super().execute(sql, *parameters)
 
-    patient, impatient = (SQLiteAdapter(tmp_path / "x.db", timeout=timeout) for timeout in (30.0, 0.0))
-    conn: Any = Locked(2)
-    patient._set_journal_mode(conn)
-    assert conn.times == -1
+    def create(timeout: float) -> None:
+        tries.clear()
+        adapter = SQLiteAdapter(tmp_path / "x.db", timeout=timeout, factory=Locked)
+        adapter.close(adapter.create())
+
+    create(30.0)
+    assert tries == ["PRAGMA journal_mode=WAL"] * 3
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        impatient._set_journal_mode(Locked(2))  # type: ignore[arg-type]
+        create(0.0)
 
 
 def test_other_journal_mode(open_pool: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -1117,12 +1129,15 @@ def test_damage_is_found(open_pool: Make, path: Path) -> None:
         db.health_check(30.0)
 
 
-def test_health_check_checks_integrity_at_intervals(open_pool: Make, path: Path) -> None:
+def test_health_check_checks_integrity_at_intervals(
+    open_pool: Make, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     db = open_pool()
     db.health_check(30.0)
     damage(path, db)
     db.health_check(30.0)  # only reads: the last integrity check was just now
-    db._integrity_check_at = 0.0
+    later = time.monotonic() + INTEGRITY_CHECK_INTERVAL
+    monkeypatch.setattr("pooling.adapters.sqlite.pool.time", SimpleNamespace(monotonic=lambda: later))
     for _ in range(2):
         with pytest.raises(sqlite3.DatabaseError, match="damaged"):
             db.health_check(30.0)

@@ -1,4 +1,4 @@
-"""The parts of `HTTPPool` that need no network: limits, keys, the environment's say."""
+"""The parts of `HTTPPool` that need no network: limits, keys, the environment, untrusted paths."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from urllib3.util import Timeout
 
 from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
 from pooling.adapters.http import sessions
-from pooling.adapters.http.arguments import without_secrets
+from pooling.adapters.http.arguments import joined, without_secrets
 from pooling.adapters.http.errors import kind_of, refusal
-from pooling.adapters.http.hosts import _key
+from pooling.adapters.http.hosts import HostKey
 from pooling.adapters.http.limits import Limits, OutOfTime
 from pooling.adapters.http.metrics import HostMetrics
 from pooling.adapters.http.sessions import SharedJar
@@ -36,7 +36,7 @@ class Now:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("given", "expected"),
     [
         (None, HTTPTimeout(connect=1, read=2, total=9)),
         (5, HTTPTimeout(connect=5, read=5, total=9)),
@@ -47,25 +47,25 @@ class Now:
         (HTTPTimeout(), HTTPTimeout()),
     ],
 )
-def test_what_a_timeout_means(asked: Any, expected: HTTPTimeout) -> None:
-    assert HTTPTimeout.of(asked, HTTPTimeout(connect=1, read=2, total=9)) == expected
+def test_forms_of_a_timeout(given: Any, expected: HTTPTimeout) -> None:
+    assert HTTPTimeout.of(given, HTTPTimeout(connect=1, read=2, total=9)) == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
-def test_a_time_limit_is_above_nought_and_finite(value: float) -> None:
+def test_timeouts_must_be_above_0_and_finite(value: float) -> None:
     for name in ("connect", "read", "write", "total"):
         with pytest.raises(ValueError, match=f"timeout: {name} must be above 0 and finite"):
             HTTPTimeout(**{name: value})
-    assert HTTPTimeout(pool=0).pool == 0  # at once, or not at all
+    assert HTTPTimeout(pool=0).pool == 0  # 0 means not to wait
 
 
 @pytest.mark.parametrize("value", ["5", True, (1, 2)])
-def test_a_time_limit_is_a_number(value: Any) -> None:
+def test_timeouts_must_be_numbers(value: Any) -> None:
     with pytest.raises(TypeError, match="timeout: read must be a number of seconds or None"):
         HTTPTimeout(read=value)
 
 
-def test_a_total_cuts_every_limit() -> None:
+def test_total_shortens_every_limit() -> None:
     now = Now()
     limits = Limits(HTTPTimeout(connect=10, read=30, total=5), now)
     assert (limits.left(10), limits.left(1), limits.left(None)) == (5, 1, 5)
@@ -79,7 +79,7 @@ def test_a_total_cuts_every_limit() -> None:
         limits.left(10)
 
 
-def test_without_a_total_nothing_is_cut() -> None:
+def test_limits_without_a_total() -> None:
     now = Now()
     limits = Limits(HTTPTimeout(connect=10, read=None), now)
     now.time += 1e6
@@ -90,11 +90,11 @@ def test_without_a_total_nothing_is_cut() -> None:
 # -- keys -------------------------------------------------------------------------------------
 
 
-def key(url: str, verify: Any = True, proxies: Any = None, cert: Any = None) -> Any:
-    return _key(requests.Request("GET", url).prepare(), verify, proxies, cert)
+def key(url: str, verify: Any = True, proxies: Any = None, cert: Any = None) -> HostKey:
+    return HostKey.of(requests.Request("GET", url).prepare(), verify, proxies, cert)
 
 
-def test_what_sockets_have_in_common() -> None:
+def test_requests_with_equal_keys_share_sockets() -> None:
     assert key("https://Example.COM/a?b") == key("https://user:word@example.com:443/c")
     assert key("https://example.com").label == "https://example.com"
     assert key("http://example.com:8080").label == "http://example.com:8080"
@@ -112,7 +112,7 @@ def test_what_sockets_have_in_common() -> None:
         {"verify": "/some/file"}, {"cert": "c.pem"}, {"proxies": {"https": "http://p"}},
     ],
 )  # fmt: skip
-def test_what_sockets_do_not_share(other: dict[str, Any]) -> None:
+def test_requests_with_different_keys_share_no_sockets(other: dict[str, Any]) -> None:
     assert key("https://h") != key(**{"url": "https://h", **other})
 
 
@@ -120,18 +120,18 @@ def test_what_sockets_do_not_share(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("ours", [PoolTimeout, TooManyWaiting, PoolClosed, LeaseError])
-def test_refusals_are_of_both_families(ours: type[Exception]) -> None:
+def test_pool_errors_are_also_errors_of_requests(ours: type[Exception]) -> None:
     cause = OSError("why")
-    error = ours("the pool's words")
+    error = ours("the pool's message")
     error.__cause__ = cause
     known = refusal(error)  # type: ignore[arg-type]
     assert isinstance(known, requests.ConnectionError)
     assert isinstance(known, ours) or ours is LeaseError
-    assert str(known) == "the pool's words" and known.__cause__ is cause
+    assert str(known) == "the pool's message" and known.__cause__ is cause
     assert isinstance(known, requests.exceptions.Timeout) == (ours is PoolTimeout)
 
 
-def test_kinds_of_failures_are_few() -> None:
+def test_kinds_of_failures() -> None:
     assert kind_of(ReadTimeoutError(None, "/", "late")) == "read_timeout"  # type: ignore[arg-type]
     assert kind_of(ProtocolError("cut")) == "connection"
 
@@ -139,7 +139,7 @@ def test_kinds_of_failures_are_few() -> None:
 # -- sessions and metrics -----------------------------------------------------------------------
 
 
-def test_nothing_is_opened_and_no_thread_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_pool_opens_no_socket_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("_thread.start_new_thread", lambda *args: pytest.fail("a thread was started"))
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a socket was opened"))
     http = HTTPPool(PoolSettings(), base_url="https://api.example.com", health_url="/health", name="api")
@@ -150,9 +150,9 @@ def test_nothing_is_opened_and_no_thread_started(monkeypatch: pytest.MonkeyPatch
     assert http.metrics.hosts() == []
 
 
-def test_a_session_is_as_requests_makes_it() -> None:
+def test_new_session_equals_one_of_requests() -> None:
     plain, ours = vars(requests.Session()), vars(HTTPPool().session())
-    assert plain.keys() == ours.keys() - {"_pooling"}
+    assert plain.keys() < ours.keys() and len(ours) == len(plain) + 1  # its transport
     for name in plain.keys() - {"adapters", "cookies"}:
         assert plain[name] == ours[name] and type(plain[name]) is type(ours[name]), name
     one, two = HTTPPool().session(), HTTPPool().session()
@@ -161,7 +161,7 @@ def test_a_session_is_as_requests_makes_it() -> None:
     assert one.hooks["response"] is not two.hooks["response"]
 
 
-def test_the_environment_is_asked_as_requests_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_read_as_in_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -185,21 +185,21 @@ def test_the_environment_is_asked_as_requests_asks(monkeypatch: pytest.MonkeyPat
             assert not merged({}, None, None, None)["proxies"]
 
 
-def test_what_the_pool_says_beats_the_environment_whatever_the_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_overrides_the_environment_with_any_session_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/from/env")
     for factory in (requests.Session, lambda: requests.Session()):
         session = HTTPPool(session_factory=factory, verify=False).session()
         assert session.merge_environment_settings("https://h/", {}, None, None, None)["verify"] is False
 
 
-def test_a_context_is_known_by_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssl_context_of_another_class_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ssl.create_default_context()
     monkeypatch.setattr("ssl.SSLContext", type("SSLContext", (ssl.SSLContext,), {}))  # as truststore does
     session = HTTPPool(ssl_context=plain).session()
     assert key("https://h", session.verify).verify is plain
 
 
-def test_a_shared_jar_is_renewed_without_its_lock() -> None:
+def test_shared_jar_is_renewed_without_its_lock() -> None:
     jar = SharedJar()
     jar.set("a", "1", domain="h", path="/")
     with jar._cookies_lock:  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def test_counts_of_a_host() -> None:
     assert found.to_dict()["statuses"] == {"200": 2, "503": 1}
 
 
-def test_a_wire_is_what_urllib3_makes() -> None:
+def test_connection_classes_extend_those_of_urllib3() -> None:
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     for kind in (HTTPConnection, HTTPSConnection):
@@ -236,8 +236,8 @@ def test_a_wire_is_what_urllib3_makes() -> None:
         wire.close()
 
 
-class Taken:
-    """A socket that notes what it is to send, and within which time."""
+class RecordingSocket:
+    """A socket that records what is sent, and the time limit."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[float | None, bytes]] = []
@@ -256,14 +256,14 @@ class Taken:
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("total", [None, 60])
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(data).cast("I")])
-def test_the_time_to_write_is_for_a_piece_not_for_the_body(kind: Any, total: float | None, secure: bool) -> None:
-    """A steady upload may take as long as it likes."""
+def test_write_timeout_is_for_each_piece_of_a_body(kind: Any, total: float | None, secure: bool) -> None:
+    """The limit does not apply to a steady upload as a whole."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     wire: Any = with_deadline(HTTPSConnection if secure else HTTPConnection)("h", 1)
-    wire.sock = sock = Taken()
+    wire.sock = sock = RecordingSocket()
     wire.begin(Limits(HTTPTimeout(write=2, total=total), Now()))
-    body = bytes(range(250)) * 200  # fewer words than a piece has bytes
+    body = bytes(range(250)) * 200  # as 4-byte words, it has fewer items than a piece has bytes
     wire.send(kind(body))
     wire.send(b"small")
     assert b"".join(data for _, data in sock.calls) == body + b"small"
@@ -272,10 +272,8 @@ def test_the_time_to_write_is_for_a_piece_not_for_the_body(kind: Any, total: flo
     assert wire.sent == len(body) + 5
 
 
-def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_lease(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads on one session: one clears up, and the other has an answer."""
+def test_response_that_arrives_during_a_cleanup_is_closed_with_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads use one session: one drops the responses that were read while the other gets one."""
     closed: list[int] = []
 
     class Answer(requests.Response):
@@ -286,7 +284,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
         def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
             return Answer()
 
-    view = sessions.View(HTTPPool()._connections, Below())
+    view = sessions.View(HTTPPool().connections, Below())
     request = requests.Request("GET", "http://h").prepare()
     answers = [view.send(request) for _ in range(32)]
     plain = sessions.is_unread
@@ -309,7 +307,7 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
             late.end()
             return Answer()
 
-    late = sessions.View(HTTPPool()._connections, Late())
+    late = sessions.View(HTTPPool().connections, Late())
     assert closed == [id(late.send(request))]
 
 
@@ -335,26 +333,31 @@ def test_an_answer_that_comes_while_others_are_forgotten_is_closed_with_the_leas
         ("/a..b/...", "https://u:p@api.test/v1/a..b/..."),
     ],
 )
-def test_an_untrusted_path_stays_below_the_base(path: str, url: str) -> None:
-    http = HTTPPool(base_url="https://u:p@api.test/v1/")
-    assert http._whole(path) == url
-    sent = requests.Request("GET", http._whole(path)).prepare()
-    assert _key(sent, True, None, None).host == "api.test"
-    assert sent.path_url.startswith("/v1/")
-    bare = HTTPPool(base_url="https://api.test")
-    assert _key(requests.Request("GET", bare._whole(path)).prepare(), True, None, None).host == "api.test"
+def test_untrusted_path_stays_below_the_base_url(path: str, url: str) -> None:
+    assert joined("https://u:p@api.test/v1", path) == url
+    sent: list[requests.PreparedRequest] = []
+
+    class Recorder(requests.Session):
+        def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+            sent.append(request)
+            return requests.Response()
+
+    for base in ("https://u:p@api.test/v1/", "https://api.test"):
+        HTTPPool(base_url=base, session_factory=Recorder).get(path)
+    assert [HostKey.of(request, True, None, None).host for request in sent] == ["api.test"] * 2
+    assert sent[0].path_url.startswith("/v1/")
 
 
 @pytest.mark.parametrize(
     "path", ["/..%2fadmin", "/..%5Cadmin", "/..\\admin", "/%2e%2e%2Fadmin", "/x%2f..%2fadmin", "/..;/a"]
 )
-def test_a_path_that_others_may_take_for_dots_is_refused(path: str) -> None:
+def test_path_that_a_server_may_read_as_dots_raises(path: str) -> None:
     with pytest.raises(requests.exceptions.InvalidURL, match=r"must not have \.\."):
         HTTPPool(base_url="https://api.test/v1").get(path)
 
 
 @pytest.mark.parametrize("text", ["@evil.test", "\\\\evil.test\\x", "evil.test/x", "", "x:y"])
-def test_what_is_neither_a_path_nor_a_url_reaches_no_one(text: str) -> None:
+def test_text_that_is_neither_a_path_nor_a_url_raises(text: str) -> None:
     with HTTPPool(base_url="http://127.0.0.1:1/v1", retry=None) as http, pytest.raises(ValueError):
         http.get(text)
 
@@ -390,16 +393,16 @@ def test_errors_about_arguments_show_no_secret(wrong: dict[str, Any], message: s
     with pytest.raises((TypeError, ValueError)) as caught:
         HTTPPool(**wrong)
     assert message in str(caught.value)
-    told = caught.value
-    while told is not None:
-        assert "PW" not in str(told)
-        told = told.__cause__  # type: ignore[assignment]
+    shown = caught.value
+    while shown is not None:
+        assert "PW" not in str(shown)
+        shown = shown.__cause__  # type: ignore[assignment]
     with pytest.raises(TypeError) as caught_too:
         HTTPPool().warm_up("http://u:PW@h")
     assert "PW" not in str(caught_too.value)
 
 
-def test_a_health_url_with_secrets_is_shown_without(caplog: pytest.LogCaptureFixture) -> None:
+def test_health_url_is_shown_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
     url = "http://user:p%40ss@127.0.0.1:1/health?token=t0ken"
     with HTTPPool(health_url=url) as http:
         found = http.health_check(ask=True)
@@ -409,6 +412,6 @@ def test_a_health_url_with_secrets_is_shown_without(caplog: pytest.LogCaptureFix
     assert not any(secret in shown for secret in ("user", "p%40ss", "p@ss", "t0ken"))
 
 
-def test_what_a_server_says_of_its_health_does_not_reach_the_terminal_raw() -> None:
+def test_control_characters_in_a_servers_text_are_escaped() -> None:
     text = without_secrets("500 \x1b[2J\x9bm bad\nline /a?b=c", "http://h/a?b=c")
     assert text == "500 \\x1b[2J\\x9bm bad\\nline /a?***"

@@ -78,7 +78,7 @@ def test_a_question_that_failed_is_asked_again_soon(pool: Pool[Any], asked: Aske
         assert len(asked.questions) >= 3
 
 
-def test_nobody_is_asked_about_idle_ones_or_between_commands(
+def test_server_is_not_asked_about_idle_connections_or_between_commands(
     pool: Pool[Any], asked: Asked, clock: VirtualClock
 ) -> None:
     with pool.acquire() as one:
@@ -115,7 +115,7 @@ def test_one_question_at_a_time(asked: Asked, manual: VirtualClock, make: Make) 
         lease.release()
 
 
-def test_what_was_found_is_told_once(
+def test_result_is_reported_once(
     pool: Pool[Any], asked: Asked, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked.answer = Verdicts(["idle", "idle"], ["another role"], again=True)
@@ -146,7 +146,7 @@ def test_an_adapter_that_fails_does_no_harm(
         pass
 
 
-def test_without_a_limit_nothing_looks(make: Make, clock: VirtualClock) -> None:
+def test_without_a_limit_the_server_is_not_asked(make: Make, clock: VirtualClock) -> None:
     asked = Asked()
     asked.stall_timeout = None  # type: ignore[assignment]
     pool = make(adapter=asked, idle_timeout=None, max_lifetime=None)

@@ -36,7 +36,8 @@ from .wire import Wire
 
 __all__ = ["Forgotten", "Host", "HostKey", "Hosts"]
 
-_MOST_HOSTS = 1000  # maximum number of hosts; above it, those without a socket are forgotten
+MOST_HOSTS = 1000
+"""Maximum number of hosts; above it, those without a socket are forgotten. Internal."""
 
 
 class HostKey(NamedTuple):
@@ -48,6 +49,28 @@ class HostKey(NamedTuple):
     proxy: str | None
     verify: Any
     cert: Any
+
+    @classmethod
+    def of(cls, request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
+        """Return the key of a prepared request with these settings.
+
+        Raises:
+            requests.exceptions.InvalidURL: The port is not a number from 0 to 65535.
+        """
+        parsed = urlsplit(request.url)
+        scheme = parsed.scheme.lower()
+        try:
+            port = parsed.port or {"http": 80, "https": 443}.get(scheme)
+        except ValueError as error:
+            raise requests.exceptions.InvalidURL(error, request=request) from error
+        proxy = select_proxy(request.url, proxies) if proxies else None
+        if scheme != "https" and not _has_tls(proxy):
+            verify = cert = None  # no TLS
+        elif verify is None or verify is False or verify is True:
+            verify = verify is not False
+        elif not is_context(verify):
+            verify = str(verify)
+        return cls(scheme, parsed.hostname or "", port, proxy, verify, tuple(cert) if isinstance(cert, list) else cert)
 
     @property
     def tls(self) -> bool:
@@ -202,11 +225,11 @@ class Hosts:
         Raises:
             requests.exceptions.InvalidURL, InvalidProxyURL: As in requests.
         """
-        key = _key(request, verify, proxies, cert)
+        key = HostKey.of(request, verify, proxies, cert)
         return self._hosts.get(key) or self._add(key, transport, request)
 
     def _add(self, key: HostKey, transport: Any, request: Any) -> Host:
-        if len(self._hosts) >= _MOST_HOSTS:
+        if len(self._hosts) >= MOST_HOSTS:
             self._forget()
         template = _template(key, transport, request, self.contexts)
         metrics = self._metrics_of(key.label)
@@ -227,7 +250,7 @@ class Hosts:
 
     def metrics_for(self, request: Any) -> HostMetrics:
         """Return the metrics for a request that uses no socket of these."""
-        return self._metrics_of(_key(request, None, None, None).label)
+        return self._metrics_of(HostKey.of(request, None, None, None).label)
 
     def _metrics_of(self, label: str) -> HostMetrics:
         known = self.metrics.get(label)
@@ -285,23 +308,6 @@ class Hosts:
         deadline = monotonic() + timeout
         for host in self.all():
             host.pool.close(max(0.0, deadline - monotonic()))
-
-
-def _key(request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
-    parsed = urlsplit(request.url)
-    scheme = parsed.scheme.lower()
-    try:
-        port = parsed.port or {"http": 80, "https": 443}.get(scheme)
-    except ValueError as error:
-        raise requests.exceptions.InvalidURL(error, request=request) from error
-    proxy = select_proxy(request.url, proxies) if proxies else None
-    if scheme != "https" and not _has_tls(proxy):
-        verify = cert = None  # no TLS
-    elif verify is None or verify is False or verify is True:
-        verify = verify is not False
-    elif not is_context(verify):
-        verify = str(verify)
-    return HostKey(scheme, parsed.hostname or "", port, proxy, verify, tuple(cert) if isinstance(cert, list) else cert)
 
 
 def _has_tls(proxy: str | None) -> bool:

@@ -58,27 +58,28 @@ class HostSnapshot(NamedTuple):
 class HostMetrics:
     """Counts for one host, or for the ``others``.
 
-    While it is not ``on``, only sockets are counted, as in every pool.
+    While it is not ``on``, only sockets are counted, as in every pool. ``lock``
+    guards the counts; internal.
     """
 
     def __init__(self, host: str, on: bool = True) -> None:
         self.host, self.on = host, on
         # Native and re-entrant, as the pool's own (see `runtime.gevent`): a destructor may count.
-        self._lock: Any = _thread.RLock()
+        self.lock: Any = _thread.RLock()
         self.clear()
 
     def clear(self) -> None:
         """Reset all counters."""
-        with self._lock:
+        with self.lock:
             self._count: Counter[str] = Counter()
             self._statuses: Counter[int] = Counter()
             self._failures: Counter[str] = Counter()
-            self._latency = Histogram(self._lock)
-            self._connect = Histogram(self._lock)
+            self._latency = Histogram(self.lock)
+            self._connect = Histogram(self.lock)
 
     def connected(self, seconds: float) -> None:
         """Count a socket that was opened."""
-        with self._lock:
+        with self.lock:
             self._count["opened"] += 1
         if self.on:
             self._connect.record(seconds)
@@ -87,7 +88,7 @@ class HostMetrics:
         """Count an answer."""
         if not self.on:
             return
-        with self._lock:
+        with self.lock:
             self._statuses[status] += 1
             if reused:
                 self._count["reused"] += 1
@@ -97,14 +98,14 @@ class HostMetrics:
         """Count a request without an answer, or with a part of one."""
         if not self.on:
             return
-        with self._lock:
+        with self.lock:
             self._failures[kind] += 1
 
     def moved(self, sent: int, received: int) -> None:
         """Count transferred bytes, without those of TLS."""
         if not self.on:
             return
-        with self._lock:
+        with self.lock:
             self._count["sent"] += sent
             self._count["received"] += received
 
@@ -112,12 +113,12 @@ class HostMetrics:
         """Count a retry (``"retries"``), or a request that was sent again (``"resent"``)."""
         if not self.on:
             return
-        with self._lock:
+        with self.lock:
             self._count[what] += 1
 
     def count_dead_socket(self) -> None:
         """Count a kept socket that proved dead during a request, which opens another one."""
-        with self._lock:
+        with self.lock:
             self._count["dead_sockets"] += 1
 
     @property
@@ -132,7 +133,7 @@ class HostMetrics:
 
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent snapshot."""
-        with self._lock:
+        with self.lock:
             count = self._count
             answers = sum(self._statuses.values())
             return HostSnapshot(

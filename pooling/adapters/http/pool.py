@@ -164,9 +164,10 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
-        self._connections = Connections(settings, max_per_host, name, self._sessions.renew)
+        self.connections = Connections(settings, max_per_host, name, self._sessions.renew)
+        """Internal, for the package's own use: the hosts with their sockets, and the request slots."""
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
-        self.adapter: Transport = Transport(self._connections, timeouts, retries(retry), pooled)
+        self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled)
         """The transport adapter, to be mounted on other sessions."""
         self._mounted = self.adapter.mounted
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
@@ -181,7 +182,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         It lives as long as the transport, which sessions may use longer than
         the pool. So it must refer to neither, except weakly.
         """
-        connections = self._connections
+        connections = self.connections
         health = Health(
             self.name, url, self.settings,
             request=_requester(self._sessions, self.adapter),
@@ -194,22 +195,22 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
     @property
     def name(self) -> str:
         """The pool's name in messages and metrics."""
-        return self._connections.name
+        return self.connections.name
 
     @property
     def settings(self) -> PoolSettings:
         """The settings in force."""
-        return self._connections.settings
+        return self.connections.settings
 
     @property
     def metrics(self) -> HTTPMetrics:
         """Counters and durations, see `HTTPMetrics`."""
-        return self._connections.metrics
+        return self.connections.metrics
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._connections.closed
+        return self.connections.closed
 
     # -- sessions -------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """
         if timeout is not None:
             seconds(timeout)
-        connections = self._connections
+        connections = self.connections
         connections.slots.engine.ensure_usable()
         connections.check_open()
         view = View(connections, self._mounted)
@@ -255,7 +256,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         Raises:
             PoolClosed: The pool was closed.
         """
-        self._connections.slots.open(timeout)
+        self.connections.slots.open(timeout)
         if self._health is not None:
             self._health.ensure_started()
 
@@ -272,7 +273,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """
         if self._health is not None:
             self._health.close()
-        self._connections.close(timeout, interrupt)
+        self.connections.close(timeout, interrupt)
 
     # -- steer ----------------------------------------------------------------------
 
@@ -288,7 +289,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         Raises:
             ValueError, TypeError: As for `PoolSettings`; nothing was changed.
         """
-        self._connections.reconfigure(max_per_host, changes)
+        self.connections.reconfigure(max_per_host, changes)
         if self._health is not None:
             self._health.configure(self.settings)
 
@@ -298,22 +299,22 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         Idle ones are closed now, those in use when their body is read.
         Certificate files are read again.
         """
-        self._connections.drain()
+        self.connections.drain()
 
     def pause(self) -> None:
         """Start no request until `resume`: new ones wait, and may time out.
 
         Requests in progress are not affected.
         """
-        self._connections.slots.pause()
+        self.connections.slots.pause()
 
     def resume(self) -> None:
         """Start requests again after `pause`, in order of arrival."""
-        self._connections.slots.resume()
+        self.connections.slots.resume()
 
     def check(self) -> None:
         """Check the idle sockets now; those that their servers have closed are closed."""
-        self._connections.hosts.check()
+        self.connections.hosts.check()
 
     # -- health ---------------------------------------------------------------------
 
@@ -368,22 +369,22 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """Notify an observer from now on of requests (as leases) and of sockets."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self._connections.observe((*self._connections.observers, observer))
+        self.connections.observe((*self.connections.observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
         """Notify an observer no longer."""
-        self._connections.observe(tuple(one for one in self._connections.observers if one is not observer))
+        self.connections.observe(tuple(one for one in self.connections.observers if one is not observer))
 
     def stats(self) -> dict[str, Any]:
         """Return the current counts and the settings that bound them; ``hosts`` has the counts of each host."""
-        return self._connections.stats()
+        return self.connections.stats()
 
     def holders(self) -> list[Holder]:
         """Return the callers whose requests are in progress, and for how long; longest first."""
-        return self._connections.slots.holders()
+        return self.connections.slots.holders()
 
     def __repr__(self) -> str:
-        counts, closed = self._connections.counts(), ", closed" if self.closed else ""
+        counts, closed = self.connections.counts(), ", closed" if self.closed else ""
         return f"<{type(self).__name__} {self.name!r}: {counts}{closed}>"
 
 

@@ -25,12 +25,15 @@ _Key = tuple[Any, ...]
 class TLSContexts:
     """Creates a context when it is first needed, and keeps it.
 
+    Attributes:
+        lock: Held while a thread reads files; internal.
+
     Assumes: getting and setting a dict's item are atomic.
     """
 
     def __init__(self) -> None:
         self._made: MutableMapping[_Key, ssl.SSLContext] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def get(self, verify: Any, cert: Any) -> ssl.SSLContext:
         """Return the context for ``verify`` and ``cert``, as in requests.
@@ -55,7 +58,7 @@ class TLSContexts:
     def _make(self, key: _Key, bundle: str | None, cert: Any) -> ssl.SSLContext:
         # One thread reads the list for all. The lock only saves work, so waiting
         # for it has a time limit: the thread that holds it may be suspended.
-        locked = self._lock.acquire(timeout=1.0)
+        locked = self.lock.acquire(timeout=1.0)
         try:
             context = self._made.get(key)
             if context is None:
@@ -63,7 +66,7 @@ class TLSContexts:
             return context
         finally:
             if locked:
-                self._lock.release()
+                self.lock.release()
 
 
 def is_context(verify: Any) -> bool:

@@ -29,7 +29,7 @@ class Warming:
     """`warm_up` and `fill`."""
 
     _base_url: str
-    _connections: Connections
+    connections: Connections
     adapter: Transport
 
     if TYPE_CHECKING:
@@ -64,10 +64,10 @@ class Warming:
         wanted = list(hosts.elements()) * each
         total = timeout or self.adapter.limits(None).asked.connect
         limits = self.adapter.limits(HTTPTimeout(connect=total, pool=total, total=total))
-        workers = self._connections.slots.engine.runtime.workers
+        workers = self.connections.slots.engine.runtime.workers
         done: Any = queue.SimpleQueue()
         for host in wanted:
-            workers.submit(_open, self._connections, host, limits, done)
+            workers.submit(_open, self.connections, host, limits, done)
         results = [done.get() for _ in wanted]
         for result in results:
             if isinstance(result, Hold):
@@ -85,7 +85,7 @@ class Warming:
         Raises:
             ValueError: There is no ``base_url``, or ``size`` is more than ``max_per_host`` or ``max_size``.
         """
-        connections = self._connections
+        connections = self.connections
         number = min(connections.settings.min_size, connections.max_per_host) if size is None else size
         if not self._base_url:
             raise ValueError("fill() needs a base_url; see warm_up()")
@@ -97,11 +97,11 @@ class Warming:
         try:
             self.warm_up(each=number)
         except (exceptions.RequestException, PoolError) as error:
-            logger.info("pool %r: fill() failed: %s", self._connections.name, error)
+            logger.info("pool %r: fill() failed: %s", self.connections.name, error)
 
     def _check_limits(self, one_host: int, all_hosts: int) -> None:
         """Refuse to open more sockets than allowed: the last ones would wait for the first."""
-        connections = self._connections
+        connections = self.connections
         for number, name, most in (
             (one_host, "max_per_host", connections.max_per_host), (all_hosts, "max_size", connections.settings.max_size)
         ):  # fmt: skip
@@ -112,7 +112,7 @@ class Warming:
         session = self.session()
         request = session.prepare_request(requests.Request("GET", url))
         found = session.merge_environment_settings(request.url, {}, None, None, None)
-        return self._connections.host_of(self.adapter, request, found["verify"], found["proxies"], found["cert"])
+        return self.connections.host_of(self.adapter, request, found["verify"], found["proxies"], found["cert"])
 
 
 def _open(connections: Connections, host: Host, limits: Limits, done: Any) -> None:

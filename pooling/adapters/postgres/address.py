@@ -1,4 +1,4 @@
-"""What to connect to, and as whom: asked anew for each connection where a callable says it."""
+"""The connection parameters, evaluated for each connection where a callable gives them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import psycopg
@@ -16,14 +15,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from ..._masking import slip, without_secrets
 from ...settings import OTHER_SCHEMES
 
-__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "completing", "program"]
+__all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
 
 Conninfo = str | Callable[[], str]
 Kwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
-#: A peer that is silently gone is noticed after this: 10 s with data on the way
-#: (``tcp_user_timeout``, milliseconds, Linux), 10 + 3 x 3 s while nothing is sent.
-#: The systems' own defaults are two hours and more than ten minutes.
+#: A dead peer is noticed after 10 s while data is unacknowledged (``tcp_user_timeout``, milliseconds, Linux), and
+#: after 10 + 3 x 3 s while nothing is sent. The systems' defaults are more than ten minutes, and two hours.
 KEEPALIVE = {
     "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 10_000,
 }  # fmt: skip
@@ -31,26 +29,22 @@ KEEPALIVE = {
 #: Arguments of psycopg.connect that are not libpq's.
 OWN = {"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"}
 _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
-#: One of these in ``kwargs`` says where to connect, or as whom: ``DATABASE_URL``, whose password and
-#: options are meant for another server or user, is not read then.
+#: If ``kwargs`` has one of these, ``DATABASE_URL`` is not read: its password and options may be meant for another
+#: server or user.
 WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
 
 
-#: What completes the conninfo of an attempt to connect that is under way, where the class has a connect() of its own.
-completing: ContextVar[Callable[[str], str] | None] = ContextVar("completing", default=None)
-
-
 class Answer(NamedTuple):
-    """What one connection is made with."""
+    """The parameters of one connection."""
 
-    number: int  # of the question
-    digest: int  # stands for the answer: two that differ are two
-    arguments: dict[str, Any]  # of ``psycopg.connect``
-    conninfo: str = ""  # as it was said
-    given: Mapping[str, Any] = {}  # likewise, in ``kwargs``
+    number: int  # of the call of `Address.ask`
+    digest: int  # differs when the parameters differ
+    arguments: dict[str, Any]  # of ``psycopg.connect``, complete
+    conninfo: str = ""  # as the user gave it
+    given: Mapping[str, Any] = {}  # ``kwargs`` as the user gave them
 
     def without_secrets(self) -> Answer:
-        """Return what may be kept."""
+        """Return a copy that may be kept."""
         return self._replace(arguments={}, conninfo="", given={})
 
     def __repr__(self) -> str:  # the arguments hold the password
@@ -58,18 +52,20 @@ class Answer(NamedTuple):
 
 
 class Address:
-    """Where and as whom; see `PostgresPool` for the arguments.
+    """The connection parameters of a pool; see `PostgresPool` for the arguments.
 
     Args:
+        conninfo: As for `PostgresPool`.
+        kwargs: As for `PostgresPool`.
         create_timeout: Seconds for all hosts together; may be changed.
-        options: Server settings by name, for what ``options`` does not say.
+        options: Server settings by name, which the user's ``options`` override.
     """
 
     def __init__(
         self, conninfo: Conninfo, kwargs: Kwargs | None, create_timeout: float, options: Mapping[str, Any]
     ) -> None:
         if not (isinstance(conninfo, str) or callable(conninfo)):
-            raise TypeError(f"conninfo must be a text or a callable, not a {type(conninfo).__name__}")
+            raise TypeError(f"conninfo must be a string or a callable, not a {type(conninfo).__name__}")
         if not (kwargs is None or isinstance(kwargs, Mapping) or callable(kwargs)):
             raise TypeError(f"kwargs must be a mapping or a callable, not a {type(kwargs).__name__}")
         self.changes = callable(conninfo) or callable(kwargs)
@@ -78,20 +74,20 @@ class Address:
         self._defaults: dict[str, Any] = dict(KEEPALIVE)
         self._options = " ".join(f"-c {name}={value}" for name, value in options.items())
         self._numbers = itertools.count(1)
-        self.asked = 0  # the number of the last question
+        self.asked = 0  # the number of the last call of `ask`
         if not self.changes:
             self.ask()
 
     def add_default(self, name: str, value: object) -> None:
-        """Set a parameter of libpq's for what is said nowhere else."""
+        """Set a parameter of libpq that applies where the user does not set it."""
         self._defaults[name] = value
 
     def ask(self) -> Answer:
-        """Return what the next connection is to be made with.
+        """Return the parameters of the next connection.
 
         Raises:
-            ValueError: It is no address; the message leaves it out, because
-                it may hold a password.
+            ValueError: They are malformed; the message leaves them out, because
+                they may contain a password.
         """
         self.asked = number = next(self._numbers)
         conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
@@ -101,13 +97,13 @@ class Address:
         source = "conninfo"
         if not conninfo and not any(given.get(name) is not None for name in WHERE):
             source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
-        conninfo = _normal(conninfo)  # what is parsed is what connect() gets
+        conninfo = _normal(conninfo)  # connect() gets the same text that is parsed here
         parameters = _parameters(conninfo, given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, {**self._completed(parameters), **own}, conninfo, dict(kwargs or {}))
 
     def complete(self, conninfo: str) -> str:
-        """Add the defaults to a conninfo that a class of the user's has made of what it was given."""
+        """Add the defaults to the conninfo that a user's class has made."""
         given = conninfo_to_dict(conninfo)
         completed = self._completed(given)
         if "connect_timeout" not in given:
@@ -115,21 +111,21 @@ class Address:
         return make_conninfo("", **completed)
 
     def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Add the defaults. What the user says of the same comes after them, and wins."""
-        # It holds for each host, and for each address that the name of one may stand for.
-        each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # less than 2 libpq takes for 2
+        """Add the defaults, which the user's own parameters override."""
+        # It applies to each host, and to each address of a host name.
+        each = max(2, math.floor(self.create_timeout / (_hosts(given) + 1)))  # libpq takes 1 for 2
         defaults = {
             name: value for name, value in {"connect_timeout": each, **self._defaults}.items()
             if not os.environ.get(_ENVIRONMENT.get(name, ""))
         }  # fmt: skip
         if self._options:
-            said = given.get("options") or os.environ.get("PGOPTIONS", "")
-            given = {**given, "options": f"{self._options} {said}".rstrip()}
+            users = given.get("options") or os.environ.get("PGOPTIONS", "")
+            given = {**given, "options": f"{self._options} {users}".rstrip()}
         return {**defaults, **given}
 
 
 def program() -> str:
-    """Return what this program is called, short enough that the server's 63 bytes leave room for more."""
+    """Return this program's name, of at most 40 bytes: the server takes 63 for an application name."""
     path = getattr(sys, "argv", [""])[0]
     name = os.path.basename(path)
     if name == "__main__.py":  # python -m
@@ -138,13 +134,13 @@ def program() -> str:
 
 
 def _hosts(given: dict[str, Any]) -> int:
-    """Return how many hosts there are to try, one after the other."""
-    said = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST")
-    return str(said or "").count(",") + 1
+    """Return how many hosts libpq may try, one after the other."""
+    hosts = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST")
+    return str(hosts or "").count(",") + 1
 
 
 def _normal(conninfo: str) -> str:
-    """Return a URL with the scheme that libpq knows, whatever it is called elsewhere."""
+    """Return a URL with the scheme that libpq knows, for the other names of it."""
     scheme, separator, rest = conninfo.partition("://") if isinstance(conninfo, str) else ("", "", "")
     known = OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
     return f"{known}://{rest}" if separator and known == "postgresql" else conninfo
@@ -155,12 +151,12 @@ def _parameters(conninfo: str, kwargs: dict[str, Any], source: str = "conninfo")
     try:
         parameters: dict[str, Any] = conninfo_to_dict(conninfo)
     except (psycopg.ProgrammingError, TypeError, AttributeError) as error:
-        from .complaint import complaint_of  # here: only a mistake pays for it
+        from .complaint import complaint_of  # here: imported only after a mistake
 
         complaint = complaint_of(conninfo, error, source)
-    if complaint is not None:  # raised here, so that libpq's own words are not its context
+    if complaint is not None:  # raised outside the handler: libpq's message must not be its context
         raise ValueError(complaint)
-    if not all(isinstance(name, str) and name.isidentifier() for name in kwargs):  # an address, perhaps
+    if not all(isinstance(name, str) and name.isidentifier() for name in kwargs):  # the message must not repeat them
         raise ValueError("kwargs: the names must be those of libpq's parameters")
     try:
         make_conninfo("", **kwargs)

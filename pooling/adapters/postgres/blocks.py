@@ -14,20 +14,21 @@ from ...core.runtime import fork, immortal
 from ...core.runtime.fork import SAME_PROCESS
 from ...errors import LeaseError, PoolError
 from . import failures
-from .session import IDLE, IN_ERROR, IN_TRANSACTION, Connection, Session, cut_off, notes_of, rolled_back
+from .session import Session
+from .tracking import IDLE, IN_ERROR, IN_TRANSACTION, Connection, notes_of, rolled_back
+from .unfinished import cut_off
 
 __all__ = ["Block", "CommitUnknown", "Transaction", "commit"]
 
 BRIEF = 0.1
-"""Seconds: a shorter block commits without a look whether its connection was lost meanwhile. If it was, and the
-server had not said so, the error is `CommitUnknown` where a look could have told more."""
-
+"""Seconds: a shorter block commits without checking first whether its connection was lost. If it was, and the server
+has not said why, the error is `CommitUnknown` where a check could have told more."""
 
 _LOST = "the connection was lost before the commit was done"
 
 
 class CommittingPool(Protocol):
-    """What a block needs of a `PostgresPool`."""
+    """The part of a `PostgresPool` that a block needs."""
 
     engine: Engine[Connection]
     _session: Session
@@ -41,15 +42,15 @@ class CommittingPool(Protocol):
 
 
 class CommitUnknown(PoolError, psycopg.OperationalError):
-    """The connection was lost while a commit was under way: it may hold or not.
+    """The connection was lost during a commit, whose outcome is unknown.
 
-    The driver's error is the ``__cause__``. Only the data can tell; running
-    the work again could do it twice.
+    The driver's error is the ``__cause__``. Only the data can tell whether it
+    was committed; running the work again could do it twice.
     """
 
 
 class Block:
-    """``with db.connection()``: by hand, because a generator would cost more than the lease."""
+    """The context manager of ``db.connection()``; a generator would take longer than the lease itself."""
 
     __slots__ = ("_pool", "_timeout", "_lease")
 
@@ -64,11 +65,11 @@ class Block:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not SAME_PROCESS[0]:
-            fork.ensure_process()  # in a child of a fork in C: no word to the parent's server
+            fork.ensure_process()  # in a child of a fork in C: nothing must be sent to the parent's server
         lease = self._lease
         if error is None:
             try:
-                conn = lease.__enter__()  # once more: it may have been inherited over a fork since
+                conn = lease.__enter__()  # again: the lease may have been inherited through a fork meanwhile
                 since = lease._token.entry.since  # type: ignore[union-attr]  # it is lent
                 commit(self._pool, conn, self._pool.engine.clock.now() - since < BRIEF)
             except BaseException as problem:
@@ -78,7 +79,7 @@ class Block:
 
 
 class Transaction:
-    """A psycopg transaction whose end is told exactly."""
+    """A psycopg transaction with exact errors at its end."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        # Not usable: a destructor calls this while a child process is being set up.
+        # `ensure_process` is not enough: a destructor may call this while a child process is being set up.
         inherited = not SAME_PROCESS[0] and not fork.ensure_process()
         if inherited or self._pool.engine.state is not self._state:
             self._leave_to_parent(error)
@@ -111,7 +112,7 @@ class Transaction:
         try:
             self._pool._session.refuse_open(self._conn)
         except psycopg.ProgrammingError as problem:
-            cut_off(self._conn)  # or psycopg would wait for ever, with an error as well
+            cut_off(self._conn)  # otherwise psycopg would wait for ever, also when it rolls back
             ending = problem if error is None else error
             with suppress(psycopg.Error):
                 self._block.__exit__(type(ending), ending, traceback)
@@ -120,8 +121,8 @@ class Transaction:
             return None
         if error is None:
             try:
-                _refuse_lost(self._pool, self._conn)  # psycopg would say nothing
-                _refuse_aborted(self._pool, self._conn)  # nor here
+                _refuse_lost(self._pool, self._conn)  # psycopg raises nothing in either case
+                _refuse_aborted(self._pool, self._conn)
             except psycopg.Error as problem:
                 self._block.__exit__(type(problem), problem, None)
                 raise
@@ -133,7 +134,7 @@ class Transaction:
             raise
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
-        immortal.keep_forever(self._block)  # or its generator rolls back when it is destroyed
+        immortal.keep_forever(self._block)  # its generator would roll back when it is destroyed
         if error is None:
             raise LeaseError(
                 f"pool {self._pool.name!r}: this transaction belongs to the process that forked this one"
@@ -141,7 +142,13 @@ class Transaction:
 
 
 def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
-    """Commit at the end of a block, and say what is known if that fails."""
+    """Commit at the end of a block, and raise what is known if that fails.
+
+    Args:
+        pool: The block's pool.
+        conn: Its connection.
+        brief: Whether the block was shorter than `BRIEF`.
+    """
     if notes_of(conn).foreign:
         conn.commit()
         return
@@ -151,7 +158,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
             _refuse_lost(pool, conn)
     elif status != IDLE:
         if conn.closed and (conn.autocommit or not conn.broken):
-            return  # nothing was lost; or closed by its borrower: as psycopg does
+            return  # nothing was lost, or the borrower closed it: as psycopg does
         _refuse_lost(pool, conn)
         _refuse_aborted(pool, conn)
     try:
@@ -177,7 +184,7 @@ def _refuse_unknown(pool: CommittingPool, conn: Connection, error: Exception) ->
         if isinstance(error, psycopg.Error) and not failures.in_doubt(error):
             raise psycopg.OperationalError(_LOST) from error
         raise CommitUnknown(
-            f"pool {pool.name!r}: the connection was lost during the commit, which may hold or not"
+            f"pool {pool.name!r}: the connection was lost during the commit: it is unknown whether it took effect"
         ) from error
 
 

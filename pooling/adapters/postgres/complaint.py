@@ -1,4 +1,4 @@
-"""What libpq says of an address that it cannot read, without a piece of the password."""
+"""libpq's message about a malformed conninfo, without any part of the password."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["complaint_of"]
 
 
 def complaint_of(conninfo: object, error: Exception, source: str = "conninfo") -> str:
-    """Say in libpq's words what is wrong, if all that it quotes are names of parameters.
+    """Return libpq's message if it quotes nothing but names of parameters, else one without details.
 
-    It also quotes what it cannot read, which may be a piece of the password.
+    libpq quotes what it cannot parse, which may be a part of the password.
 
     Args:
-        conninfo: What libpq cannot read.
-        error: What it says.
-        source: Where ``conninfo`` comes from: the argument, or a variable of the environment.
+        conninfo: The text that libpq refused.
+        error: libpq's error.
+        source: Where the text comes from: the argument's name, or the environment variable's.
     """
     text = str(error).strip()
     quoted = set(re.findall(r'"([^"]*)"', text))
@@ -29,7 +29,7 @@ def complaint_of(conninfo: object, error: Exception, source: str = "conninfo") -
 
 
 def _names(conninfo: str) -> list[str]:
-    """Return the names of parameters that cannot be a piece of a password."""
+    """Return the names of parameters that cannot be part of a password."""
     if "://" in conninfo:
         found = re.findall(r"[?&]([^=&]*)", conninfo.rpartition("@")[2])
     else:

@@ -1,12 +1,12 @@
-"""What a ``configure`` hook did to a new session, and what of it a cleaning undoes.
+"""What a ``configure`` hook did to a new session, and which part of it a cleaning undoes.
 
-Its statements are recorded. Those that a cleaning undoes, or may undo, are executed again
-with each cleaning, in the same round trip; the others are not: look-ups of types, for
-example, whose result is kept on the client's side. What cannot be recorded so (a COPY, a
-server-side cursor, statements that were rolled back) means that the hook itself
-is called again after a cleaning.
+The hook's statements are recorded. Those that a cleaning undoes, or may undo, are
+executed again with each cleaning, in the same round trip. Others are not, such as
+look-ups of types, whose result is kept on the client's side. After anything that
+cannot be recorded (a COPY, a server-side cursor, statements that were rolled back)
+the hook itself is called again after each cleaning.
 
-A SELECT is taken for a look-up if it calls no functions but those listed below.
+A SELECT counts as a look-up if it calls only functions that are listed below.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import Any, Literal
 import psycopg
 from psycopg.sql import Composable
 
+from . import steps
+
 __all__ = ["Recorder", "kind_of"]
 
 Kind = Literal["kept", "data", "undone"]
 
-# psycopg's own steps that leave nothing on the server beyond their transaction.
+# Generators of psycopg (see `steps`) that leave nothing on the server after their transaction.
 _PASSING = {
     "_enter_gen", "_commit_gen", "_set_autocommit_gen", "_set_isolation_level_gen", "_set_read_only_gen",
     "_set_deferrable_gen",
@@ -31,7 +33,7 @@ _LOOKUPS = {"select", "with", "values", "show"}
 _DATA = {"insert", "update", "delete", "merge"}
 _KEPT = {"begin", "start", "commit", "end", "savepoint", "release", "prepare", "deallocate"}
 _BOUND = {"local", "transaction", "constraints"}  # to a transaction, after SET
-_SIMPLE = {"set", "reset", "listen", "unlisten"}  # what is undone, and bears no data
+_SIMPLE = {"set", "reset", "listen", "unlisten"}  # undone by a cleaning, and create nothing that contains data
 _BEFORE_PARENTHESIS = {
     "all", "and", "any", "array", "as", "between", "by", "case", "cast", "distinct", "else", "except",
     "exists", "filter", "from", "group", "having", "ilike", "in", "intersect", "is", "join", "lateral",
@@ -65,32 +67,31 @@ _TOKEN = re.compile(
 
 
 class Recorder:
-    """Notes what is executed on a connection; stands in for its ``wait()`` meanwhile."""
+    """Records what is executed on a connection, while its ``wait()`` is replaced by this one's."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
-        self._noted: list[tuple[Kind, bytes, bool]] = []  # kind, statement, whether it may have made what bears data
-        self._known = True
+        self._noted: list[tuple[Kind, bytes, bool]] = []  # kind, statement, whether it may create a temporary table
+        self._known = steps.AVAILABLE
 
-    def wait(self, steps: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
-        """Do it, and note it if it worked."""
-        noted = self._note_of(steps)
-        result = type(self._conn).wait(self._conn, steps, *args, **kwargs)
+    def wait(self, generator: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the connection's; records what succeeded."""
+        noted = self._note_of(generator)
+        result = type(self._conn).wait(self._conn, generator, *args, **kwargs)
         if noted is not None:
             self._noted.append(noted)
         return result
 
     def undone(self) -> bytes | None:
-        """Return the statements to be executed again after a cleaning; ``None``: that is not known."""
+        """Return the statements to execute again after a cleaning; ``None``: they are not known."""
         if not self._known:
             return None
-        with_data = any(kind == "undone" and rich for kind, _, rich in self._noted)
+        with_data = any(kind == "undone" and creates for kind, _, creates in self._noted)
         again = [text for kind, text, _ in self._noted if kind == "undone" or (kind == "data" and with_data)]
-        return b"".join(b"\n;\n" + text for text in again)  # behind a comment
+        return b"".join(b"\n;\n" + text for text in again)  # the statement before may end with a comment
 
-    def _note_of(self, steps: Any) -> tuple[Kind, bytes, bool] | None:
-        frame = getattr(steps, "gi_frame", None)
-        name, given = getattr(steps, "__name__", ""), {} if frame is None else frame.f_locals
+    def _note_of(self, generator: Any) -> tuple[Kind, bytes, bool] | None:
+        name, given = steps.name_of(generator), steps.variables_of(generator)
         if name in _PASSING or (name == "_exit_gen" and given.get("exc_type") is None):
             return None
         if name == "_execute_gen" and "query" in given:
@@ -107,11 +108,11 @@ class Recorder:
             if kind_of(_plain(query, self._conn, encoding))[0] == "kept":
                 return "kept", b"", False
             if isinstance(cursor, psycopg.RawCursor):
-                return None  # its placeholders are the server's own
+                return None  # its placeholders are the server's
             query = psycopg.ClientCursor(self._conn).mogrify(query, params)
         text = _plain(query, self._conn, encoding).strip().rstrip(";")
-        kind, rich = kind_of(text)
-        return kind, text.encode(encoding), rich
+        kind, creates = kind_of(text)
+        return kind, text.encode(encoding), creates
 
 
 def _plain(query: Any, conn: psycopg.Connection[Any], encoding: str) -> str:
@@ -121,10 +122,10 @@ def _plain(query: Any, conn: psycopg.Connection[Any], encoding: str) -> str:
 
 
 def kind_of(text: str) -> tuple[Kind, bool]:
-    """Say what a cleaning does to what a statement did, and whether it may have made what bears data.
+    """Return what a cleaning does to the effect of a statement, and whether that may create a temporary table.
 
     ``"kept"``: nothing. ``"data"``: nothing, unless it is data of a temporary table.
-    ``"undone"``: it undoes it, or that is not known.
+    ``"undone"``: it undoes it, or may undo it.
     """
     if "/*" in text or "\\" in text or re.search(r"\$\w*\$", text):
         return "undone", True
@@ -151,25 +152,24 @@ def kind_of(text: str) -> tuple[Kind, bool]:
 
 
 def _only_reads(tokens: list[tuple[str | None, str]]) -> bool:
-    """Whether all functions that are called are known not to change anything."""
-    for place, (_, token) in enumerate(tokens[1:], 1):
-        kind, name = tokens[place - 1]
+    """Return whether all functions that are called are known to change nothing."""
+    for index, (_, token) in enumerate(tokens[1:], 1):
+        kind, name = tokens[index - 1]
         if token != "(" or kind not in ("word", "name"):
             continue
         name = name.lower()
-        qualified = place > 1 and tokens[place - 2][1] == "."
+        qualified = index > 1 and tokens[index - 2][1] == "."
         if kind == "name" or name not in (_READING if qualified else _READING | _BEFORE_PARENTHESIS):
-            # A column list: INSERT INTO t (...), WITH t (...) AS.
-            if _is_list_of_columns(tokens, place - 1):
+            if _has_column_list(tokens, index - 1):
                 continue
             return False
-        if qualified and tokens[place - 3][1].lower() != "pg_catalog":
+        if qualified and tokens[index - 3][1].lower() != "pg_catalog":
             return False
     return True
 
 
-def _is_list_of_columns(tokens: list[tuple[str | None, str]], place: int) -> bool:
-    """Whether the name there is that of a table which is written or stands for a query, with its columns after it."""
-    while place >= 2 and tokens[place - 1][1] == ".":
-        place -= 2
-    return place >= 1 and tokens[place - 1][1].lower() in ("into", "with", "recursive")
+def _has_column_list(tokens: list[tuple[str | None, str]], index: int) -> bool:
+    """Return whether the name there is followed by a list of columns: INSERT INTO t (...), WITH t (...) AS."""
+    while index >= 2 and tokens[index - 1][1] == ".":
+        index -= 2
+    return index >= 1 and tokens[index - 1][1].lower() in ("into", "with", "recursive")

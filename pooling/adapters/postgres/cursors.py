@@ -1,4 +1,13 @@
-"""Cursors that wait for an answer with fewer turns at the GIL than psycopg's own."""
+"""Cursors that wait for an answer with fewer releases of the GIL than psycopg's own.
+
+Overrides ``Cursor._maybe_prepare_gen`` of psycopg, which sends a query and
+collects its results, and calls the private methods that it consists of.
+
+Gain: 13 to 18 % more blocks (BEGIN, ``SELECT 1``, COMMIT) a second with 20
+threads on 10 connections and two free processors; 0 to 3 % when other programs
+keep the processors busy, and in a single thread.
+Without (other names, or ``POOLING_PLAIN=1``) cursors are those of psycopg.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +16,31 @@ from collections.abc import Generator
 from typing import Any
 
 import psycopg
-from psycopg._preparing import Prepare
 
+from .internals import available
 from .wire import answers, notify, refuse_failed
 
-__all__ = ["fast_cursor"]
+__all__ = ["AVAILABLE", "FastCursor", "fast_cursor"]
 
-_NO, _YES, _SHOULD = Prepare.NO, Prepare.YES, Prepare.SHOULD  # bound once: the cheaper look
+AVAILABLE = available(
+    "cursors",
+    "Cursor._maybe_prepare_gen", "Cursor._get_prepared", "Cursor._execute_send", "Cursor._send_query_prepared",
+    "Cursor._check_results", "Cursor._set_results", "Cursor._conn", "Cursor._pgconn",
+    "Connection._pipeline", "Connection._notify_handlers",
+    "Connection._prepared.maybe_add_to_cache", "Connection._prepared.validate",
+    "psycopg._preparing.Prepare.NO", "psycopg._preparing.Prepare.YES", "psycopg._preparing.Prepare.SHOULD",
+)  # fmt: skip
+if AVAILABLE:
+    from psycopg._preparing import Prepare
+
+    _NO, _YES, _SHOULD = Prepare.NO, Prepare.YES, Prepare.SHOULD  # looking up a member takes longer
 
 
 class FastCursor:
-    """Put before a cursor class: gets the answers of plain queries by `answers`, and sends them as psycopg does.
+    """Put before a cursor class: collects the answers of plain queries by `wire.answers`.
 
-    What is to be prepared first, and what goes through a pipeline, is all psycopg's; so
-    are COPY, ``stream()`` and server-side cursors.
+    What is prepared first, what goes through a pipeline, COPY, ``stream()``
+    and server-side cursors are left to psycopg.
     """
 
     __slots__ = ()
@@ -42,7 +62,7 @@ class FastCursor:
         try:
             yield from answers(pgconn, results)
         except psycopg.Error:
-            refuse_failed(results)  # the server's last words tell more than that it has hung up
+            refuse_failed(results)  # the server's last message says more than that it has closed the connection
             raise
         if conn._notify_handlers:
             notify(conn)
@@ -53,9 +73,13 @@ class FastCursor:
 
 
 def fast_cursor(factory: Any) -> Any:
-    """Return a subclass that looks like the class itself and waits so; or what has a way of its own, as it is."""
-    plain = psycopg.Cursor._maybe_prepare_gen
-    if not isinstance(factory, type) or getattr(factory, "_maybe_prepare_gen", None) is not plain:
+    """Return a subclass that looks like the class itself and waits in this way.
+
+    Anything but a class, and a class with a ``_maybe_prepare_gen`` of its own, is returned as it is.
+    """
+    if not (AVAILABLE and isinstance(factory, type)):
+        return factory
+    if getattr(factory, "_maybe_prepare_gen", None) is not psycopg.Cursor._maybe_prepare_gen:
         return factory
     return _subclass(factory)
 

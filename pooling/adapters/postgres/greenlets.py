@@ -1,8 +1,8 @@
 """psycopg in a process whose threads have become greenlets.
 
-psycopg chooses how it waits when it is imported. With what is compiled it
-would block the hub, and so would selectors that it has taken hold of before
-gevent replaced them, as under ``gunicorn -k gevent --preload``.
+psycopg chooses its way of waiting when it is imported. Its compiled one would
+block the hub, and so would selectors that it imported before gevent replaced
+them, as under ``gunicorn -k gevent --preload``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _adopted = False
 
 
 def adopt() -> None:
-    """Have psycopg choose again if gevent has come since: all of it looks up there how to wait."""
+    """Have psycopg choose again after gevent has patched: its classes look up ``psycopg.waiting`` at each wait."""
     global _adopted
     if not _adopted and patched():
         importlib.reload(waiting)

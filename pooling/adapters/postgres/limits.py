@@ -1,10 +1,10 @@
-"""Commands that take too long: stopped by the server, else cancelled, else cut off.
+"""Time limits of commands: the server stops a command, else it is cancelled, else its connection is closed.
 
-All three within the limit, whatever the server or the network does: the
-server's own ``statement_timeout`` is a little shorter, which also ends what
-runs for a process that is no more. It all happens in the holder's own thread,
-because nobody else may touch its connection. Only a cancel that was not
-through when the connection was cut off is left to whoever closes that.
+All three happen within the limit, whatever the server or the network does: the
+server's own ``statement_timeout`` is a little shorter, which also ends commands
+of a process that has died. All of it is done in the holder's thread, because no
+other thread may use its connection. Only a cancel request that was not sent
+in time is left to the worker that closes the connection.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["CommandTimeout", "Limit", "check_limit", "limited", "pace", "server_
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
-LEAST = 0.01  # seconds that a command gets when all are used up: else even a ROLLBACK would cost the connection
+LEAST = 0.01  # seconds that a command gets at least: otherwise even a ROLLBACK would cost the connection
 
 
 class CommandTimeout(PoolError, psycopg.errors.QueryCanceled, TimeoutError):
     """A command took longer than its limit and the server could not be made to stop it.
 
-    The connection was closed, and what became of the command is not known: a
-    cancel is on its way, and may come too late. A server that did stop it says
-    so itself: ``psycopg.errors.QueryCanceled``, which this is too.
+    The connection was closed, and the outcome of the command is unknown: a
+    cancel request is sent, and may come too late. A server that does stop a
+    command reports ``psycopg.errors.QueryCanceled``, of which this is a subclass.
     """
 
 
@@ -44,9 +44,9 @@ class Limit:
     """How long commands may take.
 
     Args:
-        each: Seconds for each; ``None`` means no limit of its own.
-        total: Seconds for all together, as the user gave them.
-        left: How many of these are left, if not all.
+        each: Seconds for each command; ``None`` means no limit.
+        total: Seconds for all together, as the user gave them; ``None`` means no limit.
+        left: How many seconds of ``total`` are left; ``None`` means all.
     """
 
     __slots__ = ("_each", "_total", "_end")
@@ -67,37 +67,40 @@ class Limit:
 
 
 def _reserve(limit: float) -> float:
-    """Return how much sooner than the limit the server is to stop a command by itself."""
+    """Return how many seconds before the limit the server is to stop a command by itself."""
     return min(1.0, limit / 10)
 
 
 def pace(limit: float) -> float:
-    """Return the seconds between two looks at the time: a few must fall between the cancel and the limit."""
-    return max(0.001, _reserve(limit) / 8)  # 0 would be one look after the other
+    """Return the interval of `limited`'s checks in seconds: several must fall between the cancel and the limit."""
+    return max(0.001, _reserve(limit) / 8)  # 0 would be a busy loop
 
 
 def limited(
     steps: Generator[Any, Any, R], conn: psycopg.Connection[Any], limit: Limit, left: float
 ) -> Generator[Any, Any, R]:
-    """Go through psycopg's steps of a command, for so many seconds.
+    """Run psycopg's steps of a command, for at most ``left`` seconds.
 
-    Time counts while the server owes an answer: who waits for notifications
-    may wait for ever.
+    Only the time counts in which the server owes an answer: waiting for
+    notifications is not limited.
+
+    Raises:
+        CommandTimeout: The server could not be made to stop; the connection is closed.
     """
     end = monotonic() + left
     cancel_at = end - 0.75 * _reserve(left)
     cancel: Cancel | None = None
     try:
-        wish = next(steps)
+        wanted = next(steps)
         while True:
-            ready = yield wish
+            ready = yield wanted
             now = monotonic()
             if now >= cancel_at and conn.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 if now >= end:
                     _cut_off(conn, limit, cancel)
                 cancel_at = end
                 cancel = _cancel(conn, end - now)
-            wish = steps.send(ready)
+            wanted = steps.send(ready)
     except StopIteration as done:
         result: R = done.value
         return result
@@ -107,17 +110,18 @@ def _cancel(conn: psycopg.Connection[Any], timeout: float) -> Cancel:
     cancel = Cancel(conn)
     try:
         cancel.send(timeout)
-    except Exception as error:  # whoever closes the connection tries on
+    except Exception as error:  # closing the connection tries again
         logger.debug("a command could not be cancelled: %s", error)
     return cancel
 
 
 def _cut_off(conn: psycopg.Connection[Any], limit: Limit, cancel: Cancel | None) -> None:
-    """Take the connection from its holder, and keep what it takes to end the command at the server."""
+    """Close the connection, and keep what its close needs to stop the command on the server."""
     notes = conn._pooling  # type: ignore[attr-defined]
     notes.cancel, notes.peer = cancel or Cancel(conn), spare_handle(conn)
     conn.pgconn.finish()
-    raise CommandTimeout(f"{limit}, and the server did not {'answer' if cancel is None else 'heed a cancel'}")
+    failure = "answer" if cancel is None else "respond to the cancel request"
+    raise CommandTimeout(f"{limit}, and the server did not {failure}")
 
 
 def check_limit(name: str, value: float | None) -> float | None:
@@ -132,7 +136,7 @@ def check_limit(name: str, value: float | None) -> float | None:
 
 
 def server_limits(command: float | None, idle: float | None) -> dict[str, int]:
-    """Return what the server is told of our limits, in its milliseconds."""
+    """Return the server's settings for these limits (seconds), in milliseconds."""
     limits = {}
     if command is not None:
         limits["statement_timeout"] = math.ceil((command - _reserve(command)) * 1000)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
-import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_origin
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import psycopg
 
@@ -17,21 +15,21 @@ from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.messages import format_error
-from ...core.waiting import wait_until
-from ...errors import PoolClosed, PoolTimeout, TransactionRolledBack
-from ...settings import Backoff, PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
-from ...tools.doctor.facts import read
-from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
-from ...tools.doctor.rules import examine
 from . import failures
 from .adapter import PostgresAdapter
-from .address import OWN, Address, Answer, program
+from .address import Address, Answer, program
+from .advice import advise
 from .blocks import Block, CommitUnknown, Transaction, commit
+from .client_state import begin_autocommit
 from .limits import CommandTimeout, Limit, check_limit, server_limits
-from .session import Connection, Hook, Session, SessionMode, notes_of
-from .statistics import QueryStatistics
+from .retrying import run
+from .rotation import Rotation, rotate, try_again_now
+from .session import Hook, Session, SessionMode
+from .statistics import QueryStatistics, pool_stats
+from .tracking import Connection, notes_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,9 +39,6 @@ __all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 T = TypeVar("T")
 logger = logging.getLogger("pooling")
 Params = Sequence[Any] | Mapping[str, Any]
-
-# Between two runs of a unit of work that failed on a conflict with others.
-_CONFLICT = Backoff(initial=0.01, maximum=1.0)
 
 
 class PostgresPool(Pool[Connection]):
@@ -58,62 +53,60 @@ class PostgresPool(Pool[Connection]):
 
     Args:
         conninfo: A URL or ``key=value`` text as for ``psycopg.connect``. Or a
-            callable that returns one, asked anew for each connection; see
+            callable that returns one, called for each connection; see
             `rotate`. If it is empty and ``kwargs`` has none of ``host``,
             ``hostaddr``, ``port``, ``dbname``, ``user``, ``service`` and
-            ``servicefile``, ``DATABASE_URL`` is read instead; else that
-            variable is ignored as a whole. libpq takes what is then still
-            missing from its ``PG*`` variables, as always.
+            ``servicefile``, ``DATABASE_URL`` is read instead; otherwise that
+            variable is ignored. libpq takes what is then still missing from
+            its ``PG*`` variables, as always.
         settings: Size, ages and time limits; ``None`` means the defaults.
         kwargs: Further arguments of ``psycopg.connect``, such as
             ``{"autocommit": True}`` or libpq's ``{"sslmode": "verify-full"}``.
-            Or a callable, as for ``conninfo``. What nobody says is set:
-            ``connect_timeout``, which holds for each host, so that one that
-            is silent leaves time for the others within ``create_timeout``;
-            ``fallback_application_name`` to ``name``, or to the program's and
-            the pool's name; keepalive to 10 + 3 x 3 s and
-            ``tcp_user_timeout`` to 10 s.
-        connection_class: The class of the connections. What is lent is of a
-            subclass that notes whether a session ran anything. Its ``connect()``
-            is called with ``conninfo`` and ``kwargs`` as they were given, and
+            Or a callable, as for ``conninfo``. Defaults of the pool's own are
+            ``connect_timeout``, which applies to each host, so that a silent
+            one leaves time for the others within ``create_timeout``;
+            ``fallback_application_name``: ``name``, or the program's and the
+            pool's name; keepalive: 10 + 3 x 3 s; ``tcp_user_timeout``: 10 s.
+        connection_class: The class of the connections; they are of a subclass
+            that notes whether anything was executed. Its ``connect()`` is called
+            with ``conninfo`` and ``kwargs`` as they were given, and
             ``connect_timeout``; its own ``commit()`` and ``rollback()`` are called.
-        configure: Called with each new connection; what it did is committed.
-            What a cleaning undoes of it is done again, with the cleaning:
-            by the statements that were executed then, else by the hook.
-        reset: Called with each connection that comes back, cleaned already.
-        check: Called with a connection to prove it alive, instead of a query;
+        configure: Called with each new connection, then committed. What a
+            cleaning undoes of it is done again with each cleaning: by the
+            statements that the hook executed, otherwise by the hook.
+        reset: Called with each connection that comes back, after the cleaning.
+        check: Called with a connection to validate it, instead of a query;
             raises if it is dead.
-        validation_query: What else proves it; ``None`` means the settings'.
-        session: ``"clean"``: for the next borrower all is as new, on the server
-            too (``SET``, role, temporary tables, advisory locks, ``LISTEN``);
-            a lease that ran nothing costs nothing, any other a round trip, and
-            that is the one of the COMMIT or ROLLBACK where there is one.
-            ``"trust"``: only the transaction and the client's side. A callable:
-            these, and what it does with the connection.
+        validation_query: The query that validates it; ``None`` means the settings'.
+        session: ``"clean"``: each borrower gets a session that is as new, on the
+            server too (``SET``, role, temporary tables, advisory locks,
+            ``LISTEN``). An unused lease costs nothing, any other a round trip,
+            which is that of the COMMIT or ROLLBACK where there is one.
+            ``"trust"``: only the transaction and the client's side are reset. A
+            callable: the same, and it is called with the connection.
         command_timeout: Seconds that a command may take, ``None`` for no limit.
-            The server stops it a moment before; if the server is silent, the
-            holder gets `CommandTimeout` at the limit.
+            The server stops it shortly before; if the server does not respond,
+            the holder gets `CommandTimeout` at the limit.
         stall_timeout: Seconds that a holder may wait for one command before the
-            server is asked, over a connection beside the pool's, whether it is at
-            work on it. If it does not know that connection any more, or says that
+            server is asked, over a connection outside of the pool, whether it is
+            working on it. If it does not have that session any more, or says that
             it is idle, the holder gets a ``psycopg.OperationalError`` that says
-            so; what runs is left alone, and asked about again after as long.
+            so; otherwise the server is asked again after the same time.
             ``None``: only BEGIN and COMMIT, which the pool sends, are asked
             about, after 60 s. Through a proxy with process ids of its own, such
             as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
-            session that does nothing in the middle of a transaction.
+            session that is idle in a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see
             `query_statistics`.
-        name: How the pool is called in messages, and on the server (see
-            ``kwargs``).
-        observers: Told what happens, see `Observer`.
-        clock: Where time comes from; tests pass their own.
-        options: Fields of `PoolSettings`; they beat ``settings``.
+        name: The pool's name in messages, and on the server (see ``kwargs``).
+        observers: Notified of events, see `Observer`.
+        clock: The source of time; tests pass their own.
+        options: Fields of `PoolSettings`, which override ``settings``.
 
     Raises:
-        ValueError, TypeError: An argument is not of its kind. The message
-            leaves ``conninfo`` out, because it may hold a password.
+        ValueError, TypeError: An argument is invalid. The message leaves
+            ``conninfo`` out, because it may contain a password.
     """
 
     def __init__(
@@ -139,24 +132,23 @@ class PostgresPool(Pool[Connection]):
     ) -> None:
         settings = PoolSettings() if settings is None else settings
         if not isinstance(settings, PoolSettings):
-            raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")  # but a DSN?
+            raise TypeError(f"settings must be a PoolSettings, not a {type(settings).__name__}")
         settings = with_options(settings, options, PostgresPool.__init__)
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
         _check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
-        connection_class = get_origin(connection_class) or connection_class  # of MyConnection[Row]
+        connection_class = get_origin(connection_class) or connection_class  # MyConnection for MyConnection[Row]
         if not (isinstance(connection_class, type) and issubclass(connection_class, psycopg.Connection)):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
         self._queries = QueryStatistics() if query_statistics else None
-        self._proved = Answer(0, 0, {})
-        self._changed: Answer | None = None
-        self._learnt_of: object = None  # the generation
-        self._told_lacking: set[str] = set()  # guarded by the lock
+        self._learnt_of: object = None  # the generation for which `Session.missing` holds
+        self._warned_of: set[str] = set()  # missing steps of the cleaning; guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
+        self._rotation = Rotation(self._address)
         self._session = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
@@ -170,13 +162,13 @@ class PostgresPool(Pool[Connection]):
             stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
-        called = self.name if name else f"{program()} {self.name}"  # by itself it is pool-1 in each program
+        called = self.name if name else f"{program()} {self.name}"  # the default name is pool-1 in each program
         self._address.add_default("fallback_application_name", called)
 
     # -- verbs --------------------------------------------------------------------
 
     def open(self, timeout: float | None = None) -> None:
-        self._judge_anew()
+        try_again_now(self.engine)
         super().open(timeout)
 
     open.__doc__ = Pool.open.__doc__
@@ -192,13 +184,13 @@ class PostgresPool(Pool[Connection]):
             A context manager that gives the connection.
 
         Raises:
-            PoolTimeout: None came in time.
-            CreateFailed: None can be made, and trying again would not help.
+            PoolTimeout: No connection became available in time.
+            CreateFailed: Connecting failed, and trying again would not help.
             CommitUnknown: The connection was lost during the commit; or before it,
-                in a block of less than 0.1 s, and the server had not said so.
-            TransactionRolledBack: A statement failed, and its error did not leave
-                the block: nothing was stored. An explicit ``rollback()``, or a
-                savepoint (``conn.transaction()``) around what may fail, is none.
+                in a block of less than 0.1 s, and the server has not said why.
+            TransactionRolledBack: The block caught the error of a statement and
+                went on: nothing was stored. To avoid that, call ``rollback()``, or
+                use a savepoint (``conn.transaction()``) around what may fail.
             psycopg.ProgrammingError: The block ended with an open ``stream()``,
                 ``copy()``, ``pipeline()`` or ``notifies()``: the transaction is
                 rolled back and the connection closed.
@@ -215,14 +207,14 @@ class PostgresPool(Pool[Connection]):
         deferrable: bool | None = None,
         timeout: float | None = None,
     ) -> Iterator[Connection]:
-        """Lend a connection in a transaction of this kind, also where the pool's are in autocommit.
+        """Lend a connection in a transaction with these properties, also if the pool's are in autocommit.
 
         Within it ``commit()`` and ``rollback()`` are refused, and
         ``conn.transaction()`` makes savepoints.
 
         Args:
             isolation_level: Of ``psycopg.IsolationLevel``; ``None`` means the connection's.
-            read_only: Whether it may not write; ``None`` means the connection's.
+            read_only: Whether writing is refused; ``None`` means the connection's.
             deferrable: Whether a serializable read-only one waits until it can
                 run safely; ``None`` means the connection's.
             timeout: Seconds to wait for a connection.
@@ -248,9 +240,9 @@ class PostgresPool(Pool[Connection]):
 
         Args:
             sql: The statement, with ``%s`` or ``%(name)s`` for parameters.
-            params: Their values. With ``None`` a ``%`` in ``sql`` is just that.
+            params: Their values. With ``None``, a ``%`` in ``sql`` has no special meaning.
             row_factory: Makes the rows; ``None`` means the connection's.
-            timeout: Seconds for everything: the line and the statement. ``None``
+            timeout: Seconds for waiting and executing together. ``None``
                 means the pool's ``acquire_timeout`` and ``command_timeout``.
 
         Returns:
@@ -261,16 +253,16 @@ class PostgresPool(Pool[Connection]):
             psycopg.errors.QueryCanceled: The statement took too long;
                 `CommandTimeout` if the server could not be made to stop, and
                 then it may still take effect.
-            CommitUnknown: The connection was lost during the statement, and
-                what it writes, if anything, may hold or not.
+            CommitUnknown: The connection was lost during the statement; whether
+                it took effect is unknown.
             psycopg.Error: As from psycopg.
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
             self._limit_to(conn, timeout, deadline)
-            # A statement outside of a transaction is one by itself, two round trips cheaper.
+            # A statement outside of a transaction is one by itself, which saves two round trips.
             if not notes_of(conn).foreign and (conn.isolation_level, conn.read_only, conn.deferrable) == (None,) * 3:
-                conn._autocommit = True  # `autocommit` would take a lock and a generator; the reset undoes it
+                begin_autocommit(conn)
             cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
             try:
                 cursor.execute(sql, params)
@@ -286,14 +278,14 @@ class PostgresPool(Pool[Connection]):
 
         Args:
             sql: The statement.
-            params: Its parameters, one after the other.
+            params: Its parameters, for one execution after the other.
             timeout: As for `execute_query`.
 
         Returns:
             How many rows were affected.
 
         Raises:
-            As for `execute_query`; nothing holds then.
+            As for `execute_query`; nothing is stored then.
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
@@ -306,92 +298,57 @@ class PostgresPool(Pool[Connection]):
         """Run a unit of work in a transaction, and again in a new one where that helps.
 
         It is run again after a serialization failure or a deadlock (40001,
-        40P01), where a prepared statement was stale (see the README), and when
-        the connection was lost before the commit was sent, or undone with it.
-        Other errors are passed on, a `CommandTimeout` among them, and never is
-        it run again when it may have been committed.
+        40P01), if a prepared statement was stale (see the README), and if the
+        connection was lost before the commit was sent, or the server rolled it
+        back. Other errors are raised, a `CommandTimeout` among them. It is never
+        run again when it may have been committed.
 
         Args:
             function: The work; called with the connection, perhaps several times.
             retries: How often it may be run again, at least 0.
-            timeout: Seconds to wait for a connection, each time.
+            timeout: Seconds to wait for a connection, for each run.
 
         Returns:
             What the function returned.
 
         Raises:
             CommitUnknown: The connection was lost during the commit.
-            TransactionRolledBack: As for `connection`, of the first run in which it happens.
+            TransactionRolledBack: As for `connection`; it is not run again then.
+            TypeError, ValueError: ``retries`` is invalid.
             As for `connection`: the last error, when there are no retries left.
         """
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {shown(retries)}")
-        if retries < 0:
-            raise ValueError(f"retries must be at least 0, not {shown(retries)}")
-        for run in range(1, retries + 2):
-            again = False
-            try:
-                with self.acquire(timeout, 2) as conn:
-                    try:
-                        with Transaction(self, conn):
-                            return function(conn)
-                    except Exception as error:
-                        again = run <= retries and self._may_run_again(conn, error)
-                        raise
-            except Exception:
-                if not again:
-                    raise
-            self._sleep(_CONFLICT.delay(run, waiting=False, random=random.random))
-        raise AssertionError("the last run returns or raises")
+        return run(self, function, retries, timeout)
 
     def rotate(self, timeout: float | None = None) -> None:
-        """Replace every connection, as soon as one has been made with what is answered now.
+        """Replace every connection, as soon as one was made with the current parameters.
 
-        Until then the old ones are lent, and if none can be made they stay.
-        A change of what the callables answer does the same by itself when the
-        next connection is made; one that answers differently each time gives
-        tokens, which are good for connecting only, and nothing is replaced.
+        Until then the old ones are lent, and they stay if connecting fails.
+        This happens automatically when a connection is made and ``conninfo`` or
+        ``kwargs``, as callables, return something new. A callable that returns
+        something else each time gives tokens, which are needed for connecting
+        only: then nothing is replaced.
 
         Args:
             timeout: Seconds to wait for the first; ``None`` means ``acquire_timeout``.
 
         Raises:
-            PoolTimeout: None could be made in time; the last real error is the cause.
-            CreateFailed: None can be made; the driver's error is the cause.
+            PoolTimeout: No connection was made in time; the last error is the cause.
+            CreateFailed: Connecting failed for good; the driver's error is the cause.
             PoolClosed: The pool was closed.
         """
         limit = self.engine.settings.acquire_timeout if timeout is None else seconds(timeout)
-        state, began = self.engine.state, self.engine.clock.now()
-        self._judge_anew()
-        mark = self._address.asked
+        rotate(self, self._rotation, lambda: self._address.asked, limit)
 
-        def proved() -> bool:
-            return self._proved.number > mark or state.closed or self.engine.outage.final
-
-        if len(state.entries) >= state.max_size:
-            self.acquire(limit).discard()
-            wait_until(self.engine, lambda: proved() or len(state.entries) < state.max_size, limit)
-        size = state.live
-        left = limit
-        while not proved() and left > 0:
-            self.fill(min(size + 1, state.max_size))  # again and again: nobody else may want one
-            left = began + limit - self.engine.clock.now()
-            wait_until(self.engine, proved, max(0.0, min(left, self.engine.settings.backoff.probe_interval)))
-        if self._proved.number <= mark:
-            self._raise_not_rotated(limit)
-        self.drain()
-        self.fill(min(size, state.max_size))
-
-    # -- looking ------------------------------------------------------------------
+    # -- observation --------------------------------------------------------------
 
     @property
     def query_statistics(self) -> QueryStatistics | None:
-        """How long queries take: ``to_dict()``, ``reset()``. ``None`` if switched off."""
+        """How long queries take: ``to_dict()``, ``reset()``. ``None`` if they are not measured."""
         return self._queries
 
     @property
     def stall_timeout(self) -> float | None:
-        """Seconds of one command after which the server is asked whether it is at work on it; can be set."""
+        """Seconds that a command may take before the server is asked whether it works on it; can be set."""
         assert isinstance(self.engine.adapter, PostgresAdapter)
         return self.engine.adapter.stall_limit
 
@@ -402,69 +359,54 @@ class PostgresPool(Pool[Connection]):
         self.engine.schedule_sweep(self.engine.clock.now())
 
     def get_pool_stats(self) -> dict[str, Any]:
-        """Return what a health endpoint shows.
+        """Return figures for a health endpoint.
 
         Returns:
-            ``current_state``: how many are where, as `stats`, and
+            ``current_state``: the counts of `stats`;
             ``health_metrics``: counters since the start, times in seconds;
-            ``queries``: `query_statistics`, if they are on.
+            ``queries``: `query_statistics`, if they are measured.
         """
-        everything = self.metrics.to_dict()
-        return {
-            "current_state": {
-                **self.stats(),
-                **{name: everything[name] for name in _STATE_NAMES},
-            },
-            "health_metrics": {name: everything[name] for name in _HEALTH_NAMES},
-            **({} if self._queries is None else {"queries": self._queries.to_dict()}),
-        }
+        return pool_stats(self.stats(), self.metrics.to_dict(), self._queries)
 
     def advise(self, workers: int | None = None) -> Report:
-        """Look at the server through a few connections of its own, and say what is wrong and what to set.
+        """Compare the pool's settings with those of the server, over a few connections outside of the pool.
 
         Args:
             workers: How many processes have a pool like this one; ``None`` if
-                that is not known.
+                it is not known.
 
         Returns:
-            A report: ``str()`` tells it in words, ``findings`` has them one by
-            one, ``breaks`` says whether anything will break.
+            A report: ``str()`` is the text, ``findings`` are its parts,
+            ``breaks`` says whether anything will fail.
 
         Raises:
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        arguments = self._address.ask().arguments
-        failing = self._liveness.resets.error
-        plan = Plan(
-            settings=self.engine.settings, workers=workers, cleans=bool(self._session._clean),
-            prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
-            command_timeout=self._session.command_timeout, unlimited=self._session.command_timeout is None,
-            resets_fail=None if failing is None else format_error(failing),
-        )  # fmt: skip
-        plain = {name: value for name, value in arguments.items() if name not in OWN}
-        ours = plain.get("application_name") or plain["fallback_application_name"]
-        return examine(read(lambda **other: psycopg.connect(**{**plain, **other}), ours), plan)
+        return advise(self._address, self._session, self.engine.settings, self._liveness.resets.error, workers)
 
-    # -- how it works ---------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------
 
     def _begin_creation(self) -> None:
-        """Before a connection is made: after a drain the server may be another one."""
+        """Before a connection is made: after a drain it may lead to another server."""
         if self._learnt_of is not self.engine.state.generation:
             self._learnt_of = self.engine.state.generation
-            self._session.learn_anew()
+            self._session.forget_missing()
 
     def _replace_if_changed(self) -> None:
-        """Replace all connections after the first one that was made with other credentials or another address."""
-        changed, self._changed = self._changed, None
-        if changed is not None and self._is_here_to_stay(changed):
+        """Replace all connections after the first one that was made with changed parameters."""
+        if self._rotation.take_change(self.name):
             logger.info("pool %r: connection parameters have changed; replacing all connections", self.name)
             self.drain()
 
+    def _note_proved(self, answer: Answer) -> None:
+        with self.engine.lock:
+            self._rotation.note_locked(answer)
+
     def _note_lacking(self, missing: dict[str, psycopg.Error]) -> None:
         with self.engine.lock:
-            new = {step: error for step, error in missing.items() if step not in self._told_lacking}
-            self._told_lacking |= set(new)
+            new = {step: error for step, error in missing.items() if step not in self._warned_of}
+            self._warned_of |= set(new)
         if new:
             logger.warning(
                 "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
@@ -472,63 +414,21 @@ class PostgresPool(Pool[Connection]):
                 ", ".join(STEPS[step] for step in new),
             )  # fmt: skip
 
-    def _note_proved(self, answer: Answer) -> None:
-        with self.engine.lock:
-            before = self._proved
-            if answer.number > before.number:
-                self._proved = answer.without_secrets()
-                if before.number and answer.digest != before.digest:
-                    self._changed = self._proved
-
-    def _is_here_to_stay(self, answer: Answer) -> bool:
-        try:
-            return self._address.ask().digest == answer.digest
-        except Exception:
-            logger.debug("pool %r: asking again failed", self.name, exc_info=True)
-            return False
-
-    def _judge_anew(self) -> None:
-        """Somebody says that it works now: what failed before is no reason to wait, and not final."""
-        with self.engine.lock:
-            self.engine.outage.final = False
-            self.engine.outage.retry_at = min(self.engine.outage.retry_at, self.engine.clock.now())
-
-    def _raise_not_rotated(self, limit: float) -> NoReturn:
-        if self.engine.state.closed:
-            raise PoolClosed(f"pool {self.name!r} is closed")
-        cause = self.engine.outage.error
-        if self.engine.outage.final:
-            raise self.engine.outage.cannot_create(self.name, self.engine.adapter.noun) from cause
-        text = f"pool {self.name!r}: no new connection within {limit:.1f} s; the old ones are kept"
-        raise PoolTimeout(text) from cause
-
     def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:
-        """Outside of a transaction the statement is the commit."""
+        """Raise `CommitUnknown` if a statement outside of a transaction may have taken effect."""
         if conn.closed and conn.autocommit and not isinstance(error, CommandTimeout) and failures.in_doubt(error):
             raise CommitUnknown(
-                f"pool {self.name!r}: the connection was lost during a statement, which may hold or not"
+                f"pool {self.name!r}: the connection was lost during a statement: it is unknown whether it took effect"
             ) from error
 
-    def _may_run_again(self, conn: Connection, error: Exception) -> bool:
-        if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
-            return False  # it may hold; or the work is at fault, and would be again
-        if notes_of(conn).cancel is not None:
-            return False  # it was cut off at its limit, or as the pool was closed
-        return failures.repeatable(error) or self.engine.adapter.is_broken(conn, error)
-
     def _limit_to(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
-        """Limit the commands of this lease, all together, to what is left of the timeout."""
+        """Limit the commands of this lease, all together, to what is left of ``timeout``."""
         if deadline is not None:
             notes_of(conn).limit = Limit(self._session.command_timeout, timeout, deadline - self.engine.clock.now())
 
-    def _sleep(self, seconds: float) -> None:
-        box: queue.SimpleQueue[None] = queue.SimpleQueue()
-        with suppress(queue.Empty):
-            self.engine.clock.get(box, seconds)
-
 
 def _weakly(method: Callable[..., object]) -> Callable[..., object]:
-    """Call a method while its object lives: an adapter outlives its pool, to close what was idle."""
+    """Return a function that calls a method while its object lives: an adapter outlives its pool."""
     reference = weakref.WeakMethod(method)
 
     def call(*args: Any) -> None:
@@ -544,13 +444,5 @@ def _check_hooks(**hooks: object) -> None:
         if not (hook is None or callable(hook)):
             raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
-
-_STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
-_HEALTH_NAMES = (
-    "active_connections", "idle_connections", "waiting_requests", "total_connections_created",
-    "total_connections_closed", "connection_errors", "connection_timeouts",
-    "avg_connection_acquisition_time", "max_connection_acquisition_time", "health_check_failures",
-    "last_health_check", "pool_exhausted_count",
-)  # fmt: skip
 
 PostgresPool.__module__ = "pooling"  # where users import them from

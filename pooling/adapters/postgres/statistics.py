@@ -1,4 +1,4 @@
-"""How long queries take, which are the slowest, and how they fail."""
+"""How long queries take, which ones are the slowest, and how they fail."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Any
 from psycopg.sql import Composable
 
 from ...core.report.histogram import Histogram
+from .steps import query_of
 
-__all__ = ["QueryStatistics", "text_of"]
+__all__ = ["QueryStatistics", "pool_stats", "text_of"]
 
 SLOWEST = 10
 _LONGEST = 500  # characters of a text that are kept
-# What a user says may be a secret: ALTER ROLE ... PASSWORD '...', the number of a card, the
-# remark in a comment. Comments and names are known so that a quote in one begins no literal,
-# and what has no end where the text was cut goes to the end.
+# Literals, numbers and comments may be secrets: ALTER ROLE ... PASSWORD '...', the number of a card. Comments and
+# names are matched so that a quote in one does not begin a literal. The text may be cut: what is not terminated
+# extends to its end.
 _HIDDEN = re.compile(
     r"""
     (?P<kept> "(?:[^"]|"")*(?:"|\Z) )                       # a name
     | (?P<comment>
         --[^\n]*
         | /\*(?:(?!/\*).)*?\*/
-        | /\*.*                                             # one in another: who knows where it ends
+        | /\*.*                                             # one in another: to the end of the text
     )
     | (?<!\w)[eE]'(?:[^'\\]|''|\\(?:.|\Z))*(?:'|\Z)
     | '(?:[^']|'')*(?:'|\Z)
@@ -41,34 +42,32 @@ _HIDDEN = re.compile(
 
 
 class QueryStatistics:
-    """Counts and times the queries of one pool: what a cursor executes, not BEGIN and COMMIT.
+    """Counts and times the queries of one pool: everything that cursors execute, not BEGIN and COMMIT.
 
-    A query is timed from its sending until its answer is there. A COPY is timed
-    until it can begin, what goes through a pipeline or is streamed until it is
-    sent, and is an error only if it fails until then. Texts are kept without
-    parameters and comments, with ``'?'`` for literals and ``?`` for numbers.
+    A query is timed until its answer has arrived; a COPY until it can begin; in
+    a pipeline, and by ``stream()``, until it is sent. Only errors until then are
+    counted. Texts are kept without parameters and comments, with ``'?'`` for
+    literals and ``?`` for numbers.
     """
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Start anew, with a lock that nobody holds: in a forked child."""
+        """Start again with a new lock, in a forked child."""
         self._lock: Any = _thread.RLock()
         self._times = Histogram(self._lock)
         self._errors: Counter[str] = Counter()  # guarded by the lock
         self._slowest: list[tuple[float, str]] = []  # a heap, the fastest first; guarded by the lock
-        self._bar = 0.0  # whoever is slower belongs to the slowest
+        self._bar = 0.0  # seconds; a slower query belongs to the slowest
 
-    def timed(self, steps: Generator[Any, Any, Any]) -> AbstractContextManager[None] | None:
-        """Return what times these steps of psycopg's; ``None`` if they are none of a query."""
-        frame = getattr(steps, "gi_frame", None)
-        given = {} if frame is None else frame.f_locals
-        query = given.get("query") or given.get("statement")  # that is what a COPY calls it
+    def timed(self, generator: Generator[Any, Any, Any]) -> AbstractContextManager[None] | None:
+        """Return a context manager that times the query of this generator of psycopg's; ``None`` if it has none."""
+        query = query_of(generator)
         return None if query is None else _Timer(self, query)
 
     def count(self, query: Any, seconds: float, error: BaseException | None) -> None:
-        """Count one query."""
+        """Count one query, which took so many seconds and raised ``error``, if not ``None``."""
         self._times.record(seconds)
         if error is not None:
             with self._lock:
@@ -84,9 +83,9 @@ class QueryStatistics:
         # Not in the block that holds the lock: CPython 3.13.0 does not release it if a
         # signal handler raises in a loop that ends in a condition.
         slowest = self._slowest
-        for place, (known, other) in enumerate(slowest):
-            if other == text:  # each text once, with its longest time
-                slowest[place] = (max(known, seconds), text)
+        for index, (known, other) in enumerate(slowest):
+            if other == text:  # each text is kept once, with its longest time
+                slowest[index] = (max(known, seconds), text)
                 heapq.heapify(slowest)
                 break
         else:
@@ -104,7 +103,7 @@ class QueryStatistics:
             self._bar = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return count, errors, seconds (mean, p50, p95, p99, max) and the slowest texts."""
+        """Return the count, errors, durations in seconds (mean, p50, p95, p99, max) and the slowest texts."""
         with self._lock:
             times = self._times.snapshot()
             errors, slowest = dict(self._errors), sorted(self._slowest, reverse=True)
@@ -132,7 +131,7 @@ class _Timer:
 
 
 def text_of(query: Any) -> str:
-    """Return a statement in one line, without its literals and comments."""
+    """Return a statement on one line, without its literals and comments, at most 500 characters."""
     if isinstance(query, Composable):
         query = query.as_string(None)
     text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
@@ -142,3 +141,21 @@ def text_of(query: Any) -> str:
 def _hidden(found: re.Match[str]) -> str:
     kind = found.lastgroup if found.lastgroup != "tag" else None
     return found[0] if kind == "kept" else {"comment": " ", "number": "?"}.get(kind or "", "'?'")
+
+
+def pool_stats(counts: dict[str, Any], totals: dict[str, Any], queries: QueryStatistics | None) -> dict[str, Any]:
+    """Return what `PostgresPool.get_pool_stats` returns, of a pool's counts and its metrics."""
+    return {
+        "current_state": {**counts, **{name: totals[name] for name in _STATE_NAMES}},
+        "health_metrics": {name: totals[name] for name in _HEALTH_NAMES},
+        **({} if queries is None else {"queries": queries.to_dict()}),
+    }
+
+
+_STATE_NAMES = ("active_connections", "idle_connections", "waiting_requests", "pool_utilization", "saturation")
+_HEALTH_NAMES = (
+    "active_connections", "idle_connections", "waiting_requests", "total_connections_created",
+    "total_connections_closed", "connection_errors", "connection_timeouts",
+    "avg_connection_acquisition_time", "max_connection_acquisition_time", "health_check_failures",
+    "last_health_check", "pool_exhausted_count",
+)  # fmt: skip

@@ -12,7 +12,9 @@ from ...core.pool import Pool
 
 __all__ = ["let_writers_run"]
 
-_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether this interpreter has a GIL, without which writers need no help. Internal."""
+
 _SLEEP = 1e-4  # seconds; the scheduler makes it about 150 µs
 _LONG_WRITE = 3e-4  # seconds: twice the duration of a short durable write on a fast disk
 _since = operator.attrgetter("since")
@@ -32,7 +34,7 @@ def let_writers_run(writers: Pool[Any]) -> None:
     reduced 25,000 operations a second to 17,000.
     """
     engine = writers.engine
-    if not engine.state.waiters or not _GIL:
+    if not engine.state.waiters or not HAS_GIL:
         return
     began = max(map(_since, list(engine.state.entries)), default=math.inf)  # of the latest lease
     if engine.clock.now() - began > _LONG_WRITE:

@@ -7,5 +7,6 @@
 `fork`      a child process finds its pools empty (P9)
 `shutdown`  idle resources are closed when the process exits (P10)
 `immortal`  inherited objects that must never be destroyed
+`parking`   CPython's list of parked threads, cleared after a fork in C
 `gevent`    the threading primitives, which gevent may replace at any time
 """

@@ -38,6 +38,9 @@ class Machine:
 
     Args:
         seconds: How long the memory will be sampled.
+
+    Attributes:
+        samples: The samples of the memory, in bytes; internal.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -45,7 +48,7 @@ class Machine:
         self._before = self._now()
         self._every = seconds / _MOST
         self._due = 0.0
-        self._samples: list[int] = []
+        self.samples: list[int] = []
 
     def _now(self) -> tuple[int, int]:
         process: Any = self._process  # Windows has handles instead of descriptors
@@ -55,14 +58,14 @@ class Machine:
     def look(self) -> float:
         """Sample the memory, if a sample is due; return the last one in MB."""
         now = time.monotonic()
-        if now >= self._due or not self._samples:
+        if now >= self._due or not self.samples:
             self._due = now + self._every
-            self._samples.append(self._process.memory_info().rss)
-        return self._samples[-1] / _MB
+            self.samples.append(self._process.memory_info().rss)
+        return self.samples[-1] / _MB
 
     def memory(self) -> Check:
         """Check that memory is flat. Medians of thirds are robust against peaks and late page reclaim."""
-        samples = self._samples[int(len(self._samples) * _WARM_UP) :]
+        samples = self.samples[int(len(self.samples) * _WARM_UP) :]
         third = len(samples) // 3
         if len(samples) < _FEWEST:
             return Check("memory", None, "no verdict: too few samples in such a short run")
