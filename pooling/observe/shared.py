@@ -27,7 +27,6 @@ process, and others must not be able to write to it.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import json
 import logging
@@ -39,16 +38,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from .._masking import shown
 from ..core.clock import SYSTEM
 from ..core.runtime import registry
-from ..core.runtime.fork import SAME_PROCESS, ensure_process
-from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper, SweepRequest
-from .figures import Figures, Recorder, add_up, all_pools
+from .figures import Figures, add_up
+from .local import PATIENCE, Local, Process, Source, Totals, pause
 from .slotfile import SlotFile
 
 __all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
@@ -61,125 +59,12 @@ VARIABLE = "POOLING_METRICS_DIR"
 INTERVAL = 1.0
 """Seconds between two writes of a process."""
 
-PATIENCE = 5.0
-"""Seconds that a reader waits for its turn."""
-_EXIT_PATIENCE = 0.5  # the same, for a process that exits
+_EXIT_PATIENCE = 0.5  # seconds that a process which exits waits for a thread that writes
 _RETIRED = "retired.v1"
 _NAME = re.compile(r"\d+-[0-9a-f]{16}\.v1")
 
 
-class Totals(NamedTuple):
-    """The figures of one process or of all.
-
-    Attributes:
-        pools: By pool name, see `figures`.
-        processes: How many processes they are from; those that have ended do not count.
-    """
-
-    pools: dict[str, Figures]
-    processes: int
-
-
-class Process:
-    """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
-
-    def __init__(self) -> None:
-        self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
-        self.recorder = Recorder()
-        self.active = False
-        self.due = 0.0
-        self.writing = False
-        self.directory = -1
-        self.retired: SlotFile | None = None
-        self.file: SlotFile | None = None
-        self.name = ""
-        self.written: dict[str, Any] = {}
-        self.epoch = 0
-
-    @property
-    def used(self) -> bool:
-        """Whether a pool was used in this process."""
-        if not self.active:
-            self.active = any(ref.state.started or ref.state.entries for ref, _ in all_pools())
-        return self.active
-
-    @property
-    def joined(self) -> bool:
-        """Whether this process has a file."""
-        return self.file is not None and self.file.linked
-
-    def close(self) -> None:
-        """Close all files."""
-        for file in (self.file, self.retired):
-            if file is not None:
-                file.close()
-        if self.directory >= 0:
-            os.close(self.directory)
-        self.directory, self.file, self.retired = -1, None, None
-
-
-class _Source:
-    """Where totals come from. One object serves a process and all its forked children."""
-
-    def __init__(self) -> None:
-        self.processes: dict[int, Process] = {}  # by process id: this one's, or its parent's
-        self._locks: dict[int, Any] = {}  # by process id: never one that a thread of the parent held
-
-    def process(self) -> Process:
-        """Return what this process has open."""
-        if not SAME_PROCESS[0]:
-            ensure_process()  # forked in C, and no pool was used since
-        pid = os.getpid()
-        found = self.processes.get(pid)
-        return self._begin(pid) if found is None else found
-
-    def _begin(self, pid: int) -> Process:
-        with self._locks.setdefault(pid, _thread.RLock()):
-            if pid not in self.processes:
-                # Before this process has a lock on these files, which it would lose. The parent keeps its own.
-                for inherited in self.processes.values():
-                    inherited.close()
-                    keep_forever(inherited)  # it refers to resources of the parent
-                self.processes = {pid: Process()}
-                self._locks = {pid: self._locks[pid]}
-            return self.processes[pid]
-
-    @contextmanager
-    def _exclusive(self, process: Process, patience: float = PATIENCE) -> Iterator[None]:
-        """Let the threads of this process take turns. Never blocks the hub of gevent."""
-        deadline = time.monotonic() + patience
-        while not process.lock.acquire(False):
-            _pause(deadline, "another thread of this process reads or writes them")
-        try:
-            yield
-        finally:
-            process.lock.release()
-
-    def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
-        """Count a pool that was dropped. Called by the reaper."""
-        process = self.process()
-        if dropped is None or dropped.runtime not in registry.runtimes:
-            return
-        metrics = dropped.metrics
-        if metrics is not None and not metrics.inner:
-            with self._exclusive(process):
-                process.recorder.end(metrics)
-
-
-class Local(_Source):
-    """The figures of this process alone."""
-
-    def read(self) -> Totals:
-        """Return the figures of all pools of this process; peaks since the last call."""
-        if self.listen not in LISTENERS:
-            LISTENERS.append(self.listen)
-        process = self.process()
-        with self._exclusive(process):
-            process.epoch += 1
-            return Totals(process.recorder.sample(process.epoch - 1), 1)
-
-
-class SharedDirectory(_Source):
+class SharedDirectory(Source):
     """A directory with the figures of all processes that share it.
 
     One made by hand only reads it; `share` and the environment variable make
@@ -259,7 +144,7 @@ class SharedDirectory(_Source):
         if not (self.writes and process.used):
             return True
         try:
-            with self._exclusive(process, patience):
+            with self.exclusive(process, patience):
                 self._open(process)
                 if not process.joined:
                     with self._turn(process) as retired:
@@ -317,7 +202,7 @@ class SharedDirectory(_Source):
             TimeoutError: Another process has been reading for seconds.
         """
         process = self.process()
-        with self._exclusive(process):
+        with self.exclusive(process):
             self._open(process)
             with self._turn(process) as retired:
                 if self.writes and process.used:
@@ -344,7 +229,7 @@ class SharedDirectory(_Source):
         assert retired is not None
         deadline = time.monotonic() + PATIENCE
         while not retired.lock():
-            _pause(deadline, f"another process has locked {self.path}")
+            pause(deadline, f"another process has locked {self.path}")
         try:
             yield retired
         finally:
@@ -447,12 +332,6 @@ def _open_private(path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _pause(deadline: float, why: str) -> None:
-    if time.monotonic() > deadline:
-        raise TimeoutError(f"no turn to read or write the metrics: {why}")
-    time.sleep(0.001)
 
 
 # -- of the process ------------------------------------------------------------

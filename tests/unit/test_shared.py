@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pooling import Pool
-from pooling.observe import figures, shared, slotfile
+from pooling.observe import figures, local, shared, slotfile
 from pooling.observe.figures import MOST_POOLS, Recorder, add_up
 from pooling.observe.shared import SharedDirectory
 from pooling.observe.slotfile import SlotFile
@@ -388,7 +388,7 @@ def test_own_pools_are_in_the_totals(directory: SharedDirectory, name: str) -> N
 def test_process_that_uses_no_pool_writes_nothing(
     directory: SharedDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "all_pools", list)
+    monkeypatch.setattr(local, "all_pools", list)
     directory.writes = True
     directory.write()
     assert not path.exists()

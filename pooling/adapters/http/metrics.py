@@ -128,7 +128,7 @@ class HostMetrics:
 
     def buckets(self) -> tuple[Buckets, Buckets]:
         """Return the latencies of answers and the connect times, by bucket."""
-        with self._lock:
+        with self.lock:
             return self._latency.buckets(), self._connect.buckets()
 
     def snapshot(self) -> HostSnapshot:
