@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import _thread
 import queue
+import weakref
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from itertools import islice
@@ -82,6 +83,8 @@ class Engine(Generic[R]):
         self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.bounded)
         self.events = Events(name, adapter.noun, self.metrics)
         self.settings = settings
+        #: The public pool in front, weakly, for lists of all pools; ``None``: it is a part of another pool.
+        self.owner: weakref.ref[Any] | None = None
         self.renew()
 
     def use_metrics(self, metrics: PoolMetrics) -> None:

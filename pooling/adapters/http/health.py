@@ -51,6 +51,7 @@ class Health(Observer):
             settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_ours(settings)),
             name=f"{http.name} health", observers=[self],
         )  # fmt: skip
+        self.pool.engine.owner = None  # a part of the HTTPPool
 
     def ensure(self) -> None:
         """Begin, if this process has not: ask now, and then at the interval."""

@@ -6,7 +6,7 @@ import _thread
 from collections import Counter
 from typing import Any, NamedTuple, Protocol
 
-from ...core.report.histogram import SHORT, Histogram, HistogramSnapshot
+from ...core.report.histogram import SHORT, Buckets, Histogram, HistogramSnapshot
 from ...core.report.metrics import PoolMetrics
 from ...core.report.snapshot import PoolSnapshot
 from ...core.state import PoolState
@@ -124,6 +124,11 @@ class HostMetrics:
         """How many sockets proved dead in the hands of a request, and were replaced there."""
         return self._count["hung_up"]
 
+    def latencies(self) -> Buckets:
+        """Return the latencies of answers by bucket."""
+        with self._lock:
+            return self._latency.buckets()
+
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent picture."""
         with self._lock:
@@ -222,6 +227,16 @@ class HTTPMetrics(PoolMetrics):
         total = sum(host.connect.count * host.connect.mean for host in hosts)
         worst = [max(getattr(host.connect, part) for host in hosts) for part in ("max", "p50", "p95", "p99")]
         return HistogramSnapshot(count, total / count, *worst)
+
+    def buckets(self) -> dict[str, Buckets]:
+        """Return the recorded durations by bucket; ``create`` has none: see `hosts` for connect times."""
+        found = super().buckets()
+        with self.lock:
+            return {**found, "wait": self._waited.buckets()}
+
+    def latencies(self) -> dict[str, Buckets]:
+        """Return the latencies of answers by bucket, for each host."""
+        return {host: metrics.latencies() for host, metrics in list(self.of.metrics.items())}
 
     def hosts(self) -> list[HostSnapshot]:
         """Return each host's own figures, the most used first; at most 101 of them."""

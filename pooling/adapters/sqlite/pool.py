@@ -192,6 +192,7 @@ class SQLitePool(Pool[sqlite3.Connection]):
             self.readers = Pool(
                 adapter=second, settings=_resized(settings, readers), name=f"{name}-readers"
             )
+            self.readers.engine.owner = None  # a part of this pool
             settings = _resized(settings, writer)
         self._queries = QueryStats()
         for one in self._adapters:
