@@ -74,6 +74,7 @@ class _State:
     def __init__(self, clock: Clock, retention: float) -> None:
         self.lock: Any = _thread.RLock()  # native under gevent, too: nothing waits or switches while it is held
         self.since, self.since_wall = clock.now(), clock.wall()
+        self.forked = False  # it began in a forked child, where pools begin with zeros
         self.incidents = Incidents(clock.wall)
         # All below: guarded by the lock.
         self.watches: dict[int, _Watch] = {}
@@ -98,8 +99,8 @@ class PerformanceMonitor:
 
     Sampling begins at once, in the background. The pools are held weakly: a
     pool that was closed or dropped leaves its history. The history is kept by
-    the minute and bounded: a day takes about 1 MB for each pool, 5 MB for an
-    HTTP pool with ten busy hosts, and 0.5 MB for incidents.
+    the minute and bounded: a day takes at most 2 MB for each pool, 3 MB for an
+    HTTP pool, and 0.5 MB for incidents.
 
     Args:
         pools: A `PoolManager`, whose later pools are observed too; a pool; or
@@ -200,6 +201,7 @@ class PerformanceMonitor:
         if not SAME_PROCESS[0]:
             fork.ensure_process()  # before any lock of a pool is taken
         fresh = _State(self._clock, self._retention)
+        fresh.forked = bool(self._states)
         watches = [watch for old in list(self._states.values()) for watch in list(old.watches.values())]
         state = self._states.setdefault(pid, fresh)
         if state is fresh:
@@ -342,10 +344,10 @@ class PerformanceMonitor:
             return
         before, seconds = watch.reading, now - watch.at
         if before is None:
-            # A pool that was made since the last sample: all that it has counted is new.
+            # A pool that was made since the last sample, or that began anew after a fork: all that it counts is new.
             seconds = after.duration
-            new = isinstance(pool, ManagedPool) and state.samples > 0 and seconds <= now - state.sampled_at + 1e-6
-            if not new:
+            known = state.forked if not state.samples else seconds <= now - state.sampled_at + 1e-6
+            if not known or not isinstance(pool, ManagedPool):
                 before, seconds = after, 0.0
         reading.note(watch.series, before, after, seconds, wall)
         watch.reading, watch.at = after, now
@@ -421,9 +423,7 @@ class PerformanceMonitor:
         Raises:
             ValueError, TypeError: ``hours`` is not a number above 0, at most 168.
         """
-        hours = _number("hours", hours, 0.0, _LONGEST_HOURS)
-        if not hours:
-            raise ValueError("hours must be above 0, not 0")
+        hours = _number("hours", hours, 0.0, _LONGEST_HOURS, above=True)
         state = self._here()
         self.sample()
         manager = self._source.manager
@@ -540,12 +540,13 @@ def _last_minute(series: Series, wall: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _number(name: str, value: Any, least: float, most: float) -> float:
+def _number(name: str, value: Any, least: float, most: float, *, above: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {shown(value)}")
-    for words, good in ((f"at least {least:g}", value >= least), (f"at most {most:g}", value <= most)):
-        if not good:
-            raise ValueError(f"{name} must be {words}, not {shown(value)}")
+    if not (value > least if above else value >= least):
+        raise ValueError(f"{name} must be {'above' if above else 'at least'} {least:g}, not {shown(value)}")
+    if not value <= most:
+        raise ValueError(f"{name} must be at most {most:g}, not {shown(value)}")
     return float(value)
 
 

@@ -32,6 +32,7 @@ main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;line-height:1.2;margin:0;letter-spacing:-.01em}
 h2{font-size:18px;margin:38px 0 12px}
 h3{font-size:14px;margin:0;font-weight:600}
+h1,h2,h3,td,.events li>*{overflow-wrap:anywhere;min-width:0}
 p{margin:0}
 code{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .dim{color:var(--dim)}
@@ -43,7 +44,7 @@ header p{flex-basis:100%}
 margin-left:8px;vertical-align:2px;white-space:nowrap}
 .cards{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:13px 16px;min-width:0}
-.card b{display:block;font-size:23px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
+.cards b{display:block;font-size:23px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
 .cards span{font-size:13px;color:var(--dim)}
 .advice{display:grid;gap:10px}
 .advice .card{border-left:4px solid var(--warn);overflow-wrap:anywhere}
@@ -51,7 +52,7 @@ margin-left:8px;vertical-align:2px;white-space:nowrap}
 .advice .none{border-left-color:var(--good)}
 .advice h3{font-size:15px}
 .advice p{color:var(--dim);margin-top:2px}
-.charts{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));margin:12px 0}
+.charts{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));margin:12px 0}
 .chart .top{display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 12px;margin-bottom:8px}
 .key{font-size:12px;color:var(--dim);display:flex;flex-wrap:wrap;gap:0 11px;align-items:center}
 .key i{display:inline-block;width:14px;height:3px;border-radius:2px;margin-right:5px;vertical-align:middle}
@@ -80,7 +81,7 @@ margin-bottom:6px}
 .events li{display:grid;grid-template-columns:8.5em 15em 10em 1fr;gap:0 14px;padding:7px 0;
 border-top:1px solid var(--rule)}
 .events b{font-weight:600}.events time,.events i{color:var(--dim);font-style:normal;font-variant-numeric:tabular-nums}
-.events span{overflow:hidden;text-overflow:ellipsis}.events code{grid-column:2/-1;color:var(--dim)}
+.events code{grid-column:2/-1;color:var(--dim)}
 summary{cursor:pointer;color:var(--blue);font-size:14px;padding-top:8px;border-top:1px solid var(--rule)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
@@ -93,7 +94,7 @@ td.wide{overflow-wrap:anywhere;min-width:180px}
 .two>.card,.charts>.card{min-width:0}
 footer{margin-top:36px;font-size:13px;color:var(--dim)}
 @media(max-width:640px){main{padding:18px 12px 40px}h1{font-size:22px}.cards{grid-template-columns:1fr 1fr;gap:8px}
-.card{padding:11px 12px}.card b{font-size:19px}.charts{grid-template-columns:1fr}
+.card{padding:11px 12px}.cards b{font-size:19px}.charts{grid-template-columns:1fr}
 .strip{grid-template-columns:1fr;gap:2px}.strip span{max-width:100%}
 .events li{grid-template-columns:1fr auto}.events time{order:1;text-align:right}.events span{order:2}
 .events i{order:3;text-align:right}.events code{order:4;grid-column:1/-1}.stack thead{display:none}
@@ -223,7 +224,7 @@ def _pool(label: str, pool: dict[str, Any], timeline: dict[str, Any]) -> str:
     cards = _cards([
         ("requests", _count(pool["requests"]), ""),
         ("failed", _count(pool["failed"]), "bad" if pool["failed"] else "good"),
-        ("in use on average", f"{pool['in_use']['mean']:.2g}" + (f" of {limit}" if limit else ""), ""),
+        ("in use on average", _plain(pool["in_use"]["mean"]) + (f" of {limit}" if limit else ""), ""),
         ("in use at the peak", _count(peak), "warn" if limit and peak >= limit else ""),
         ("wait, 99th percentile", duration_text(pool["wait"]["p99"]), ""),
         ("exhausted", f"{_count(pool['exhausted'])} times", "warn" if pool["exhausted"] else "good"),
@@ -412,7 +413,9 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+    if value >= 10 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else "under 0.01"
 
 
 def _count(number: int) -> str:
