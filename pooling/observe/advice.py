@@ -104,7 +104,8 @@ def _size(
         return []
     peak = busiest([one for one in calm if one.exhausted or one.timeouts or one.refusals]) or busiest(calm)
     size = total.max_size
-    facts = f"Exhausted {_times(exhausted)}; {_number(failed, 'acquire')} timed out or refused."
+    facts = "Outside of outages: exhausted" if outages else "Exhausted"
+    facts += f" {_times(exhausted)}; {_number(failed, 'acquire')} timed out or refused."
     if peak is None:
         return [_item(
             series.label, ACT, "All resources were in use, and none came back",

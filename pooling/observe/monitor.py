@@ -23,11 +23,12 @@ from types import TracebackType
 from typing import Any
 
 from .._masking import shown
-from .._members import Member, member_of
+from .._members import member_of
 from .._reports import DEGRADED, UP
 from ..core.clock import SYSTEM, Clock
 from ..core.managed import ManagedPool
-from ..core.report.messages import no_copy
+from ..core.pool import Pool
+from ..core.report.messages import format_error, no_copy
 from ..core.runtime import fork, registry
 from ..core.runtime.fork import SAME_PROCESS
 from ..core.runtime.reaper import SweepRequest
@@ -358,7 +359,7 @@ class PerformanceMonitor:
     def _complain(state: _State, about: str, error: Exception) -> None:
         if about not in state.complained:
             state.complained.add(about)
-            logger.warning("monitor: %s cannot be observed: %s: %s", about, type(error).__name__, error)
+            logger.warning("monitor: %s cannot be observed: %s", about, format_error(error))
 
     # -- looking --------------------------------------------------------------------
 
@@ -380,15 +381,17 @@ class PerformanceMonitor:
         state = self._here()
         self.sample()
         manager = self._source.manager
-        found = self._summary_of_pools() if manager is None else manager.get_performance_summary()
+        named = self._named(state)
+        found = self._summary_of(named) if manager is None else manager.get_performance_summary()
         pools: dict[str, Any] = found["pools"]
         with state.lock:
             for label, figures in pools.items():
                 if label in state.series:
                     figures["last_minute"] = _last_minute(state.series[label], self._clock.wall())
             cpu = state.process.total(self._clock.wall() - 60).cpu
-        for alias, label in self._aliases(pools).items():
-            found.setdefault(alias, pools[label])
+        for alias, label in _aliases(named).items():
+            if label in pools:
+                found.setdefault(alias, pools[label])
         found.setdefault("uptime_seconds", self._clock.now() - state.since)
         found["process"] = {**process.read().to_dict(), "cpu_percent": 100.0 * cpu}
         found["monitor"] = {
@@ -396,26 +399,28 @@ class PerformanceMonitor:
         }  # fmt: skip
         return found
 
-    def _summary_of_pools(self) -> dict[str, Any]:
-        pools: dict[str, Any] = {}
-        status = UP
-        for label, pool in self._source.pools():
-            member: Member = member_of(pool)
-            if label in pools:
-                label = next(f"{label} ({number})" for number in range(2, 10_000) if f"{label} ({number})" not in pools)
-            pools[label] = member.metrics()
-            if member.trouble() or (member.closed and isinstance(self._source, Given)):
-                status = DEGRADED
-        return {**pools, "status": status, "timestamp": self._clock.wall(), "pools": pools}
+    def _named(self, state: _State) -> dict[str, Any]:
+        """Return the pools by the labels of their histories; pools of one name are told apart in any case."""
+        found: dict[str, Any] = {}
+        with state.lock:
+            for name, pool in self._source.pools():
+                watch, label, number = state.watches.get(id(pool)), name, 1
+                if watch is not None and not watch.closed:
+                    label = watch.series.label
+                while label in found:
+                    number += 1
+                    label = f"{name} ({number})"
+                found[label] = pool
+        return found
 
-    def _aliases(self, pools: Mapping[str, Any]) -> dict[str, str]:
-        kinds: dict[str, list[str]] = {"http_pool": [], "database_pool": []}
-        for label, pool in self._source.pools():
-            if label in pools:
-                kind = "http_pool" if hasattr(getattr(pool, "metrics", None), "hosts") else "database_pool"
-                if kind == "http_pool" or type(pool).__name__ != "Pool":
-                    kinds[kind].append(label)
-        return {alias: labels[0] for alias, labels in kinds.items() if len(labels) == 1 and alias not in pools}
+    def _status(self, named: Mapping[str, Any]) -> str:
+        given = isinstance(self._source, Given)
+        members = [member_of(pool) for pool in named.values()]
+        return DEGRADED if any((given and one.closed) or one.trouble() for one in members) else UP
+
+    def _summary_of(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        pools = {label: member_of(pool).metrics() for label, pool in named.items()}
+        return {**pools, "status": self._status(named), "timestamp": self._clock.wall(), "pools": pools}
 
     def get_report(self, hours: float = 24.0) -> dict[str, Any]:
         """Return what `generate_report` renders, as plain values; see :mod:`pooling.observe.report` for its shape.
@@ -427,7 +432,7 @@ class PerformanceMonitor:
         state = self._here()
         self.sample()
         manager = self._source.manager
-        status = manager._status() if manager is not None else self._summary_of_pools()["status"]
+        status = manager._status() if manager is not None else self._status(self._named(state))
         with state.lock:
             return compile_report(
                 list(state.series.values()), state.process, state.incidents,
@@ -524,6 +529,17 @@ def _sample_and_export(monitor: weakref.ref[PerformanceMonitor], exporter: Expor
         logger.exception("a sample of the monitor failed; this is a bug in pooling")
 
 
+def _aliases(named: Mapping[str, Any]) -> dict[str, str]:
+    """Return the promised names of the only HTTP pool and the only database pool, as far as they are not taken."""
+    kinds: dict[str, list[str]] = {"http_pool": [], "database_pool": []}
+    for label, pool in named.items():
+        if hasattr(getattr(pool, "metrics", None), "hosts"):
+            kinds["http_pool"].append(label)
+        elif type(pool) is not Pool:
+            kinds["database_pool"].append(label)
+    return {alias: labels[0] for alias, labels in kinds.items() if len(labels) == 1 and alias not in named}
+
+
 def _settings_of(pool: ManagedPool[Any]) -> dict[str, Any]:
     settings = pool.settings
     names = ("min_size", "max_size", "max_idle", "acquire_timeout", "idle_timeout", "keepalive_interval",
@@ -580,13 +596,15 @@ _global: dict[str, PerformanceMonitor] = {}
 def get_global_monitor() -> PerformanceMonitor:
     """Return the monitor of all pools of this library in the process; the first call starts it.
 
-    In a forked child the same object begins anew.
+    In a forked child the same object begins anew. After its `stop` the next
+    call starts another one.
 
     Raises:
         ValueError: ``ENABLE_METRICS`` is neither true nor false.
     """
     found = _global.get("monitor")
-    if found is None:
+    if found is None or found._stopped:
+        _global.pop("monitor", None)
         fresh = PerformanceMonitor()
         found = _global.setdefault("monitor", fresh)
         if found is not fresh:  # another thread was faster

@@ -32,7 +32,7 @@ main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;line-height:1.2;margin:0;letter-spacing:-.01em}
 h2{font-size:18px;margin:38px 0 12px}
 h3{font-size:14px;margin:0;font-weight:600}
-h1,h2,h3,td,.events li>*{overflow-wrap:anywhere;min-width:0}
+h1,h2,h3,.events li>*{overflow-wrap:anywhere;min-width:0}
 p{margin:0}
 code{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .dim{color:var(--dim)}
@@ -88,7 +88,7 @@ table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:ta
 th{font-weight:500;font-size:12px;color:var(--dim);text-align:left}
 th,td{padding:6px 14px 6px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 tr:last-child td{border-bottom:0}
-.num{text-align:right}
+.num{text-align:right;white-space:nowrap;width:1%}
 td.wide{overflow-wrap:anywhere;min-width:180px}
 .two{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));align-items:start}
 .two>.card,.charts>.card{min-width:0}
@@ -97,7 +97,8 @@ footer{margin-top:36px;font-size:13px;color:var(--dim)}
 .card{padding:11px 12px}.cards b{font-size:19px}.charts{grid-template-columns:1fr}
 .strip{grid-template-columns:1fr;gap:2px}.strip span{max-width:100%}
 .events li{grid-template-columns:1fr auto}.events time{order:1;text-align:right}.events span{order:2}
-.events i{order:3;text-align:right}.events code{order:4;grid-column:1/-1}.stack thead{display:none}
+.events i{order:3;text-align:right}.events code{order:4;grid-column:1/-1}th,td{padding-right:9px}
+.stack thead{display:none}
 .stack tr{display:block;padding:8px 0;border-bottom:1px solid var(--rule)}.stack tr:last-child{border-bottom:0}
 .stack td{display:flex;gap:10px;justify-content:space-between;border:0;padding:1px 0;min-width:0;text-align:right}
 .stack td::before{content:attr(data-label);color:var(--dim);flex:none;text-align:left}
@@ -229,6 +230,9 @@ def _pool(label: str, pool: dict[str, Any], timeline: dict[str, Any]) -> str:
         ("wait, 99th percentile", duration_text(pool["wait"]["p99"]), ""),
         ("exhausted", f"{_count(pool['exhausted'])} times", "warn" if pool["exhausted"] else "good"),
     ])  # fmt: skip
+    if not pool["requests"] and not peak:
+        idle = '<p class="card dim">No requests.</p>'
+        return f"<section>{title}{idle}{_queries(pool.get('queries'))}</section>"
     charts = [
         _chart("In use", timeline, [("area", "peak", series["in_use_peak"]), ("line", "mean", series["in_use"]),
                                     *([("limit", "max_size", series["max_size"])] if limit else [])], _plain),

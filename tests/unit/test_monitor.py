@@ -253,6 +253,8 @@ def test_pools_of_one_name_are_told_apart(make: Make, clock: VirtualClock) -> No
     found = monitor.get_report()["pools"]
     assert {label: pool["acquired"] for label, pool in found.items()} == {"db": 0, "db (2)": 1}
     assert set(monitor.get_performance_summary()["pools"]) == {"db", "db (2)"}
+    one.close()
+    assert monitor.get_performance_summary()["pools"]["db (2)"]["acquired"] == 1
 
 
 def test_number_of_series_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:

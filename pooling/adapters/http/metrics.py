@@ -124,10 +124,10 @@ class HostMetrics:
         """How many sockets proved dead in the hands of a request, and were replaced there."""
         return self._count["hung_up"]
 
-    def latencies(self) -> Buckets:
-        """Return the latencies of answers by bucket."""
+    def buckets(self) -> tuple[Buckets, Buckets]:
+        """Return the latencies of answers and the connect times, by bucket."""
         with self._lock:
-            return self._latency.buckets()
+            return self._latency.buckets(), self._connect.buckets()
 
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent picture."""
@@ -229,14 +229,19 @@ class HTTPMetrics(PoolMetrics):
         return HistogramSnapshot(count, total / count, *worst)
 
     def buckets(self) -> dict[str, Buckets]:
-        """Return the recorded durations by bucket; ``create`` has none: see `hosts` for connect times."""
+        """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``, as in `snapshot`."""
         found = super().buckets()
+        connects = [metrics.buckets()[1] for metrics in list(self.of.metrics.values())]
+        counts: Counter[int] = Counter()
+        for one in connects:
+            counts.update(one.counts)
+        total, most = sum(one.total for one in connects), max((one.max for one in connects), default=0.0)
         with self.lock:
-            return {**found, "wait": self._waited.buckets()}
+            return {**found, "wait": self._waited.buckets(), "create": Buckets(counts, total, most)}
 
     def latencies(self) -> dict[str, Buckets]:
         """Return the latencies of answers by bucket, for each host."""
-        return {host: metrics.latencies() for host, metrics in list(self.of.metrics.items())}
+        return {host: metrics.buckets()[0] for host, metrics in list(self.of.metrics.items())}
 
     def hosts(self) -> list[HostSnapshot]:
         """Return each host's own figures, the most used first; at most 101 of them."""
