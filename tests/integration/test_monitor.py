@@ -21,6 +21,7 @@ import pytest
 import pooling
 from pooling import HTTPPool, PoolManager, PoolSettings, PoolTimeout, PostgresPool, SQLitePool
 from pooling.observe import PerformanceMonitor, get_global_monitor
+from pooling.observe.sources import OfProcess
 from tests.integration.tools import wait_until
 from tests.servers import PostgresServer
 from tests.unit.test_monitor import Page
@@ -66,6 +67,9 @@ def test_three_kinds_of_pools_in_one_report(postgres: PostgresServer, web: WebSe
             report = monitor.get_report()
             page = monitor.generate_report(format="html")
             text = monitor.generate_report()
+            everywhere = [label for label, _ in OfProcess().pools()]
+    assert {"db", "http", "cache"} <= set(everywhere)
+    assert not [label for label in everywhere if label.startswith(("http ", "cache-"))]  # parts of others
     pools = report["pools"]
     assert set(pools) == {"db_pool", "http_pool", "cache", "cache-readers"}
     assert pools["db_pool"]["acquired"] >= 21 and pools["db_pool"]["queries"]["count"] >= 21
@@ -128,8 +132,7 @@ def test_exhaustion_gives_a_size(tmp_path: Path) -> None:
         report = monitor.get_report()
     (advice,) = [one for one in report["advice"] if one["setting"] == "max_size"]
     assert advice["suggested"] > 1
-    assert report["pools"]["scarce"]["waiting_peak"] >= 1
-    assert report["pools"]["scarce"]["use"]["mean"] == pytest.approx(0.02, rel=1.0)
+    assert report["pools"]["scarce"]["use"]["mean"] >= 0.02
 
 
 def test_foreign_pools(postgres: PostgresServer, tmp_path: Path) -> None:
@@ -176,10 +179,11 @@ def test_nothing_is_started_or_imported_unless_it_is_used() -> None:
         import pooling.observe
         print(len(os.listdir("/proc/self/task")))
         monitor = pooling.observe.PerformanceMonitor([], interval=0.1)
-        import time; time.sleep(0.5)
-        print(len(os.listdir("/proc/self/task")) <= 3, monitor.get_performance_summary()["monitor"]["samples"] >= 3)
-        monitor.stop()
+        import time
         end = time.monotonic() + 20
+        while monitor._here().samples < 5 and time.monotonic() < end: time.sleep(0.05)
+        print(len(os.listdir("/proc/self/task")) <= 4, monitor._here().samples >= 5)
+        monitor.stop()
         while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end: time.sleep(0.05)
         print(len(os.listdir("/proc/self/task")))
     """)
@@ -223,9 +227,9 @@ FORK = """
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     pool.acquire().release()
     assert monitor.get_report()["pools"]["p"]["acquired"] == 8
-    before = monitor.get_performance_summary()["monitor"]["samples"]
-    time.sleep(0.5)
-    assert monitor.get_performance_summary()["monitor"]["samples"] > before + 2
+    goal, end = monitor._here().samples + 3, time.monotonic() + 20
+    while monitor._here().samples < goal and time.monotonic() < end: time.sleep(0.05)
+    assert monitor._here().samples >= goal
     print("fine")
 """
 
@@ -250,7 +254,8 @@ def test_gevent() -> None:
             for _ in range(5):
                 with pool.acquire(): time.sleep(0.02)
         gevent.joinall([gevent.spawn(work) for _ in range(3)])
-        time.sleep(0.3)
+        end = time.monotonic() + 20
+        while len(got) < 2 and time.monotonic() < end: time.sleep(0.05)
         report = monitor.get_report()
         print(report["pools"]["p"]["acquired"], len(got) >= 2, [one["kind"] for one in report["incidents"]])
     """)
@@ -269,12 +274,11 @@ def test_gevent_that_comes_late() -> None:
         from gevent import monkey; monkey.patch_all()
         import gevent
         gevent.joinall([gevent.spawn(lambda: pool.acquire().release()) for _ in range(3)])
-        before = monitor.get_performance_summary()["monitor"]["samples"]
-        time.sleep(0.5)
-        after = monitor.get_performance_summary()["monitor"]["samples"]
-        print(monitor.get_report()["pools"]["p"]["acquired"], after > before + 2)
+        goal, end = monitor._here().samples + 3, time.monotonic() + 20
+        while monitor._here().samples < goal and time.monotonic() < end: time.sleep(0.05)
+        print(monitor._here().samples >= goal, monitor.get_report()["pools"]["p"]["acquired"])
     """)
-    assert out == "4 True\n"
+    assert out == "True 4\n"
 
 
 def test_file_is_written_once_more_at_exit(tmp_path: Path) -> None:
@@ -301,8 +305,9 @@ def test_exit_does_not_wait_for_an_export_that_hangs() -> None:
         monitor = PerformanceMonitor([pool], interval=0.1)
         monitor.export_to(lambda summary: time.sleep(3600), every=0.1)
         pool.acquire().release()
-        time.sleep(0.5)
-        assert monitor.get_performance_summary()["monitor"]["samples"] > 3
+        end = time.monotonic() + 20
+        while monitor._here().samples < 5 and time.monotonic() < end: time.sleep(0.05)
+        assert monitor._here().samples >= 5
     """)
     assert time.monotonic() - began < 30
 

@@ -460,7 +460,7 @@ def test_spread_is_the_difference_of_two_readings() -> None:
 def test_spread_of_a_cleared_histogram_is_all_of_it() -> None:
     spread = Spread()
     spread.add(Totals(10, 1.0, Buckets({5: 10}, 1.0, 0.1)), Totals(2, 0.02, Buckets({place_of(0.01): 2}, 0.02, 0.01)))
-    assert (spread.count, spread.most) == (2, 0.01)
+    assert (spread.count, spread.total, spread.most) == (2, 0.02, 0.01)
     assert Spread().to_dict() == {"count": 0, "mean": 0.0, "p50": 0.0, "p95": 0.0, "p99": 0.0, "max": 0.0}
 
 
