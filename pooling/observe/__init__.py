@@ -1,6 +1,7 @@
 """Observing pools: what happened, when, and what to change.
 
-`monitor`    `PerformanceMonitor`: samples, keeps the history, reports, exports
+`monitor`    `PerformanceMonitor`: its life over forks, summaries, reports, exports
+`sampler`    the samples and the history of a monitor in one process
 `sources`    which pools: those of a manager, given ones, all of the process
 `reading`    a pool at one moment, and what happened between two readings
 `process`    the same of the process

@@ -13,7 +13,6 @@ It reads pools by snapshots, and overrides neither `Observer.acquired` nor
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import logging
 import os
@@ -28,65 +27,30 @@ from .._reports import DEGRADED, UP
 from ..core.clock import SYSTEM, Clock
 from ..core.managed import ManagedPool
 from ..core.pool import Pool
-from ..core.report.messages import format_error, no_copy
+from ..core.report.messages import no_copy
 from ..core.runtime import fork, registry
 from ..core.runtime.fork import SAME_PROCESS
 from ..core.runtime.reaper import SweepRequest
 from ..manager import PoolManager
 from ..settings import PoolSettings, _overlay, _read, variable
-from . import process, reading
+from . import process
 from .export import Exporter, Target
-from .history import Minute, ProcessMinute, Series
-from .incidents import Incidents, Listener
+from .history import Series
+from .incidents import Incidents
 from .page import render_page
 from .report import compile_report, render_json, render_text
+from .sampler import Sampler
 from .sources import Given, Source, source_of
 
 __all__ = ["PerformanceMonitor", "get_global_monitor"]
 
 logger = logging.getLogger("pooling")
 
-MOST_SERIES = 100
-"""Pools that are observed at a time, those included that are gone but have a history."""
-
 _ENABLED, _INTERVAL = "ENABLE_METRICS", "METRICS_EXPORT_INTERVAL"
 _EXPORT_EVERY = 60.0
 _DAY = 86400.0
 _FORMATS = ("text", "json", "html")
 _LONGEST_HOURS = 7 * 24.0
-
-
-class _Watch:
-    """A pool that is observed: weakly, with the reading before."""
-
-    def __init__(self, pool: Any, series: Series, outer: bool) -> None:
-        self.pool: weakref.ref[Any] = weakref.ref(pool)
-        self.series = series
-        self.listener: Listener | None = None
-        self.outer = outer
-        self.reading: reading.Reading | None = None
-        self.at = 0.0
-        self.closed = False
-
-
-class _State:
-    """What a monitor has in one process."""
-
-    def __init__(self, clock: Clock, retention: float) -> None:
-        self.lock: Any = _thread.RLock()  # native under gevent, too: nothing waits or switches while it is held
-        self.since, self.since_wall = clock.now(), clock.wall()
-        self.forked = False  # it began in a forked child, where pools begin with zeros
-        self.incidents = Incidents(clock.wall)
-        # All below: guarded by the lock.
-        self.watches: dict[int, _Watch] = {}
-        self.series: dict[str, Series] = {}
-        self.process = Series("process", "process", ProcessMinute, retention)
-        self.process_reading: process.ProcessReading | None = None
-        self.sampled_at = self.since
-        self.samples = 0
-        self.silent: list[_Watch] = []  # whose listeners are not added yet
-        self.complained: set[str] = set()
-        self.due = float("-inf")  # of the next sweep
 
 
 class PerformanceMonitor:
@@ -143,7 +107,7 @@ class PerformanceMonitor:
         self._exporters: list[Exporter] = []
         self._stopped = False
         # By process id: another process never uses these locks. Setting an item of a dict, once, is atomic.
-        self._states: dict[int, _State] = {}
+        self._samplers: dict[int, Sampler] = {}
         self._self = weakref.ref(self)
         if export is not None:
             self.export_to(export)
@@ -173,17 +137,12 @@ class PerformanceMonitor:
     def stop(self) -> None:
         """Sample and export no more, and remove the observers from the pools; the history stays. Idempotent."""
         self._stopped = True
-        state = self._states.get(os.getpid())
-        if state is None:
-            return
-        with state.lock:
-            state.due = float("-inf")
-            watches = list(state.watches.values())
-            state.watches.clear()
-        for watch in watches:
-            pool = watch.pool()
-            if pool is not None and watch.listener is not None:
-                pool.remove_observer(watch.listener)
+        sampler = self._samplers.get(os.getpid())
+        if sampler is not None:
+            with sampler.lock:
+                watches = sampler.take_watches()
+            for watch in watches:
+                watch.listen(False)
 
     def __enter__(self) -> PerformanceMonitor:
         return self
@@ -193,32 +152,29 @@ class PerformanceMonitor:
     ) -> None:
         self.stop()
 
-    def _here(self) -> _State:
-        """Return the state of this process; begin anew in a forked child."""
+    def _here(self) -> Sampler:
+        """Return the sampler of this process; begin anew in a forked child."""
         pid = os.getpid()
-        state = self._states.get(pid)
-        if state is not None:
-            return state
+        sampler = self._samplers.get(pid)
+        if sampler is not None:
+            return sampler
         if not SAME_PROCESS[0]:
             fork.ensure_process()  # before any lock of a pool is taken
-        fresh = _State(self._clock, self._retention)
-        fresh.forked = bool(self._states)
-        watches = [watch for old in list(self._states.values()) for watch in list(old.watches.values())]
-        state = self._states.setdefault(pid, fresh)
-        if state is fresh:
-            for other in [other for other in self._states if other != pid]:
-                self._states.pop(other, None)
-            for watch in watches:  # a sample adds new listeners
-                pool = watch.pool()
-                if pool is not None and watch.listener is not None:
-                    pool.remove_observer(watch.listener)
+        parents = list(self._samplers.values())
+        fresh = Sampler(self._source, self._clock, self._retention, _weakly(self._self), forked=bool(parents))
+        sampler = self._samplers.setdefault(pid, fresh)
+        if sampler is fresh:
+            for other in [other for other in self._samplers if other != pid]:
+                self._samplers.pop(other, None)
+            for watch in [watch for parent in parents for watch in parent.take_watches()]:
+                watch.listen(False)  # a sample adds new observers
             if self.enabled:
-                self._arm(state)
-        return state
+                self._arm(sampler)
+        return sampler
 
     def _incidents(self) -> Incidents | None:
         """Return where listeners note incidents, and sample soon if this is a new process."""
-        known = os.getpid() in self._states
+        known = os.getpid() in self._samplers
         incidents = self._here().incidents if self.enabled else None
         if not known and incidents is not None:
             registry.runtime_of(self._clock).workers.submit(_sample_and_export, self._self)
@@ -226,11 +182,11 @@ class PerformanceMonitor:
 
     # -- the reaper's side ----------------------------------------------------------
 
-    def _arm(self, state: _State) -> None:
+    def _arm(self, sampler: Sampler) -> None:
         """Ask the reaper for the next sweep."""
         now = self._clock.now()
         due = min([now + self.interval, *(max(now, exporter.due) for exporter in self._exporters)])
-        state.due = due
+        sampler.due = due
         registry.runtime_of(self._clock).reaper.post(SweepRequest(self._self, due))
 
     def sweep(self, due: float, now: float) -> bool:
@@ -239,13 +195,13 @@ class PerformanceMonitor:
         Returns:
             ``False`` if a later request has superseded this one, or the monitor was stopped.
         """
-        state = self._states.get(os.getpid())
-        if state is None or state.due != due or not self.enabled:
+        sampler = self._samplers.get(os.getpid())
+        if sampler is None or sampler.due != due or not self.enabled:
             return False
         waiting = [exporter for exporter in self._exporters if exporter.due <= now]
         for exporter in waiting:
             exporter.due = now + exporter.every
-        self._arm(state)  # first: whatever happens now, there is a next time
+        self._arm(sampler)  # first: whatever happens now, there is a next time
         workers = registry.runtime_of(self._clock).workers
         workers.submit(_sample_and_export, self._self)
         for exporter in waiting:
@@ -254,112 +210,9 @@ class PerformanceMonitor:
 
     def sample(self) -> None:
         """Take a sample now, beside those at intervals. Does nothing while metrics are off."""
-        state = self._here()
-        if not self.enabled:
-            return
-        with state.lock:
-            now, wall = self._clock.now(), self._clock.wall()
-            self._sample_process(state, now, wall)
-            for watch in self._find(state):
-                self._sample_pool(state, watch, now, wall)
-            state.sampled_at = now
-            state.samples += 1
-            silent, state.silent = state.silent, []
-        for watch in silent:  # outside the lock: the verbs of a pool may run foreign code
-            pool = watch.pool()
-            if pool is not None and watch.listener is not None:
-                pool.add_observer(watch.listener)
-
-    def _sample_process(self, state: _State, now: float, wall: float) -> None:
-        try:
-            after = process.read()
-        except Exception as error:  # psutil reads what the system shows, and a sandbox may hide it
-            self._complain(state, "process", error)
-            return
-        process.note(state.process.at(wall), state.process_reading, after, now - state.sampled_at)
-        state.process_reading = after
-
-    def _find(self, state: _State) -> list[_Watch]:
-        """Return the pools that are observed; new ones get a series, and those that are gone are marked."""
-        for number, watch in list(state.watches.items()):
-            pool = watch.pool()
-            if pool is None:
-                state.watches.pop(number)
-                if not watch.closed:
-                    watch.series.state = "dropped"
-        pools = self._source.pools()
-        labels = {id(pool): label for label, pool in pools}
-        found = []
-        for label, pool in pools:
-            parts = [(label, pool, True)]
-            readers = getattr(pool, "readers", None)  # of a SQLite pool: a pool of its own
-            if isinstance(readers, ManagedPool):
-                parts.append((f"{label}-readers", readers, False))
-            for name, part, outer in parts:
-                watch = state.watches.get(id(part)) or self._watch(state, name, part, outer)  # type: ignore[assignment]
-                if watch is not None:
-                    found.append(watch)
-        for number, watch in list(state.watches.items()):
-            if watch.outer and number not in labels:  # no longer in the manager
-                state.watches.pop(number)
-                if not watch.closed:
-                    watch.series.state = "closed"
-        return found
-
-    def _watch(self, state: _State, label: str, pool: Any, outer: bool) -> _Watch | None:
-        if getattr(pool, "closed", False):
-            return None
-        live = {watch.series.label for watch in state.watches.values() if not watch.closed}
-        name, number = label, 1
-        while name in live:  # pools of one name
-            number += 1
-            name = f"{label} ({number})"
-        if name not in state.series:
-            if len(state.series) >= MOST_SERIES:
-                gone = [one for one in state.series.values() if one.label not in live]
-                if not gone:
-                    self._complain(state, "too many", ValueError(f"only {MOST_SERIES} pools are observed at a time"))
-                    return None
-                state.series.pop(min(gone, key=lambda one: one.last).label)
-            state.series[name] = Series(name, type(pool).__name__, Minute, self._retention)
-        series = state.series[name]
-        series.kind, series.state = type(pool).__name__, "open"
-        watch = state.watches[id(pool)] = _Watch(pool, series, outer)
-        if outer and isinstance(pool, ManagedPool):
-            watch.listener = Listener(name, _weakly(self._self))
-            state.silent.append(watch)
-        return watch
-
-    def _sample_pool(self, state: _State, watch: _Watch, now: float, wall: float) -> None:
-        pool = watch.pool()
-        if pool is None or watch.closed:
-            return
-        try:
-            if isinstance(pool, ManagedPool):
-                after = reading.read(pool)
-                watch.series.settings = _settings_of(pool)
-            else:
-                after = reading.read_foreign(member_of(pool).metrics(), now - state.since)
-        except Exception as error:
-            self._complain(state, watch.series.label, error)
-            return
-        before, seconds = watch.reading, now - watch.at
-        if before is None:
-            # A pool that was made since the last sample, or that began anew after a fork: all that it counts is new.
-            seconds = after.duration
-            known = state.forked if not state.samples else seconds <= now - state.sampled_at + 1e-6
-            if not known or not isinstance(pool, ManagedPool):
-                before, seconds = after, 0.0
-        reading.note(watch.series, before, after, seconds, wall)
-        watch.reading, watch.at = after, now
-        if getattr(pool, "closed", False):
-            watch.closed, watch.series.state = True, "closed"
-
-    @staticmethod
-    def _complain(state: _State, about: str, error: Exception) -> None:
-        if about not in state.complained:
-            state.complained.add(about)
-            logger.warning("monitor: %s cannot be observed: %s", about, format_error(error))
+        sampler = self._here()
+        if self.enabled:
+            sampler.sample()
 
     # -- looking --------------------------------------------------------------------
 
@@ -378,39 +231,25 @@ class PerformanceMonitor:
             ``memory_bytes``, ``memory_percent``, ``threads``, ``descriptors``,
             ``started``. ``monitor``: ``enabled``, ``interval``, ``since``, ``samples``.
         """
-        state = self._here()
+        sampler = self._here()
         self.sample()
         manager = self._source.manager
-        named = self._named(state)
+        named = sampler.named()
         found = self._summary_of(named) if manager is None else manager.get_performance_summary()
         pools: dict[str, Any] = found["pools"]
-        with state.lock:
+        with sampler.lock:
             for label, figures in pools.items():
-                if label in state.series:
-                    figures["last_minute"] = _last_minute(state.series[label], self._clock.wall())
-            cpu = state.process.total(self._clock.wall() - 60).cpu
+                if label in sampler.series:
+                    figures["last_minute"] = _last_minute(sampler.series[label], self._clock.wall())
+            cpu = sampler.process.total(self._clock.wall() - 60).cpu
         for alias, label in _aliases(named).items():
             if label in pools:
                 found.setdefault(alias, pools[label])
-        found.setdefault("uptime_seconds", self._clock.now() - state.since)
+        found.setdefault("uptime_seconds", self._clock.now() - sampler.since)
         found["process"] = {**process.read().to_dict(), "cpu_percent": 100.0 * cpu}
         found["monitor"] = {
-            "enabled": self.enabled, "interval": self.interval, "since": state.since_wall, "samples": state.samples
+            "enabled": self.enabled, "interval": self.interval, "since": sampler.since_wall, "samples": sampler.samples
         }  # fmt: skip
-        return found
-
-    def _named(self, state: _State) -> dict[str, Any]:
-        """Return the pools by the labels of their histories; pools of one name are told apart in any case."""
-        found: dict[str, Any] = {}
-        with state.lock:
-            for name, pool in self._source.pools():
-                watch, label, number = state.watches.get(id(pool)), name, 1
-                if watch is not None and not watch.closed:
-                    label = watch.series.label
-                while label in found:
-                    number += 1
-                    label = f"{name} ({number})"
-                found[label] = pool
         return found
 
     def _status(self, named: Mapping[str, Any]) -> str:
@@ -429,15 +268,15 @@ class PerformanceMonitor:
             ValueError, TypeError: ``hours`` is not a number above 0, at most 168.
         """
         hours = _number("hours", hours, 0.0, _LONGEST_HOURS, above=True)
-        state = self._here()
+        sampler = self._here()
         self.sample()
         manager = self._source.manager
-        status = manager._status() if manager is not None else self._status(self._named(state))
-        with state.lock:
+        status = manager._status() if manager is not None else self._status(sampler.named())
+        with sampler.lock:
             return compile_report(
-                list(state.series.values()), state.process, state.incidents,
-                now=self._clock.wall(), hours=hours, since=state.since_wall, status=status,
-                enabled=self._enabled, last=state.process_reading,
+                list(sampler.series.values()), sampler.process, sampler.incidents,
+                now=self._clock.wall(), hours=hours, since=sampler.since_wall, status=status,
+                enabled=self._enabled, last=sampler.process_reading,
             )  # fmt: skip
 
     def generate_report(self, hours: float = 24.0, format: str = "text") -> str:
@@ -487,12 +326,12 @@ class PerformanceMonitor:
         if exporter.to_file:
             _exporting.add(self)
             _at_exit()
-        state = self._states.get(os.getpid())
-        if state is not None and self.enabled:
-            self._arm(state)
+        sampler = self._samplers.get(os.getpid())
+        if sampler is not None and self.enabled:
+            self._arm(sampler)
 
     def _export_at_exit(self) -> None:
-        if self.enabled and os.getpid() in self._states:
+        if self.enabled and os.getpid() in self._samplers:
             for exporter in self._exporters:
                 if exporter.to_file:
                     exporter.run(self.get_performance_summary)
@@ -501,8 +340,8 @@ class PerformanceMonitor:
         no_copy(self, "it belongs to its process; get_report() is what can be kept and sent")
 
     def __repr__(self) -> str:
-        state = self._states.get(os.getpid())
-        number = 0 if state is None else len(state.watches)
+        sampler = self._samplers.get(os.getpid())
+        number = 0 if sampler is None else sampler.observed
         how = f"{number} pools every {self.interval:g} s" if self.enabled else "off"
         return f"<PerformanceMonitor: {how}>"
 
@@ -538,13 +377,6 @@ def _aliases(named: Mapping[str, Any]) -> dict[str, str]:
         elif type(pool) is not Pool:
             kinds["database_pool"].append(label)
     return {alias: labels[0] for alias, labels in kinds.items() if len(labels) == 1 and alias not in named}
-
-
-def _settings_of(pool: ManagedPool[Any]) -> dict[str, Any]:
-    settings = pool.settings
-    names = ("min_size", "max_size", "max_idle", "acquire_timeout", "idle_timeout", "keepalive_interval",
-             "leak_timeout", "max_lifetime")  # fmt: skip
-    return {name: getattr(settings, name) for name in names}
 
 
 def _last_minute(series: Series, wall: float) -> dict[str, Any]:

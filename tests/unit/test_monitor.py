@@ -20,7 +20,6 @@ import pytest
 from pooling import Observer, Pool, PoolManager, PoolSettings, PoolTimeout
 from pooling.core.report.histogram import Buckets, Histogram, bound_of, place_of
 from pooling.observe import PerformanceMonitor
-from pooling.observe import monitor as module
 from pooling.observe import report as shape
 from pooling.observe.advice import advise, advise_process, busiest
 from pooling.observe.export import Exporter, write_atomically
@@ -246,6 +245,17 @@ def test_closed_pool_leaves_its_history_and_its_successor_continues_it(make: Mak
     assert (found["state"], found["acquired"]) == ("open", 2)
 
 
+def test_pool_that_left_its_manager_is_observed_no_longer(make: Make, clock: VirtualClock) -> None:
+    manager, pool = PoolManager(), make(name="db")
+    manager.add_pool(pool, owned=False)
+    monitor = observed(manager, clock)
+    assert len(pool.engine.events.observers) == 1
+    manager.close_pool("db")
+    clock.advance(10.0)
+    assert pool.engine.events.observers == () and not pool.closed
+    assert monitor.get_report()["pools"]["db"]["state"] == "closed"
+
+
 def test_pools_of_one_name_are_told_apart(make: Make, clock: VirtualClock) -> None:
     one, other = make(name="db"), make(name="db")
     monitor = observed([one, other], clock)
@@ -258,7 +268,7 @@ def test_pools_of_one_name_are_told_apart(make: Make, clock: VirtualClock) -> No
 
 
 def test_number_of_series_is_bounded(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_SERIES", 3)
+    monkeypatch.setattr("pooling.observe.sampler.MOST_SERIES", 3)
     manager = PoolManager()
     monitor = observed(manager, clock)
     for number in range(6):
@@ -665,7 +675,7 @@ def test_json_has_the_documented_shape(eventful: PerformanceMonitor) -> None:
     documented = set(re.findall(r"``(\w+)``", shape.__doc__ or ""))
     assert set(report) <= documented | {"from", "to"}
     (pool,) = report["pools"].values()
-    assert set(pool) - documented <= {"requests_per_second", *module.reading.COUNTERS}
+    assert set(pool) - documented <= {"requests_per_second", *COUNTERS}
     points = report["timeline"]["points"]
     assert points <= MOST_POINTS
     assert all(len(values) == points for values in pool["series"].values())
