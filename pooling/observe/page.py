@@ -419,7 +419,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -
 def _plain(value: float) -> str:
     if value >= 10 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else "under 0.01"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else "<0.01"
 
 
 def _count(number: int) -> str:
