@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pooling import HTTPPool, PoolManager, PoolSettings, PoolTimeout, PostgresPo
 from pooling.observe import PerformanceMonitor, get_global_monitor
 from pooling.observe.sources import OfProcess
 from tests.integration.tools import wait_until
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, requires
 from tests.unit.test_monitor import Page
 from tests.web import WebServer
 
@@ -330,11 +329,11 @@ def test_global_monitor_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture
-def chromium() -> Iterator[str]:
+def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("Chromium not found; to get it: apt-get install chromium")
-    yield found
+    requires("Chromium", found, "apt-get install chromium")
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("width", [390, 1200])
