@@ -6,7 +6,7 @@ import _thread
 from collections import Counter
 from typing import Any, NamedTuple, Protocol
 
-from ...core.report.histogram import SHORT, Histogram, HistogramSnapshot
+from ...core.report.histogram import SHORT, Buckets, Histogram, HistogramSnapshot
 from ...core.report.metrics import PoolMetrics
 from ...core.report.snapshot import PoolSnapshot
 from ...core.state import PoolState
@@ -126,6 +126,11 @@ class HostMetrics:
         """How many kept sockets proved dead during a request."""
         return self._count["dead_sockets"]
 
+    def buckets(self) -> tuple[Buckets, Buckets]:
+        """Return the latencies of answers and the connect times, by bucket."""
+        with self.lock:
+            return self._latency.buckets(), self._connect.buckets()
+
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent snapshot."""
         with self.lock:
@@ -224,6 +229,21 @@ class HTTPMetrics(PoolMetrics):
         total = sum(host.connect.count * host.connect.mean for host in hosts)
         worst = [max(getattr(host.connect, part) for host in hosts) for part in ("max", "p50", "p95", "p99")]
         return HistogramSnapshot(count, total / count, *worst)
+
+    def buckets(self) -> dict[str, Buckets]:
+        """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``, as in `snapshot`."""
+        found = super().buckets()
+        connects = [metrics.buckets()[1] for metrics in list(self.sockets.metrics.values())]
+        counts: Counter[int] = Counter()
+        for one in connects:
+            counts.update(one.counts)
+        total, most = sum(one.total for one in connects), max((one.max for one in connects), default=0.0)
+        with self.lock:
+            return {**found, "wait": self._waited.buckets(), "create": Buckets(counts, total, most)}
+
+    def latencies(self) -> dict[str, Buckets]:
+        """Return the latencies of answers by bucket, for each host."""
+        return {host: metrics.buckets()[0] for host, metrics in list(self.sockets.metrics.items())}
 
     def hosts(self) -> list[HostSnapshot]:
         """Return the metrics of each host, the one with most requests first; at most 101 of them."""

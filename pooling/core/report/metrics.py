@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from ..clock import Clock
 from ..entry import Entry
 from ..state import PoolState
-from .histogram import Histogram
+from .histogram import Buckets, Histogram
 from .messages import no_copy
 from .snapshot import PoolSnapshot, summary
 
@@ -179,6 +179,14 @@ class PoolMetrics:
                 validate=durations.validate.snapshot(),
                 release=durations.release.snapshot(uses - durations.release.timed[0]),
             )
+
+    def buckets(self) -> dict[str, Buckets]:
+        """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``.
+
+        The leases that `snapshot` counts beyond these waited for nothing, or were shorter than 0.1 ms.
+        """
+        with self.lock:
+            return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
 
     def to_dict(self) -> dict[str, Any]:
         """Return `PoolSnapshot.to_dict` of a new snapshot."""
