@@ -758,7 +758,7 @@ class Block(Generic[CT]):
         conn: CT = lease._token.entry.resource
         try:
             if error is None and not conn.closed:
-                self._pool.core._session.commit(conn, pipelines=True)
+                self._pool.core.session_rules.commit(conn, pipelines=True)
             elif notes_of(conn).foreign:
                 pass  # the reset calls its rollback()
             elif error is None or left_open(conn, 0.0) is None:  # otherwise left to the reset; psycopg would wait

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import _thread
 import queue
+import weakref
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from itertools import islice
@@ -82,6 +83,7 @@ class Engine(Generic[R]):
         self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.enforces_timeouts)
         self.events = Events(name, adapter.noun, self.metrics)
         self.settings = settings
+        self.owner: weakref.ref[Any] | None = None  # the public pool; ``None`` for a part of another pool
         self.renew()
 
     def use_metrics(self, metrics: PoolMetrics) -> None:

@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,6 +113,7 @@ class Pool(ManagedPool[R]):
         number = next(_numbers)
         self.engine = Engine(adapter, settings, name or f"pool-{number}", clock or SYSTEM)
         """The mechanism; internal, for the adapters of this package."""
+        self.engine.owner = weakref.ref(self)
         self._fast = self.engine.fast
         self._liveness = Liveness(self.engine)
         self._checkin = Checkin(self.engine, self._liveness)

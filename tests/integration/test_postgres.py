@@ -690,7 +690,7 @@ def test_statement_lost_in_autocommit_raises_commit_unknown(
 def test_connection_lost_after_the_commit_is_no_error(make: Make, postgres: PostgresServer, table: str) -> None:
     """In the cleaning, which is sent with it: that costs the connection, and no error."""
     pool = make()
-    pool._session._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
+    pool.session_rules._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
     with pool.connection() as conn:
         conn.execute("INSERT INTO t VALUES (1)")
     with pool.acquire() as again:

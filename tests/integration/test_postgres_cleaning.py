@@ -105,9 +105,9 @@ def test_an_error_of_another_kind_gives_up_no_step(
     postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.closing(PostgresPool(postgres.dsn, ONE)) as pool:
-        session = pool._session
-        session._steps = (b"SELECT 1 / 0", *session._steps)
-        session._take_steps()
+        session = pool.session_rules
+        session.steps = (b"SELECT 1 / 0", *session.steps)
+        session.take_steps()
         before = use(pool, "block")
         assert use(pool, "block") != before
         assert not session.missing and not warnings_of(caplog)
@@ -120,9 +120,9 @@ def test_a_step_that_fails_only_among_others_is_done(
         conn.execute("DROP ROLE IF EXISTS weak; CREATE ROLE weak; DROP TABLE IF EXISTS only_mine")
         conn.execute("CREATE TABLE only_mine (n int)")
     with contextlib.closing(PostgresPool(postgres.dsn, ONE)) as pool:
-        session = pool._session
-        session._steps = (b"SELECT count(*) FROM only_mine", *session._steps)  # not as that role
-        session._take_steps()
+        session = pool.session_rules
+        session.steps = (b"SELECT count(*) FROM only_mine", *session.steps)  # not as that role
+        session.take_steps()
         assert use(pool, "block", "SET ROLE weak") == use(pool, "block", "SET ROLE weak")
         assert pool.execute_query("SELECT current_user") == [("postgres",)]
         assert not session.missing and not warnings_of(caplog)
@@ -132,9 +132,9 @@ def test_a_step_that_fails_only_among_others_is_done(
 
 def test_every_step_may_be_missing(postgres: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.closing(PostgresPool(postgres.dsn, ONE)) as pool:
-        session = pool._session
-        session._steps = (b"SELECT nothing_of_this()",)
-        session._take_steps()
+        session = pool.session_rules
+        session.steps = (b"SELECT nothing_of_this()",)
+        session.take_steps()
         monkey = {"SELECT nothing_of_this()": "all"}
         from pooling.adapters.postgres import pool as module
 

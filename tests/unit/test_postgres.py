@@ -73,11 +73,11 @@ def test_hosts_in_the_environment_count_too(monkeypatch: pytest.MonkeyPatch) -> 
 def test_new_settings_reach_the_connections() -> None:
     pool = PostgresPool("host=a", PoolSettings())
     pool.reconfigure(validation_query="SELECT 2", create_timeout=8, reset_timeout=1.5)
-    assert pool.engine.adapter._query == b"SELECT 2"  # type: ignore[attr-defined]
-    assert (pool._session.create_timeout, pool._session.reset_timeout) == (8.0, 1.5)
+    assert pool.engine.adapter.query == b"SELECT 2"  # type: ignore[attr-defined]
+    assert (pool.session_rules.create_timeout, pool.session_rules.reset_timeout) == (8.0, 1.5)
     assert pool._address.ask().arguments["connect_timeout"] == 4
     pool.reconfigure(validation_query=None)
-    assert pool.engine.adapter._query == b"SELECT 1"  # type: ignore[attr-defined]
+    assert pool.engine.adapter.query == b"SELECT 1"  # type: ignore[attr-defined]
     pool.close()
 
 

@@ -64,6 +64,7 @@ class Health:
             settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_part_of(settings)),
             name=f"{name} health", observers=[self._replacement],
         )  # fmt: skip
+        self._pool.engine.owner = None  # a part of the HTTPPool
         self._pool.metrics.inner = True
 
     @property

@@ -242,6 +242,7 @@ class Hosts:
             adapter=Wires(template, metrics, refresh), settings=self._settings,
             name=f"{self.name} {key.label}", observers=self._observers,
         )  # fmt: skip
+        pool.engine.owner = None  # a part of the HTTPPool
         pool.metrics.inner = True
         host = self._hosts.setdefault(key, Host(pool, template, metrics))
         if self.closed:

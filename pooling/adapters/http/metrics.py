@@ -231,11 +231,6 @@ class HTTPMetrics(PoolMetrics):
         worst = [max(getattr(host.connect, part) for host in hosts) for part in ("max", "p50", "p95", "p99")]
         return HistogramSnapshot(count, total / count, *worst)
 
-    def hosts(self) -> list[HostSnapshot]:
-        """Return the metrics of each host, the one with most requests first; at most 101 of them."""
-        found = [metrics.snapshot() for metrics in list(self.sockets.metrics.values())]
-        return sorted(found, key=lambda host: -host.requests)
-
     def buckets(self) -> dict[str, Buckets]:
         """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``, as in `snapshot`."""
         found = super().buckets()
@@ -250,6 +245,11 @@ class HTTPMetrics(PoolMetrics):
     def latencies(self) -> dict[str, Buckets]:
         """Return the latencies of answers by bucket, for each host."""
         return {host: metrics.buckets()[0] for host, metrics in list(self.sockets.metrics.items())}
+
+    def hosts(self) -> list[HostSnapshot]:
+        """Return the metrics of each host, the one with most requests first; at most 101 of them."""
+        found = [metrics.snapshot() for metrics in list(self.sockets.metrics.values())]
+        return sorted(found, key=lambda host: -host.requests)
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""

@@ -165,6 +165,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         self.connections = Connections(settings, max_per_host, name, self._sessions.renew)
+        self.connections.slots.engine.owner = weakref.ref(self)
         """Internal, for the package's own use: the hosts with their sockets, and the request slots."""
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
         self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled)

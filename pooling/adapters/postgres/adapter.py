@@ -74,7 +74,7 @@ class PostgresAdapter(Adapter[Connection]):
         queries: QueryStatistics | None = None,
     ) -> None:
         self._address = address
-        self._session = session
+        self.session_rules = session
         self._measuring = measuring
         # Whether the class has a connect() of its own; a replaced psycopg.Connection.connect is none.
         bases = connection_class.__mro__[: connection_class.__mro__.index(psycopg.Connection)]
@@ -90,11 +90,11 @@ class PostgresAdapter(Adapter[Connection]):
         self._listener = trace.Listener()
 
     def settings_changed(self, settings: PoolSettings) -> None:
-        self._query = (settings.validation_query or "SELECT 1").encode()
+        self.query = (settings.validation_query or "SELECT 1").encode()
         self._answer_limit = settings.health_check_timeout
         self._address.create_timeout = settings.create_timeout
-        self._session.create_timeout = settings.create_timeout
-        self._session.reset_timeout = settings.reset_timeout
+        self.session_rules.create_timeout = settings.create_timeout
+        self.session_rules.reset_timeout = settings.reset_timeout
 
     def created(self) -> None:
         self._on_created()
@@ -118,7 +118,7 @@ class PostgresAdapter(Adapter[Connection]):
             conn = self._connect(answer)  # again, to find out the SQLSTATE
         try:
             whole = adopt(conn, self._measuring)
-            self._session.prepare(conn, self)
+            self.session_rules.prepare(conn, self)
             self._identify(conn)
         except BaseException:
             conn.close()
@@ -138,7 +138,7 @@ class PostgresAdapter(Adapter[Connection]):
         if self.stall_limit is None or not notes.backend.place.is_remote or not self._identifies:
             return
         try:
-            stalls.server_of(conn, notes, self._session.create_timeout)
+            stalls.server_of(conn, notes, self.session_rules.create_timeout)
         except psycopg.Error:
             if conn.closed:
                 raise
@@ -217,14 +217,14 @@ class PostgresAdapter(Adapter[Connection]):
             if self._check is not None:
                 self._check(resource)
             else:
-                resource.execute(self._query)
+                resource.execute(self.query)
                 resource.rollback()
             return
         if self._check is not None:
-            self._session.call(resource, self._check, timeout)
+            self.session_rules.call(resource, self._check, timeout)
         else:
             try:
-                round_trip(resource, self._query, timeout)
+                round_trip(resource, self.query, timeout)
             except TimeoutError:
                 resource.pgconn.finish()  # nothing to cancel; before libpq 17 a cancel could hang, with the GIL
                 raise
@@ -232,7 +232,7 @@ class PostgresAdapter(Adapter[Connection]):
             raise psycopg.OperationalError("the server has changed its role: it became a standby, or is none any more")
 
     def reset(self, resource: Connection) -> bool:
-        return self._session.clean(resource) and self._check is None  # a check may look for more than an answer
+        return self.session_rules.clean(resource) and self._check is None  # a check may look for more than an answer
 
     def close(self, resource: Connection) -> None:
         notes, wait = notes_of(resource), CLOSE_WAIT

@@ -31,7 +31,7 @@ class CommittingPool(Protocol):
     """The part of a `PostgresPool` that a block needs."""
 
     engine: Engine[Connection]
-    _session: Session
+    session_rules: Session
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ class Transaction:
             self._leave_to_parent(error)
             return None
         try:
-            self._pool._session.refuse_open(self._conn)
+            self._pool.session_rules.refuse_open(self._conn)
         except psycopg.ProgrammingError as problem:
             cut_off(self._conn)  # otherwise psycopg would wait for ever, also when it rolls back
             ending = problem if error is None else error
@@ -162,7 +162,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
         _refuse_lost(pool, conn)
         _refuse_aborted(pool, conn)
     try:
-        pool._session.commit(conn)
+        pool.session_rules.commit(conn)
     except (psycopg.Error, TimeoutError) as error:
         _refuse_unknown(pool, conn, error)
         raise

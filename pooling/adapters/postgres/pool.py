@@ -149,13 +149,14 @@ class PostgresPool(Pool[Connection]):
         self._warned_of: set[str] = set()  # missing steps of the cleaning; guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
         self._rotation = Rotation(self._address)
-        self._session = Session(
+        self.session_rules = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
             command_timeout=command, queries=self._queries, lacks=_weakly(self._note_lacking),
         )  # fmt: skip
+        """How sessions are configured, cleaned and limited. Internal."""
         adapter = PostgresAdapter(
-            self._address, self._session, settings, connection_class=connection_class,
+            self._address, self.session_rules, settings, connection_class=connection_class,
             measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
             before_create=_weakly(self._begin_creation), on_created=_weakly(self._replace_if_changed),
             queries=self._queries,
@@ -383,7 +384,7 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        return advise(self._address, self._session, self.engine.settings, self._liveness.resets.error, workers)
+        return advise(self._address, self.session_rules, self.engine.settings, self._liveness.resets.error, workers)
 
     # -- internals ------------------------------------------------------------------
 
@@ -391,7 +392,7 @@ class PostgresPool(Pool[Connection]):
         """Before a connection is made: after a drain it may lead to another server."""
         if self._learnt_of is not self.engine.state.generation:
             self._learnt_of = self.engine.state.generation
-            self._session.forget_missing()
+            self.session_rules.forget_missing()
 
     def _replace_if_changed(self) -> None:
         """Replace all connections after the first one that was made with changed parameters."""
@@ -424,7 +425,8 @@ class PostgresPool(Pool[Connection]):
     def _limit_to(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
         """Limit the commands of this lease, all together, to what is left of ``timeout``."""
         if deadline is not None:
-            notes_of(conn).limit = Limit(self._session.command_timeout, timeout, deadline - self.engine.clock.now())
+            left = deadline - self.engine.clock.now()
+            notes_of(conn).limit = Limit(self.session_rules.command_timeout, timeout, left)
 
 
 def _weakly(method: Callable[..., object]) -> Callable[..., object]:

@@ -65,10 +65,10 @@ class Session:
         queries: QueryStatistics | None = None,
         lacks: Callable[[dict[str, psycopg.Error]], object] = lambda missing: None,
     ) -> None:
-        self._steps = _STEPS if mode == "clean" else ()
+        self.steps = _STEPS if mode == "clean" else ()
         self._lacks = lacks
         self.missing: frozenset[bytes] = frozenset()  # steps that this server does not execute
-        self._take_steps()
+        self.take_steps()
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
@@ -87,10 +87,10 @@ class Session:
         """Forget which steps of a cleaning the server does not execute: it may be another one now."""
         if self.missing:
             self.missing = frozenset()
-            self._take_steps()
+            self.take_steps()
 
-    def _take_steps(self) -> None:
-        self._clean = _joined(step for step in self._steps if step not in self.missing)
+    def take_steps(self) -> None:
+        self._clean = _joined(step for step in self.steps if step not in self.missing)
         self._commit = b"COMMIT" + self._clean
 
     def prepare(self, conn: Connection, owner: object) -> None:
@@ -120,7 +120,7 @@ class Session:
             finally:
                 vars(conn).pop("wait", None)
             _remember(conn, notes)
-            if self._steps and notes.dirty:
+            if self.steps and notes.dirty:
                 statements = recorder.undone()
                 notes.configuration.statements = statements or b""
                 notes.configuration.by_hook = statements is None
@@ -181,7 +181,7 @@ class Session:
         others were done: it may have failed because of what a borrower did.
         """
         configuration = notes.configuration
-        steps = [step for step in self._steps if step not in self.missing]
+        steps = [step for step in self.steps if step not in self.missing]
         left = Limit(None, self.reset_timeout).left
         failed: list[bytes] = []
         while True:
@@ -210,7 +210,7 @@ class Session:
                 missing[step.decode()] = error
         if missing:
             self.missing |= {step.encode() for step in missing}
-            self._take_steps()
+            self.take_steps()
             self._lacks(missing)
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:

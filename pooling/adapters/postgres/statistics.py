@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg.sql import Composable
 
-from ...core.report.histogram import Histogram
+from ...core.report.histogram import Buckets, Histogram
 from .steps import query_of
 
 __all__ = ["QueryStatistics", "pool_stats", "text_of"]
@@ -101,6 +101,11 @@ class QueryStatistics:
             self._errors.clear()
             self._slowest.clear()
             self._bar = 0.0
+
+    def buckets(self) -> Buckets:
+        """Return the queries by bucket."""
+        with self._lock:
+            return self._times.buckets()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the count, errors, durations in seconds (mean, p50, p95, p99, max) and the slowest texts."""

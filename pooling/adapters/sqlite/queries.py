@@ -6,7 +6,7 @@ import _thread
 import re
 from typing import Any, NamedTuple, Protocol
 
-from ...core.report.histogram import Histogram
+from ...core.report.histogram import Buckets, Histogram
 
 __all__ = ["QuerySnapshot", "QueryStats", "SlowQuery"]
 
@@ -89,6 +89,11 @@ class QueryStats:
         self._slowest = sorted(kept.values(), reverse=True)[:KEEP]
         if len(self._slowest) == KEEP:
             self._floor = self._slowest[-1].seconds
+
+    def buckets(self) -> Buckets:
+        """Return by bucket the statements that are not short."""
+        with self._lock:
+            return self._times.buckets()
 
     def snapshot(self) -> QuerySnapshot:
         """Return the figures until now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -48,6 +49,9 @@ class SplitPool(ManagedPool[R]):
         self.readers = readers
         """The pool of connections that only read; ``None`` if there are none."""
         self._pools = (writer,) if readers is None else (writer, readers)
+        for pool in self._pools:
+            pool.engine.owner = None  # a part of this pool
+        writer.engine.owner = weakref.ref(self)
 
     # -- both pools -----------------------------------------------------------------
 

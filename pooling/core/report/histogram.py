@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter, deque
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-__all__ = ["SHORT", "Buckets", "Histogram", "HistogramSnapshot", "bound_of"]
+__all__ = ["SHORT", "Buckets", "Histogram", "HistogramSnapshot", "bound_of", "percentile", "place_of"]
 
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
@@ -33,7 +34,7 @@ class HistogramSnapshot(NamedTuple):
 class Buckets(NamedTuple):
     """The durations that were recorded one by one, by bucket: the difference of two of these is what came between.
 
-    ``counts`` has a number by the bucket's place (see `bound_of`), ``total`` is their sum in seconds, ``max`` the
+    ``counts`` has a number by the bucket's place (see `place_of`), ``total`` is their sum in seconds, ``max`` the
     longest.
     """
 
@@ -42,9 +43,26 @@ class Buckets(NamedTuple):
     max: float
 
 
+def place_of(seconds: float) -> int:
+    """Return the place of a duration's bucket, 0 to 61."""
+    return _bucket(seconds)
+
+
 def bound_of(place: int) -> float:
     """Return the upper bound of a bucket in seconds; infinity for the last."""
     return _BOUNDS[place] if place < len(_BOUNDS) else float("inf")
+
+
+def percentile(counts: Mapping[int, int], rank: float, most: float) -> float:
+    """Return the duration of a rank, counted from the shortest: interpolated inside its bucket, at most ``most``."""
+    seen = 0
+    for place, number in sorted(counts.items()):
+        if seen + number >= rank:
+            low = _BOUNDS[place - 1] if place else 0.0
+            high = _BOUNDS[place] if place < len(_BOUNDS) else most
+            return min(low + (high - low) * (rank - seen) / number, most)
+        seen += number
+    return most
 
 
 class Histogram:
@@ -109,16 +127,7 @@ class Histogram:
 
     def _percentile(self, rank: float, short: float) -> float:
         """Return the duration of that rank among the recorded ones; ``short`` for lower ranks."""
-        if rank <= 0:
-            return short
-        seen = 0
-        for place, number in sorted(self._counts.items()):
-            if seen + number >= rank:
-                low = _BOUNDS[place - 1] if place else 0.0
-                high = _BOUNDS[place] if place < len(_BOUNDS) else self._max
-                return min(low + (high - low) * (rank - seen) / number, self._max)
-            seen += number
-        return self._max
+        return short if rank <= 0 else percentile(self._counts, rank, self._max)
 
     def buckets(self) -> Buckets:
         """Return a copy of the recorded durations by bucket. Needs the lock."""

@@ -5,7 +5,8 @@ when no pool is left (P11). It refers to pools weakly. Messages are
 
 - an `Entry` whose token is gone (put there by the entry itself),
 - a `PoolRef` whose pool was garbage collected without `close` (likewise),
-- a `SweepRequest`: sweep a pool at a certain time,
+- a `SweepRequest`: sweep a pool, or anything else with a method `sweep`, at a
+  certain time; the thread does not end while such another thing has a request,
 - a job, as a tuple: a call that a destructor or a signal handler made while
   its thread held the pool's lock, or a worker's job during exit.
 
@@ -40,11 +41,11 @@ process, and with the reference of a pool that was garbage collected, before its
 
 
 class SweepRequest:
-    """A request to sweep a pool at a certain time."""
+    """A request to call ``pool().sweep(due, now)`` at a certain time: of a pool, or of something else that has it."""
 
     __slots__ = ("pool", "due")
 
-    def __init__(self, pool: PoolRef, due: float) -> None:
+    def __init__(self, pool: weakref.ref[Any], due: float) -> None:
         self.pool = pool
         self.due = due
 
@@ -65,7 +66,7 @@ class Reaper:
         self.drop = self.inbox.put  # the callback of every entry
         self._clock = clock
         self._pools = pools
-        self._due: list[tuple[float, int, PoolRef]] = []
+        self._due: list[tuple[float, int, weakref.ref[Any]]] = []
         self._number = 0
         self.collect_after = 0.0
         self._lock: Any = _thread.RLock()  # native, under gevent too, as the pool's lock
@@ -180,7 +181,11 @@ class Reaper:
         return True
 
     def _has_work(self) -> bool:
-        return not self._suspended and bool(self._pools or not self.inbox.empty())
+        return not self._suspended and bool(self._pools or not self.inbox.empty() or self.has_other_requests())
+
+    def has_other_requests(self) -> bool:
+        """Whether something that is not a pool has a request."""
+        return any(not isinstance(reference, PoolRef) and reference() is not None for _, _, reference in self._due)
 
     def retire(self, heir: Reaper) -> None:
         """Forward everything: in a child, where a greenlet of the parent's reaper continues to run."""
