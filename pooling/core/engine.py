@@ -88,8 +88,7 @@ class Engine(Generic[R]):
 
     def use_metrics(self, metrics: PoolMetrics) -> None:
         """Count into these metrics; before the pool is used."""
-        self.metrics = self.events.metrics = metrics
-        self.ref.metrics = metrics if metrics.standalone else None
+        self.metrics, self.events.metrics, self.ref.metrics = metrics, metrics, metrics.kept
         metrics.renew(self.lock, self.state)
 
     def renew(self) -> None:
@@ -124,9 +123,8 @@ class Engine(Generic[R]):
 
     def enlist(self, owner: Any) -> None:
         """Register the pool's `Maintenance` with the reaper, weakly."""
-        self.ref = PoolRef(owner, self.runtime.reaper.drop)
-        self.ref.state, self.ref.adapter, self.ref.runtime = self.state, self.adapter, self.runtime
-        self.ref.metrics = self.metrics if self.metrics.standalone else None
+        self.ref = ref = PoolRef(owner, self.runtime.reaper.drop)
+        ref.state, ref.adapter, ref.runtime, ref.metrics = self.state, self.adapter, self.runtime, self.metrics.kept
         self.runtime.pools[id(self.ref)] = self.ref
         for entry in self.state.entries:
             entry.pool = self.ref

@@ -116,7 +116,7 @@ class _Source:
 
     def __init__(self, metrics: PoolMetrics) -> None:
         self.name = metrics.name
-        self.metrics = metrics if metrics.standalone else None  # never what keeps a pool alive
+        self.metrics = metrics.kept  # never what keeps a pool alive
         self.ref: Callable[[], Any] = _nothing
         self._since = float("-inf")
         self._base: dict[str, float] = {}  # counted before the last reset

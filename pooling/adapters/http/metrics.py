@@ -172,7 +172,7 @@ class HTTPMetrics(PoolMetrics):
     ``exhausted`` counts waits for either. See :meth:`hosts` for each host.
     """
 
-    standalone = False
+    kept = None  # they refer to the pools of the hosts
     sockets: Sockets  # set by `Connections`
 
     def renew(self, lock: Any, state: PoolState) -> None:

@@ -72,8 +72,6 @@ class PoolMetrics:
     inner = False
     """Whether the metrics of another pool include these, so that exporters leave them out."""
 
-    standalone = True
-    """Whether these refer to no pool, so that they may be kept longer than theirs."""
 
     def __init__(self, name: str, clock: Clock, stacked: bool = True) -> None:
         self.name = name
@@ -128,6 +126,11 @@ class PoolMetrics:
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
     # -- reading -------------------------------------------------------------
+
+    @property
+    def kept(self) -> PoolMetrics | None:
+        """These, if they may be kept longer than their pool; ``None`` if they refer to pools."""
+        return self
 
     @property
     def since(self) -> float:
