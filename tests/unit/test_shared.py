@@ -34,7 +34,7 @@ class Killed(BaseException):
 
 
 def snapshot(**counters: float) -> dict[str, Any]:
-    return {"pools": {"db": {"counters": counters, "gauges": {"used": 2}, "peaks": {"in_use": 3}, "holders": []}}}
+    return {"pools": {"own": {"counters": counters, "gauges": {"used": 2}, "peaks": {"in_use": 3}, "holders": []}}}
 
 
 def leave_file(path: Path, found: dict[str, Any] | None, pid: int = 4242) -> str:
@@ -56,7 +56,7 @@ def names(path: Path) -> set[str]:
 
 def db(totals: shared.Totals) -> dict[str, float]:
     """The counters of the pool of the snapshots."""
-    counters: dict[str, float] = totals.pools["db"]["counters"]
+    counters: dict[str, float] = totals.pools["own"]["counters"]
     return counters
 
 
@@ -179,7 +179,7 @@ def test_dead_process_is_folded_and_its_file_deleted(directory: SharedDirectory,
     for _ in range(3):
         totals = directory.read()
         assert db(totals) == {"acquired": 12, "created": 1, "timeouts": 2}
-        assert totals.pools["db"]["gauges"] == {} and totals.processes == 0
+        assert totals.pools["own"]["gauges"] == {} and totals.processes == 0
         assert names(path) == {"retired.v1"}
     assert db(another(directory).read()) == {"acquired": 12, "created": 1, "timeouts": 2}
 
@@ -239,13 +239,13 @@ def test_live_process_counts_and_its_gauges_do(
     leave_file(path, snapshot(acquired=1))
     totals = directory.read()
     assert db(totals) == {"acquired": 6}
-    assert (totals.pools["db"]["gauges"], totals.pools["db"]["peaks"]) == ({"used": 2}, {"in_use": 3})
+    assert (totals.pools["own"]["gauges"], totals.pools["own"]["peaks"]) == ({"used": 2}, {"in_use": 3})
     assert totals.processes == 1
     other(snapshot(acquired=9))
     assert db(directory.read()) == {"acquired": 10}
     other(None)
     totals = directory.read()
-    assert (db(totals), totals.pools["db"]["gauges"], totals.processes) == ({"acquired": 10}, {}, 0)
+    assert (db(totals), totals.pools["own"]["gauges"], totals.processes) == ({"acquired": 10}, {}, 0)
     assert names(path) == {"retired.v1"}
 
 
@@ -399,7 +399,7 @@ def test_process_that_uses_no_pool_writes_nothing(
 def test_unchanged_figures_are_not_written_again(directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     process = directory.process()
     directory.writes = process.active = True
-    monkeypatch.setattr(process.recorder, "sample", lambda epoch: {"db": add_up([])})
+    monkeypatch.setattr(process.recorder, "sample", lambda epoch: {"own": add_up([])})
     directory.write()
     assert process.file is not None
     first = process.file.read()
@@ -606,7 +606,7 @@ def test_nothing_is_imported_without_the_variable() -> None:
 def test_variable_is_enough(path: Path) -> None:
     code = """
 import os, pooling
-pool = pooling.Pool(object, name="db")
+pool = pooling.Pool(object, name="own")
 print(os.path.exists(os.environ["POOLING_METRICS_DIR"]))
 for _ in range(5):
     with pool.acquire(): pass
@@ -619,7 +619,7 @@ FORK = """
 import os, sys, threading
 import pooling
 from pooling.observe import shared
-pool = pooling.Pool(object, name="db")
+pool = pooling.Pool(object, name="own")
 def use(times):
     for _ in range(times):
         with pool.acquire(): pass
@@ -644,7 +644,7 @@ def test_forked_children_write_for_themselves(path: Path) -> None:
 
 MULTIPROCESSING = """
 import pooling, multiprocessing
-pool = pooling.Pool(object, name="db")
+pool = pooling.Pool(object, name="own")
 def use(times):
     for _ in range(times):
         with pool.acquire(): pass
@@ -668,13 +668,13 @@ from gevent import monkey
 monkey.patch_all()
 import gevent, pooling
 from pooling.observe import shared
-pool = pooling.Pool(lambda: gevent.sleep(0.01) or object(), name="db", max_size=2)
+pool = pooling.Pool(lambda: gevent.sleep(0.01) or object(), name="own", max_size=2)
 def use():
     with pool.acquire():
         gevent.sleep(0.01)
 jobs = [gevent.spawn(use) for _ in range(10)] + [gevent.spawn(shared.current().read) for _ in range(5)]
 gevent.joinall(jobs, timeout=10, raise_error=True)
-print(shared.current().read().pools["db"]["counters"]["acquired"])
+print(shared.current().read().pools["own"]["counters"]["acquired"])
 """
 
 
