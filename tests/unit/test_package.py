@@ -409,7 +409,7 @@ ALLOWED = {
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
     ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
 }
-MOST_PRIVATES = 30  # other uses, all in tests of PostgreSQL, which may only become fewer
+MOST_PRIVATES = 14  # other uses, all in tests of PostgreSQL, which may only become fewer
 
 
 def test_tests_use_public_seams() -> None:
