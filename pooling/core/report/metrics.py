@@ -125,6 +125,15 @@ class PoolMetrics:
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
+    # No loop and no comprehension inside ``with self.lock``: there CPython 3.13.0 does not release
+    # a lock if an asynchronous exception is raised.
+
+    def _uses_by_entry(self) -> dict[Entry, int]:
+        return {entry: entry.uses for entry in self._state.entries}
+
+    def _uses_by_id(self) -> dict[int, int]:
+        return {id(entry): entry.uses + entry.held for entry in self._state.entries}
+
     # -- reading -------------------------------------------------------------
 
     @property
@@ -146,16 +155,16 @@ class PoolMetrics:
         if not self._stacked:
             return None
         with self.lock:
-            return {id(entry): entry.uses + entry.held for entry in self._state.entries}
+            return self._uses_by_id()
 
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""
         with self.lock:
             self._peak = self._state.in_use
-            by_entry = {entry: entry.uses for entry in self._state.entries}
-            self._baseline = _Baseline(self._clock.now(), *self._uses(), self._peak, by_entry)
-            for counter in (self.count, self.closed, self.errors):
-                counter.clear()
+            self._baseline = _Baseline(self._clock.now(), *self._uses(), self._peak, self._uses_by_entry())
+            self.count.clear()
+            self.closed.clear()
+            self.errors.clear()
             self.durations.clear()
 
     def snapshot(self) -> PoolSnapshot:
@@ -210,8 +219,10 @@ class PoolMetrics:
 
         The leases that `snapshot` counts beyond these waited for nothing, or were shorter than 0.1 ms.
         """
+        durations = self.durations
         with self.lock:
-            return {name: getattr(self.durations, name).buckets() for name in ("wait", "use", "create")}
+            wait, use, create = durations.wait.buckets(), durations.use.buckets(), durations.create.buckets()
+        return {"wait": wait, "use": use, "create": create}
 
     def to_dict(self) -> dict[str, Any]:
         """Return `PoolSnapshot.to_dict` of a new snapshot."""
