@@ -23,7 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pooling import Pool
 from pooling.core.report.histogram import SHORT, bound_of
-from pooling.observe import prometheus
+from pooling.observe import figures, local, prometheus
+from pooling.observe.local import Local
 from pooling.observe.prometheus import PoolCollector
 from pooling.observe.shared import Totals
 from pooling.web.wsgi import metrics_app
@@ -263,14 +264,17 @@ def test_page_is_well_formed(names: str) -> None:
     assert list(parse_openmetrics(generate_openmetrics(registry).decode()))
 
 
-def test_real_pool() -> None:
+def test_real_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_POOLS", 1 << 20)  # other tests have pools, too
+    monkeypatch.setattr(local, "LISTENERS", [])
+    source = Local()
     name = f"prometheus-{next(numbers)}"
     pool: Pool[Any] = Pool(object, name=name, max_size=2)
     for _ in range(3):
         with pool.acquire():
             pass
     with pool.acquire():
-        page = text()
+        page = text(source=source)
     assert value(page, "pooling_acquired_total", pool=name) == 4
     assert value(page, "db_client_connection_count", pool=name, state="used") == 1
     assert value(page, "db_client_connection_wait_time_seconds_count", pool=name) == 4
