@@ -6,7 +6,6 @@ a second.
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import threading
@@ -14,14 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._masking import shown
 from .._reports import DOWN, PoolHealth
 from ..manager import Health, PoolManager
+from ._access import Access, Admit, Answer, pack
 
-__all__ = ["HealthEndpoint", "Answer"]
-
-Answer = tuple[str, list[tuple[str, str]], bytes]
-Admit = Callable[[Mapping[str, Any]], object]
+__all__ = ["HealthEndpoint"]
 
 MAX_AGE = 1.0
 """Seconds for which a result is reused, so that requests cannot overload the servers."""
@@ -53,15 +49,8 @@ class HealthEndpoint:
         admit: Admit | None = None,
         timeout: float = 5.0,
     ) -> None:
-        if token is not None and not isinstance(token, str):
-            raise TypeError(f"health token must be a string, not {type(token).__name__}")
-        if token is not None and not token:
-            raise ValueError("health token must not be empty")
-        if admit is not None and not callable(admit):
-            raise TypeError(f"health admit must be callable, not {shown(admit)}")
+        self._access = Access("health", token, admit)
         self._manager = manager
-        self._token = None if token is None else token.encode()
-        self._admit = admit
         self._timeout = timeout
         self._last: tuple[PoolManager | None, float, Health | None] = (None, 0.0, None)
         self._checks: dict[tuple[int, int], _Check] = {}  # in progress, by process and manager
@@ -70,27 +59,15 @@ class HealthEndpoint:
         """Return status, headers and body for a request."""
         method = environ.get("REQUEST_METHOD", "GET")
         if method not in ("GET", "HEAD"):
-            return self._pack("405 Method Not Allowed", b"", "text/plain", ("Allow", "GET, HEAD"))
+            return pack("405 Method Not Allowed", b"", "text/plain", ("Allow", "GET, HEAD"))
         health = self._health()
         status = "200 OK" if health else "503 Service Unavailable"
-        if self._admitted(environ):
+        if self._access.admits(environ):
             body, kind = json.dumps(health.to_dict()).encode(), "application/json"
         else:
             body, kind = (b"up" if health else b"down"), "text/plain"
-        answer = self._pack(status, body, kind)
+        answer = pack(status, body, kind)
         return (*answer[:2], b"") if method == "HEAD" else answer
-
-    @staticmethod
-    def _pack(status: str, body: bytes, kind: str, *more: tuple[str, str]) -> Answer:
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
-        return status, [*headers, *more], body
-
-    def _admitted(self, environ: Mapping[str, Any]) -> bool:
-        scheme, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
-        sent = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
-        if self._token is not None and hmac.compare_digest(sent, self._token):
-            return True
-        return self._admit is not None and bool(self._admit(environ))
 
     def _health(self) -> Health:
         """Return the last result if it is fresh, otherwise check; only one of several threads checks.

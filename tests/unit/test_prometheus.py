@@ -318,7 +318,7 @@ def test_bad_argument_is_refused(options: dict[str, Any], error: type[Exception]
     [
         ({}, ValueError, "token or admit must be given: metrics name pools and hosts"),
         ({"token": ""}, ValueError, "token must not be empty"),
-        ({"token": 3}, TypeError, "token must be a string, not of type int"),
+        ({"token": 3}, TypeError, "metrics token must be a string, not int"),
         ({"admit": 3}, TypeError, "admit must be callable, not 3"),
         ({"token": "t", "names": "x"}, ValueError, "names must be one of"),
     ],
