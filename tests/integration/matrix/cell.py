@@ -194,7 +194,7 @@ class _Cell:
 
         complaint = _eventually(all_is_back, "leases are left")
         if complaint:
-            return f"{complaint}: {left}"
+            return f"{complaint}: {left}; {self.server.state()}"
         return _eventually(lambda: not self._count("AND state <> 'idle'"), "transactions are open")
 
     def _lent(self) -> dict[int, int]:
@@ -203,7 +203,7 @@ class _Cell:
 
         def ask() -> None:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                state = json.loads(fetch(self.server.port, "state", s=0.05))
+                state = json.loads(fetch(self.server.port, "state", timeout=5.0, s=0.05))
                 found[state["pid"]] = state["in_use"]
 
         threads = [threading.Thread(target=ask) for _ in range(6)]

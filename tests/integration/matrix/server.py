@@ -121,6 +121,16 @@ class Server:
         """Return how many processes there are that may have connections."""
         return len(self.workers()) + (1 if self.mode.parent else 0)
 
+    def state(self) -> str:
+        """Describe the workers and the end of the log, for a complaint."""
+        workers = []
+        for pid in self.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker = psutil.Process(pid)
+                age, cpu = time.time() - worker.create_time(), sum(worker.cpu_times()[:2])
+                workers.append(f"{pid} ({worker.status()}, {age:.1f} s old, CPU {cpu:.2f} s)")
+        return f"workers: {', '.join(workers)}; log: {self._tail()}"
+
     def restart(self, timeout: float = 60.0) -> str | None:
         """Make it replace its workers one by one, and wait for that; return complaints."""
         before = set(self.workers())
