@@ -17,6 +17,7 @@ from .core.managed import ManagedPool
 from .core.report.holders import depth_of_borrower
 from .core.report.messages import format_error
 from .errors import PoolTimeout
+from .settings import PoolSettings
 
 __all__ = ["Member", "in_parallel", "member_of", "reason_of"]
 
@@ -51,6 +52,11 @@ class Member:
     def closed(self) -> bool:
         """Whether it was closed."""
         return bool(getattr(self.pool, "closed", False))
+
+    @property
+    def settings(self) -> PoolSettings:
+        """The settings in force; the defaults for another library's pool."""
+        return getattr(self.pool, "settings", None) or PoolSettings()
 
     def open(self, timeout: float) -> None:
         """Warm it up."""
@@ -207,6 +213,25 @@ class SQLAlchemy(Member):
         return _figures(idle + lent, idle, 0 if overflow < 0 else _number(pool, "size") + overflow)
 
 
+class OurEngine(SQLAlchemy):
+    """A SQLAlchemy ``Engine`` on our pool class."""
+
+    @property
+    def core(self) -> ManagedPool[Any]:
+        """The pool beneath it; another one after ``engine.dispose()``."""
+        return self.pool.pool.core  # type: ignore[no-any-return]
+
+    @property
+    def settings(self) -> PoolSettings:
+        return self.core.settings
+
+    def trouble(self) -> str | None:
+        return super().trouble() or Ours(self.core, self.critical, self.owned, self.recipe).trouble()
+
+    def metrics(self) -> dict[str, Any]:
+        return Ours(self.core, self.critical, self.owned, self.recipe).metrics()
+
+
 def _number(pool: Any, name: str) -> int:
     method = getattr(pool, name, None)  # NullPool and similar pools have no counts
     return int(method()) if callable(method) else 0
@@ -243,6 +268,8 @@ def member_of(
         return Ours(pool, critical, owned, recipe)
     for base in type(pool).__mro__:
         kind = _FOREIGN.get((base.__module__.partition(".")[0], base.__name__))
+        if kind is SQLAlchemy and isinstance(getattr(getattr(pool, "pool", None), "core", None), ManagedPool):
+            kind = OurEngine
         if kind is not None:
             return kind(pool, critical, owned, recipe)
     raise TypeError(

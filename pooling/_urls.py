@@ -22,7 +22,10 @@ from ._masking import masked, shown
 from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
-__all__ = ["GROUP", "SCHEMES", "from_url", "masked", "parameters", "names_of", "normal", "scheme_of", "settings_for"]
+__all__ = [
+    "GROUP", "SCHEMES", "engine_url", "from_url", "masked", "parameters", "names_of", "normal", "scheme_of",
+    "settings_for",
+]  # fmt: skip
 
 Build = Callable[..., ManagedPool[Any]]
 
@@ -34,13 +37,20 @@ SCHEMES = {
     "sqlite": "pooling.adapters.sqlite:SQLitePool.from_url",
     "http": "pooling._urls:http_pool",
     "https": "pooling._urls:http_pool",
+    "sqlalchemy": "pooling.adapters.engines:engine_of",
 }
 
 # The defaults of `HTTPPool`: sockets are cheaper than database connections.
-_BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
-_EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # the extra that installs the driver
+# SQLAlchemy pings only if it is told to.
+_BASES = {
+    **dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100)),
+    "sqlalchemy": PoolSettings(min_size=0, validate_on_acquire=False),
+}
+# The extra that installs the driver.
+_EXTRAS = {"postgresql": "binary", "postgres": "binary", "sqlalchemy": "sqlalchemy"}
 # Parameters of a kind itself, which for other kinds are another library's name for a setting.
 _OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
+_ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
 # What precedes the query: a ? followed by an @ before the next slash is part of a user or password.
@@ -48,8 +58,8 @@ _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?"
 
 
 def from_url(
-    url: str, *, name: str | None = None, settings: PoolSettings | None = None, **arguments: Any
-) -> ManagedPool[Any]:
+    url: str, *, name: str | None = None, settings: PoolSettings | None = None, engine: bool = False, **arguments: Any
+) -> Any:
     """Create the pool that a URL describes. Opens nothing.
 
     ::
@@ -57,6 +67,7 @@ def from_url(
         from_url("postgresql://app@db/orders?max_size=20&sslmode=require")
         from_url("sqlite:///app.db?readers=4")
         from_url("https://api.example.com?max_connections=50&timeout=5")
+        from_url("mysql+pymysql://app@db/orders?max_size=20", engine=True)  # a SQLAlchemy engine on this pool
 
     Args:
         url: The scheme selects the kind of pool. Query parameters that are
@@ -64,6 +75,8 @@ def from_url(
             accepts, are applied and removed; the others go to the driver.
         name: The pool's name in messages.
         settings: Settings for what the URL leaves open; ``None`` means the defaults.
+        engine: Create a SQLAlchemy engine on our pool, see `adapters.engines`.
+            A URL that begins with ``sqlalchemy+`` means the same.
         arguments: Further arguments of the pool's class, and fields of
             `PoolSettings`, which take precedence over the URL.
 
@@ -72,7 +85,7 @@ def from_url(
         ImportError: The driver is not installed.
         TypeError: An argument is unknown or has the wrong type.
     """
-    url = normal(url)
+    url = engine_url(url) if engine else normal(url)
     build = _builder(scheme_of(url))
     rest, given, others = _split(url)
     if given:
@@ -127,6 +140,8 @@ def scheme_of(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         raise ValueError("url must begin with a scheme, such as postgresql:// or sqlite:///")
+    if scheme.lower().startswith(_ENGINE):
+        return "sqlalchemy"
     return OTHER_SCHEMES.get(scheme.lower(), scheme.lower())
 
 
@@ -142,7 +157,16 @@ def normal(url: str) -> str:
     if short is not None:
         return f"sqlite:///{short[2]}"
     scheme = scheme_of(url)
-    return f"{scheme}://{url.partition('://')[2]}"
+    return url if scheme == "sqlalchemy" else f"{scheme}://{url.partition('://')[2]}"
+
+
+def engine_url(url: str) -> str:
+    """Return a URL of SQLAlchemy with ``sqlalchemy+`` before it, which `from_url` understands.
+
+    Raises:
+        As for `scheme_of`.
+    """
+    return url if scheme_of(url) == "sqlalchemy" else f"{_ENGINE}{url}"
 
 
 def names_of(url: str) -> Mapping[str, str]:

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ._masking import SECRETS, masked, shown, suspicious
-from ._urls import _SQLITE, from_url, names_of, normal, parameters, settings_for
-from .core.managed import ManagedPool
+from ._members import member_of
+from ._urls import _SQLITE, engine_url, from_url, names_of, normal, parameters, settings_for
 from .settings import _ALL_NAMES, PoolSettings, _overlay, _read, _warn_of_misspelt, truth, variable
 
 __all__ = ["DATABASE", "HTTP", "PoolConfig", "from_env", "from_mapping"]
@@ -54,8 +54,8 @@ class PoolConfig:
     critical: bool = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def create(self) -> ManagedPool[Any]:
-        """Create the pool.
+    def create(self) -> Any:
+        """Create the pool, or the SQLAlchemy engine.
 
         Raises:
             ValueError, TypeError, ImportError: As from `from_url`.
@@ -64,7 +64,7 @@ class PoolConfig:
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Return the values in force for display, with secrets masked: name, value, source."""
-        made = _flat(self.create().settings)  # opens nothing
+        made = _flat(member_of(self.create()).settings)  # opens nothing
         settings, others = parameters(self.url)
         rows = [("url", masked(self.url), self._source("url"))]
         rows += [(key, f"{_shown(key, value)}", self._source(key)) for key, value in self.arguments.items()]
@@ -136,8 +136,8 @@ def from_mapping(mapping: Mapping[str, object]) -> dict[str, PoolConfig]:
 
     Args:
         mapping: For each pool name, its URL, or a mapping with ``url``, fields
-            of `PoolSettings`, ``critical`` and further arguments of the
-            pool's class.
+            of `PoolSettings`, ``critical``, ``engine`` (see `from_url`) and
+            further arguments of the pool's class.
 
     Raises:
         ValueError: A pool has no URL, or a value breaks a rule.
@@ -175,16 +175,12 @@ def _one(name: str, value: object) -> PoolConfig:
     if not isinstance(value, Mapping):
         raise TypeError(f"{masked(name)} must be a URL or a mapping, not {type(value).__name__}")
     rest = dict(value)
-    url, critical = rest.pop("url", None), rest.pop("critical", True)
+    url, critical, engine = rest.pop("url", None), rest.pop("critical", True), rest.pop("engine", False)
     if not isinstance(url, str):
         raise ValueError(f"{masked(name)}: url must be a string such as postgresql://..., and is missing or none")
+    critical, engine = (_truth_of(name, key, of) for key, of in (("critical", critical), ("engine", engine)))
     try:
-        critical = truth(critical) if isinstance(critical, str) else critical
-    except ValueError as rule:
-        raise ValueError(f"{masked(name)}: critical {rule}, not {shown(critical)}") from None
-    if not isinstance(critical, bool):
-        raise TypeError(f"{masked(name)}: critical must be true or false, not {shown(critical)}")
-    try:
+        url = engine_url(url) if engine else url
         names = names_of(url)
         given = {key: rest.pop(key) for key in list(rest) if key in names}
         settings = settings_for(url, given) if given else None
@@ -193,6 +189,16 @@ def _one(name: str, value: object) -> PoolConfig:
     sources = {_ALL_NAMES[key]: f"{name}.{key}" for key in given}
     sources |= {key: f"{name}.{key}" for key in ("url", *rest)}
     return PoolConfig(name, url, settings, rest, critical, sources)
+
+
+def _truth_of(name: str, key: str, value: object) -> bool:
+    try:
+        value = truth(value) if isinstance(value, str) else value
+    except ValueError as rule:
+        raise ValueError(f"{masked(name)}: {key} {rule}, not {shown(value)}") from None
+    if not isinstance(value, bool):
+        raise TypeError(f"{masked(name)}: {key} must be true or false, not {shown(value)}")
+    return value
 
 
 # -- environment -------------------------------------------------------------------

@@ -41,6 +41,7 @@ from .dbapi import DBAPIAdapter, leave_to_parent
 __all__ = ["DBAPIAdapter", "Pool"]
 
 _UNBOUNDED = 1 << 20
+_KEPT = ("max_waiting", "leak_timeout", "track_holders")  # settings of the core that the arguments do not determine
 _ANSWER_LIMIT = 5  # seconds for a query to the server about stalled connections
 _BETWEEN = ("sqlalchemy.", "contextlib", __name__)  # modules between the borrower and this one
 
@@ -149,12 +150,14 @@ class Pool(pool.Pool):
     def recreate(self) -> Pool:
         """Return a new, empty pool with the same settings."""
         self.logger.info("Pool recreating")
-        return type(self)(
+        fresh = type(self)(
             self._creator, pool_size=self._pool_size, max_overflow=self._max_overflow, timeout=self._timeout,
             use_lifo=self._use_lifo, recycle=self._recycle, echo=self.echo, logging_name=self._orig_logging_name,
             reset_on_return=self._reset_on_return, pre_ping=self._pre_ping, dialect=self._dialect,
             stall_timeout=self._stall_timeout, _dispatch=self.dispatch,
         )  # fmt: skip
+        fresh.core.reconfigure(**{name: getattr(self.core.settings, name) for name in _KEPT})
+        return fresh
 
     def dispose(self) -> None:
         """Close idle connections now, and those in use when they are released."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import config
 from .._masking import shown
-from .._urls import settings_for
+from .._urls import engine_url, settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
 from ._health import HealthEndpoint
@@ -73,6 +73,8 @@ class PoolingMiddleware:
         redis_url: The URL of a pool ``"redis"``; needs a package that provides
             the scheme, see `from_url`.
         urls: Further pools by name, see `from_url`.
+        engine: Make ``"db"`` a SQLAlchemy engine on our pool; `lease` returns
+            its connection. For other names write ``sqlalchemy+`` before the URL.
         settings: Settings for the pools created here.
         max_leases: The maximum number of leases of a request at once; ``None``
             means one of each pool, which is the limit anyway.
@@ -100,6 +102,7 @@ class PoolingMiddleware:
         redis_url: str | None = None,
         urls: Mapping[str, str] | None = None,
         *,
+        engine: bool = False,
         settings: PoolSettings | None = None,
         max_leases: int | None = None,
         health_path: str | None = None,
@@ -121,6 +124,10 @@ class PoolingMiddleware:
         self._most = max_leases
         self._health_path = health_path
         self._health = HealthEndpoint(lambda: self.manager, token=health_token, admit=health_admit)
+        if engine and database_url is None:
+            raise ValueError("engine needs a database_url")
+        if engine:
+            database_url = engine_url(config.url_of(database_url))  # type: ignore[arg-type]
         given = {"db": database_url, "redis": redis_url, **(urls or {})}
         targets = {name: config.url_of(url) for name, url in given.items() if url is not None}
         if options and not targets:
