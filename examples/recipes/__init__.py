@@ -1,0 +1,1 @@
+"""Pools of other clients: each file says what to create, check, reset and close, and sends threads to one server."""
