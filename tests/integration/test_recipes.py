@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def _rabbitmq(stack: ExitStack, tmp_path: Path) -> Recipe:
     return Recipe(
         [url, "orders", *(f"text {n}" for n in range(20))], ["20 messages in orders"],
         lambda **settings: _module("rabbitmq").channel_pool(url, **settings),
-        lambda one: one.connection._impl._transport._sock,
+        attrgetter("connection._impl._transport._sock"),  # pika's
     )  # fmt: skip
 
 
