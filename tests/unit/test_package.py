@@ -406,7 +406,7 @@ ALLOWED = {
     ("test_http.py", "_fp"): "an attribute of urllib3's responses",
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
-    ("test_recipes.py", "connection._impl._transport._sock"): "where pika keeps its socket",
+    ("test_recipes.py", "_sock"): "an attribute of pika's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
     ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
 }
