@@ -338,11 +338,14 @@ class PoolManager:
     # -- inspection ----------------------------------------------------------------------
 
     def health_check(self, timeout: float = 5.0) -> Health:
-        """Acquire a resource from every pool and make a round trip, all in parallel.
+        """Make a round trip with a resource of every pool, all in parallel.
+
+        It never waits behind borrowers: a pool whose resources are all in use
+        is degraded, at once ("exhausted: 20 of 20 in use, 3 waiting, the oldest
+        for 2.1 s"), unless its server is down as well.
 
         Args:
-            timeout: Seconds; a pool that does not answer in time is down, or
-                degraded if all its resources are in use.
+            timeout: Seconds; a pool that does not answer in time is down.
         """
         timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}

@@ -129,6 +129,14 @@ class Adapter(Generic[R]):
         """
         return Verdicts()
 
+    def ping(self, timeout: float) -> None:
+        """Ask the server for an answer outside of the pool; raise if there is none within ``timeout`` seconds.
+
+        Called on a worker, one call at a time and at most once a second, when
+        a health check finds every resource in use, and none of them has heard
+        from the server for a second. If it is not overridden, nothing is asked.
+        """
+
     def abandon(self, resource: R) -> None:
         """After a fork: drop the parent's resource without sending anything to the peer."""
 

@@ -134,6 +134,13 @@ class Liveness(Generic[R]):
         else:
             self.check(token)
 
+    def check_all_idle(self) -> None:
+        """Check every idle resource."""
+        for token in self.engine.state.idle.tokens():
+            if self.engine.state.idle.take(token):  # else it was lent meanwhile, and checked there
+                self.check_idle(token)
+        self.engine.serve()
+
     def validate_on_worker(self, token: Token, health: bool = False) -> None:
         """Validate a resource on a worker, then make it available or evict it."""
         task = WorkerTask(self.engine.settings.health_check_timeout, round_trip=True, health=health)

@@ -57,7 +57,7 @@ CORE = [
     {"engine"},
     {"liveness", "stalls", "waiting"},
     {"checkin", "checkout"},
-    {"lease", "maintenance"},
+    {"lease", "maintenance", "probe"},
     {"managed"},
     {"pool"},
 ]

@@ -25,7 +25,7 @@ from ...settings import PoolSettings
 from .arguments import public, without_secrets
 from .limits import HTTPTimeout
 
-__all__ = ["Health"]
+__all__ = ["Health", "ask", "ping"]
 
 logger = logging.getLogger("pooling")
 
@@ -127,14 +127,9 @@ class Probe:
 
     def run(self, timeout: float) -> None:
         """Request the URL and record the result; raise if new sockets might help."""
-        limits = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
         try:
-            response = self._request(self._url, limits)
-            if response is None:
+            if not ask(self._request, self._url, timeout):
                 return
-            with response:
-                if not response.ok:
-                    raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
         except _NOT_ASKED as error:
             logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error)
         except Exception as error:
@@ -186,6 +181,29 @@ class _ProbeAdapter(Adapter[object]):
 
     def validate(self, resource: object, timeout: float) -> None:
         self._probe.run(timeout)
+
+
+def ask(request: Callable[[str, HTTPTimeout], requests.Response | None], url: str, timeout: float) -> bool:
+    """Request a URL within ``timeout`` seconds; return whether there was a request.
+
+    Raises:
+        requests.RequestException: There was no answer, or one with a status from 400 on.
+    """
+    response = request(url, HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout))
+    if response is None:
+        return False
+    with response:
+        if not response.ok:
+            raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
+    return True
+
+
+def ping(request: Callable[[str, HTTPTimeout], requests.Response | None], url: str, timeout: float) -> None:
+    """Request a URL as `ask` does; raise `ConnectionError`, without secrets of the URL, if that fails."""
+    try:
+        ask(request, url, timeout)
+    except Exception as error:
+        raise ConnectionError(f"{type(error).__name__}: {without_secrets(str(error), url)}") from None
 
 
 def _may_be_the_sockets(error: Exception) -> bool:

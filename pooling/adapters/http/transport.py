@@ -43,13 +43,13 @@ class Transport(requests.adapters.HTTPAdapter):
         self.max_retries = retry
         self.connections = connections
         self._timeout = timeout
-        self._unpooled = Unpooled(connections, timeout, retry)
+        self.unpooled = Unpooled(connections, timeout, retry)
         self._pooled = pooled
 
     @property
     def mounted(self) -> requests.adapters.BaseAdapter:
         """The adapter that the pool's own sessions mount: this one, unless pooling is off."""
-        return self if self._pooled else self._unpooled
+        return self if self._pooled else self.unpooled
 
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
@@ -64,7 +64,7 @@ class Transport(requests.adapters.HTTPAdapter):
         limits = self.limits(timeout)
         if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
             # vcrpy records or replays, which works only with connections that urllib3 makes itself.
-            return self._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
+            return self.unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
         try:
             response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
             limits.answers.append((weakref.ref(response), stream))
