@@ -10,6 +10,7 @@ time, and waited for only briefly; a late answer counts for the next check.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import PoolClosed, PoolTimeout, PoolUnavailable
 from .adapter import overridden
 from .checkin import Checkin
+from .checkout import AUDIT
 from .engine import Engine
 from .entry import Token
 from .hangup import connected
@@ -41,9 +43,18 @@ class Probe(Generic[R]):
         self.engine = engine
         self.liveness = liveness
         self.checkin = checkin
+        self._of_state: object = None
+        self._renew()
+
+    def _renew(self) -> None:
+        """Forget what is known; also in a forked child, which has another state. Needs the lock, except at first."""
+        if self._of_state is self.engine.state:
+            return
         # All below: guarded by the pool's lock.
-        self._state: object = None  # what they belong to: a forked child has another state
-        self._asking = False
+        self._of_state = self.engine.state
+        self._checking = 0  # resources that health checks hold
+        self._succeeded = float("-inf")  # when the last check that succeeded began
+        self._asking = False  # outside of the pool
         self._asked_at = float("-inf")
         self._error: BaseException | None = None  # of the last answer outside of the pool
 
@@ -57,12 +68,17 @@ class Probe(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        deadline = engine.fast.now() + timeout
+        began = engine.fast.now()
+        deadline = began + timeout
+        with engine.lock:
+            self._renew()
         failed = False
         while True:
-            token = self._take(timeout, deadline)
+            token = self._take(timeout, began)
             if token is None:
-                return self._why_busy(deadline)
+                with engine.lock:
+                    succeeded = self._succeeded >= began
+                return None if succeeded else self._why_busy(deadline)
             error = self._check(token, check or engine.adapter.validate, deadline)
             if error is None:
                 return None
@@ -74,8 +90,12 @@ class Probe(Generic[R]):
 
     # -- take a resource ------------------------------------------------------
 
-    def _take(self, timeout: float, deadline: float) -> Token | None:
-        """Take an idle resource, waiting for a new one where there is room; ``None`` if the pool is busy or paused."""
+    def _take(self, timeout: float, began: float) -> Token | None:
+        """Take an idle resource, waiting for a new one where there is room.
+
+        Returns:
+            ``None`` if the pool is busy or paused, or if another health check has succeeded meanwhile.
+        """
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
         failures = outage.failures
         while True:
@@ -88,7 +108,7 @@ class Probe(Generic[R]):
                     raise PoolClosed(f"pool {engine.name!r} is closed")
                 if outage.final and not state.live and now < outage.retry_at:
                     raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
-                if state.paused or self._full():
+                if state.paused or self._full() or self._succeeded >= began:
                     return None
                 if outage.error is not None and (
                     state.waiters or (outage.failures != failures and outage.failures >= _ATTEMPTS)
@@ -98,18 +118,22 @@ class Probe(Generic[R]):
                 creations = [] if state.creating else engine.fill_locked(1)
             engine.carry_out(creations, [])
             failed = outage.failures
-            left = deadline - engine.fast.now()
-            if not wait_until(engine, lambda failed=failed: self._may_go_on(failed), left):  # type: ignore[misc]
+            left = began + timeout - engine.fast.now()  # a release does not end the wait, so it is in parts
+            go_on = functools.partial(self._may_go_on, failed, began)
+            if not wait_until(engine, go_on, min(left, AUDIT)) and left <= AUDIT:
                 self._raise_unavailable(timeout)
 
     def _full(self) -> bool:
+        """Whether borrowers hold every resource; those of other health checks do not count. Needs the lock."""
         state = self.engine.state
-        return not state.idle and state.in_use >= state.max_size
+        return not state.idle and state.in_use - self._checking >= state.max_size
 
-    def _may_go_on(self, failed: int) -> bool:
+    def _may_go_on(self, failed: int, began: float) -> bool:
         """Whether there is something new for `_take`. Needs the lock."""
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
-        if state.idle or state.closed or state.paused or self._full() or outage.failures > max(failed, 1):
+        if state.idle or state.closed or state.paused or self._full() or self._succeeded >= began:
+            return True
+        if outage.failures > max(failed, 1):
             return True
         if outage.final and not state.live:
             return True
@@ -147,18 +171,26 @@ class Probe(Generic[R]):
         """Check a resource and release it; discard it and return the error if that fails."""
         engine, entry = self.engine, token.entry
         entry.thread, entry.code, entry.since = threading.get_ident(), None, engine.fast.now()
+        began, state = entry.since, engine.state
+        with engine.lock:
+            self._checking += 1
         if engine.events.leases_observed:
             engine.events.notify("acquired", 0.0)
+        found: Exception | None = None
+        reason: str | None = "discarded"
         try:
             check(entry.resource, max(0.0, deadline - engine.fast.now()))
+            reason = None
         except Exception as error:
-            self.checkin.run(token, None, "discarded")
-            return error
-        except BaseException:
-            self.checkin.run(token, None, "discarded")
-            raise
-        self.checkin.run(token, None)
-        return None
+            found = error
+        finally:
+            self.checkin.run(token, None, reason)
+            with engine.lock:
+                if engine.state is state:
+                    self._checking -= 1
+                    self._succeeded = began if reason is None else self._succeeded
+            engine.serve()  # wakes other health checks
+        return found
 
     # -- without one ----------------------------------------------------------
 
@@ -183,8 +215,6 @@ class Probe(Generic[R]):
         if ping is None:
             return self._all_hung_up()
         with engine.lock:
-            if self._state is not engine.state:
-                self._state, self._asking, self._asked_at, self._error = engine.state, False, float("-inf"), None
             now = engine.fast.now()
             if any(entry.checked > now - _FRESH for entry in engine.state.entries):
                 return None
@@ -207,7 +237,7 @@ class Probe(Generic[R]):
             error = raised.with_traceback(None)
         engine = self.engine
         with engine.lock:
-            if self._state is state:
+            if self._of_state is state:
                 self._asking, self._asked_at, self._error = False, engine.fast.now(), error
         engine.serve()  # wakes the thread that waits for it
 
