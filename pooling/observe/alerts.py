@@ -110,8 +110,9 @@ class Alerts:
         alerts = Alerts(manager, to=["log", page_me, Webhook("https://hooks.example.com/...")])
 
     Each incident is one alert when it begins and one when it is over; a
-    condition that comes and goes is one incident, see `Hysteresis`. Pools are
-    held weakly. It begins at once, in the background.
+    condition that comes and goes is one incident, see `Hysteresis`. It begins
+    at once, in the background, and goes on until `stop`, whether or not the
+    program keeps the object. Pools are held weakly.
 
     Args:
         pools: As for `PerformanceMonitor`; or a monitor, for the same pools.
@@ -153,8 +154,7 @@ class Alerts:
         self._stopped = False
         self._processes: dict[int, _Process] = {}  # by process id: another process never uses these locks
         self._self = weakref.ref(self)
-        key = id(self)
-        _living[key] = weakref.ref(self, lambda _: _living.pop(key, None))
+        living[id(self)] = self
         if _listen not in LISTENERS:
             LISTENERS.append(_listen)
         self.process()
@@ -199,7 +199,7 @@ class Alerts:
     def stop(self) -> None:
         """Watch no more. Alerts that have not ended are not reported any more. Idempotent."""
         self._stopped = True
-        _living.pop(id(self), None)
+        living.pop(id(self), None)
         for target in self._targets:
             close = getattr(target, "close", None)
             if callable(close):
@@ -365,7 +365,8 @@ def _log(alert: Alert) -> None:
     )  # fmt: skip
 
 
-_living: dict[int, weakref.ref[Alerts]] = {}
+living: dict[int, Alerts] = {}
+"""Those that were not stopped; a program need not keep them. Internal."""
 
 
 def _check(alerts: weakref.ref[Alerts]) -> None:
@@ -378,7 +379,5 @@ def _check(alerts: weakref.ref[Alerts]) -> None:
 def _listen(reaper: Reaper, dropped: PoolRef | None) -> None:
     """Called when a reaper's thread begins, at the first use of a pool in a process: begin anew in a forked child."""
     if dropped is None:
-        for reference in list(_living.values()):
-            alerts = reference()
-            if alerts is not None:
-                alerts.process()
+        for alerts in list(living.values()):
+            alerts.process()

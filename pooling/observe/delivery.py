@@ -261,13 +261,13 @@ def checked_targets(given: Any) -> list[Any]:
     """
     if given is None:
         return [LOG]
-    several = given if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
-    found = list(several)
-    for one in found:
-        if isinstance(one, str) and one != LOG:
+    one = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    found = [given] if one else list(given)
+    for target in found:
+        if isinstance(target, str) and target != LOG:
             raise ValueError('Alerts.to must be "log", a callable or a Webhook(...), not another string')  # a URL?
-        if one != LOG and not callable(one):
-            raise TypeError(f'Alerts.to must be "log", a callable or a Webhook(...), not {shown(one)}')
+        if not isinstance(target, str) and not callable(target):
+            raise TypeError(f'Alerts.to must be "log", a callable or a Webhook(...), not {shown(target)}')
     return found
 
 
