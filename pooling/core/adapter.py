@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .._fields import fields
 from .._masking import shown
 from ..settings import PoolSettings
 
@@ -255,7 +256,7 @@ def call_hook(adapter: Adapter[Any], pool: str, hook: str, *args: Any) -> None:
     try:
         getattr(adapter, hook)(*args)
     except Exception:
-        logger.exception("pool %r: %s() failed", pool, hook)
+        logger.exception("pool %r: %s() failed", pool, hook, extra=fields("hook_failed", pool, hook=hook))
 
 
 def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -> bool:
@@ -263,7 +264,7 @@ def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -
     try:
         return bool(getattr(adapter, question)(error))
     except Exception:
-        logger.exception("pool %r: %s() failed", pool, question)
+        logger.exception("pool %r: %s() failed", pool, question, extra=fields("hook_failed", pool, hook=question))
         return False
 
 

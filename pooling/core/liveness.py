@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
+from .._fields import fields
 from ..settings import PoolSettings
 from .adapter import overridden
 from .engine import Engine
@@ -70,7 +71,7 @@ class Liveness(Generic[R]):
                     entry.generation = DEAD
                     return False
             except Exception:
-                logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+                self._log_failed_check()
                 entry.generation = DEAD
                 return False
         return self.validate_hook is None or self.suspicion.trusts(
@@ -83,8 +84,13 @@ class Liveness(Generic[R]):
         try:
             return is_alive is None or is_alive(entry.resource)
         except Exception:
-            logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+            self._log_failed_check()
             return False
+
+    def _log_failed_check(self) -> None:
+        name = self.engine.name
+        extra = fields("hook_failed", name, hook="is_alive")
+        logger.debug("pool %r: is_alive() failed", name, exc_info=True, extra=extra)
 
     # -- with a round trip ----------------------------------------------------
 
@@ -197,6 +203,8 @@ class Liveness(Generic[R]):
         try:
             context.run(job, token)
         except BaseException as error:  # there is no caller to raise it to
-            logger.warning("pool %r: a check or reset failed: %s", engine.name, format_error(error))
+            why = format_error(error)
+            extra = fields("check_failed", engine.name, error=why)
+            logger.warning("pool %r: a check or reset failed: %s", engine.name, why, extra=extra)
         if token.entry.generation is ABANDONED:
             engine.close_entry(token.entry, None)  # it returned after its time limit

@@ -341,7 +341,8 @@ class Alerts:
         if about not in process.complained:
             process.complained.add(about)
             why = format_error(error)
-            logger.warning("alerts: %s cannot be checked: %s", about, why, extra=fields("alerts_failed", error=why))
+            extra = fields("alerts_failed", target=about, error=why)
+            logger.warning("alerts: %s cannot be checked: %s", about, why, extra=extra)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         no_copy(self, "it belongs to its process")

@@ -74,6 +74,15 @@ def test_scripts(database: dict[str, str], name: str, words: str) -> None:
     assert "0/" in out, "something is in use in the end"
 
 
+def test_statsd() -> None:
+    process = start([sys.executable, "examples/statsd.py"], ROOT, {})
+    out, err = end(process)
+    assert (process.returncode, err) == (0, "")
+    sent = out.splitlines()
+    assert sent[0].startswith("pooling.db.created:") and sent[0].endswith("|ms")
+    assert sent[1:] == ["pooling.db.exhausted:1|c", "pooling.db.timeouts:1|c", "pooling.db.closed.closed:1|c"]
+
+
 def test_threaded_worker(database: dict[str, str]) -> None:
     process = start([sys.executable, "examples/threaded_worker/run.py"], ROOT, database)
     time.sleep(2)  # let it work for a while; how much it does does not matter

@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from ..._fields import fields
 from ...core.adapter import Adapter
 from ...core.observer import Observer
 from ...core.pool import Pool
@@ -131,7 +132,8 @@ class Probe:
             if not ask(self._request, self._url, timeout):
                 return
         except _NOT_ASKED as error:
-            logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error)
+            extra = fields("not_probed", self._name, url=self.public_url, error=str(error))
+            logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error, extra=extra)
         except Exception as error:
             self._failed(error)
             if _may_be_the_sockets(error):
@@ -141,14 +143,16 @@ class Probe:
 
     def _succeeded(self) -> None:
         if self.status == "unhealthy":
-            logger.warning("pool %r: %s is healthy again", self._name, self.public_url)
+            extra = fields("healthy", self._name, url=self.public_url)
+            logger.warning("pool %r: %s is healthy again", self._name, self.public_url, extra=extra)
         self.status, self.failures, self.last_error = "healthy", 0, None
         self._record(None)
 
     def _failed(self, error: Exception) -> None:
         text = without_secrets(str(error), self._url)
         if self.status != "unhealthy":
-            logger.warning("pool %r: %s is unhealthy: %s", self._name, self.public_url, text)
+            extra = fields("unhealthy", self._name, url=self.public_url, error=text)
+            logger.warning("pool %r: %s is unhealthy: %s", self._name, self.public_url, text, extra=extra)
         self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {text}"
         self.failures += 1
         self._record(error)
@@ -163,7 +167,10 @@ class Replacement(Observer):
 
     def drained(self, pool: str) -> None:
         self.generations += 1
-        logger.warning("pool %r: the health probe keeps failing; replacing all sockets", self._name)
+        logger.warning(
+            "pool %r: the health probe keeps failing; replacing all sockets", self._name,
+            extra=fields("sockets_replaced", self._name),
+        )  # fmt: skip
         self._drain()
 
 

@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 from urllib3.util.request import set_file_position
 
+from ..._fields import fields
 from ...errors import LeaseError, PoolError
 from .bodies import cut_off, is_unread, read_ahead
 from .connections import Connections
@@ -242,7 +243,8 @@ def _retry_after(retries: Retry, response: Any) -> float | None:
     try:
         return retries.get_retry_after(response)
     except Exception:  # depending on the text: InvalidHeader, ValueError, OverflowError, ...
-        logger.debug("cannot parse Retry-After: %.100r", response.headers["Retry-After"])
+        text = response.headers["Retry-After"]
+        logger.debug("cannot parse Retry-After: %.100r", text, extra=fields("bad_retry_after"))
         return None
 
 
