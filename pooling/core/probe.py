@@ -170,7 +170,8 @@ class Probe(Generic[R]):
     def _check(self, token: Token, check: Callable[[R, float], object], deadline: float) -> Exception | None:
         """Check a resource and release it; discard it and return the error if that fails."""
         engine, entry = self.engine, token.entry
-        entry.thread, entry.code, entry.since = threading.get_ident(), None, engine.fast.now()
+        entry.thread, entry.code, entry.lasti = threading.get_ident(), self.run.__code__, 0
+        entry.since = engine.fast.now()
         began, state = entry.since, engine.state
         with engine.lock:
             self._checking += 1

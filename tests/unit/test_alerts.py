@@ -91,17 +91,17 @@ def test_end_by_force() -> None:
     assert (state.end(2.0), state.end(3.0), state.ended) == (ENDED, None, 2.0)
 
 
-@given(
-    after=st.floats(0, 100), clear=st.floats(0, 100),
-    steps=st.lists(st.tuples(st.floats(0.01, 50.0), st.sampled_from([True, False, None])), max_size=200),
-)  # fmt: skip
-def test_alerts_alternate(after: float, clear: float, steps: list[tuple[float, bool | None]]) -> None:
+RUNS = st.tuples(st.sampled_from([True, True, False, False, None]), st.integers(1, 10), st.floats(0.1, 20.0))
+
+
+@given(after=st.floats(0, 30), clear=st.floats(0, 60), runs=st.lists(RUNS, min_size=5, max_size=40))
+def test_alerts_alternate(after: float, clear: float, runs: list[tuple[bool | None, int, float]]) -> None:
     """At most one is open, each that began has ended or is open, and none begins or ends too early."""
     state, now, changes = Hysteresis(after, clear), 1000.0, []
     held_since = good_since = math.inf  # how long the condition has held, or not, as the updates showed it
-    for seconds, holds in steps:
+    for holds, seconds in [(holds, seconds) for holds, number, seconds in runs for _ in range(number)]:
         now += seconds
-        before = state.firing
+        before, due = state.firing, state.clear
         if holds is None:
             change = state.end(now)
             held_since = good_since = math.inf
@@ -117,6 +117,8 @@ def test_alerts_alternate(after: float, clear: float, steps: list[tuple[float, b
                 assert state.ended == good_since
             if holds and not before and now - held_since >= after:
                 assert change is BEGAN  # in time
+            if not holds and before and now - good_since >= due:
+                assert change is ENDED
         if change is not None:
             changes.append(change)
         assert state.firing is (len(changes) % 2 == 1)

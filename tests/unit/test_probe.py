@@ -94,6 +94,17 @@ def test_paused_and_closed(make: Make) -> None:
         pool.probe()
 
 
+def test_holder_is_the_health_check(make: Make, adapter: FakeAdapter) -> None:
+    pool = make()
+    adapter.hold("validate")
+    probe = Task(pool.probe)
+    adapter.until_held("validate")
+    (holder,) = pool.holders()
+    adapter.let_go("validate")
+    assert probe.result() is None
+    assert str(holder).startswith("probe.py:")
+
+
 # -- a pool with room ------------------------------------------------------------------------
 
 
