@@ -15,6 +15,7 @@
 
 Alerts:
 
+`alert`      `Alert`: what a target gets
 `alerts`     `Alerts`: looks at pools at intervals, in each process
 `rules`      what alerts are about, and the figures that rules see
 `hysteresis` when an alert begins and ends
@@ -37,7 +38,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .alerts import Alert, Alerts
+    from .alert import Alert
+    from .alerts import Alerts
     from .delivery import Webhook
     from .monitor import PerformanceMonitor, get_global_monitor
     from .rules import Rule, Sample, usual_rules
@@ -47,7 +49,7 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "PerformanceMonitor": "monitor", "get_global_monitor": "monitor", "Alert": "alerts", "Alerts": "alerts",
+    "PerformanceMonitor": "monitor", "get_global_monitor": "monitor", "Alert": "alert", "Alerts": "alerts",
     "Webhook": "delivery", "Rule": "rules", "Sample": "rules",
     "usual_rules": "rules",
 }  # fmt: skip

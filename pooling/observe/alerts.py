@@ -14,7 +14,6 @@ import os
 import socket
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -28,62 +27,18 @@ from ..core.runtime.fork import SAME_PROCESS
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper, SweepRequest
 from ..manager import PoolManager
+from .alert import Alert
 from .delivery import Delivery, Target, checked_targets
 from .hysteresis import Change, Hysteresis
 from .rules import Rule, Sample, Watch, checked_rules
 from .sources import Source, source_of
 
-__all__ = ["Alert", "Alerts"]
+__all__ = ["Alerts", "living"]
 
 logger = logging.getLogger("pooling")
 
 _LONGEST_TEXT = 1000
 _GONE = "the pool was closed or removed"
-
-
-@dataclass(frozen=True)
-class Alert:
-    """The beginning or the end of an alert.
-
-    Attributes:
-        kind: The kind of the rule: ``"outage"``, ``"exhausted"``, ...
-        state: ``"began"`` or ``"ended"``.
-        pool: The label of the pool.
-        severity: ``"warning"`` or ``"critical"``.
-        text: What is wrong, or that it is over, in one line, without secrets.
-        began, ended: Times of day, in seconds since the epoch; ``ended`` is ``None`` at the beginning.
-        flaps: How often it was over and came back meanwhile.
-        group: As given to `Alerts`.
-        host, pid: Where it happened.
-    """
-
-    kind: str
-    state: str
-    pool: str
-    severity: str
-    text: str
-    began: float
-    ended: float | None = None
-    flaps: int = 0
-    group: str | None = None
-    host: str = ""
-    pid: int = 0
-
-    @property
-    def key(self) -> str:
-        """The same at the beginning and the end, and in all processes of the group, or else of the host."""
-        return f"{self.group or self.host}:{self.pool}:{self.kind}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON: all attributes and the ``key``."""
-        return {
-            "key": self.key, "kind": self.kind, "state": self.state, "pool": self.pool, "severity": self.severity,
-            "text": str(self), "began": self.began, "ended": self.ended, "flaps": self.flaps, "group": self.group,
-            "host": self.host, "pid": self.pid,
-        }  # fmt: skip
-
-    def __str__(self) -> str:
-        return f"pool {self.pool!r}: {self.text}"
 
 
 class _Process:

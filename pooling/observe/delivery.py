@@ -22,12 +22,12 @@ from .._masking import shown
 from ..core.clock import SYSTEM, Clock
 from ..core.report.messages import format_error
 from ..core.runtime import registry
+from .alert import Alert
 
 if TYPE_CHECKING:
     import requests
 
     from ..adapters.http import HTTPPool
-    from .alerts import Alert
 
 __all__ = ["MOST_QUEUED", "Delivery", "Failed", "Target", "Webhook", "checked_targets"]
 
