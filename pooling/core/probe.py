@@ -76,9 +76,9 @@ class Probe(Generic[R]):
         while True:
             token = self._take(timeout, began)
             if token is None:
-                with engine.lock:
-                    succeeded = self._succeeded >= began
-                return None if succeeded else self._why_busy(deadline)
+                return None
+            if isinstance(token, str):
+                return self._if_answering(token, deadline)
             error = self._check(token, check or engine.adapter.validate, deadline)
             if error is None:
                 return None
@@ -90,11 +90,12 @@ class Probe(Generic[R]):
 
     # -- take a resource ------------------------------------------------------
 
-    def _take(self, timeout: float, began: float) -> Token | None:
+    def _take(self, timeout: float, began: float) -> Token | str | None:
         """Take an idle resource, waiting for a new one where there is room.
 
         Returns:
-            ``None`` if the pool is busy or paused, or if another health check has succeeded meanwhile.
+            The token; why there is none, if the pool is full or paused; ``None`` if another health check has succeeded
+            meanwhile.
         """
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
         failures = outage.failures
@@ -108,8 +109,10 @@ class Probe(Generic[R]):
                     raise PoolClosed(f"pool {engine.name!r} is closed")
                 if outage.final and not state.live and now < outage.retry_at:
                     raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
-                if state.paused or self._full() or self._succeeded >= began:
+                if self._succeeded >= began:
                     return None
+                if state.paused or self._full():
+                    return "paused" if state.paused else format_exhaustion(state, now)
                 if outage.error is not None and (
                     state.waiters or (outage.failures != failures and outage.failures >= _ATTEMPTS)
                 ):
@@ -195,15 +198,12 @@ class Probe(Generic[R]):
 
     # -- without one ----------------------------------------------------------
 
-    def _why_busy(self, deadline: float) -> str:
+    def _if_answering(self, text: str, deadline: float) -> str:
         """Return why no resource could be checked; raise if the server is down as well."""
-        engine, state = self.engine, self.engine.state
-        with engine.lock:
-            now = engine.fast.now()
-            text = "paused" if state.paused else format_exhaustion(state, now)
-            error = engine.outage.error
+        engine = self.engine
+        error = engine.outage.error
         if error is None:
-            error = self._ask(min(_PATIENCE, max(0.0, deadline - now)))
+            error = self._ask(min(_PATIENCE, max(0.0, deadline - engine.fast.now())))
         if error is None:
             return text
         text = f"pool {engine.name!r}: {text}; the server does not answer: {format_error(error)}"
