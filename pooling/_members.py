@@ -111,9 +111,7 @@ class Ours(Member):
             return f"last connection error: {stats['down']}"
         if stats["resets_failing"]:
             return f"resets keep failing: {stats['resets_failing']}"
-        if stats["waiting"] and stats["in_use"] >= stats["max_size"]:
-            return f"exhausted: {stats['in_use']}/{stats['max_size']} in use, {stats['waiting']} waiting"
-        return None
+        return self.pool.exhaustion()
 
     def metrics(self) -> dict[str, Any]:
         found = self.pool.metrics.to_dict()
@@ -140,25 +138,26 @@ class Psycopg(Member):
         return self.pool.connection(timeout)  # type: ignore[no-any-return]
 
     def probe(self, timeout: float) -> str | None:
-        try:
-            with self.pool.connection(timeout=timeout) as conn:
-                conn.execute("SELECT 1")
-        except Exception as error:
-            lent = self._all_lent() if type(error).__name__ == "PoolTimeout" else None
-            if lent is None:
-                raise
-            return lent
-        return None
+        lent = self.trouble()
+        if lent is None:  # otherwise it would wait behind borrowers
+            try:
+                with self.pool.connection(timeout=timeout) as conn:
+                    conn.execute("SELECT 1")
+            except Exception as error:
+                lent = self.trouble() if type(error).__name__ == "PoolTimeout" else None
+                if lent is None:
+                    raise
+        return lent
 
     def trouble(self) -> str | None:
-        return self._all_lent() if self.pool.get_stats().get("requests_waiting") else None
+        return None if self.closed else self._all_lent()
 
     def _all_lent(self) -> str | None:
         stats: dict[str, int] = self.pool.get_stats()
         size, most = stats.get("pool_size", 0), stats.get("pool_max", 0)
-        if size < most or stats.get("pool_available", 0):
+        if not 0 < most <= size or stats.get("pool_available", 0):
             return None
-        return f"exhausted: {size}/{most} in use, {stats.get('requests_waiting', 0)} waiting"
+        return f"exhausted: {size} of {most} in use, {stats.get('requests_waiting', 0)} waiting"
 
     def metrics(self) -> dict[str, Any]:
         stats: dict[str, int] = self.pool.get_stats()
@@ -204,7 +203,7 @@ class SQLAlchemy(Member):
         found = self.metrics()
         if not 0 < found["max_size"] <= found["in_use"]:
             return None
-        return f"exhausted: {found['in_use']}/{found['max_size']} in use"
+        return f"exhausted: {found['in_use']} of {found['max_size']} in use"
 
     def metrics(self) -> dict[str, Any]:
         pool = self.pool.pool

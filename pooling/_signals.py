@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+from ._fields import fields
+
 __all__ = ["SignalWatch", "server_around"]
 
 logger = logging.getLogger("pooling")
@@ -43,10 +45,14 @@ class SignalWatch:
         """Install the handlers; ``False``, with a line in the log, where that is not possible."""
         server = server_around()
         if server is not None:
-            logger.info("signal handlers not installed: %s runs this process and handles its signals", server)
+            logger.info(
+                "signal handlers not installed: %s runs this process and handles its signals", server,
+                extra=fields("no_signal_handlers", what=server),
+            )  # fmt: skip
             return False
         if threading.current_thread() is not threading.main_thread():
-            logger.warning("signal handlers not installed: this is not the main thread")
+            extra = fields("no_signal_handlers", what="not the main thread")
+            logger.warning("signal handlers not installed: this is not the main thread", extra=extra)
             return False
         for number in self._numbers:
             before = signal.getsignal(number)

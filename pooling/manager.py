@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from . import config
+from ._fields import fields
 from ._masking import masked, shown
 from ._members import Member, in_parallel, member_of
 from ._reports import DEGRADED, DOWN, UP, Health, PoolHealth, Readiness, Startup, judge, table
@@ -260,7 +261,7 @@ class PoolManager:
             try:
                 self._members[name].close(max(0.0, deadline - time.monotonic()))
             except Exception:
-                logger.exception("closing pool %r failed", name)
+                logger.exception("closing pool %r failed", name, extra=fields("closing_failed", name))
         return names
 
     def __getitem__(self, name: str) -> Any:
@@ -301,7 +302,7 @@ class PoolManager:
             errors = [one.error for one in report.values() if one.error is not None]
             if strict:
                 raise PoolError(f"not all pools are ready: {report}") from errors[0]
-            logger.warning("not all pools are ready: %s", report)
+            logger.warning("not all pools are ready: %s", report, extra=fields("not_ready", error=str(report)))
         return report
 
     def shutdown(self, timeout: float | None = None) -> None:
@@ -338,11 +339,14 @@ class PoolManager:
     # -- inspection ----------------------------------------------------------------------
 
     def health_check(self, timeout: float = 5.0) -> Health:
-        """Acquire a resource from every pool and make a round trip, all in parallel.
+        """Make a round trip with a resource of every pool, all in parallel.
+
+        It never waits behind borrowers: a pool whose resources are all in use
+        is degraded, at once ("exhausted: 20 of 20 in use, 3 waiting, the oldest
+        for 2.1 s"), unless its server is down as well.
 
         Args:
-            timeout: Seconds; a pool that does not answer in time is down, or
-                degraded if all its resources are in use.
+            timeout: Seconds; a pool that does not answer in time is down.
         """
         timeout = seconds(timeout)
         jobs = {name: _probing(member, timeout) for name, member in self._members.items()}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from typing import Any, TypedDict
 
+from ._fields import fields
 from ._masking import shown
 
 __all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
@@ -565,10 +566,12 @@ def _warn_of_misspelt(prefix: str, environ: Mapping[str, str], known: Mapping[st
         if not variable.startswith(prefix) or variable in known or rest in _NOT_MISSPELT:
             continue
         if theirs := _hikari(rest):
-            logging.getLogger(__name__).warning("%s is ignored: %s", variable, theirs)
+            extra = fields("misspelt", variable=variable)
+            logging.getLogger(__name__).warning("%s is ignored: %s", variable, theirs, extra=extra)
         elif closest := _closest(rest, known.values(), 0.85):
             logging.getLogger(__name__).warning(
-                "%s is not a setting; did you mean %s?", variable, prefix + closest.upper()
+                "%s is not a setting; did you mean %s?", variable, prefix + closest.upper(),
+                extra=fields("misspelt", variable=variable),
             )
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .._fields import fields
 from .._masking import shown
 from ..settings import PoolSettings
 
@@ -128,6 +129,14 @@ class Adapter(Generic[R]):
             seconds: How long the holders have been blocked, at least.
         """
         return Verdicts()
+
+    def ping(self, timeout: float) -> None:
+        """Ask the server for an answer outside of the pool; raise if there is none within ``timeout`` seconds.
+
+        Called on a worker, one call at a time and at most once a second, when
+        a health check finds every resource in use, and none of them has heard
+        from the server for a second. If it is not overridden, nothing is asked.
+        """
 
     def abandon(self, resource: R) -> None:
         """After a fork: drop the parent's resource without sending anything to the peer."""
@@ -247,7 +256,7 @@ def call_hook(adapter: Adapter[Any], pool: str, hook: str, *args: Any) -> None:
     try:
         getattr(adapter, hook)(*args)
     except Exception:
-        logger.exception("pool %r: %s() failed", pool, hook)
+        logger.exception("pool %r: %s() failed", pool, hook, extra=fields("hook_failed", pool, hook=hook))
 
 
 def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -> bool:
@@ -255,7 +264,7 @@ def ask(adapter: Adapter[Any], pool: str, question: str, error: BaseException) -
     try:
         return bool(getattr(adapter, question)(error))
     except Exception:
-        logger.exception("pool %r: %s() failed", pool, question)
+        logger.exception("pool %r: %s() failed", pool, question, extra=fields("hook_failed", pool, hook=question))
         return False
 
 

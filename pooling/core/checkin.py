@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Generic, TypeVar
 
+from .._fields import fields
 from .adapter import overridden
 from .engine import Engine
 from .entry import Entry, Token
@@ -63,7 +64,8 @@ class Checkin(Generic[R]):
             try:
                 reason = engine.adapter.refuse(entry.resource, bool(engine.state.waiters))
             except Exception:
-                logger.exception("pool %r: refuse() failed", engine.name)
+                extra = fields("hook_failed", engine.name, hook="refuse")
+                logger.exception("pool %r: refuse() failed", engine.name, extra=extra)
         if reason is not None:
             engine.evict(token, reason)
         elif error is not None or (most is not None and entry.uses >= most):
@@ -141,7 +143,8 @@ class Checkin(Generic[R]):
         try:
             return "broken" if self.engine.adapter.is_broken(entry.resource, error) else None
         except Exception:
-            logger.exception("pool %r: is_broken() failed", self.engine.name)
+            name = self.engine.name
+            logger.exception("pool %r: is_broken() failed", name, extra=fields("hook_failed", name, hook="is_broken"))
             return "broken"
 
     # -- reset ----------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from .._fields import fields
 from ..errors import PoolError
 from .entry import Entry
 from .observer import Observer, notify
@@ -68,12 +69,17 @@ class Events:
         logger.warning(
             "pool %r: server connection limit reached; keeping the open %ss: %s",
             self.name, self.noun, format_error(error),
+            extra=fields("server_full", self.name, error=format_error(error)),
         )
 
     def outage_began(self, error: BaseException, log: bool) -> None:
         """The first creation failed. Not logged if the outage belongs to an incident that was logged before."""
         if log:
-            logger.warning("pool %r: cannot create a %s: %s", self.name, self.noun, format_error(error))
+            why = format_error(error)
+            logger.warning(
+                "pool %r: cannot create a %s: %s", self.name, self.noun, why,
+                extra=fields("outage", self.name, error=why),
+            )  # fmt: skip
         self.notify("outage_began", error)
 
     def outage_ended(self, seconds: float) -> None:
@@ -83,7 +89,10 @@ class Events:
     def recovered(self, seconds: float, flaps: int) -> None:
         """Creations have succeeded for some seconds after an outage, which may have ended and begun several times."""
         again = f"; creations succeeded and failed again {flaps} times meanwhile" if flaps else ""
-        logger.warning("pool %r: recovered after %.1f s%s", self.name, seconds, again)
+        logger.warning(
+            "pool %r: recovered after %.1f s%s", self.name, seconds, again,
+            extra=fields("recovered", self.name, seconds=seconds, flaps=flaps),
+        )  # fmt: skip
 
     # -- acquire and release --------------------------------------------------
 
@@ -105,7 +114,7 @@ class Events:
         """Every resource is held by a thread that waits for another one."""
         logger.warning(
             "pool %r: probable deadlock: every %s is held by a thread that is itself waiting; held by: %s",
-            self.name, self.noun, holders,
+            self.name, self.noun, holders, extra=fields("deadlock", self.name, holders=holders),
         )
 
     def leaked(self, entry: Entry, held: float, limit: float) -> None:
@@ -115,14 +124,16 @@ class Events:
         logger.warning(
             "pool %r: a %s has been in use for %.1f s (leak_timeout=%g), acquired at %s",
             self.name, self.noun, held, limit, where,
+            extra=fields("leak", self.name, seconds=held, limit=limit, where=where),
         )
         self.notify("leaked", where, held)
 
     def leak_returned(self, entry: Entry, held: float) -> None:
         """A lease that was reported as a leak was released."""
+        where = place_of(entry)
         logger.warning(
             "pool %r: the leaked %s acquired at %s was released after %.1f s",
-            self.name, self.noun, place_of(entry), held,
+            self.name, self.noun, where, held, extra=fields("leak_returned", self.name, seconds=held, where=where),
         )
 
     def lease_dropped(self, entry: Entry) -> None:
@@ -130,7 +141,7 @@ class Events:
         where = place_of(entry)
         logger.warning(
             "pool %r: a lease was dropped without release, acquired at %s; closing its %s",
-            self.name, where, self.noun,
+            self.name, where, self.noun, extra=fields("dropped", self.name, where=where),
         )
         self.notify("orphaned", where)
 
@@ -152,26 +163,31 @@ class Events:
 
     def reset_failed(self, error: BaseException) -> None:
         """A reset failed; the resource is closed."""
-        logger.info("pool %r: reset failed, closing: %s", self.name, format_error(error))
+        why = format_error(error)
+        extra = fields("reset_failed", self.name, error=why)
+        logger.info("pool %r: reset failed, closing: %s", self.name, why, extra=extra)
         with self.metrics.lock:
             self.metrics.errors["reset"] += 1
 
     def close_failed(self, error: BaseException) -> None:
         """A close failed; its slot is free nevertheless."""
-        logger.debug("pool %r: close() failed: %s", self.name, format_error(error))
+        why = format_error(error)
+        logger.debug("pool %r: close() failed: %s", self.name, why, extra=fields("close_failed", self.name, error=why))
         with self.metrics.lock:
             self.metrics.errors["close"] += 1
 
     def hung(self, what: str, seconds: float) -> None:
         """A check or a close exceeded its time limit."""
         logger.warning(
-            "pool %r: %s a %s took over %.1f s; its slot is free again", self.name, what, self.noun, seconds
+            "pool %r: %s a %s took over %.1f s; its slot is free again", self.name, what, self.noun, seconds,
+            extra=fields("hung", self.name, what=what, seconds=seconds),
         )
 
     def all_suspect_replaced(self, failures: int) -> None:
         """So many round trips failed in a row that the whole generation is replaced."""
         logger.warning(
-            "pool %r: %d %ss in a row proved dead; replacing all", self.name, failures, self.noun
+            "pool %r: %d %ss in a row proved dead; replacing all", self.name, failures, self.noun,
+            extra=fields("replaced", self.name, failures=failures),
         )
         self.drained()
 
@@ -220,6 +236,7 @@ class Resets:
             logger.warning(
                 "pool %r: resets keep failing, so %ss are closed at release instead of kept: %s",
                 events.name, events.noun, format_error(error),
+                extra=fields("resets_failing", events.name, error=format_error(error)),
             )
             events.notify("resets_failed", error)
 
@@ -232,5 +249,5 @@ class Resets:
                 return
             reported, self._reported, self.error = self._reported, False, None
         if reported:
-            logger.info("pool %r: resets work again", events.name)
+            logger.info("pool %r: resets work again", events.name, extra=fields("resets_recovered", events.name))
             events.notify("resets_recovered")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
+from .._fields import fields
 from ..settings import PoolSettings
 from .adapter import overridden
 from .engine import Engine
@@ -70,7 +71,7 @@ class Liveness(Generic[R]):
                     entry.generation = DEAD
                     return False
             except Exception:
-                logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+                self._log_failed_check()
                 entry.generation = DEAD
                 return False
         return self.validate_hook is None or self.suspicion.trusts(
@@ -83,8 +84,13 @@ class Liveness(Generic[R]):
         try:
             return is_alive is None or is_alive(entry.resource)
         except Exception:
-            logger.debug("pool %r: is_alive() failed", self.engine.name, exc_info=True)
+            self._log_failed_check()
             return False
+
+    def _log_failed_check(self) -> None:
+        name = self.engine.name
+        extra = fields("hook_failed", name, hook="is_alive")
+        logger.debug("pool %r: is_alive() failed", name, exc_info=True, extra=extra)
 
     # -- with a round trip ----------------------------------------------------
 
@@ -133,6 +139,13 @@ class Liveness(Generic[R]):
             self.validate_on_worker(token)
         else:
             self.check(token)
+
+    def check_all_idle(self) -> None:
+        """Check every idle resource."""
+        for token in self.engine.state.idle.tokens():
+            if self.engine.state.idle.take(token):  # else it was lent meanwhile, and checked there
+                self.check_idle(token)
+        self.engine.serve()
 
     def validate_on_worker(self, token: Token, health: bool = False) -> None:
         """Validate a resource on a worker, then make it available or evict it."""
@@ -190,6 +203,8 @@ class Liveness(Generic[R]):
         try:
             context.run(job, token)
         except BaseException as error:  # there is no caller to raise it to
-            logger.warning("pool %r: a check or reset failed: %s", engine.name, format_error(error))
+            why = format_error(error)
+            extra = fields("check_failed", engine.name, error=why)
+            logger.warning("pool %r: a check or reset failed: %s", engine.name, why, extra=extra)
         if token.entry.generation is ABANDONED:
             engine.close_entry(token.entry, None)  # it returned after its time limit

@@ -15,6 +15,7 @@ import logging
 import threading
 from typing import Generic, TypeVar
 
+from .._fields import fields
 from .adapter import call_hook
 from .checkout import AUDIT
 from .engine import Engine, report_recovery
@@ -69,7 +70,10 @@ class Maintenance(Generic[R]):
         engine = self.engine
         engine.runtime.workers.nudge()
         if self.liveness.suspicion.jumped(now, engine.clock.wall()):
-            logger.info("pool %r: the process was frozen; idle resources are suspect", engine.name)
+            logger.info(
+                "pool %r: the process was frozen; idle resources are suspect", engine.name,
+                extra=fields("frozen", engine.name),
+            )  # fmt: skip
         return min(
             self._hung_work(now),
             self._idle_too_long(now),
@@ -151,7 +155,8 @@ class Maintenance(Generic[R]):
             if resource is not None:  # otherwise its close has just returned
                 (engine.adapter.abandon if closing else engine.adapter.interrupt)(resource)
         except Exception:
-            logger.exception("pool %r: abandoning a %s failed", engine.name, noun)
+            extra = fields("hook_failed", engine.name, hook="abandon")
+            logger.exception("pool %r: abandoning a %s failed", engine.name, noun, extra=extra)
         if task is not None and task.round_trip:
             with engine.lock:
                 engine.note_death_locked(entry)
@@ -283,7 +288,10 @@ class Maintenance(Generic[R]):
         if now < reaper.collect_after or not self.engine.state.in_use or not gc.isenabled():
             return
         reaper.collect_after = now + _COLLECT_EVERY
-        logger.info("pool %r: a borrower has waited for %.1f s; collecting garbage", self.engine.name, waited)
+        logger.info(
+            "pool %r: a borrower has waited for %.1f s; collecting garbage", self.engine.name, waited,
+            extra=fields("collecting", self.engine.name, seconds=waited),
+        )  # fmt: skip
         gc.collect()
 
     # -- close, fork, gevent, exit ----------------------------------------------
@@ -294,15 +302,17 @@ class Maintenance(Generic[R]):
         lent = [entry for entry in engine.state.lent() if entry.thread != me]
         if not lent:
             return
+        holders = describe(holders_of(lent, engine.fast.now()))
         logger.warning(
-            "pool %r: closed with %d still in use; held by: %s",
-            engine.name, len(lent), describe(holders_of(lent, engine.fast.now())),
-        )
+            "pool %r: closed with %d still in use; held by: %s", engine.name, len(lent), holders,
+            extra=fields("closed_in_use", engine.name, in_use=len(lent), holders=holders),
+        )  # fmt: skip
         for entry in lent:
             try:
                 engine.adapter.interrupt(entry.resource)
             except Exception:
-                logger.exception("pool %r: interrupt() failed", engine.name)
+                extra = fields("hook_failed", engine.name, hook="interrupt")
+                logger.exception("pool %r: interrupt() failed", engine.name, extra=extra)
 
     def after_fork(self) -> None:
         """In a child: start empty. Inherited resources were invalidated and kept before."""

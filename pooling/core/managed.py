@@ -84,6 +84,10 @@ class ManagedPool(Protocol[R]):
         """Make a round trip to the server; return a warning if there is one, or raise what is wrong."""
         raise NotImplementedError
 
+    def exhaustion(self) -> str | None:
+        """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
+        raise NotImplementedError
+
     def stats(self) -> dict[str, Any]:
         """Return the current counts and the settings that bound them."""
         raise NotImplementedError

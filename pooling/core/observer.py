@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .._fields import fields
 from .runtime.gevent import Life
 
 __all__ = ["Observer", "notify"]
@@ -89,7 +90,8 @@ def _tell(observer: Observer, event: str, args: tuple[Any, ...]) -> None:
     try:
         getattr(observer, event)(*args)
     except Exception:
-        logger.exception("observer %r failed in %s()", observer, event)
+        extra = fields("observer_failed", str(args[0]) if args else None, method=event)
+        logger.exception("observer %r failed in %s()", observer, event, extra=extra)
 
 
 # -- listeners that use the pool -----------------------------------------------

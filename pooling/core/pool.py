@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +23,9 @@ from .liveness import Liveness
 from .maintenance import Maintenance
 from .managed import ManagedPool
 from .observer import Observer
+from .probe import Probe
 from .report.holders import Holder, holders_of
-from .report.messages import format_counts, format_error
+from .report.messages import format_counts, format_error, format_exhaustion
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
 from .waiting import wait_until
@@ -79,7 +79,7 @@ class Pool(ManagedPool[R]):
             argument of the wrong type.
     """
 
-    __slots__ = ("_fast", "_liveness", "engine", "_checkin", "_maintenance", "__dict__", "__weakref__")
+    __slots__ = ("_fast", "_liveness", "engine", "_checkin", "_maintenance", "_probe", "__dict__", "__weakref__")
 
     def __init__(
         self,
@@ -118,6 +118,7 @@ class Pool(ManagedPool[R]):
         self._liveness = Liveness(self.engine)
         self._checkin = Checkin(self.engine, self._liveness)
         self._maintenance = Maintenance(self.engine, self._liveness)
+        self._probe = Probe(self.engine, self._liveness, self._checkin)
         adapter.settings_changed(self.settings)
         for observer in observers:
             self.add_observer(observer)
@@ -357,50 +358,30 @@ class Pool(ManagedPool[R]):
 
         Returns when each has been checked, or is being validated on a worker.
         """
-        engine = self.engine
-        engine.ensure_usable()
-        for token in engine.state.idle.tokens():
-            if engine.state.idle.take(token):  # else it was lent meanwhile, and checked there
-                self._liveness.check_idle(token)
-        engine.serve()
+        self.engine.ensure_usable()
+        self._liveness.check_all_idle()
 
     def probe(self, timeout: float | None = None) -> str | None:
-        """Make a round trip with a resource, or raise what is wrong with the server.
+        """Make a round trip with an idle or a new resource, or raise what is wrong with the server.
 
-        A resource that died while it was idle says nothing about the server:
-        then the other idle ones are checked, and one is tried again.
+        It never waits behind borrowers. A resource that died while it was idle
+        says nothing about the server: then the other idle ones are checked, and
+        one is tried again.
 
         Args:
             timeout: Seconds for all of it; ``None`` means ``health_check_timeout``.
 
         Returns:
-            ``None``; subclasses may return a warning.
+            ``None``, or a warning: ``"exhausted: 20 of 20 in use, ..."``, at once,
+            if all are in use, or ``"paused"``.
 
         Raises:
-            PoolTimeout: No resource was free in time.
+            PoolUnavailable: No resource can be created, or all are in use and
+                the server does not answer (see `Adapter.ping`).
+            PoolTimeout: None was available in time.
             Exception: What the adapter's ``validate`` raised, the second time.
         """
-        limit = self.settings.health_check_timeout if timeout is None else seconds(timeout)
-        deadline = time.monotonic() + limit
-        if self._round_trip(limit) is not None:
-            self.check()
-            error = self._round_trip(max(0.0, deadline - time.monotonic()))
-            if error is not None:
-                raise error
-        return None
-
-    def _round_trip(self, timeout: float) -> Exception | None:
-        lease = self.acquire(timeout)
-        try:
-            self.engine.adapter.validate(lease.resource, timeout)
-        except Exception as error:
-            lease.discard()
-            return error
-        except BaseException:
-            lease.discard()
-            raise
-        lease.release()
-        return None
+        return self._probe.run(self.settings.health_check_timeout if timeout is None else seconds(timeout))
 
     def check_health_now(self) -> None:
         """Make the next health check due at once."""
@@ -433,6 +414,13 @@ class Pool(ManagedPool[R]):
                 "name": self.name, **engine.state.stats(), "down": engine.outage.text,
                 "resets_failing": None if failing is None else format_error(failing),
             }  # fmt: skip
+
+    def exhaustion(self) -> str | None:
+        """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
+        engine = self.engine
+        with engine.lock:
+            full = not engine.state.idle and engine.state.in_use >= engine.state.max_size
+            return format_exhaustion(engine.state, engine.fast.now()) if full else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""

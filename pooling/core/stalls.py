@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from typing import Any, Generic, TypeVar
 
+from .._fields import fields
 from .adapter import Verdicts
 from .engine import Engine
 from .entry import Entry
@@ -62,7 +63,9 @@ class Stalls(Generic[R]):
         try:
             return None if resource is None else self.engine.adapter.command_of(resource)
         except Exception:
-            logger.debug("pool %r: command_of() failed", self.engine.name, exc_info=True)
+            name = self.engine.name
+            extra = fields("hook_failed", name, hook="command_of")
+            logger.debug("pool %r: command_of() failed", name, exc_info=True, extra=extra)
             return None
 
     def _ask_about(self, waiting: list[tuple[Entry, object]], now: float) -> None:
@@ -80,7 +83,8 @@ class Stalls(Generic[R]):
         try:
             found = engine.adapter.end_stalled(asked, limit)
         except Exception:
-            logger.exception("pool %r: end_stalled() failed", engine.name)
+            extra = fields("hook_failed", engine.name, hook="end_stalled")
+            logger.exception("pool %r: end_stalled() failed", engine.name, extra=extra)
             found = Verdicts()
         finally:
             if self._asking_since == now:
@@ -96,7 +100,8 @@ class Stalls(Generic[R]):
         name = self.engine.name
         for reason, count in Counter(found.ended).items():
             logger.warning(
-                "pool %r: %d holder(s) interrupted after %g s or more in one command: %s", name, count, limit, reason
+                "pool %r: %d holder(s) interrupted after %g s or more in one command: %s", name, count, limit, reason,
+                extra=fields("stalled", name, count=count, limit=limit, error=reason),
             )
         for reason, count in Counter(found.unknown).items():
             level = logging.DEBUG if reason == self._unknown else logging.WARNING  # once for the same reason
@@ -104,4 +109,5 @@ class Stalls(Generic[R]):
             logger.log(
                 level, "pool %r: %d holder(s) in one command for %g s or more, cannot determine whether the "
                 "server is working on it: %s", name, count, limit, reason,
+                extra=fields("stall_unknown", name, count=count, limit=limit, error=reason),
             )

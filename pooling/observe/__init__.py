@@ -13,6 +13,14 @@
 `page`       the same as one HTML file
 `export`     files and callables that get a summary at intervals
 
+Alerts:
+
+`alert`      `Alert`: what a target gets
+`alerts`     `Alerts`: looks at pools at intervals, in each process
+`rules`      what alerts are about, and the figures that rules see
+`hysteresis` when an alert begins and ends
+`delivery`   the log, callables and webhooks, each with a bounded queue
+
 The figures of all processes of one application, and exporters:
 
 `figures`    the figures of this process's pools, with counters that never decrease
@@ -26,17 +34,28 @@ Nothing here is imported or started unless it is used.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alert import Alert
+    from .alerts import Alerts
+    from .delivery import Webhook
     from .monitor import PerformanceMonitor, get_global_monitor
+    from .rules import Rule, Sample, usual_rules
 
-__all__ = ["PerformanceMonitor", "get_global_monitor"]
+__all__ = [
+    "Alert", "Alerts", "PerformanceMonitor", "Rule", "Sample", "Webhook", "get_global_monitor", "usual_rules",
+]  # fmt: skip
+
+_MODULES = {
+    "PerformanceMonitor": "monitor", "get_global_monitor": "monitor", "Alert": "alert", "Alerts": "alerts",
+    "Webhook": "delivery", "Rule": "rules", "Sample": "rules",
+    "usual_rules": "rules",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # not at import: exporters need no monitor
-        from . import monitor
-
-        return getattr(monitor, name)
+    if name in _MODULES:  # not at import: exporters need no monitor
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._fields import fields
 from .._masking import shown
 from ..core.report.messages import format_error
 
@@ -66,7 +67,9 @@ class Exporter:
         except Exception as error:
             if not self._failed:
                 self._failed = True
-                logger.warning("exporting metrics to %s failed: %s", self._shown(), format_error(error))
+                target, why = self._shown(), format_error(error)
+                extra = fields("export_failed", target=target, error=why)
+                logger.warning("exporting metrics to %s failed: %s", target, why, extra=extra)
         finally:
             self._busy = 0
 

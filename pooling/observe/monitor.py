@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .._fields import fields
 from .._masking import shown
 from .._members import member_of
 from .._reports import DEGRADED, UP
@@ -365,7 +366,7 @@ def _sample_and_export(monitor: weakref.ref[PerformanceMonitor], exporter: Expor
         else:
             exporter.run(found.get_performance_summary)
     except Exception:
-        logger.exception("a sample of the monitor failed; this is a bug in pooling")
+        logger.exception("a sample of the monitor failed; this is a bug in pooling", extra=fields("internal_error"))
 
 
 def _aliases(named: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .._fields import fields
 from .._members import member_of
 from ..core.clock import Clock
 from ..core.managed import ManagedPool
@@ -221,4 +222,7 @@ class Sampler:
     def _complain(self, about: str, error: Exception) -> None:
         if about not in self._complained:
             self._complained.add(about)
-            logger.warning("monitor: %s cannot be observed: %s", about, format_error(error))
+            why = format_error(error)
+            logger.warning(
+                "monitor: %s cannot be observed: %s", about, why, extra=fields("not_observed", target=about, error=why)
+            )

@@ -40,6 +40,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .._fields import fields
 from .._masking import shown
 from ..core.clock import SYSTEM
 from ..core.runtime import registry
@@ -178,7 +179,9 @@ class SharedDirectory(Source):
         key = (os.getpid(), f"{type(error).__name__} {getattr(error, 'errno', '')}")
         if key not in self._complained:
             self._complained.add(key)
-            logger.warning("%s=%s: metrics of this process are not shared: %s", VARIABLE, self.path, error)
+            extra = fields("metrics_not_shared", path=str(self.path), error=str(error))
+            text = "%s=%s: metrics of this process are not shared: %s"
+            logger.warning(text, VARIABLE, self.path, error, extra=extra)
 
     def write_before_quick_exits(self) -> None:
         """Let children of ``multiprocessing`` and ``billiard`` write at their end, which runs no exit handlers.

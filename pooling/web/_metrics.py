@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .._fields import fields
 from ._access import Access, Admit, Answer, pack
 
 __all__ = ["MetricsEndpoint"]
@@ -65,7 +66,7 @@ class MetricsEndpoint:
         try:
             body = encode(self._registry)
         except OSError:  # the shared directory, or no turn to read it
-            logger.warning("metrics cannot be read", exc_info=True)
+            logger.warning("metrics cannot be read", exc_info=True, extra=fields("metrics_unreadable"))
             return pack("503 Service Unavailable", b"metrics cannot be read; see the log\n", _TEXT)
         answer = pack("200 OK", body, kind)
         return (*answer[:2], b"") if method == "HEAD" else answer

@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager
 from typing import Any
 
+from .._fields import fields
 from ..errors import LeaseError
 from ..manager import PoolManager
 
@@ -78,7 +79,8 @@ class Scope:
                     lease.__exit__(kind, error, trace)
                 except Exception:
                     if error is None:
-                        logger.exception("pool %r: releasing at the end of a request failed", name)
+                        extra = fields("release_failed", name)
+                        logger.exception("pool %r: releasing at the end of a request failed", name, extra=extra)
         finally:
             if leases:  # interrupted, for instance by a signal; do not leave the others to garbage collection (P8)
                 self._leases = leases

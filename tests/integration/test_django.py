@@ -775,6 +775,7 @@ def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.test import override_settings
 
     from pooling.web import _health
+    from pooling.web.django._pools import all_pools
     from pooling.web.django.health import health
 
     monkeypatch.setattr(_health, "MAX_AGE", 0.0)  # reuse no answer
@@ -787,6 +788,13 @@ def test_health(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         details = json.loads(b"".join(authenticated.parts))
         authenticated.close()
         assert details["pools"]["database:default"]["status"] == "up"
+        with all_pools()["database:default"].acquire():
+            connection.pool.resize(1, 0)
+            full = Answer("/health/", HTTP_AUTHORIZATION="Bearer open sesame")
+            details = json.loads(b"".join(full.parts))
+            full.close()
+        assert (full.status, details["pools"]["database:default"]["status"]) == ("200 OK", "degraded")
+        assert details["pools"]["database:default"]["reason"] == "exhausted: 1 of 1 in use, 0 waiting"
         alter(monkeypatch, connection, NAME="no_such_database")
         connection.close_pool()
         down = Answer("/health/")

@@ -74,6 +74,16 @@ def test_scripts(database: dict[str, str], name: str, words: str) -> None:
     assert "0/" in out, "something is in use in the end"
 
 
+def test_statsd() -> None:
+    process = start([sys.executable, "examples/statsd.py"], ROOT, {})
+    out, err = end(process)
+    assert (process.returncode, err) == (0, "")
+    closed, created, *others = sorted(out.splitlines())  # a worker sends the creation, at any time after it
+    assert closed == "pooling.db.closed.closed:1|c"
+    assert created.startswith("pooling.db.created:") and created.endswith("|ms")
+    assert others == ["pooling.db.exhausted:1|c", "pooling.db.timeouts:1|c"]
+
+
 def test_threaded_worker(database: dict[str, str]) -> None:
     process = start([sys.executable, "examples/threaded_worker/run.py"], ROOT, database)
     time.sleep(2)  # let it work for a while; how much it does does not matter

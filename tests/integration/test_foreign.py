@@ -67,7 +67,7 @@ def test_an_engine(kind: str, tmp_path: Path, postgres: PostgresServer) -> None:
         assert manager.metrics()["orm"]["idle_connections"] >= 1
         with manager.lease("orm"), manager.lease("orm"), manager.lease("orm"):
             health = manager.health_check(30.0)
-            assert (health["orm"].status, health["orm"].reason) == ("degraded", "exhausted: 3/3 in use")
+            assert (health["orm"].status, health["orm"].reason) == ("degraded", "exhausted: 3 of 3 in use")
         seen = []
 
         def app(environ, start_response):  # type: ignore[no-untyped-def]

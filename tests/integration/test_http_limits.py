@@ -744,17 +744,16 @@ def test_health_is_probed_at_open_or_first_use(web: WebServer) -> None:
 
 
 def test_probe_without_a_free_connection_has_no_result(web: WebServer) -> None:
-    """It is no failure, and replaces no sockets under peak load."""
+    """It waits behind no request, is no failure, and replaces no sockets under peak load."""
     settings = ONE.replace(health_check_interval=None, max_waiting=0, max_validation_failures=1)
     with HTTPPool(settings, base_url=web.url, health_url="/echo") as http:
         assert http.health_check(ask=True)["status"] == "healthy"
         with http.request_context("GET", "/stream", stream=True):
             http.reconfigure(health_check_interval=0.02)
-            wait_until(lambda: http.metrics.snapshot().refusals >= 3)  # the wait queue is full
-            http.reconfigure(health_check_interval=None, health_check_timeout=1.0, max_waiting=None)
-            timeouts = http.metrics.snapshot().timeouts
             health = http.health_check(ask=True)
-            assert http.metrics.snapshot().timeouts == timeouts + 1  # the probe found no free slot in time
+            text = http.probe()
+            snapshot = http.metrics.snapshot()
+        assert (text, snapshot.timeouts, snapshot.refusals) == ("exhausted: 1 of 1 in use, 0 waiting", 0, 0)
         assert (health["status"], health["failures"], health["generations"]) == ("healthy", 0, 0)
         assert http.metrics.snapshot().health_failures == 0
 

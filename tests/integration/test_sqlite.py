@@ -1151,10 +1151,10 @@ def test_integrity_check_that_takes_too_long_is_interrupted(open_pool: Make, mon
         with pytest.raises(sqlite3.OperationalError, match="no such table"), interrupted_after(conn, 60.0):
             conn.execute("SELECT * FROM missing")
 
-    def too_long(timeout: float) -> list[str]:
+    def too_long(*args: object, **options: object) -> list[str]:
         raise TimeoutError
 
-    monkeypatch.setattr(db, "check_integrity", too_long)
+    monkeypatch.setattr("pooling.adapters.sqlite.upkeep.find_damage", too_long)
     db.health_check()  # reading is enough
 
 

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "pooling"
 
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
-    {"errors", "_masking", "_plain"},
+    {"errors", "_fields", "_masking", "_plain"},
     {"settings"},
     {"core"},
     {"tools.doctor"},
@@ -57,7 +57,7 @@ CORE = [
     {"engine"},
     {"liveness", "stalls", "waiting"},
     {"checkin", "checkout"},
-    {"lease", "maintenance"},
+    {"lease", "maintenance", "probe"},
     {"managed"},
     {"pool"},
 ]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
@@ -17,7 +18,7 @@ from ...settings import PoolSettings
 from .arguments import checked_number
 from .calls import Calls
 from .hold import Hold
-from .hosts import Host, Hosts
+from .hosts import Host, HostKey, Hosts
 from .limits import Limits
 from .listeners import OF_REQUESTS, OF_SOCKETS, observes_acquired, part_of
 from .metrics import HostMetrics, HTTPMetrics
@@ -215,6 +216,26 @@ class Connections:
             counts.update({name: one[name] for name in ("idle", "in_use", "waiting")})
         found["hosts"] = {label: dict(counts) for label, counts in hosts.items()}
         return found
+
+    def exhaustion(self) -> str | None:
+        """Return how many are in use and wait, as text, if all are in use, or all of a host that others wait for."""
+        text = self.slots.exhaustion()
+        if text is not None:
+            return text
+        for host in self.hosts.all():
+            text = host.pool.exhaustion() if host.pool.engine.state.waiters else None
+            if text is not None:
+                return f"{host.pool.name.removeprefix(self.name + ' ')} {text}"
+        return None
+
+    def is_full_for(self, url: str) -> bool:
+        """Whether a request of this URL would have to wait for a connection."""
+        parts = urlsplit(url)
+        label = HostKey(parts.scheme.lower(), parts.hostname or "", parts.port, None, None, None).label
+        if self.slots.exhaustion() is not None:
+            return True
+        pools = [host.pool for host in self.hosts.all() if host.pool.name == f"{self.name} {label}"]
+        return any(pool.exhaustion() is not None for pool in pools)
 
     def counts(self) -> str:
         """Return the current counts, for messages."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from ..._fields import fields
 from ...core.adapter import Adapter
 from ...core.observer import Observer
 from ...core.pool import Pool
@@ -25,7 +26,7 @@ from ...settings import PoolSettings
 from .arguments import public, without_secrets
 from .limits import HTTPTimeout
 
-__all__ = ["Health"]
+__all__ = ["Health", "ask", "ping"]
 
 logger = logging.getLogger("pooling")
 
@@ -127,16 +128,12 @@ class Probe:
 
     def run(self, timeout: float) -> None:
         """Request the URL and record the result; raise if new sockets might help."""
-        limits = HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout)
         try:
-            response = self._request(self._url, limits)
-            if response is None:
+            if not ask(self._request, self._url, timeout):
                 return
-            with response:
-                if not response.ok:
-                    raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
         except _NOT_ASKED as error:
-            logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error)
+            extra = fields("not_probed", self._name, url=self.public_url, error=str(error))
+            logger.info("pool %r: %s was not probed: %s", self._name, self.public_url, error, extra=extra)
         except Exception as error:
             self._failed(error)
             if _may_be_the_sockets(error):
@@ -146,14 +143,16 @@ class Probe:
 
     def _succeeded(self) -> None:
         if self.status == "unhealthy":
-            logger.warning("pool %r: %s is healthy again", self._name, self.public_url)
+            extra = fields("healthy", self._name, url=self.public_url)
+            logger.warning("pool %r: %s is healthy again", self._name, self.public_url, extra=extra)
         self.status, self.failures, self.last_error = "healthy", 0, None
         self._record(None)
 
     def _failed(self, error: Exception) -> None:
         text = without_secrets(str(error), self._url)
         if self.status != "unhealthy":
-            logger.warning("pool %r: %s is unhealthy: %s", self._name, self.public_url, text)
+            extra = fields("unhealthy", self._name, url=self.public_url, error=text)
+            logger.warning("pool %r: %s is unhealthy: %s", self._name, self.public_url, text, extra=extra)
         self.status, self.last_error = "unhealthy", f"{type(error).__name__}: {text}"
         self.failures += 1
         self._record(error)
@@ -168,7 +167,10 @@ class Replacement(Observer):
 
     def drained(self, pool: str) -> None:
         self.generations += 1
-        logger.warning("pool %r: the health probe keeps failing; replacing all sockets", self._name)
+        logger.warning(
+            "pool %r: the health probe keeps failing; replacing all sockets", self._name,
+            extra=fields("sockets_replaced", self._name),
+        )  # fmt: skip
         self._drain()
 
 
@@ -186,6 +188,29 @@ class _ProbeAdapter(Adapter[object]):
 
     def validate(self, resource: object, timeout: float) -> None:
         self._probe.run(timeout)
+
+
+def ask(request: Callable[[str, HTTPTimeout], requests.Response | None], url: str, timeout: float) -> bool:
+    """Request a URL within ``timeout`` seconds; return whether there was a request.
+
+    Raises:
+        requests.RequestException: There was no answer, or one with a status from 400 on.
+    """
+    response = request(url, HTTPTimeout(connect=timeout, read=timeout, write=timeout, pool=timeout, total=timeout))
+    if response is None:
+        return False
+    with response:
+        if not response.ok:
+            raise requests.HTTPError(f"{response.status_code} {response.reason}", response=response)
+    return True
+
+
+def ping(request: Callable[[str, HTTPTimeout], requests.Response | None], url: str, timeout: float) -> None:
+    """Request a URL as `ask` does; raise `ConnectionError`, without secrets of the URL, if that fails."""
+    try:
+        ask(request, url, timeout)
+    except Exception as error:
+        raise ConnectionError(f"{type(error).__name__}: {without_secrets(str(error), url)}") from None
 
 
 def _may_be_the_sockets(error: Exception) -> bool:

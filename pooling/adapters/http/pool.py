@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +18,11 @@ from ...core.observer import Observer
 from ...core.report.holders import Holder
 from ...core.runtime import fork
 from ...core.runtime.fork import SAME_PROCESS
+from ...errors import PoolTimeout
 from ...settings import PoolOptions, PoolSettings, with_options
 from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
 from .connections import Connections, weakly
-from .health import Health
+from .health import Health, ping
 from .limits import HTTPTimeout
 from .metrics import HTTPMetrics
 from .sessions import SessionLease, Sessions, View
@@ -110,8 +112,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             ``health_check_interval``. Any status from 400 on, also a 404, means
             unhealthy. After ``max_validation_failures`` in a row without an
             answer below 500, all sockets are replaced. A probe that finds no
-            free connection within ``health_check_timeout`` has no result.
-            See `health_check`.
+            free connection has no result. See `health_check`.
         pooled: ``False`` switches pooling off, for comparisons: each request
             opens its own socket, and nothing is limited. Statuses, failures and
             latencies are counted in ``metrics.hosts()``.
@@ -186,11 +187,13 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         connections = self.connections
         health = Health(
             self.name, url, self.settings,
-            request=_requester(self._sessions, self.adapter),
+            request=_requester(self._sessions, self.adapter, wait=False),
             drain=weakly(connections.drain),
             record=weakly(connections.health_checked),
         )  # fmt: skip
         connections.before_request = health.ensure_started
+        outside = _requester(self._sessions, self.adapter, pooled=False)
+        vars(connections.slots.engine.adapter)["ping"] = functools.partial(ping, outside, url)
         return health
 
     @property
@@ -320,21 +323,31 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
     # -- health ---------------------------------------------------------------------
 
     def probe(self, timeout: float | None = None) -> str | None:
-        """Request the ``health_url`` now, if there is one.
+        """Request the ``health_url`` now, if there is one; never wait for a connection.
+
+        If all connections are in use, it is requested over one of its own, at
+        most once a second, and waited for only briefly.
 
         Args:
             timeout: Seconds, as for every pool; without effect: ``health_check_timeout`` applies.
 
         Returns:
-            ``None``.
+            ``None``, or a warning: ``"exhausted: 100 of 100 in use, ..."`` if all are in use.
 
         Raises:
             ConnectionError: The service is unhealthy, or the pool was closed.
+            PoolUnavailable: All connections are in use, and the service does not answer.
         """
+        if self.connections.slots.exhaustion() is not None:
+            return self.connections.slots.probe(timeout)
         found = self.health_check(ask=True)
         if found["status"] in ("unhealthy", "closed"):
             raise ConnectionError(str(found.get("last_error") or found["status"]))
-        return None
+        return self.exhaustion()
+
+    def exhaustion(self) -> str | None:
+        """Return how many are in use and wait, as text, if all are, or all of a host that others wait for."""
+        return self.connections.exhaustion()
 
     def health_check(self, ask: bool = False) -> dict[str, Any]:
         """Return the counts of the pool, and the result of the last probe of its ``health_url``.
@@ -389,15 +402,26 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         return f"<{type(self).__name__} {self.name!r}: {counts}{closed}>"
 
 
-def _requester(sessions: Sessions, transport: Transport) -> Callable[[str, HTTPTimeout], requests.Response | None]:
-    """Return a function that requests a URL, or returns ``None`` when the transport no longer exists."""
+def _requester(
+    sessions: Sessions, transport: Transport, *, wait: bool = True, pooled: bool = True
+) -> Callable[[str, HTTPTimeout], requests.Response | None]:
+    """Return a function that requests a URL, or returns ``None`` when the transport no longer exists.
+
+    Args:
+        sessions, transport: Those of the pool.
+        wait: Whether to wait for a connection; otherwise it raises `PoolTimeout` if it would have to.
+        pooled: Whether to use a connection of the pool; otherwise one of its own.
+    """
     reference = weakref.ref(transport)
 
     def request(url: str, timeout: HTTPTimeout) -> requests.Response | None:
         transport = reference()
         if transport is None:
             return None
-        session = sessions.make(transport, transport.mounted)
+        connections = transport.connections
+        if not wait and connections.is_full_for(url):
+            raise PoolTimeout(f"pool {connections.name!r}: no connection at once ({connections.counts()})")
+        session = sessions.make(transport, transport.mounted if pooled else transport.unpooled)
         return session.get(url, timeout=timeout, stream=True)  # type: ignore[arg-type]
 
     return request

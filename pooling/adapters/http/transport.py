@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 from urllib3.util.request import set_file_position
 
+from ..._fields import fields
 from ...errors import LeaseError, PoolError
 from .bodies import cut_off, is_unread, read_ahead
 from .connections import Connections
@@ -43,13 +44,13 @@ class Transport(requests.adapters.HTTPAdapter):
         self.max_retries = retry
         self.connections = connections
         self._timeout = timeout
-        self._unpooled = Unpooled(connections, timeout, retry)
+        self.unpooled = Unpooled(connections, timeout, retry)
         self._pooled = pooled
 
     @property
     def mounted(self) -> requests.adapters.BaseAdapter:
         """The adapter that the pool's own sessions mount: this one, unless pooling is off."""
-        return self if self._pooled else self._unpooled
+        return self if self._pooled else self.unpooled
 
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
@@ -64,7 +65,7 @@ class Transport(requests.adapters.HTTPAdapter):
         limits = self.limits(timeout)
         if hasattr(HTTPConnectionPool.ConnectionCls, "cassette"):
             # vcrpy records or replays, which works only with connections that urllib3 makes itself.
-            return self._unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
+            return self.unpooled.send(request, stream, limits, verify=verify, cert=cert, proxies=proxies)
         try:
             response = super().send(request, stream, limits, verify, cert, proxies)  # type: ignore[arg-type]
             limits.answers.append((weakref.ref(response), stream))
@@ -242,7 +243,8 @@ def _retry_after(retries: Retry, response: Any) -> float | None:
     try:
         return retries.get_retry_after(response)
     except Exception:  # depending on the text: InvalidHeader, ValueError, OverflowError, ...
-        logger.debug("cannot parse Retry-After: %.100r", response.headers["Retry-After"])
+        text = response.headers["Retry-After"]
+        logger.debug("cannot parse Retry-After: %.100r", text, extra=fields("bad_retry_after"))
         return None
 
 

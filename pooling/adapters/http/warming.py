@@ -12,6 +12,7 @@ import requests
 import urllib3
 from requests import exceptions
 
+from ..._fields import fields
 from ...errors import PoolClosed, PoolError
 from .arguments import checked_number
 from .connections import Connections
@@ -97,7 +98,9 @@ class Warming:
         try:
             self.warm_up(each=number)
         except (exceptions.RequestException, PoolError) as error:
-            logger.info("pool %r: fill() failed: %s", self.connections.name, error)
+            name = self.connections.name
+            extra = fields("fill_failed", name, error=str(error))
+            logger.info("pool %r: fill() failed: %s", name, error, extra=extra)
 
     def _check_limits(self, one_host: int, all_hosts: int) -> None:
         """Refuse to open more sockets than allowed: the last ones would wait for the first."""

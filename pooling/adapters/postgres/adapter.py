@@ -190,6 +190,22 @@ class PostgresAdapter(Adapter[Connection]):
         finally:
             completing.reset(token)
 
+    def ping(self, timeout: float) -> None:
+        greenlets.adopt()
+        answer = self._address.ask()
+        limit = {"connect_timeout": max(2, int(timeout))}  # libpq takes 1 for 2
+        answer = answer._replace(arguments={**answer.arguments, **limit})
+        try:
+            try:
+                self._connect(answer).close()
+            except psycopg.Error:
+                if not self._listener.asks_again():
+                    raise
+                self._connect(answer).close()  # again, to find out the SQLSTATE
+        except psycopg.Error as error:
+            if not failures.is_answer(error):
+                raise
+
     def is_alive(self, resource: Connection) -> bool:
         # Reads what has come, without waiting, and faster than a poll(). Data alone does not mean that the connection
         # has ended: it may be a NOTIFY, which is kept for the borrower.

@@ -7,6 +7,7 @@ manual. For errors while *connecting* `trace` finds them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import psycopg
@@ -14,8 +15,8 @@ import psycopg
 from ... import errors
 
 __all__ = [
-    "DEAD", "READ_ONLY", "TransactionRolledBack", "ended_by", "in_doubt", "is_full", "is_hopeless", "is_stale",
-    "repeatable", "sqlstates",
+    "DEAD", "READ_ONLY", "TransactionRolledBack", "ended_by", "in_doubt", "is_answer", "is_full", "is_hopeless",
+    "is_stale", "repeatable", "sqlstates",
 ]  # fmt: skip
 
 #: SQLSTATEs after which a connection is useless. Two characters stand for a whole class.
@@ -34,7 +35,7 @@ _CREDENTIALS = {"28P01", "28000"}  # invalid password, invalid authorization spe
 _HOPELESS = {"3D000", "42501"}  # invalid catalog name, insufficient privilege (to connect)
 _FULL = {"53300"}  # too many connections
 _REPEATABLE = {"40001", "40P01"}  # serialization failure, deadlock detected
-
+_MESSAGE = re.compile(r": \w+:  \S")  # libpq writes "failed: FATAL:  text" for a message of the server, in any language
 
 
 class TransactionRolledBack(errors.TransactionRolledBack, psycopg.errors.InFailedSqlTransaction):
@@ -83,6 +84,17 @@ def is_stale(error: BaseException) -> bool:
 def is_full(error: BaseException) -> bool:
     """Return whether connecting failed because the server has reached its limit of connections."""
     return _all_hosts_in(error, _FULL)
+
+
+def is_answer(error: BaseException) -> bool:
+    """Return whether connecting failed with a message of a server that works: a wrong password, too many connections.
+
+    Where the SQLSTATE is not known (see `trace`), any message of a server counts.
+    """
+    states = [state for state in vars(error).get("_states", ()) if state is not None]
+    if states:
+        return any(state not in DEAD and state[:2] not in DEAD for state in states)
+    return _MESSAGE.search(str(error)) is not None
 
 
 def is_hopeless(error: BaseException, credentials_change: bool) -> bool:

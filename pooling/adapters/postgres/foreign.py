@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 
+from ..._fields import fields
 from ..._plain import switched_off
 from .tracking import Connection, Notes, Tracking, bare_of, notes_of, tracked
 
@@ -62,5 +63,7 @@ def _change_class(conn: Connection, measuring: bool) -> bool:
             return True
         except TypeError:
             pass
-    logger.warning("connect() returned a %s, which cannot be tracked: it is not cleaned", type(conn).__qualname__)
+    kind = type(conn).__qualname__
+    extra = fields("untracked", what=kind)
+    logger.warning("connect() returned a %s, which cannot be tracked: it is not cleaned", kind, extra=extra)
     return False

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import pq
 
+from ..._fields import fields
 from ..._plain import switched_off
 
 __all__ = ["USED", "Internals", "available"]
@@ -47,7 +48,7 @@ def available(module: str, *names: str) -> bool:
     """
     USED[module] = internals = Internals(module, names, tuple(name for name in names if not _exists(name)))
     if internals.missing:
-        logger.info("%s", internals)
+        logger.info("%s", internals, extra=fields("internals", what=module))
     return not (internals.missing or switched_off(module))
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, final
 import psycopg
 from psycopg import pq
 
+from ..._fields import fields
 from ..._masking import shown
 from ...errors import PoolError
 from .wire import Cancel, spare_handle
@@ -111,7 +112,7 @@ def _cancel(conn: psycopg.Connection[Any], timeout: float) -> Cancel:
     try:
         cancel.send(timeout)
     except Exception as error:  # closing the connection tries again
-        logger.debug("a command could not be cancelled: %s", error)
+        logger.debug("a command could not be cancelled: %s", error, extra=fields("cancel_failed", error=str(error)))
     return cancel
 
 

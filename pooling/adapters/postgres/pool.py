@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import psycopg
 
+from ..._fields import fields
 from ..._masking import shown
 from ...core.clock import Clock, seconds
 from ...core.observer import Observer
@@ -397,7 +398,6 @@ class PostgresPool(Pool[Connection]):
     def _replace_if_changed(self) -> None:
         """Replace all connections after the first one that was made with changed parameters."""
         if self._rotation.take_change(self.name):
-            logger.info("pool %r: connection parameters have changed; replacing all connections", self.name)
             self.drain()
 
     def _note_proved(self, answer: Answer) -> None:
@@ -412,7 +412,7 @@ class PostgresPool(Pool[Connection]):
             logger.warning(
                 "pool %r: this server does not execute %s; what a borrower leaves of these stays for the next one: %s",
                 self.name, "; ".join(f"{step} ({format_error(error)})" for step, error in new.items()),
-                ", ".join(STEPS[step] for step in new),
+                ", ".join(STEPS[step] for step in new), extra=fields("not_cleaned", self.name, what="; ".join(new)),
             )  # fmt: skip
 
     def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:

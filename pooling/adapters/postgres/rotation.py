@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
+from ..._fields import fields
 from ...core.engine import Engine
 from ...core.lease import Lease
 from ...core.waiting import wait_until
@@ -63,10 +64,15 @@ class Rotation:
         if changed is None:
             return False
         try:
-            return self._address.ask().digest == changed.digest
+            lasting = self._address.ask().digest == changed.digest
         except Exception:
-            logger.debug("pool %r: asking again failed", name, exc_info=True)
+            extra = fields("hook_failed", name, hook="conninfo")
+            logger.debug("pool %r: asking again failed", name, exc_info=True, extra=extra)
             return False
+        if lasting:
+            extra = fields("parameters_changed", name)
+            logger.info("pool %r: connection parameters have changed; replacing all connections", name, extra=extra)
+        return lasting
 
 
 def rotate(pool: RotatingPool, rotation: Rotation, asked: Callable[[], int], limit: float) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..._fields import fields
 from ...core.adapter import Adapter
 from ...core.runtime.immortal import keep_forever
 from .connection import LEGACY, Connection, LimitedCursor, connection_class, end_transaction
@@ -185,7 +186,8 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         if str(mode).lower() != str(wanted).lower() and not self._warned:
             self._warned = True
             path = printable_path(self.path)
-            logger.warning("%s: the journal mode is %s, because %s is not possible", path, mode, wanted)
+            extra = fields("journal_mode", path=path, what=str(mode))
+            logger.warning("%s: the journal mode is %s, because %s is not possible", path, mode, wanted, extra=extra)
 
     def is_alive(self, resource: sqlite3.Connection) -> bool:
         assert isinstance(resource, Connection)
@@ -196,7 +198,9 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
         file = resource.initial.file
         if file is None or identity_of(file[0]) == file[1]:
             return True
-        logger.warning("%s: the database file was replaced or deleted; opening it again", printable_path(file[0]))
+        path = printable_path(file[0])
+        extra = fields("file_replaced", path=path)
+        logger.warning("%s: the database file was replaced or deleted; opening it again", path, extra=extra)
         return False
 
     def validate(self, resource: sqlite3.Connection, timeout: float) -> None:

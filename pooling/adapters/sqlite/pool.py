@@ -15,6 +15,7 @@ from ..._masking import shown
 from ...core.clock import seconds
 from ...core.managed import ManagedPool
 from ...core.pool import Pool
+from ...errors import PoolTimeout
 from ...settings import PoolOptions, PoolSettings, with_options
 from . import upkeep
 from .adapter import SQLiteAdapter
@@ -325,26 +326,42 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
 
         Raises:
             sqlite3.DatabaseError: The file is damaged, or cannot be read.
-            PoolTimeout: No connection came in time.
+            PoolTimeout: All connections are in use, and no health check waits for one; or none came in time.
+            PoolUnavailable: The database cannot be opened.
+        """
+        busy = self.probe(timeout)
+        if busy is not None:
+            raise PoolTimeout(f"pool {self.name!r}: {busy}")
+
+    def probe(self, timeout: float | None = None) -> str | None:
+        """Check the database as `health_check` does, on an idle or a new connection; never wait behind borrowers.
+
+        Returns:
+            ``None``, or a warning: ``"exhausted: 5 of 5 in use, ..."``, at once, if no connection is free; with
+            ``readers``, also if others wait for the writer.
+
+        Raises:
+            sqlite3.DatabaseError, PoolUnavailable: As for `health_check`.
         """
         limit = self._check_timeout(timeout)
-        with self._readers_or_self().acquire(limit, 2) as conn:
-            conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        if self.readers is None:
+            return self.writer._probe.run(limit, self._examine)
+        text = self.readers._probe.run(limit, self._examine)
+        return self.exhaustion() if text is None else f"readers {text}"
+
+    def _examine(self, conn: sqlite3.Connection, limit: float) -> None:
+        """Read from the database, and check the file for damage if that is due; raise if something is wrong."""
+        conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
         now = time.monotonic()
         if now < self._integrity_check_at:
             return
         try:
-            damage = self.check_integrity(limit / 2)
+            damage = upkeep.find_damage(conn, limit / 2, full=False)
         except TimeoutError:
             damage = []
         if damage:
             raise sqlite3.DatabaseError(f"the file is damaged: {damage[0]}")
         self._integrity_check_at = now + INTEGRITY_CHECK_INTERVAL
-
-    def probe(self, timeout: float | None = None) -> str | None:
-        """Run `health_check`; return ``None``."""
-        self.health_check(timeout)
-        return None
 
     def _check_timeout(self, timeout: float | None) -> float:
         return self.settings.health_check_timeout if timeout is None else seconds(timeout)

@@ -94,6 +94,19 @@ class SplitPool(ManagedPool[R]):
         found = [holder for pool in self._pools for holder in pool.holders()]
         return sorted(found, key=lambda holder: -holder.seconds)
 
+    def exhaustion(self) -> str | None:
+        """Return how many are in use and wait, as text, if every connection is in use; otherwise ``None``.
+
+        With ``readers``, a writer at work is no exhaustion unless others wait for it.
+        """
+        text = self.writer.exhaustion()
+        if self.readers is None:
+            return text
+        if text is not None and self.writer.engine.state.waiters:
+            return f"writer {text}"
+        text = self.readers.exhaustion()
+        return None if text is None else f"readers {text}"
+
     def stats(self) -> dict[str, Any]:
         """Return the counts and bounds of the writers, see `Pool.stats`; under ``"readers"``, those of the readers."""
         found = self.writer.stats()

@@ -8,7 +8,7 @@ from ..._masking import without_secrets
 from ..adapter import Adapter
 from ..state import PoolState
 
-__all__ = ["format_counts", "no_copy", "printable", "format_error"]
+__all__ = ["format_counts", "format_error", "format_exhaustion", "no_copy", "printable"]
 
 
 def format_counts(adapter: Adapter[Any], state: PoolState) -> str:
@@ -26,6 +26,12 @@ def _format_counts(state: PoolState) -> str:
     if state.paused:
         parts.append("paused")
     return ", ".join(parts)
+
+
+def format_exhaustion(state: PoolState, now: float) -> str:
+    """Return that all are in use, and how many wait for how long, for messages. Needs the pool's lock."""
+    text = f"exhausted: {state.in_use} of {state.max_size} in use, {len(state.waiters)} waiting"
+    return text + (f", the oldest for {max(0.0, now - state.waiters[0].arrived):.1f} s" if state.waiters else "")
 
 
 def printable(text: str) -> str:

@@ -36,6 +36,7 @@ import threading
 import time
 from typing import Any
 
+from ..._fields import fields
 from ..adapter import Adapter
 from ..entry import Entry, Token
 from . import registry
@@ -173,7 +174,7 @@ def _abandon_inherited() -> None:
         try:
             adapter.abandon(resource)
         except Exception:
-            logger.debug("abandon() failed", exc_info=True)
+            logger.debug("abandon() failed", exc_info=True, extra=fields("hook_failed", hook="abandon"))
         _inherited.pop(number, None)
 
 

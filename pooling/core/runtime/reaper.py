@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ..._fields import fields
 from ..adapter import Adapter
 from ..clock import Clock
 from ..entry import Entry
@@ -92,7 +93,7 @@ class Reaper:
                     self._start()
         except RuntimeError as error:
             if "shutdown" not in str(error):  # see `Workers`: not needed during exit
-                logger.warning("no thread for the reaper yet: %s", error)
+                logger.warning("no thread for the reaper yet: %s", error, extra=fields("no_thread", error=str(error)))
 
     def _runs(self) -> bool:
         """Whether the thread runs or is about to start."""
@@ -154,7 +155,7 @@ class Reaper:
                 try:
                     self.step(True)
                 except Exception:
-                    logger.exception("the reaper failed; this is a bug in pooling")
+                    logger.exception("the reaper failed; this is a bug in pooling", extra=fields("internal_error"))
             if self.successor is not None:
                 self._pass_on(self.successor)
             # A sender posts its message and then checks for the thread. So the
@@ -168,7 +169,7 @@ class Reaper:
             try:
                 listener(self, dropped)
             except Exception:
-                logger.exception("a listener of the reaper failed")
+                logger.exception("a listener of the reaper failed", extra=fields("internal_error"))
 
     def _take_over(self, life: Life) -> bool:
         """Become the running thread, unless another one is."""
@@ -263,4 +264,5 @@ def _close_quietly(adapter: Adapter[Any], entry: Entry) -> None:
     try:
         adapter.close(entry.resource)
     except Exception:
-        logger.debug("close() failed for a pool that was dropped", exc_info=True)
+        extra = fields("hook_failed", hook="close")
+        logger.debug("close() failed for a pool that was dropped", exc_info=True, extra=extra)

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..._fields import fields
 from .gevent import Life, Weak, call_home, mark_native, start
 
 __all__ = ["Job", "Workers"]
@@ -132,7 +133,7 @@ class Workers:
             if "shutdown" in str(error):  # CPython 3.12+: not once the main thread has ended
                 return self._do_without_thread(job)
             self._backlog.append(job)
-            logger.warning("no thread for the pool's work yet: %s", error)
+            logger.warning("no thread for the pool's work yet: %s", error, extra=fields("no_thread", error=str(error)))
             return False
         finally:
             del life  # a stored traceback would keep it alive
@@ -185,4 +186,4 @@ class Workers:
         try:
             function(*args)
         except BaseException:
-            logger.exception("a worker's job failed; this is a bug in pooling")
+            logger.exception("a worker's job failed; this is a bug in pooling", extra=fields("internal_error"))
