@@ -23,7 +23,7 @@ from .lease import Lease
 from .liveness import Liveness
 from .maintenance import Maintenance
 from .managed import ManagedPool
-from .observer import Observer
+from .observer import EVERYWHERE, Observer
 from .report.holders import Holder, holders_of
 from .report.messages import format_counts, format_error
 from .report.metrics import PoolMetrics
@@ -119,7 +119,7 @@ class Pool(ManagedPool[R]):
         self._checkin = Checkin(self.engine, self._liveness)
         self._maintenance = Maintenance(self.engine, self._liveness)
         adapter.settings_changed(self.settings)
-        for observer in observers:
+        for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
 
     # -- acquire --------------------------------------------------------------
@@ -415,10 +415,12 @@ class Pool(ManagedPool[R]):
         return self.engine.metrics
 
     def add_observer(self, observer: Observer) -> None:
-        """Notify an observer from now on."""
+        """Notify an observer from now on. Idempotent."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self.engine.observe((*self.engine.events.observers, observer))
+        observers = self.engine.events.observers
+        if not any(one is observer for one in observers):
+            self.engine.observe((*observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
         """Notify an observer no longer."""
