@@ -16,7 +16,7 @@ from ..core.report.histogram import SHORT, bound_of
 
 __all__ = ["MOST", "SHARE", "UNTIMED", "Backlog", "Series"]
 
-SHARE = 0.02
+SHARE = 0.01
 """The part of the time that may be spent on recording."""
 
 MOST = 1.0
@@ -112,11 +112,15 @@ class Backlog:
         """How many durations are to be recorded."""
         return sum(sum(series.owed.values()) for series in self.series.values())
 
-    def record(self) -> None:
-        """Record durations for as long as there is time, the longest first."""
+    def record(self, limit: float = MOST) -> None:
+        """Record durations for as long as there is time, the longest first.
+
+        Args:
+            limit: Seconds that this call may take.
+        """
         now = self._now()
         self._credit, self._at = min(MOST, self._credit + (now - self._at) * SHARE), now
-        end = now + self._credit
+        end = now + min(self._credit, limit)
         due = [
             (place, value, series) for series in self.series.values() for place, value in series.values().items()
         ]
@@ -124,7 +128,7 @@ class Backlog:
             while place in series.owed and self._now() < end:
                 series.pay(place, min(_CHUNK, series.owed[place]), value)
                 time.sleep(0)  # let other threads and greenlets run
-        self._credit = max(0.0, end - self._now())
+        self._credit = max(0.0, self._credit - (self._now() - now))
 
 
 def _middle(place: int) -> float:

@@ -120,8 +120,8 @@ TIMES = ("create", "wait", "use")
 class Reader(Protocol):
     """What the instruments observe."""
 
-    def snapshot_for(self, instrument: str) -> Pools:
-        """Return a snapshot that this instrument has not used yet."""
+    def snapshot_for(self, instrument: str, timeout: float) -> Pools:
+        """Return a snapshot that this instrument has not used yet, within ``timeout`` seconds."""
 
 
 class Instruments:
@@ -141,7 +141,7 @@ class Instruments:
     def _observe(
         self, name: str, observe: Callable[[Pools], Iterable[Observation]], options: CallbackOptions
     ) -> Iterable[Observation]:
-        return [] if self.used_by is None else observe(self.used_by.snapshot_for(name))
+        return [] if self.used_by is None else observe(self.used_by.snapshot_for(name, options.timeout_millis / 1e3))
 
     def recorder(self, key: str, attributes: Mapping[str, str]) -> Callable[[float], object]:
         """Return a function that records a duration in a histogram."""

@@ -47,6 +47,7 @@ how long connections lived.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,13 +66,15 @@ from ..core.report.metrics import PoolMetrics
 from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS
-from .backlog import UNTIMED, Backlog, Series
+from .backlog import MOST, UNTIMED, Backlog, Series
 from .conventions import METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of
 from .figures import all_pools
 from .local import Local, Process
 from .sources import OfProcess, Source, source_of
 
 __all__ = ["LONG_WAIT", "WAIT_EVENT", "PoolingInstrumentor", "instrument", "uninstrument"]
+
+logger = logging.getLogger("pooling")
 
 LONG_WAIT = 0.001
 """Seconds; a longer wait is an event of the current span."""
@@ -133,6 +136,7 @@ class _State:
         self.read_by = {name for name, *_ in OBSERVED}  # the instruments that have used `pools`: a new one is needed
         self.backlog = Backlog()
         self.statistics: dict[int, tuple[weakref.ref[Any], Any]] = {}  # pools and their queries, by the latter's id
+        self.late = False
 
 
 class _Instrumentation:
@@ -169,7 +173,7 @@ class _Instrumentation:
         """Record what has happened, as far as there is time, and report no longer."""
         process = self._local.process()
         with self._local.exclusive(process):
-            self._refresh(self._state_of(process))
+            self._refresh(self._state_of(process), MOST)
         self.instruments.used_by = None
         if self._listener in EVERYWHERE:
             EVERYWHERE.remove(self._listener)
@@ -179,13 +183,13 @@ class _Instrumentation:
             if isinstance(pool, ManagedPool):
                 pool.remove_observer(self._listener)
 
-    def snapshot_for(self, instrument: str) -> Pools:
-        """Return a snapshot that this instrument has not used yet."""
+    def snapshot_for(self, instrument: str, timeout: float) -> Pools:
+        """Return a snapshot that this instrument has not used yet, within ``timeout`` seconds."""
         process = self._local.process()
         with self._local.exclusive(process):
             state = self._state_of(process)
             if instrument in state.read_by:
-                self._refresh(state)
+                self._refresh(state, timeout / 2)
                 state.read_by = set()
             state.read_by.add(instrument)
             return state.pools
@@ -198,10 +202,13 @@ class _Instrumentation:
             state = self._state = _State(process)
         return state
 
-    def _refresh(self, state: _State) -> None:
+    def _refresh(self, state: _State, timeout: float) -> None:
         self._observe_pools()
         self._read(state)
-        state.backlog.record()
+        state.backlog.record(timeout)
+        if state.backlog.size and not state.late:
+            state.late = True
+            logger.info("OpenTelemetry: %d durations will be recorded later, the shortest last", state.backlog.size)
 
     def _read(self, state: _State) -> None:
         state.pools = state.process.recorder.sample()

@@ -111,6 +111,18 @@ def test_recording_takes_a_share_of_the_time_and_the_rest_comes_later() -> None:
     assert sum(clock.recorded) == pytest.approx(number * 1e-6 + 50 * bound_of(30) * 0.8, rel=1e-6)
 
 
+def test_one_call_can_be_limited_further() -> None:
+    clock = Clock(cost=1e-5)
+    backlog, series = backlog_of(clock)
+    series.update({UNTIMED: 10**6}, 1.0)
+    for _ in range(3):
+        began = clock.time
+        backlog.record(limit=0.1)
+        assert 0.09 < clock.time - began < 0.12
+    backlog.record()
+    assert clock.time - 1000.0 == pytest.approx(MOST, rel=0.1)  # no call gets more than there is in all
+
+
 def test_values_are_finite_in_the_last_bucket() -> None:
     clock = Clock()
     backlog, series = backlog_of(clock)

@@ -31,7 +31,7 @@ from opentelemetry.semconv.schemas import Schemas
 from pooling import HTTPPool, Observer, Pool, PoolManager, PoolTimeout, SQLitePool
 from pooling.core.observer import EVERYWHERE
 from pooling.core.report.histogram import bound_of
-from pooling.observe import conventions, figures
+from pooling.observe import backlog, conventions, figures
 from pooling.observe.opentelemetry import LONG_WAIT, WAIT_EVENT, PoolingInstrumentor, instrument, uninstrument
 from tests.integration.tools import ROOT
 from tests.unit.conftest import Task
@@ -475,10 +475,44 @@ def test_waits_are_counted_once_on_both_sides_of_the_border(
     for seconds in waits:  # what a checkout does
         pool.metrics.durations.wait.record(seconds)
         pool.engine.events.notify("waited", seconds)
-    found = point(collect(reader), WAIT, name)
+        found = point(collect(reader), WAIT, name)
     assert found.count == len(waits)
     border = found.explicit_bounds.index(0.001024)
     assert sum(found.bucket_counts[border + 1 :]) >= 2 and found.sum == pytest.approx(sum(waits), rel=0.2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 1.4, 100.0])
+def test_long_waits_are_recorded_exactly(
+    factor: float, name: str, reader: InMemoryMetricReader, provider: MeterProvider
+) -> None:
+    instrument(meter_provider=provider)
+    pool = Pool(object, name=name)
+    pool.engine.events.notify("waited", bound_of(20) * factor)
+    assert point(collect(reader), WAIT, name).sum == bound_of(20) * factor
+
+
+def test_too_many_durations_are_recorded_later(
+    name: str, reader: InMemoryMetricReader, provider: MeterProvider, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """So that a reader is not timed out. This is logged once."""
+    pay = backlog.Series.pay
+    monkeypatch.setattr(backlog, "MOST", 2.0)
+    monkeypatch.setattr(backlog.Series, "pay", lambda *args: (time.sleep(0.01), pay(*args)))  # a slow SDK
+    caplog.set_level("INFO", "pooling")
+    instrument(meter_provider=provider)
+    pool = Pool(object, name=name)
+    use(pool, 50_000)
+    counts = []
+    for _ in range(2):
+        reader.collect(timeout_millis=3000)
+        points = collect(reader)
+        assert value(points, COUNT, name, state="idle") == 1
+        counts.append(point(points, WAIT, name).count + point(points, USE, name).count)
+    assert 0 < counts[0] <= counts[1] < 100_000
+    monkeypatch.undo()
+    (message,) = [one.getMessage() for one in caplog.records if "recorded later" in one.getMessage()]
+    assert message.startswith("OpenTelemetry: ")
 
 
 # -- start and stop ----------------------------------------------------------------------------
@@ -506,7 +540,8 @@ def test_stop_and_start_again(name: str, reader: InMemoryMetricReader, provider:
     use(pool, 10)
     wait_for_a_lease(pool, 0.003)
     points = collect(reader)
-    assert point(points, USE, name).count == 3 and COUNT not in points
+    assert point(points, USE, name).count == point(points, WAIT, name).count == 3 and COUNT not in points
+    assert pool.engine.events.observers == ()
     instrument(meter_provider=provider)
     instrument(meter_provider=provider)
     use(pool, 4)
@@ -555,6 +590,21 @@ def test_parts_of_a_given_pool(name: str, reader: InMemoryMetricReader, provider
             points = collect(reader)
     assert value(points, COUNT, f"{name}-readers", state="used") == 1
     assert value(points, COUNT, name, state="used") == 0
+
+
+def test_other_pools_that_are_dropped_do_not_count(
+    name: str, reader: InMemoryMetricReader, provider: MeterProvider
+) -> None:
+    mine = Pool(object, name=name)
+    instrument(mine, meter_provider=provider)
+    for _ in range(3):
+        other = Pool(object, name=f"{name}-other")
+        use(other)
+        del other
+        gc.collect()
+    time.sleep(1)  # the reaper removes them
+    use(mine)
+    assert {one.attributes[POOL] for one in collect(reader)[USE]} == {name}
 
 
 @pytest.mark.parametrize(
