@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -117,6 +117,13 @@ TIMES = ("create", "wait", "use")
 """The histograms of the durations of every pool; the others are those of operations and requests."""
 
 
+def _version() -> str:
+    try:
+        return version("pooling")
+    except PackageNotFoundError:  # it was copied, not installed
+        return ""
+
+
 class Reader(Protocol):
     """What the instruments observe."""
 
@@ -128,7 +135,7 @@ class Instruments:
     """The instruments of one provider. An SDK never forgets a callback, so they are made once and then reused."""
 
     def __init__(self, provider: MeterProvider | None) -> None:
-        meter = metrics.get_meter("pooling", version("pooling"), provider, _SCHEMA)
+        meter = metrics.get_meter("pooling", _version(), provider, _SCHEMA)
         self.used_by: Reader | None = None
         for name, counts, unit, description, observe in OBSERVED:
             create = meter.create_observable_counter if counts else meter.create_observable_up_down_counter

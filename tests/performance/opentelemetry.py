@@ -22,19 +22,19 @@ def loop(times):
 loop(1000)
 print("ready", flush=True)
 interval = int(sys.stdin.readline())
+# Without it, too: the garbage collector has more to do, the more modules there are.
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
+from pooling.observe.opentelemetry import instrument
+class Nowhere(MetricExporter):
+    def export(self, *args, **options): return MetricExportResult.SUCCESS
+    def force_flush(self, timeout_millis=0): return True
+    def shutdown(self, timeout_millis=0, **options): pass
+provider = MeterProvider([PeriodicExportingMetricReader(Nowhere(), interval or 60_000)])
 if interval:
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-    from pooling.observe.opentelemetry import instrument
-    class Nowhere(MetricExporter):
-        def export(self, *args, **options): return MetricExportResult.SUCCESS
-        def force_flush(self, timeout_millis=0): return True
-        def shutdown(self, timeout_millis=0, **options): pass
-    provider = MeterProvider([PeriodicExportingMetricReader(Nowhere(), interval)])
     instrument(meter_provider=provider)
-    loop(500_000)
-    provider.force_flush()  # what it may record at once has been recorded
+loop(500_000)
+provider.force_flush()  # what it may record at once has been recorded
 print("set up", flush=True)
 for line in sys.stdin:
     times = int(line)
