@@ -17,12 +17,11 @@ other and cannot drift. A second reader gets a snapshot of its own.
 **Histograms.** The API has no observable histogram, and recording each lease
 where it happens would cost several times as much as the lease. So the pools'
 own buckets are used: when a reader collects, each duration that came since is
-recorded once, see `backlog`. Readers collect synchronous instruments after the
-callbacks, so they see it at once; and a duration is recorded once however many
-readers there are. The counts are exact. A duration is exact to its bucket, which
-are in steps of √2; the bounds of ``db.client.connection.*`` are bounds of such
-buckets, so the counts between them are exact, too. The sums of uses, creations
-and operations are exact.
+recorded once, see `backlog`, however many readers there are. A reader of Python's
+SDK collects synchronous instruments after the callbacks, so it sees them at once.
+Counts are exact. A value is right to its bucket, and buckets are in steps of √2;
+the bounds of ``db.client.connection.*`` are bounds of such buckets, so the counts
+between them are exact, too. The sums of uses, creations and operations are right.
 
 Waits from the bucket above 1 ms on are recorded by the borrower, with their exact
 value. The current context is the borrower's then, so an exemplar refers to the
@@ -39,10 +38,11 @@ waits only borrowers that had to wait, so other leases cost what they did before
 when it is first collected, so `instrument` may be called before the fork, and a
 provider may be set before or after it. Pools of one name are summed, in a
 process and by any backend that sums over processes: no attribute has a process
-id or the number of an object.
+id. A pool without a name has a number instead, so name yours.
 
 Not reported: ``http.client.connection.duration``, because pools do not record
-how long connections lived.
+how long connections lived; and ``error.type`` of database operations, because
+the statistics of queries have one histogram for all.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class _Instrumentation:
         for _, pool in (self._source or OfProcess()).pools():
             statistics: Any = getattr(pool, "_queries", None)
             if hasattr(statistics, "buckets") and id(statistics) not in state.statistics:
-                attributes = {SYSTEM: statistics.system, POOL: self._public(pool.name)}
+                attributes = {SYSTEM: getattr(statistics, "system", "other_sql"), POOL: self._public(pool.name)}
                 state.backlog.series[id(statistics)] = Series(self.instruments.recorder("operation", attributes))
                 state.statistics[id(statistics)] = weakref.ref(pool), statistics
         for number, (reference, statistics) in list(state.statistics.items()):
@@ -335,9 +335,9 @@ class PoolingInstrumentor:
         """Call `instrument`.
 
         Args:
-            options: ``meter_provider``; all others are ignored.
+            options: ``meter_provider`` and ``operations``; all others are ignored.
         """
-        instrument(meter_provider=options.get("meter_provider"))
+        instrument(meter_provider=options.get("meter_provider"), operations=options.get("operations", True))
 
     def uninstrument(self, **options: Any) -> None:
         """Call `uninstrument`."""

@@ -515,6 +515,25 @@ def test_too_many_durations_are_recorded_later(
     assert message.startswith("OpenTelemetry: ")
 
 
+def test_an_acquire_that_need_not_wait_does_not_know_of_it(name: str) -> None:
+    pool = Pool(object, name=name)
+    use(pool)
+
+    def calls() -> list[str]:
+        found: list[str] = []
+        sys.setprofile(lambda frame, event, argument: found.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            with pool.acquire():
+                pass
+        finally:
+            sys.setprofile(None)
+        return found
+
+    before = calls()
+    instrument()
+    assert calls() == before and "acquire" in before
+
+
 # -- start and stop ----------------------------------------------------------------------------
 
 
