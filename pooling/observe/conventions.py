@@ -137,6 +137,7 @@ class Instruments:
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter("pooling", _version(), provider, _SCHEMA)
         self.used_by: Reader | None = None
+        self._provided = provider is not None
         for name, counts, unit, description, observe in OBSERVED:
             create = meter.create_observable_counter if counts else meter.create_observable_up_down_counter
             create(name, [partial(self._observe, name, observe)], unit=unit, description=description)
@@ -149,6 +150,14 @@ class Instruments:
         self, name: str, observe: Callable[[Pools], Iterable[Observation]], options: CallbackOptions
     ) -> Iterable[Observation]:
         return [] if self.used_by is None else observe(self.used_by.snapshot_for(name, options.timeout_millis / 1e3))
+
+    @property
+    def provided(self) -> bool:
+        """Whether there is a provider: the API drops what is recorded before the global one is set."""
+        if not self._provided:
+            kind = type(metrics.get_meter_provider())
+            self._provided = not kind.__module__.startswith("opentelemetry.metrics")
+        return self._provided
 
     def recorder(self, key: str, attributes: Mapping[str, str]) -> Callable[[float], object]:
         """Return a function that records a duration in a histogram."""

@@ -26,7 +26,8 @@ between them are exact, too. The sums of uses, creations and operations are righ
 Waits from the bucket above 1 ms on are recorded by the borrower, with their exact
 value. The current context is the borrower's then, so an exemplar refers to the
 trace that waited. Which waits these are depends on the duration only; the others
-are recorded as above. So no wait is missing, and none is counted twice.
+are recorded as above. So no wait is missing, and none is counted twice. The API drops
+what is recorded before a provider is set, so early waits are kept until then.
 ``http.client.request.duration`` is recorded by the thread that sends the
 request, because its method and status are required attributes.
 
@@ -48,7 +49,9 @@ the statistics of queries have one histogram for all.
 from __future__ import annotations
 
 import logging
+import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,6 +86,8 @@ WAIT_EVENT = "pooling.wait"
 """The name of that event. Its attributes are ``db.client.connection.pool.name``, ``pooling.wait.duration`` in
 seconds, and ``pooling.wait.outcome``: ``"acquired"`` or ``"timeout"``."""
 
+_MOST_EARLY = 10_000  # long waits before there is a provider that are kept; there may never be one
+
 # Waits in this bucket and above are recorded by their borrowers.
 _EXACT_WAITS = place_of(LONG_WAIT) + 1
 
@@ -90,16 +95,18 @@ _EXACT_WAITS = place_of(LONG_WAIT) + 1
 class _Listener(Observer):
     """Records what has to be recorded in the thread and context in which it happens."""
 
-    def __init__(self, instruments: Instruments, operations: bool, public: Callable[[str], str]) -> None:
-        self._wait, self._request = instruments.histograms["wait"], instruments.histograms["request"]
+    def __init__(
+        self, instruments: Instruments, operations: bool, record_wait: Callable[[str, float], object]
+    ) -> None:
+        self._request = instruments.histograms["request"]
         self._operations = operations
-        self._public = public
+        self._record_wait = record_wait
 
     def waited(self, pool: str, seconds: float) -> None:
         if seconds > LONG_WAIT:
             _add_event(pool, seconds, "acquired")
         if place_of(seconds) >= _EXACT_WAITS:
-            self._wait.record(seconds, {POOL: self._public(pool)})
+            self._record_wait(pool, seconds)
 
     def timed_out(self, pool: str, waited: float) -> None:
         if waited > LONG_WAIT:
@@ -153,8 +160,9 @@ class _Instrumentation:
         self._source = source
         self._operations = operations
         self._local = Local(None if source is None else self._given_pools)
-        self._listener = _Listener(instruments, operations, self._public)
+        self._listener = _Listener(instruments, operations, self._record_wait)
         self._state: _State | None = None
+        self._early: deque[tuple[int, str, float]] = deque(maxlen=_MOST_EARLY)
 
     def start(self) -> None:
         """Report from now on. Durations count from now on, other counters since the pools were made."""
@@ -205,6 +213,7 @@ class _Instrumentation:
     def _refresh(self, state: _State, timeout: float) -> None:
         self._observe_pools()
         self._read(state)
+        self._record_early_waits()
         state.backlog.record(timeout)
         if state.backlog.size and not state.late:
             state.late = True
@@ -239,6 +248,20 @@ class _Instrumentation:
 
     def _public(self, name: str) -> str:
         return self._local.process().recorder.public(name)
+
+    # -- waits --------------------------------------------------------------------
+
+    def _record_wait(self, pool: str, seconds: float) -> None:
+        if self.instruments.provided:
+            self.instruments.histograms["wait"].record(seconds, {POOL: self._public(pool)})
+        else:
+            self._early.append((os.getpid(), pool, seconds))
+
+    def _record_early_waits(self) -> None:
+        while self._early and self.instruments.provided:
+            process, pool, seconds = self._early.popleft()
+            if process == os.getpid():  # else it is the parent's
+                self._record_wait(pool, seconds)
 
     # -- which pools --------------------------------------------------------------
 

@@ -290,7 +290,7 @@ def test_a_request_that_waits_is_an_event_of_its_span(telemetry: Telemetry, web:
 # -- forks ----------------------------------------------------------------------------------------
 
 FORKING = """
-import os, sys
+import os, sys, time
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -307,7 +307,11 @@ def collected():
             for metric in scope.metrics for point in metric.data.data_points if hasattr(point, "count")}
 
 WHEN = %r
-pool = Pool(object, name="db", max_size=2)
+def create():
+    time.sleep(0.01)  # a long wait: the borrower records it
+    return object()
+
+pool = Pool(create, name="db", max_size=2)
 if WHEN == "provider before the fork":
     provide()
 instrument()
