@@ -10,8 +10,9 @@ from .table import Column, Table, Target
 __all__ = ["NAME", "run"]
 
 NAME = "opentelemetry"
-PAIRS = 2
-STATES = {"off": 0, "on, collected every minute": 60_000, "on, collected every second": 1000}
+PAIRS = 5
+DEFAULT = "on, collected every minute"
+STATES = {"off": 0, DEFAULT: 60_000, "on, collected every second": 1000}
 
 CHECKOUTS = """
 import sys, time, pooling
@@ -80,8 +81,6 @@ def run(plan: Plan) -> Table:
             }
             for state, values in samples.items()
         ],
-        targets=[
-            Target(f"{state} / off", figures.ratio(values, off), "<=", 1.03, " x")
-            for state, values in samples.items() if state != "off"
-        ],
-    )  # fmt: skip
+        targets=[Target(f"{DEFAULT} / off", figures.ratio(samples[DEFAULT], off), "<=", 1.03, " x")],
+        notes=("a loop of leases always has more durations to record than the share of the time that they get",),
+    )
