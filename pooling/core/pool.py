@@ -22,7 +22,7 @@ from .lease import Lease
 from .liveness import Liveness
 from .maintenance import Maintenance
 from .managed import ManagedPool
-from .observer import Observer
+from .observer import EVERYWHERE, Observer
 from .probe import Probe
 from .report.holders import Holder, holders_of
 from .report.messages import format_counts, format_error, format_exhaustion
@@ -120,7 +120,7 @@ class Pool(ManagedPool[R]):
         self._maintenance = Maintenance(self.engine, self._liveness)
         self._probe = Probe(self.engine, self._liveness, self._checkin)
         adapter.settings_changed(self.settings)
-        for observer in observers:
+        for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
 
     # -- acquire --------------------------------------------------------------
@@ -396,10 +396,12 @@ class Pool(ManagedPool[R]):
         return self.engine.metrics
 
     def add_observer(self, observer: Observer) -> None:
-        """Notify an observer from now on."""
+        """Notify an observer from now on. Idempotent."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self.engine.observe((*self.engine.events.observers, observer))
+        observers = self.engine.events.observers
+        if not any(one is observer for one in observers):
+            self.engine.observe((*observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
         """Notify an observer no longer."""

@@ -28,6 +28,9 @@ The figures of all processes of one application, and exporters:
 `slotfile`   a file with one record, safe against ``kill -9`` and readers in the middle of a write
 `shared`     the directory ``POOLING_METRICS_DIR``: the figures of all processes
 `prometheus` a collector for prometheus_client, for one process or all
+`opentelemetry` metrics and span events for OpenTelemetry
+`conventions` the instruments and attributes of its semantic conventions
+`backlog`    durations that are counted but not yet recorded there
 
 Nothing here is imported or started unless it is used.
 """

@@ -9,8 +9,9 @@ Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``wait/17`` by the place of the bucket (see `histogram.bound_of`), ``wait.short``
 for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
 all in nanoseconds. What was counted for one host has the host and a tab before
-its key. All are whole numbers: a sum of floats depends on the order of the
-addends, so it could decrease in the last digit from one reader to the next.
+its key; so have the gauges ``idle`` and ``used`` of a host. All counters are
+whole numbers: a sum of floats depends on the order of the addends, so it could
+decrease in the last digit from one reader to the next.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 
-__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "all_pools"]
+__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add_up", "all_pools"]
 
 Figures = dict[str, Any]
 """Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key) and ``holders``."""
 
+PoolsOf = Callable[[], list[tuple[PoolRef, PoolMetrics]]]
+
 HOST = "\t"
-"""Between a host and the key of one of its counters."""
+"""Between a host and the key of one of its counters or gauges."""
 
 MOST_POOLS = 100
 """Pool names that are counted one by one; all further ones are counted together (cardinality)."""
@@ -61,9 +64,14 @@ def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
 
 
 class Recorder:
-    """Records the pools of one process. Not thread-safe: its user holds a lock."""
+    """Records the pools of one process. Not thread-safe: its user holds a lock.
 
-    def __init__(self) -> None:
+    Args:
+        pools: Returns those to record, as `all_pools` does; ``None`` for all.
+    """
+
+    def __init__(self, pools: PoolsOf | None = None) -> None:
+        self._pools = pools
         self._sources: dict[int, _Source] = {}  # by the id of the metrics
         self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
         self._names: set[str] = set()
@@ -77,7 +85,7 @@ class Recorder:
         for number, source in list(self._sources.items()):
             if source.metrics is None and source.ref() is None:
                 self._end(self._sources.pop(number))
-        for ref, metrics in all_pools():
+        for ref, metrics in (self._pools or all_pools)():
             source = self._sources.setdefault(id(metrics), _Source(metrics))
             source.ref = ref  # another one after gevent has patched the process
         found: dict[str, list[Figures]] = {}
@@ -89,21 +97,25 @@ class Recorder:
                 if source.metrics is not None:
                     source.count(source.metrics)
                 figures = {"counters": source.counters}
-            found.setdefault(self._public(source.name), []).append(figures)
+            found.setdefault(self.public(source.name), []).append(figures)
         for name, counters in self._ended.items():
             found.setdefault(name, []).append({"counters": counters})
         return {name: add_up(figures) for name, figures in found.items()}
 
     def end(self, metrics: PoolMetrics) -> None:
         """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
-        source = self._sources.pop(id(metrics), None) or _Source(metrics)
+        known = self._sources.pop(id(metrics), None)
+        if known is None and self._pools is not None:
+            return  # not one of those
+        source = known or _Source(metrics)
         source.count(metrics)
         self._end(source)
 
     def _end(self, source: _Source) -> None:
-        _add(self._ended.setdefault(self._public(source.name), {}), source.counters)
+        _add(self._ended.setdefault(self.public(source.name), {}), source.counters)
 
-    def _public(self, name: str) -> str:
+    def public(self, name: str) -> str:
+        """Return the name that a pool's figures have: its own, or `OTHERS` if there are too many."""
         if name not in self._names:
             if len(self._names) >= MOST_POOLS:
                 return OTHERS
@@ -171,7 +183,7 @@ class _Source:
             "counters": counters,
             "gauges": {
                 "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
-                "oldest_wait": oldest, "down": int(down), **(limits if open_or_wanted else {}),
+                "oldest_wait": oldest, "down": int(down), **(limits if open_or_wanted else {}), **_of_hosts(metrics),
             },
             "peaks": dict(self._peaks),
             "holders": [
@@ -237,6 +249,17 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             _durations(own, "latency", host.latency, by_host.get(host.host, _NONE))
             found.update({f"{host.host}{HOST}{key}": value for key, value in own.items()})
     return {key: value for key, value in found.items() if value > 0}
+
+
+def _of_hosts(metrics: PoolMetrics) -> dict[str, int]:
+    """Return the connections of an HTTP pool by host."""
+    connections = getattr(metrics, "connections", None)
+    if connections is None:
+        return {}
+    return {
+        f"{host}{HOST}{state}": number
+        for host, numbers in connections().items() for state, number in zip(("idle", "used"), numbers)
+    }  # fmt: skip
 
 
 def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> None:

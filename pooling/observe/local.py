@@ -14,7 +14,7 @@ from ..core.runtime.fork import SAME_PROCESS, ensure_process
 from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper
-from .figures import Figures, Recorder, all_pools
+from .figures import Figures, PoolsOf, Recorder, all_pools
 from .slotfile import SlotFile
 
 __all__ = ["PATIENCE", "Local", "Process", "Source", "Totals", "pause"]
@@ -38,9 +38,9 @@ class Totals(NamedTuple):
 class Process:
     """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, pools: PoolsOf | None = None) -> None:
         self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
-        self.recorder = Recorder()
+        self.recorder = Recorder(pools)
         self.active = False
         self.due = 0.0
         self.writing = False
@@ -74,9 +74,14 @@ class Process:
 
 
 class Source:
-    """Where totals come from. One object serves a process and all its forked children."""
+    """Where totals come from. One object serves a process and all its forked children.
 
-    def __init__(self) -> None:
+    Args:
+        pools: As for `Recorder`.
+    """
+
+    def __init__(self, pools: PoolsOf | None = None) -> None:
+        self._pools = pools
         self.processes: dict[int, Process] = {}  # by process id: this one's, or its parent's
         self._locks: dict[int, Any] = {}  # by process id: never one that a thread of the parent held
 
@@ -95,7 +100,7 @@ class Source:
                 for inherited in self.processes.values():
                     inherited.close()
                     keep_forever(inherited)  # it refers to resources of the parent
-                self.processes = {pid: Process()}
+                self.processes = {pid: Process(self._pools)}
                 self._locks = {pid: self._locks[pid]}
             return self.processes[pid]
 

@@ -16,6 +16,7 @@ from . import (
     http,
     imports,
     lite,
+    opentelemetry,
     pages,
     postgres,
     proxy,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     "orders": postgres.run_orders,
     proxy.NAME: proxy.run,
     shared_metrics.NAME: shared_metrics.run,
+    opentelemetry.NAME: opentelemetry.run,
 }
 
 

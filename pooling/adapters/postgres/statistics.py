@@ -50,6 +50,9 @@ class QueryStatistics:
     literals and ``?`` for numbers.
     """
 
+    system = "postgresql"
+    """The database's name in OpenTelemetry's conventions (``db.system.name``)."""
+
     def __init__(self) -> None:
         self.renew()
 
