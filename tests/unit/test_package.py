@@ -146,6 +146,14 @@ def test_type_information_is_packed() -> None:
     assert "py.typed" in config["options.package_data"]["pooling"].split()
 
 
+def test_the_parts_of_the_dashboard_are_packed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["pooling.web"].split(", ")
+    parts = [f"page/{path.name}" for path in (PACKAGE / "web" / "page").iterdir()]
+    assert len(parts) == 5 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
+
+
 @pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])
 def test_board_and_alerts_are_packed(name: str) -> None:
     assert importlib.resources.files("pooling.observe").joinpath(name).is_file()

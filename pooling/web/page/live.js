@@ -1,0 +1,190 @@
+// Polling, and what the page says while the application does not answer.
+
+const EVERY = 1000, HIDDEN = 15000, SLOWEST = 15000, PATIENCE = 8000;  // milliseconds
+const KEY = "pooling.dashboard.token";
+
+const page = document.getElementById("page"), said = document.getElementById("said");
+const state = {
+  view: null, sort: {by: "state", down: false}, open: new Set(), all: new Set(), filter: "", paused: false,
+  token: "", asks: document.documentElement.dataset.admitted !== "yes", refused: "",
+  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), gone: null, summary: "",
+};
+let timer = 0, request = 0;
+
+function stored(value) {  // for this tab only; without storage, until the page is left
+  try {
+    if (value === undefined) return sessionStorage.getItem(KEY) || "";
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+  } catch { /* storage is switched off */ }
+  return value || "";
+}
+
+async function ask() {
+  const headers = {Accept: "application/json"};
+  if (state.token) headers.Authorization = "Bearer " + String.fromCharCode(...new TextEncoder().encode(state.token));
+  const answer = await fetch(location.pathname + location.search, {headers, cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(PATIENCE)});
+  if (answer.type === "opaqueredirect") throw new Error("it redirects, perhaps to a login: load this page again");
+  if (answer.status === 401 || answer.status === 403) return null;
+  if (!answer.ok) throw new Error(`it answers ${answer.status} ${answer.statusText}`.trim());
+  if (!(answer.headers.get("Content-Type") || "").startsWith("application/json")) throw new Error("it answers with something else than figures");
+  return answer.json();
+}
+
+async function poll() {
+  clearTimeout(timer);
+  const mine = ++request;
+  try {
+    const view = await ask();
+    if (mine !== request) return;  // paused, or asked again, meanwhile
+    state.failures = 0;
+    if (view === null) return refuse();
+    arrived(view);
+  } catch (error) {
+    if (mine !== request) return;
+    state.failures += 1;
+    state.reason = error.name === "TimeoutError" ? `no answer within ${PATIENCE / 1000} s` : error instanceof TypeError ? "the connection failed" : error instanceof SyntaxError ? "its answer was cut off" : error.message;
+  }
+  redraw();
+  later();
+}
+
+function later() {
+  clearTimeout(timer);
+  if (state.paused || state.asks) return;
+  // A worker that was just killed is no outage: try again soon. Then ever less often.
+  const wait = state.failures ? Math.min(SLOWEST, 250 * 2 ** state.failures) : EVERY;
+  timer = setTimeout(poll, document.hidden ? Math.max(wait, HIDDEN) : wait);
+}
+
+function arrived(view) {
+  state.view = view;
+  state.answered = Date.now();
+  state.asks = false;
+  state.refused = "";
+  state.pids.add(view.answered_by);
+  if (view.processes.length || !view.pools.length) state.gone = null;
+  else if (state.gone === null) state.gone = Date.now();
+}
+
+function refuse() {
+  state.refused = state.token ? "This token is not right." : state.view ? "You are not admitted any more. Load this page again, or enter the token." : "";
+  state.token = stored("");
+  state.view = null;
+  state.asks = true;
+  redraw();
+  document.getElementById("token").focus();
+}
+
+function enter(event) {
+  event.preventDefault();
+  const field = document.getElementById("token");
+  state.token = stored(field.value.trim());
+  field.value = "";
+  if (state.token) poll();
+}
+
+function forget() {
+  clearTimeout(timer);
+  request += 1;
+  state.token = state.view = null;
+  refuse();
+}
+
+function pause() {
+  state.paused = !state.paused;
+  if (!state.paused) return poll();
+  request += 1;
+  later();
+  redraw();
+}
+
+// -- what is said ----------------------------------------------------------------------------------
+
+function tokenForm() {
+  return h("form", {key: "form", class: "card gate", onsubmit: enter, autocomplete: "off"},
+    h("h1", {}, "Pools"), h("label", {for: "token"}, "Token"),
+    h("div", {class: "row"}, h("input", {id: "token", type: "password", autocomplete: "off", autofocus: true, "aria-describedby": "token-note", "aria-invalid": state.refused ? "true" : null}),
+      h("button", {type: "submit", class: "main"}, "Show")),
+    state.refused && h("p", {class: "bad", role: "alert"}, state.refused),
+    h("p", {id: "token-note", class: "dim"}, "It is kept in this tab until you close it, and sent as a header only."));
+}
+
+function silent() {
+  return state.failures > 1 || (state.failures > 0 && state.answered === null);
+}
+
+function notices(view) {
+  const found = [], note = (css, ...text) => found.push(h("p", {key: css + found.length, class: `notice ${css}`}, text));
+  if (silent()) {
+    const since = state.answered ?? state.began;
+    note("bad", h("b", {}, "The application does not answer"), ` since ${clock(since / 1000)} (${duration((Date.now() - since) / 1000)}): ${state.reason}. `,
+      state.answered && "The figures below are from then. ", h("button", {type: "button", onclick: poll}, "Try now"));
+  }
+  if (!view) return found;
+  const late = view.processes.filter(one => one.age > STALE);
+  if (state.gone !== null) note("bad", h("b", {}, "No process of the application is running"), ` since ${clock(state.gone / 1000)}. What is left are its last counts and events.`);
+  if (late.length) note("warn", h("b", {}, `${late.map(one => one.pid).join(", ")}: no new figures`), ` for ${duration(Math.max(...late.map(one => one.age)))}. The process is stopped, hangs, or the machine is overloaded.`);
+  if (view.scope === "process" && state.pids.size > 1) {
+    note("warn", h("b", {}, "Several processes answer in turn"), ", each with its own figures only. Set ", h("code", {}, "POOLING_METRICS_DIR"), " for all of them to see them together.");
+  } else if (view.scope === "process") {
+    note("quiet", `This process only (${view.answered_by}). To see all workers of gunicorn or uWSGI together, set `, h("code", {}, "POOLING_METRICS_DIR"), " for them.");
+  } else if (view.scope === "attached" && !view.processes.length && !view.pools.length) {
+    note("quiet", "No application to attach to was found: start one, or name its directory with ", h("code", {}, "--dir"), ".");
+  }
+  return found;
+}
+
+function standing(view) {
+  const counts = {};
+  for (const pool of view.pools) counts[pool.state] = (counts[pool.state] || 0) + 1;
+  const bad = ["down", "exhausted"].filter(name => counts[name]);
+  if (!view.pools.length) return {text: "no pools", css: "dim", sign: "○"};
+  if (!bad.length) return {text: "all up", css: "good", sign: "●"};
+  return {text: bad.map(name => `${counts[name]} ${name}`).join(", "), css: STATES[bad[0]].css, sign: STATES[bad[0]].sign};
+}
+
+function summary() {
+  if (silent()) return {text: "no answer", css: "bad", sign: "✕"};
+  if (state.gone !== null) return {text: "not running", css: "bad", sign: "✕"};
+  return state.view ? standing(state.view) : {text: "connecting", css: "dim", sign: "○"};
+}
+
+function topOfPage(now) {
+  const stale = silent() || state.paused;
+  const updated = state.answered && `${state.paused ? "paused at" : "updated"} ${clock(state.answered / 1000)}`;
+  return h("header", {key: "top"}, h("h1", {}, "Pools"),
+    h("span", {class: `badge big ${now.css}`, id: "standing"}, h("span", {"aria-hidden": "true"}, now.sign), " ", now.text),
+    h("span", {class: `updated ${stale ? "warn" : "dim"}`}, updated),
+    h("button", {type: "button", id: "pause", "aria-pressed": String(state.paused), onclick: pause}, state.paused ? "Resume" : "Pause"),
+    state.token && h("button", {type: "button", id: "forget", onclick: forget}, "Forget token"));
+}
+
+function sections(view) {
+  const some = view.pools.length || view.events.length;
+  return [view.pools.length && totals(view), poolSection(view, state, redraw),
+    some && h("div", {key: "halves", class: "halves"}, holderSection(view, state, redraw), eventSection(view, state, redraw)),
+    view.processes.length + view.pools.length > 0 && processSection(view, state, redraw)];
+}
+
+function redraw() {
+  const view = state.view, now = summary();
+  if (state.asks) {
+    document.title = "Pools";
+    show(page, [...notices(null), tokenForm()]);
+    return;
+  }
+  document.title = now.css === "good" || now.css === "dim" ? "Pools" : `${now.sign} ${now.text} – Pools`;
+  if (now.text !== state.summary) said.textContent = now.text;  // a reader of the screen hears changes only
+  state.summary = now.text;
+  document.body.classList.toggle("stale", silent());
+  show(page, [topOfPage(now), ...notices(view), ...(view ? sections(view) : [])]);
+}
+
+document.addEventListener("visibilitychange", () => document.hidden || state.paused || state.asks ? later() : poll());
+setInterval(() => { if (state.failures || state.gone !== null) redraw(); }, 1000);
+
+state.token = stored();
+if (state.token) state.asks = false;
+redraw();
+if (!state.asks) poll();
