@@ -7,7 +7,7 @@ const page = document.getElementById("page"), said = document.getElementById("sa
 const state = {
   view: null, sort: {by: "state", down: false}, open: new Set(), all: new Set(), filter: "", paused: false,
   token: "", asks: document.documentElement.dataset.admitted !== "yes", refused: "",
-  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), gone: null, summary: "",
+  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), ran: false, gone: null, late: new Map(), summary: "",
 };
 let timer = 0, request = 0;
 
@@ -63,8 +63,11 @@ function arrived(view) {
   state.asks = false;
   state.refused = "";
   state.pids.add(view.answered_by);
-  if (view.processes.length || !view.pools.length) state.gone = null;
+  if (view.processes.length) state.ran = true;
+  if (view.processes.length || !state.ran || view.scope === "process") state.gone = null;
   else if (state.gone === null) state.gone = Date.now();
+  const late = view.processes.filter(one => one.age > STALE).map(one => one.pid);
+  state.late = new Map(late.map(pid => [pid, state.late.get(pid) ?? Date.now()]));
 }
 
 function refuse() {
@@ -104,7 +107,7 @@ function pause() {
 function tokenForm() {
   return h("form", {key: "form", class: "card gate", onsubmit: enter, autocomplete: "off"},
     h("h1", {}, "Pools"), h("label", {for: "token"}, "Token"),
-    h("div", {class: "row"}, h("input", {id: "token", type: "password", autocomplete: "off", autofocus: true, "aria-describedby": "token-note", "aria-invalid": state.refused ? "true" : null}),
+    h("div", {class: "row"}, h("input", {id: "token", type: "password", autocomplete: "off", "aria-describedby": "token-note", "aria-invalid": state.refused ? "true" : null}),
       h("button", {type: "submit", class: "main"}, "Show")),
     state.refused && h("p", {class: "bad", role: "alert"}, state.refused),
     h("p", {id: "token-note", class: "dim"}, "It is kept in this tab until you close it, and sent as a header only."));
@@ -122,15 +125,18 @@ function notices(view) {
       state.answered && "The figures below are from then. ", h("button", {type: "button", onclick: poll}, "Try now"));
   }
   if (!view) return found;
-  const late = view.processes.filter(one => one.age > STALE);
-  if (state.gone !== null) note("bad", h("b", {}, "No process of the application is running"), ` since ${clock(state.gone / 1000)}. What is left are its last counts and events.`);
+  // Unwatched processes write seldom: they get a moment to notice that they are watched again.
+  const late = view.processes.filter(one => Date.now() - state.late.get(one.pid) > 5000);
+  if (state.gone !== null) note("bad", h("b", {}, "No process of the application is running"), ` since ${clock(state.gone / 1000)}. `);
   if (late.length) note("warn", h("b", {}, `${late.map(one => one.pid).join(", ")}: no new figures`), ` for ${duration(Math.max(...late.map(one => one.age)))}. The process is stopped, hangs, or the machine is overloaded.`);
   if (view.scope === "process" && state.pids.size > 1) {
     note("warn", h("b", {}, "Several processes answer in turn"), ", each with its own figures only. Set ", h("code", {}, "POOLING_METRICS_DIR"), " for all of them to see them together.");
   } else if (view.scope === "process") {
     note("quiet", `This process only (${view.answered_by}). To see all workers of gunicorn or uWSGI together, set `, h("code", {}, "POOLING_METRICS_DIR"), " for them.");
-  } else if (view.scope === "attached" && !view.processes.length && !view.pools.length) {
-    note("quiet", "No application to attach to was found: start one, or name its directory with ", h("code", {}, "--dir"), ".");
+  } else if (view.scope === "attached" && !state.ran) {
+    note("quiet", "No application to attach to was found so far. It must run as the same user, and have used a pool. One with ", h("code", {}, "POOLING_METRICS_DIR"), " needs ", h("code", {}, "--dir"), ".");
+  } else if (view.scope === "directory" && !state.ran) {
+    note("quiet", "No process that shares this directory is running so far, or none has used a pool yet.");
   }
   return found;
 }
@@ -181,10 +187,14 @@ function redraw() {
   show(page, [topOfPage(now), ...notices(view), ...(view ? sections(view) : [])]);
 }
 
-document.addEventListener("visibilitychange", () => document.hidden || state.paused || state.asks ? later() : poll());
+document.addEventListener("visibilitychange", () => {
+  state.late.clear();
+  return document.hidden || state.paused || state.asks ? later() : poll();
+});
 setInterval(() => { if (state.failures || state.gone !== null) redraw(); }, 1000);
 
 state.token = stored();
 if (state.token) state.asks = false;
 redraw();
-if (!state.asks) poll();
+if (state.asks) document.getElementById("token").focus();
+else poll();
