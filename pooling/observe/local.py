@@ -77,6 +77,7 @@ class Process:
     """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
         self.recorder = Recorder()
         self.log = MinuteLog()
@@ -279,6 +280,7 @@ class LocalHistory(Source):
     def __init__(self) -> None:
         super().__init__()
         self.process().skips = True
+        self.step()  # what comes after it is counted
         LISTENERS.append(self.listen)
         for runtime in registry.runtimes:
             if not runtime._reaper.asleep:
