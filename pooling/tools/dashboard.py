@@ -65,6 +65,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"cannot listen on {options.host!r}, port {options.port}: {error.strerror or error}")
+    try:
+        server.viewer.view()
+    except OSError as error:
+        server.server_close()
+        parser.error(f"cannot read {directory or 'the directories of this user'}: {error}")
     with server:
         whose = f"that share {directory}" if directory else "of all processes that can be attached to"
         print(f"{server.url} shows the pools {whose}; Ctrl-C ends it", flush=True)
@@ -83,6 +88,9 @@ class DashboardServer(socketserver.ThreadingMixIn, WSGIServer):
         token: What clients must send; ``None`` admits those that use a loopback
             address themselves, see `is_local`.
 
+    Attributes:
+        viewer: Makes the views; only this one, because a process must open the files of a directory only once.
+
     Raises:
         PermissionError: The address is not a loopback address, and there is no token.
         OSError: It cannot listen there.
@@ -99,14 +107,12 @@ class DashboardServer(socketserver.ThreadingMixIn, WSGIServer):
             )
         self.address_family = family
 
-        def viewer() -> Any:
-            from ..observe.view import Viewer
+        from ..observe.view import Viewer  # here: the other commands do without it
 
-            return Viewer.of_directory(directory)
-
+        self.viewer = Viewer.of_directory(directory)
         scope = "attached" if directory is None else "directory"
         admit = is_local if token is None else None
-        endpoint = DashboardEndpoint(token=token, admit=admit, viewer=viewer, scope=scope)
+        endpoint = DashboardEndpoint(token=token, admit=admit, viewer=lambda: self.viewer, scope=scope)
         super().__init__(address[:2], _Handler)  # type: ignore[arg-type]
         self.set_app(_application(endpoint))
 

@@ -90,6 +90,7 @@ class DashboardEndpoint:
         self._asks_for_token = token is not None
         self._viewer, self._scope = viewer or _viewer_of_process, scope
         self._views: dict[int, _Views] = {}  # by process id: a forked child must not use those of its parent
+        self._failing = False
 
     def answer(self, environ: Mapping[str, Any], admitted: bool = False) -> Answer:
         """Return status, headers and body for a request.
@@ -117,9 +118,12 @@ class DashboardEndpoint:
         try:
             view = self._of_process().latest()
         except OSError:  # the shared directory, or no turn to read it
-            logger.warning("the dashboard cannot read the figures", exc_info=True)
+            if not self._failing:  # once, not with every poll
+                self._failing = True
+                logger.warning("the dashboard cannot read the figures", exc_info=True)
             reason = json.dumps({"error": "the figures cannot be read; see the log"}).encode()
             return pack("503 Service Unavailable", reason, "application/json", *_HEADERS)
+        self._failing = False
         if "gzip" in str(environ.get("HTTP_ACCEPT_ENCODING", "")) and len(view) > _WORTH_ZIPPING:
             zipped = gzip.compress(view, 1)
             return pack("200 OK", zipped, "application/json", ("Content-Encoding", "gzip"), *_HEADERS)

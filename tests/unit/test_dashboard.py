@@ -225,16 +225,18 @@ def test_first_view_that_never_ends(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 def test_figures_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Views):
         def view(self) -> dict[str, Any]:
-            if self.made < 1:
-                self.made += 1
+            if self.more["failures"]:
+                self.more["failures"] -= 1
                 raise TimeoutError("no turn")
             return super().view()
 
-    asked = endpoint(Broken())
+    asked = endpoint(Broken(failures=2))
     with caplog.at_level(logging.WARNING, "pooling"):
         status, headers, body = get(asked, accept=JSON, authorization="Bearer secret")
     assert status == "503 Service Unavailable" and "see the log" in json.loads(body)["error"]
     assert "no turn" in caplog.text and headers["Cache-Control"] == "no-store"
+    assert get(asked, accept=JSON, authorization="Bearer secret")[0] == "503 Service Unavailable"
+    assert len(caplog.records) == 1, "it is logged once"
     assert get(asked, accept=JSON, authorization="Bearer secret")[0] == "200 OK"
 
 
@@ -432,6 +434,14 @@ def test_bad_option(arguments: list[str], message: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as exit:
         main(["dashboard", *arguments])
     assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_directory_that_others_can_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(SystemExit) as exit:
+        main(["dashboard", "--dir", str(tmp_path), "--port", "0"])
+    assert exit.value.code == 2
+    assert re.search(f"cannot read {tmp_path}: .* must not be writable for others", capsys.readouterr().err)
 
 
 def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,8 +26,9 @@ async function ask() {
   const answer = await fetch(location.pathname + location.search, {headers, cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(PATIENCE)});
   if (answer.type === "opaqueredirect") throw new Error("it redirects, perhaps to a login: load this page again");
   if (answer.status === 401 || answer.status === 403) return null;
-  if (!answer.ok) throw new Error(`it answers ${answer.status} ${answer.statusText}`.trim());
-  if (!(answer.headers.get("Content-Type") || "").startsWith("application/json")) throw new Error("it answers with something else than figures");
+  const isJson = (answer.headers.get("Content-Type") || "").startsWith("application/json");
+  if (!answer.ok) throw new Error(isJson ? (await answer.json()).error : `it answers ${answer.status} ${answer.statusText}`.trim());
+  if (!isJson) throw new Error("it answers with something else than figures");
   return answer.json();
 }
 
