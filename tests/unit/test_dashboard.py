@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from pooling.__main__ import main
+from pooling.observe.view import Viewer
 from pooling.tools.dashboard import TOKEN, DashboardServer, is_local
 from pooling.web import dashboard
 from pooling.web.dashboard import DashboardEndpoint, dashboard_app
@@ -283,7 +284,7 @@ def test_flask(monkeypatch: pytest.MonkeyPatch) -> None:
     flask = pytest.importorskip("flask")
     from pooling.web.flask import Pooling
 
-    monkeypatch.setattr(dashboard, "_viewer_of_process", Views)
+    monkeypatch.setattr(Viewer, "of_process", Views)
     app = flask.Flask(__name__)
     app.register_blueprint(Pooling.dashboard_blueprint("/pools", token="secret"))
     client = app.test_client()
@@ -316,11 +317,11 @@ def test_django(settings: str, expected: str) -> None:
         django.setup()
         from django.test import Client
         from django.urls import path
-        from pooling.web import dashboard as web
+        from pooling.observe.view import Viewer
         from pooling.web.django.dashboard import dashboard
         class Views:
             def view(self): return {{"time": 0, "processes": [], "pools": [], "events": []}}
-        web._viewer_of_process = Views
+        Viewer.of_process = Views
         urlpatterns = [path("pools/", dashboard)]
         asks = [dict(), dict(accept="application/json"),
                 dict(accept="application/json", authorization="Bearer secret"),
