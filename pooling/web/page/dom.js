@@ -93,6 +93,10 @@ function duration(seconds) {
   return `${Math.floor(seconds / 86400)} days`;
 }
 
+function ago(seconds) {
+  return seconds < 2 ? "just now" : `${duration(seconds)} ago`;
+}
+
 function bytes(value) {
   if (value === null || value === undefined) return NONE;
   return value < 1e9 ? `${(value / 1e6).toFixed(value < 1e7 ? 1 : 0)} MB` : `${(value / 1e9).toFixed(1)} GB`;

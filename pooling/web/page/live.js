@@ -1,13 +1,15 @@
 // Polling, and what the page says while the application does not answer.
 
 const EVERY = 1000, HIDDEN = 15000, SLOWEST = 15000, PATIENCE = 8000;  // milliseconds
+const CALM = 15000, SETTLED = 2500;  // a pool that is exhausted every other second neither jumps nor is said every time
 const KEY = "pooling.dashboard.token";
 
 const page = document.getElementById("page"), said = document.getElementById("said");
 const state = {
   view: null, sort: {by: "state", down: false}, open: new Set(), all: new Set(), filter: "", paused: false,
   token: "", asks: document.documentElement.dataset.admitted !== "yes", refused: "",
-  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), ran: false, gone: null, late: new Map(), summary: "",
+  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), ran: false, gone: null, late: new Map(), ranks: new Map(),
+  summary: "", since: 0, announced: "",
 };
 let timer = 0, request = 0;
 
@@ -64,6 +66,11 @@ function arrived(view) {
   state.asks = false;
   state.refused = "";
   state.pids.add(view.answered_by);
+  for (const pool of view.pools) {
+    const rank = stateOf(pool).rank, known = state.ranks.get(pool.name);
+    if (!known || rank <= known.rank || Date.now() - known.at > CALM) state.ranks.set(pool.name, {rank, at: Date.now()});
+    pool.rank = state.ranks.get(pool.name).rank;
+  }
   if (view.processes.length) state.ran = true;
   if (view.processes.length || !state.ran || view.scope === "process") state.gone = null;
   else if (state.gone === null) state.gone = Date.now();
@@ -167,6 +174,13 @@ function topOfPage(now) {
     state.token && h("button", {type: "button", id: "forget", onclick: forget}, "Forget token"));
 }
 
+function announce(text) {  // to readers of the screen: what has changed and stays so
+  if (text !== state.summary) state.since = Date.now();
+  state.summary = text;
+  if (text === state.announced || Date.now() - state.since < SETTLED) return;
+  state.announced = said.textContent = text;
+}
+
 function sections(view) {
   const some = view.pools.length || view.events.length;
   return [view.pools.length && totals(view), poolSection(view, state, redraw),
@@ -182,8 +196,7 @@ function redraw() {
     return;
   }
   document.title = now.css === "good" || now.css === "dim" ? "Pools" : `${now.sign} ${now.text} – Pools`;
-  if (now.text !== state.summary) said.textContent = now.text;  // a reader of the screen hears changes only
-  state.summary = now.text;
+  announce(now.text);
   document.body.classList.toggle("stale", silent());
   show(page, [topOfPage(now), ...notices(view), ...(view ? sections(view) : [])]);
 }

@@ -9,7 +9,7 @@ const HOUR = 60, FEW = 10, STALE = 10;  // points of a chart; rows before "show 
 
 const COLUMNS = [
   {id: "name", title: "Pool", value: pool => pool.name.toLowerCase(), css: "name"},
-  {id: "state", title: "State", value: pool => [stateOf(pool).rank, -pool.waiting], css: "status"},
+  {id: "state", title: "State", value: pool => pool.rank, css: "status"},
   {id: "in_use", title: "In use", value: pool => pool.in_use, most: true, css: "use"},
   {id: "waiting", title: "Waiting", value: pool => pool.waiting, most: true, css: "num"},
   {id: "oldest", title: "Oldest wait", value: pool => pool.oldest_wait, most: true, css: "num"},
@@ -24,7 +24,6 @@ function stateOf(pool) {
 }
 
 function compare(a, b) {
-  if (Array.isArray(a)) return a.map((one, at) => compare(one, b[at])).find(Boolean) || 0;
   if (typeof a === "string") return a < b ? -1 : Number(a > b);
   return (a ?? -1) - (b ?? -1);
 }
@@ -137,7 +136,7 @@ function poolRows(pool, view, state, redraw) {
   const some = (value, text, css) => h("span", {class: value > 0 ? css : "zero"}, text);
   const limit = pool.max_size ? count(pool.max_size) : "no limit";
   const error = pool.last_error && h("tr", {key: "error", role: "row", class: open ? "error whole" : "error"}, h("td", {role: "cell", colspan: COLUMNS.length + 1},
-    h("span", {class: pool.state === "down" ? "bad" : "dim"}, "Last error"), pool.last_error_at && h("time", {class: "dim"}, ` ${duration(view.time - pool.last_error_at)} ago`),
+    h("span", {class: pool.state === "down" ? "bad" : "dim"}, "Last error"), pool.last_error_at && h("time", {class: "dim"}, ` ${ago(view.time - pool.last_error_at)}`),
     h("code", {title: pool.last_error}, pool.last_error)));
   return h("tbody", {key: pool.name, role: "rowgroup", class: `is-${stateOf(pool).css}`, "data-pool": pool.name, "data-state": pool.state},
     h("tr", {key: "main", role: "row", class: "main"},
@@ -177,7 +176,7 @@ function holderTable(holders, view, pools) {
   const columns = [["For", "num"], ["Where", "where"], ...(pools ? [["Pool", "text"]] : [])];
   const rows = holders.map(one => ({
     key: [one.pool, one.pid, one.thread, one.since, one.where].join(" "),
-    cells: [duration(Math.max(0, view.time - one.since)),
+    cells: [view.time - one.since < 1 ? "< 1 s" : duration(view.time - one.since),
       [h("code", {}, one.where), h("small", {}, `${one.thread}, process ${one.pid}`)], ...(pools ? [one.pool] : [])],
   }));
   return table("Holders", columns, rows, "Nothing is held at the moment.");
@@ -193,11 +192,15 @@ function holderSection(view, state, redraw) {
 
 function eventSection(view, state, redraw) {
   const all = view.events, shown = state.all.has("events") ? all : all.slice(0, FEW);
-  const lasts = event => event.end === null ? `ongoing, ${duration(Math.max(0, view.time - event.start))}`
-    : event.end - event.start >= 1 ? `for ${duration(event.end - event.start)}` : "";
+  const facts = event => {
+    const seconds = Math.max(0, (event.end ?? view.time) - event.start), often = event.count > 1 ? `${count(event.count)} times` : "";
+    const whose = view.processes.length > 1 && `process ${event.pid}`;
+    const long = event.end === null ? `ongoing for ${duration(seconds)}` : seconds >= 1 && !often && `for ${duration(seconds)}`;
+    return [long, often && event.end !== null && seconds >= 1 ? `${often} in ${duration(seconds)}` : often, whose].filter(Boolean).join(", ");
+  };
   const items = shown.map(event => h("li", {key: [event.pool, event.kind, event.start, event.pid, event.text].join(" "), class: event.end === null ? "lasting" : null},
     h("time", {}, day(event.start, view.time)), h("span", {class: "what"}, h("b", {class: GRAVE.has(event.kind) ? "bad" : "warn"}, view.words[event.kind] || event.kind), " ", event.pool),
-    h("span", {class: "dim facts"}, [lasts(event), event.count > 1 && `${count(event.count)} times`].filter(Boolean).join(", ")),
+    h("span", {class: "dim facts"}, facts(event)),
     event.text && h("code", {}, event.text)));
   return h("section", {key: "events", class: "half", "aria-labelledby": "events"},
     h("div", {class: "head"}, h("h2", {id: "events"}, "Events"), h("span", {class: "dim"}, "newest first")),
@@ -212,7 +215,7 @@ function processSection(view, state, redraw) {
   const rows = shown.map(one => ({key: one.pid, cells: [
     one.pid, h("code", {}, one.command || NONE), count(held[one.pid] || 0), one.cpu === null || one.cpu === undefined ? NONE : `${Math.round(100 * one.cpu)} %`,
     bytes(one.memory), count(one.threads), count(one.descriptors), duration(one.started ? view.time - one.started : null),
-    h("span", {class: one.age > STALE ? "warn strong" : null}, one.age < 2 ? "now" : `${duration(one.age)} ago`)]}));
+    h("span", {class: one.age > STALE ? "warn strong" : null}, ago(one.age))]}));
   return h("section", {key: "processes", "aria-labelledby": "processes"},
     h("div", {class: "head"}, h("h2", {id: "processes"}, "Processes"), h("span", {class: "dim"}, plural(all.length, "process", "processes"))),
     table("Processes", columns, rows, "No process of the application is running.", "stack"), more(shown.length, all.length, "processes", state, redraw));
