@@ -129,7 +129,7 @@ function poolSection(view, state, redraw) {
 }
 
 function poolRows(pool, view, state, redraw) {
-  const open = state.open.has(pool.name), id = `more-${pool.name}`;
+  const open = state.open.has(pool.name), id = `more-${encodeURIComponent(pool.name)}`;
   const toggle = () => { if (!state.open.delete(pool.name)) state.open.add(pool.name); redraw(); };
   const cell = (title, css, ...content) => h("td", {role: "cell", class: css, "data-label": title}, content);
   const two = (title, pair) => cell(title, "num", h("span", {}, duration(pair.p99)), h("small", {class: "p50"}, duration(pair.p50)));
