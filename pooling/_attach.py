@@ -13,6 +13,7 @@ import importlib
 import os
 import stat
 import sys
+import threading
 import time
 
 from ._masking import shown
@@ -71,6 +72,9 @@ def is_watched(path: str, directory: int | None = None) -> bool:
         return False
 
 
+_MODULE = "pooling.observe.attach"
+
+
 class Look:
     """Looks for a watcher, in the reaper."""
 
@@ -108,7 +112,12 @@ def _is_uwsgi_master() -> bool:
 
 
 def _attach(path: str) -> None:
-    importlib.import_module(".observe.attach", __package__).attach(path)
+    if _MODULE not in sys.modules:
+        # psutil registers the thread that imports it with `threading`, for good: so in one that ends.
+        importer = threading.Thread(target=importlib.import_module, args=(_MODULE,), daemon=True)
+        importer.start()
+        importer.join()
+    importlib.import_module(_MODULE).attach(path)
 
 
 LOOKS: list[Look] = []

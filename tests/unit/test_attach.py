@@ -288,9 +288,10 @@ deadline = time.monotonic() + 20
 while len(os.listdir(path)) < 3:
     assert time.monotonic() < deadline
     time.sleep(0.01)
-print("attached")
+import threading  # no thread of ours or of psutil is left there, which would cause a warning at a fork
+print("attached", threading.active_count())
 """
-    assert run(code, XDG_RUNTIME_DIR=str(home), POOLING_METRICS_DIR="") == "attached\n"
+    assert run(code, XDG_RUNTIME_DIR=str(home), POOLING_METRICS_DIR="") == "attached 1\n"
 
 
 def test_reaper_that_begins_again_goes_on(directory: DefaultDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
