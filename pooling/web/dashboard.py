@@ -44,7 +44,9 @@ MAX_AGE = 0.4
 PATIENCE = 5.0
 """Seconds to wait for the first view, which another thread makes. Internal."""
 
-_SCRIPTS = ("dom.js", "parts.js", "live.js")
+WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_SCRIPTS = ("dom.js", "parts.js", "sections.js", "live.js")
 _WORTH_ZIPPING = 2048  # bytes
 _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
@@ -208,9 +210,6 @@ def dashboard_app(*, token: str | None = None, admit: Admit | None = None) -> WS
         return [body]
 
     return app
-
-
-WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def _refusal() -> Answer:

@@ -554,6 +554,16 @@ def test_failing_application_is_asked_ever_less_often(browser: Browser, site: Si
     browser.complaints()
 
 
+def test_process_without_new_figures(browser: Browser, site: Site) -> None:
+    view = a_view([a_pool("db")])
+    view["processes"][0]["age"] = 40.0
+    site.view = lambda: view
+    browser.show(site.url)
+    wait_until(lambda: "No new figures of process 12 for 40 s" in browser.text(".notice"))
+    view["processes"][0]["age"] = 0.5
+    wait_until(lambda: "No new figures" not in browser.text())
+
+
 # -- real servers ----------------------------------------------------------------------------------
 
 
@@ -689,6 +699,20 @@ def test_all_workers_and_one_is_killed(browser: Browser, tmp_path: Path, kind: s
         wait_until(replaced)
         assert "does not answer" not in browser.text()
         assert [line for line in browser.complaints() if "net::ERR" not in line] == []  # of the worker that was killed
+
+
+def test_application_that_hangs(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, 1, None) as server:
+        enter(browser, server)
+        worker = int(server.get("/use")[1])
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            wait_until(lambda: "The application does not answer" in browser.text())
+            assert "no answer within 5 s" in browser.text(".notice")
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: "does not answer" not in browser.text() and browser.state("db") == "up")
+        browser.complaints()
 
 
 def test_several_processes_without_a_directory(browser: Browser, tmp_path: Path) -> None:

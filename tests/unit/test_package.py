@@ -151,7 +151,7 @@ def test_the_parts_of_the_dashboard_are_packed() -> None:
     config.read(ROOT / "setup.cfg")
     patterns = config["options.package_data"]["pooling.web"].split(", ")
     parts = [f"page/{path.name}" for path in (PACKAGE / "web" / "page").iterdir()]
-    assert len(parts) == 5 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
+    assert len(parts) == 6 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
 
 
 @pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])

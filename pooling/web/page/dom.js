@@ -5,7 +5,8 @@
 const SVG = new Set(["svg", "path", "rect", "line"]);
 
 function h(tag, props, ...children) {
-  return {tag, props: props || {}, children: children.flat(Infinity).filter(one => one !== null && one !== undefined && one !== false)};
+  const shown = one => one !== null && one !== undefined && one !== false;
+  return {tag, props, children: children.flat(Infinity).filter(shown)};
 }
 
 function make(tag) {
@@ -107,8 +108,9 @@ function clock(seconds) {
 }
 
 function day(seconds, now) {
-  const date = new Date(seconds * 1000), today = new Date(now * 1000).toDateString() === date.toDateString();
-  return today ? clock(seconds) : `${date.toLocaleDateString("en-GB", {day: "numeric", month: "short"})} ${clock(seconds).slice(0, 5)}`;
+  const date = new Date(seconds * 1000);
+  if (date.toDateString() === new Date(now * 1000).toDateString()) return clock(seconds);
+  return `${date.toLocaleDateString("en-GB", {day: "numeric", month: "short"})} ${clock(seconds).slice(0, 5)}`;
 }
 
 function plural(number, word, words) {

@@ -1,6 +1,6 @@
 // Polling, and what the page says while the application does not answer.
 
-const EVERY = 1000, HIDDEN = 15000, SLOWEST = 15000, PATIENCE = 8000;  // milliseconds
+const EVERY = 1000, HIDDEN = 15000, SLOWEST = 15000, PATIENCE = 5000;  // milliseconds
 const CALM = 15000, SETTLED = 2500;  // a pool that is exhausted every other second neither jumps nor is said every time
 const KEY = "pooling.dashboard.token";
 
@@ -8,8 +8,8 @@ const page = document.getElementById("page"), said = document.getElementById("sa
 const state = {
   view: null, sort: {by: "state", down: false}, open: new Set(), all: new Set(), filter: "", paused: false,
   token: "", asks: document.documentElement.dataset.admitted !== "yes", refused: "",
-  answered: null, began: Date.now(), failures: 0, reason: "", pids: new Set(), ran: false, gone: null, late: new Map(), ranks: new Map(),
-  summary: "", since: 0, announced: "",
+  answered: null, began: Date.now(), failures: 0, reason: "",  // times of this browser's clock, in milliseconds
+  pids: new Set(), ran: false, gone: null, late: new Map(), ranks: new Map(), summary: "", since: 0, announced: "",
 };
 let timer = 0, request = 0;
 
@@ -23,13 +23,15 @@ function stored(value) {  // for this tab only; without storage, until the page 
 }
 
 async function ask() {
-  const headers = {Accept: "application/json"};
+  const headers = {Accept: "application/json"}, signal = AbortSignal.timeout(PATIENCE);
   if (state.token) headers.Authorization = "Bearer " + String.fromCharCode(...new TextEncoder().encode(state.token));
-  const answer = await fetch(location.pathname + location.search, {headers, cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(PATIENCE)});
+  const url = location.pathname + location.search;
+  const answer = await fetch(url, {headers, signal, cache: "no-store", redirect: "manual"});
   if (answer.type === "opaqueredirect") throw new Error("it redirects, perhaps to a login: load this page again");
   if (answer.status === 401 || answer.status === 403) return null;
   const isJson = (answer.headers.get("Content-Type") || "").startsWith("application/json");
-  if (!answer.ok) throw new Error(isJson ? (await answer.json()).error : `it answers ${answer.status} ${answer.statusText}`.trim());
+  if (!answer.ok && isJson) throw new Error((await answer.json()).error);
+  if (!answer.ok) throw new Error(`it answers ${answer.status} ${answer.statusText}`.trim());
   if (!isJson) throw new Error("it answers with something else than figures");
   return answer.json();
 }
@@ -46,10 +48,16 @@ async function poll() {
   } catch (error) {
     if (mine !== request) return;
     state.failures += 1;
-    state.reason = error.name === "TimeoutError" ? `no answer within ${PATIENCE / 1000} s` : error instanceof TypeError ? "the connection failed" : error instanceof SyntaxError ? "its answer was cut off" : error.message;
+    state.reason = reasonOf(error);
   }
   redraw();
   later();
+}
+
+function reasonOf(error) {
+  if (error.name === "TimeoutError") return `no answer within ${PATIENCE / 1000} s`;
+  if (error instanceof TypeError) return "the connection failed";
+  return error instanceof SyntaxError ? "its answer was cut off" : error.message;
 }
 
 function later() {
@@ -68,7 +76,8 @@ function arrived(view) {
   state.pids.add(view.answered_by);
   for (const pool of view.pools) {
     const rank = stateOf(pool).rank, known = state.ranks.get(pool.name);
-    if (!known || rank <= known.rank || Date.now() - known.at > CALM) state.ranks.set(pool.name, {rank, at: Date.now()});
+    const calm = !known || rank <= known.rank || Date.now() - known.at > CALM;
+    if (calm) state.ranks.set(pool.name, {rank, at: Date.now()});
     pool.rank = state.ranks.get(pool.name).rank;
   }
   if (view.processes.length) state.ran = true;
@@ -79,7 +88,8 @@ function arrived(view) {
 }
 
 function refuse() {
-  state.refused = state.token ? "This token is not right." : state.view ? "You are not admitted any more. Load this page again, or enter the token." : "";
+  if (state.token) state.refused = "This token is not right.";
+  else state.refused = state.view ? "You are not admitted any more. Load this page again, or enter the token." : "";
   state.token = stored("");
   state.view = null;
   state.asks = true;
@@ -115,34 +125,47 @@ function pause() {
 function tokenForm() {
   return h("form", {key: "form", class: "card gate", onsubmit: enter, autocomplete: "off"},
     h("h1", {}, "Pools"), h("label", {for: "token"}, "Token"),
-    h("div", {class: "row"}, h("input", {id: "token", type: "password", autocomplete: "off", "aria-describedby": "token-note", "aria-invalid": state.refused ? "true" : null}),
+    h("div", {class: "row"},
+      h("input", {id: "token", type: "password", autocomplete: "off", "aria-describedby": "token-note",
+                  "aria-invalid": state.refused ? "true" : null}),
       h("button", {type: "submit", class: "main"}, "Show")),
     state.refused && h("p", {class: "bad", role: "alert"}, state.refused),
     h("p", {id: "token-note", class: "dim"}, "It is kept in this tab until you close it, and sent as a header only."));
 }
 
-function silent() {
-  return state.failures > 1 || (state.failures > 0 && state.answered === null);
+function silent() {  // one failure is none: a worker may just have been killed
+  return state.failures > 1 || (state.failures > 0 && Date.now() - state.answered >= PATIENCE);
 }
 
 function notices(view) {
-  const found = [], note = (css, ...text) => found.push(h("p", {key: css + found.length, class: `notice ${css}`}, text));
+  const found = [], directory = h("code", {}, "POOLING_METRICS_DIR");
+  const note = (css, ...text) => found.push(h("p", {key: css + found.length, class: `notice ${css}`}, text));
   if (silent()) {
     const since = state.answered ?? state.began;
-    note("bad", h("b", {}, "The application does not answer"), ` since ${clock(since / 1000)} (${duration((Date.now() - since) / 1000)}): ${state.reason}. `,
-      state.answered && "The figures below are from then. ", h("button", {type: "button", onclick: poll}, "Try now"));
+    note("bad", h("b", {}, "The application does not answer"),
+      ` since ${clock(since / 1000)} (${duration((Date.now() - since) / 1000)}): ${state.reason}. `,
+      view && "The figures below are from then. ", h("button", {type: "button", onclick: poll}, "Try now"));
   }
   if (!view) return found;
   // Unwatched processes write seldom: they get a moment to notice that they are watched again.
   const late = view.processes.filter(one => Date.now() - state.late.get(one.pid) > 5000);
-  if (state.gone !== null) note("bad", h("b", {}, "No process of the application is running"), ` since ${clock(state.gone / 1000)}. `);
-  if (late.length) note("warn", h("b", {}, `${late.map(one => one.pid).join(", ")}: no new figures`), ` for ${duration(Math.max(...late.map(one => one.age)))}. The process is stopped, hangs, or the machine is overloaded.`);
+  if (state.gone !== null) {
+    note("bad", h("b", {}, "No process of the application is running"), ` since ${clock(state.gone / 1000)}.`);
+  }
+  if (late.length) {
+    const whose = `${late.length > 1 ? "processes" : "process"} ${late.map(one => one.pid).join(", ")}`;
+    note("warn", h("b", {}, `No new figures of ${whose}`),
+      ` for ${duration(Math.max(...late.map(one => one.age)))}: stopped, blocked, or the machine is overloaded.`);
+  }
   if (view.scope === "process" && state.pids.size > 1) {
-    note("warn", h("b", {}, "Several processes answer in turn"), ", each with its own figures only. Set ", h("code", {}, "POOLING_METRICS_DIR"), " for all of them to see them together.");
+    note("warn", h("b", {}, "Several processes answer in turn"), ", each with its own figures only. Set ", directory,
+      " for all of them to see them together.");
   } else if (view.scope === "process") {
-    note("quiet", `This process only (${view.answered_by}). To see all workers of gunicorn or uWSGI together, set `, h("code", {}, "POOLING_METRICS_DIR"), " for them.");
+    note("quiet", `This process only (${view.answered_by}). To see all workers of gunicorn or uWSGI together, set `,
+      directory, " for them.");
   } else if (view.scope === "attached" && !state.ran) {
-    note("quiet", "No application to attach to was found so far. It must run as the same user, and have used a pool. One with ", h("code", {}, "POOLING_METRICS_DIR"), " needs ", h("code", {}, "--dir"), ".");
+    note("quiet", "No application to attach to was found so far. It must run as the same user, and have used a pool. ",
+      "One with ", directory, " needs ", h("code", {}, "--dir"), ".");
   } else if (view.scope === "directory" && !state.ran) {
     note("quiet", "No process that shares this directory is running so far, or none has used a pool yet.");
   }
@@ -155,7 +178,7 @@ function standing(view) {
   const bad = ["down", "exhausted"].filter(name => counts[name]);
   if (!view.pools.length) return {text: "no pools", css: "dim", sign: "○"};
   if (!bad.length) return {text: "all up", css: "good", sign: "●"};
-  return {text: bad.map(name => `${counts[name]} ${name}`).join(", "), css: STATES[bad[0]].css, sign: STATES[bad[0]].sign};
+  return {text: bad.map(name => `${counts[name]} ${name}`).join(", "), ...STATES[bad[0]]};
 }
 
 function summary() {
@@ -168,9 +191,10 @@ function topOfPage(now) {
   const stale = silent() || state.paused;
   const updated = state.answered && `${state.paused ? "paused at" : "updated"} ${clock(state.answered / 1000)}`;
   return h("header", {key: "top"}, h("h1", {}, "Pools"),
-    h("span", {class: `badge big ${now.css}`, id: "standing"}, h("span", {"aria-hidden": "true"}, now.sign), " ", now.text),
+    h("span", {class: `badge big ${now.css}`, id: "standing"},
+      h("span", {"aria-hidden": "true"}, now.sign), " ", now.text),
     h("span", {class: `updated ${stale ? "warn" : "dim"}`}, updated),
-    h("button", {type: "button", id: "pause", "aria-pressed": String(state.paused), onclick: pause}, state.paused ? "Resume" : "Pause"),
+    h("button", {type: "button", id: "pause", onclick: pause}, state.paused ? "Resume" : "Pause"),
     state.token && h("button", {type: "button", id: "forget", onclick: forget}, "Forget token"));
 }
 
@@ -182,10 +206,12 @@ function announce(text) {  // to readers of the screen: what has changed and sta
 }
 
 function sections(view) {
-  const some = view.pools.length || view.events.length;
-  return [view.pools.length && totals(view), poolSection(view, state, redraw),
-    some && h("div", {key: "halves", class: "halves"}, holderSection(view, state, redraw), eventSection(view, state, redraw)),
-    view.processes.length + view.pools.length > 0 && processSection(view, state, redraw)];
+  const parts = [view, state, redraw], some = view.pools.length + view.events.length > 0;
+  return [
+    view.pools.length > 0 && totals(view), poolSection(...parts),
+    some && h("div", {key: "halves", class: "halves"}, holderSection(...parts), eventSection(...parts)),
+    view.processes.length + view.pools.length > 0 && processSection(...parts),
+  ];
 }
 
 function redraw() {
