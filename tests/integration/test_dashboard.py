@@ -29,7 +29,7 @@ from tests.servers import requires
 
 TOKEN = "token-of-the-test"
 WITHIN = 3.0  # seconds in which an exhausted pool shows
-WORKERS = 3
+WORKERS = 4
 EVIL = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1"> & "quoted"'
 
 
@@ -682,7 +682,8 @@ def test_all_workers_and_one_is_killed(browser: Browser, tmp_path: Path, kind: s
 
         wait_until(all_used)
         enter(browser, server)
-        assert len(browser.pids()) == WORKERS and f"{WORKERS} processes" in browser.text('[data-pool="db"]')
+        wait_until(lambda: len(browser.pids()) == WORKERS)
+        assert f"{WORKERS} processes" in browser.text('[data-pool="db"]')
         assert f"{WORKERS * 2}" in browser.text(".tiles") and "process only" not in browser.text()
         began = time.monotonic()
         server.get("/hold?s=20")
