@@ -121,14 +121,15 @@ class _Imports:
 
     def __init__(self) -> None:
         self.lock = _thread.allocate_lock()
-        self.forking = False
+        self.forking = 0  # the thread that forks and has the lock
 
     def before_fork(self) -> None:
-        self.forking = self.lock.acquire(timeout=self.PATIENCE)
+        if self.lock.acquire(timeout=self.PATIENCE):
+            self.forking = _thread.get_ident()
 
     def after_fork(self) -> None:
-        if self.forking:
-            self.forking = False
+        if self.forking == _thread.get_ident():
+            self.forking = 0
             self.lock.release()
 
 

@@ -130,6 +130,7 @@ def test_windows_does_not_offer_it(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(_attach, "LISTENERS", [])
     monkeypatch.setattr(_attach, "LOOKS", looks)
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
     monkeypatch.setenv("POOLING_ATTACH", "1")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "win32")
