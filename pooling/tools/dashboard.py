@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from ..web.dashboard import DashboardEndpoint
+from ..web._access import pack
+from ..web.dashboard import DashboardEndpoint, WSGIApp
 
 __all__ = ["DESCRIPTION", "HELP", "DashboardServer", "add_arguments", "is_local", "run"]
 
@@ -29,6 +30,9 @@ TOKEN = "POOLING_DASHBOARD_TOKEN"
 """The environment variable with the token; unlike an option, other users cannot see it in the list of processes."""
 
 _PORT = 8089
+_REFUSAL = f"""Without a token, this page is only for browsers on the same machine, at a loopback address, without a proxy.
+Start it with --token, or with {TOKEN} in the environment.
+""".encode()
 _FROM_PROXIES = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP")  # and HTTP_X_FORWARDED_*
 
 
@@ -114,7 +118,7 @@ class DashboardServer(socketserver.ThreadingMixIn, WSGIServer):
         admit = is_local if token is None else None
         endpoint = DashboardEndpoint(token=token, admit=admit, viewer=lambda: self.viewer, scope=scope)
         super().__init__(address[:2], _Handler)  # type: ignore[arg-type]
-        self.set_app(_application(endpoint))
+        self.set_app(_application(endpoint, asks_for_token=token is not None))
 
     @property
     def url(self) -> str:
@@ -142,12 +146,14 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-def _application(endpoint: DashboardEndpoint) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+def _application(endpoint: DashboardEndpoint, asks_for_token: bool) -> WSGIApp:
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") not in ("", "/"):
             start_response("404 Not Found", [("Content-Length", "0")])
             return [b""]
         status, headers, body = endpoint.answer(environ)
+        if status.startswith("401") and not asks_for_token and environ["REQUEST_METHOD"] == "GET":
+            status, headers, body = pack("403 Forbidden", _REFUSAL, "text/plain")
         start_response(status, headers)
         return [body]
 
