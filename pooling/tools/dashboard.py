@@ -30,7 +30,7 @@ TOKEN = "POOLING_DASHBOARD_TOKEN"
 """The environment variable with the token; unlike an option, other users cannot see it in the list of processes."""
 
 _PORT = 8089
-_REFUSAL = f"""Without a token, this page is only for browsers on the same machine, at a loopback address, without a proxy.
+_REFUSAL = f"""Without a token, this page is only for browsers on this machine, at a loopback address, without a proxy.
 Start it with --token, or with {TOKEN} in the environment.
 """.encode()
 _FROM_PROXIES = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP")  # and HTTP_X_FORWARDED_*
