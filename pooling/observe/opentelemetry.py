@@ -61,6 +61,7 @@ try:
 except ImportError as error:
     raise ImportError("opentelemetry-api is missing: pip install 'pooling[opentelemetry]'") from error
 
+from .._fields import fields
 from .._masking import shown
 from ..core.managed import ManagedPool
 from ..core.observer import EVERYWHERE, Observer
@@ -217,7 +218,9 @@ class _Instrumentation:
         state.backlog.record(timeout)
         if state.backlog.size and not state.late:
             state.late = True
-            logger.info("OpenTelemetry: %d durations will be recorded later, the shortest last", state.backlog.size)
+            size = state.backlog.size
+            extra = fields("recorded_later", count=size)
+            logger.info("OpenTelemetry: %d durations will be recorded later, the shortest last", size, extra=extra)
 
     def _read(self, state: _State) -> None:
         state.pools = state.process.recorder.sample()

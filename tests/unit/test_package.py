@@ -29,7 +29,7 @@ STEPS = [
     {"tools.doctor"},
     {"adapters", "testing"},
     {"compat"},
-    {"_urls", "_members", "_signals"},
+    {"_attach", "_urls", "_members", "_signals"},
     {"_reports", "config"},
     {"manager"},
     {"observe"},
@@ -144,6 +144,14 @@ def test_type_information_is_packed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert "py.typed" in config["options.package_data"]["pooling"].split()
+
+
+def test_the_parts_of_the_dashboard_are_packed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["pooling.web"].split(", ")
+    parts = [f"page/{path.name}" for path in (PACKAGE / "web" / "page").iterdir()]
+    assert len(parts) == 6 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
 
 
 @pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])
