@@ -104,9 +104,9 @@ class Engine(Generic[R]):
 
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings. Needs the lock, except in the constructor."""
-        self.settings, state = settings, self.state
-        state.min_size, state.max_size, state.max_idle = settings.min_size, settings.max_size, settings.max_idle
-        watched = any(entry.watched for entry in state.entries)
+        self.settings = settings
+        self.state.resize(settings.min_size, settings.max_size, settings.max_idle)
+        watched = any(entry.watched for entry in self.state.entries)
         self.fast.configure(settings, self.adapter, watched)
         self.refresh_fast_path_locked()
 
@@ -263,7 +263,6 @@ class Engine(Generic[R]):
         may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
         watched = may_watch and watchable(entry.resource)
         now = self.fast.now()
-        entry.idle_since = entry.checked = now
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
                 entry.watched = self.fast.checks_on_acquire = True
@@ -299,6 +298,7 @@ class Engine(Generic[R]):
             if entry not in state.creating:
                 return  # given up and counted before; or it succeeded just in time
             state.retire(entry)
+            state.goal = 0
             self.metrics.errors[type(error).__name__] += 1
             if full and state.live and outage.error is None:
                 refused = outage.refused(error, now, uniform)

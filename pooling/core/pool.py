@@ -279,7 +279,9 @@ class Pool(ManagedPool[R]):
         return self.engine.settings
 
     def fill(self, size: int | None = None) -> None:
-        """Create resources ahead of need, without waiting for them.
+        """Create resources ahead of need, at most 64 at once, without waiting for them.
+
+        A creation that fails ends it; up to ``min_size`` the pool tries again.
 
         Args:
             size: How many there should be in all; ``None`` means ``min_size``.
@@ -299,8 +301,8 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-            creations = engine.fill_locked(goal - (len(state.entries) - len(state.closing)))
-        engine.carry_out(creations, [])
+            if goal > len(state.entries) - len(state.closing):
+                state.goal = max(state.goal, min(goal, state.max_size - len(state.closing)))
         engine.serve()
 
     def drain(self) -> None:

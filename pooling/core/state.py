@@ -27,11 +27,15 @@ from .entry import Entry, Token
 from .idle import IdleStack
 from .waiter import WaitQueue
 
-__all__ = ["WorkerTask", "PoolState", "UNLIMITED"]
+__all__ = ["MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
 _NOT_BEGUN = float("inf")
+
+MOST_AHEAD = 64
+"""How many resources are created at once ahead of need; each that is ready starts the next. More would start a
+thread for each of them, and for a cheap factory that is most of the work."""
 
 
 class WorkerTask(NamedTuple):
@@ -46,9 +50,8 @@ class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
-        self.min_size = min_size
-        self.max_size = max_size
-        self.max_idle = max_idle
+        self.goal = 0  # the size that a fill requested, until it is reached or a creation fails
+        self.resize(min_size, max_size, max_idle)
         self.entries: set[Entry] = set()  # all taken slots
         self.creating: set[Entry] = set()
         self.checking: dict[Entry, WorkerTask] = {}  # being validated or reset on a worker
@@ -60,6 +63,13 @@ class PoolState:
         self.paused = False
         self.closed = False
         self.exhaustion_reported = False  # since the wait queue was empty
+
+    def resize(self, min_size: int, max_size: int, max_idle: int | None) -> None:
+        """Set the bounds."""
+        self.min_size = min_size
+        self.max_size = max_size
+        self.max_idle = max_idle
+        self.goal = min(self.goal, max_size)
 
     # -- counts -------------------------------------------------------------
 
@@ -132,6 +142,8 @@ class PoolState:
         """Take a slot for an entry that is about to be created."""
         self.entries.add(entry)  # first: `retire` looks there for what an exception has left
         self.creating.add(entry)
+        if len(self.entries) - len(self.closing) >= self.goal:
+            self.goal = 0
 
     def retire(self, entry: Entry) -> bool:
         """Free the slot of an entry; return ``False`` if it was free already."""
@@ -159,6 +171,8 @@ class PoolState:
         if reason is None and not self.waiters and self._full(len(self.idle) + 1):
             reason = "max_idle"
         if reason is None:
+            if entry in self.creating:  # measured under the lock, the times are in the order of the idle stack
+                entry.idle_since = entry.checked = now
             self.settle(entry)
             entry.since = _NOT_LENT
             if self.paused or not self.waiters.hand_over(token):
@@ -244,12 +258,12 @@ class PoolState:
         return max(0, min(self._missing(), room)), closes
 
     def _missing(self) -> int:
-        """Number of creations needed to serve every waiter and to fill up to ``min_size``."""
+        """Number of creations needed to serve every waiter and to fill up to ``min_size``, or the goal of a fill."""
         if self.closed or not self.started:
             return 0
-        coming = len(self.creating) + len(self.checking)
-        short = self.min_size - (len(self.entries) - len(self.closing))
-        return max(len(self.waiters) - coming, short) if not self.paused else short
+        creating, size = len(self.creating), len(self.entries) - len(self.closing)
+        ahead = min(max(self.min_size, self.goal) - size, MOST_AHEAD - creating)
+        return ahead if self.paused else max(len(self.waiters) - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:
         """Remove surplus resources from the idle stack, longest unused first."""
