@@ -7,7 +7,6 @@ parses the same URL again for each request: a third of its work for a GET.
 from __future__ import annotations
 
 import functools
-import os
 from http.cookiejar import CookieJar
 
 import requests
@@ -15,13 +14,11 @@ import requests.sessions
 from requests.cookies import RequestsCookieJar
 from requests.sessions import merge_hooks
 from requests.structures import CaseInsensitiveDict
-from requests.utils import NETRC_FILES
 
 __all__ = ["prepare"]
 
 _Session, _Prepared = requests.Session, requests.PreparedRequest
 _BY_SESSION, _BY_REQUEST = _Session.prepare_request, _Prepared.prepare
-_HOMES = ("HOME",) if os.name != "nt" else ("USERPROFILE", "HOMEDRIVE", "HOMEPATH")
 
 
 def prepare(session: requests.Session, request: requests.Request) -> requests.PreparedRequest | None:
@@ -40,7 +37,7 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
     ):  # fmt: skip
         return None
     url, auth = request.url, request.auth
-    if session.trust_env and not auth and not session.auth and _has_netrc():
+    if session.trust_env and not auth and not session.auth:
         auth = requests.sessions.get_netrc_auth(url)
     prepared = _Prepared()
     prepared.prepare_method(request.method.upper())
@@ -59,16 +56,6 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
     prepared.prepare_auth(session.auth if auth is None else auth, url)
     prepared.prepare_hooks(merge_hooks(request.hooks, session.hooks))  # type: ignore[no-untyped-call]
     return prepared
-
-
-def _has_netrc() -> bool:
-    """Whether there is a file of passwords, where requests looks for it."""
-    return "NETRC" in os.environ or any(map(os.path.exists, _netrc_paths(*map(os.environ.get, _HOMES))))
-
-
-@functools.lru_cache(maxsize=1)
-def _netrc_paths(*homes: str | None) -> list[str]:
-    return [os.path.expanduser(f"~/{name}") for name in NETRC_FILES]
 
 
 @functools.lru_cache(maxsize=256)
