@@ -18,6 +18,7 @@ from . import (
     lite,
     pages,
     postgres,
+    processor,
     proxy,
     requests,
     scarce,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     **http.BENCHMARKS,
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
+    processor.NAME: processor.run,
     proxy.NAME: proxy.run,
     shared_metrics.NAME: shared_metrics.run,
 }
