@@ -49,7 +49,7 @@ from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
-from .state import PoolState
+from .state import MOST_AHEAD, UNLIMITED, PoolState
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
 
@@ -182,7 +182,8 @@ class Engine(Generic[R]):
     def plan_locked(self) -> Plan:
         """Decide which slots are reserved for creations, and what is to be closed."""
         now = self.fast.now()
-        number, closes = self.state.serve(self.outage.allowed(now), now)
+        ahead = MOST_AHEAD if self.adapter.blocking else UNLIMITED  # inline, each would start the next within itself
+        number, closes = self.state.serve(self.outage.allowed(now), now, ahead)
         creations = self.reserve_locked(number) if number else []
         if self.watchers:
             for reference in self.watchers.copy():
@@ -204,11 +205,9 @@ class Engine(Generic[R]):
 
     def fill_locked(self, missing: int) -> list[Creation]:
         """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
-        room = min(
-            self.state.max_size - len(self.state.entries),
-            self.outage.allowed(self.fast.now()) - len(self.state.creating),
-        )
-        return self.reserve_locked(0 if self.state.closed else min(missing, room))
+        state, allowed = self.state, self.outage.allowed(self.fast.now())
+        room = min(state.max_size - len(state.entries), allowed - len(state.creating))
+        return self.reserve_locked(0 if state.closed else min(missing, room))
 
     # -- create ---------------------------------------------------------------
 

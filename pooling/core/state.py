@@ -34,8 +34,8 @@ _NOT_LENT = float("-inf")
 _NOT_BEGUN = float("inf")
 
 MOST_AHEAD = 64
-"""How many resources are created at once ahead of need; each that is ready starts the next. More would start a
-thread for each of them, and for a cheap factory that is most of the work."""
+"""How many resources are created at once on workers ahead of need; each that is ready starts the next. More would
+start a thread for each of them, and for a cheap factory that is most of the work."""
 
 
 class WorkerTask(NamedTuple):
@@ -235,13 +235,14 @@ class PoolState:
                 break
         return closes
 
-    def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Token, str]]]:
+    def serve(self, allowed: int, now: float, ahead: int = MOST_AHEAD) -> tuple[int, list[tuple[Token, str]]]:
         """Match idle resources with waiters and plan creations and closes, from any state.
 
         Args:
             allowed: How many creations may be in progress at once; few or none
                 while the server is down.
             now: The time, for the ages of resources.
+            ahead: How many creations may be in progress at once ahead of need.
 
         Returns:
             The number of creations to start, and the resources to close with their reasons.
@@ -255,14 +256,14 @@ class PoolState:
         if room <= 0:
             return 0, closes
         room = min(room, allowed - len(self.creating))
-        return max(0, min(self._missing(), room)), closes
+        return max(0, min(self._missing(ahead), room)), closes
 
-    def _missing(self) -> int:
+    def _missing(self, most_ahead: int) -> int:
         """Number of creations needed to serve every waiter and to fill up to ``min_size``, or the goal of a fill."""
         if self.closed or not self.started:
             return 0
         creating, size = len(self.creating), len(self.entries) - len(self.closing)
-        ahead = min(max(self.min_size, self.goal) - size, MOST_AHEAD - creating)
+        ahead = min(max(self.min_size, self.goal) - size, most_ahead - creating)
         return ahead if self.paused else max(len(self.waiters) - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:

@@ -11,7 +11,7 @@ import pytest
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolSettings, PoolTimeout
 from pooling.core.state import MOST_AHEAD
 from pooling.testing import FakeAdapter, VirtualClock
-from tests.unit.conftest import Make, Task, fill, lent_elsewhere, run_jobs
+from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
 
 def counts(pool: Pool[Any], *names: str) -> tuple[int, ...]:
@@ -208,6 +208,24 @@ def test_large_fill_creates_a_number_at_a_time(make: Make, adapter: FakeAdapter,
         manual.run_job()
         assert pool.stats()["creating"] <= MOST_AHEAD
     assert counts(pool, "creating", "idle") == (0, 3 * MOST_AHEAD - 1)
+
+
+def test_lost_creations_do_not_end_a_fill(make: Make, manual: VirtualClock) -> None:
+    """P8: each creation starts the next. 1. A number of them begin. 2. Their workers die. 3. The reaper goes on."""
+    pool = make(max_size=MOST_AHEAD + 5, clock=manual)
+    pool.fill(MOST_AHEAD + 5)
+    while manual.jobs:
+        manual.drop_job()
+    collect(manual)
+    run_jobs(manual)
+    assert counts(pool, "creating", "idle") == (0, MOST_AHEAD + 5)
+
+
+def test_large_fill_without_workers(make: Make) -> None:
+    """A creation in the caller's thread does not start the next one within itself."""
+    pool = make(adapter=FakeAdapter(blocking=False), max_size=2000)
+    pool.fill(2000)
+    assert pool.stats()["idle"] == 2000
 
 
 def test_min_size_above_that_number_is_reached(make: Make, manual: VirtualClock) -> None:
