@@ -49,7 +49,7 @@ from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
-from .state import MOST_AHEAD, UNLIMITED, PoolState
+from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED, PoolState
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
 
@@ -297,7 +297,6 @@ class Engine(Generic[R]):
             if entry not in state.creating:
                 return  # given up and counted before; or it succeeded just in time
             state.retire(entry)
-            state.goal = 0
             self.metrics.errors[type(error).__name__] += 1
             if full and state.live and outage.error is None:
                 refused = outage.refused(error, now, uniform)
@@ -310,6 +309,8 @@ class Engine(Generic[R]):
                 if final and (state.waiters or self.watchers):  # they wait for a resource in use
                     outage.hurry(now, self.settings.backoff)
                 news = began and self.outage.incident.begins(now)
+            if full or final or outage.failures > FILL_ATTEMPTS:
+                state.goal = 0
             self.schedule_sweep(outage.retry_at)
         if refused:
             self.events.server_full(error)

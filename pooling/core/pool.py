@@ -281,7 +281,8 @@ class Pool(ManagedPool[R]):
     def fill(self, size: int | None = None) -> None:
         """Create resources ahead of need, at most 64 at once, without waiting for them.
 
-        A creation that fails ends it; up to ``min_size`` the pool tries again.
+        It is given up after some failures in a row; up to ``min_size`` the
+        pool goes on.
 
         Args:
             size: How many there should be in all; ``None`` means ``min_size``.

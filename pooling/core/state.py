@@ -27,7 +27,7 @@ from .entry import Entry, Token
 from .idle import IdleStack
 from .waiter import WaitQueue
 
-__all__ = ["MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
+__all__ = ["FILL_ATTEMPTS", "MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
@@ -36,6 +36,9 @@ _NOT_BEGUN = float("inf")
 MOST_AHEAD = 64
 """How many resources are created at once on workers ahead of need; each that is ready starts the next. More would
 start a thread for each of them, and for a cheap factory that is most of the work."""
+
+FILL_ATTEMPTS = 3
+"""After more failures in a row a fill is given up; ``min_size`` and waiters are not."""
 
 
 class WorkerTask(NamedTuple):
@@ -50,7 +53,7 @@ class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
-        self.goal = 0  # the size that a fill requested, until it is reached or a creation fails
+        self.goal = 0  # the size that a fill requested, until it is reached or given up
         self.resize(min_size, max_size, max_idle)
         self.entries: set[Entry] = set()  # all taken slots
         self.creating: set[Entry] = set()

@@ -255,13 +255,28 @@ def test_reached_fill_is_not_kept(make: Make, manual: VirtualClock) -> None:
     assert pool.stats()["size"] == 4
 
 
-def test_failed_creation_ends_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
-    """P7: nobody needs them, so the pool does not go on asking a server that is down."""
+def test_server_that_is_down_ends_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """P7: nobody needs them, so the pool does not go on asking."""
     pool = make(max_size=2 * MOST_AHEAD, clock=manual)
-    adapter.fail("create", ConnectionError("no"), times=MOST_AHEAD)
+    adapter.fail("create", ConnectionError("no"), times=10 * MOST_AHEAD)
     fill(pool, 2 * MOST_AHEAD)
-    manual.advance(60)
-    assert counts(pool, "size", "creating") == (0, 0)
+    for _ in range(60):
+        manual.advance(10)
+        run_jobs(manual)
+    adapter.mend("create")
+    manual.advance(600)
+    assert counts(pool, "size", "creating") == (0, 0) and manual.jobs == 0
+    assert adapter.calls["create"] <= MOST_AHEAD + 10
+
+
+def test_failed_creation_does_not_end_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    pool = make(max_size=2 * MOST_AHEAD, clock=manual)
+    adapter.fail("create", ConnectionError("no"), times=2)
+    fill(pool, 2 * MOST_AHEAD)
+    for _ in range(60):
+        manual.advance(1)
+        run_jobs(manual)
+    assert pool.stats()["idle"] == 2 * MOST_AHEAD
 
 
 def test_smaller_max_size_limits_a_fill_for_good(make: Make, manual: VirtualClock) -> None:
