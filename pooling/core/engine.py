@@ -261,7 +261,7 @@ class Engine(Generic[R]):
         # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
         may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
         watched = may_watch and watchable(entry.resource)
-        now = self.fast.now()
+        entry.checked = now = self.fast.now()
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
                 entry.watched = self.fast.checks_on_acquire = True
@@ -310,7 +310,7 @@ class Engine(Generic[R]):
                     outage.hurry(now, self.settings.backoff)
                 news = began and self.outage.incident.begins(now)
             if full or final or outage.failures > FILL_ATTEMPTS:
-                state.goal = 0
+                state.filling = 0
             self.schedule_sweep(outage.retry_at)
         if refused:
             self.events.server_full(error)

@@ -302,8 +302,8 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-            if goal > len(state.entries) - len(state.closing):
-                state.goal = max(state.goal, min(goal, state.max_size - len(state.closing)))
+            missing = goal - (len(state.entries) - len(state.closing))
+            state.filling = max(state.filling, min(missing, state.max_size - len(state.entries)))
         engine.serve()
 
     def drain(self) -> None:

@@ -53,9 +53,9 @@ class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
-        self.goal = 0  # the size that a fill requested, until it is reached or given up
-        self.resize(min_size, max_size, max_idle)
         self.entries: set[Entry] = set()  # all taken slots
+        self.filling = 0  # creations that a fill has requested and that have not begun
+        self.resize(min_size, max_size, max_idle)
         self.creating: set[Entry] = set()
         self.checking: dict[Entry, WorkerTask] = {}  # being validated or reset on a worker
         self.closing: set[Entry] = set()
@@ -72,7 +72,7 @@ class PoolState:
         self.min_size = min_size
         self.max_size = max_size
         self.max_idle = max_idle
-        self.goal = min(self.goal, max_size)
+        self.filling = max(0, min(self.filling, max_size - len(self.entries)))
 
     # -- counts -------------------------------------------------------------
 
@@ -145,8 +145,8 @@ class PoolState:
         """Take a slot for an entry that is about to be created."""
         self.entries.add(entry)  # first: `retire` looks there for what an exception has left
         self.creating.add(entry)
-        if len(self.entries) - len(self.closing) >= self.goal:
-            self.goal = 0
+        if self.filling:
+            self.filling -= 1
 
     def retire(self, entry: Entry) -> bool:
         """Free the slot of an entry; return ``False`` if it was free already."""
@@ -175,7 +175,7 @@ class PoolState:
             reason = "max_idle"
         if reason is None:
             if entry in self.creating:  # measured under the lock, the times are in the order of the idle stack
-                entry.idle_since = entry.checked = now
+                entry.idle_since = now
             self.settle(entry)
             entry.since = _NOT_LENT
             if self.paused or not self.waiters.hand_over(token):
@@ -262,11 +262,12 @@ class PoolState:
         return max(0, min(self._missing(ahead), room)), closes
 
     def _missing(self, most_ahead: int) -> int:
-        """Number of creations needed to serve every waiter and to fill up to ``min_size``, or the goal of a fill."""
+        """Number of creations needed to serve every waiter and to fill up to ``min_size`` and as a fill requested."""
         if self.closed or not self.started:
             return 0
-        creating, size = len(self.creating), len(self.entries) - len(self.closing)
-        ahead = min(max(self.min_size, self.goal) - size, most_ahead - creating)
+        creating = len(self.creating)
+        short = self.min_size - (len(self.entries) - len(self.closing))
+        ahead = min(max(short, self.filling), most_ahead - creating)
         return ahead if self.paused else max(len(self.waiters) - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:

@@ -218,7 +218,15 @@ def test_lost_creations_do_not_end_a_fill(make: Make, manual: VirtualClock) -> N
         manual.drop_job()
     collect(manual)
     run_jobs(manual)
-    assert counts(pool, "creating", "idle") == (0, MOST_AHEAD + 5)
+    assert counts(pool, "creating", "idle") == (0, 5)
+
+
+def test_fill_above_max_idle_ends(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """What is closed at once is not created again."""
+    pool = make(max_size=3 * MOST_AHEAD, max_idle=2, clock=manual)
+    pool.fill(3 * MOST_AHEAD)
+    run_jobs(manual)
+    assert pool.stats()["size"] == 2 and adapter.made == 3 * MOST_AHEAD
 
 
 def test_large_fill_without_workers(make: Make) -> None:
@@ -276,7 +284,7 @@ def test_failed_creation_does_not_end_a_fill(make: Make, adapter: FakeAdapter, m
     for _ in range(60):
         manual.advance(1)
         run_jobs(manual)
-    assert pool.stats()["idle"] == 2 * MOST_AHEAD
+    assert pool.stats()["idle"] == 2 * MOST_AHEAD - 2
 
 
 def test_smaller_max_size_limits_a_fill_for_good(make: Make, manual: VirtualClock) -> None:

@@ -714,7 +714,7 @@ class PoolMachine(RuleBasedStateMachine):
         allowed = self.pool.engine.outage.allowed(self.clock.now()) - len(state.creating)
         if allowed > 0 and len(state.entries) < state.max_size and state.started:
             assert state.paused or len(state.waiters) <= len(state.creating) + len(state.checking)
-            short = len(state.entries) - len(state.closing) < max(state.min_size, state.goal)
+            short = state.filling or len(state.entries) - len(state.closing) < state.min_size
             assert not short or len(state.creating) >= self.ahead  # each of these starts the next
 
     def adds_up(self) -> None:
