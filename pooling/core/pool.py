@@ -280,7 +280,10 @@ class Pool(ManagedPool[R]):
         return self.engine.settings
 
     def fill(self, size: int | None = None) -> None:
-        """Create resources ahead of need, without waiting for them.
+        """Create resources ahead of need, at most 64 at once, without waiting for them.
+
+        It is given up after some failures in a row; up to ``min_size`` the
+        pool goes on.
 
         Args:
             size: How many there should be in all; ``None`` means ``min_size``.
@@ -300,8 +303,8 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-            creations = engine.fill_locked(goal - (len(state.entries) - len(state.closing)))
-        engine.carry_out(creations, [])
+            missing = goal - (len(state.entries) - len(state.closing))
+            state.filling = max(state.filling, min(missing, state.max_size - len(state.entries)))
         engine.serve()
 
     def drain(self) -> None:

@@ -82,7 +82,7 @@ SQLITE = [
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
-    {"limits", "verbs"},
+    {"limits", "preparing", "verbs"},
     {"calls", "health", "wire"},
     {"slots", "template"},
     {"hosts"},
