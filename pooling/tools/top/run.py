@@ -1,0 +1,188 @@
+"""The command: options, one picture, JSON, or the loop of the live screen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..demo.run import number
+from .shown import Shown, only
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ...observe.view import Viewer
+
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+
+HELP = "show the pools of running applications, live in the terminal"
+DESCRIPTION = """
+Shows the pools of a running application, of all its processes together: connections in use, waits,
+workers, holders and events. The application needs no change. Press ? for the keys. Prints one
+picture and exits if the output is not a terminal. NO_COLOR is respected. The exit code is 0, 1 if
+no application was found or its figures cannot be read, 2 for an invalid option, 130 after Ctrl-C.
+"""
+
+_PATIENCE = 3.0  # seconds in which a process that is watched has written its first figures
+_WIDE = 120  # characters a line, in a file or pipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of top."""
+    parser.add_argument("--once", action="store_true", help="print one picture and exit")
+    parser.add_argument("--json", action="store_true", help="print JSON, one line per interval")
+    parser.add_argument(
+        "--dir", metavar="PATH", help="the metrics directory of the application (default: POOLING_METRICS_DIR, else "
+        "all applications of this user)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interval", type=number(float, 0.25, 3600), default=1.0, metavar="S",
+        help="seconds between two pictures (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pid", type=number(int, 1, 2**31 - 1), action="append", default=[], metavar="N",
+        help="show this process only; can be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pool", action="append", default=[], metavar="NAME",
+        help="show this pool only, or those of a pattern such as 'orders*'; can be repeated",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Show the pools and return the exit code.
+
+    The live screen takes over the process's signals, so it is for the command line alone.
+
+    Args:
+        options: As parsed.
+        parser: Reports an invalid option, with exit code 2.
+    """
+    source = _Source(options, parser)
+    if options.json:
+        return _print_json(source, options)
+    try:
+        from rich.console import Console
+    except ImportError:
+        parser.error("top needs the package rich: pip install 'pooling[top]'; --json works without it")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    console = Console(
+        file=sys.stdout, highlight=False, force_terminal=None if is_terminal or "FORCE_COLOR" in os.environ else False,
+        width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE,
+    )  # fmt: skip
+    if options.once or not is_terminal:
+        return _print_once(source, options, console)
+    return _watch(source, options, console)
+
+
+class _Source:
+    """Where views come from.
+
+    Attributes:
+        found: Whether there has been anything to show.
+        problem: Why there is no view, or an empty string.
+    """
+
+    def __init__(self, options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+        from ...observe.view import Viewer
+
+        self._options = options
+        self._path = options.dir if options.dir is not None else os.environ.get("POOLING_METRICS_DIR") or None
+        if options.dir is not None and not os.path.isdir(options.dir):
+            parser.error(f"argument --dir: must be an existing directory, not {options.dir!r}")
+        self._viewer: Viewer = Viewer.of_directory(self._path)
+        self.found, self.problem = False, ""
+
+    def view(self) -> dict[str, Any]:
+        """Return what the filters leave of a new view; an empty one if the figures cannot be read."""
+        self.problem = ""
+        try:
+            view = self._viewer.view()
+        except OSError as error:  # TimeoutError, too
+            self.problem = f"cannot read the figures: {error}"
+            view = {"time": time.time(), "processes": [], "pools": [], "events": []}
+        view = only(view, self._options.pid, self._options.pool)
+        self.found = self.found or bool(view["pools"])
+        return view
+
+    def views(self) -> Iterator[dict[str, Any]]:
+        """Yield views at intervals; the first as soon as something is found and its rates are known."""
+        deadline = time.monotonic() + _PATIENCE
+        self.view()
+        while not self.found and not self.problem and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.view()
+        due = time.monotonic()
+        while True:
+            due = max(due + self._options.interval, time.monotonic())
+            time.sleep(due - time.monotonic())
+            yield self.view()
+
+    def hint(self) -> str:
+        """Return what to check, since nothing was found."""
+        if self.problem:
+            return self.problem
+        where = f"in {self._path}" if self._path else "that can be attached to"
+        lines = [f"No pool was found {where}. Check that", "- the application runs, and has used a pool;"]
+        if self._path:
+            lines.append("- it was started with the same POOLING_METRICS_DIR;")
+        else:
+            lines.append("- it runs as the same user, on the same machine and in the same container;")
+            lines.append("- it has no POOLING_METRICS_DIR of its own: else use that here, or --dir;")
+        if self._options.pid or self._options.pool:
+            lines.append("- --pid and --pool name what there is: try without them.")
+        return "\n".join(lines)
+
+
+def _print_json(source: _Source, options: argparse.Namespace) -> int:
+    for view in source.views():
+        print(json.dumps(view, separators=(",", ":")), flush=True)
+        if options.once:
+            break
+        if source.problem:
+            print(source.problem, file=sys.stderr, flush=True)
+    if not source.found:
+        print(source.hint(), file=sys.stderr)
+    return int(not source.found)
+
+
+def _print_once(source: _Source, options: argparse.Namespace, console: Console) -> int:
+    from .screen import picture
+
+    view = next(source.views())
+    if not source.found:
+        print(source.hint(), file=sys.stderr)
+        return 1
+    console.print(picture(view, Shown(options.interval), console, full=True))
+    return 0
+
+
+def _watch(source: _Source, options: argparse.Namespace, console: Console) -> int:
+    from .screen import picture
+    from .terminal import Terminal
+
+    shown = Shown(options.interval)
+    view = source.view()
+    due = time.monotonic() + min(options.interval, 1.0)
+    with Terminal(console) as terminal:
+        while not (shown.quit or terminal.ended):
+            terminal.draw(picture(view, shown, console, hint=source.hint()))
+            try:
+                keys = terminal.wait(max(due - time.monotonic(), 0.0))
+            except EOFError:  # the terminal is gone
+                break
+            for key in keys:
+                shown.press(key)
+            if time.monotonic() >= due:
+                due = time.monotonic() + shown.interval
+                if not shown.paused:
+                    view = source.view()
+                    shown.problem = source.problem
+    return 128 + terminal.ended if terminal.ended else int(not source.found)
