@@ -29,7 +29,8 @@ from ..core.runtime.poolref import PoolRef
 __all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "all_pools"]
 
 Figures = dict[str, Any]
-"""Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key) and ``holders``."""
+"""Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key), ``holders``, and ``kind``, the class of the
+pool; ``error``, why nothing can be created now; and ``recent``, the peaks since the last sample."""
 
 HOST = "\t"
 """Between a host and the key of one of its counters."""
@@ -158,22 +159,28 @@ class _Source:
             waiters, now = engine.state.waiters, engine.clock.now()
             oldest = now - waiters[0].arrived if waiters else 0.0
             holders = holders_of(engine.state.lent(), now)
-            open_or_wanted = bool(engine.state.entries) or not engine.state.closed
-            down = engine.outage.error is not None
+            is_open = not engine.state.closed
+            exhausted = bool(waiters) and engine.state.exhausted
+            error = engine.outage.text
         settings = engine.settings
         limits = {
             "max": settings.max_size, "idle_min": settings.min_size,
             "idle_max": settings.max_size if settings.max_idle is None else settings.max_idle,
             "acquire_timeout": settings.acquire_timeout,
         }  # fmt: skip
-        self._note_peaks(snapshot, metrics, counters, oldest)
+        recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
+        owner = None if engine.owner is None else engine.owner()
         return {
+            "kind": type(owner).__name__,
+            **({} if error is None else {"error": error}),
             "counters": counters,
             "gauges": {
                 "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
-                "oldest_wait": oldest, "down": int(down), **(limits if open_or_wanted else {}),
+                "oldest_wait": oldest, "down": int(error is not None), "open": int(is_open),
+                "exhausted": int(exhausted), **(limits if is_open or snapshot.size else {}),
             },
             "peaks": dict(self._peaks),
+            "recent": recent,
             "holders": [
                 {
                     "where": f"{one.file}:{one.line} {one.function}()", "thread": one.thread,
@@ -184,8 +191,10 @@ class _Source:
         }  # fmt: skip
 
     def _note_peaks(
-        self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float], oldest: float
-    ) -> None:
+        self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float],
+        before: Mapping[str, float], oldest: float,
+    ) -> dict[str, float]:  # fmt: skip
+        """Note the peaks since the epoch began; return those since the last sample."""
         in_use, uses, known = snapshot.in_use, metrics.uses(), self._uses
         if uses is not None:
             in_use = max(in_use, sum(1 for entry, number in uses.items() if number > known.get(entry, 0)))
@@ -198,6 +207,8 @@ class _Source:
         times["wait"] = max(times["wait"], oldest)
         for key, value in {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited)), **times}.items():
             self._peaks[key] = max(self._peaks.get(key, 0), value)
+        waited = counters.get("exhausted", 0) > before.get("exhausted", 0)
+        return {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited))}
 
 
 def _nothing() -> None:
@@ -260,10 +271,12 @@ def add_up(figures: Iterable[Figures]) -> Figures:
     found: Figures = {"counters": {}, "gauges": {}, "peaks": {}, "holders": []}
     for one in figures:
         _add(found["counters"], one.get("counters", {}))
-        for part in ("gauges", "peaks"):
-            for key, value in one.get(part, {}).items():
-                known = found[part].get(key, 0)
-                found[part][key] = max(known, value) if key in _HIGHEST else known + value
+        for part in ("gauges", "peaks", "recent"):
+            if part in one:
+                into = found.setdefault(part, {})
+                for key, value in one[part].items():
+                    into[key] = max(into.get(key, 0), value) if key in _HIGHEST else into.get(key, 0) + value
+        found.update({part: one[part] for part in ("kind", "error") if part in one})
         found["holders"] += one.get("holders", [])
     found["holders"] = sorted(found["holders"], key=lambda holder: holder["since"])[:_HOLDERS]
     return found

@@ -29,7 +29,7 @@ STEPS = [
     {"tools.doctor"},
     {"adapters", "testing"},
     {"compat"},
-    {"_urls", "_members", "_signals"},
+    {"_attach", "_urls", "_members", "_signals"},
     {"_reports", "config"},
     {"manager"},
     {"observe"},
