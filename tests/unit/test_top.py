@@ -268,6 +268,8 @@ def test_filter_by_pool() -> None:
     found = only(view, pools=["orders*"])
     assert [pool["name"] for pool in found["pools"]] == ["orders", "orders-old"]
     assert [event["pool"] for event in found["events"]] == ["orders"]
+    lonely = a_pool("lonely", by_process=[{"pid": 13, "in_use": 1, "size": 1, "waiting": 0}])
+    assert [one["pid"] for one in only(a_view(a_pool(), lonely), pools=["lonely"])["processes"]] == [13]
     assert only(view) == view
 
 
@@ -503,7 +505,7 @@ def top(monkeypatch: pytest.MonkeyPatch, *arguments: str, views: Views | None = 
 
     if views is not None:
         monkeypatch.setattr(Viewer, "of_directory", lambda path: views)
-    monkeypatch.setattr(command, "_PATIENCE", 0.0)
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command.run(parser.parse_args(["--interval", "0.25", *arguments]), parser)

@@ -28,7 +28,10 @@ picture and exits if the output is not a terminal. NO_COLOR is respected. The ex
 no application was found or its figures cannot be read, 2 for an invalid option, 130 after Ctrl-C.
 """
 
-_PATIENCE = 3.0  # seconds in which a process that is watched has written its first figures
+PATIENCE = 3.5
+"""Seconds after which a process that is attached to has told its first figures."""
+
+_KEEP = 2.0  # seconds: processes that are attached to write only while they are watched
 _WIDE = 120  # characters a line, in a file or pipe
 
 
@@ -113,17 +116,23 @@ class _Source:
         return view
 
     def views(self) -> Iterator[dict[str, Any]]:
-        """Yield views at intervals; the first as soon as something is found and its rates are known."""
-        deadline = time.monotonic() + _PATIENCE
-        self.view()
-        while not self.found and not self.problem and time.monotonic() < deadline:
-            time.sleep(0.1)
-            self.view()
+        """Yield views at intervals; the first when all processes have been found and their rates are known."""
         due = time.monotonic()
+        view = self.view()
+        while not self.problem and time.monotonic() < due + PATIENCE and not self._is_complete(view):
+            time.sleep(0.25)
+            view = self.view()
         while True:
             due = max(due + self._options.interval, time.monotonic())
-            time.sleep(due - time.monotonic())
+            while (left := due - time.monotonic()) > 0:
+                time.sleep(min(left, _KEEP))
+                if left > _KEEP:
+                    self.view()
             yield self.view()
+
+    def _is_complete(self, view: dict[str, Any]) -> bool:
+        """Whether no process is missing, and all have told their figures twice."""
+        return self._path is not None and self.found and all(one["cpu"] is not None for one in view["processes"])
 
     def hint(self) -> str:
         """Return what to check, since nothing was found."""
@@ -132,12 +141,13 @@ class _Source:
         where = f"in {self._path}" if self._path else "that can be attached to"
         lines = [f"No pool was found {where}. Check that", "- the application runs, and has used a pool;"]
         if self._path:
-            lines.append("- it was started with the same POOLING_METRICS_DIR;")
+            lines.append("- it was started with the same POOLING_METRICS_DIR.")
         else:
-            lines.append("- it runs as the same user, on the same machine and in the same container;")
-            lines.append("- it has no POOLING_METRICS_DIR of its own: else use that here, or --dir;")
+            lines.append("- it runs as the same user, in the same container; for another user: sudo -u USER ...;")
+            lines.append("- it shares the directory for temporary files (systemd: PrivateTmp=no);")
+            lines.append("- it has no POOLING_METRICS_DIR: else give that with --dir; and no POOLING_ATTACH=0.")
         if self._options.pid or self._options.pool:
-            lines.append("- --pid and --pool name what there is: try without them.")
+            lines.append("Or --pid and --pool exclude what there is: try without them.")
         return "\n".join(lines)
 
 
@@ -170,19 +180,23 @@ def _watch(source: _Source, options: argparse.Namespace, console: Console) -> in
 
     shown = Shown(options.interval)
     view = source.view()
-    due = time.monotonic() + min(options.interval, 1.0)
+    seen = time.monotonic()
+    due = seen + min(options.interval, 1.0)
     with Terminal(console) as terminal:
         while not (shown.quit or terminal.ended):
             terminal.draw(picture(view, shown, console, hint=source.hint()))
             try:
-                keys = terminal.wait(max(due - time.monotonic(), 0.0))
+                keys = terminal.wait(max(min(due, seen + _KEEP) - time.monotonic(), 0.0))
             except EOFError:  # the terminal is gone
                 break
             for key in keys:
                 shown.press(key)
-            if time.monotonic() >= due:
-                due = time.monotonic() + shown.interval
-                if not shown.paused:
-                    view = source.view()
-                    shown.problem = source.problem
+            now = time.monotonic()
+            due = min(due, now + shown.interval)
+            if now >= min(due, seen + _KEEP):
+                latest, seen = source.view(), time.monotonic()
+                if now >= due:
+                    due = now + shown.interval
+                    if not shown.paused:
+                        view, shown.problem = latest, source.problem
     return 128 + terminal.ended if terminal.ended else int(not source.found)

@@ -90,8 +90,9 @@ LISTS: dict[str, tuple[Order, ...]] = {
 def only(view: View, pids: Iterable[int] = (), pools: Iterable[str] = ()) -> dict[str, Any]:
     """Return a view without what the filters exclude.
 
-    With ``pids``, a pool has the counts of these processes. Its other figures
-    are not known for some processes only, and are ``None``.
+    With ``pools``, only processes that have one of them are left. With ``pids``,
+    a pool has the counts of these processes. Its other figures are not known for
+    some processes only, and are ``None``.
 
     Args:
         view: All.
@@ -109,9 +110,10 @@ def only(view: View, pids: Iterable[int] = (), pools: Iterable[str] = ()) -> dic
     found = [pool for pool in view["pools"] if named(pool["name"])]
     if pids:
         found = [_of_processes(pool, pids) for pool in found if any(map(of_pid, pool["by_process"]))]
+    users = {one["pid"] for pool in found for one in pool["by_process"]}
     return {
         **view,
-        "processes": [one for one in view["processes"] if of_pid(one)],
+        "processes": [one for one in view["processes"] if of_pid(one) and (not pools or one["pid"] in users)],
         "pools": found,
         "events": [one for one in view["events"] if named(one["pool"]) and of_pid(one)],
     }
