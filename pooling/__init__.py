@@ -11,6 +11,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._attach import offer as _offer
 from .core.adapter import Adapter
 from .core.lease import Lease
 from .core.observer import Observer
@@ -102,6 +103,7 @@ for _class in (
     _class.__module__ = __name__  # where users import them from, for tracebacks
 
 
+_offer()
 if os.environ.get("POOLING_METRICS_DIR"):  # else nothing of `pooling.observe` is imported
     import_module(".observe.shared", __name__).share_from_env()
 

@@ -9,11 +9,19 @@ Nothing else is done, imported or written while there is no watcher.
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
+import sys
 import time
 
-__all__ = ["EVERY", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched"]
+from ._masking import shown
+from .core.clock import SYSTEM
+from .core.runtime import registry
+from .core.runtime.poolref import PoolRef
+from .core.runtime.reaper import LISTENERS, OptionalRef, Reaper, SweepRequest
+
+__all__ = ["EVERY", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched", "offer"]
 
 VARIABLE = "POOLING_ATTACH"
 """The environment variable that switches it off, with ``0``."""
@@ -61,3 +69,55 @@ def is_watched(path: str, directory: int | None = None) -> bool:
         return abs(time.time() - os.stat(path, dir_fd=directory).st_mtime) < WATCHED
     except OSError:
         return False
+
+
+class _Look:
+    """Looks for a watcher, in the reaper."""
+
+    def __init__(self) -> None:
+        self._reference = OptionalRef(self)
+        self._due = 0.0
+        self._user: int | None = None
+        self._path = ""
+
+    def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
+        """Begin to look. Called by the reaper when its thread begins."""
+        if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
+            self._due = SYSTEM.now()
+            reaper.inbox.put(SweepRequest(self._reference, self._due))
+
+    def sweep(self, due: float, now: float) -> bool:
+        """Look, and have a worker attach this process if there is a watcher. Called by the reaper."""
+        if due != self._due:
+            return False  # requested by a thread that ended since
+        runtime = registry.runtime_of(SYSTEM)
+        self._due = now + EVERY
+        runtime.reaper.post(SweepRequest(self._reference, self._due))
+        user = os.geteuid()
+        if user != self._user:  # servers change it after a fork
+            self._user, self._path = user, directories()[0]
+        if is_watched(f"{self._path}/{WATCH}"):
+            runtime.workers.submit(_attach, self._path)
+        return True
+
+
+def _attach(path: str) -> None:
+    importlib.import_module(".observe.attach", __package__).attach(path)
+
+
+_look: list[_Look] = []
+
+
+def offer() -> None:
+    """Look for watchers in this process and its children, wherever a pool is used. Called at import.
+
+    Raises:
+        ValueError: The environment variable is neither true nor false.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    wanted = {"": True, "1": True, "0": False}.get(text)
+    if wanted is None:
+        raise ValueError(f"{VARIABLE} must be 0 or 1, not {shown(text)}")
+    if wanted and not _look and sys.platform != "win32":  # which has no record locks
+        _look.append(_Look())
+        LISTENERS.append(_look[0].listen)

@@ -82,6 +82,7 @@ class Process:
         self.log = MinuteLog()
         self.incidents = Incidents(time.time, MOST_EVENTS)
         self.active = False
+        self.attached = False  # see `attach`
         self.due = 0.0
         self.writing = False
         self.directory = -1
@@ -146,6 +147,8 @@ class Source:
         self.processes: dict[int, Process] = {}  # by process id: this one's, or its parent's
         self._locks: dict[int, Any] = {}  # by process id: never one that a thread of the parent held
         self._observed: dict[int, tuple[weakref.ref[Any], Listener]] = {}  # by the id of the pool
+        self.reference: Any = self._itself
+        """Refers to this in the reaper; an `OptionalRef` lets the reaper end meanwhile."""
 
     def process(self) -> Process:
         """Return what this process has open."""
@@ -184,7 +187,7 @@ class Source:
         process = self.process()
         process.active = True
         process.due = SYSTEM.now()
-        reaper.inbox.put(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]  # like a pool's
+        reaper.inbox.put(SweepRequest(self.reference, process.due))
 
     def _itself(self) -> Source:
         return self
@@ -196,7 +199,7 @@ class Source:
             return False  # requested by a reaper that ended since
         runtime = registry.runtime_of(SYSTEM)
         process.due = now + INTERVAL
-        runtime.reaper.post(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]
+        runtime.reaper.post(SweepRequest(self.reference, process.due))
         if not process.writing:  # else the disk hangs
             process.writing = True
             runtime.workers.submit(self._step_on_worker, process)

@@ -37,7 +37,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from .._attach import WATCH, is_watched
 from .._masking import shown
@@ -45,8 +44,8 @@ from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper
 from .archive import Archive
-from .figures import Figures, add_up
 from .local import INTERVAL, PATIENCE, Local, Past, Process, Record, Source, Totals, pause
+from .records import counters_only, encode, look, merge, unlink
 from .slotfile import SlotFile, open_private
 
 __all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
@@ -142,7 +141,7 @@ class SharedDirectory(Source):
         if ended or pools != process.written.get("pools") or self.watched(process):
             figures, details = {"pid": os.getpid(), "time": round(time.time(), 3), "pools": pools}, process.details()
             # In two lines: a scrape needs only the first.
-            process.file.write(_encode(figures) + b"\n" + _encode(details))
+            process.file.write(encode(figures) + b"\n" + encode(details))
             process.written = {**figures, **details}  # after it: readers count what is stored
 
     def _prepare(self, process: Process, retired: SlotFile) -> None:
@@ -213,6 +212,22 @@ class SharedDirectory(Source):
 
             self._hooked = True
             register_after_fork(self, _finalize)
+
+    def leave(self, patience: float = PATIENCE) -> None:
+        """Remove the file of this process, and the others if it was the last one. Begin anew later.
+
+        Raises:
+            OSError, TimeoutError: As from `read`.
+        """
+        process = self.process()
+        with self.exclusive(process, patience):
+            with self._turn(process) as retired:
+                self._fold(process, retired, scrape=False)
+                names = self._names(process) - {process.name}
+                for name in {process.name} if names else {process.name, WATCH, _RETIRED}:
+                    unlink(name, process.directory)
+            self.processes.pop(os.getpid(), None)
+            process.close()
 
     # -- read -----------------------------------------------------------------
 
@@ -311,25 +326,25 @@ class SharedDirectory(Source):
             if name == process.name:
                 live[name] = dict(process.written)
             else:
-                found, is_dead = _look(name, process.directory, whole)
+                found, is_dead = look(name, process.directory, whole)
                 (dead if is_dead else live)[name] = found
-        counted = [past, *({"pools": _counters_only(one)} for one in dead.values())]
+        counted = [past, *({"pools": counters_only(one)} for one in dead.values())]
         if dead or scrape:
-            pools = {name: {"counters": one["counters"]} for name, one in _merge(counted).items()}
+            pools = {name: {"counters": one["counters"]} for name, one in merge(counted).items()}
             commit = {"pools": pools, "folded": sorted({*folded, *dead})}
             epoch = (0 if record is None else record.tag) + scrape
             try:
                 if dead:
                     self._bury(process, retired, dead, names)  # first: what is in ``retired`` is not read again
-                retired.write(_encode(commit), epoch)
+                retired.write(encode(commit), epoch)
             except (OSError, ValueError) as error:
                 self._complain(error)  # nothing is lost: the files of the dead stay
             else:
                 folded |= dead.keys()
         for name in folded:
-            _unlink(name, process.directory)
+            unlink(name, process.directory)
         live = {name: one for name, one in live.items() if one}
-        return Totals(_merge([*counted, *live.values()]), len(live)), live
+        return Totals(merge([*counted, *live.values()]), len(live)), live
 
     def _bury(self, process: Process, retired: SlotFile, dead: dict[str, Record], names: set[str]) -> None:
         """Keep the minutes and incidents of dead processes."""
@@ -339,49 +354,6 @@ class SharedDirectory(Source):
             archive.bury(name, record)
         archive.store(time.time(), names)
         process.archive = archive
-
-
-def _encode(values: Record) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode()
-
-
-def _look(name: str, directory: int, whole: bool) -> tuple[Record, bool]:
-    """Return what another process has written, all of it if it is dead, and whether that is so."""
-    try:
-        file = SlotFile.open(name, directory)
-    except FileNotFoundError:
-        return {}, False
-    try:
-        is_dead = file.lock()  # first: a dead process writes no more
-        record = file.read()
-    finally:
-        file.close()
-    if record is None:
-        return {}, is_dead
-    figures, _, details = record.data.partition(b"\n")
-    found: Record = json.loads(figures)
-    if details and (whole or is_dead):
-        found.update(json.loads(details))
-    return found, is_dead
-
-
-def _counters_only(snapshot: dict[str, Any]) -> dict[str, Figures]:
-    return {name: {"counters": one["counters"]} for name, one in snapshot.get("pools", {}).items()}
-
-
-def _merge(snapshots: list[dict[str, Any]]) -> dict[str, Figures]:
-    by_name: dict[str, list[Figures]] = {}
-    for snapshot in snapshots:
-        for name, figures in snapshot.get("pools", {}).items():
-            by_name.setdefault(name, []).append(figures)
-    return {name: add_up(figures) for name, figures in by_name.items()}
-
-
-def _unlink(name: str, directory: int) -> None:
-    try:
-        os.unlink(name, dir_fd=directory)
-    except OSError:
-        pass  # `retired` names it, so it is not counted again
 
 
 # -- of the process ------------------------------------------------------------

@@ -85,10 +85,11 @@ class Viewer:
         """
         if path is None:
             return cls._of_shared(*watchable())
-        current, directory = shared.current(), SharedDirectory(path)
-        if isinstance(current, SharedDirectory) and os.path.realpath(current.path) == os.path.realpath(directory.path):
-            directory = current  # a process opens each file only once, see `slotfile`
-        return cls._of_shared(directory)
+        directory = SharedDirectory(path)
+        for known in (shared.current(), *_directories.values()):
+            if isinstance(known, SharedDirectory) and os.path.realpath(known.path) == os.path.realpath(directory.path):
+                directory = known  # a process opens each file only once, see `slotfile`
+        return cls._of_shared(_directories.setdefault(os.path.realpath(directory.path), directory))
 
     @classmethod
     def _of_shared(cls, *directories: SharedDirectory) -> Viewer:
@@ -96,15 +97,15 @@ class Viewer:
             records: dict[str, Record] = {}
             book: Book = {}
             events: list[dict[str, Any]] = []
-            failed: list[Exception] = []
+            failed = 0
             for directory in directories:
                 try:
                     directory.watch()
                     found, past = directory.everything()
                 except OSError as error:
-                    failed.append(error)
-                    if len(failed) == len(directories):
-                        raise failed[0]
+                    failed += 1
+                    if failed == len(directories):
+                        raise
                     directory.complain("this directory is left out", error)
                     continue
                 records.update(found)
@@ -315,6 +316,7 @@ def _events(records: Iterable[Record], past: Past) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -float(one["start"]))[:MOST_EVENTS]
 
 
+_directories: dict[str, SharedDirectory] = {}  # that were viewed
 _histories: dict[str, LocalHistory] = {}
 
 
