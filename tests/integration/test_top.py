@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import http.client
 import json
@@ -14,9 +15,10 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +56,6 @@ class Site:
                 command, env=environment(TOP_DSN=dsn, TOP_POOL=POOL, **more), cwd=home, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        self.clients = ThreadPoolExecutor(WORKERS * THREADS)
 
     def get(self, path: str) -> int:
         """Return the process that answered."""
@@ -72,28 +73,35 @@ class Site:
 
         def complete() -> bool:
             nonlocal leases
-            jobs = [self.clients.submit(self.get, "/use?n=3") for _ in range(2 * WORKERS)]
-            seen.update(job.result() for job in jobs)
-            leases += 3 * len(jobs)
+            with ThreadPoolExecutor(2 * WORKERS) as clients:
+                answers = list(clients.map(self.get, ["/use?n=3"] * 2 * WORKERS))
+            seen.update(answers)
+            leases += 3 * len(answers)
             return len(seen & self.workers()) == WORKERS
 
-        def answers() -> bool:
+        def listens() -> bool:
             assert self.process.poll() is None, self.log.read_text(errors="replace")
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
                 return True
             return False
 
-        wait_until(answers, patience=60)
+        wait_until(listens, patience=60)
         wait_until(complete, patience=60)
         return leases
 
     def workers(self) -> set[int]:
         return {child.pid for child in psutil.Process(self.process.pid).children()}
 
-    def exhaust(self, seconds: float) -> list[Future[int]]:
-        """Have more requests hold a connection than there are in all workers together."""
-        return [self.clients.submit(self.get, f"/hold?seconds={seconds}") for _ in range(WORKERS * (MAX_SIZE + 2))]
+    @contextlib.contextmanager
+    def exhausted(self, seconds: float) -> Iterator[None]:
+        """Have more requests hold a connection than there are in all workers together, until all are answered."""
+        requests = WORKERS * (MAX_SIZE + 2)
+        with ThreadPoolExecutor(requests) as clients:
+            jobs = [clients.submit(self.get, f"/hold?seconds={seconds}") for _ in range(requests)]
+            yield
+            for job in jobs:
+                job.result()
 
     def __enter__(self) -> Site:
         return self
@@ -104,7 +112,6 @@ class Site:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
-        self.clients.shutdown(cancel_futures=True)
 
 
 class Terminal:
@@ -115,10 +122,13 @@ class Terminal:
         self.resize(width, height)
         self.before = self.settings()
         self.output = ""
+        self._over = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, "-c", ON_TERMINAL, *command], stdin=self._side, stdout=self._side, stderr=self._side,
             start_new_session=True, env={**environment(TERM="xterm-256color", COLUMNS="", LINES=""), **env},
         )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)  # all the time: else it could not write
+        self._reader.start()
 
     def settings(self) -> list[Any]:
         return termios.tcgetattr(self._side)
@@ -129,15 +139,15 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._main, keys.encode())
 
-    def read(self) -> str:
-        """Return all output so far."""
-        while select.select([self._main], [], [], 0)[0]:
-            self.output += os.read(self._main, 65536).decode(errors="replace")
-        return self.output
+    def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while not self._over.is_set():
+            if select.select([self._main], [], [], 0.05)[0]:
+                self.output += decoder.decode(os.read(self._main, 65536))
 
     def screen(self) -> str:
         """Return what the screen shows, without colours; it is redrawn from its first line on."""
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", self.read().rpartition(HOME)[2])
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", self.output.rpartition(HOME)[2])
 
     def wait_for(self, *texts: str, patience: float = 30.0) -> str:
         """Wait until the screen shows all texts; return it."""
@@ -147,18 +157,27 @@ class Terminal:
             if all(text in screen for text in texts):
                 return screen
             assert time.monotonic() < deadline, f"not shown: {texts}\n{screen}\n{self.output[-2000:]}"
-            assert self.process.poll() is None, self.read()
+            assert self.process.poll() is None, self.output
             time.sleep(0.02)
 
     def end(self) -> int:
-        """Wait for the end; return the exit code."""
-        deadline = time.monotonic() + 30
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, self.output[-2000:]
-            self.read()  # else the program could not write any more
-            time.sleep(0.02)
-        self.read()
-        return self.process.returncode
+        """Wait for the end, and for the last output; return the exit code."""
+        code = self.process.wait(30)
+        self._stop_reading()
+        while select.select([self._main], [], [], 0)[0]:
+            self.output += os.read(self._main, 65536).decode(errors="replace")
+        return code
+
+    def hang_up(self) -> None:
+        """Close the terminal."""
+        self._stop_reading()
+        os.close(self._side)
+        os.close(self._main)
+        self._main = self._side = -1
+
+    def _stop_reading(self) -> None:
+        self._over.set()
+        self._reader.join(30)
 
     def assert_restored(self) -> None:
         assert self.settings() == self.before
@@ -175,8 +194,10 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(30)
-        os.close(self._main)
-        os.close(self._side)
+        self._stop_reading()
+        if self._main >= 0:
+            os.close(self._main)
+            os.close(self._side)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +227,7 @@ def top_json(*arguments: str, **env: str) -> dict[str, Any]:
 
 
 def pids_on(screen: str) -> set[int]:
-    return {int(pid) for pid in re.findall(r"^ *(\d+) .*gunicorn", screen, re.M)}
+    return {int(pid) for pid in re.findall(r"^ *(\d+) python", screen, re.M)}
 
 
 def test_pools_and_workers_of_a_running_application(site: Site, place: dict[str, str]) -> None:
@@ -234,15 +255,13 @@ def test_pools_and_workers_of_a_running_application(site: Site, place: dict[str,
 def test_an_exhausted_pool_is_shown_within_three_seconds(site: Site, place: dict[str, str]) -> None:
     with Terminal(*TOP, "--interval", "0.5", "--pool", POOL, **place) as terminal:
         terminal.wait_for(POOL, "● up", "4 processes")
-        jobs = site.exhaust(6.0)
-        screen = terminal.wait_for("▲ exhausted", patience=3.0)
-        assert "1 exhausted" in screen.splitlines()[0]
-        terminal.press("3")
-        screen = terminal.wait_for("top_site.py:", "hold()", "ThreadPoolExecutor")
-        held = re.findall(rf"^ *([\d.]+m?s) {POOL} +\S*top_site.py:\d+ hold\(\)", screen, re.M)
-        assert 1 <= len(held) <= WORKERS * MAX_SIZE
-        for job in jobs:
-            job.result()
+        with site.exhausted(6.0):
+            screen = terminal.wait_for("▲ exhausted", patience=3.0)
+            assert "1 exhausted" in screen.splitlines()[0]
+            terminal.press("3")
+            screen = terminal.wait_for("top_site.py:", "hold()", "ThreadPoolExecutor")
+            held = re.findall(rf"^ *([\d.]+m?s) {POOL} +\S*top_site.py:\d+ hold\(\)", screen, re.M)
+            assert 1 <= len(held) <= WORKERS * MAX_SIZE
         terminal.wait_for("● up")
         terminal.press("4")
         terminal.wait_for("Events", "exhausted")
@@ -287,18 +306,16 @@ def test_json_equals_what_the_load_did(tmp_path: Path, postgres: PostgresServer)
         assert all(one["cpu"] is not None and one["memory"] > 1 << 20 for one in found["processes"])
         assert found["pool"]["name"] == POOL and found["pool"]["max_size"] == WORKERS * MAX_SIZE
         assert found["pool"]["kind"] == "PostgresPool"
-        jobs = site.exhaust(12.0)
-        wait_until(lambda: view()["pool"]["state"] == "exhausted")
-        pool = view()["pool"]
-        assert pool["in_use"] == sum(one["in_use"] for one in pool["by_process"]) > 0
-        assert pool["waiting"] > 0 and pool["oldest_wait"] > 0
-        assert pool["holders"][0]["where"].endswith("hold()")
-        pid = pool["holders"][0]["pid"]
-        [mine] = top_json("--dir", str(metrics), "--pid", str(pid), **place)["pools"]
-        assert 1 <= mine["in_use"] == len(mine["holders"]) <= MAX_SIZE
-        assert {one["pid"] for one in mine["holders"]} == {pid}
-        for job in jobs:
-            job.result()
+        with site.exhausted(12.0):
+            wait_until(lambda: view()["pool"]["state"] == "exhausted")
+            pool = view()["pool"]
+            assert pool["in_use"] == sum(one["in_use"] for one in pool["by_process"]) > 0
+            assert pool["waiting"] > 0 and pool["oldest_wait"] > 0
+            assert pool["holders"][0]["where"].endswith("hold()")
+            pid = pool["holders"][0]["pid"]
+            [mine] = top_json("--dir", str(metrics), "--pid", str(pid), **place)["pools"]
+            assert 1 <= mine["in_use"] == len(mine["holders"]) <= MAX_SIZE
+            assert {one["pid"] for one in mine["holders"]} == {pid}
 
 
 def test_json_has_a_line_for_each_interval(site: Site, place: dict[str, str]) -> None:
@@ -393,7 +410,7 @@ def test_a_second_signal_ends_a_program_that_hangs(tmp_path: Path) -> None:
         "m.main(['top', '--interval', '0.25'])"
     )
     with Terminal(sys.executable, "-c", code, **nothing_here(tmp_path)) as terminal:
-        wait_until(lambda: "hangs" in terminal.read())
+        wait_until(lambda: "hangs" in terminal.output)
         terminal.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)  # signals of one kind are merged
         terminal.process.send_signal(signal.SIGTERM)
@@ -417,22 +434,26 @@ def test_an_exception_restores_the_terminal_before_its_traceback(tmp_path: Path)
 
 
 def test_a_terminal_that_is_gone_ends_the_program(tmp_path: Path) -> None:
-    terminal = Terminal(*TOP, **nothing_here(tmp_path))
-    with terminal:
+    """Its window was closed; with SIGHUP ignored, as under nohup, it notices by itself."""
+    ignoring = (
+        "import os, signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nos.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    with Terminal(sys.executable, "-c", ignoring, *TOP, **nothing_here(tmp_path)) as terminal:
         terminal.wait_for("No pool was found")
-    assert psutil.pid_exists(terminal.process.pid) is False
+        terminal.hang_up()
+        assert terminal.process.wait(30) in (0, 1)
 
 
 def test_suspend_and_resume(tmp_path: Path) -> None:
     """Under a real shell: Ctrl-Z gives the terminal back as it was, and ``fg`` continues."""
     shell = ["bash", "--norc", "--noprofile", "-i"]
     with Terminal(*shell, PS1="ready> ", HISTFILE="", **nothing_here(tmp_path)) as terminal:
-        wait_until(lambda: "ready> " in terminal.read())
+        wait_until(lambda: "ready> " in terminal.output)
 
         def run(line: str, until: Callable[[str], object]) -> str:
-            start = len(terminal.read())
+            start = len(terminal.output)
             terminal.press(line)
-            wait_until(lambda: until(terminal.read()[start:]))
+            wait_until(lambda: until(terminal.output[start:]))
             return terminal.output[start:]
 
         run(f"stty -g > {tmp_path}/before\n", lambda new: "ready> " in new)
