@@ -12,7 +12,7 @@ import json
 from collections.abc import Container
 from typing import Any
 
-from .minutes import Book, by_start, compact, merge
+from .minutes import Book, by_start, compact, sum_of
 from .slotfile import SlotFile
 
 __all__ = ["Archive"]
@@ -50,10 +50,12 @@ class Archive:
     def take(self, name: str, minutes: Book, last: int) -> None:
         """Add the minutes of a file, which end with the one that begins at ``last``."""
         after = self.after(name)
-        own: Book = {}
-        merge(own, self.book)
-        merge(own, {pool: {start: one for start, one in several.items() if start > after}
-                    for pool, several in minutes.items()})  # fmt: skip
+        own = {pool: dict(several) for pool, several in self.book.items()}  # copied where it changes: others read it
+        for pool, several in minutes.items():
+            known = own.setdefault(pool, {})
+            for start, minute in several.items():
+                if start > after:
+                    known[start] = sum_of(known[start], minute) if start in known else minute
         self.book, self.taken = own, {**self.taken, name: last}
 
     def bury(self, name: str, record: dict[str, Any]) -> None:

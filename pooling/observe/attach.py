@@ -59,7 +59,7 @@ class DefaultDirectory(SharedDirectory):
         """Write the figures of this process from now on, until the watcher is gone. Idempotent."""
         process = self.process()
         if not process.attached:
-            process.attached = self.writes = True
+            process.attached = process.skips = self.writes = True
             for runtime in registry.runtimes:
                 self.begin(runtime.reaper)
 

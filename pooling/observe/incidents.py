@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..core.observer import Observer
@@ -112,6 +113,22 @@ class Incidents:
             found = self.last.get((pool, kind, ""))
             if found is not None and found.end is None:
                 found.end = self._wall()
+
+    @classmethod
+    def of(cls, dicts: Iterable[dict[str, Any]]) -> Incidents:
+        """Return incidents from several processes; what overlaps in two of them is one."""
+        found = cls(time.time)
+        for one in sorted(dicts, key=lambda one: float(one["start"])):
+            key = (one["pool"], one["kind"], one["text"])
+            last = found.last.get(key)
+            if last is None or (last.end is not None and one["start"] - last.end > _SAME):
+                last = found.last[key] = Incident(one["pool"], one["kind"], one["start"], one["text"])
+                last.end = one["end"]
+                found._all.append(last)
+            last.count += one["count"]
+            last.peak = max(last.peak, one["peak"])
+            last.end = None if last.end is None or one["end"] is None else max(last.end, one["end"])
+        return found
 
     def sustain(self, pool: str, kind: str, lasts: bool, text: str = "") -> None:
         """Note whether something lasts that may have begun before anything was noted."""

@@ -77,12 +77,14 @@ class Process:
     """What one process has open. A forked child gets another one: it must not use a lock or a file of its parent."""
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
         self.recorder = Recorder()
         self.log = MinuteLog()
         self.incidents = Incidents(time.time, MOST_EVENTS)
         self.active = False
         self.attached = False  # see `attach`
+        self.skips = False  # the minutes begin later than the counters
         self.due = 0.0
         self.writing = False
         self.directory = -1
@@ -103,6 +105,9 @@ class Process:
     def sample(self, epoch: int = 0) -> tuple[dict[str, Figures], bool]:
         """Return the figures of now, and whether a minute has ended. Peaks are those since ``epoch`` changed."""
         pools = self.recorder.sample(epoch)
+        if self.skips:
+            self.log.skip(pools)
+            self.skips = False
         ended = self.log.note(pools, time.time())
         for name, figures in pools.items():
             figures.pop("recent", None)
@@ -221,7 +226,7 @@ class Source:
             engine = getattr(ref(), "engine", None)
             pool = None if engine is None or engine.owner is None else engine.owner()
             known = self._observed.get(id(pool))
-            if isinstance(pool, ManagedPool) and (known is None or known[0]() is not pool):
+            if (known is None or known[0]() is not pool) and isinstance(pool, ManagedPool):
                 listener = Listener(metrics.name, self._incidents)
                 self._observed[id(pool)] = weakref.ref(pool), listener
                 pool.add_observer(listener)
@@ -274,6 +279,8 @@ class LocalHistory(Source):
 
     def __init__(self) -> None:
         super().__init__()
+        self.process().skips = True
+        self.step()  # what comes after it is counted
         LISTENERS.append(self.listen)
         for runtime in registry.runtimes:
             if not runtime._reaper.asleep:

@@ -5,8 +5,9 @@ A minute is a mapping, made for JSON:
 ``start``       when it begins, in seconds since the epoch; a block of ten minutes has the same form
 ``from``, ``to``  the time that was observed in it
 ``counters``    what was counted, with the keys of `figures`
-``areas``       gauges times seconds: ``used``, ``size``, ``max``, ``idle_min``; of processes ``memory`` and so on
+``areas``       gauges times seconds: ``used``, ``size``, ``max``, ``idle_min``, ``open``; of processes ``memory`` etc.
 ``peaks``       the most at once: ``in_use``, ``waiting``
+``kind``        the class of the pool
 
 The counters are differences of those that exporters show, so that they add up
 to the same numbers.
@@ -14,6 +15,7 @@ to the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,8 +26,8 @@ from .process import ProcessReading
 from .spread import NOTHING, Spread, Totals
 
 __all__ = [
-    "BLOCK", "PROCESS", "Flat", "MinuteLog", "add_minute", "by_start", "compact", "merge", "minute_of",
-    "process_minute_of", "seconds_of", "spread_of",
+    "BLOCK", "PROCESS", "Flat", "MinuteLog", "by_start", "compact", "mean_of_one", "merge", "minute_of",
+    "number_of", "process_minute_of", "seconds_of", "spread_of", "sum_of",
 ]  # fmt: skip
 
 Flat = dict[str, Any]
@@ -41,7 +43,8 @@ BLOCK = 600
 """Seconds: minutes are kept for an hour, and after that as blocks of this length."""
 
 _HOUR = 3600
-_AREAS = ("used", "size", "max", "idle_min")
+_AREAS = ("used", "size", "max", "idle_min", "open")
+_SEVERE = {"exhausted", "timeouts", "refusals"}
 _LONGEST_GAP = 60.0  # seconds between two samples; more means that the process was stopped
 
 
@@ -55,6 +58,10 @@ class MinuteLog:
         self._process_at: float | None = None
         self._at: float | None = None
         self._start = 0
+
+    def skip(self, pools: Mapping[str, Figures]) -> None:
+        """Do not add what was counted until now."""
+        self._totals = {name: figures["counters"] for name, figures in pools.items()}
 
     def note(self, pools: Mapping[str, Figures], wall: float) -> bool:
         """Add what happened since the last call; return whether a minute has ended.
@@ -70,6 +77,7 @@ class MinuteLog:
             gauges = figures.get("gauges", {})
             if new or gauges.get("size") or gauges.get("open"):
                 minute = self._minute(name, wall)
+                minute["kind"] = figures.get("kind", minute.get("kind", "Pool"))
                 _add(minute["counters"], new)
                 _add(minute["areas"], {key: round(gauges[key] * self._seconds, 3) for key in _AREAS if gauges.get(key)})
                 for key, value in figures.get("recent", {}).items():
@@ -97,7 +105,7 @@ class MinuteLog:
         if ended:
             for minutes in self.book.values():
                 if self._start in minutes:
-                    _bound_hosts(minutes[self._start])
+                    minutes[self._start] = _bound_hosts(minutes[self._start])
         self._start = start
         since = wall - 1.0 if self._at is None else self._at
         self._since = max(start, since)
@@ -151,13 +159,18 @@ def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
         into[key] = into.get(key, 0) + value
 
 
-def add_minute(into: Flat, other: Flat, *, later: bool = False) -> None:
-    """Add a minute to another one: the same one of another process, or a later one of all processes."""
-    into["from"], into["to"] = min(into["from"], other["from"]), max(into["to"], other["to"])
-    _add(into["counters"], other["counters"])
-    _add(into["areas"], other["areas"])
+def sum_of(one: Flat, other: Flat, *, later: bool = False) -> Flat:
+    """Return the sum of the same minute of two processes; or, if ``later``, of two minutes of all."""
+    found = {**one, **{key: dict(one[key]) for key in ("counters", "areas", "peaks")}}
+    if "kind" in other:
+        found["kind"] = other["kind"]
+    found["from"], found["to"] = min(one["from"], other["from"]), max(one["to"], other["to"])
+    _add(found["counters"], other["counters"])
+    _add(found["areas"], other["areas"])
+    peaks = found["peaks"]
     for key, value in other["peaks"].items():
-        into["peaks"][key] = max(into["peaks"].get(key, 0), value) if later else into["peaks"].get(key, 0) + value
+        peaks[key] = max(peaks.get(key, 0), value) if later else peaks.get(key, 0) + value
+    return found
 
 
 def by_start(minutes: Mapping[str, Iterable[Flat]], after: int = 0) -> Book:
@@ -166,17 +179,11 @@ def by_start(minutes: Mapping[str, Iterable[Flat]], after: int = 0) -> Book:
 
 
 def merge(into: Book, book: Book) -> None:
-    """Add the minutes of another process."""
+    """Add the minutes of another process; minutes themselves are not changed."""
     for name, minutes in book.items():
         own = into.setdefault(name, {})
         for start, minute in minutes.items():
-            _put(own, start, minute, later=False)
-
-
-def _put(own: dict[int, Flat], start: int, minute: Flat, *, later: bool) -> None:
-    if start not in own:
-        own[start] = _empty(start, minute["from"])
-    add_minute(own[start], minute, later=later)
+            own[start] = sum_of(own[start], minute) if start in own else minute
 
 
 def compact(book: Book, wall: float, retention: float) -> Book:
@@ -185,34 +192,32 @@ def compact(book: Book, wall: float, retention: float) -> Book:
     oldest, recent = wall - retention, start_of(wall) // BLOCK * BLOCK - _HOUR
     for name, minutes in book.items():
         own: dict[int, Flat] = {}
-        for start in sorted(minutes):
-            if start >= recent:
-                own[start] = minutes[start]
-            elif start > oldest - BLOCK:
-                _put(own, start // BLOCK * BLOCK, minutes[start], later=True)
-        for minute in own.values():
-            _bound_hosts(minute)
+        for start, minute in sorted(minutes.items()):
+            at = start if start >= recent else start // BLOCK * BLOCK
+            if at in own:
+                minute = sum_of(own[at], minute, later=True)
+            if at > oldest - BLOCK:
+                own[at] = _bound_hosts(minute if at == start else {**minute, "start": at})
         if own:
             found[name] = own
     return found
 
 
-def _bound_hosts(minute: Flat) -> None:
-    """Keep the hosts with the most requests, and add up the others."""
-    counters: dict[str, float] = minute["counters"]
+def _bound_hosts(minute: Flat) -> Flat:
+    """Return a minute that keeps the hosts with the most requests, and adds up the others."""
     requests: dict[str, float] = {}
-    for key, value in counters.items():
-        host, tab, what = key.partition(HOST)
-        if tab:
+    for key, value in minute["counters"].items():
+        if HOST in key:
+            host, _, what = key.partition(HOST)
             requests[host] = requests.get(host, 0) + value * what.startswith(("statuses/", "failures/"))
     kept = {OTHERS, *sorted(requests, key=lambda host: -requests[host])[:MOST_HOSTS]}
     if not requests.keys() - kept:
-        return
+        return minute
     bounded: dict[str, float] = {}
-    for key, value in counters.items():
+    for key, value in minute["counters"].items():
         host, tab, what = key.partition(HOST)
         _add(bounded, {f"{OTHERS}{HOST}{what}" if tab and host not in kept else key: value})
-    minute["counters"] = bounded
+    return {**minute, "counters": bounded}
 
 
 # -- as a report wants them ------------------------------------------------------------
@@ -246,7 +251,7 @@ def _kinds(counters: Mapping[str, float], name: str) -> dict[Any, int]:
 
 
 def minute_of(flat: Flat) -> Minute:
-    """Return a minute of a pool for a report."""
+    """Return a minute of a pool for a report: of all processes together."""
     found, seconds = Minute(flat["start"]), seconds_of(flat)
     counters, areas, peaks = flat["counters"], flat["areas"], flat["peaks"]
     means = {key: areas.get(key, 0.0) / seconds if seconds else 0.0 for key in _AREAS}
@@ -274,16 +279,31 @@ def minute_of(flat: Flat) -> Minute:
     return found
 
 
-def process_minute_of(flat: Flat, *, mean: bool = False) -> ProcessMinute:
-    """Return a minute of all processes for a report: their sum, or the mean of one."""
+def process_minute_of(flat: Flat) -> ProcessMinute:
+    """Return a minute of the processes for a report: of all together."""
     found, seconds, areas = ProcessMinute(flat["start"]), seconds_of(flat), flat["areas"]
-    share = (areas.get("processes", 0.0) / seconds if seconds else 0.0) if mean else 1.0
-    share = max(1.0, share)
-    found.seconds = seconds
-    found.cpu_seconds = flat["counters"].get("cpu.ns", 0) / 1e9 / share
-    found.cpu_peak = flat["peaks"].get("cpu", 0.0) / share
+    found.seconds, found.cpu_seconds = seconds, flat["counters"].get("cpu.ns", 0) / 1e9
+    found.cpu_peak = max(flat["peaks"].get("cpu", 0.0), found.cpu)
     if seconds:
         found.rss, found.threads, found.descriptors = (
-            round(areas.get(key, 0.0) / seconds / share) for key in ("memory", "threads", "descriptors")
+            round(areas.get(key, 0.0) / seconds) for key in ("memory", "threads", "descriptors")
         )
     return found
+
+
+def number_of(flat: Flat) -> float:
+    """Return how many processes there were on average, at least 1.0."""
+    seconds, areas = seconds_of(flat), flat["areas"]
+    return max(1.0, areas.get("open", areas.get("processes", 0.0)) / seconds) if seconds else 1.0
+
+
+def mean_of_one(flat: Flat) -> Flat:
+    """Return a minute of one process on average: settings, and so advice, are those of one."""
+    number = number_of(flat)
+    return {
+        **flat,
+        "counters": {key: math.ceil(value / number) if key in _SEVERE else round(value / number)
+                     for key, value in flat["counters"].items()},
+        "areas": {key: value / number for key, value in flat["areas"].items()},
+        "peaks": {key: math.ceil(value / number) for key, value in flat["peaks"].items()},
+    }  # fmt: skip

@@ -186,7 +186,9 @@ class SharedDirectory(Source):
         self._fold(process, retired, scrape=False)  # first, so that the number of files is bounded
         if process.file is not None:
             process.file.close()
+        _own.pop(process.name, None)
         process.name = f"{os.getpid()}-{secrets.token_hex(8)}.v1"
+        _own[process.name] = process
         process.file = SlotFile.open(process.name, process.directory, fresh=True)
         process.written = {}
         process.file.lock()
@@ -227,6 +229,7 @@ class SharedDirectory(Source):
                 for name in {process.name} if names else {process.name, WATCH, _RETIRED}:
                     unlink(name, process.directory)
             self.processes.pop(os.getpid(), None)
+            _own.pop(process.name, None)
             process.close()
 
     # -- read -----------------------------------------------------------------
@@ -323,8 +326,9 @@ class SharedDirectory(Source):
         live: dict[str, Record] = {}
         dead: dict[str, Record] = {}
         for name in names - folded:
-            if name == process.name:
-                live[name] = dict(process.written)
+            own = _own.get(name)
+            if own is not None and own.pid == os.getpid() and own.joined:
+                live[name] = dict(own.written)  # to open and close the file would release its lock
             else:
                 found, is_dead = look(name, process.directory, whole)
                 (dead if is_dead else live)[name] = found
@@ -358,6 +362,7 @@ class SharedDirectory(Source):
 
 # -- of the process ------------------------------------------------------------
 
+_own: dict[str, Process] = {}  # by the name of the file
 _shared: SharedDirectory | None = None
 _local = Local()
 

@@ -35,7 +35,7 @@ from .attach import watchable
 from .figures import HOST, Figures, add_up
 from .history import start_of
 from .local import LocalHistory, Past, Record
-from .minutes import Book, by_start, merge, minute_of, spread_of
+from .minutes import Book, by_start, merge, spread_of
 from .shared import SharedDirectory
 
 __all__ = ["MOST_EVENTS", "MOST_HOLDERS", "Viewer"]
@@ -133,9 +133,11 @@ class Viewer:
                 trails[name].note(record)
             self._trails = trails
         book: Book = {}
-        merge(book, past.book)
+        before = start_of(now) - _POINTS * _STEP
+        merge(book, {name: {at: one for at, one in several.items() if at > before}
+                     for name, several in past.book.items()})  # fmt: skip
         for record in records.values():
-            merge(book, by_start(record.get("minutes", {})))
+            merge(book, by_start(record.get("minutes", {}), before))
         return {
             "time": now,
             "processes": [_process(one, trails[name], now) for name, one in _by_pid(records)],
@@ -299,16 +301,19 @@ def _recent(minutes: Mapping[int, dict[str, Any]], now: float) -> tuple[dict[str
 
 def _last_hour(minutes: Mapping[int, dict[str, Any]], now: float) -> dict[str, Any]:
     start = start_of(now) - (_POINTS - 1) * _STEP
-    found = [minute_of(minutes[at]) if at in minutes else None for at in range(start, start + _POINTS * _STEP, _STEP)]
-    return {
-        "start": float(start),
-        "step": float(_STEP),
-        "in_use": [None if one is None else round(one.load, 4) for one in found],
-        "waiting": [None if one is None else one.waiting_peak for one in found],
-        "leases": [None if one is None else one.acquired for one in found],
-        "timeouts": [None if one is None else one.timeouts for one in found],
-        "p99_wait": [None if one is None else one.wait.percentile(0.99) for one in found],
-    }
+    points = [_point(minutes[at]) if at in minutes else None for at in range(start, start + _POINTS * _STEP, _STEP)]
+    names = ("in_use", "waiting", "leases", "timeouts", "p99_wait")
+    series = {name: [None if point is None else point[place] for point in points] for place, name in enumerate(names)}
+    return {"start": float(start), "step": float(_STEP), **series}
+
+
+def _point(minute: Mapping[str, Any]) -> tuple[float, float, float, float, float]:
+    counters, areas, seconds = minute["counters"], minute["areas"], max(1e-3, minute["to"] - minute["from"])
+    sampled, most = areas.get("used", 0.0), areas.get("max", 0.0)
+    used = max(sampled, min(most, counters.get("use.ns", 0) / 1e9))  # leases may be short
+    wait = spread_of(counters, "wait").percentile(0.99)
+    acquired, timeouts = counters.get("acquired", 0), counters.get("timeouts", 0)
+    return used / seconds, minute["peaks"].get("waiting", 0), acquired, timeouts, wait
 
 
 def _events(records: Iterable[Record], past: Past) -> list[dict[str, Any]]:

@@ -342,6 +342,12 @@ def test_colour_is_never_the_only_sign(state: str) -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
 
 
+def test_a_long_path_is_cut_at_its_start() -> None:
+    holder = {"where": f"/srv/{'deep/' * 30}views.py:12 orders()", "thread": "ThreadPoolExecutor-10_3", "pid": 1}
+    text = drawn(a_view(a_pool(holders=[{**holder, "since": NOW}])), pressed("3"), 80)
+    assert re.search(r" …\S+deep/views.py:12 orders\(\) \S*-10_3 ", text)
+
+
 def test_trouble_is_in_the_title() -> None:
     title = drawn(a_view(a_pool("a", state="down"), a_pool("b", state="exhausted"), a_pool("c"))).splitlines()[0]
     assert "✖ 1 down" in title and "▲ 1 exhausted" in title and "3 pools" in title

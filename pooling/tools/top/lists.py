@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ...observe.incidents import WORDS
@@ -113,8 +114,8 @@ def _holders(now: float, signs: Signs) -> list[Column]:
     return [
         Column("held", _since("since", now, _HOLD), 7, order="held"),
         Column("pool", _words("pool", "bold"), 10, 28, right=False, order="pool"),
-        Column("where", _words("where"), 20, 200, right=False, order="where"),
-        Column("thread", _words("thread"), 10, 32, right=False, rank=1, label="thread", order="thread"),
+        Column("where", _end_of("where"), 20, 200, right=False, order="where"),
+        Column("thread", _end_of("thread"), 10, 32, right=False, rank=1, label="thread", order="thread"),
         Column("pid", _plain("pid"), 8, order="pid"),
     ]
 
@@ -140,6 +141,17 @@ Cell = Callable[[Row, int], Text]
 
 def _words(name: str, style: str = "") -> Cell:
     return lambda row, width: Text(text(row.get(name)) or NOTHING, style)
+
+
+def _end_of(name: str) -> Cell:
+    """Cut at the start: the end of a path or of a thread's name tells most."""
+
+    def cell(row: Row, width: int) -> Text:
+        words = text(row.get(name)) or NOTHING
+        extra = cell_len(words) - width
+        return Text(words if extra <= 0 else f"…{set_cell_size(words[::-1], max(width - 1, 0))[::-1]}")
+
+    return cell
 
 
 def _plain(name: str) -> Cell:

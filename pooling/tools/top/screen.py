@@ -155,7 +155,8 @@ class _Block:
         )  # fmt: skip
         total = len(self._rows)
         if total:
-            part = f" {total}" if shown >= total else f" {first + 1}-{first + shown} of {total}"
+            last = f"-{first + shown}" if shown > 1 else ""
+            part = f" {total}" if shown >= total else f" {first + 1}{last} of {total}"
             words.append(part, NOTE if shown < total else "")
         right = f" by {order.name} {self._signs.rising_falling[falling]} " if total > 1 else ""
         words.append(" ")
