@@ -75,14 +75,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("top needs the package rich: pip install 'pooling[top]'; --json works without it")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    is_live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not options.once
+    if is_live:
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)  # exported by some shells, and wrong after a resize
     console = Console(
-        file=sys.stdout, highlight=False, force_terminal=None if is_terminal or "FORCE_COLOR" in os.environ else False,
+        file=sys.stdout, highlight=False, force_terminal=True if is_live else None, force_interactive=is_live,
         width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE,
     )  # fmt: skip
-    if options.once or not is_terminal:
-        return _print_once(source, options, console)
-    return _watch(source, options, console)
+    return _watch(source, options, console) if is_live else _print_once(source, options, console)
 
 
 class _Source:
@@ -197,6 +198,7 @@ def _watch(source: _Source, options: argparse.Namespace, console: Console) -> in
                 latest, seen = source.view(), time.monotonic()
                 if now >= due:
                     due = now + shown.interval
-                    if not shown.paused:
-                        view, shown.problem = latest, source.problem
+                    shown.problem = source.problem
+                    if not (shown.paused or shown.problem):
+                        view = latest
     return 128 + terminal.ended if terminal.ended else int(not source.found)
