@@ -27,7 +27,7 @@ import _thread
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from . import shared
@@ -115,11 +115,14 @@ class Viewer:
 
         return cls(read)
 
-    def view(self) -> dict[str, Any]:
+    def view(self, pids: Collection[int] = ()) -> dict[str, Any]:
         """Return what is going on, in the shape that this module documents.
 
         Rates are those since the last call some seconds ago; at the first call,
         those of the last minute. It waits for no borrower.
+
+        Args:
+            pids: The processes to show; none means all.
 
         Raises:
             OSError: The directory cannot be used.
@@ -132,6 +135,9 @@ class Viewer:
             for name, record in records.items():
                 trails[name].note(record)
             self._trails = trails
+        if pids:
+            records = {name: record for name, record in records.items() if record["pid"] in pids}
+            past = Past({}, [one for one in past.events if one.get("pid") in pids])
         book: Book = {}
         before = start_of(now) - _POINTS * _STEP
         merge(book, {name: {at: one for at, one in several.items() if at > before}

@@ -314,8 +314,32 @@ def test_json_equals_what_the_load_did(tmp_path: Path, postgres: PostgresServer)
             assert pool["holders"][0]["where"].endswith("hold()")
             pid = pool["holders"][0]["pid"]
             [mine] = top_json("--dir", str(metrics), "--pid", str(pid), **place)["pools"]
-            assert 1 <= mine["in_use"] == len(mine["holders"]) <= MAX_SIZE
+            assert 1 <= mine["in_use"] == len(mine["holders"]) <= mine["max_size"] == MAX_SIZE
             assert {one["pid"] for one in mine["holders"]} == {pid}
+
+
+def test_processes_are_watched_while_the_picture_stands(site: Site, place: dict[str, str]) -> None:
+    """Else they would stop to tell their figures, and forget their events."""
+    with Terminal(*TOP, "--interval", "600", "--pool", POOL, **place) as terminal:
+        terminal.wait_for("No pool was found", "every 600s")
+        terminal.press("----" + "+" * 12)
+        terminal.wait_for("4 processes", "every 0.25s")
+        terminal.press(" ")
+        terminal.wait_for("PAUSED")
+        watch = Path(place["XDG_RUNTIME_DIR"], "pooling", "watch")
+        for _ in range(3):
+            before = watch.stat().st_mtime
+            wait_until(lambda: watch.stat().st_mtime != before, patience=5.0)  # noqa: B023
+        terminal.press("q")
+        assert terminal.end() == 0
+
+
+def test_without_a_keyboard_a_signal_ends_it(site: Site, place: dict[str, str]) -> None:
+    with Terminal("sh", "-c", f"exec {' '.join(TOP)} --pool {POOL} < /dev/null", **place) as terminal:
+        terminal.wait_for("4 processes")
+        assert terminal.settings() == terminal.before
+        terminal.press("\x03")
+        assert terminal.end() == 130
 
 
 def test_json_has_a_line_for_each_interval(site: Site, place: dict[str, str]) -> None:

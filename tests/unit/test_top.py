@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -264,26 +265,13 @@ def test_workers_have_the_sums_over_all_pools() -> None:
 
 def test_filter_by_pool() -> None:
     view = a_view(a_pool("orders"), a_pool("orders-old"), a_pool("users"), events=[an_event("users"), an_event()])
-    assert [pool["name"] for pool in only(view, pools=["orders"])["pools"]] == ["orders"]
-    found = only(view, pools=["orders*"])
+    assert [pool["name"] for pool in only(view, ["orders"])["pools"]] == ["orders"]
+    found = only(view, ["orders*"])
     assert [pool["name"] for pool in found["pools"]] == ["orders", "orders-old"]
     assert [event["pool"] for event in found["events"]] == ["orders"]
     lonely = a_pool("lonely", by_process=[{"pid": 13, "in_use": 1, "size": 1, "waiting": 0}])
-    assert [one["pid"] for one in only(a_view(a_pool(), lonely), pools=["lonely"])["processes"]] == [13]
-    assert only(view) == view
-
-
-def test_filter_by_process() -> None:
-    """The figures of one process alone are shown where they are known, and nothing that would be of all."""
-    elsewhere = a_pool("users", by_process=[{"pid": 12, "in_use": 1, "size": 1, "waiting": 0}])
-    found = only(a_view(a_pool(), elsewhere, events=[an_event(pid=12), an_event(pid=13)]), pids=[13])
-    assert [one["pid"] for one in found["processes"]] == [13]
-    [pool] = found["pools"]
-    assert (pool["name"], pool["in_use"], pool["size"], pool["processes"]) == ("orders", 2, 3, 1)
-    assert pool["idle"] is pool["leases_per_second"] is pool["max_size"] is None
-    assert [one["pid"] for one in pool["holders"]] == [13]
-    assert [one["pid"] for one in found["events"]] == [13]
-    assert line_with(drawn(found), "orders").split()[2:6] == ["2", "-", "-", "0"]
+    assert [one["pid"] for one in only(a_view(a_pool(), lonely), ["lonely"])["processes"]] == [13]
+    assert only(view, []) == view
 
 
 # -- pictures -----------------------------------------------------------------------------
@@ -497,8 +485,12 @@ class Views:
     def __init__(self, *views: dict[str, Any] | OSError) -> None:
         self._views: Iterator[dict[str, Any] | OSError] = iter(views)
         self._last: dict[str, Any] | OSError = a_view(pools=[], processes=[])
+        self.calls = 0
+        self.pids: Collection[int] = ()
 
-    def view(self) -> dict[str, Any]:
+    def view(self, pids: Collection[int]) -> dict[str, Any]:
+        self.calls += 1
+        self.pids = pids
         self._last = next(self._views, self._last)
         if isinstance(self._last, OSError):
             raise self._last
@@ -523,11 +515,29 @@ def test_json_is_the_view(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_json_respects_the_filters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    view = a_view(a_pool("a"), a_pool("b"))
-    assert top(monkeypatch, "--json", "--once", "--pool", "b", "--pid", "13", views=Views(view, view)) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [pool["name"] for pool in found["pools"]] == ["b"]
-    assert [one["pid"] for one in found["processes"]] == [13]
+    views = Views(a_view(a_pool("a"), a_pool("b")))
+    assert top(monkeypatch, "--json", "--once", "--pool", "b", "--pid", "13", "--pid", "14", views=views) == 0
+    assert [pool["name"] for pool in json.loads(capsys.readouterr().out)["pools"]] == ["b"]
+    assert views.pids == [13, 14]
+
+
+def test_processes_are_watched_between_two_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is attached to stops to tell its figures if nobody looks for five seconds."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: NOW, sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(command, "time", clock)
+    looks: list[float] = []
+
+    class Watching(Views):
+        def view(self, pids: Collection[int]) -> dict[str, Any]:
+            looks.append(now[0])
+            if len(looks) > 20:
+                raise KeyboardInterrupt
+            return a_view()
+
+    with pytest.raises(KeyboardInterrupt):
+        top(monkeypatch, "--json", "--interval", "60", views=Watching())
+    assert max(later - before for before, later in zip(looks, looks[1:])) <= 3.0
 
 
 def test_without_a_terminal_one_picture_is_printed(

@@ -108,11 +108,11 @@ class _Source:
         """Return what the filters leave of a new view; an empty one if the figures cannot be read."""
         self.problem = ""
         try:
-            view = self._viewer.view()
+            view = self._viewer.view(self._options.pid)
         except OSError as error:  # TimeoutError, too
             self.problem = f"cannot read the figures: {error}"
             view = {"time": time.time(), "processes": [], "pools": [], "events": []}
-        view = only(view, self._options.pid, self._options.pool)
+        view = only(view, self._options.pool)
         self.found = self.found or bool(view["pools"])
         return view
 

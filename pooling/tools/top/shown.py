@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -87,49 +87,25 @@ LISTS: dict[str, tuple[Order, ...]] = {
 """The lists in the order of their keys 1 to 4; each with its orders, the usual one first."""
 
 
-def only(view: View, pids: Iterable[int] = (), pools: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a view without what the filters exclude.
-
-    With ``pools``, only processes that have one of them are left. With ``pids``,
-    a pool has the counts of these processes. Its other figures are not known for
-    some processes only, and are ``None``.
+def only(view: View, pools: Collection[str]) -> dict[str, Any]:
+    """Return a view with certain pools, and the processes that have one of them.
 
     Args:
         view: All.
-        pids: Process ids; none means all.
         pools: Names or patterns such as ``orders*``; none means all.
     """
-    pids, pools = frozenset(pids), tuple(pools)
 
-    def named(name: str) -> bool:
+    def is_wanted(name: str) -> bool:
         return not pools or any(fnmatchcase(name, pattern) for pattern in pools)
 
-    def of_pid(row: Row) -> bool:
-        return not pids or row.get("pid") in pids
-
-    found = [pool for pool in view["pools"] if named(pool["name"])]
-    if pids:
-        found = [_of_processes(pool, pids) for pool in found if any(map(of_pid, pool["by_process"]))]
+    found = [pool for pool in view["pools"] if is_wanted(pool["name"])]
     users = {one["pid"] for pool in found for one in pool["by_process"]}
     return {
         **view,
-        "processes": [one for one in view["processes"] if of_pid(one) and (not pools or one["pid"] in users)],
+        "processes": [one for one in view["processes"] if not pools or one["pid"] in users],
         "pools": found,
-        "events": [one for one in view["events"] if named(one["pool"]) and of_pid(one)],
+        "events": [event for event in view["events"] if is_wanted(event["pool"])],
     }
-
-
-_SUMMED = ("idle", "in_use", "size", "max_size", "waiting")
-_OF_ALL = ("oldest_wait", "leases_per_second", "timeouts_per_minute", "minutes")
-
-
-def _of_processes(pool: Row, pids: frozenset[int]) -> dict[str, Any]:
-    mine = [one for one in pool["by_process"] if one["pid"] in pids]
-    found = {**pool, "processes": len(mine), "by_process": mine, **dict.fromkeys(_OF_ALL)}
-    found |= {name: sum(one[name] for one in mine) if name in mine[0] else None for name in _SUMMED}
-    found |= {name: {"p50": None, "p99": None} for name in ("wait", "use")}
-    found["holders"] = [one for one in pool["holders"] if one["pid"] in pids]
-    return found
 
 
 class Shown:
