@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pooling.tools.top.run import PATIENCE
 from tests.integration.tools import environment, wait_until
 from tests.servers import PostgresServer
 
@@ -320,16 +321,19 @@ def test_json_equals_what_the_load_did(tmp_path: Path, postgres: PostgresServer)
 
 def test_processes_are_watched_while_the_picture_stands(site: Site, place: dict[str, str]) -> None:
     """Else they would stop to tell their figures, and forget their events."""
+    watch = Path(place["XDG_RUNTIME_DIR"], "pooling", "watch")
+
+    def touched() -> None:
+        before = watch.stat().st_mtime
+        wait_until(lambda: watch.stat().st_mtime != before, patience=5.0)
+
     with Terminal(*TOP, "--interval", "600", "--pool", POOL, **place) as terminal:
-        terminal.wait_for("No pool was found", "every 600s")
-        terminal.press("----" + "+" * 12)
-        terminal.wait_for("4 processes", "every 0.25s")
+        terminal.wait_for("4 processes", "every 600s")
+        time.sleep(PATIENCE)  # after which the interval counts
+        touched()
         terminal.press(" ")
         terminal.wait_for("PAUSED")
-        watch = Path(place["XDG_RUNTIME_DIR"], "pooling", "watch")
-        for _ in range(3):
-            before = watch.stat().st_mtime
-            wait_until(lambda: watch.stat().st_mtime != before, patience=5.0)  # noqa: B023
+        touched()
         terminal.press("q")
         assert terminal.end() == 0
 
@@ -488,6 +492,11 @@ def test_suspend_and_resume(tmp_path: Path) -> None:
         resumed = run("fg\n", lambda new: "No pool was found" in new)
         assert "\x1b[?1049h" in resumed
         run("?", lambda new: "sort by the next column" in new)  # keys are read again
+        run("q", lambda new: "ready> " in new)
+        # Started in the background, it stops before it changes the terminal.
+        run(f"{' '.join(TOP)} &\n", lambda new: "ready> " in new)
+        run("\n", lambda new: "Stopped" in new or terminal.press("\n"))
+        run("fg\n", lambda new: "No pool was found" in new)
         run("q", lambda new: "ready> " in new)
         run(f"stty -g > {tmp_path}/after\n", lambda new: "ready> " in new)
         wait_until((tmp_path / "after").read_text)

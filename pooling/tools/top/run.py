@@ -181,7 +181,7 @@ def _watch(source: _Source, options: argparse.Namespace, console: Console) -> in
 
     shown = Shown(options.interval)
     view = source.view()
-    seen = time.monotonic()
+    seen = began = time.monotonic()
     due = seen + min(options.interval, 1.0)
     with Terminal(console) as terminal:
         while not (shown.quit or terminal.ended):
@@ -193,11 +193,13 @@ def _watch(source: _Source, options: argparse.Namespace, console: Console) -> in
             for key in keys:
                 shown.press(key)
             now = time.monotonic()
-            due = min(due, now + shown.interval)
+            is_complete = source.found and now > began + PATIENCE
+            interval = shown.interval if is_complete else min(shown.interval, 1.0)
+            due = min(due, now + interval)
             if now >= min(due, seen + _KEEP):
                 latest, seen = source.view(), time.monotonic()
                 if now >= due:
-                    due = now + shown.interval
+                    due = now + interval
                     shown.problem = source.problem
                     if not (shown.paused or shown.problem):
                         view = latest
