@@ -13,6 +13,7 @@ import importlib
 import os
 import stat
 import sys
+import threading
 import time
 
 from ._masking import shown
@@ -21,7 +22,7 @@ from .core.runtime import registry
 from .core.runtime.poolref import PoolRef
 from .core.runtime.reaper import LISTENERS, OptionalRef, Reaper, SweepRequest
 
-__all__ = ["EVERY", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched", "offer"]
+__all__ = ["EVERY", "LOOKS", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched", "offer", "Look"]
 
 VARIABLE = "POOLING_ATTACH"
 """The environment variable that switches it off, with ``0``."""
@@ -71,7 +72,10 @@ def is_watched(path: str, directory: int | None = None) -> bool:
         return False
 
 
-class _Look:
+_MODULE = "pooling.observe.attach"
+
+
+class Look:
     """Looks for a watcher, in the reaper."""
 
     def __init__(self) -> None:
@@ -82,7 +86,7 @@ class _Look:
 
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Begin to look. Called by the reaper when its thread begins."""
-        if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
+        if dropped is None and not _is_uwsgi_master() and reaper in (one._reaper for one in registry.runtimes):
             self._due = SYSTEM.now()
             reaper.inbox.put(SweepRequest(self._reference, self._due))
 
@@ -101,11 +105,23 @@ class _Look:
         return True
 
 
+def _is_uwsgi_master() -> bool:
+    """Whether this process forks workers in C: none of its threads should wake up without need meanwhile."""
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not uwsgi.worker_id()
+
+
 def _attach(path: str) -> None:
-    importlib.import_module(".observe.attach", __package__).attach(path)
+    if _MODULE not in sys.modules:
+        # psutil registers the thread that imports it with `threading`, for good: so in one that ends.
+        importer = threading.Thread(target=importlib.import_module, args=(_MODULE,), daemon=True)
+        importer.start()
+        importer.join()
+    importlib.import_module(_MODULE).attach(path)
 
 
-_look: list[_Look] = []
+LOOKS: list[Look] = []
+"""That of this process, once it is offered."""
 
 
 def offer() -> None:
@@ -118,6 +134,6 @@ def offer() -> None:
     wanted = {"": True, "1": True, "0": False}.get(text)
     if wanted is None:
         raise ValueError(f"{VARIABLE} must be 0 or 1, not {shown(text)}")
-    if wanted and not _look and sys.platform != "win32":  # which has no record locks
-        _look.append(_Look())
-        LISTENERS.append(_look[0].listen)
+    if wanted and not LOOKS and sys.platform != "win32":  # which has no record locks
+        LOOKS.append(Look())
+        LISTENERS.append(LOOKS[0].listen)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +31,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 for _name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[_name]  # the developer's own server must not leak into a test's connection
+
+# Watchers of other sessions must not attach to the processes of the tests.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="pooling-runtime-")
+atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

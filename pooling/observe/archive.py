@@ -15,10 +15,12 @@ from typing import Any
 from .minutes import Book, by_start, compact, sum_of
 from .slotfile import SlotFile
 
-__all__ = ["Archive"]
+__all__ = ["MOST_BYTES", "Archive"]
+
+MOST_BYTES = 4 << 20
+"""With more, the history is shorter."""
 
 _RETENTION = 86400.0  # seconds
-_MOST_BYTES = 4 << 20  # with more, the history is shorter
 _MOST_EVENTS = 200
 _ALL = 1 << 62
 
@@ -84,7 +86,7 @@ class Archive:
             minutes = {name: list(several.values()) for name, several in book.items()}
             whole = {"minutes": minutes, "events": self.events, "taken": self.taken}
             data = json.dumps(whole, separators=(",", ":")).encode()
-            if len(data) <= _MOST_BYTES or retention < 3600:
+            if len(data) <= MOST_BYTES or retention < 3600:
                 break
             retention /= 2
         self._file.write(data)

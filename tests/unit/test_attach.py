@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_switch_that_is_neither_on_nor_off() -> None:
 def test_windows_does_not_offer_it(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(_attach, "LISTENERS", [])
-    monkeypatch.setattr(_attach, "_look", looks)
+    monkeypatch.setattr(_attach, "LOOKS", looks)
     monkeypatch.setenv("POOLING_ATTACH", "1")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "win32")
@@ -136,6 +137,22 @@ def test_windows_does_not_offer_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks == []
     _attach.offer()
     assert len(looks) == 1
+
+
+def test_master_of_uwsgi_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It forks in C, at which moment no other thread should be awake."""
+    pool: Pool[Any] = Pool(object, name="uwsgi")
+    with pool.acquire():
+        pass
+    put: list[Any] = []
+    reaper = pool.engine.runtime.reaper
+    monkeypatch.setattr(reaper, "inbox", SimpleNamespace(put=put.append))
+    for worker, looks in ((0, 0), (3, 1)):
+        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(worker_id=lambda worker=worker: worker))
+        _attach.Look().listen(reaper, None)
+        assert len(put) == looks
+    monkeypatch.undo()
+    pool.close()
 
 
 # -- a process that is watched -----------------------------------------------------------
@@ -271,9 +288,10 @@ deadline = time.monotonic() + 20
 while len(os.listdir(path)) < 3:
     assert time.monotonic() < deadline
     time.sleep(0.01)
-print("attached")
+import threading  # no thread of ours or of psutil is left there, which would cause a warning at a fork
+print("attached", threading.active_count())
 """
-    assert run(code, XDG_RUNTIME_DIR=str(home), POOLING_METRICS_DIR="") == "attached\n"
+    assert run(code, XDG_RUNTIME_DIR=str(home), POOLING_METRICS_DIR="") == "attached 1\n"
 
 
 def test_reaper_that_begins_again_goes_on(directory: DefaultDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

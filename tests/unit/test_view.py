@@ -270,7 +270,7 @@ def test_archive_does_not_disturb_the_figures_beside_it(retired: SlotFile) -> No
 
 
 def test_archive_that_is_too_large_reaches_back_less_far(retired: SlotFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_module, "_MOST_BYTES", 5000)
+    monkeypatch.setattr(archive_module, "MOST_BYTES", 5000)
     log = MinuteLog()
     for minute in range(10 * 60):
         log.note({"db": figures(acquired=minute)}, NOON + 60 * minute)
