@@ -431,9 +431,9 @@ def test_ctrl_c_restores_the_terminal(tmp_path: Path) -> None:
 def test_a_second_signal_ends_a_program_that_hangs(tmp_path: Path) -> None:
     code = (
         "import time; from pooling.observe.view import Viewer; import pooling.__main__ as m\n"
-        "def view(self): print('hangs', flush=True); time.sleep(60)\n"
+        "def view(self, pids): print('hangs', flush=True); time.sleep(60)\n"
         "first = Viewer.view\n"
-        "def once(self): Viewer.view = view; return first(self)\n"
+        "def once(self, pids): Viewer.view = view; return first(self, pids)\n"
         "Viewer.view = once\n"
         "m.main(['top', '--interval', '0.25'])"
     )
@@ -453,7 +453,7 @@ def test_an_exception_restores_the_terminal_before_its_traceback(tmp_path: Path)
         "s.Shown.press = press\n"
         "m.main(['top'])"
     )
-    with Terminal(sys.executable, "-c", code, **nothing_here(tmp_path)) as terminal:
+    with Terminal(sys.executable, "-c", code, PYTHON_COLORS="0", **nothing_here(tmp_path)) as terminal:
         terminal.wait_for("No pool was found")
         terminal.press("x")
         assert terminal.end() == 1
