@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import termios
 import threading
 import time
@@ -28,8 +29,9 @@ import psutil
 import pytest
 
 from pooling.tools.top.run import PATIENCE
-from tests.integration.tools import environment, wait_until
-from tests.servers import PostgresServer
+from tests.integration.test_metrics_processes import find_uwsgi
+from tests.integration.tools import ROOT, environment, wait_until
+from tests.servers import PostgresServer, requires
 
 WORKERS, MAX_SIZE, THREADS = 4, 2, 6
 POOL = f"orders-{os.getpid()}"  # a name of our own: `top` shows all applications of this user
@@ -41,21 +43,31 @@ HOME, LEAVE = "\x1b[H", "\x1b[?1049l"
 
 
 class Site:
-    """The application under gunicorn."""
+    """The application under a server with four workers."""
 
-    def __init__(self, home: Path, dsn: str, **more: str) -> None:
+    def __init__(self, home: Path, dsn: str, server: str = "gunicorn", **more: str) -> None:
         self.log = home / "log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        command = [
-            sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", str(THREADS), "-w", str(WORKERS),
-            "-b", f"127.0.0.1:{self.port}", "--no-control-socket", "tests.integration.top_site:application",
-        ]  # fmt: skip
+        app, address = "tests.integration.top_site:application", f"127.0.0.1:{self.port}"
+        if server == "uWSGI":
+            paths = map(sysconfig.get_path, ("purelib", "platlib"))
+            more |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *paths]), "VIRTUAL_ENV": sys.prefix}
+            command = [
+                find_uwsgi() or "uwsgi", "--http-socket", address, "--module", app, "--processes", str(WORKERS),
+                "--threads", str(THREADS), "--enable-threads", "--master", "--need-app", "--die-on-term",
+                "--disable-logging",
+            ]  # fmt: skip
+        else:
+            command = [
+                sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", str(THREADS), "-w", str(WORKERS),
+                "-b", address, "--no-control-socket", app,
+            ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=environment(TOP_DSN=dsn, TOP_POOL=POOL, **more), cwd=home, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                command, env=environment(**{"TOP_DSN": dsn, "TOP_POOL": POOL, **more}), cwd=home,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def get(self, path: str) -> int:
@@ -228,7 +240,7 @@ def top_json(*arguments: str, **env: str) -> dict[str, Any]:
 
 
 def pids_on(screen: str) -> set[int]:
-    return {int(pid) for pid in re.findall(r"^ *(\d+) python", screen, re.M)}
+    return {int(pid) for pid in re.findall(r"^ *(\d+) \S*(?:python|uwsgi)", screen, re.M)}
 
 
 def test_pools_and_workers_of_a_running_application(site: Site, place: dict[str, str]) -> None:
@@ -251,6 +263,21 @@ def test_pools_and_workers_of_a_running_application(site: Site, place: dict[str,
         terminal.press("q")
         assert terminal.end() == 0
         terminal.assert_restored()
+
+
+def test_workers_of_uwsgi(tmp_path: Path, postgres: PostgresServer, place: dict[str, str]) -> None:
+    """uWSGI forks in C; a killed worker is replaced, as under gunicorn."""
+    requires("uWSGI", find_uwsgi(), "pip install pyuwsgi")
+    with Site(tmp_path, postgres.dsn, "uWSGI", **place, TOP_POOL=f"{POOL}-uwsgi") as site:
+        site.use_all()
+        with Terminal(*TOP, "--interval", "0.5", "--pool", f"{POOL}-uwsgi", **place) as terminal:
+            terminal.wait_for("4 processes", "● up")
+            os.kill(min(site.workers()), signal.SIGKILL)
+            wait_until(lambda: len(site.workers()) == WORKERS)
+            site.use_all()
+            wait_until(lambda: pids_on(terminal.screen()) == site.workers())
+            terminal.press("q")
+            assert terminal.end() == 0
 
 
 def test_an_exhausted_pool_is_shown_within_three_seconds(site: Site, place: dict[str, str]) -> None:
