@@ -390,8 +390,9 @@ def test_a_list_that_became_short_is_shown_from_its_start() -> None:
 
 
 def test_help_is_shown() -> None:
-    text = drawn(a_view(), pressed("?"), 80, 24)
+    text = drawn(a_view(), pressed("?"), 60, 24)
     assert "sort by the next column" in text and "oldest wait" in text
+    assert "…" not in text and "the server cannot be reached" in text
 
 
 def test_the_hint_is_shown_where_nothing_was_found() -> None:

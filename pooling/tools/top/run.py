@@ -185,10 +185,10 @@ def _watch(source: _Source, options: argparse.Namespace, console: Console) -> in
     due = seen + min(options.interval, 1.0)
     with Terminal(console) as terminal:
         while not (shown.quit or terminal.ended):
-            terminal.draw(picture(view, shown, console, hint=source.hint()))
             try:
+                terminal.draw(picture(view, shown, console, hint=source.hint()))
                 keys = terminal.wait(max(min(due, seen + _KEEP) - time.monotonic(), 0.0))
-            except EOFError:  # the terminal is gone
+            except (EOFError, OSError):  # the terminal is gone
                 break
             for key in keys:
                 shown.press(key)

@@ -16,19 +16,24 @@ __all__ = ["picture"]
 
 _KEYS = (("1-4", "list"), ("s", "sort"), ("r", "reverse"), ("space", "pause"), ("?", "help"), ("q", "quit"))
 _HELP = """\
-1 2 3 4       pools, workers, holders, events; Tab and Shift-Tab: the next, the one before
-s S           sort by the next column, by the one before
+1 2 3 4       pools, workers, holders, events
+Tab           the next list; Shift-Tab the one before
+s S           sort by the next column; by the one before
 r             reverse the order
 up down j k   scroll; also Page Up, Page Down, Home, End
-space p       pause, continue
-+ -           update more often, less often
+space p       pause; continue
++ -           update more often; less often
 Ctrl-Z        suspend; fg continues
 q Ctrl-C      quit
 
-in use        lent to a thread now; idle: open and free; max: the most of all processes together
-oldest wait   how long the first in the wait queue has been waiting
-wait, use     of the last minute: half were shorter than p50, 99 of 100 shorter than p99
-exhausted     all are in use and threads wait; down: the server cannot be reached
+in use        lent to a thread now; idle: open and free
+max           the most that all processes may have
+oldest wait   how long the first in the queue has waited
+p50 p99       of the last minute: half were shorter;
+              99 of 100 were shorter
+exhausted     threads wait in one of the processes, in
+              which all are in use
+down          the server cannot be reached
 """
 _EMPTY = {
     "pools": "no pool is in use", "workers": "no process", "holders": "nothing is in use", "events": "nothing so far"
