@@ -107,12 +107,17 @@ class Site:
         return {child.pid for child in psutil.Process(self.process.pid).children()}
 
     @contextlib.contextmanager
-    def exhausted(self, seconds: float) -> Iterator[None]:
-        """Have more requests hold a connection than there are in all workers together, until all are answered."""
+    def exhausted(self) -> Iterator[None]:
+        """Have more requests hold a connection than there are in all workers together."""
         requests = WORKERS * (MAX_SIZE + 2)
+        wanted = self.log.with_name("wanted")
+        wanted.touch()
         with ThreadPoolExecutor(requests) as clients:
-            jobs = [clients.submit(self.get, f"/hold?seconds={seconds}") for _ in range(requests)]
-            yield
+            jobs = [clients.submit(self.get, f"/hold?while={wanted}") for _ in range(requests)]
+            try:
+                yield
+            finally:
+                wanted.unlink()
             for job in jobs:
                 job.result()
 
@@ -283,7 +288,7 @@ def test_workers_of_uwsgi(tmp_path: Path, postgres: PostgresServer, place: dict[
 def test_an_exhausted_pool_is_shown_within_three_seconds(site: Site, place: dict[str, str]) -> None:
     with Terminal(*TOP, "--interval", "0.5", "--pool", POOL, **place) as terminal:
         terminal.wait_for(POOL, "● up", "4 processes")
-        with site.exhausted(6.0):
+        with site.exhausted():
             screen = terminal.wait_for("▲ exhausted", patience=3.0)
             assert "1 exhausted" in screen.splitlines()[0]
             terminal.press("3")
@@ -334,7 +339,7 @@ def test_json_equals_what_the_load_did(tmp_path: Path, postgres: PostgresServer)
         assert all(one["cpu"] is not None and one["memory"] > 1 << 20 for one in found["processes"])
         assert found["pool"]["name"] == POOL and found["pool"]["max_size"] == WORKERS * MAX_SIZE
         assert found["pool"]["kind"] == "PostgresPool"
-        with site.exhausted(12.0):
+        with site.exhausted():
             wait_until(lambda: view()["pool"]["state"] == "exhausted")
             pool = view()["pool"]
             assert pool["in_use"] == sum(one["in_use"] for one in pool["by_process"]) > 0
