@@ -146,9 +146,10 @@ class _Source:
         else:
             lines.append("- it runs as the same user, in the same container; for another user: sudo -u USER ...;")
             lines.append("- it shares the directory for temporary files (systemd: PrivateTmp=no);")
-            lines.append("- it has no POOLING_METRICS_DIR: else give that with --dir; and no POOLING_ATTACH=0.")
+            lines.append("- it was not started with POOLING_ATTACH=0.")
+            lines.append("Or start it with POOLING_METRICS_DIR=PATH, and use --dir PATH here.")
         if self._options.pid or self._options.pool:
-            lines.append("Or --pid and --pool exclude what there is: try without them.")
+            lines.append("Perhaps --pid and --pool exclude what there is: try without them.")
         return "\n".join(lines)
 
 
