@@ -9,12 +9,15 @@ Nothing else is done, imported or written while there is no watcher.
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
+import queue
 import stat
 import sys
 import threading
 import time
+from typing import Any
 
 from ._masking import shown
 from .core.clock import SYSTEM
@@ -111,12 +114,42 @@ def _is_uwsgi_master() -> bool:
     return uwsgi is not None and not uwsgi.worker_id()
 
 
+class _Imports:
+    """Keeps forks and the import apart: a child that is forked in the middle of it could never import these modules."""
+
+    PATIENCE = 5.0  # seconds that a fork waits at most: its thread may hold what the import waits for
+
+    def __init__(self) -> None:
+        self.lock = _thread.allocate_lock()
+        self.forking = 0  # the thread that forks and has the lock
+
+    def before_fork(self) -> None:
+        if self.lock.acquire(timeout=self.PATIENCE):
+            self.forking = _thread.get_ident()
+
+    def after_fork(self) -> None:
+        if self.forking == _thread.get_ident():
+            self.forking = 0
+            self.lock.release()
+
+
+_imports = _Imports()
+
+
+def _import(done: Any) -> None:
+    try:
+        with _imports.lock:
+            importlib.import_module(_MODULE)
+    finally:
+        done.put(None)
+
+
 def _attach(path: str) -> None:
     if _MODULE not in sys.modules:
         # psutil registers the thread that imports it with `threading`, for good: so in one that ends.
-        importer = threading.Thread(target=importlib.import_module, args=(_MODULE,), daemon=True)
-        importer.start()
-        importer.join()
+        done: Any = queue.SimpleQueue()  # not `join`, which would register this thread
+        threading.Thread(target=_import, args=(done,), daemon=True).start()
+        done.get()
     importlib.import_module(_MODULE).attach(path)
 
 
@@ -137,3 +170,6 @@ def offer() -> None:
     if wanted and not LOOKS and sys.platform != "win32":  # which has no record locks
         LOOKS.append(Look())
         LISTENERS.append(LOOKS[0].listen)
+        os.register_at_fork(
+            before=_imports.before_fork, after_in_parent=_imports.after_fork, after_in_child=_imports.after_fork
+        )

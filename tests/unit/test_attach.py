@@ -130,6 +130,7 @@ def test_windows_does_not_offer_it(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(_attach, "LISTENERS", [])
     monkeypatch.setattr(_attach, "LOOKS", looks)
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
     monkeypatch.setenv("POOLING_ATTACH", "1")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "win32")
@@ -308,3 +309,32 @@ def test_reaper_that_begins_again_goes_on(directory: DefaultDirectory, monkeypat
     directory.listen(reaper, None)
     assert begun == [reaper]
     pool.close()
+
+
+def test_fork_in_the_middle_of_the_import(home: Path) -> None:
+    """A child could never import what another thread of its parent was importing."""
+    code = """
+import os, signal, sys, threading, time
+import pooling
+from pooling import _attach
+begun = threading.Event()
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "psutil":
+            begun.set()
+            time.sleep(1)
+sys.meta_path.insert(0, Slow())
+path = os.path.join(os.environ["XDG_RUNTIME_DIR"], "pooling")
+os.mkdir(path, 0o700)
+open(os.path.join(path, "watch"), "w").close()
+pool = pooling.Pool(object, name="db")
+with pool.acquire(): pass
+assert begun.wait(20)
+if os.fork() == 0:
+    signal.alarm(20)
+    import pooling.observe.process
+    os._exit(0)
+print(os.wait()[1])
+"""
+    env = {"XDG_RUNTIME_DIR": str(home), "POOLING_METRICS_DIR": "", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    assert run(code, **env) == "0\n"
