@@ -171,7 +171,7 @@ class _Source:
         recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
         owner = None if engine.owner is None else engine.owner()
         return {
-            "kind": type(owner).__name__,
+            "kind": "Pool" if owner is None else type(owner).__name__,
             **({} if error is None else {"error": error}),
             "counters": counters,
             "gauges": {
