@@ -37,7 +37,7 @@ STEPS = [
     {"__init__"},
     {"tools"},
     {"tools.demo"},
-    {"tools.soak"},
+    {"tools.soak", "tools.top"},
     {"__main__"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
@@ -104,12 +104,14 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "__main__"
+    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "tools.top",
+    "__main__",
 }  # fmt: skip
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
-IMPORTED_AS = {"prometheus": "prometheus_client"}  # the module of an extra's package, where the name differs
+# The module of an extra's package, where the name differs.
+IMPORTED_AS = {"prometheus": "prometheus_client", "top": "rich"}
 
 HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
