@@ -113,6 +113,7 @@ class Session:
         if notes.lost:
             self._configure_again(conn, notes)
         notes.client = driver.client_state(conn)
+        driver.restore(conn, notes.client)  # without the results of all that
         notes.limit, notes.queries = self._limit, self._queries
         notes.lost = False
         notes.dirty = not driver.notes_use
