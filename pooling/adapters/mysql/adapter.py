@@ -103,11 +103,13 @@ class MySQLAdapter(Adapter[Connection]):
         driver = self.driver
         conn = driver.connect(answer.arguments)
         try:
-            notes, sock = notes_of(conn), driver.socket_of(conn)
-            notes.watch(driver.descriptor(conn))
-            if sock is not None:
-                keep_alive(sock)
-                notes.place = driver.thread_id(conn), _seen_from(sock)
+            notes, fd = notes_of(conn), driver.descriptor(conn)
+            notes.watch(fd)
+            handle = spare_handle(fd)
+            if handle is not None:
+                with handle:
+                    keep_alive(handle)
+                    notes.place = driver.thread_id(conn), _seen_from(handle)
             self.session_rules.prepare(conn)
         except BaseException:
             with suppress(Exception):
@@ -150,7 +152,8 @@ class MySQLAdapter(Adapter[Connection]):
         if notes.unfinished and notes.place is not None:
             with suppress(Exception):  # otherwise the server would go on with it, beyond the pool's size
                 self._kill(notes)
-        peer = spare_handle(driver.descriptor(resource))
+        peer = notes.peer or spare_handle(driver.descriptor(resource))
+        notes.peer = None
         try:
             driver.close(resource)
         finally:

@@ -58,7 +58,8 @@ class Transaction:
         notes, rules = notes_of(self._conn), self._pool.session_rules
         if self._begin:
             notes.dirty, notes.answered = True, False
-            commands = Commands(*((QUERY, text.encode()) for text in self._begin))
+            steps = ((QUERY, text.encode()) for text in self._begin)
+            commands = Commands(*steps, prefix=rules.driver.query_prefix(self._conn))
             rules.driver.perform(self._conn, commands, notes.limit and notes.limit.left(), rules.pipelined)
         notes.block = self._what
 
@@ -117,7 +118,8 @@ def _refuse_unknown(pool: CommittingPool, conn: Connection, error: Exception) ->
         return  # the server refused to commit
     if failures.was_refused(error):
         raise driver.lost(LOST) from error
-    notes_of(conn).unfinished = True
+    if isinstance(error.__cause__, TimeoutError):
+        notes_of(conn).unfinished = True  # the server may still be at it
     raise driver.commit_unknown(
         f"pool {pool.name!r}: the connection was lost during the commit: it is unknown whether it took effect"
     ) from error

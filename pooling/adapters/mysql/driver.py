@@ -9,9 +9,9 @@ from typing import Any
 from ... import errors
 from ..._masking import shown
 from .tracking import Connection
-from .wire import Commands
+from .wire import ERROR, Commands, exchange, status_of
 
-__all__ = ["Driver", "NAMES", "choose"]
+__all__ = ["NAMES", "Driver", "WireDriver", "choose", "failed_at"]
 
 NAMES = {"pymysql": "pymysql", "connector": "mysql.connector", "mysqlclient": "MySQLdb"}
 """The drivers in the order in which they are looked for, each with its module."""
@@ -68,6 +68,9 @@ class Driver:
         """Return an error of the driver that says that the connection is lost."""
         return self.operational(2013, text)
 
+    def limit_to(self, seconds: float | None) -> None:
+        """Limit each command of each new connection, if the driver cannot do so later."""
+
     # -- connections --------------------------------------------------------------
 
     def connection_class(self) -> type[Any]:
@@ -103,6 +106,10 @@ class Driver:
     def close(self, conn: Connection) -> None:
         """Close it; a closed one is left alone."""
         raise NotImplementedError
+
+    def query_prefix(self, conn: Connection) -> bytes:
+        """Return what precedes the text in the command that executes a statement."""
+        return b""
 
     def socket_of(self, conn: Connection) -> Any:
         """Return its socket, ``None`` if it is closed or not known."""
@@ -183,6 +190,56 @@ class Driver:
 
     def restore(self, conn: Connection, state: Any) -> None:
         """Make the client's side as it was."""
+        raise NotImplementedError
+
+
+class WireDriver(Driver):
+    """A driver whose socket can be used to send several commands at once."""
+
+    def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
+        if not self.is_open(conn):
+            raise self.lost("the connection is closed")
+        done, problem = 0, None
+        answers: list[bytes] = []
+        parts = [(commands.data, len(commands))] if pipelined else [(one, 1) for one in commands.packets]
+        try:
+            sock = self.begin_raw(conn)
+            for data, count in parts:
+                answers, problem = exchange(sock, data, count, timeout)
+                for answer in answers:
+                    if answer[:1] == ERROR:
+                        problem = self.error_of(answer)
+                        break
+                    done += 1
+                if problem is not None:
+                    break
+        except BaseException:
+            self.cut_off(conn)
+            raise
+        if problem is None:
+            self.end_raw(conn, status_of(answers[-1]))
+            return
+        if not isinstance(problem, self.error):
+            self.cut_off(conn)
+            problem, cause = self.lost(str(problem)), problem
+            problem.__cause__ = cause
+        vars(problem)["_failed_at"] = done
+        raise problem
+
+    def begin_raw(self, conn: Connection) -> Any:
+        """Return its socket, to be used without the driver."""
+        raise NotImplementedError
+
+    def end_raw(self, conn: Connection, status: int) -> None:
+        """Tell the driver the server's status flags."""
+        raise NotImplementedError
+
+    def cut_off(self, conn: Connection) -> None:
+        """Close it without telling the server."""
+        raise NotImplementedError
+
+    def error_of(self, answer: bytes) -> Exception:
+        """Return the driver's error for a packet."""
         raise NotImplementedError
 
 

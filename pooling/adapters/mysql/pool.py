@@ -129,6 +129,7 @@ class MySQLPool(Pool[Connection]):
         command = check_limit("command_timeout", command_timeout)
         self.driver = load(driver or driver_of(conninfo), connection_class)
         """What the pool uses of the driver. Internal."""
+        self.driver.limit_to(command)
         self._queries = _statistics() if query_statistics else None
         self._unable: set[str] = set()  # what was warned of; guarded by the lock
         create_timeout = settings.create_timeout

@@ -18,10 +18,11 @@ import pymysql
 from pymysql import cursors, err
 
 from ..._plain import switched_off
+from ..shared.limits import Limit
 from ..shared.statistics import Timer
-from .driver import Driver
+from .driver import WireDriver
 from .tracking import Connection, Notes, notes_of
-from .wire import ERROR, PING, Commands, exchange, status_of
+from .wire import PING, Commands
 
 __all__ = ["NEEDED", "PyMySQL"]
 
@@ -60,6 +61,12 @@ class Tracking:
             text = sql.encode(self.encoding) if isinstance(sql, str) else bytes(sql)  # type: ignore[attr-defined]
             notes.recorded.append((command, text))
         super()._execute_command(command, sql)  # type: ignore[misc]
+
+    def _force_close(self) -> None:
+        notes: Notes = self._pooling  # type: ignore[attr-defined]
+        if not self._closed:  # type: ignore[attr-defined]  # after an error: `MySQLAdapter.close` waits for the server
+            notes.keep_peer(self._sock)  # type: ignore[attr-defined]
+        super()._force_close()  # type: ignore[misc]
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
         if sslp != {}:
@@ -119,7 +126,7 @@ class Tracking:
         notes.failed = None
 
 
-class PyMySQL(Driver):
+class PyMySQL(WireDriver):
     """See `Driver`."""
 
     name = "pymysql"
@@ -187,52 +194,43 @@ class PyMySQL(Driver):
         return str(conn.get_server_info())
 
     def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
-        if not AVAILABLE:
+        if AVAILABLE:
+            super().perform(conn, commands, timeout, pipelined)
+        else:
             for _, text in commands.steps:
                 self.execute(conn, text.decode(), 0.0)
-            return
-        sock = conn._sock
-        if sock is None:
-            raise err.InterfaceError(0, "the connection is closed")
-        conn._current_timeout = -1.0  # it sets the socket's again
-        done, problem = 0, None
-        parts = [(commands.data, len(commands))] if pipelined else [(one, 1) for one in commands.packets]
+
+    def begin_raw(self, conn: Connection) -> Any:
+        conn._result = None
+        conn._current_timeout = -1.0  # so that it sets the socket's again
+        return conn._sock
+
+    def end_raw(self, conn: Connection, status: int) -> None:
+        conn.server_status = status
+
+    def cut_off(self, conn: Connection) -> None:
+        conn._force_close()
+
+    def error_of(self, answer: bytes) -> Exception:
         try:
-            for data, count in parts:
-                answers, problem = exchange(sock, data, count, timeout)
-                for answer in answers:
-                    if answer[:1] == ERROR:
-                        problem = _error_of(answer)
-                        break
-                    done += 1
-                if problem is not None:
-                    break
-        except BaseException:
-            conn._force_close()
-            raise
-        if problem is None:
-            conn.server_status = status_of(answers[-1])
-            return
-        if not isinstance(problem, err.MySQLError):
-            conn._force_close()
-            problem, cause = err.OperationalError(2013, str(problem)), problem
-            problem.__cause__ = cause
-        vars(problem)["_failed_at"] = done
-        raise problem
+            err.raise_mysql_exception(answer)
+        except err.MySQLError as error:
+            found: Exception = error.with_traceback(None)
+            return found
+        return self.lost("the server has sent a malformed error")
 
     def ask(self, conn: Connection, sql: str, timeout: float) -> tuple[Any, ...]:
         notes = notes_of(conn)
         dirty, limit, queries = notes.dirty, notes.limit, notes.queries
-        notes.limit = notes.queries = None
-        before = vars(conn).get("_read_timeout")
-        conn._read_timeout = timeout if AVAILABLE else before
+        notes.limit, notes.queries = Limit(timeout), None
+        before = vars(conn).get("_read_timeout"), vars(conn).get("_write_timeout")
         try:
             cursor = cursors.Cursor(conn)
             cursor.execute(sql)
             row = cursor.fetchone()
             cursor.close()
         finally:
-            conn._read_timeout = before
+            conn._read_timeout, conn._write_timeout = before
             notes.dirty, notes.limit, notes.queries = dirty, limit, queries
         return tuple(row or ())
 
@@ -307,15 +305,6 @@ def _forget_results(conn: Connection) -> None:
     if result is not None:
         result.unbuffered_active = False
         conn._result = None
-
-
-def _error_of(answer: bytes) -> Exception:
-    try:
-        err.raise_mysql_exception(answer)
-    except err.MySQLError as error:
-        found: Exception = error.with_traceback(None)
-        return found
-    return ValueError("the server has sent a malformed error")
 
 
 def _with_tls(arguments: dict[str, Any], mode: str) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class Session:
         driver, notes = self.driver, notes_of(conn)
         maria = "mariadb" in driver.server_version(conn).lower()
         steps = self._steps(conn, maria)
-        notes.clean_with(*steps)
+        prefix = driver.query_prefix(conn)
+        notes.clean_with(*steps, prefix=prefix)
         self._look_up(conn, notes)
         if self._configure is not None:
             notes.recorded = []
@@ -103,7 +104,7 @@ class Session:
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
             if not notes.by_hook:
-                notes.clean_with(*steps, *again)
+                notes.clean_with(*steps, *again, prefix=prefix)
         notes.client = driver.client_state(conn)
         notes.failed, notes.dirty = None, True
         if self.cleans and self.resets:
@@ -157,7 +158,7 @@ class Session:
             if notes.by_hook or number < len(self._steps(conn, True)):
                 raise
             # The hook's statements cannot be executed twice: the hook itself is called from now on.
-            notes.clean_with(*notes.cleaning.steps[:number])
+            notes.clean_with(*notes.cleaning.steps[:number], prefix=driver.query_prefix(conn))
             notes.by_hook = True
             driver.perform(conn, notes.cleaning, self.create_timeout, self.pipelined)
         notes.lost = notes.by_hook
@@ -196,7 +197,7 @@ class Session:
         state = driver.autocommit_of(notes.client)
         if state is not None and driver.in_autocommit(conn) != state:
             steps.append((QUERY, b"SET autocommit=%d" % state))
-        driver.perform(conn, Commands(*steps), self.reset_timeout, self.pipelined)
+        driver.perform(conn, Commands(*steps, prefix=driver.query_prefix(conn)), self.reset_timeout, self.pipelined)
 
     def _configure_again(self, conn: Connection, notes: Notes) -> None:
         """Call the hook again: the cleaning has undone what it did, along with what the borrower did."""
@@ -230,10 +231,8 @@ class Session:
         notes, driver = notes_of(conn), self.driver
         if not notes.dirty and driver.pipelines:
             return
-        commands = Commands((QUERY, b"COMMIT"))
         cleans = self.cleans and self.resets and driver.pipelines
-        if cleans:
-            commands = notes.committing
+        commands = notes.committing if cleans else Commands((QUERY, b"COMMIT"), prefix=driver.query_prefix(conn))
         try:
             driver.perform(conn, commands, notes.limit and notes.limit.left(), self.pipelined)
         except driver.error as error:

@@ -31,7 +31,7 @@ _HIDDEN = re.compile(
 
 def query_statistics() -> QueryStatistics:
     """Return empty statistics; errors are counted by their number."""
-    return QueryStatistics(text_of, _label)
+    return QueryStatistics(text_of, _label, "code")
 
 
 def _label(error: BaseException) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..shared.limits import Limit
 from ..shared.statistics import QueryStatistics
 from .failures import rolls_back
 from .statistics import text_of
-from .wire import QUERY, Commands
+from .wire import QUERY, Commands, spare_handle
 
 __all__ = ["Connection", "Notes", "notes_of"]
 
@@ -32,7 +33,7 @@ class Notes:
 
     __slots__ = (
         "dirty", "answered", "unfinished", "failed", "block", "limit", "queries", "recorded", "client", "cleaning",
-        "committing", "by_hook", "lost", "place", "role", "undoes", "_poll",
+        "committing", "by_hook", "lost", "place", "peer", "role", "undoes", "_poll",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -49,14 +50,15 @@ class Notes:
         self.by_hook = False  # the hook itself is to be called after a cleaning
         self.lost = False  # a cleaning has undone what the hook did
         self.place: tuple[int, str] | None = None  # the session's number, and this side's address as the server sees it
+        self.peer: socket.socket | None = None  # shows when the server has ended the session
         self.role: str | None = None  # whether the server is read-only, as it said
         self.undoes = False  # it rolls back the transaction after a lock wait timeout
         self._poll: Callable[[int], Any] | None = None
 
-    def clean_with(self, *steps: tuple[int, bytes]) -> None:
+    def clean_with(self, *steps: tuple[int, bytes], prefix: bytes) -> None:
         """Clean the session with these commands from now on."""
-        self.cleaning = Commands(*steps)
-        self.committing = Commands((QUERY, b"COMMIT"), *steps)
+        self.cleaning = Commands(*steps, prefix=prefix)
+        self.committing = Commands((QUERY, b"COMMIT"), *steps, prefix=prefix)
 
     def watch(self, fd: int | None) -> None:
         """Prepare `silent` for the connection's descriptor."""
@@ -67,6 +69,11 @@ class Notes:
         poller = poll()
         poller.register(fd, select.POLLIN | getattr(select, "POLLRDHUP", 0))
         self._poll = poller.poll
+
+    def keep_peer(self, sock: Any) -> None:
+        """Keep a second handle of a socket that is about to be closed after an error."""
+        if sock is not None and self.peer is None and self.place is not None:
+            self.peer = spare_handle(sock.fileno())
 
     def silent(self) -> bool:
         """Return whether nothing has come from the server, nor the end of the connection.

@@ -35,13 +35,14 @@ class Commands:
 
     Args:
         steps: Each with its number and its text.
+        prefix: See `Driver.query_prefix`.
     """
 
     __slots__ = ("steps", "packets", "data")
 
-    def __init__(self, *steps: tuple[int, bytes]) -> None:
+    def __init__(self, *steps: tuple[int, bytes], prefix: bytes = b"") -> None:
         self.steps = steps
-        self.packets = [_packet(command, body) for command, body in steps]
+        self.packets = [_packet(command, prefix * (command == QUERY) + body) for command, body in steps]
         self.data = b"".join(self.packets)
 
     def __len__(self) -> int:
@@ -143,9 +144,10 @@ def hang_up(fd: int | None) -> None:
 
 
 def wait_for_end(sock: socket.socket, timeout: float) -> None:
-    """Wait until the peer has closed its side."""
+    """Close this side, and wait until the peer has closed its own."""
     end = monotonic() + timeout
     with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
         while (left := end - monotonic()) > 0:
             sock.settimeout(left)
             if not sock.recv(4096):

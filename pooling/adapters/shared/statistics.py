@@ -27,10 +27,13 @@ class QueryStatistics:
     Args:
         text_of: Returns a statement like that.
         code_of: Returns the code of a driver's error, ``None`` if it has none.
+        code: What that is called.
     """
 
-    def __init__(self, text_of: Callable[[Any], str], code_of: Callable[[BaseException], str | None]) -> None:
-        self._text_of, self._code_of = text_of, code_of
+    def __init__(
+        self, text_of: Callable[[Any], str], code_of: Callable[[BaseException], str | None], code: str = "sqlstate"
+    ) -> None:
+        self._text_of, self._code_of, self._code = text_of, code_of, code
         self.renew()
 
     def renew(self) -> None:
@@ -90,7 +93,7 @@ class QueryStatistics:
         return {
             **times._asdict(),
             "errors": sum(errors.values()),
-            "errors_by_sqlstate": errors,
+            f"errors_by_{self._code}": errors,
             "slowest": [{"seconds": seconds, "query": text} for seconds, text in slowest],
         }
 
