@@ -60,6 +60,7 @@ class MariaDBServer:
         """Return a PyMySQL connection."""
         import pymysql
 
+        options.setdefault("ssl_disabled", True)  # otherwise it loads the system's certificates each time
         return pymysql.connect(host=LOOPBACK, port=self.port, user="root", database="test", **options)
 
     @property

@@ -84,12 +84,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
     driver = rules.driver
     if not notes.dirty and driver.notes_use:
         return
-    left = driver.unread(conn)
-    if left is not None:
-        notes.unfinished = True  # its connection is closed: to read the rest could take for ever
-        raise driver.programming(
-            f"the block has ended with {left}: its connection is closed, and its transaction rolled back"
-        )
+    _refuse_unread(pool, conn, driver.unread(conn))
     if notes.failed is not None:
         raise driver.rolled_back(
             f"pool {pool.name!r}: the transaction of this block was rolled back: an error was caught before the end, "
@@ -104,12 +99,21 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
                 driver.ping(conn, 1.0)
             except driver.error as error:
                 why = error
+        _refuse_unread(pool, conn, "a half-read result" if failures.code_of(why) == failures.OUT_OF_SYNC else None)
         raise driver.lost(LOST) from why
     try:
         rules.commit(conn)
     except driver.error as error:
         _refuse_unknown(pool, conn, error)
         raise
+
+
+def _refuse_unread(pool: CommittingPool, conn: Connection, left: str | None) -> None:
+    if left is not None:
+        notes_of(conn).unfinished = True  # its connection is closed: to read the rest could take for ever
+        raise pool.session_rules.driver.programming(
+            f"the block has ended with {left}: its connection is closed, and its transaction rolled back"
+        )
 
 
 def _refuse_unknown(pool: CommittingPool, conn: Connection, error: Exception) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 __all__ = [
-    "LOST", "code_of", "codes", "ended_by", "is_full", "is_hopeless", "is_read_only", "repeatable", "rolls_back",
-    "was_refused",
+    "LOST", "OUT_OF_SYNC", "code_of", "codes", "ended_by", "is_full", "is_hopeless", "is_read_only", "repeatable",
+    "rolls_back", "was_refused",
 ]  # fmt: skip
 
+OUT_OF_SYNC = 2014  # commands out of sync: a result was not read to its end
 LOST = 2013  # lost connection to the server during a query, as the C client's library numbers it
 
 #: The server says that it ends the session, before or instead of executing a command.
@@ -28,7 +29,7 @@ _DEAD = {
     1152: "aborted connection", 1154: "read error from pipe", 1156: "packets out of order",
     1158: "error reading packets", 1159: "timeout reading packets", 1160: "error writing packets",
     1161: "timeout writing packets", 1184: "aborted connection", 2006: "server has gone away",
-    LOST: "lost connection", 2014: "commands out of sync", 2027: "malformed packet", 2045: "shared memory lost",
+    LOST: "lost connection", OUT_OF_SYNC: "commands out of sync", 2027: "malformed packet", 2045: "shared memory lost",
     2055: "lost connection, system error",
 }  # fmt: skip
 _READ_ONLY = {1290, 1836}  # an option such as --read-only prevents it; running in read-only mode

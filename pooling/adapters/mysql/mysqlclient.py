@@ -143,6 +143,14 @@ class MySQLClient(Driver):
             arguments.setdefault("write_timeout", self.read_timeout)
         return arguments
 
+    def connect(self, arguments: Mapping[str, Any]) -> Connection:
+        conn = super().connect(arguments)
+        wants = arguments.get("ssl") or arguments.get("ssl_mode") in ("REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+        if wants and not self.ask(conn, "SHOW STATUS LIKE 'Ssl_cipher'", 0.0)[1]:
+            conn.close()  # MariaDB's library goes on without TLS if the server has none
+            raise self.operational(2026, "TLS is required, but the server does not support it")
+        return conn
+
     def close(self, conn: Connection) -> None:
         if conn.open:
             conn.close()
@@ -167,7 +175,7 @@ class MySQLClient(Driver):
             try:
                 if command == RESET:
                     place = conn._place
-                    conn.change_user(place["user"], place["password"], place["database"] or None)
+                    conn.change_user(place["user"], place["password"], place["database"])
                 elif command == INIT_DB:
                     conn.select_db(body.decode())
                 else:

@@ -25,7 +25,7 @@ from ..shared.statistics import QueryStatistics
 from .driver import Driver, failed_at
 from .failures import code_of, ended_by
 from .tracking import Connection, Notes, notes_of
-from .wire import INIT_DB, QUERY, RESET, Commands
+from .wire import INIT_DB, PING, QUERY, RESET, Commands
 
 __all__ = ["Hook", "NotPipelined", "Session", "SessionMode"]
 
@@ -99,7 +99,10 @@ class Session:
                 self.call(conn, self._configure, self.create_timeout)
             finally:
                 recorded, notes.recorded = notes.recorded, None
-            again = [step for step in recorded or [] if not _PASSING.match(step[1]) or step[0] != QUERY]
+            again = [
+                (command, text) for command, text in recorded or []
+                if command != PING and not (command == QUERY and _PASSING.match(text))
+            ]  # fmt: skip
             notes.by_hook = not driver.pipelines or not all(
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
