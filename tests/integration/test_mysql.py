@@ -23,8 +23,11 @@ from pooling import (
     PoolTimeout,
     TransactionRolledBack,
 )
+from pooling.adapters.mysql import driver as drivers
+from pooling.adapters.mysql import session
 from pooling.adapters.mysql.driver import NAMES
 from pooling.adapters.mysql.statistics import text_of
+from pooling.adapters.mysql.tracking import notes_of
 from pooling.manager import PoolManager
 from tests.conftest import Authority
 from tests.integration.tools import wait_until
@@ -181,32 +184,21 @@ def test_an_unused_lease_sends_nothing(make: Make, server: MariaDBServer) -> Non
         assert number == (conn.thread_id() if hasattr(conn, "thread_id") else conn.connection_id)
 
 
-class Counting:
-    """A socket that counts what is sent."""
-
-    def __init__(self, sock: Any) -> None:
-        self.sock, self.sent = sock, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sock, name)
-
-    def sendall(self, data: bytes) -> None:
-        self.sent += 1
-        self.sock.sendall(data)
-
-
 @pytest.mark.parametrize("name", ["pymysql", "connector"])
-def test_commit_and_cleaning_are_one_round_trip(server: MariaDBServer, name: str) -> None:
-    with MySQLPool(url(server), ONE, driver=name) as pool:
-        with pool.connection() as conn:
-            run(conn, "DELETE FROM t")
-            holder, attribute = (conn, "_sock") if name == "pymysql" else (conn._socket, "sock")
-            counting = Counting(getattr(holder, attribute))
-            setattr(holder, attribute, counting)
-        setattr(holder, attribute, counting.sock)
-        assert counting.sent == 1
-        with pool.acquire() as again:
-            assert again is conn
+def test_commit_and_cleaning_are_one_round_trip(
+    server: MariaDBServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def counting(sock: Any, commands: bytes, count: int, timeout: float | None) -> Any:
+        counts.append(count)
+        return exchange(sock, commands, count, timeout)
+
+    exchange = drivers.exchange
+    with MySQLPool(url(server), ONE, driver=name) as pool, pool.connection() as conn:
+        run(conn, "DELETE FROM t")
+        monkeypatch.setattr(drivers, "exchange", counting)
+    assert counts == [4]  # COMMIT, reset, SET, the database
 
 
 # -- sessions ------------------------------------------------------------------------
@@ -351,11 +343,11 @@ def test_deadlock_that_is_caught_is_not_committed(make: Make, server: MariaDBSer
 def test_rollback_makes_the_block_usable_again(make: Make, server: MariaDBServer) -> None:
     pool = make()
     with pool.connection() as conn:
-        conn._pooling.failed = "a statement"  # as after a deadlock
+        notes_of(conn).failed = "a statement"  # as after a deadlock
         conn.rollback()
         run(conn, "INSERT INTO t VALUES (1)")
     with pool.connection() as conn:
-        conn._pooling.failed = "a statement"
+        notes_of(conn).failed = "a statement"
         run(conn, "ROLLBACK")
         run(conn, "INSERT INTO t VALUES (2)")
     assert server.ask("SELECT n FROM t") == ((1,), (2,))
@@ -545,6 +537,7 @@ def test_tls(make: Make, server: MariaDBServer, authority: Authority, driver: st
     assert cipher(make(url(server, more="?ssl-mode=REQUIRED")))
     assert not cipher(make(url(server, more="?ssl-mode=DISABLED")))
     number = secure.execute_query("SELECT CONNECTION_ID()")[0][0]
+    wait_until(lambda: secure.stats()["idle"] == 1)  # cleaned
     server.ask(f"KILL {number}")
     wait_until(lambda: not server.ask(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"))
     assert secure.execute_query("SELECT 1") == [(1,)]  # the end of a TLS session is seen, too
@@ -606,15 +599,13 @@ def test_server_that_takes_one_command_at_a_time(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As some proxies do, which never answer the others."""
-    from pooling.adapters.mysql import driver, session
-
-    exchange = driver.exchange
+    exchange = drivers.exchange
 
     def first_only(sock: Any, commands: bytes, count: int, timeout: float | None) -> Any:
         length = 4 + commands[0] + (commands[1] << 8)
         return exchange(sock, commands[:length], count, timeout)
 
-    monkeypatch.setattr(driver, "exchange", first_only)
+    monkeypatch.setattr(drivers, "exchange", first_only)
     monkeypatch.setattr(session, "PROBE", 0.5)
     pool = make()
     with pool.acquire() as conn:
@@ -628,8 +619,6 @@ def test_server_that_takes_one_command_at_a_time(
 def test_server_without_a_reset(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pooling.adapters.mysql import session
-
     pool = make()
     if not pool.driver.pipelines:
         return

@@ -11,6 +11,7 @@ import pytest
 from pymysql.cursors import DictCursor, SSCursor
 
 from pooling import MySQLPool, PoolSettings
+from pooling.adapters.mysql.pymysql import PyMySQL
 from tests.mariadb import MariaDBServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
@@ -101,9 +102,8 @@ LEFT = {
     "cursor class": Left(lambda conn: setattr(conn, "cursorclass", DictCursor), lambda conn: conn.cursorclass),
     "converters": Left(lambda conn: conn.decoders.clear(), lambda conn: len(conn.decoders)),
     "own attributes": Left(lambda conn: setattr(conn, "user_id", 7), lambda conn: hasattr(conn, "user_id")),
-    "time limit of the driver": Left(lambda conn: setattr(conn, "_read_timeout", 1.0), lambda conn: conn._read_timeout),
+    "arguments of the driver": Left(lambda conn: setattr(conn, "use_unicode", False), "SELECT 'x'"),
 }  # fmt: skip
-UNUSED = {"cursor class", "converters", "own attributes", "time limit of the driver"}  # nothing is sent
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_each_kind_of_state_would_be_seen_without_a_cleaning(server: MariaDBServ
     conn = server.connect()
     leave(conn, what)
     if kind == "a half-read result":
-        assert conn._result.unbuffered_active
+        assert PyMySQL().unread(conn)
         conn.kept.close()
     else:
         assert look(conn, what) != as_new

@@ -85,11 +85,11 @@ class MySQLAdapter(Adapter[Connection]):
         answer, rules = self._address.ask(), self.session_rules
         resets = rules.resets
         try:
-            conn = self._prepared(answer)
+            conn = self._made(answer)
         except NotPipelined:
             rules.pipelined = False
             try:
-                conn = self._prepared(answer)
+                conn = self._made(answer)
             except BaseException:
                 rules.pipelined = self.driver.pipelines  # it was not that
                 raise
@@ -99,7 +99,7 @@ class MySQLAdapter(Adapter[Connection]):
         self._proved(answer)
         return conn
 
-    def _prepared(self, answer: Answer) -> Connection:
+    def _made(self, answer: Answer) -> Connection:
         driver = self.driver
         conn = driver.connect(answer.arguments)
         try:
@@ -113,7 +113,7 @@ class MySQLAdapter(Adapter[Connection]):
             self.session_rules.prepare(conn)
         except BaseException:
             with suppress(Exception):
-                driver.close(conn)
+                self.close(conn)
             raise
         return conn
 

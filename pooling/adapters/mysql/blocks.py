@@ -99,13 +99,19 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
                 driver.ping(conn, 1.0)
             except driver.error as error:
                 why = error
-        _refuse_unread(pool, conn, "a half-read result" if failures.code_of(why) == failures.OUT_OF_SYNC else None)
+        _refuse_unread(pool, conn, _unread(why))
         raise driver.lost(LOST) from why
     try:
         rules.commit(conn)
     except driver.error as error:
+        _refuse_unread(pool, conn, _unread(error))
         _refuse_unknown(pool, conn, error)
         raise
+
+
+def _unread(error: Exception | None) -> str | None:
+    """Return what was left half-read, where the driver says it only at the next command."""
+    return "a half-read result" if failures.code_of(error) == failures.OUT_OF_SYNC else None
 
 
 def _refuse_unread(pool: CommittingPool, conn: Connection, left: str | None) -> None:
