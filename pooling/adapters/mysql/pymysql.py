@@ -272,19 +272,22 @@ class PyMySQL(WireDriver):
 
     def client_state(self, conn: Connection) -> Any:
         state = {name: value for name, value in vars(conn).items() if name not in _VOLATILE}
-        return state, [dict(state[name]) for name in _COPIED]
+        return state, [(name, dict(state[name])) for name in _COPIED], len(vars(conn))
 
     def restore(self, conn: Connection, state: Any) -> None:
-        saved, copies = state
+        saved, copies, number = state
         mine: dict[str, Any] = conn.__dict__
-        for name, value in saved.items():
-            if mine.get(name) is not value:
-                mine[name] = value
-        for name, copy in zip(_COPIED, copies):  # changed in place
+        try:
+            for name, value in saved.items():
+                if mine[name] is not value:
+                    mine[name] = value
+        except KeyError:  # deleted
+            mine.update(saved)
+        for name, copy in copies:  # changed in place
             if mine[name] != copy:
                 mine[name].clear()
                 mine[name].update(copy)
-        if len(mine) > len(saved) + len(_VOLATILE & mine.keys()):
+        if len(mine) != number:
             for name in mine.keys() - saved.keys() - _VOLATILE:
                 del mine[name]
         mine["_result"] = None
