@@ -180,7 +180,7 @@ class Connector(WireDriver):
         return int(conn.connection_id)
 
     def server_version(self, conn: Connection) -> str:
-        return str(conn.server_info)
+        return str(conn.server_info if hasattr(conn, "server_info") else conn.get_server_info())
 
     def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
         if type(conn._socket and conn._socket._netbroker) not in (NetworkBrokerPlain, type(None)):
@@ -259,4 +259,6 @@ class Connector(WireDriver):
         if len(mine) > len(state) + len(_VOLATILE & mine.keys()):
             for name in mine.keys() - state.keys() - _VOLATILE:
                 del mine[name]
+        if mine.get("_query_attrs"):
+            mine["_query_attrs"].clear()
         mine["_unread_result"] = mine["_have_next_result"] = False
