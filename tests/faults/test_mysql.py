@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ import pytest
 
 import pooling
 from pooling import CommitUnknown, CreateFailed, MySQLPool, PoolSettings, PoolTimeout
+from pooling.adapters.mysql.driver import NAMES
 from tests.faults.conftest import Note
 from tests.faults.load import Load, wait_until
 from tests.mariadb import MariaDBServer, needs_mariadb
@@ -399,9 +401,9 @@ def test_an_abandoned_command_is_ended_on_the_server(make: Make, server: MariaDB
 FORK = """
 import os, threading
 from pooling import PoolSettings, MySQLPool
-db = MySQLPool({url!r}, PoolSettings(min_size=0, max_size=4, acquire_timeout=30))
+db = MySQLPool({url!r}, driver={driver!r}, settings=PoolSettings(min_size=0, max_size=4, acquire_timeout=30))
 leases = [db.acquire() for _ in range(4)]
-parents = {{lease.resource.thread_id() for lease in leases}}
+parents = {{db.driver.thread_id(lease.resource) for lease in leases}}
 for lease in leases[2:]:
     lease.release()  # two idle, two in use
 
@@ -409,9 +411,10 @@ def ask(own, base):
     for number in range(base, base + 200):
         assert db.execute_query("SELECT %s", [number]) == [(number,)]
         if own is not None:
-            with own.cursor() as cursor:
-                cursor.execute("SELECT %s", [-number])
-                assert cursor.fetchone() == (-number,)
+            cursor = own.cursor()
+            cursor.execute("SELECT %s", [-number])
+            assert cursor.fetchall()[0] == (-number,)
+            cursor.close()
 
 def many(base, owned):
     threads = []
@@ -433,7 +436,7 @@ for child in range(3):
     pid = os.fork()
     if pid == 0:
         with db.acquire() as conn:
-            assert conn.thread_id() not in parents
+            assert db.driver.thread_id(conn) not in parents
         many(100_000 * (child + 1), [])
         os._exit(0)
     children.append(pid)
@@ -446,9 +449,12 @@ print("well", flush=True)
 """
 
 
+@pytest.mark.parametrize("driver", [name for name, module in NAMES.items() if find_spec(module.partition(".")[0])])
 @pytest.mark.parametrize("exits", [False, True])
-def test_fork_with_idle_and_lent_connections(server: MariaDBServer, proxy: Proxy, note: Note, exits: bool) -> None:
-    program = FORK.format(url=server.url)
+def test_fork_with_idle_and_lent_connections(
+    server: MariaDBServer, proxy: Proxy, note: Note, exits: bool, driver: str
+) -> None:
+    program = FORK.format(url=server.url.replace("+pymysql", ""), driver=driver)
     if exits:  # in good order, with all destructors
         program = program.replace("os._exit(0)", "raise SystemExit(0)")
     run = subprocess.run(

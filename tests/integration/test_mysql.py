@@ -255,6 +255,10 @@ def test_trust(make: Make, server: MariaDBServer) -> None:
             run(conn, sql)
     with pool.acquire() as conn:
         assert run(conn, "SELECT @mine, @@autocommit") == [(1, 0)]
+    with pool.connection() as conn:
+        run(conn, "SET autocommit=1")
+    with pool.acquire() as conn:
+        assert run(conn, "SELECT @@autocommit") == [(0,)]
     assert server.ask("SELECT * FROM t") == ()
 
 
@@ -534,6 +538,7 @@ def test_tls(make: Make, server: MariaDBServer, authority: Authority, driver: st
         with secure.connection() as conn:
             run(conn, "SET @mine = 1")
         assert secure.execute_query("SELECT @mine") == [(None,)]
+    assert secure.metrics.snapshot().created == 1
     assert cipher(make(url(server, more="?ssl-mode=REQUIRED")))
     assert not cipher(make(url(server, more="?ssl-mode=DISABLED")))
     number = secure.execute_query("SELECT CONNECTION_ID()")[0][0]

@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from ...core.adapter import Adapter
+from ...core.descriptors import redirect_to_null
+from ...core.runtime.immortal import keep_forever
 from ...settings import PoolSettings
-from ..dbapi import leave_to_parent
 from ..shared.rotation import Answer
 from ..shared.statistics import QueryStatistics
 from . import failures
@@ -187,7 +188,10 @@ class MySQLAdapter(Adapter[Connection]):
         hang_up(self.driver.descriptor(resource))
 
     def abandon(self, resource: Connection) -> None:
-        leave_to_parent(resource)
+        fd = self.driver.descriptor(resource)
+        keep_forever(resource)  # drivers say goodbye, or shut the socket down, when a connection is destroyed
+        if fd is not None:
+            redirect_to_null(fd)
 
     # -- errors -------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ _NAMES = {
 }  # fmt: skip
 _PARAMETERS = frozenset(DEFAULT_CONFIGURATION) | {"ssl_mode"}
 _PING = Commands((PING, b""))
+_IN_AUTOCOMMIT = 2  # a flag of the server's status
 _VOLATILE = {
     "_pooling", "_socket", "_protocol", "_handshake", "_have_next_result", "_in_transaction", "_unread_result",
     "_columns_desc", "_query", "_local_infile_filenames", "_prepared_statements", "_span", "_status",
@@ -71,6 +72,10 @@ class Tracking:
         except BaseException:
             notes.unfinished = True
             raise
+
+    def _handle_server_status(self, flags: int) -> None:
+        self._pooling.status = flags  # type: ignore[attr-defined]
+        super()._handle_server_status(flags)  # type: ignore[misc]
 
     def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """As the driver's; counts it, and notes if it ends the transaction."""
@@ -229,7 +234,7 @@ class Connector(WireDriver):
         return conn.cursor() if cursor_class is None else conn.cursor(cursor_class=cursor_class)
 
     def in_autocommit(self, conn: Connection) -> bool:
-        return bool(conn._autocommit)
+        return bool(notes_of(conn).status & _IN_AUTOCOMMIT)
 
     def unread(self, conn: Connection) -> str | None:
         if conn.unread_result:

@@ -66,6 +66,7 @@ class Session:
     ) -> None:
         self.driver = driver
         self.cleans = mode == "clean"
+        self._trusts = mode == "trust"
         self.pipelined = driver.pipelines
         """Whether several commands are sent at once; may be changed after `NotPipelined`."""
         self.resets = driver.resets
@@ -245,6 +246,10 @@ class Session:
         notes.failed = None
         if cleans:
             notes.answered, notes.dirty, notes.lost = True, False, notes.by_hook
+        elif self._trusts and driver.pipelines:
+            state = driver.autocommit_of(notes.client)
+            if state is None or driver.in_autocommit(conn) == state:
+                notes.answered, notes.dirty = True, False  # nothing else is reset
 
 
 def _server_limit(limit: float, maria: bool) -> str:

@@ -33,7 +33,7 @@ class Notes:
 
     __slots__ = (
         "dirty", "answered", "unfinished", "failed", "block", "limit", "queries", "recorded", "client", "cleaning",
-        "committing", "by_hook", "lost", "place", "peer", "role", "undoes", "_poll",
+        "committing", "by_hook", "lost", "place", "peer", "role", "status", "undoes", "_poll",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -52,6 +52,7 @@ class Notes:
         self.place: tuple[int, str] | None = None  # the session's number, and this side's address as the server sees it
         self.peer: socket.socket | None = None  # shows when the server has ended the session
         self.role: str | None = None  # whether the server is read-only, as it said
+        self.status = 0  # the server's flags, if the driver does not keep them
         self.undoes = False  # it rolls back the transaction after a lock wait timeout
         self._poll: Callable[[int], Any] | None = None
 
