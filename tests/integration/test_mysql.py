@@ -409,17 +409,21 @@ def test_command_timeout_is_the_servers(make: Make) -> None:
 
 
 def test_command_timeout_of_a_server_that_does_not_stop(make: Make, server: MariaDBServer) -> None:
+    server.ask("INSERT INTO t VALUES (1)")
+    blocker = server.connect()
+    blocker.query("UPDATE t SET n = n")
     pool = make(command_timeout=1.0)
     number = pool.execute_query("SELECT CONNECTION_ID()")[0][0]
     began = time.monotonic()
     limited = pytest.raises(CommandTimeout, match="a command took over 1 s, and the server did not answer")
     with limited, pool.connection() as conn:
         run(conn, "SET max_statement_time=0")
-        run(conn, "SELECT SLEEP(30)")
+        run(conn, "UPDATE t SET n = 2")  # while it waits for the lock, the server does not notice that a client has gone
     assert time.monotonic() - began < 12
     listed = f"SELECT id FROM information_schema.processlist WHERE id = {number}"
-    wait_until(lambda: not server.ask(listed), 10)  # it was ended there, too
+    wait_until(lambda: not server.ask(listed), 20)  # it was ended there, too
     assert pool.execute_query("SELECT 1") == [(1,)]
+    blocker.close()
 
 
 def test_timeout_of_a_call(make: Make, driver: str) -> None:
