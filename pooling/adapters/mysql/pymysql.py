@@ -24,11 +24,13 @@ from .driver import WireDriver
 from .tracking import Connection, Notes, notes_of
 from .wire import PING, Commands
 
-__all__ = ["NEEDED", "PyMySQL"]
+__all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
 
 NEEDED = ("_execute_command", "_force_close", "_read_query_result", "_create_ssl_ctx", "_read_ok_packet", "_sock")
-"""Private names of ``pymysql.connections.Connection``. Further ones are attributes of its objects: ``_result``,
-``_read_timeout``, ``_write_timeout``, ``_affected_rows``."""
+"""Private names of ``pymysql.connections.Connection``."""
+
+ATTRIBUTES = ("_sock", "_rfile", "_result", "_read_timeout", "_write_timeout", "_affected_rows", "server_status", "db")
+"""Attributes of its objects that are not documented."""
 
 AVAILABLE = all(hasattr(pymysql.connections.Connection, name) for name in NEEDED) and not switched_off("pymysql")
 
