@@ -168,7 +168,12 @@ class PyMySQL(WireDriver):
         return arguments
 
     def connect(self, arguments: Mapping[str, Any]) -> Connection:
+        limits = {name: arguments.get(name) for name in ("read_timeout", "write_timeout")}
+        if AVAILABLE:  # PyMySQL's connect_timeout does not apply to what comes after the connection to the port
+            arguments = {**arguments, **{name: limit or arguments["connect_timeout"] for name, limit in limits.items()}}
         conn = super().connect(arguments)
+        if AVAILABLE:
+            conn._read_timeout, conn._write_timeout = limits.values()
         wants = any(arguments.get(one) for one in ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert",
                                                    "ssl_verify_identity"))  # fmt: skip
         if wants and not arguments.get("ssl_disabled") and not hasattr(conn._sock, "getpeercert"):
