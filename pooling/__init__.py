@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         shutdown_http_pool,
     )
     from .adapters.postgres import CommandTimeout, CommitUnknown, PostgresPool
+    from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -68,6 +69,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PostgresPool",
+    "RedisPool",
     "SQLitePool",
     "TooManyWaiting",
     "TransactionRolledBack",
@@ -90,6 +92,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "make_http_request": ".adapters.http.client",
     "shutdown_http_pool": ".adapters.http.client",
     "PostgresPool": ".adapters.postgres",
+    "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",
     "PoolManager": ".manager",
     "application_lifespan": ".manager",

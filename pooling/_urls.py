@@ -32,15 +32,19 @@ SCHEMES = {
     "postgresql": "pooling.adapters.postgres:PostgresPool",
     "postgres": "pooling.adapters.postgres:PostgresPool",
     "sqlite": "pooling.adapters.sqlite:SQLitePool.from_url",
+    "redis": "pooling.adapters.redis:RedisPool.from_url",
+    "rediss": "pooling.adapters.redis:RedisPool.from_url",
+    "unix": "pooling.adapters.redis:RedisPool.from_url",
     "http": "pooling._urls:http_pool",
     "https": "pooling._urls:http_pool",
 }
 
 # The defaults of `HTTPPool`: sockets are cheaper than database connections.
 _BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
-_EXTRAS = {"postgresql": "binary", "postgres": "binary"}  # the extra that installs the driver
+_EXTRAS = {"postgresql": "binary", "postgres": "binary", "redis": "redis", "rediss": "redis", "unix": "redis"}  # the extra that installs the driver
 # Parameters of a kind itself, which for other kinds are another library's name for a setting.
 _OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
+_OWN_PARAMETERS |= dict.fromkeys(("redis", "rediss", "unix"), {"health_check_interval"})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
 # What precedes the query: a ? followed by an @ before the next slash is part of a user or password.
@@ -83,7 +87,8 @@ def from_url(
             if "@" in url.partition("?")[2]:  # the value may be a part of a password with a ? in it
                 rule = f"invalid value for {' or '.join(given)}"
             raise ValueError(f"{masked(url)}: {rule}") from None
-    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES}
+    own = _OWN_PARAMETERS.get(scheme_of(url), set())
+    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES and key not in own}
     if options and (settings is None or isinstance(settings, PoolSettings)):  # other packages' kinds may not take them
         settings = (settings or settings_for(url, {})).replace(**options)
     try:

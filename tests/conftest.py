@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.redisserver import RedisServer, needs_redis
 from tests.servers import PostgresServer, find_postgres, requires
 from tests.web import WebServer
 
@@ -60,6 +61,14 @@ def postgres() -> Iterator[PostgresServer]:
 def private_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for one test, which may kill, restart and configure it."""
     yield from _postgres()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server for all tests that leave it running and as it was."""
+    needs_redis()
+    with RedisServer() as server:
+        yield server
 
 
 class Authority:

@@ -79,6 +79,12 @@ SQLITE = [
     {"adapter"},
     {"pool"},
 ]
+REDIS = [
+    {"arguments", "client", "errors", "marks"},
+    {"connection"},
+    {"adapter"},
+    {"pool"},
+]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
@@ -94,7 +100,10 @@ HTTP = [
     {"pool"},
     {"client"},
 ]
-LAYERS = {"core": CORE, "adapters.postgres": POSTGRES, "adapters.sqlite": SQLITE, "adapters.http": HTTP}
+LAYERS = {
+    "core": CORE, "adapters.postgres": POSTGRES, "adapters.sqlite": SQLITE, "adapters.redis": REDIS,
+    "adapters.http": HTTP,
+}  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
     for package, layers in LAYERS.items()

@@ -1,0 +1,169 @@
+"""The connections that are lent: of the user's class, and they note what a borrower leaves behind.
+
+A borrower gets a *handle*: another object with the same attributes, which the
+pool does not refer to. When the last reference to it is gone, so is its lease,
+and the slot of a connection that was never released is recovered (P8).
+
+Assumes: ``send_command``, ``pack_command``, ``pack_commands`` and
+``send_packed_command`` of redis-py are the only ways to send a command, and
+``read_response`` is the only one to read a reply.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from ...core.lease import Lease
+from .marks import EFFECTS, ERROR, RAW
+
+__all__ = ["handle_of", "tracked"]
+
+
+@functools.lru_cache(maxsize=64)
+def tracked(base: type[Any]) -> tuple[type[Any], type[Any]]:
+    """Return a subclass of a connection class that notes what is sent, and the class of its handles."""
+    connection = _tracked(base)
+
+    class Handle(connection):  # type: ignore[misc, valid-type]
+        """What a borrower of a connection holds."""
+
+        __slots__ = ("lease",)
+        lease: Lease[Any] | None
+
+        # In C: redis-py's would close the connection, and could be interrupted by an exception of another thread.
+        __del__ = object.__init__
+
+    for made in (connection, Handle):
+        made.__name__, made.__qualname__, made.__module__ = base.__name__, base.__qualname__, base.__module__
+    return connection, Handle
+
+
+def handle_of(conn: Any, kind: type[Any], lease: Lease[Any]) -> Any:
+    """Return a handle of a connection, which ends the lease when it is forgotten."""
+    handle = object.__new__(kind)
+    handle.__dict__ = conn.__dict__
+    handle.lease = lease
+    return handle
+
+
+def _tracked(base: type[Any]) -> type[Any]:
+    sends = hasattr(base, "send_command")  # else it is no connection of redis-py
+    found: Any = functools.partial(getattr, base)
+    send, pack, pack_all = found("send_command", None), found("pack_command", None), found("pack_commands", None)
+    send_packed, read = found("send_packed_command", None), found("read_response", None)
+    disconnect, connect = found("disconnect"), found("connect")
+    connect_checked = getattr(base, "connect_check_health", None)
+
+    class Connection(base):  # type: ignore[misc]
+        """A connection that notes what a borrower leaves behind.
+
+        Attributes:
+            marks: What the session was left in, see `marks`.
+            unread: Commands sent less replies read.
+            lost: It failed, or did not answer in time, during this lease.
+            connecting: Above 0 while it logs in.
+            packed: The bytes that are sent next were packed here.
+        """
+
+        unread = 0
+        lost = packed = False
+        connecting = 0
+        poll: Any = None  # the socket, and the object that polls it
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.marks: set[str] = set()
+            super().__init__(*args, **kwargs)
+
+        def __eq__(self, other: object) -> bool:
+            return getattr(other, "__dict__", None) is self.__dict__
+
+        def __hash__(self) -> int:
+            return id(self.__dict__)
+
+        def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            self.marks = set()
+            self.unread = 0
+            disconnect(self, *args, **kwargs)
+
+        def connect(self, *args: Any, **kwargs: Any) -> Any:
+            self.connecting += 1
+            try:
+                return connect(self, *args, **kwargs)
+            finally:
+                self.connecting -= 1
+
+        if connect_checked is not None:
+
+            def connect_check_health(self, *args: Any, **kwargs: Any) -> Any:
+                self.connecting += 1
+                try:
+                    return connect_checked(self, *args, **kwargs)
+                finally:
+                    self.connecting -= 1
+
+        if sends:
+
+            def send_command(self, *args: Any, **kwargs: Any) -> Any:
+                effect = EFFECTS[args[0]]
+                if effect is not None:
+                    effect(self, args)
+                self.unread += 1
+                self.packed = True
+                return send(self, *args, **kwargs)
+
+            def pack_command(self, *args: Any) -> Any:
+                _note(self, [args])
+                return pack(self, *args)
+
+            def pack_commands(self, commands: Iterable[Any]) -> Any:
+                commands = list(commands)
+                _note(self, commands)
+                return pack_all(self, commands)
+
+            def send_packed_command(self, command: Any, *args: Any, **kwargs: Any) -> Any:
+                if self.packed:
+                    self.packed = False
+                else:
+                    self.marks.add(RAW)
+                try:
+                    return send_packed(self, command, *args, **kwargs)
+                except (ConnectionError, TimeoutError):
+                    self.lost = True
+                    raise
+
+            def read_response(self, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    reply = read(self, *args, **kwargs)
+                except ResponseError:
+                    self.unread -= 1
+                    if self.marks:
+                        self.marks.add(ERROR)
+                    raise
+                except (ConnectionError, TimeoutError):
+                    self.lost = True
+                    raise
+                self.unread -= 1
+                return reply
+
+            def re_auth(self) -> None:
+                self.connecting += 1  # a login of the connection's own
+                try:
+                    super().re_auth()
+                finally:
+                    self.connecting -= 1
+
+    return Connection
+
+
+def _note(conn: Any, commands: list[Any]) -> None:
+    """Note commands that are about to be sent."""
+    for args in commands:
+        effect = EFFECTS[args[0]]
+        if effect is not None:
+            effect(conn, args)
+    conn.unread += len(commands)
+    conn.packed = True
