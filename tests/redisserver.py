@@ -56,14 +56,15 @@ class RedisServer:
         self.port = _free_port()
         self.socket = str(self._home.path / "socket")
         self.program = program or programs()[0]
-        self._tls = tls
         self._options = options
         self.data = self._home.path / "data"
         self.data.mkdir()
         account = _account()
         if account is not None:
             os.chown(self.data, account.pw_uid, account.pw_gid)
-            os.chown(self._home.path, account.pw_uid, account.pw_gid)
+        self._tls = tuple(shutil.copy(file, self._home.path) for file in tls) if tls else None
+        for file in self._tls or ():
+            os.chmod(file, 0o644)  # the tests' own directory is closed to the server's account
 
     @property
     def url(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import redis.connection
 
 from ..._masking import shown
-from ...settings import _OWN_NAMES, PoolSettings, with_options
+from ...settings import _OWN_NAMES, PoolSettings, truth, with_options
 
 __all__ = ["checked", "from_query", "settings_of"]
 
@@ -92,6 +92,8 @@ def from_query(url: str) -> dict[str, Any]:
             found[name] = getattr(settings.backoff, name.removeprefix("backoff_"), None)
             if not name.startswith("backoff_"):
                 found[name] = getattr(settings, name)
+    if isinstance(found.get("decode_responses"), str):  # redis-py leaves it: "false" would be true
+        found["decode_responses"] = truth(found["decode_responses"])
     if isinstance(found.get("timeout"), str):  # redis-py 5 leaves it a string
         found["timeout"] = float(found["timeout"])
     return found

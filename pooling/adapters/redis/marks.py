@@ -17,8 +17,11 @@ RAW = "bytes of its own"
 ERROR = "an error during a transaction"
 """The mark of a connection that answered with an error while it had marks: which command took effect is unknown."""
 
-UNFIT = frozenset({RAW, "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "CLIENT REPLY", "SYNC", "PSYNC", "QUIT"})
-"""Marks of connections on which the reply to a RESET could not be told from other replies."""
+UNFIT = frozenset({
+    RAW, "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "CLIENT REPLY", "SYNC", "PSYNC", "REPLCONF", "QUIT",
+    "CLIENT NO-EVICT", "CLIENT NO-TOUCH", "SCRIPT DEBUG",
+})  # fmt: skip
+"""Marks that no RESET removes, or with which its reply could not be told from others: the connection is closed."""
 
 _MOST = 500  # names kept: a program may use its keys as names
 

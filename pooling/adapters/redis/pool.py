@@ -90,6 +90,7 @@ class RedisPool(Pool[Client], redis.ConnectionPool):
         redis.ConnectionPool.__init__(self, connection_class=connection_class, **_OFF, **kwargs)
         self.redis_adapter = RedisAdapter(connection_class, self.connection_kwargs, settings)
         """How connections are made and kept. Internal."""
+        self.make_connection()  # not connected: it only checks the arguments
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
         )
@@ -109,6 +110,14 @@ class RedisPool(Pool[Client], redis.ConnectionPool):
             ValueError, TypeError: As for the class; or it is not such a URL.
         """
         return cls(**{**arguments, **from_query(url)})
+
+    def open(self, timeout: float | None = None) -> None:
+        try:
+            Pool.open(self, timeout)
+        except PoolError as error:
+            raise as_redis_error(error) from error.__cause__
+
+    open.__doc__ = Pool.open.__doc__
 
     # -- a client on a connection of one's own ----------------------------------------
 
