@@ -41,7 +41,9 @@ SCHEMES = {
 
 # The defaults of `HTTPPool`: sockets are cheaper than database connections.
 _BASES = dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100))
-_EXTRAS = {"postgresql": "binary", "postgres": "binary", "redis": "redis", "rediss": "redis", "unix": "redis"}  # the extra that installs the driver
+_EXTRAS = {  # the extra that installs the driver
+    "postgresql": "binary", "postgres": "binary", **dict.fromkeys(("redis", "rediss", "unix"), "redis")
+}  # fmt: skip
 # Parameters of a kind itself, which for other kinds are another library's name for a setting.
 _OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
 _OWN_PARAMETERS |= dict.fromkeys(("redis", "rediss", "unix"), {"health_check_interval"})

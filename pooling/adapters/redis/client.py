@@ -6,13 +6,14 @@ import os
 from typing import Any
 
 import redis
+from redis.connection import ConnectionPool
 
 from ...errors import LeaseError
 
 __all__ = ["Client"]
 
 
-class OneConnection(redis.ConnectionPool):
+class OneConnection(ConnectionPool):
     """The pool of a `Client`: it has one connection, so that pipelines, locks and pubsub use that too."""
 
     def __init__(self, conn: Any, kind: type[Any], kwargs: dict[str, Any]) -> None:  # not redis-py's: no connections

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import redis
-from redis.connection import Connection
+from redis.connection import Connection, ConnectionPool
 
 from ...core.clock import Clock
 from ...core.lease import Lease
@@ -32,6 +32,11 @@ except ImportError:  # redis-py 6.2 and older
 else:
     _OFF = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 
+try:
+    from redis.event import AfterConnectionReleasedEvent
+except ImportError:  # redis-py 5.2 and older
+    AfterConnectionReleasedEvent = None  # type: ignore[assignment, misc]
+
 # Modules that are never the holder (P12): those between the application and the pool.
 _BETWEEN = (
     "redis.", "django_redis.", "django.core.cache.", "flask_caching.", "cachelib.", "celery.backends.", "kombu.",
@@ -39,7 +44,7 @@ _BETWEEN = (
 )  # fmt: skip
 
 
-class RedisPool(Pool[Client], redis.ConnectionPool):
+class RedisPool(Pool[Client], ConnectionPool):
     """A connection pool for redis-py, and for clients on a connection of their own.
 
     Example::
@@ -87,9 +92,10 @@ class RedisPool(Pool[Client], redis.ConnectionPool):
     ) -> None:
         settings = settings_of(settings, options, RedisPool.__init__)
         kwargs = checked(options)
-        redis.ConnectionPool.__init__(self, connection_class=connection_class, **_OFF, **kwargs)
+        ConnectionPool.__init__(self, connection_class=connection_class, **_OFF, **kwargs)
         self.redis_adapter = RedisAdapter(connection_class, self.connection_kwargs, settings)
         """How connections are made and kept. Internal."""
+        self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
         self.make_connection()  # not connected: it only checks the arguments
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
@@ -109,7 +115,10 @@ class RedisPool(Pool[Client], redis.ConnectionPool):
         Raises:
             ValueError, TypeError: As for the class; or it is not such a URL.
         """
-        return cls(**{**arguments, **from_query(url)})
+        given = {**arguments, **from_query(url)}
+        if "connection_class" in arguments:  # as for redis-py
+            given["connection_class"] = arguments["connection_class"]
+        return cls(**given)
 
     def open(self, timeout: float | None = None) -> None:
         try:
@@ -160,6 +169,8 @@ class RedisPool(Pool[Client], redis.ConnectionPool):
         if lease is None or lease._pool is not self:
             return
         connection.lease = None
+        if self._notifies:
+            self._event_dispatcher.dispatch(AfterConnectionReleasedEvent(connection))
         if not lease.active:
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
