@@ -4,8 +4,7 @@
 
 Fetches the sources of the installed version of redis-py from the package index
 and runs its ``tests/test_connection_pool.py`` on a private server. This is
-no part of the test suite, which uses no network. Needs ``packaging`` and
-``pytest-asyncio``, which those tests import.
+no part of the test suite, which uses no network.
 """
 
 from __future__ import annotations
@@ -51,6 +50,8 @@ def main(arguments: list[str]) -> int:
         place = Path(name)
         fetch = ["download", "-q", "--no-deps", "--no-binary", "redis", f"redis=={version}"]
         subprocess.run([sys.executable, "-m", "pip", *fetch, "-d", name], check=True)
+        needs = ["packaging", "pytest-asyncio", "pytest-cov"]  # in a place of their own, as pytest loads what it finds
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", place / "needs", *needs], check=True)
         with tarfile.open(next(place.glob("redis-*.tar.gz"))) as sources:
             sources.extractall(place)
         home = place / f"redis-{version}"
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
         (home / "redis").rename(home / "not-imported")  # the installed one is tested
         command = ["-m", "pytest", "-q", "-rfEs", "-p", "replaced", "-p", "no:cacheprovider", "--tb=short"]
         where = [f"--redis-url=redis://127.0.0.1:{server.port}/0", "tests/test_connection_pool.py"]
-        path = f"{home}:{ROOT}"
+        path = f"{home}:{ROOT}:{place / 'needs'}"
         whole = [sys.executable, *command, *where, *arguments]
         return subprocess.run(whole, cwd=home, env={**os.environ, "PYTHONPATH": path}).returncode
 

@@ -84,6 +84,7 @@ REDIS = [
     {"connection"},
     {"adapter"},
     {"pool"},
+    {"sentinel", "shared"},
 ]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},

@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from redis.backoff import NoBackoff
@@ -54,6 +55,8 @@ class RedisAdapter(Adapter[Client]):
         self.connection_class, self.handle_class = tracked(connection_class)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         self.settings_changed(settings)
         self._resets = True  # the server knows RESET (Redis 6.2)
+        self.on_lost: Callable[[], object] = _nothing
+        """Called when a connection has ended during a lease. Internal."""
         self._told: set[str] = set()  # what was logged already
 
     def settings_changed(self, settings: PoolSettings) -> None:
@@ -76,7 +79,7 @@ class RedisAdapter(Adapter[Client]):
             conn.disconnect()
             raise
         conn.retry = retry
-        conn.lost = False
+        conn.lost = ""
         return Client(conn, self.connection_class, self.kwargs)
 
     def _ping(self, conn: Any) -> None:
@@ -109,8 +112,10 @@ class RedisAdapter(Adapter[Client]):
         if raw:
             resource.end_lease()
         if getattr(conn, "_sock", None) is None:
-            return ("broken" if conn.lost is True else None) if conn.lost else "disconnected"
-        conn.lost = False
+            if conn.told:
+                return None  # `is_broken` is called next
+            return "broken" if conn.lost else "disconnected"
+        conn.lost = ""
         if conn.should_reconnect():
             return "replaced"
         if (conn.marks or conn.unread) and not (raw and self._resets and self._can_reset(conn)):
@@ -152,6 +157,10 @@ class RedisAdapter(Adapter[Client]):
         finally:
             conn.connecting -= 1
 
+    def evicted(self, resource: Client, reason: str) -> None:
+        if resource.own.lost == "ended":
+            self.on_lost()
+
     def close(self, resource: Client) -> None:
         resource.own.disconnect()
 
@@ -176,6 +185,10 @@ class RedisAdapter(Adapter[Client]):
 
     def is_full(self, error: BaseException) -> bool:
         return isinstance(error, ConnectionError) and "max number of clients" in str(error)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _polls(sock: Any) -> Any:

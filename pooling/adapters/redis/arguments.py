@@ -38,7 +38,7 @@ def checked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if kwargs.pop(name, None) is not None:
             raise ValueError(f"{name} is not supported by RedisPool: {reason}")
     config = kwargs.pop("maint_notifications_config", None)
-    if config is not None and getattr(config, "enabled", True):
+    if config is not None and getattr(config, "enabled", True) not in (False, "auto"):  # auto: where it is possible
         raise ValueError(
             "maint_notifications_config is not supported by RedisPool: maintenance notifications need redis-py's own "
             "pool; pass MaintNotificationsConfig(enabled=False) or nothing"

@@ -64,13 +64,15 @@ def _tracked(base: type[Any]) -> type[Any]:
         Attributes:
             marks: What the session was left in, see `marks`.
             unread: Commands sent less replies read.
-            lost: It failed, or did not answer in time, during this lease.
+            lost: ``"ended"`` or ``"timed out"`` after it failed or did not answer in time, during this lease.
+            told: Its release has reported that.
             connecting: Above 0 while it logs in.
             packed: The bytes that are sent next were packed here.
         """
 
         unread = 0
-        lost = packed = False
+        packed = told = False
+        lost = ""
         connecting = 0
         poll: Any = None  # the socket, and the object that polls it
 
@@ -131,8 +133,11 @@ def _tracked(base: type[Any]) -> type[Any]:
                     self.marks.add(RAW)
                 try:
                     return send_packed(self, command, *args, **kwargs)
-                except (ConnectionError, TimeoutError):
-                    self.lost = True
+                except ConnectionError:
+                    self.lost = "ended"
+                    raise
+                except TimeoutError:
+                    self.lost = "timed out"
                     raise
 
             def read_response(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,8 +148,11 @@ def _tracked(base: type[Any]) -> type[Any]:
                     if self.marks:
                         self.marks.add(ERROR)
                     raise
-                except (ConnectionError, TimeoutError):
-                    self.lost = True
+                except ConnectionError:
+                    self.lost = "ended"
+                    raise
+                except TimeoutError:
+                    self.lost = "timed out"
                     raise
                 self.unread -= 1
                 return reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable
@@ -32,10 +33,9 @@ except ImportError:  # redis-py 6.2 and older
 else:
     _OFF = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 
-try:
+AfterConnectionReleasedEvent: Any = None  # redis-py 5.2 and older
+with contextlib.suppress(ImportError):
     from redis.event import AfterConnectionReleasedEvent
-except ImportError:  # redis-py 5.2 and older
-    AfterConnectionReleasedEvent = None  # type: ignore[assignment, misc]
 
 # Modules that are never the holder (P12): those between the application and the pool.
 _BETWEEN = (
@@ -93,13 +93,16 @@ class RedisPool(Pool[Client], ConnectionPool):
         settings = settings_of(settings, options, RedisPool.__init__)
         kwargs = checked(options)
         ConnectionPool.__init__(self, connection_class=connection_class, **_OFF, **kwargs)
-        self.redis_adapter = RedisAdapter(connection_class, self.connection_kwargs, settings)
+        self.redis_adapter = self.adapter_class(connection_class, self.connection_kwargs, settings)
         """How connections are made and kept. Internal."""
         self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
         self.make_connection()  # not connected: it only checks the arguments
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
         )
+
+    adapter_class: type[RedisAdapter] = RedisAdapter
+    """The class of the adapter. Internal."""
 
     __del__ = object.__init__  # redis-py's corrects figures that this pool does not keep
 
@@ -170,11 +173,12 @@ class RedisPool(Pool[Client], ConnectionPool):
             return
         connection.lease = None
         if self._notifies:
-            self._event_dispatcher.dispatch(AfterConnectionReleasedEvent(connection))
+            dispatcher: Any = self._event_dispatcher
+            dispatcher.dispatch(AfterConnectionReleasedEvent(connection))
         if not lease.active:
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
-            connection.lost = "told"
+            connection.told = True
             lease.__exit__(redis.ConnectionError, redis.ConnectionError("lost"), None)
         else:
             lease.__exit__(None, None, None)
