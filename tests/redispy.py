@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> int:
         fetch = ["download", "-q", "--no-deps", "--no-binary", "redis", f"redis=={version}"]
         subprocess.run([sys.executable, "-m", "pip", *fetch, "-d", name], check=True)
         needs = ["packaging", "pytest-asyncio", "pytest-cov"]  # in a place of their own, as pytest loads what it finds
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", place / "needs", *needs], check=True)
+        install = ["install", "-q", "--no-deps", "-t", place / "needs"]
+        subprocess.run([sys.executable, "-m", "pip", *install, *needs], check=True)
         with tarfile.open(next(place.glob("redis-*.tar.gz"))) as sources:
             sources.extractall(place)
         home = place / f"redis-{version}"
