@@ -48,7 +48,8 @@ class RedisServer:
         program: The server to run; ``None`` means the first that is installed.
     """
 
-    mode: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    """Further options, of the next start."""
 
     def __init__(self, *options: str, tls: tuple[str, str] | None = None, program: str | None = None) -> None:
         self._home = _Home("redis")
@@ -100,11 +101,11 @@ class RedisServer:
         return [
             self.program, *ports, "--bind", LOOPBACK, "--dir", str(self.data), "--unixsocket", self.socket,
             "--appendonly", "yes", "--appendfsync", "no", "--save", "", "--enable-debug-command", "yes",
-            *self._options,
+            *self._options, *self.extra,
         ]  # fmt: skip
 
-    def start(self, timeout: float = 30.0) -> None:
-        """Start it, on the data of the last run; return when it answers."""
+    def start(self, timeout: float = 30.0, wait: bool = True) -> None:
+        """Start it, on the data of the last run; return when it answers, or at once."""
         if self.pid is not None:
             return
         other: dict[str, Any] = {}
@@ -118,7 +119,7 @@ class RedisServer:
             )  # fmt: skip
         self._home.note(self._process.pid)
         deadline = time.monotonic() + timeout
-        while True:
+        while wait:
             try:
                 with self.connect() as client:
                     client.ping()
