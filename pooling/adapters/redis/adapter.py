@@ -8,6 +8,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from redis.backoff import NoBackoff
@@ -23,6 +24,7 @@ from redis.retry import Retry
 
 from ...core.adapter import Adapter
 from ...core.hangup import native_poll
+from ...core.liveness import ANSWER_TTL
 from ...settings import PoolSettings
 from .client import Client
 from .connection import tracked
@@ -134,10 +136,10 @@ class RedisAdapter(Adapter[Client]):
             self._told.add(what)
             logger.warning("a Redis connection was released in this state, and is closed: %s", what)
 
-    def reset(self, resource: Client) -> None:
+    def reset(self, resource: Client) -> bool:
         conn = resource.own
         if not conn.marks:
-            return
+            return bool(monotonic() - conn.replied < ANSWER_TTL)  # its server has just answered
         try:
             with _limited(conn, self._reset_timeout):
                 conn.send_command("RESET", check_health=False)
@@ -148,6 +150,7 @@ class RedisAdapter(Adapter[Client]):
             self._resets = not isinstance(error, ResponseError)
             raise
         conn.marks = set()
+        return True
 
     @staticmethod
     def _log_in_again(conn: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
@@ -67,12 +68,14 @@ def _tracked(base: type[Any]) -> type[Any]:
             lost: ``"ended"`` or ``"timed out"`` after it failed or did not answer in time, during this lease.
             told: Its release has reported that.
             connecting: Above 0 while it logs in.
+            replied: When the last reply was read.
             packed: The bytes that are sent next were packed here.
         """
 
         unread = 0
         packed = told = False
         lost = ""
+        replied = 0.0
         connecting = 0
         poll: Any = None  # the socket, and the object that polls it
 
@@ -155,6 +158,7 @@ def _tracked(base: type[Any]) -> type[Any]:
                     self.lost = "timed out"
                     raise
                 self.unread -= 1
+                self.replied = monotonic()
                 return reply
 
             def re_auth(self) -> None:
