@@ -19,6 +19,7 @@ from . import (
     pages,
     postgres,
     proxy,
+    redispy,
     requests,
     scarce,
     shared_metrics,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
     proxy.NAME: proxy.run,
+    redispy.NAME: redispy.run,
     shared_metrics.NAME: shared_metrics.run,
 }
 
