@@ -126,8 +126,7 @@ def state_of(pool: redis.ConnectionPool) -> list[str]:
         info = client.client_info()
         wrong += [f"db {info['db']}"] if info["db"] else []
         wrong += ["named " + info["name"]] if info["name"] else []
-        wrong += [f"watching, multi {info['multi']}"] if info["multi"] != -1 else []
-        wrong += [f"flags {info['flags']}"] if info["flags"] != "N" else []
+        wrong += [f"flags {info['flags']}"] if info["flags"] != "N" else []  # x: MULTI, P: subscribed, O: MONITOR
         other = redis.Redis(host="127.0.0.1", port=pool.connection_kwargs["port"])
         with client.pipeline() as pipe:  # a WATCH that was left shows here
             pipe.set("mine", 1)

@@ -162,7 +162,7 @@ def test_cluster(cluster: list[RedisServer]) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_cluster_refuses_caching_by_name(cluster: list[RedisServer]) -> None:
     cache = pytest.importorskip("redis.cache")
-    with pytest.raises((RedisClusterException, ValueError), match="cache is not supported by RedisPool: client-side caching"):
+    with pytest.raises((RedisClusterException, ValueError), match="cache is not supported by RedisPool: client-side"):
         RedisCluster.from_url(
             f"redis://127.0.0.1:{cluster[0].port}", connection_pool_class=RedisPool, protocol=3,
             cache_config=cache.CacheConfig(),
