@@ -395,33 +395,43 @@ def test_users_and_credential_providers() -> None:
             assert time.monotonic() - began < 8
 
 
-def test_retries_are_redis_pys(redis_server: RedisServer, make: Make) -> None:
-    pool = make(max_size=1, retry=Retry(ConstantBackoff(0.01), 3), retry_on_error=[redis.ConnectionError])
+def test_commands_are_retried_by_redis_py(redis_server: RedisServer, make: Make) -> None:
+    """Within the lease, on the same connection object, which opens a new socket."""
+    pool = make(retry=Retry(ConstantBackoff(0.01), 3))
     client = redis.Redis(connection_pool=pool)
-    conn = pool.get_connection()
-    conn.send_command("PING")
-    assert conn.read_response() == b"PONG"
-    pool.release(conn)
-    admin = redis_server.connect()
-
-    def killed(*args: object, **options: object) -> Any:
-        admin.client_kill_filter(_type="normal", skipme=True)  # while the command is under way
-        return send_command(*args, **options)
-
-    conn = pool.get_connection()
-    send_command, conn.send_command = conn.send_command, killed
-    try:
-        with pytest.raises(redis.ConnectionError):
-            conn.send_command("PING")
-            conn.read_response()
-    finally:
-        del conn.send_command
-        pool.release(conn)
-    assert client.ping()
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(client.blpop, ["queue"], 30)
+        wait_until(lambda: pool.stats()["in_use"] == 1)
+        with redis_server.connect() as admin:
+            blocked = wait_for_blocked(admin)
+            admin.client_kill_filter(_id=blocked)
+            assert wait_for_blocked(admin) != blocked
+            admin.rpush("queue", "job")
+        assert waiting.result() == (b"queue", b"job")
     pool.set_retry(Retry(ConstantBackoff(0.01), 7))
     conn = pool.get_connection()
     assert conn.retry.get_retries() == 7
     pool.release(conn)
+
+
+def wait_for_blocked(admin: redis.Redis) -> str:
+    """Return the number of the client that waits in a BLPOP."""
+    found: list[str] = []
+
+    def seen() -> bool:
+        found[:] = [each["id"] for each in admin.client_list() if each["flags"] == "b"]
+        return bool(found)
+
+    wait_until(seen)
+    return found[0]
+
+
+def test_connecting_is_retried_by_the_pool() -> None:
+    """One attempt at a time, for all who wait; redis-py's delays would come on top."""
+    with closing(RedisPool(port=1, retry=Retry(ConstantBackoff(60), 3), acquire_timeout=1.0)) as pool:
+        with pytest.raises(PoolTimeout) as caught:
+            pool.acquire()
+        assert isinstance(caught.value.__cause__, redis.ConnectionError)
 
 
 # -- errors, limits, holders -------------------------------------------------------------
