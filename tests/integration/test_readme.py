@@ -11,6 +11,7 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
+from tests.redisserver import RedisServer
 from tests.servers import PostgresServer
 
 README = Path(__file__).parents[2] / "README.rst"
@@ -68,7 +69,7 @@ def blocks() -> list[str]:
 
 
 def test_readme_runs(
-    api: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    api: str, postgres: PostgresServer, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("smtplib.SMTP", Mail)
     monkeypatch.chdir(tmp_path)
@@ -76,6 +77,7 @@ def test_readme_runs(
     for number, block in enumerate(blocks()):
         block = block.replace("https://api.example.com", api)
         block = block.replace("postgresql://localhost/app", postgres.dsn)
+        block = block.replace("redis://localhost/", redis_server.url.removesuffix("0"))
         exec(compile(block, f"README.rst, block {number}", "exec"), names)  # noqa: S102
     assert names["quote"] == {"symbol": "ACME", "price": 12.5}
     assert names["rows"] == [(12.5,)]
