@@ -82,6 +82,7 @@ class RedisAdapter(Adapter[Client]):
             raise
         conn.retry = retry
         conn.lost = ""
+        _watch(conn)
         return Client(conn, self.connection_class, self.kwargs)
 
     def _ping(self, conn: Any) -> None:
@@ -100,7 +101,9 @@ class RedisAdapter(Adapter[Client]):
             return False
         known = conn.poll
         if known is None or known[0] is not sock:
-            known = conn.poll = (sock, _polls(sock))
+            known = _watch(conn)
+        if known[2] is not socket.socket:
+            return False  # gevent has patched since: it would block the hub
         return known[1] is None or not known[1](0)  # nothing may come unasked
 
     def validate(self, resource: Client, timeout: float) -> None:
@@ -194,6 +197,13 @@ def _nothing() -> None:
     pass
 
 
+def _watch(conn: Any) -> tuple[Any, Any, type[Any]]:
+    """Return, and keep, what `is_alive` needs to know of a connection's socket."""
+    sock = getattr(conn, "_sock", None)
+    conn.poll = known = (sock, _polls(sock), socket.socket)
+    return known
+
+
 def _polls(sock: Any) -> Any:
     """Return the method that polls a socket; ``None`` on Windows, or for a stand-in of a test."""
     poll = native_poll()
@@ -202,7 +212,7 @@ def _polls(sock: Any) -> Any:
     poller = poll()
     try:
         poller.register(sock.fileno(), _EVENTS)
-    except (TypeError, ValueError, OSError):
+    except (AttributeError, TypeError, ValueError, OSError):
         return None
     return poller.poll
 

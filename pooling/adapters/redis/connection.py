@@ -77,7 +77,7 @@ def _tracked(base: type[Any]) -> type[Any]:
         lost = ""
         replied = 0.0
         connecting = 0
-        poll: Any = None  # the socket, and the object that polls it
+        poll: Any = None  # the socket, what polls it, and the class of sockets at that time
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.marks: set[str] = set()
