@@ -243,6 +243,20 @@ def test_state_is_logged_once_for_each_kind(make: Make, caplog: pytest.LogCaptur
         soil(pool, LEFT["a reply not read"])
     words = [record.getMessage() for record in caplog.records if "released in this state" in record.getMessage()]
     assert [text.rpartition(": ")[2] for text in words] == ["MULTI", "unread replies"]
+    assert words[0].startswith(f"pool {pool.name!r}: ")
+
+
+def test_argument_that_cannot_be_sent_costs_no_connection(make: Make) -> None:
+    client = redis.Redis(connection_pool=make(max_size=1))
+    for _ in range(3):
+        with pytest.raises(redis.DataError):
+            client.set("a", None)  # type: ignore[arg-type]
+        with pytest.raises(redis.DataError), client.pipeline() as pipe:
+            pipe.set("a", 1).set("a", None).execute()  # type: ignore[arg-type]
+        with pytest.raises(redis.ResponseError):
+            client.execute_command("NO-SUCH-COMMAND")
+        assert client.execute_command(b"SET", "a", 1)
+    assert client.connection_pool.metrics.snapshot().created == 1
 
 
 def test_response_callbacks_of_a_client_are_its_own(make: Make) -> None:

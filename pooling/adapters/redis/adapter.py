@@ -56,13 +56,13 @@ class RedisAdapter(Adapter[Client]):
         self.kwargs = kwargs
         self.connection_class, self.handle_class = tracked(connection_class)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         self.settings_changed(settings)
+        self.pool_name = ""
         self._resets = True  # the server knows RESET (Redis 6.2)
         self.on_lost: Callable[[], object] = _nothing
         """Called when a connection has ended during a lease. Internal."""
         self._told: set[str] = set()  # what was logged already
 
     def settings_changed(self, settings: PoolSettings) -> None:
-        self.name = ""
         self._create_timeout = settings.create_timeout
         self._reset_timeout = settings.reset_timeout
         self._query = (settings.validation_query or "PING").split()
@@ -137,7 +137,8 @@ class RedisAdapter(Adapter[Client]):
         what = ", ".join(sorted(conn.marks)) or "unread replies"
         if what not in self._told:
             self._told.add(what)
-            logger.warning("a Redis connection was released in this state, and is closed: %s", what)
+            text = "pool %r: a connection was released in this state, and is closed (logged once): %s"
+            logger.warning(text, self.pool_name, what)
 
     def reset(self, resource: Client) -> bool:
         conn = resource.own

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, DataError, ResponseError, TimeoutError
 
 from ...core.lease import Lease
 from .marks import EFFECTS, ERROR, RAW
@@ -123,16 +123,28 @@ def _tracked(base: type[Any]) -> type[Any]:
                     effect(self, args)
                 self.unread += 1
                 self.packed = True
-                return send(self, *args, **kwargs)
+                try:
+                    return send(self, *args, **kwargs)
+                except DataError:
+                    _not_sent(self, 1)
+                    raise
 
             def pack_command(self, *args: Any) -> Any:
                 _note(self, [args])
-                return pack(self, *args)
+                try:
+                    return pack(self, *args)
+                except DataError:
+                    _not_sent(self, 1)
+                    raise
 
             def pack_commands(self, commands: Iterable[Any]) -> Any:
                 commands = list(commands)
                 _note(self, commands)
-                return pack_all(self, commands)
+                try:
+                    return pack_all(self, commands)
+                except DataError:
+                    _not_sent(self, len(commands))
+                    raise
 
             def send_packed_command(self, command: Any, *args: Any, **kwargs: Any) -> Any:
                 if self.packed:
@@ -174,6 +186,12 @@ def _tracked(base: type[Any]) -> type[Any]:
                     self.connecting -= 1
 
     return Connection
+
+
+def _not_sent(conn: Any, number: int) -> None:
+    """Correct the count after an argument could not be packed."""
+    conn.unread -= number
+    conn.packed = False
 
 
 def _note(conn: Any, commands: list[Any]) -> None:

@@ -100,6 +100,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
         )
+        self.redis_adapter.pool_name = self.name
 
     adapter_class: type[RedisAdapter] = RedisAdapter
     """The class of the adapter. Internal."""
