@@ -375,9 +375,9 @@ while time.monotonic() < ends:
                 wrong += own.get("s") != str(number + 1).encode()
                 own.execute_command("UNWATCH")
             good += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
     except Stop:
         struck += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
 deadline = time.monotonic() + 20
 while pool.stats()["in_use"] and time.monotonic() < deadline:
     time.sleep(0.01)

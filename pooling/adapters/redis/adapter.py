@@ -142,8 +142,10 @@ class RedisAdapter(Adapter[Client]):
 
     def reset(self, resource: Client) -> bool:
         conn = resource.own
-        if not conn.marks:
+        if not (conn.marks or conn.unread):
             return bool(monotonic() - conn.replied < ANSWER_TTL)  # its server has just answered
+        if not self._can_reset(conn):
+            raise ConnectionError("replies were not read")  # `refuse` has closed it, or has failed
         try:
             with _limited(conn, self._reset_timeout):
                 conn.send_command("RESET", check_health=False)

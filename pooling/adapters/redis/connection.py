@@ -12,7 +12,7 @@ Assumes: ``send_command``, ``pack_command``, ``pack_commands`` and
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
@@ -90,9 +90,9 @@ def _tracked(base: type[Any]) -> type[Any]:
             return id(self.__dict__)
 
         def disconnect(self, *args: Any, **kwargs: Any) -> None:
-            self.marks = set()
-            self.unread = 0
             disconnect(self, *args, **kwargs)
+            self.marks = set()  # after it: an exception in between must not make a session look clean
+            self.unread = 0
 
         def connect(self, *args: Any, **kwargs: Any) -> Any:
             self.connecting += 1
@@ -118,33 +118,26 @@ def _tracked(base: type[Any]) -> type[Any]:
         if sends:
 
             def send_command(self, *args: Any, **kwargs: Any) -> Any:
+                self.unread += 1  # first: an effect that removes a mark counts when the reply was read
                 effect = EFFECTS[args[0]]
                 if effect is not None:
                     effect(self, args)
-                self.unread += 1
                 self.packed = True
                 try:
                     return send(self, *args, **kwargs)
-                except DataError:
-                    _not_sent(self, 1)
+                except DataError:  # an argument could not be packed
+                    self.unread -= 1
+                    self.packed = False
+                    if effect is not None:
+                        self.marks.add(ERROR)
                     raise
 
             def pack_command(self, *args: Any) -> Any:
-                _note(self, [args])
-                try:
-                    return pack(self, *args)
-                except DataError:
-                    _not_sent(self, 1)
-                    raise
+                return _packed(self, pack, [args], *args)
 
             def pack_commands(self, commands: Iterable[Any]) -> Any:
                 commands = list(commands)
-                _note(self, commands)
-                try:
-                    return pack_all(self, commands)
-                except DataError:
-                    _not_sent(self, len(commands))
-                    raise
+                return _packed(self, pack_all, commands, commands)
 
             def send_packed_command(self, command: Any, *args: Any, **kwargs: Any) -> Any:
                 if self.packed:
@@ -188,17 +181,19 @@ def _tracked(base: type[Any]) -> type[Any]:
     return Connection
 
 
-def _not_sent(conn: Any, number: int) -> None:
-    """Correct the count after an argument could not be packed."""
-    conn.unread -= number
-    conn.packed = False
-
-
-def _note(conn: Any, commands: list[Any]) -> None:
-    """Note commands that are about to be sent."""
-    for args in commands:
-        effect = EFFECTS[args[0]]
-        if effect is not None:
-            effect(conn, args)
+def _packed(conn: Any, pack: Callable[..., Any], commands: list[Any], *args: Any) -> Any:
+    """Note commands that are about to be sent, and pack them."""
+    before = set(conn.marks)
     conn.unread += len(commands)
+    for each in commands:
+        effect = EFFECTS[each[0]]
+        if effect is not None:
+            effect(conn, each)
     conn.packed = True
+    try:
+        return pack(conn, *args)
+    except DataError:  # nothing is sent
+        conn.marks = before
+        conn.unread -= len(commands)
+        conn.packed = False
+        raise
