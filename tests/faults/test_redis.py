@@ -359,25 +359,31 @@ client = redis.Redis(connection_pool=pool)
 signal.signal(signal.SIGALRM, on_alarm)
 struck = good = wrong = 0
 numbers = itertools.count()
+
+def work():
+    global good, wrong
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0003, 0.003))
+    again = time.monotonic() + 0.01  # a destructor may have swallowed the exception
+    while time.monotonic() < again:
+        number = next(numbers)
+        client.set("s", number)
+        wrong += client.get("s") != str(number).encode()
+        with client.pipeline() as pipe:
+            wrong += pipe.get("s").incr("s").execute() != [str(number).encode(), number + 1]
+        with pool.acquire() as own:
+            own.execute_command("WATCH", "s")
+            wrong += own.get("s") != str(number + 1).encode()
+            own.execute_command("UNWATCH")
+        good += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
 ends = time.monotonic() + 4.0
 while time.monotonic() < ends:
     try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0003, 0.003))
-        again = time.monotonic() + 0.01  # a destructor may have swallowed the exception
-        while time.monotonic() < again:
-            number = next(numbers)
-            client.set("s", number)
-            wrong += client.get("s") != str(number).encode()
-            with client.pipeline() as pipe:
-                wrong += pipe.get("s").incr("s").execute() != [str(number).encode(), number + 1]
-            with pool.acquire() as own:
-                own.execute_command("WATCH", "s")
-                wrong += own.get("s") != str(number + 1).encode()
-                own.execute_command("UNWATCH")
-            good += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        work()
     except Stop:
         struck += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
 deadline = time.monotonic() + 20
 while pool.stats()["in_use"] and time.monotonic() < deadline:
     time.sleep(0.01)
