@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from .adapters.mysql import MySQLPool
     from .adapters.postgres import PostgresPool
+    from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -73,6 +74,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PostgresPool",
+    "RedisPool",
     "SQLitePool",
     "TooManyWaiting",
     "TransactionRolledBack",
@@ -94,6 +96,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "shutdown_http_pool": ".adapters.http.client",
     "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
+    "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",
     "PoolManager": ".manager",
     "application_lifespan": ".manager",

@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 from tests.mariadb import MariaDBServer, needs_mariadb
+from tests.redisserver import RedisServer, needs_redis
 from tests.servers import PostgresServer, find_postgres, requires
 from tests.web import WebServer
 
@@ -75,6 +76,14 @@ def mariadb() -> Iterator[MariaDBServer]:
     """A MariaDB server for all tests that leave it running and as it was."""
     needs_mariadb()
     with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server for all tests that leave it running and as it was."""
+    needs_redis()
+    with RedisServer() as server:
         yield server
 
 

@@ -22,6 +22,7 @@ from . import (
     postgres,
     processor,
     proxy,
+    redispy,
     requests,
     scarce,
     shared_metrics,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     "mysql-insert": mysql.run_insert,
     processor.NAME: processor.run,
     proxy.NAME: proxy.run,
+    redispy.NAME: redispy.run,
     shared_metrics.NAME: shared_metrics.run,
     opentelemetry.NAME: opentelemetry.run,
 }

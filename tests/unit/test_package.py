@@ -88,6 +88,13 @@ SQLITE = [
     {"adapter"},
     {"pool"},
 ]
+REDIS = [
+    {"arguments", "client", "errors", "marks"},
+    {"connection"},
+    {"adapter"},
+    {"pool"},
+    {"sentinel", "shared"},
+]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
@@ -105,7 +112,7 @@ HTTP = [
 ]
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
-    "adapters.sqlite": SQLITE, "adapters.http": HTTP,
+    "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -425,6 +432,9 @@ ALLOWED = {
     ("contenders.py", "_get_conn"): "urllib3 lends a connection by no public method",
     ("contenders.py", "_put_conn"): "urllib3 takes a connection back by no public method",
     ("test_cursors.py", "_maybe_prepare_gen"): "a method of psycopg's cursors, which a program may override",
+    ("test_redis.py", "_available_connections"): "an attribute of redis-py's pools",
+    ("test_redis.py", "_created_connections"): "an attribute of redis-py's pools",
+    ("test_redis.py", "_in_use_connections"): "an attribute of redis-py's pools",
     ("test_http.py", "_fp"): "an attribute of urllib3's responses",
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
