@@ -193,6 +193,15 @@ class RedisAdapter(Adapter[Client]):
             error, (AuthenticationError, AuthorizationError, ResponseError, DataError)
         )
 
+    def ping(self, timeout: float) -> None:
+        try:
+            self.create().own.disconnect()
+        except ResponseError:
+            pass  # it has answered
+        except ConnectionError as error:
+            if not self.is_full(error):
+                raise
+
     def is_full(self, error: BaseException) -> bool:
         return isinstance(error, ConnectionError) and "max number of clients" in str(error)
 
