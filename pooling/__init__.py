@@ -20,6 +20,8 @@ from .core.report.holders import Holder
 from .core.report.metrics import PoolMetrics
 from .core.report.snapshot import PoolSnapshot
 from .errors import (
+    CommandTimeout,
+    CommitUnknown,
     CreateFailed,
     LeaseError,
     PoolClosed,
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
         make_http_request,
         shutdown_http_pool,
     )
-    from .adapters.postgres import CommandTimeout, CommitUnknown, PostgresPool
+    from .adapters.mysql import MySQLPool
+    from .adapters.postgres import PostgresPool
     from .adapters.sqlite import SQLitePool
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -57,6 +60,7 @@ __all__ = [
     "Holder",
     "Lease",
     "LeaseError",
+    "MySQLPool",
     "Observer",
     "Pool",
     "PoolClosed",
@@ -82,13 +86,12 @@ __all__ = [
 
 _LAZY = {  # loaded on first use, so that the import stays light
     "HTTPPool": ".adapters.http",
-    "CommandTimeout": ".adapters.postgres",
-    "CommitUnknown": ".adapters.postgres",
     "HTTPTimeout": ".adapters.http",
     "get_http_pool": ".adapters.http.client",
     "init_http_pool": ".adapters.http.client",
     "make_http_request": ".adapters.http.client",
     "shutdown_http_pool": ".adapters.http.client",
+    "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
     "SQLitePool": ".adapters.sqlite",
     "PoolManager": ".manager",

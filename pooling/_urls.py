@@ -34,6 +34,10 @@ GROUP = "pooling.schemes"
 SCHEMES = {
     "postgresql": "pooling.adapters.postgres:PostgresPool",
     "postgres": "pooling.adapters.postgres:PostgresPool",
+    **{
+        f"{server}{driver}": "pooling.adapters.mysql:MySQLPool"
+        for server in ("mysql", "mariadb") for driver in ("", "+pymysql", "+mysqldb", "+mysqlconnector")
+    },
     "sqlite": "pooling.adapters.sqlite:SQLitePool.from_url",
     "http": "pooling._urls:http_pool",
     "https": "pooling._urls:http_pool",
@@ -47,9 +51,14 @@ _BASES = {
     "sqlalchemy": PoolSettings(min_size=0, validate_on_acquire=False),
 }
 # The extra that installs the driver.
-_EXTRAS = {"postgresql": "binary", "postgres": "binary", "sqlalchemy": "sqlalchemy"}
+_EXTRAS = {
+    "postgresql": "binary", "postgres": "binary", "mysql": "mysql", "mariadb": "mysql", "sqlalchemy": "sqlalchemy",
+}  # fmt: skip
 # Parameters of a kind itself, which for other kinds are another library's name for a setting.
-_OWN_PARAMETERS = {"postgresql": set[str](), "http": {"timeout", "pool_timeout"}, "https": {"timeout", "pool_timeout"}}
+_OWN_PARAMETERS = {
+    **dict.fromkeys(("postgresql", "mysql", "mariadb"), set[str]()),
+    **dict.fromkeys(("http", "https"), {"timeout", "pool_timeout"}),
+}
 _ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
@@ -65,6 +74,7 @@ def from_url(
     ::
 
         from_url("postgresql://app@db/orders?max_size=20&sslmode=require")
+        from_url("mysql://app@db/orders?max_size=20&charset=utf8mb4")
         from_url("sqlite:///app.db?readers=4")
         from_url("https://api.example.com?max_connections=50&timeout=5")
         from_url("mysql+pymysql://app@db/orders?max_size=20", engine=True)  # a SQLAlchemy engine on this pool
@@ -171,7 +181,7 @@ def engine_url(url: str) -> str:
 
 def names_of(url: str) -> Mapping[str, str]:
     """Return the setting for each name that a URL's query, or a mapping with such a URL, may use."""
-    own = _OWN_PARAMETERS.get(scheme_of(url), {"timeout"})
+    own = _OWN_PARAMETERS.get(scheme_of(url).partition("+")[0], {"timeout"})
     return {name: setting for name, setting in _ALL_NAMES.items() if name not in own}
 
 
@@ -184,13 +194,13 @@ def _builder(scheme: str) -> Build:
             if point.name == scheme:
                 return point.load()  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:  # no module, or the name is not in it
-        extra = _EXTRAS.get(scheme)
+        extra = _EXTRAS.get(scheme.partition("+")[0])
         advice = f'; pip install "pooling[{extra}]"' if extra else ""
         raise ImportError(
             f"{scheme}:// needs a driver that is not installed or cannot be loaded: {error}{advice}"
         ) from error
-    known = sorted({*SCHEMES, *(point.name for point in _entry_points())})
-    closest = _closest(scheme, [*known, *OTHER_SCHEMES], 0.75)
+    known = sorted({*(each for each in SCHEMES if "+" not in each), *(point.name for point in _entry_points())})
+    closest = _closest(scheme, [*known, *SCHEMES, *OTHER_SCHEMES], 0.75)
     closest = OTHER_SCHEMES.get(closest or "", closest)
     hint = f"; did you mean {closest!r}?" if closest else ""
     raise ValueError(

@@ -7,6 +7,8 @@
     ├── PoolClosed                   the pool was closed before or during the call
     ├── CreateFailed                 final: wrong password, unknown database (cause chained)
     ├── TransactionRolledBack        a block ended without an error, but its transaction was rolled back
+    ├── CommandTimeout (TimeoutError) a command took longer than its limit, and its connection was closed
+    ├── CommitUnknown                the connection was lost during a commit
     └── LeaseError                   released twice, used after release or after a fork: a bug in the caller
 
 Every message gives the pool's name and counts (P12).
@@ -20,6 +22,8 @@ __all__ = [
     "PoolClosed",
     "CreateFailed",
     "TransactionRolledBack",
+    "CommandTimeout",
+    "CommitUnknown",
     "LeaseError",
 ]
 
@@ -67,6 +71,23 @@ class TransactionRolledBack(PoolError):
     and the database had already rolled the transaction back. The message names
     the statement. The error that a pool raises is also an error of its driver
     (``psycopg.Error``, ``sqlite3.Error``).
+    """
+
+
+class CommandTimeout(PoolError, TimeoutError):
+    """A command took longer than its limit and the server could not be made to stop it.
+
+    The connection was closed, and the outcome of the command is unknown. The
+    error that a pool raises is also an error of its driver.
+    """
+
+
+class CommitUnknown(PoolError):
+    """The connection was lost during a commit, whose outcome is unknown.
+
+    The driver's error is the ``__cause__``. Only the data can tell whether it
+    was committed; running the work again could do it twice. The error that a
+    pool raises is also an error of its driver.
     """
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.mariadb import MariaDBServer, needs_mariadb
 from tests.servers import PostgresServer, find_postgres, requires
 from tests.web import WebServer
 
@@ -60,6 +61,14 @@ def postgres() -> Iterator[PostgresServer]:
 def private_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for one test, which may kill, restart and configure it."""
     yield from _postgres()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB server for all tests that leave it running and as it was."""
+    needs_mariadb()
+    with MariaDBServer() as server:
+        yield server
 
 
 class Authority:

@@ -1,11 +1,13 @@
-"""A private MariaDB server, thrown away afterwards, on loopback, without passwords."""
+"""A private MariaDB server, thrown away afterwards, on loopback."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,24 +33,45 @@ def needs_mariadb() -> None:
         requires("PyMySQL", None, "pip install PyMySQL")
 
 
-class MariaDBServer:
-    """A private server with a database ``test``, ended and removed with the block."""
+_SHARE = Path("/usr/share/mysql")
+_SCRIPTS = ("mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql")
 
-    def __init__(self) -> None:
+
+class MariaDBServer:
+    """A private server with a database ``test``, ended and removed with the block.
+
+    Its user ``root`` needs no password.
+
+    Args:
+        grants: Whether it has users and privileges; making their tables takes
+            a second. Without them everybody may do everything.
+        options: Options of the server, such as ``"--max-connections=20"``; they
+            can be changed while it is down.
+    """
+
+    def __init__(self, *options: str, grants: bool = False) -> None:
         self._home = _Home("mariadb")
         self._process: subprocess.Popen[bytes] | None = None
+        self._grants = grants
+        self.options = options
         self.port = _free_port()
 
     def connect(self, **options: Any) -> Any:
         """Return a PyMySQL connection."""
         import pymysql
 
+        options.setdefault("ssl_disabled", True)  # otherwise it loads the system's certificates each time
         return pymysql.connect(host=LOOPBACK, port=self.port, user="root", database="test", **options)
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy."""
+        """For SQLAlchemy, and for `MySQLPool`."""
         return f"mysql+pymysql://root@{LOOPBACK}:{self.port}/test"
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self, timeout: float = 60.0) -> None:
         """Start it on a new data directory, or on its present one; return when it accepts connections."""
@@ -58,11 +81,13 @@ class MariaDBServer:
             account = _account()
             for path in (data, data / "test") if account is not None else ():
                 os.chown(path, account.pw_uid, account.pw_gid)
+            if self._grants:
+                self._install(data)
         self._process = self._run(
             "--no-defaults", f"--datadir={data}", f"--port={self.port}", f"--bind-address={LOOPBACK}",
             f"--socket={self._home.path / 'socket'}", f"--pid-file={self._home.path / 'pidfile'}",
-            "--skip-grant-tables", "--skip-networking=0", "--innodb-buffer-pool-size=16M",
-            "--innodb-flush-log-at-trx-commit=0", *self._user(),
+            *([] if self._grants else ["--skip-grant-tables"]), "--skip-networking=0",
+            "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", *self._user(), *self.options,
         )  # fmt: skip
         self._home.note(self._process.pid)
         deadline = time.monotonic() + timeout
@@ -75,6 +100,47 @@ class MariaDBServer:
                     log = (self._home.path / "log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"MariaDB did not start:\n{log}") from error
             time.sleep(0.02)
+
+    def _install(self, data: Path) -> None:
+        """Make the tables of users and privileges, as mariadb-install-db does, which needs the client's programs."""
+        scripts = [_SHARE / name for name in _SCRIPTS]
+        requires("the tables of MariaDB", scripts[0].exists(), "apt-get install mariadb-server-core")
+        text = "CREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\nSET @auth_root_socket = NULL;\n"
+        text += "".join(script.read_text() for script in scripts)
+        program = _find()
+        assert program is not None
+        subprocess.run(
+            [program, "--no-defaults", "--bootstrap", f"--datadir={data}", "--skip-networking",
+             "--innodb-buffer-pool-size=16M", *self._user()],
+            input=text.encode(), check=True, capture_output=True, cwd="/",
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Shut it down in good order, and return when it has ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(60)
+            self._home.note(None)
+
+    def pause(self) -> None:
+        """Stop its process: it takes connections, and answers nothing, until `proceed`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def proceed(self) -> None:
+        """End `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def ask(self, sql: str, *params: object) -> Any:
+        """Execute a statement over a connection of its own, and return its rows."""
+        conn = self.connect(autocommit=True)
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(sql, params or None)
+                return cursor.fetchall()
+        finally:
+            conn.close()
 
     def kill(self) -> None:
         """``kill -9``."""

@@ -268,7 +268,7 @@ class _PostgresRecords(_Records):
     enforces_timeouts = True
 
     def __init__(self, owner: Pool) -> None:
-        from .postgres.limits import check_limit
+        from .shared.limits import check_limit
 
         super().__init__(owner)
         self.stall_timeout = check_limit("stall_timeout", owner._stall_timeout)

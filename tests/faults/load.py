@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 
-from pooling import CommitUnknown, PoolError, PostgresPool
+from pooling import CommitUnknown, PoolError
 
 __all__ = ["Load", "bare_query_time", "leaked_transactions", "wait_until"]
 
@@ -38,7 +38,10 @@ class Load:
         committed, unknown: The numbers that were inserted, or may have been.
     """
 
-    pool: PostgresPool
+    expected: ClassVar[tuple[type[Exception], ...]] = (psycopg.Error, PoolError)
+    """The errors that are written down; any other ends the thread."""
+
+    pool: Any
     threads: int
     insert: bool = False
     good: list[float] = field(default_factory=list)
@@ -77,8 +80,8 @@ class Load:
             number, began = next(_numbers), time.monotonic()
             try:
                 with self.pool.connection() as conn:
-                    answer = self._ask(conn, number)
-            except (psycopg.Error, PoolError) as error:
+                    answer = self.ask(conn, number)
+            except self.expected as error:
                 self.bad.append((began, time.monotonic(), error))
                 if isinstance(error, CommitUnknown):
                     self.unknown.add(number)
@@ -91,7 +94,8 @@ class Load:
                     self.wrong += 1
                 self.longest = max(self.longest, now - began)
 
-    def _ask(self, conn: psycopg.Connection[Any], number: int) -> Any:
+    def ask(self, conn: Any, number: int) -> Any:
+        """Insert or select a number, and return what the server answers."""
         if self.insert:
             row = conn.execute("INSERT INTO orders VALUES (%s) RETURNING n", [number]).fetchone()
         else:

@@ -1,4 +1,4 @@
-"""One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, HTTP.
+"""One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, MySQL, HTTP.
 
 Each `Kind` says how its resources are used, soiled and killed; the tests know
 nothing else about it. A new adapter is one more entry in `KINDS`. Of an
@@ -23,6 +23,7 @@ import requests
 from pooling import (
     HTTPPool,
     LeaseError,
+    MySQLPool,
     Pool,
     PoolClosed,
     PoolError,
@@ -36,6 +37,7 @@ from pooling.adapters.dbapi import DBAPIAdapter
 from pooling.testing import FakeAdapter
 from pooling.tools.demo.service import QuoteServer
 from tests.integration.tools import wait_until
+from tests.mariadb import MariaDBServer
 from tests.servers import PostgresServer
 
 TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)
@@ -140,6 +142,40 @@ def postgres(server: PostgresServer) -> Kind:
     )  # fmt: skip
 
 
+def mysql(server: MariaDBServer) -> Kind:
+    def execute(conn: Any, sql: str) -> Any:
+        with conn.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone() if cursor.description else None
+
+    def soil(conn: Any) -> None:
+        execute(conn, "CREATE TEMPORARY TABLE mine (n INTEGER)")
+        execute(conn, "SET @mine = 1")
+        conn.mine = 1
+
+    def clean(conn: Any) -> bool:
+        if hasattr(conn, "mine") or execute(conn, "SELECT @mine") != (None,):
+            return False
+        with suppress(conn.ProgrammingError):
+            return not execute(conn, "SELECT * FROM mine")
+        return True
+
+    def kill(conn: Any) -> None:
+        number = conn.thread_id()
+        admin = server.connect()
+        with admin.cursor() as cursor:
+            cursor.execute(f"KILL {number}")
+            listed = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
+            wait_until(lambda: not cursor.execute(listed, (number,)))
+        admin.close()
+
+    return Kind(
+        lambda settings: MySQLPool(server.url, settings=settings),
+        lambda conn: execute(conn, "SELECT 1"), soil, clean, kill,
+        lambda settings: MySQLPool("mysql://root@127.0.0.1:1/test", settings=settings),
+    )  # fmt: skip
+
+
 def any_driver(server: PostgresServer) -> Kind:
     """Connections of a driver of which nothing is known but the DB-API; psycopg's, here."""
 
@@ -172,7 +208,10 @@ def connections(url: str) -> Kind:
     return Kind(make, use, lambda wire: None, lambda wire: True, None, None)
 
 
-KINDS = ("fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "any driver", "connections")
+KINDS = (
+    "fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "mysql", "any driver",
+    "connections",
+)  # fmt: skip
 
 
 scarce = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "http"], indirect=True)
@@ -193,6 +232,8 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
     path = tmp_path / "test.db"
     if request.param == "connections":
         yield connections(request.getfixturevalue("market"))
+    elif request.param == "mysql":
+        yield mysql(request.getfixturevalue("mariadb"))
     elif request.param in ("postgres", "any driver"):
         make = {"postgres": postgres, "any driver": any_driver}[request.param]
         yield make(request.getfixturevalue("postgres"))

@@ -19,9 +19,10 @@ from psycopg.pq import TransactionStatus
 
 import pooling
 from pooling import PoolSettings, PostgresPool
-from pooling.adapters.postgres import blocks, cursors
+from pooling.adapters.postgres import cursors
 from pooling.adapters.postgres.cursors import FastCursor, fast_cursor
 from pooling.adapters.postgres.wire import answers
+from pooling.adapters.shared import blocks
 from tests.servers import PostgresServer
 
 from .tools import environment, everywhere, in_thread, wait_until

@@ -26,9 +26,10 @@ from psycopg.rows import dict_row, scalar_row
 
 import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
-from pooling.adapters.postgres import address, blocks, committing, failures, limits, steps, trace, wire
+from pooling.adapters.postgres import address, committing, failures, limits, steps, trace, wire
 from pooling.adapters.postgres.adapter import PostgresAdapter
 from pooling.adapters.postgres.tracking import notes_of, tracked
+from pooling.adapters.shared import blocks
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 

@@ -11,8 +11,10 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
+from tests.mariadb import MariaDBServer
 from tests.servers import PostgresServer
 
+MYSQL = "mysql://root@localhost/app"
 README = Path(__file__).parents[2] / "README.rst"
 
 
@@ -67,6 +69,14 @@ def blocks() -> list[str]:
     return ["\n".join(line[4:] for line in block.splitlines()) for block in found]
 
 
+def test_readme_runs_on_mysql(mariadb: MariaDBServer) -> None:
+    names: dict[str, object] = {}
+    for block in blocks():
+        if MYSQL in block:
+            exec(compile(block.replace(MYSQL, mariadb.url), "README.rst", "exec"), names)  # noqa: S102
+    assert names["sales"] == [("lamp",)]
+
+
 def test_readme_runs(
     api: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -76,6 +86,8 @@ def test_readme_runs(
     for number, block in enumerate(blocks()):
         block = block.replace("https://api.example.com", api)
         block = block.replace("postgresql://localhost/app", postgres.dsn)
+        if MYSQL in block:
+            continue
         exec(compile(block, f"README.rst, block {number}", "exec"), names)  # noqa: S102
     assert names["quote"] == {"symbol": "ACME", "price": 12.5}
     assert names["rows"] == [(12.5,)]

@@ -16,6 +16,7 @@ from . import (
     http,
     imports,
     lite,
+    mysql,
     pages,
     postgres,
     proxy,
@@ -44,6 +45,8 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     **http.BENCHMARKS,
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
+    "mysql": mysql.run_select,
+    "mysql-insert": mysql.run_insert,
     proxy.NAME: proxy.run,
     shared_metrics.NAME: shared_metrics.run,
 }

@@ -66,10 +66,19 @@ POSTGRES = [
     {"address", "client_state", "commands", "cursors", "limits", "stalls", "steps", "trace"},
     {"configured", "connecting", "statistics"},
     {"tracking"},
-    {"committing", "foreign", "rotation", "unfinished"},
+    {"committing", "foreign", "unfinished"},
     {"session"},
     {"adapter", "advice", "blocks"},
-    {"retrying"},
+    {"pool"},
+]
+SHARED = [{"blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
+MYSQL = [
+    {"address", "failures", "wire"},
+    {"statistics"},
+    {"tracking"},
+    {"driver"},
+    {"connector", "drivers", "mysqlclient", "pymysql", "session"},
+    {"adapter", "blocks"},
     {"pool"},
 ]
 SQLITE = [
@@ -94,7 +103,10 @@ HTTP = [
     {"pool"},
     {"client"},
 ]
-LAYERS = {"core": CORE, "adapters.postgres": POSTGRES, "adapters.sqlite": SQLITE, "adapters.http": HTTP}
+LAYERS = {
+    "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
+    "adapters.sqlite": SQLITE, "adapters.http": HTTP,
+}  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
     for package, layers in LAYERS.items()
@@ -109,9 +121,10 @@ WITH_DRIVERS = {
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
-IMPORTED_AS = {"prometheus": "prometheus_client"}  # the module of an extra's package, where the name differs
+# The module of an extra's package, where the name differs.
+IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client"}
 
-HEAVY = {"requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
+HEAVY = {"pymysql", "requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
 
 def fresh(statement: str) -> tuple[set[str], int]:

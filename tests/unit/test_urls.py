@@ -140,7 +140,8 @@ def test_hint_is_about_the_parameter_that_the_error_names() -> None:
         ("sqlite:///x.db?pool_sise=3", "did you mean 'pool_size' instead of 'pool_sise'"),
         ("sqlit:///x.db", "did you mean 'sqlite'"),
         ("pgsql+psycopg2://h/x", "did you mean 'postgresql'"),
-        ("mysql://h/x", "unknown scheme 'mysql' .known"),
+        ("oracle://h/x", "unknown scheme 'oracle' .known"),
+        ("mysql://h/x?max_sise=1", "did you mean 'max_size' instead of 'max_sise'"),
     ):
         with pytest.raises(ValueError, match=hint):
             from_url(url)
@@ -197,7 +198,7 @@ def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, ti
         ("sqlite", "must begin with a scheme"),
         ("://x", "must begin with a scheme"),
         ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
-        ("ftp://x", "known: http, https, postgres, postgresql, sqlalchemy, sqlite"),
+        ("ftp://x", "known: http, https, mariadb, mysql, postgres, postgresql, sqlalchemy, sqlite"),
         ("gopher://x", r"packages add others with an entry point 'pooling.schemes'.*create_pool.name, connect"),
         ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
         ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),

@@ -9,7 +9,6 @@ The pool:
 
 `pool`          `PostgresPool` and its verbs
 `blocks`        ``with db.connection()`` and ``with db.transaction()``
-`rotation`      replacing connections when the parameters change
 `advice`        `PostgresPool.advise`
 `adapter`       `PostgresAdapter`: how connections are made, checked and closed
 `address`       the connection parameters; `complaint` about malformed ones

@@ -7,13 +7,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..._masking import slip, without_secrets
 from ...settings import OTHER_SCHEMES
+from ..shared.rotation import Answer
 
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
 
@@ -32,23 +33,6 @@ _ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "options": "PGOPTIONS"}
 #: If ``kwargs`` has one of these, ``DATABASE_URL`` is not read: its password and options may be meant for another
 #: server or user.
 WHERE = {"host", "hostaddr", "port", "dbname", "service", "servicefile", "user"}
-
-
-class Answer(NamedTuple):
-    """The parameters of one connection."""
-
-    number: int  # of the call of `Address.ask`
-    digest: int  # differs when the parameters differ
-    arguments: dict[str, Any]  # of ``psycopg.connect``, complete
-    conninfo: str = ""  # as the user gave it
-    given: Mapping[str, Any] = {}  # ``kwargs`` as the user gave them
-
-    def without_secrets(self) -> Answer:
-        """Return a copy that may be kept."""
-        return self._replace(arguments={}, conninfo="", given={})
-
-    def __repr__(self) -> str:  # the arguments hold the password
-        return f"<Answer {self.number}>"
 
 
 class Address:

@@ -8,74 +8,27 @@ from typing import Protocol
 
 import psycopg
 
-from ...core.engine import Engine
-from ...core.lease import Lease
+from ... import errors
 from ...core.runtime import fork, immortal
 from ...core.runtime.fork import SAME_PROCESS
-from ...errors import LeaseError, PoolError
+from ...errors import LeaseError, TransactionRolledBack
+from ..shared import blocks
+from ..shared.blocks import LOST, LendingPool
 from . import failures
 from .session import Session
 from .tracking import IDLE, IN_ERROR, IN_TRANSACTION, Connection, notes_of, rolled_back
 from .unfinished import cut_off
 
-__all__ = ["Block", "CommitUnknown", "Transaction", "commit"]
+__all__ = ["Block", "CommitUnknown", "Transaction", "commit", "may_run_again"]
 
-BRIEF = 0.1
-"""Seconds: a shorter block commits without checking first whether its connection was lost. If it was, and the server
-has not said why, the error is `CommitUnknown` where a check could have told more."""
-
-_LOST = "the connection was lost before the commit was done"
-
-
-class CommittingPool(Protocol):
+class CommittingPool(LendingPool[Connection], Protocol):
     """The part of a `PostgresPool` that a block needs."""
 
-    engine: Engine[Connection]
     session_rules: Session
 
-    @property
-    def name(self) -> str:
-        """The pool's name."""
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Connection]:
-        """Lend a connection."""
-
-
-class CommitUnknown(PoolError, psycopg.OperationalError):
-    """The connection was lost during a commit, whose outcome is unknown.
-
-    The driver's error is the ``__cause__``. Only the data can tell whether it
-    was committed; running the work again could do it twice.
-    """
-
-
-class Block:
-    """The context manager of ``db.connection()``; a generator would take longer than the lease itself."""
-
-    __slots__ = ("_pool", "_timeout", "_lease")
-
-    def __init__(self, pool: CommittingPool, timeout: float | None) -> None:
-        self._pool, self._timeout = pool, timeout
-
-    def __enter__(self) -> Connection:
-        self._lease = lease = self._pool.acquire(self._timeout, 2)
-        return lease.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not SAME_PROCESS[0]:
-            fork.ensure_process()  # in a child of a fork in C: nothing must be sent to the parent's server
-        lease = self._lease
-        if error is None:
-            try:
-                conn = lease.__enter__()  # again: the lease may have been inherited through a fork meanwhile
-                since = lease._token.entry.since  # type: ignore[union-attr]  # it is lent
-                commit(self._pool, conn, self._pool.engine.clock.now() - since < BRIEF)
-            except BaseException as problem:
-                lease.__exit__(type(problem), problem, None)
-                raise
-        lease.__exit__(kind, error, traceback)
+class CommitUnknown(errors.CommitUnknown, psycopg.OperationalError):
+    """`pooling.CommitUnknown`, of PostgreSQL."""
 
 
 class Transaction:
@@ -142,13 +95,7 @@ class Transaction:
 
 
 def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
-    """Commit at the end of a block, and raise what is known if that fails.
-
-    Args:
-        pool: The block's pool.
-        conn: Its connection.
-        brief: Whether the block was shorter than `BRIEF`.
-    """
+    """See `shared.blocks.Block.commit`."""
     if notes_of(conn).foreign:
         conn.commit()
         return
@@ -170,7 +117,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
 
 def _refuse_lost(pool: CommittingPool, conn: Connection) -> None:
     if not pool.engine.adapter.is_alive(conn):
-        raise psycopg.OperationalError(_LOST)
+        raise psycopg.OperationalError(LOST)
 
 
 def _refuse_aborted(pool: CommittingPool, conn: Connection) -> None:
@@ -182,10 +129,23 @@ def _refuse_aborted(pool: CommittingPool, conn: Connection) -> None:
 def _refuse_unknown(pool: CommittingPool, conn: Connection, error: Exception) -> None:
     if isinstance(error, TimeoutError) or conn.closed or failures.ended_by(error) is not None:
         if isinstance(error, psycopg.Error) and not failures.in_doubt(error):
-            raise psycopg.OperationalError(_LOST) from error
+            raise psycopg.OperationalError(LOST) from error
         raise CommitUnknown(
             f"pool {pool.name!r}: the connection was lost during the commit: it is unknown whether it took effect"
         ) from error
 
 
-CommitUnknown.__module__ = "pooling"  # where users import it from
+def may_run_again(pool: CommittingPool, conn: Connection, error: Exception) -> bool:
+    """Return whether a unit of work that failed may succeed when it is run again, and was not committed."""
+    if isinstance(error, (CommitUnknown, TransactionRolledBack, psycopg.ProgrammingError)):
+        return False  # it may be committed; or the work has a mistake, and would fail again
+    if notes_of(conn).cancel is not None:
+        return False  # it was ended at its time limit, or because the pool was closed
+    return failures.repeatable(error) or pool.engine.adapter.is_broken(conn, error)
+
+
+class Block(blocks.Block[Connection]):
+    """The context manager of ``db.connection()``."""
+
+    __slots__ = ()
+    commit = staticmethod(commit)

@@ -13,68 +13,32 @@ import logging
 import math
 from collections.abc import Generator
 from time import monotonic
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import pq
 
+from ... import errors
 from ..._fields import fields
-from ..._masking import shown
-from ...errors import PoolError
+from ..shared.limits import LEAST, Limit, check_limit, reserve
 from .wire import Cancel, spare_handle
 
-__all__ = ["CommandTimeout", "Limit", "check_limit", "limited", "pace", "server_limits"]
+__all__ = ["LEAST", "CommandTimeout", "Limit", "check_limit", "limited", "pace", "server_limits"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
-LEAST = 0.01  # seconds that a command gets at least: otherwise even a ROLLBACK would cost the connection
+class CommandTimeout(errors.CommandTimeout, psycopg.errors.QueryCanceled):
+    """`pooling.CommandTimeout`, of PostgreSQL.
 
-
-class CommandTimeout(PoolError, psycopg.errors.QueryCanceled, TimeoutError):
-    """A command took longer than its limit and the server could not be made to stop it.
-
-    The connection was closed, and the outcome of the command is unknown: a
-    cancel request is sent, and may come too late. A server that does stop a
+    A cancel request is sent, and may come too late. A server that does stop a
     command reports ``psycopg.errors.QueryCanceled``, of which this is a subclass.
     """
 
 
-@final
-class Limit:
-    """How long commands may take.
-
-    Args:
-        each: Seconds for each command; ``None`` means no limit.
-        total: Seconds for all together, as the user gave them; ``None`` means no limit.
-        left: How many seconds of ``total`` are left; ``None`` means all.
-    """
-
-    __slots__ = ("_each", "_total", "_end")
-
-    def __init__(self, each: float | None, total: float | None = None, left: float | None = None) -> None:
-        self._each = math.inf if each is None else each
-        self._total = math.inf if total is None else total
-        self._end = monotonic() + (self._total if left is None else left)
-
-    def left(self) -> float:
-        """Return the seconds that the next command may take."""
-        return max(LEAST, min(self._each, self._end - monotonic()))
-
-    def __str__(self) -> str:
-        if monotonic() >= self._end - LEAST:
-            return f"not done within {self._total:g} s"
-        return f"a command took over {self._each:g} s"
-
-
-def _reserve(limit: float) -> float:
-    """Return how many seconds before the limit the server is to stop a command by itself."""
-    return min(1.0, limit / 10)
-
-
 def pace(limit: float) -> float:
     """Return the interval of `limited`'s checks in seconds: several must fall between the cancel and the limit."""
-    return max(0.001, _reserve(limit) / 8)  # 0 would be a busy loop
+    return max(0.001, reserve(limit) / 8)  # 0 would be a busy loop
 
 
 def limited(
@@ -89,7 +53,7 @@ def limited(
         CommandTimeout: The server could not be made to stop; the connection is closed.
     """
     end = monotonic() + left
-    cancel_at = end - 0.75 * _reserve(left)
+    cancel_at = end - 0.75 * reserve(left)
     cancel: Cancel | None = None
     try:
         wanted = next(steps)
@@ -125,25 +89,12 @@ def _cut_off(conn: psycopg.Connection[Any], limit: Limit, cancel: Cancel | None)
     raise CommandTimeout(f"{limit}, and the server did not {failure}")
 
 
-def check_limit(name: str, value: float | None) -> float | None:
-    """Check a time limit of the constructor."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {shown(value)}")
-    if not 0.01 <= value <= 2_000_000:  # the server counts milliseconds in 32 bits
-        raise ValueError(f"{name} must be from 0.01 to 2000000 seconds or None, not {shown(value)}")
-    return float(value)
-
-
 def server_limits(command: float | None, idle: float | None) -> dict[str, int]:
     """Return the server's settings for these limits (seconds), in milliseconds."""
     limits = {}
     if command is not None:
-        limits["statement_timeout"] = math.ceil((command - _reserve(command)) * 1000)
+        limits["statement_timeout"] = math.ceil((command - reserve(command)) * 1000)
     if idle is not None:
         limits["idle_in_transaction_session_timeout"] = math.ceil(idle * 1000)
     return limits
 
-
-CommandTimeout.__module__ = "pooling"  # where users import it from

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
@@ -19,15 +18,16 @@ from ...core.report.messages import format_error
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
+from ..shared.hooks import check_hooks, weakly
+from ..shared.retrying import run
+from ..shared.rotation import Rotation, rotate, try_again_now
 from . import failures
 from .adapter import PostgresAdapter
 from .address import Address, Answer, program
 from .advice import advise
-from .blocks import Block, CommitUnknown, Transaction, commit
+from .blocks import Block, CommitUnknown, Transaction, commit, may_run_again
 from .client_state import begin_autocommit
 from .limits import CommandTimeout, Limit, check_limit, server_limits
-from .retrying import run
-from .rotation import Rotation, rotate, try_again_now
 from .session import Hook, Session, SessionMode
 from .statistics import QueryStatistics, pool_stats
 from .tracking import Connection, notes_of
@@ -137,7 +137,7 @@ class PostgresPool(Pool[Connection]):
         settings = with_options(settings, options, PostgresPool.__init__)
         if validation_query is not None:
             settings = settings.replace(validation_query=validation_query)
-        _check_hooks(configure=configure, reset=reset, check=check)
+        check_hooks(configure=configure, reset=reset, check=check)
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         connection_class = get_origin(connection_class) or connection_class  # MyConnection for MyConnection[Row]
@@ -153,13 +153,13 @@ class PostgresPool(Pool[Connection]):
         self.session_rules = Session(
             session, configure, reset,
             create_timeout=settings.create_timeout, reset_timeout=settings.reset_timeout,
-            command_timeout=command, queries=self._queries, lacks=_weakly(self._note_lacking),
+            command_timeout=command, queries=self._queries, lacks=weakly(self._note_lacking),
         )  # fmt: skip
         """How sessions are configured, cleaned and limited. Internal."""
         adapter = PostgresAdapter(
             self._address, self.session_rules, settings, connection_class=connection_class,
-            measuring=query_statistics, check=check, proved=_weakly(self._note_proved),
-            before_create=_weakly(self._begin_creation), on_created=_weakly(self._replace_if_changed),
+            measuring=query_statistics, check=check, proved=weakly(self._note_proved),
+            before_create=weakly(self._begin_creation), on_created=weakly(self._replace_if_changed),
             queries=self._queries,
             stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
@@ -319,7 +319,10 @@ class PostgresPool(Pool[Connection]):
             TypeError, ValueError: ``retries`` is invalid.
             As for `connection`: the last error, when there are no retries left.
         """
-        return run(self, function, retries, timeout)
+        return run(
+            self, function, retries, timeout, lambda conn: Transaction(self, conn),
+            lambda conn, error: may_run_again(self, conn, error),
+        )  # fmt: skip
 
     def rotate(self, timeout: float | None = None) -> None:
         """Replace every connection, as soon as one was made with the current parameters.
@@ -427,24 +430,6 @@ class PostgresPool(Pool[Connection]):
         if deadline is not None:
             left = deadline - self.engine.clock.now()
             notes_of(conn).limit = Limit(self.session_rules.command_timeout, timeout, left)
-
-
-def _weakly(method: Callable[..., object]) -> Callable[..., object]:
-    """Return a function that calls a method while its object lives: an adapter outlives its pool."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any) -> None:
-        alive = reference()
-        if alive is not None:
-            alive(*args)
-
-    return call
-
-
-def _check_hooks(**hooks: object) -> None:
-    for name, hook in hooks.items():
-        if not (hook is None or callable(hook)):
-            raise TypeError(f"{name} must be callable or None, not {shown(hook)}")
 
 
 PostgresPool.__module__ = "pooling"  # where users import them from

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from ..._fields import fields
 from ...core.engine import Engine
 from ...core.lease import Lease
 from ...core.waiting import wait_until
 from ...errors import PoolClosed, PoolTimeout
-from .address import Address, Answer
-from .tracking import Connection
 
-__all__ = ["Rotation", "rotate", "try_again_now"]
+__all__ = ["Answer", "Rotation", "rotate", "try_again_now"]
 
 logger = logging.getLogger("pooling")
 
 
-class RotatingPool(Protocol):
-    """The part of a `PostgresPool` that `rotate` needs."""
+class Answer(NamedTuple):
+    """The parameters of one connection."""
 
-    engine: Engine[Connection]
+    number: int  # of the call of `Address.ask`
+    digest: int  # differs when the parameters differ
+    arguments: dict[str, Any]  # of the driver's ``connect``, complete
+    conninfo: str = ""  # as the user gave it
+    given: Mapping[str, Any] = {}  # ``kwargs`` as the user gave them
+
+    def without_secrets(self) -> Answer:
+        """Return a copy that may be kept."""
+        return self._replace(arguments={}, conninfo="", given={})
+
+    def __repr__(self) -> str:  # the arguments hold the password
+        return f"<Answer {self.number}>"
+
+
+class Address(Protocol):
+    """The connection parameters of a pool."""
+
+    def ask(self) -> Answer:
+        """Return the parameters of the next connection."""
+
+
+class RotatingPool(Protocol):
+    """The part of a pool that `rotate` needs."""
+
+    engine: Engine[Any]
 
     @property
     def name(self) -> str:
@@ -34,7 +56,7 @@ class RotatingPool(Protocol):
     def drain(self) -> None:
         """Replace every connection."""
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Connection]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Any]:
         """Lend a connection."""
 
 
@@ -76,7 +98,7 @@ class Rotation:
 
 
 def rotate(pool: RotatingPool, rotation: Rotation, asked: Callable[[], int], limit: float) -> None:
-    """See `PostgresPool.rotate`.
+    """See `PostgresPool.rotate`, and `MySQLPool.rotate`.
 
     Args:
         pool: The pool.
@@ -107,7 +129,7 @@ def rotate(pool: RotatingPool, rotation: Rotation, asked: Callable[[], int], lim
     pool.fill(min(size, state.max_size))
 
 
-def try_again_now(engine: Engine[Connection]) -> None:
+def try_again_now(engine: Engine[Any]) -> None:
     """Try to connect without waiting for the end of an outage, and after a final failure: the user asks for it."""
     with engine.lock:
         engine.outage.final = False

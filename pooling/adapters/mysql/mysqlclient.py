@@ -1,0 +1,245 @@
+"""mysqlclient, which uses the C library of MySQL or MariaDB.
+
+It cannot reset a session, so ``change_user()`` is called with the same user: that
+resets everything, and takes two round trips and the server's work of a login.
+Nothing is sent together. A call of the library cannot be limited in time from
+outside, so cleaning and validation run on a worker, and ``command_timeout`` is
+the library's ``read_timeout``, in whole seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+import MySQLdb
+from MySQLdb import cursors
+
+from ..shared.statistics import Timer
+from .driver import Driver
+from .failures import LOST, code_of
+from .tracking import Connection, Notes, notes_of
+from .wire import INIT_DB, QUERY, RESET, Commands
+
+__all__ = ["MySQLClient"]
+
+_PLACE = ("user", "password", "database")
+_SESSION = ("collation", "sql_mode", "autocommit", "init_command")
+_VOLATILE = {"_pooling", "_place", "messages"}
+_COPIED = ("encoders", "converter")
+
+
+def _noted(name: str) -> Any:
+    """Return a method that calls the driver's and notes that the connection was used."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._pooling.dirty = True
+        self._pooling.answered = False
+        return getattr(super(Tracking, self), name)(*args, **kwargs)
+
+    call.__name__, call.__doc__ = name, "As mysqlclient's; noted."
+    return call
+
+
+class Tracking:
+    """Keeps `Notes`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        vars(self)["_pooling"] = Notes()
+        vars(self)["_place"] = {name: kwargs.get(name) or "" for name in _PLACE} | {
+            name: kwargs[name] for name in _SESSION if name in kwargs
+        }
+        super().__init__(*args, **kwargs)
+
+    autocommit, change_user, select_db, send_query = map(
+        _noted, ("autocommit", "change_user", "select_db", "send_query")
+    )
+    set_character_set, set_server_option = map(_noted, ("set_character_set", "set_server_option"))
+
+    def query(self, query: Any) -> Any:
+        """As mysqlclient's; counts it, and notes if it ends the transaction."""
+        notes: Notes = self._pooling  # type: ignore[attr-defined]
+        notes.dirty = True
+        notes.answered = False
+        if notes.recorded is not None:
+            notes.recorded.append((QUERY, query.encode() if isinstance(query, str) else bytes(query)))
+        began = monotonic()
+        try:
+            if notes.queries is None:
+                result = super().query(query)  # type: ignore[misc]
+            else:
+                with Timer(notes.queries, query):
+                    result = super().query(query)  # type: ignore[misc]
+        except MySQLdb.MySQLError as error:
+            notes.note_failure(error, query)
+            limit: float | None = self._read_limit  # type: ignore[attr-defined]
+            if limit is not None and code_of(error) == LOST and monotonic() - began >= limit * 0.9:
+                notes.unfinished = True
+                raise self._timed_out(  # type: ignore[attr-defined]
+                    f"a command took over {limit:g} s, and the server did not answer"
+                ) from error
+            raise
+        except BaseException:
+            notes.unfinished = True
+            raise
+        if notes.failed is not None:
+            notes.note_success(query)
+        return result
+
+    def commit(self) -> None:
+        """As mysqlclient's; refused in a block that commits itself."""
+        self._end("commit")
+
+    def rollback(self) -> None:
+        """As mysqlclient's; refused in a block that commits itself."""
+        self._end("rollback")
+
+    def _end(self, what: str) -> None:
+        notes: Notes = self._pooling  # type: ignore[attr-defined]
+        if notes.block is not None:
+            raise MySQLdb.ProgrammingError(f"{what}() is not possible within {notes.block}, which ends the transaction")
+        getattr(super(), what)()
+        notes.failed = None
+
+
+class MySQLClient(Driver):
+    """See `Driver`."""
+
+    name = "mysqlclient"
+
+    def connection_class(self) -> type[Any]:
+        from MySQLdb.connections import Connection
+
+        found: type[Any] = Connection
+        return found
+
+    def tracked(self, connection_class: type[Any]) -> type[Any]:
+        namespace: dict[str, Any] = {
+            "__module__": connection_class.__module__, "__doc__": connection_class.__doc__,
+            "_timed_out": self.command_timeout, "_read_limit": None,
+        }  # fmt: skip
+        made: type[Any] = type(connection_class.__name__, (Tracking, connection_class), namespace)
+        made.__qualname__ = connection_class.__qualname__
+        return made
+
+    def limit_to(self, seconds: float | None) -> None:
+        self.read_timeout = None if seconds is None else math.ceil(seconds)
+        self._class._read_limit = self.read_timeout
+
+    def complete(self, given: Mapping[str, Any], connect_timeout: float, name: str | None) -> dict[str, Any]:
+        arguments = {**given}
+        for old, new in (("db", "database"), ("passwd", "password")):
+            if old in arguments:
+                arguments.setdefault(new, arguments.pop(old))
+        tls = {part: arguments.pop(f"ssl_{part}") for part in ("ca", "cert", "key") if f"ssl_{part}" in arguments}
+        if tls:
+            arguments.setdefault("ssl", tls)
+        arguments.setdefault("charset", "utf8mb4")
+        arguments.setdefault("connect_timeout", max(1, int(connect_timeout)))
+        if self.read_timeout is not None:
+            arguments.setdefault("read_timeout", self.read_timeout)
+            arguments.setdefault("write_timeout", self.read_timeout)
+        return arguments
+
+    def connect(self, arguments: Mapping[str, Any]) -> Connection:
+        conn = super().connect(arguments)
+        wants = arguments.get("ssl") or arguments.get("ssl_mode") in ("REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+        if wants and not self.ask(conn, "SHOW STATUS LIKE 'Ssl_cipher'", 0.0)[1]:
+            conn.close()  # MariaDB's library goes on without TLS if the server has none
+            raise self.operational(2026, "TLS is required, but the server does not support it")
+        return conn
+
+    def close(self, conn: Connection) -> None:
+        if conn.open:
+            conn.close()
+
+    def descriptor(self, conn: Connection) -> int | None:
+        if not conn.open:
+            return None
+        fd = int(conn.fileno())
+        return fd if fd >= 0 else None
+
+    def is_open(self, conn: Connection) -> bool:
+        return bool(conn.open)
+
+    def thread_id(self, conn: Connection) -> int:
+        return int(conn.thread_id())
+
+    def server_version(self, conn: Connection) -> str:
+        return str(conn.get_server_info())
+
+    def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
+        for number, (command, body) in enumerate(commands.steps):
+            try:
+                if command == RESET:
+                    place = conn._place
+                    conn.change_user(place["user"], place["password"], place["database"])
+                elif command == INIT_DB:
+                    conn.select_db(body.decode())
+                else:
+                    self.execute(conn, body.decode(), 0.0)
+            except self.error as error:
+                vars(error)["_failed_at"] = number
+                raise
+
+    def ask(self, conn: Connection, sql: str, timeout: float) -> tuple[Any, ...]:
+        notes = notes_of(conn)
+        dirty, queries = notes.dirty, notes.queries
+        notes.queries = None
+        try:
+            cursor = cursors.Cursor(conn)
+            cursor.execute(sql)
+            row = cursor.fetchone()
+            cursor.close()
+        finally:
+            notes.dirty, notes.queries = dirty, queries
+        return tuple(row or ())
+
+    def ping(self, conn: Connection, timeout: float) -> None:
+        conn.ping()
+
+    def execute(self, conn: Connection, sql: str, timeout: float) -> None:
+        cursor = cursors.Cursor(conn)
+        cursor.execute(sql)
+        cursor.close()
+
+    def in_autocommit(self, conn: Connection) -> bool:
+        return bool(conn.get_autocommit())
+
+    def unread(self, conn: Connection) -> str | None:
+        return None  # the library does not say; a cleaning fails then (2014)
+
+    def session_of(self, conn: Connection) -> tuple[str | None, list[str], list[str]]:
+        name, collation, mode = conn.character_set_name(), conn._place.get("collation"), conn._place.get("sql_mode")
+        assignments = [f"NAMES {name}" + (f" COLLATE {collation}" if collation else "")]
+        autocommit = conn._place.get("autocommit", False)
+        if autocommit is not None:
+            assignments.append(f"autocommit={int(bool(autocommit))}")
+        if mode:
+            assignments.append("sql_mode='{}'".format(mode.replace("'", "''")))
+        command = conn._place.get("init_command")
+        return conn._place["database"] or None, assignments, [command] if command else []
+
+    def autocommit_of(self, state: Any) -> bool | None:
+        value = state[2]
+        return None if value is None else bool(value)
+
+    def client_state(self, conn: Connection) -> Any:
+        state = {name: value for name, value in vars(conn).items() if name not in _VOLATILE}
+        return state, [dict(getattr(conn, name)) for name in _COPIED], conn._place.get("autocommit", False)
+
+    def restore(self, conn: Connection, state: Any) -> None:
+        saved, copies, _ = state
+        mine: dict[str, Any] = conn.__dict__
+        for name, value in saved.items():
+            if mine.get(name) is not value:
+                mine[name] = value
+        for name, copy in zip(_COPIED, copies):  # changed in place
+            if getattr(conn, name) != copy:
+                getattr(conn, name).clear()
+                getattr(conn, name).update(copy)
+        for name in mine.keys() - saved.keys() - _VOLATILE:
+            del mine[name]
+        mine["messages"] = []

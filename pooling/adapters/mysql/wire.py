@@ -1,0 +1,154 @@
+"""Commands of MySQL's protocol that a driver has no method for, several of them in one round trip.
+
+A server reads its commands one after the other, so a client may send several
+without waiting for the answers. ``probe`` in `session` tests that with each new
+connection, because a proxy may not take it.
+
+Used are only commands that are answered with one packet: OK or an error.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+__all__ = [
+    "ERROR", "INIT_DB", "OK", "PING", "QUERY", "RESET", "Commands", "exchange", "hang_up", "keep_alive",
+    "spare_handle", "status_of", "wait_for_end",
+]  # fmt: skip
+
+INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
+OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
+_WORD = 1 << 24  # the length of the longest packet, and one
+
+#: A dead peer is noticed after 10 s while data is unacknowledged (milliseconds, Linux), and after 10 + 3 x 3 s while
+#: nothing is sent. The systems' defaults are more than ten minutes, and two hours.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+
+class Commands:
+    """Commands in their order.
+
+    Args:
+        steps: Each with its number and its text.
+        prefix: See `Driver.query_prefix`.
+    """
+
+    __slots__ = ("steps", "packets", "data")
+
+    def __init__(self, *steps: tuple[int, bytes], prefix: bytes = b"") -> None:
+        self.steps = steps
+        self.packets = [_packet(command, prefix * (command == QUERY) + body) for command, body in steps]
+        self.data = b"".join(self.packets)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _packet(command: int, body: bytes = b"") -> bytes:
+    if len(body) + 1 >= _WORD:
+        raise ValueError("a statement of 16 MiB or more")
+    return struct.pack("<IB", len(body) + 1, command) + body
+
+
+def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> tuple[list[bytes], Exception | None]:
+    """Send commands, and return the answers, and why there are not more of them.
+
+    Args:
+        sock: A socket, perhaps with TLS, from which nothing is to be read. It has
+            a time limit afterwards.
+        commands: As from `packet`.
+        count: How many there are.
+        timeout: Seconds for all of it; ``None`` means no limit.
+    """
+    end = math.inf if timeout is None else monotonic() + timeout
+    data = b""
+    answers: list[bytes] = []
+    try:
+        sock.settimeout(timeout)
+        sock.sendall(commands)
+        while True:
+            while len(data) >= 4:
+                length = data[0] | data[1] << 8 | data[2] << 16
+                if len(data) < 4 + length:
+                    break
+                answers.append(data[4 : 4 + length])
+                data = data[4 + length :]
+            if len(answers) >= count or (answers and answers[-1][:1] not in (OK, ERROR)):
+                break
+            if timeout is not None:
+                left = end - monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                sock.settimeout(left)
+            more = sock.recv(4096)
+            if not more:
+                raise ConnectionResetError("the server has closed the connection")
+            data += more
+    except TimeoutError:
+        return answers, TimeoutError(f"no answer from the server within {timeout:g} s")
+    except OSError as error:
+        return answers, error
+    if data or len(answers) != count or answers[-1][:1] not in (OK, ERROR):
+        return answers, ValueError("the server has sent something else than the answers")
+    return answers, None
+
+
+def status_of(answer: bytes) -> int:
+    """Return the server's status flags in an OK packet."""
+    at = 1
+    for _ in range(2):  # affected rows, and the last inserted id
+        at += {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(answer[at], 1)
+    return answer[at] | answer[at + 1] << 8
+
+
+def keep_alive(sock: Any) -> None:
+    """Let the system notice a dead peer."""
+    if getattr(sock, "family", None) not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def spare_handle(fd: int | None) -> socket.socket | None:
+    """Return a second socket for a descriptor, which outlives the first; ``None`` if there is none."""
+    if fd is None:
+        return None
+    with suppress(OSError):
+        copy = socket.dup(fd)
+        try:
+            return socket.socket(fileno=copy)
+        except BaseException:
+            socket.close(copy)
+            raise
+    return None
+
+
+def hang_up(fd: int | None) -> None:
+    """Shut a socket down, so that the thread that waits for it wakes up."""
+    if fd is None:
+        return
+    with suppress(OSError):  # it is closed already
+        handle = socket.socket(fileno=fd)
+        try:
+            handle.shutdown(socket.SHUT_RDWR)
+        finally:
+            handle.detach()
+
+
+def wait_for_end(sock: socket.socket, timeout: float) -> None:
+    """Close this side, and wait until the peer has closed its own."""
+    end = monotonic() + timeout
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while (left := end - monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(4096):
+                return
