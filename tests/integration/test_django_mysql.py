@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pooling
-from tests.integration.tools import environment
+from tests.integration.tools import environment, wait_until
 from tests.mariadb import MariaDBServer, needs_mariadb
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
@@ -113,6 +113,7 @@ def test_a_request_sends_only_its_own_statements(connection: Any, item: Any, mon
     one(connection, "SELECT 1")
     kind = type(connection.connection)
     end_of_request()
+    wait_until(lambda: connection.pool.stats()["idle"] > 0)  # mysqlclient's are cleaned by a worker
     sent: list[str] = []
     original = kind.query
 
@@ -351,8 +352,7 @@ def test_idle_sessions_that_died(connection: Any, mariadb: MariaDBServer) -> Non
         number = one(connection, SESSION)
         end_of_request()
         mariadb.ask(f"KILL {number}")
-        while mariadb.ask(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"):
-            time.sleep(0.01)
+        wait_until(lambda: not mariadb.ask(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"))
         assert one(connection, "SELECT 1") == 1
         end_of_request()
 
@@ -434,10 +434,7 @@ def test_changed_settings_create_a_new_pool(connection: Any, monkeypatch: pytest
     assert one(connection, "SELECT DATABASE()") == "test"
     end_of_request()
     assert connection.pool is not before
-    deadline = time.monotonic() + 30
-    while before.stats()["size"] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert before.stats()["size"] == 0
+    wait_until(lambda: before.stats()["size"] == 0)
 
 
 def password_of(conn: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ....adapters.mysql import MySQLPool
+from ....adapters.mysql.driver import Driver
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
 from ._driver import DRIVER, base
@@ -46,6 +47,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     pools = AliasPools()
     arguments = ARGUMENTS
     creation_class = DatabaseCreation
+    _driver: Driver  # of the pool
+    _configured = False  # the connection was just acquired, and `_configure` has done what Django does next
 
     def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         given = self.settings_dict
@@ -74,23 +77,33 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return params
 
     def error_of_dead_connection(self, connection: Any) -> BaseException | None:
-        if not connection.open:
+        if not self._driver.is_open(connection):
             error: BaseException = base.Database.OperationalError(2013, "the connection was lost while it was in use")
             return error
         return None
 
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        connection = super().get_new_connection(conn_params)
+        self._configured = self._lease is not None
+        if self._configured:
+            self._driver = self.pool.driver
+        return connection
+
     def init_connection_state(self) -> None:
-        if self._lease is None:
-            super().init_connection_state()
+        configured, self._configured = self._configured, False
+        if configured:
+            BaseDatabaseWrapper.init_connection_state(self)  # without the SETs of Django's engine
         else:
-            BaseDatabaseWrapper.init_connection_state(self)  # without Django's SETs, see `_configure`
+            super().init_connection_state()
 
     def is_usable(self) -> bool:
+        if self.connection is None:
+            return False
         if self._lease is None:
             return bool(super().is_usable())
         try:
             # PyMySQL's own ``ping()`` connects again.
-            self.pool.driver.ping(self.connection, self.pool.settings.health_check_timeout)
+            self._driver.ping(self.connection, self.pool.settings.health_check_timeout)
         except base.Database.Error:
             return False
         return True
