@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -352,7 +353,8 @@ def test_idle_sessions_that_died(connection: Any, mariadb: MariaDBServer) -> Non
         number = one(connection, SESSION)
         end_of_request()
         mariadb.ask(f"KILL {number}")
-        wait_until(lambda: not mariadb.ask(f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"))
+        listed = f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"
+        wait_until(functools.partial(lambda query: not mariadb.ask(query), listed))
         assert one(connection, "SELECT 1") == 1
         end_of_request()
 
