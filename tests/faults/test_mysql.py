@@ -11,10 +11,12 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -325,6 +327,64 @@ def test_server_that_hangs(make: Make, server: MariaDBServer, note: Note) -> Non
     pool.execute_query("SELECT 1", timeout=30)
     note(limited_s=limited)
     assert limited < 12
+
+
+@pytest.mark.parametrize("driver", [name for name, module in NAMES.items() if find_spec(module.partition(".")[0])])
+def test_server_that_takes_connections_and_never_greets(driver: str, note: Note) -> None:
+    """Each attempt to connect ends by itself, so no thread waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"mysql://root@127.0.0.1:{silent.getsockname()[1]}/test"
+        pool = MySQLPool(url, EIGHT.replace(create_timeout=1.0), driver=driver)
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=4.0)
+        pool.close()
+        wait_until(lambda: not any("connect" in line for line in stacks()), 20)
+        note(seconds=time.monotonic() - began)
+
+
+def stacks() -> list[str]:
+    """Return the functions in which other threads are."""
+    me = threading.get_ident()
+    frames = [frame for number, frame in sys._current_frames().items() if number != me]
+    return [entry.name for frame in frames for entry in traceback.extract_stack(frame)]
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import time, gevent
+from pooling import MySQLPool, PoolSettings
+db = MySQLPool({url!r}, PoolSettings(min_size=0, max_size=4, acquire_timeout=30), driver={driver!r})
+ticks = []
+def tick():
+    while True:
+        ticks.append(1)
+        gevent.sleep(0.01)
+ticker = gevent.spawn(tick)
+began = time.monotonic()
+jobs = [gevent.spawn(db.execute_query, "SELECT %s, SLEEP(1)", (number,)) for number in range(8)]
+gevent.joinall(jobs)
+assert [job.value for job in jobs] == [[(number, 0)] for number in range(8)]
+assert time.monotonic() - began < 7  # one after the other it would be 8 s
+assert len(ticks) > 20  # the hub was never blocked for long
+with gevent.Timeout(0.5, False):
+    db.execute_query("SELECT SLEEP(30)")
+assert [db.execute_query("SELECT %s", (number,)) for number in range(4)] == [[(number,)] for number in range(4)]
+ticker.kill()
+db.close()
+print("well")
+"""
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "connector"])
+def test_gevent(server: MariaDBServer, proxy: Proxy, driver: str) -> None:
+    program = GEVENT.format(url=server.url.replace("+pymysql", ""), driver=driver)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "well\n", "")
 
 
 # -- borrowers ----------------------------------------------------------------------

@@ -418,7 +418,7 @@ def test_command_timeout_of_a_server_that_does_not_stop(make: Make, server: Mari
     limited = pytest.raises(CommandTimeout, match="a command took over 1 s, and the server did not answer")
     with limited, pool.connection() as conn:
         run(conn, "SET max_statement_time=0")
-        run(conn, "UPDATE t SET n = 2")  # while it waits for the lock, the server does not notice that a client has gone
+        run(conn, "UPDATE t SET n = 2")  # a wait for a lock does not notice a client that has gone
     assert time.monotonic() - began < 12
     listed = f"SELECT id FROM information_schema.processlist WHERE id = {number}"
     wait_until(lambda: not server.ask(listed), 20)  # it was ended there, too
@@ -590,6 +590,21 @@ def test_statistics_and_health(make: Make) -> None:
 )  # fmt: skip
 def test_texts_contain_no_literals(query: Any, text: str) -> None:
     assert text_of(query) == text
+
+
+def test_advice(make: Make, server: MariaDBServer) -> None:
+    server.ask("CREATE OR REPLACE USER few@localhost WITH MAX_USER_CONNECTIONS 5")
+    server.ask("GRANT ALL ON test.* TO few@localhost")
+    pool = make(url(server, "few"), ONE.replace(max_size=3, min_size=1))
+    fine = pool.advise(workers=1)
+    assert not fine.breaks and f"at 127.0.0.1:{server.port}" in str(fine) and "MariaDB" in str(fine)
+    report = pool.advise(workers=2)
+    assert [one.what for one in report.findings if one.level == "breaks"] == [
+        "2 workers x max_size 3 = 6 connections, but max_user_connections of this user is 5"
+    ]
+    assert "the server accepts only 151" in str(make(settings=ONE.replace(max_size=200)).advise(1))
+    with pytest.raises(TypeError, match="workers must be a whole number"):
+        pool.advise(workers="2")  # type: ignore[arg-type]
 
 
 def test_validation_query_and_check(make: Make) -> None:

@@ -23,11 +23,16 @@ from .failures import LOST
 from .tracking import Connection, Notes, notes_of
 from .wire import PING, Commands
 
-__all__ = ["NEEDED", "Connector"]
+__all__ = ["ATTRIBUTES", "NEEDED", "Connector"]
 
 NEEDED = ("_send_cmd", "_handle_server_status")
-"""Private names of ``mysql.connector.MySQLConnection``. Further ones are attributes of its objects: ``_socket`` with
-``sock``, ``_autocommit``, ``_sql_mode``, ``_time_zone``, ``_init_command``, ``_read_timeout``, ``_write_timeout``."""
+"""Private names of ``mysql.connector.MySQLConnection``."""
+
+ATTRIBUTES = (
+    "_socket", "_autocommit", "_sql_mode", "_time_zone", "_init_command", "_read_timeout", "_client_flags",
+    "_unread_result", "_have_next_result", "_database",
+)  # fmt: skip
+"""Attributes of its objects that are not documented; ``_socket`` has ``sock`` and ``_netbroker``."""
 
 AVAILABLE = all(hasattr(mysql.connector.MySQLConnection, name) for name in NEEDED) and not switched_off("connector")
 

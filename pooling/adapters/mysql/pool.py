@@ -13,6 +13,9 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...errors import CommandTimeout
 from ...settings import PoolSettings, _Options, with_options
+from ...tools.doctor.mysql import examine, read
+from ...tools.doctor.plan import Plan
+from ...tools.doctor.report import Report
 from ..shared.hooks import check_hooks, weakly
 from ..shared.limits import Limit, check_limit
 from ..shared.retrying import run
@@ -344,6 +347,30 @@ class MySQLPool(Pool[Connection]):
             ``queries``: `query_statistics`, if they are measured.
         """
         return pool_stats(self.stats(), self.metrics.to_dict(), self._queries)
+
+    def advise(self, workers: int | None = None) -> Report:
+        """Compare the pool's settings with those of the server, over a few connections outside of the pool.
+
+        Args:
+            workers: How many processes have a pool like this one; ``None`` if
+                it is not known.
+
+        Returns:
+            A report: ``str()`` is the text, ``findings`` are its parts,
+            ``breaks`` says whether anything will fail.
+
+        Raises:
+            Exception: An error of the driver: the server does not answer.
+            ValueError, TypeError: ``workers`` is no whole number above 0.
+        """
+        limit = self.session_rules.command_timeout
+        plan = Plan(
+            settings=self.settings, workers=workers, cleans=self.session_rules.cleans, command_timeout=limit,
+            unlimited=limit is None,
+        )  # fmt: skip
+        arguments = self._address.ask().arguments
+        place = arguments.get("unix_socket") or f"{arguments.get('host', 'localhost')}:{arguments.get('port', 3306)}"
+        return examine(read(lambda: self.driver.connect(arguments), self.driver.thread_id, place), plan)
 
     # -- internals ------------------------------------------------------------------
 

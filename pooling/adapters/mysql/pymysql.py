@@ -24,11 +24,13 @@ from .driver import WireDriver
 from .tracking import Connection, Notes, notes_of
 from .wire import PING, Commands
 
-__all__ = ["NEEDED", "PyMySQL"]
+__all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
 
 NEEDED = ("_execute_command", "_force_close", "_read_query_result", "_create_ssl_ctx", "_read_ok_packet", "_sock")
-"""Private names of ``pymysql.connections.Connection``. Further ones are attributes of its objects: ``_result``,
-``_read_timeout``, ``_write_timeout``, ``_affected_rows``."""
+"""Private names of ``pymysql.connections.Connection``."""
+
+ATTRIBUTES = ("_sock", "_rfile", "_result", "_read_timeout", "_write_timeout", "_affected_rows", "server_status", "db")
+"""Attributes of its objects that are not documented."""
 
 AVAILABLE = all(hasattr(pymysql.connections.Connection, name) for name in NEEDED) and not switched_off("pymysql")
 
@@ -166,7 +168,12 @@ class PyMySQL(WireDriver):
         return arguments
 
     def connect(self, arguments: Mapping[str, Any]) -> Connection:
+        limits = {name: arguments.get(name) for name in ("read_timeout", "write_timeout")}
+        if AVAILABLE:  # PyMySQL's connect_timeout does not apply to what comes after the connection to the port
+            arguments = {**arguments, **{name: limit or arguments["connect_timeout"] for name, limit in limits.items()}}
         conn = super().connect(arguments)
+        if AVAILABLE:
+            conn._read_timeout, conn._write_timeout = limits.values()
         wants = any(arguments.get(one) for one in ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert",
                                                    "ssl_verify_identity"))  # fmt: skip
         if wants and not arguments.get("ssl_disabled") and not hasattr(conn._sock, "getpeercert"):

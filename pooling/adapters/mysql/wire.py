@@ -23,6 +23,7 @@ __all__ = [
 
 INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
 OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
+_SHORTEST = 11  # bytes of the shortest answer
 _WORD = 1 << 24  # the length of the longest packet, and one
 
 #: A dead peer is noticed after 10 s while data is unacknowledged (milliseconds, Linux), and after 10 + 3 x 3 s while
@@ -85,7 +86,7 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
                 if left <= 0:
                     raise TimeoutError
                 sock.settimeout(left)
-            more = sock.recv(4096)
+            more = receive(sock, (count - len(answers)) * _SHORTEST - len(data), timeout)
             if not more:
                 raise ConnectionResetError("the server has closed the connection")
             data += more
@@ -96,6 +97,18 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
     if data or len(answers) != count or answers[-1][:1] not in (OK, ERROR):
         return answers, ValueError("the server has sent something else than the answers")
     return answers, None
+
+
+def receive(sock: Any, least: int, timeout: float | None) -> bytes:
+    """Return what comes next: at least so many bytes, if that is possible, with one call of the system.
+
+    A server sends each answer by itself. To wake up for the first one costs a
+    switch of threads, and the interpreter's lock, for nothing.
+    """
+    if timeout is None and least > 0 and type(sock) is socket.socket:  # one with TLS takes no flags
+        return sock.recv(least, socket.MSG_WAITALL)
+    data: bytes = sock.recv(4096)
+    return data
 
 
 def status_of(answer: bytes) -> int:

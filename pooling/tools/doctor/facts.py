@@ -97,6 +97,25 @@ class Facts:
         """Number of other clients' connections now."""
         return sum(client.count for client in self.clients)
 
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        ratio = self.connect_seconds / self.query_seconds if self.query_seconds else 0
+        lines = [
+            f"PostgreSQL {self.version} at {self.address}",
+            f"  connecting takes {self.connect_seconds * 1000:.1f} ms, a query {self.query_seconds * 1000:.2f} ms: "
+            f"a new connection costs as much as {ratio:.0f} queries",
+        ]
+        if self.pooler is not None:
+            lines.append(f"  behind {self.pooler}")
+        lines.append(
+            f"  {self.room} of max_connections={self.max_connections} are available to ordinary roles; "
+            f"{self.connected} are in use now"
+        )
+        lines += [f"    {client}" for client in self.clients[:10]]
+        if len(self.clients) > 10:
+            lines.append(f"    and {sum(client.count for client in self.clients[10:])} others")
+        return lines
+
 
 def read(connect: Connect, ours: str | None = None) -> Facts:
     """Query a server through a few connections, which are closed again.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from .plan import Plan
-
-if TYPE_CHECKING:
-    from .facts import Facts
 
 __all__ = ["Finding", "Level", "Report"]
 
@@ -40,7 +37,7 @@ class Finding:
 class Report:
     """The facts and the findings; ``str()`` formats them for people."""
 
-    facts: Facts
+    facts: Any  # of the server's kind: `facts.Facts`, `mysql.Facts`
     plan: Plan
     findings: tuple[Finding, ...]
 
@@ -55,7 +52,7 @@ class Report:
         return any(finding.level == "warning" for finding in self.findings)
 
     def __str__(self) -> str:
-        lines = [*self._heading(), *self._connected()]
+        lines = self.facts.lines()
         for finding in sorted(self.findings, key=lambda one: list(_MARKS).index(one.level)):
             mark = f"  {_MARKS[finding.level]}  "
             text = f"{finding.what}. {finding.cure}."
@@ -63,27 +60,3 @@ class Report:
         if not self.findings:
             lines.append(f"  no problems found for {self.plan}")
         return "\n".join(lines)
-
-    def _heading(self) -> list[str]:
-        facts = self.facts
-        ratio = facts.connect_seconds / facts.query_seconds if facts.query_seconds else 0
-        lines = [
-            f"PostgreSQL {facts.version} at {facts.address}",
-            f"  connecting takes {facts.connect_seconds * 1000:.1f} ms, a query {facts.query_seconds * 1000:.2f} ms: "
-            f"a new connection costs as much as {ratio:.0f} queries",
-        ]
-        if facts.pooler is not None:
-            lines.append(f"  behind {facts.pooler}")
-        return lines
-
-    def _connected(self) -> list[str]:
-        facts = self.facts
-        lines = [
-            f"  {facts.room} of max_connections={facts.max_connections} are available to ordinary roles; "
-            f"{facts.connected} are in use now"
-        ]
-        for client in facts.clients[:10]:
-            lines.append(f"    {client}")
-        if len(facts.clients) > 10:
-            lines.append(f"    and {sum(client.count for client in facts.clients[10:])} others")
-        return lines
