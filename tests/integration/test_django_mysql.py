@@ -122,6 +122,8 @@ def test_a_request_sends_only_its_own_statements(connection: Any, item: Any, mon
         sent.append(sql if isinstance(sql, str) else bytes(sql).decode())
         return original(self, sql, *args)
 
+    with connection.pool.acquire() as conn:
+        assert conn.get_autocommit()  # so Django does not have to set it
     monkeypatch.setattr(kind, "query", query)
     assert item.filter(id__lt=10).count() == 9
     assert [sql.split()[0] for sql in sent] == ["SELECT"]
@@ -306,7 +308,10 @@ def test_trust(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_isolation_level(
     connection: Any, monkeypatch: pytest.MonkeyPatch, level: str | None, expected: str
 ) -> None:
-    alter(monkeypatch, connection, OPTIONS={} if level == "default" else {"isolation_level": level})
+    before = connection.pool
+    level_set = {} if level == "default" else {"isolation_level": level}
+    alter(monkeypatch, connection, OPTIONS={"pool": {"max_size": 2, "acquire_timeout": 5}, **level_set})
+    assert (connection.pool is before) == (level == "default")
     for _ in range(2):
         assert one(connection, "SELECT @@tx_isolation") == expected
         with connection.cursor() as cursor:
@@ -364,9 +369,13 @@ def test_a_session_that_dies_in_a_request(connection: Any, mariadb: MariaDBServe
     with pytest.raises(django.db.OperationalError):
         one(connection, "SELECT 1")
     assert not connection.is_usable()
+    broken = connection.pool.metrics.snapshot().closed.get("broken", 0)
     end_of_request()
+    assert connection.pool.metrics.snapshot().closed["broken"] == broken + 1
     assert one(connection, "SELECT 1") == 1
     assert connection.is_usable()
+    end_of_request()
+    assert not connection.is_usable()
 
 
 def test_a_restarted_server() -> None:
@@ -571,10 +580,14 @@ def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch, maria
         assert ids(check_server, databases=[ALIAS]) == ["pooling.W002"]
 
 
-def test_database_url_of_the_environment_is_ignored(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql://somewhere/else")
-    connection.close_pool()
-    assert one(connection, "SELECT DATABASE()") == "django_site"
+def test_database_url_of_the_environment_is_ignored(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, mariadb: MariaDBServer
+) -> None:
+    """If the settings say nothing of server, user and database, the driver's defaults are used."""
+    monkeypatch.setenv("DATABASE_URL", mariadb.url)
+    alter(monkeypatch, connection, NAME="", USER="", HOST="", PORT="1")
+    with pytest.raises(django.db.OperationalError, match=r"localhost|socket"):
+        one(connection, "SELECT DATABASE()")
 
 
 def test_a_file_of_options(
@@ -678,7 +691,7 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 try:
     import pymysql
-    before = pymysql.version_info = (1, 4, 6, "final", 1)  # as older ones have it
+    before = pymysql.version_info = (1, 3, 0, "final", 1)  # too old for Django, as PyMySQL 1.1 is for Django 6
 except ImportError:
     pass
 from django.conf import settings

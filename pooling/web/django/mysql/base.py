@@ -102,7 +102,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         if self._lease is None:
             return bool(super().is_usable())
         try:
-            # PyMySQL's own ``ping()`` connects again.
+            # The driver's own ``ping()`` connects again if it is that of PyMySQL before 1.2.
             self._driver.ping(self.connection, self.pool.settings.health_check_timeout)
         except base.Database.Error:
             return False
