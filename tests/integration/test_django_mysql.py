@@ -357,6 +357,7 @@ def test_idle_sessions_that_died(connection: Any, mariadb: MariaDBServer) -> Non
     for _ in range(3):
         number = one(connection, SESSION)
         end_of_request()
+        wait_until(lambda: connection.pool.stats()["idle"] > 0)
         mariadb.ask(f"KILL {number}")
         listed = f"SELECT 1 FROM information_schema.processlist WHERE id = {number}"
         wait_until(functools.partial(lambda query: not mariadb.ask(query), listed))
@@ -505,6 +506,7 @@ def test_a_child_creates_its_own_connections(connection: Any) -> None:
     child = os.fork()
     if child == 0:  # pragma: no cover
         try:
+            assert not connection.is_usable()
             mine = one(connection, SESSION)
             end_of_request()
             one(connection, SESSION)
@@ -569,6 +571,27 @@ def test_health_checks_are_made_each_time(connection: Any, monkeypatch: pytest.M
     alter(monkeypatch, connection, CONN_HEALTH_CHECKS=True)
     settings = connection.pool.settings
     assert (settings.validate_on_acquire, settings.validation_interval, settings.max_size) == (True, 0, 2)
+
+
+def test_arguments_of_the_pool(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one(connection, "SELECT 1")
+    driver = type(connection.connection).__mro__[2]  # the driver's own class
+
+    class Mine(driver):  # type: ignore[misc, valid-type]
+        pass
+
+    end_of_request()
+    made: list[object] = []
+    alter(monkeypatch, connection, OPTIONS={"pool": {
+        "connection_class": Mine, "query_statistics": True, "name": "shop", "reset": made.append, "timeout": 3,
+        "kwargs": {"init_command": "SET @a = 7"},
+    }})  # fmt: skip
+    assert one(connection, "SELECT @a") == 7
+    assert isinstance(connection.connection, Mine)
+    end_of_request()
+    wait_until(lambda: made)
+    assert (connection.pool.name, connection.pool.settings.acquire_timeout) == ("shop", 3)
+    assert connection.pool.query_statistics.to_dict()
 
 
 def test_checks_of_sizes(connection: Any, monkeypatch: pytest.MonkeyPatch, mariadb: MariaDBServer) -> None:

@@ -44,12 +44,12 @@ def activity(wrapper: Any) -> Sequence[tuple[str, str, int]]:
             cursor.execute(_POSTGRES)
             rows: Sequence[tuple[str, str, int]] = cursor.fetchall()
             return rows
-        cursor.execute("SELECT CONNECTION_ID()")
-        (own,) = cursor.fetchone()
+        cursor.execute("SELECT CONNECTION_ID(), DATABASE()")
+        own, here = cursor.fetchone()
         cursor.execute("SHOW PROCESSLIST")  # without the privilege PROCESS, only the user's own
         found = Counter(
             (str(user), "idle" if command == "Sleep" else str(command).lower())
             for number, user, _, database, command, *_ in cursor.fetchall()
-            if number != own and database == wrapper.settings_dict["NAME"]
+            if number != own and database == here
         )
     return [(user, state, count) for (user, state), count in sorted(found.items())]

@@ -16,8 +16,8 @@ from ._driver import DRIVER, base
 __all__ = ["DatabaseWrapper"]
 
 ARGUMENTS = frozenset({
-    "check", "command_timeout", "kwargs", "name", "observers", "query_statistics", "reset", "session",
-    "validation_query",
+    "check", "command_timeout", "connection_class", "kwargs", "name", "observers", "query_statistics", "reset",
+    "session", "validation_query",
 })  # fmt: skip
 """The arguments of `MySQLPool` that ``OPTIONS["pool"]`` may have, besides the settings."""
 
@@ -97,9 +97,10 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
             super().init_connection_state()
 
     def is_usable(self) -> bool:
-        if self.connection is None:
+        lease = self._lease
+        if self.connection is None or not (lease is None or lease.active):  # not active: the parent process's
             return False
-        if self._lease is None:
+        if lease is None:
             return bool(super().is_usable())
         try:
             # The driver's own ``ping()`` connects again if it is that of PyMySQL before 1.2.
