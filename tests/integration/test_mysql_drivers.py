@@ -87,7 +87,7 @@ def test_raw_commands_leave_the_driver_in_step(conn: Any) -> None:
 
 def reset(conn: Any) -> None:
     driver = ours.PyMySQL() if isinstance(conn, pymysql.connections.Connection) else connector.Connector()
-    driver.perform(conn, notes_of(conn).cleaning, 30.0, True)
+    driver.perform(conn, notes_of(conn).configuration.cleaning, 30.0, True)
 
 
 PLAIN = """

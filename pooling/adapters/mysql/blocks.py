@@ -96,7 +96,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
         why: Exception | None = None
         with suppress(Exception):  # the server may have said so
             try:
-                driver.ping(conn, 1.0)
+                driver.execute(conn, "DO 0", 1.0)
             except driver.error as error:
                 why = error
         _refuse_unread(pool, conn, _unread(why))

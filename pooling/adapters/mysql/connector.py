@@ -21,7 +21,7 @@ from ..shared.statistics import Timer
 from .driver import WireDriver
 from .failures import LOST
 from .tracking import Connection, Notes, notes_of
-from .wire import PING, Commands
+from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "Connector"]
 
@@ -40,7 +40,6 @@ _NAMES = {
     "connect_timeout": "connection_timeout", "client_flag": "client_flags", "local_infile": "allow_local_infile",
 }  # fmt: skip
 _PARAMETERS = frozenset(DEFAULT_CONFIGURATION) | {"ssl_mode"}
-_PING = Commands((PING, b""))
 _IN_AUTOCOMMIT = 2  # a flag of the server's status
 _VOLATILE = {
     "_pooling", "_socket", "_protocol", "_handshake", "_have_next_result", "_in_transaction", "_unread_result",
@@ -59,9 +58,9 @@ class Tracking:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         notes.dirty = True
         notes.answered = False
-        if notes.recorded is not None:
+        if notes.configuration.recorded is not None:
             prefix = 2 if self._client_flags & ClientFlag.CLIENT_QUERY_ATTRIBUTES and command == 3 else 0  # type: ignore[attr-defined]
-            notes.recorded.append((int(command), bytes(argument or b"")[prefix:]))
+            notes.configuration.recorded.append((int(command), bytes(argument or b"")[prefix:]))
         limit = notes.limit
         if limit is not None:
             kwargs["read_timeout"] = kwargs["write_timeout"] = left = limit.left()
@@ -117,6 +116,7 @@ class Connector(WireDriver):
     """See `Driver`."""
 
     name = "connector"
+    connect_limit = "connection_timeout"
     enforces_timeouts = pipelines = resets = notes_use = AVAILABLE
 
     def connection_class(self) -> type[Any]:
@@ -154,10 +154,6 @@ class Connector(WireDriver):
         if name:
             arguments.setdefault("conn_attrs", {"program_name": name})
         return arguments
-
-    def time_limits(self, seconds: float) -> dict[str, Any]:
-        whole = max(1, round(seconds))
-        return {"connection_timeout": whole, "read_timeout": whole, "write_timeout": whole}
 
     def connect(self, arguments: Mapping[str, Any]) -> Connection:
         arguments = {**arguments}
@@ -226,9 +222,6 @@ class Connector(WireDriver):
             conn._read_timeout = before
             notes.dirty, notes.limit, notes.queries = dirty, limit, queries
         return tuple(row or ())
-
-    def ping(self, conn: Connection, timeout: float) -> None:
-        self.perform(conn, _PING, timeout, True)
 
     def execute(self, conn: Connection, sql: str, timeout: float) -> None:
         cursor = conn.cursor(buffered=True)

@@ -19,6 +19,13 @@ NAMES = {"pymysql": "pymysql", "connector": "mysql.connector", "mysqlclient": "M
 _PACKAGES = {"pymysql": "PyMySQL", "connector": "mysql-connector-python", "mysqlclient": "mysqlclient"}
 
 
+def _also(base: type[Exception], driver: Driver) -> type[Exception]:
+    """Return a class of error that is an error of the driver, too."""
+    text = f"`pooling.{base.__name__}`, of {_PACKAGES[driver.name]}."
+    made: type[Exception] = type(base.__name__, (base, driver.operational), {"__module__": "pooling", "__doc__": text})
+    return made
+
+
 class Driver:
     """One driver. Connections are of a subclass of its own class that keeps `Notes`.
 
@@ -27,7 +34,7 @@ class Driver:
 
     Attributes:
         name: As in `NAMES`.
-        enforces_timeouts: Whether `perform`, `ping` and `ask` keep their time limits.
+        enforces_timeouts: Whether `perform` and `ask` keep their time limits.
         pipelines: Whether `perform` can send several commands in one round trip.
         resets: Whether it can reset a session.
         notes_use: Whether it notes that a lease has sent something.
@@ -38,6 +45,7 @@ class Driver:
     pipelines = False
     resets = True
     notes_use = True
+    connect_limit = "connect_timeout"  # the argument of ``connect()``
 
     def __init__(self, connection_class: type[Any] | None = None) -> None:
         self.module: Any = importlib.import_module(NAMES[self.name])
@@ -51,18 +59,10 @@ class Driver:
         self.error: type[Exception] = self.module.Error
         self.operational: type[Exception] = self.module.OperationalError
         self.programming: type[Exception] = self.module.ProgrammingError
-        self.command_timeout = self._also(errors.CommandTimeout)
-        self.commit_unknown = self._also(errors.CommitUnknown)
-        self.rolled_back = self._also(errors.TransactionRolledBack)
+        self.command_timeout = _also(errors.CommandTimeout, self)
+        self.commit_unknown = _also(errors.CommitUnknown, self)
+        self.rolled_back = _also(errors.TransactionRolledBack, self)
         self._class = self.tracked(connection_class or own)
-
-    def _also(self, base: type[Exception]) -> type[Exception]:
-        """Return a class of error that is an error of the driver, too."""
-        text = f"`pooling.{base.__name__}`, of {_PACKAGES[self.name]}."
-        made: type[Exception] = type(
-            base.__name__, (base, self.operational), {"__module__": "pooling", "__doc__": text}
-        )
-        return made
 
     def lost(self, text: str) -> Exception:
         """Return an error of the driver that says that the connection is lost."""
@@ -97,7 +97,7 @@ class Driver:
     def time_limits(self, seconds: float) -> dict[str, Any]:
         """Return arguments of ``connect()`` that limit everything that the connection does."""
         whole = max(1, round(seconds))
-        return {"connect_timeout": whole, "read_timeout": whole, "write_timeout": whole}
+        return {self.connect_limit: whole, "read_timeout": whole, "write_timeout": whole}
 
     def connect(self, arguments: Mapping[str, Any]) -> Connection:
         """Return a new connection."""
@@ -157,10 +157,6 @@ class Driver:
     def cursor(self, conn: Connection, cursor_class: type[Any] | None) -> Any:
         """Return a cursor of this class; ``None`` means the connection's."""
         return conn.cursor() if cursor_class is None else conn.cursor(cursor_class)
-
-    def ping(self, conn: Connection, timeout: float) -> None:
-        """Make a round trip."""
-        raise NotImplementedError
 
     def execute(self, conn: Connection, sql: str, timeout: float) -> None:
         """Execute a statement and read whatever it returns."""

@@ -65,8 +65,8 @@ class Tracking:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         notes.dirty = True
         notes.answered = False
-        if notes.recorded is not None:
-            notes.recorded.append((QUERY, query.encode() if isinstance(query, str) else bytes(query)))
+        if notes.configuration.recorded is not None:
+            notes.configuration.recorded.append((QUERY, query.encode() if isinstance(query, str) else bytes(query)))
         began = monotonic()
         try:
             if notes.queries is None:
@@ -203,9 +203,6 @@ class MySQLClient(Driver):
         finally:
             notes.dirty, notes.queries = dirty, queries
         return tuple(row or ())
-
-    def ping(self, conn: Connection, timeout: float) -> None:
-        conn.ping()
 
     def execute(self, conn: Connection, sql: str, timeout: float) -> None:
         cursor = cursors.Cursor(conn)

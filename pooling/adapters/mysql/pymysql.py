@@ -22,7 +22,7 @@ from ..shared.limits import Limit
 from ..shared.statistics import Timer
 from .driver import WireDriver
 from .tracking import Connection, Notes, notes_of
-from .wire import PING, Commands
+from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
 
@@ -36,7 +36,6 @@ AVAILABLE = all(hasattr(pymysql.connections.Connection, name) for name in NEEDED
 
 _TLS = {"REQUIRED": False, "VERIFY_CA": True, "VERIFY_IDENTITY": True}  # whether the certificate is verified
 _PARAMETERS = frozenset(inspect.signature(pymysql.connections.Connection.__init__).parameters) - {"self"}
-_PING = Commands((PING, b""))
 
 #: What of ``vars(conn)`` is not a borrower's to change, or changes by itself.
 _VOLATILE = {
@@ -59,9 +58,9 @@ class Tracking:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         notes.dirty = True
         notes.answered = False
-        if notes.recorded is not None:
+        if notes.configuration.recorded is not None:
             text = sql.encode(self.encoding) if isinstance(sql, str) else bytes(sql)  # type: ignore[attr-defined]
-            notes.recorded.append((command, text))
+            notes.configuration.recorded.append((command, text))
         super()._execute_command(command, sql)  # type: ignore[misc]
 
     def _force_close(self) -> None:
@@ -240,12 +239,6 @@ class PyMySQL(WireDriver):
             conn._read_timeout, conn._write_timeout = before
             notes.dirty, notes.limit, notes.queries = dirty, limit, queries
         return tuple(row or ())
-
-    def ping(self, conn: Connection, timeout: float) -> None:
-        if AVAILABLE:
-            self.perform(conn, _PING, timeout, True)
-        else:
-            conn.ping()
 
     def execute(self, conn: Connection, sql: str, timeout: float) -> None:
         cursor = cursors.Cursor(conn)

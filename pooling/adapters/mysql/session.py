@@ -92,35 +92,35 @@ class Session:
         maria = "mariadb" in driver.server_version(conn).lower()
         steps = self._steps(conn, maria)
         prefix = driver.query_prefix(conn)
-        notes.clean_with(*steps, prefix=prefix)
+        notes.configuration.clean_with(*steps, prefix=prefix)
         self._look_up(conn, notes)
         if self._configure is not None:
-            notes.recorded = []
+            notes.configuration.recorded = []
             try:
                 self.call(conn, self._configure, self.create_timeout)
             finally:
-                recorded, notes.recorded = notes.recorded, None
+                recorded, notes.configuration.recorded = notes.configuration.recorded, None
             again = [
                 (command, text) for command, text in recorded or []
                 if command != PING and not (command == QUERY and _PASSING.match(text))
             ]  # fmt: skip
-            notes.by_hook = not driver.pipelines or not all(
+            notes.configuration.by_hook = not driver.pipelines or not all(
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
-            if not notes.by_hook:
-                notes.clean_with(*steps, *again, prefix=prefix)
+            if not notes.configuration.by_hook:
+                notes.configuration.clean_with(*steps, *again, prefix=prefix)
         notes.client = driver.client_state(conn)
         notes.failed, notes.dirty = None, True
         if self.cleans and self.resets:
             self._probe(conn, notes)
         elif self.command_timeout is not None:
             driver.execute(conn, f"SET {_server_limit(self.command_timeout, maria)}", self.create_timeout)
-        if notes.lost:
+        if notes.configuration.lost:
             self._configure_again(conn, notes)
         notes.client = driver.client_state(conn)
         driver.restore(conn, notes.client)  # without the results of all that
         notes.limit, notes.queries = self._limit, self._queries
-        notes.lost = False
+        notes.configuration.lost = False
         notes.dirty = not driver.notes_use
 
     def _steps(self, conn: Connection, maria: bool) -> list[tuple[int, bytes]]:
@@ -149,23 +149,24 @@ class Session:
         """Clean the session for the first time, and find out what the server takes."""
         driver = self.driver
         try:
-            driver.perform(conn, notes.cleaning, min(PROBE, self.create_timeout), self.pipelined)
+            driver.perform(conn, notes.configuration.cleaning, min(PROBE, self.create_timeout), self.pipelined)
         except driver.error as error:
             number = failed_at(error)
             if ended_by(error) is not None:
                 if self.pipelined and (number or isinstance(error.__cause__, TimeoutError)):
                     raise NotPipelined from error
                 raise
-            if code_of(error) == _UNKNOWN_COMMAND and notes.cleaning.steps[number][0] == RESET:
+            if code_of(error) == _UNKNOWN_COMMAND and notes.configuration.cleaning.steps[number][0] == RESET:
                 self.resets = False
                 return
-            if notes.by_hook or number < len(self._steps(conn, True)):
+            if notes.configuration.by_hook or number < len(self._steps(conn, True)):
                 raise
             # The hook's statements cannot be executed twice: the hook itself is called from now on.
-            notes.clean_with(*notes.cleaning.steps[:number], prefix=driver.query_prefix(conn))
-            notes.by_hook = True
-            driver.perform(conn, notes.cleaning, self.create_timeout, self.pipelined)
-        notes.lost = notes.by_hook
+            steps = notes.configuration.cleaning.steps[:number]
+            notes.configuration.clean_with(*steps, prefix=driver.query_prefix(conn))
+            notes.configuration.by_hook = True
+            driver.perform(conn, notes.configuration.cleaning, self.create_timeout, self.pipelined)
+        notes.configuration.lost = notes.configuration.by_hook
 
     # -- clean --------------------------------------------------------------------
 
@@ -178,8 +179,8 @@ class Session:
             if left is not None or notes.unfinished:
                 raise driver.programming(f"it came back with {left or 'a command under way'}")
             if self.cleans:
-                driver.perform(conn, notes.cleaning, self.reset_timeout, self.pipelined)
-                notes.lost = notes.by_hook
+                driver.perform(conn, notes.configuration.cleaning, self.reset_timeout, self.pipelined)
+                notes.configuration.lost = notes.configuration.by_hook
             else:
                 self._end(conn)
             answered = True
@@ -189,7 +190,7 @@ class Session:
         for hook in self._after_use if used else self._always:
             self.call(conn, hook, self.reset_timeout)
             driver.restore(conn, notes.client)
-        if notes.lost:
+        if notes.configuration.lost:
             self._configure_again(conn, notes)
         notes.failed, notes.dirty = None, not driver.notes_use
         return answered
@@ -208,7 +209,7 @@ class Session:
         assert self._configure is not None
         self.call(conn, self._configure, self.reset_timeout)
         notes.client = self.driver.client_state(conn)
-        notes.lost = notes.dirty = False
+        notes.configuration.lost = notes.dirty = False
 
     def call(self, conn: Connection, hook: Hook, limit: float) -> None:
         """Call a function of the user's and commit what it did, all its commands within ``limit`` seconds."""
@@ -236,7 +237,9 @@ class Session:
         if not notes.dirty and driver.pipelines:
             return
         cleans = self.cleans and self.resets and driver.pipelines
-        commands = notes.committing if cleans else Commands((QUERY, b"COMMIT"), prefix=driver.query_prefix(conn))
+        commands = notes.configuration.committing
+        if not cleans:
+            commands = Commands((QUERY, b"COMMIT"), prefix=driver.query_prefix(conn))
         try:
             driver.perform(conn, commands, notes.limit and notes.limit.left(), self.pipelined)
         except driver.error as error:
@@ -245,7 +248,7 @@ class Session:
             raise
         notes.failed = None
         if cleans:
-            notes.answered, notes.dirty, notes.lost = True, False, notes.by_hook
+            notes.answered, notes.dirty, notes.configuration.lost = True, False, notes.configuration.by_hook
         elif self._trusts and driver.pipelines:
             state = driver.autocommit_of(notes.client)
             if state is None or driver.in_autocommit(conn) == state:

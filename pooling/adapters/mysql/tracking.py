@@ -19,6 +19,25 @@ __all__ = ["Connection", "Notes", "notes_of"]
 Connection = Any  # of any driver
 
 
+class Configuration:
+    """How one session is made as new, and what is known of the ``configure`` hook's effect on it."""
+
+    __slots__ = ("cleaning", "committing", "recorded", "by_hook", "lost")
+
+    cleaning: Commands  # makes the session as new
+    committing: Commands  # commits before that
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[int, bytes]] | None = None  # the commands of the hook, while it runs
+        self.by_hook = False  # the hook itself is to be called after a cleaning
+        self.lost = False  # a cleaning has undone what the hook did
+
+    def clean_with(self, *steps: tuple[int, bytes], prefix: bytes) -> None:
+        """Clean the session with these commands from now on."""
+        self.cleaning = Commands(*steps, prefix=prefix)
+        self.committing = Commands((QUERY, b"COMMIT"), *steps, prefix=prefix)
+
+
 class Notes:
     """What is noted of one connection.
 
@@ -32,13 +51,11 @@ class Notes:
     """
 
     __slots__ = (
-        "dirty", "answered", "unfinished", "failed", "block", "limit", "queries", "recorded", "client", "cleaning",
-        "committing", "by_hook", "lost", "place", "peer", "role", "status", "undoes", "_poll",
+        "dirty", "answered", "unfinished", "failed", "block", "limit", "queries", "client", "configuration", "place",
+        "peer", "role", "status", "undoes", "_poll",
     )  # fmt: skip
 
     client: Any  # the client's side as new
-    cleaning: Commands  # makes the session as new
-    committing: Commands  # commits before that
 
     def __init__(self) -> None:
         self.dirty = self.answered = self.unfinished = False
@@ -46,20 +63,13 @@ class Notes:
         self.block: str | None = None
         self.limit: Limit | None = None  # of the commands
         self.queries: QueryStatistics | None = None
-        self.recorded: list[tuple[int, bytes]] | None = None  # the commands of a ``configure`` hook
-        self.by_hook = False  # the hook itself is to be called after a cleaning
-        self.lost = False  # a cleaning has undone what the hook did
+        self.configuration = Configuration()
         self.place: tuple[int, str] | None = None  # the session's number, and this side's address as the server sees it
         self.peer: socket.socket | None = None  # shows when the server has ended the session
         self.role: str | None = None  # whether the server is read-only, as it said
         self.status = 0  # the server's flags, if the driver does not keep them
         self.undoes = False  # it rolls back the transaction after a lock wait timeout
         self._poll: Callable[[int], Any] | None = None
-
-    def clean_with(self, *steps: tuple[int, bytes], prefix: bytes) -> None:
-        """Clean the session with these commands from now on."""
-        self.cleaning = Commands(*steps, prefix=prefix)
-        self.committing = Commands((QUERY, b"COMMIT"), *steps, prefix=prefix)
 
     def watch(self, fd: int | None) -> None:
         """Prepare `silent` for the connection's descriptor."""
