@@ -103,8 +103,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         if lease is None:
             return bool(super().is_usable())
         try:
-            # The driver's own ``ping()`` connects again if it is that of PyMySQL before 1.2.
-            self._driver.ping(self.connection, self.pool.settings.health_check_timeout)
+            # Not ``ping()``: that of PyMySQL before 1.2 connects again.
+            self._driver.ask(self.connection, "SELECT 1", self.pool.settings.health_check_timeout)
         except base.Database.Error:
             return False
         return True
