@@ -11,6 +11,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._attach import offer as _offer
 from .core.adapter import Adapter
 from .core.lease import Lease
 from .core.observer import Observer
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from .adapters.mysql import MySQLPool
     from .adapters.postgres import PostgresPool
+    from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -72,6 +74,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PostgresPool",
+    "RedisPool",
     "SQLitePool",
     "TooManyWaiting",
     "TransactionRolledBack",
@@ -93,6 +96,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "shutdown_http_pool": ".adapters.http.client",
     "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
+    "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",
     "PoolManager": ".manager",
     "application_lifespan": ".manager",
@@ -105,6 +109,7 @@ for _class in (
     _class.__module__ = __name__  # where users import them from, for tracebacks
 
 
+_offer()
 if os.environ.get("POOLING_METRICS_DIR"):  # else nothing of `pooling.observe` is imported
     import_module(".observe.shared", __name__).share_from_env()
 

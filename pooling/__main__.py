@@ -21,7 +21,8 @@ __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
 _COMMANDS = {
-    "config": ".config", "demo": ".tools.demo.run", "doctor": ".tools.doctor.run", "soak": ".tools.soak.run"
+    "config": ".config", "dashboard": ".tools.dashboard", "demo": ".tools.demo.run", "doctor": ".tools.doctor.run",
+    "report": ".tools.report", "soak": ".tools.soak.run", "top": ".tools.top.run",
 }  # fmt: skip
 
 _PIPE = 128 + 13  # a shell's exit code for a program ended by SIGPIPE

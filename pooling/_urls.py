@@ -39,6 +39,9 @@ SCHEMES = {
         for server in ("mysql", "mariadb") for driver in ("", "+pymysql", "+mysqldb", "+mysqlconnector")
     },
     "sqlite": "pooling.adapters.sqlite:SQLitePool.from_url",
+    "redis": "pooling.adapters.redis:RedisPool.from_url",
+    "rediss": "pooling.adapters.redis:RedisPool.from_url",
+    "unix": "pooling.adapters.redis:RedisPool.from_url",
     "http": "pooling._urls:http_pool",
     "https": "pooling._urls:http_pool",
     "sqlalchemy": "pooling.adapters.engines:engine_of",
@@ -50,14 +53,15 @@ _BASES = {
     **dict.fromkeys(("http", "https"), PoolSettings(min_size=0, max_size=100)),
     "sqlalchemy": PoolSettings(min_size=0, validate_on_acquire=False),
 }
-# The extra that installs the driver.
-_EXTRAS = {
+_EXTRAS = {  # the extra that installs the driver
     "postgresql": "binary", "postgres": "binary", "mysql": "mysql", "mariadb": "mysql", "sqlalchemy": "sqlalchemy",
+    **dict.fromkeys(("redis", "rediss", "unix"), "redis"),
 }  # fmt: skip
 # Parameters of a kind itself, which for other kinds are another library's name for a setting.
 _OWN_PARAMETERS = {
     **dict.fromkeys(("postgresql", "mysql", "mariadb"), set[str]()),
     **dict.fromkeys(("http", "https"), {"timeout", "pool_timeout"}),
+    **dict.fromkeys(("redis", "rediss", "unix"), {"health_check_interval"}),
 }
 _ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -106,7 +110,8 @@ def from_url(
             if "@" in url.partition("?")[2]:  # the value may be a part of a password with a ? in it
                 rule = f"invalid value for {' or '.join(given)}"
             raise ValueError(f"{masked(url)}: {rule}") from None
-    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES}
+    own = _OWN_PARAMETERS.get(scheme_of(url), set())
+    options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES and key not in own}
     if options and (settings is None or isinstance(settings, PoolSettings)):  # other packages' kinds may not take them
         settings = (settings or settings_for(url, {})).replace(**options)
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import hypothesis
 import pytest
 
 from tests.mariadb import MariaDBServer, needs_mariadb
+from tests.redisserver import RedisServer, needs_redis
 from tests.servers import PostgresServer, find_postgres, requires
 from tests.web import WebServer
 
@@ -29,6 +33,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 for _name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[_name]  # the developer's own server must not leak into a test's connection
+
+# Watchers of other sessions must not attach to the processes of the tests.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="pooling-runtime-")
+atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +76,14 @@ def mariadb() -> Iterator[MariaDBServer]:
     """A MariaDB server for all tests that leave it running and as it was."""
     needs_mariadb()
     with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server for all tests that leave it running and as it was."""
+    needs_redis()
+    with RedisServer() as server:
         yield server
 
 

@@ -68,6 +68,8 @@ class Checkout(Generic[R]):
             now = engine.fast.now()
         if self.waited and engine.settings.enable_metrics:
             engine.metrics.durations.wait.record(now - self.arrived)
+            if engine.events.observers:
+                engine.events.notify("waited", now - self.arrived)
         if engine.events.leases_observed:
             engine.events.notify("acquired", now - self.arrived)
         if engine.fast.track_holders:

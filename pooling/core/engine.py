@@ -49,7 +49,7 @@ from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
-from .state import PoolState
+from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED, PoolState
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
 
@@ -104,9 +104,9 @@ class Engine(Generic[R]):
 
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings. Needs the lock, except in the constructor."""
-        self.settings, state = settings, self.state
-        state.min_size, state.max_size, state.max_idle = settings.min_size, settings.max_size, settings.max_idle
-        watched = any(entry.watched for entry in state.entries)
+        self.settings = settings
+        self.state.resize(settings.min_size, settings.max_size, settings.max_idle)
+        watched = any(entry.watched for entry in self.state.entries)
         self.fast.configure(settings, self.adapter, watched)
         self.refresh_fast_path_locked()
 
@@ -182,7 +182,8 @@ class Engine(Generic[R]):
     def plan_locked(self) -> Plan:
         """Decide which slots are reserved for creations, and what is to be closed."""
         now = self.fast.now()
-        number, closes = self.state.serve(self.outage.allowed(now), now)
+        ahead = MOST_AHEAD if self.adapter.blocking else UNLIMITED  # inline, each would start the next within itself
+        number, closes = self.state.serve(self.outage.allowed(now), now, ahead)
         creations = self.reserve_locked(number) if number else []
         if self.watchers:
             for reference in self.watchers.copy():
@@ -204,11 +205,9 @@ class Engine(Generic[R]):
 
     def fill_locked(self, missing: int) -> list[Creation]:
         """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
-        room = min(
-            self.state.max_size - len(self.state.entries),
-            self.outage.allowed(self.fast.now()) - len(self.state.creating),
-        )
-        return self.reserve_locked(0 if self.state.closed else min(missing, room))
+        state, allowed = self.state, self.outage.allowed(self.fast.now())
+        room = min(state.max_size - len(state.entries), allowed - len(state.creating))
+        return self.reserve_locked(0 if state.closed else min(missing, room))
 
     # -- create ---------------------------------------------------------------
 
@@ -262,8 +261,7 @@ class Engine(Generic[R]):
         # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
         may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
         watched = may_watch and watchable(entry.resource)
-        now = self.fast.now()
-        entry.idle_since = entry.checked = now
+        entry.checked = now = self.fast.now()
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
                 entry.watched = self.fast.checks_on_acquire = True
@@ -311,6 +309,8 @@ class Engine(Generic[R]):
                 if final and (state.waiters or self.watchers):  # they wait for a resource in use
                     outage.hurry(now, self.settings.backoff)
                 news = began and self.outage.incident.begins(now)
+            if full or final or outage.failures > FILL_ATTEMPTS:
+                state.filling = 0
             self.schedule_sweep(outage.retry_at)
         if refused:
             self.events.server_full(error)

@@ -11,7 +11,7 @@ from typing import Any
 from .._fields import fields
 from .runtime.gevent import Life
 
-__all__ = ["Observer", "notify"]
+__all__ = ["EVERYWHERE", "Observer", "notify"]
 
 logger = logging.getLogger("pooling")
 
@@ -46,6 +46,9 @@ class Observer:
     def exhausted(self, pool: str, waiting: int) -> None:
         """All resources are in use and a borrower has to wait; ``waiting`` borrowers wait now."""
 
+    def waited(self, pool: str, seconds: float) -> None:
+        """A borrower that had to wait got its lease after ``seconds``. Not called with ``enable_metrics=False``."""
+
     def timed_out(self, pool: str, waited: float) -> None:
         """An acquire timed out after ``waited`` seconds."""
 
@@ -78,6 +81,17 @@ class Observer:
 
     def drained(self, pool: str) -> None:
         """A new generation began: every resource will be replaced."""
+
+    def responded(self, pool: str, method: str, host: str, outcome: int | BaseException, seconds: float) -> None:
+        """An HTTP request ended after ``seconds``: with the head of a response, or with an error.
+
+        ``outcome`` is the status code or the error. ``host`` is named as in the metrics. A request that is
+        repeated, or redirected, is several requests.
+        """
+
+
+EVERYWHERE: list[Observer] = []
+"""Added to each pool that is made, by this package's own exporters: they cannot know when a pool is made."""
 
 
 def notify(observers: tuple[Observer, ...], event: str, *args: Any) -> None:

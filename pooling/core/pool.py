@@ -22,7 +22,7 @@ from .lease import Lease
 from .liveness import Liveness
 from .maintenance import Maintenance
 from .managed import ManagedPool
-from .observer import Observer
+from .observer import EVERYWHERE, Observer
 from .probe import Probe
 from .report.holders import Holder, holders_of
 from .report.messages import format_counts, format_error, format_exhaustion
@@ -120,7 +120,7 @@ class Pool(ManagedPool[R]):
         self._maintenance = Maintenance(self.engine, self._liveness)
         self._probe = Probe(self.engine, self._liveness, self._checkin)
         adapter.settings_changed(self.settings)
-        for observer in observers:
+        for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
 
     # -- acquire --------------------------------------------------------------
@@ -280,7 +280,10 @@ class Pool(ManagedPool[R]):
         return self.engine.settings
 
     def fill(self, size: int | None = None) -> None:
-        """Create resources ahead of need, without waiting for them.
+        """Create resources ahead of need, at most 64 at once, without waiting for them.
+
+        It is given up after some failures in a row; up to ``min_size`` the
+        pool goes on.
 
         Args:
             size: How many there should be in all; ``None`` means ``min_size``.
@@ -300,8 +303,8 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-            creations = engine.fill_locked(goal - (len(state.entries) - len(state.closing)))
-        engine.carry_out(creations, [])
+            missing = goal - (len(state.entries) - len(state.closing))
+            state.filling = max(state.filling, min(missing, state.max_size - len(state.entries)))
         engine.serve()
 
     def drain(self) -> None:
@@ -396,10 +399,12 @@ class Pool(ManagedPool[R]):
         return self.engine.metrics
 
     def add_observer(self, observer: Observer) -> None:
-        """Notify an observer from now on."""
+        """Notify an observer from now on. Idempotent."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self.engine.observe((*self.engine.events.observers, observer))
+        observers = self.engine.events.observers
+        if not any(one is observer for one in observers):
+            self.engine.observe((*observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
         """Notify an observer no longer."""

@@ -27,11 +27,18 @@ from .entry import Entry, Token
 from .idle import IdleStack
 from .waiter import WaitQueue
 
-__all__ = ["WorkerTask", "PoolState", "UNLIMITED"]
+__all__ = ["FILL_ATTEMPTS", "MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
 _NOT_BEGUN = float("inf")
+
+MOST_AHEAD = 64
+"""How many resources are created at once on workers ahead of need; each that is ready starts the next. More would
+start a thread for each of them, and for a cheap factory that is most of the work."""
+
+FILL_ATTEMPTS = 3
+"""After more failures in a row a fill is given up; ``min_size`` and waiters are not."""
 
 
 class WorkerTask(NamedTuple):
@@ -46,10 +53,9 @@ class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
-        self.min_size = min_size
-        self.max_size = max_size
-        self.max_idle = max_idle
         self.entries: set[Entry] = set()  # all taken slots
+        self.filling = 0  # creations that a fill has requested and that have not begun
+        self.resize(min_size, max_size, max_idle)
         self.creating: set[Entry] = set()
         self.checking: dict[Entry, WorkerTask] = {}  # being validated or reset on a worker
         self.closing: set[Entry] = set()
@@ -60,6 +66,13 @@ class PoolState:
         self.paused = False
         self.closed = False
         self.exhaustion_reported = False  # since the wait queue was empty
+
+    def resize(self, min_size: int, max_size: int, max_idle: int | None) -> None:
+        """Set the bounds."""
+        self.min_size = min_size
+        self.max_size = max_size
+        self.max_idle = max_idle
+        self.filling = max(0, min(self.filling, max_size - len(self.entries)))
 
     # -- counts -------------------------------------------------------------
 
@@ -132,6 +145,8 @@ class PoolState:
         """Take a slot for an entry that is about to be created."""
         self.entries.add(entry)  # first: `retire` looks there for what an exception has left
         self.creating.add(entry)
+        if self.filling:
+            self.filling -= 1
 
     def retire(self, entry: Entry) -> bool:
         """Free the slot of an entry; return ``False`` if it was free already."""
@@ -159,6 +174,8 @@ class PoolState:
         if reason is None and not self.waiters and self._full(len(self.idle) + 1):
             reason = "max_idle"
         if reason is None:
+            if entry in self.creating:  # measured under the lock, the times are in the order of the idle stack
+                entry.idle_since = now
             self.settle(entry)
             entry.since = _NOT_LENT
             if self.paused or not self.waiters.hand_over(token):
@@ -221,13 +238,14 @@ class PoolState:
                 break
         return closes
 
-    def serve(self, allowed: int, now: float) -> tuple[int, list[tuple[Token, str]]]:
+    def serve(self, allowed: int, now: float, ahead: int = MOST_AHEAD) -> tuple[int, list[tuple[Token, str]]]:
         """Match idle resources with waiters and plan creations and closes, from any state.
 
         Args:
             allowed: How many creations may be in progress at once; few or none
                 while the server is down.
             now: The time, for the ages of resources.
+            ahead: How many creations may be in progress at once ahead of need.
 
         Returns:
             The number of creations to start, and the resources to close with their reasons.
@@ -241,15 +259,16 @@ class PoolState:
         if room <= 0:
             return 0, closes
         room = min(room, allowed - len(self.creating))
-        return max(0, min(self._missing(), room)), closes
+        return max(0, min(self._missing(ahead), room)), closes
 
-    def _missing(self) -> int:
-        """Number of creations needed to serve every waiter and to fill up to ``min_size``."""
+    def _missing(self, most_ahead: int) -> int:
+        """Number of creations needed to serve every waiter and to fill up to ``min_size`` and as a fill requested."""
         if self.closed or not self.started:
             return 0
-        coming = len(self.creating) + len(self.checking)
+        creating = len(self.creating)
         short = self.min_size - (len(self.entries) - len(self.closing))
-        return max(len(self.waiters) - coming, short) if not self.paused else short
+        ahead = min(max(short, self.filling), most_ahead - creating)
+        return ahead if self.paused else max(len(self.waiters) - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:
         """Remove surplus resources from the idle stack, longest unused first."""

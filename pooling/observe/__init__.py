@@ -27,7 +27,16 @@ The figures of all processes of one application, and exporters:
 `local`      what one process holds to record them
 `slotfile`   a file with one record, safe against ``kill -9`` and readers in the middle of a write
 `shared`     the directory ``POOLING_METRICS_DIR``: the figures of all processes
+`records`    what is stored in its files
+`minutes`    what happened minute by minute, in a form that adds up over processes
+`archive`    the minutes and incidents of processes that have ended
+`attach`     the same without the variable, while a watcher is there
+`view`       all of that as plain values, for ``top`` and the web page
+`overall`    the report of all processes
 `prometheus` a collector for prometheus_client, for one process or all
+`opentelemetry` metrics and span events for OpenTelemetry
+`conventions` the instruments and attributes of its semantic conventions
+`backlog`    durations that are counted but not yet recorded there
 
 Nothing here is imported or started unless it is used.
 """

@@ -9,8 +9,9 @@ Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``wait/17`` by the place of the bucket (see `histogram.bound_of`), ``wait.short``
 for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
 all in nanoseconds. What was counted for one host has the host and a tab before
-its key. All are whole numbers: a sum of floats depends on the order of the
-addends, so it could decrease in the last digit from one reader to the next.
+its key; so have the gauges ``idle`` and ``used`` of a host. All counters are
+whole numbers: a sum of floats depends on the order of the addends, so it could
+decrease in the last digit from one reader to the next.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 
-__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "Recorder", "add_up", "all_pools"]
+__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add_up", "all_pools"]
 
 Figures = dict[str, Any]
-"""Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key) and ``holders``."""
+"""Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key), ``holders``, and ``kind``, the class of the
+pool; ``error``, why nothing can be created now; and ``recent``, the peaks since the last sample."""
+
+PoolsOf = Callable[[], list[tuple[PoolRef, PoolMetrics]]]
 
 HOST = "\t"
-"""Between a host and the key of one of its counters."""
+"""Between a host and the key of one of its counters or gauges."""
 
 MOST_POOLS = 100
 """Pool names that are counted one by one; all further ones are counted together (cardinality)."""
@@ -61,9 +65,14 @@ def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
 
 
 class Recorder:
-    """Records the pools of one process. Not thread-safe: its user holds a lock."""
+    """Records the pools of one process. Not thread-safe: its user holds a lock.
 
-    def __init__(self) -> None:
+    Args:
+        pools: Returns those to record, as `all_pools` does; ``None`` for all.
+    """
+
+    def __init__(self, pools: PoolsOf | None = None) -> None:
+        self._pools = pools
         self._sources: dict[int, _Source] = {}  # by the id of the metrics
         self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
         self._names: set[str] = set()
@@ -77,7 +86,7 @@ class Recorder:
         for number, source in list(self._sources.items()):
             if source.metrics is None and source.ref() is None:
                 self._end(self._sources.pop(number))
-        for ref, metrics in all_pools():
+        for ref, metrics in (self._pools or all_pools)():
             source = self._sources.setdefault(id(metrics), _Source(metrics))
             source.ref = ref  # another one after gevent has patched the process
         found: dict[str, list[Figures]] = {}
@@ -89,21 +98,25 @@ class Recorder:
                 if source.metrics is not None:
                     source.count(source.metrics)
                 figures = {"counters": source.counters}
-            found.setdefault(self._public(source.name), []).append(figures)
+            found.setdefault(self.public(source.name), []).append(figures)
         for name, counters in self._ended.items():
             found.setdefault(name, []).append({"counters": counters})
         return {name: add_up(figures) for name, figures in found.items()}
 
     def end(self, metrics: PoolMetrics) -> None:
         """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
-        source = self._sources.pop(id(metrics), None) or _Source(metrics)
+        known = self._sources.pop(id(metrics), None)
+        if known is None and self._pools is not None:
+            return  # not one of those
+        source = known or _Source(metrics)
         source.count(metrics)
         self._end(source)
 
     def _end(self, source: _Source) -> None:
-        _add(self._ended.setdefault(self._public(source.name), {}), source.counters)
+        _add(self._ended.setdefault(self.public(source.name), {}), source.counters)
 
-    def _public(self, name: str) -> str:
+    def public(self, name: str) -> str:
+        """Return the name that a pool's figures have: its own, or `OTHERS` if there are too many."""
         if name not in self._names:
             if len(self._names) >= MOST_POOLS:
                 return OTHERS
@@ -158,22 +171,28 @@ class _Source:
             waiters, now = engine.state.waiters, engine.clock.now()
             oldest = now - waiters[0].arrived if waiters else 0.0
             holders = holders_of(engine.state.lent(), now)
-            open_or_wanted = bool(engine.state.entries) or not engine.state.closed
-            down = engine.outage.error is not None
+            is_open = not engine.state.closed
+            exhausted = bool(waiters) and engine.state.exhausted
+            error = engine.outage.text
         settings = engine.settings
         limits = {
             "max": settings.max_size, "idle_min": settings.min_size,
             "idle_max": settings.max_size if settings.max_idle is None else settings.max_idle,
             "acquire_timeout": settings.acquire_timeout,
         }  # fmt: skip
-        self._note_peaks(snapshot, metrics, counters, oldest)
+        recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
+        owner = None if engine.owner is None else engine.owner()
         return {
+            "kind": "Pool" if owner is None else type(owner).__name__,
+            **({} if error is None else {"error": error}),
             "counters": counters,
             "gauges": {
                 "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
-                "oldest_wait": oldest, "down": int(down), **(limits if open_or_wanted else {}),
+                "oldest_wait": oldest, "down": int(error is not None), "open": int(is_open),
+                "exhausted": int(exhausted), **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
             },
             "peaks": dict(self._peaks),
+            "recent": recent,
             "holders": [
                 {
                     "where": f"{one.file}:{one.line} {one.function}()", "thread": one.thread,
@@ -184,8 +203,10 @@ class _Source:
         }  # fmt: skip
 
     def _note_peaks(
-        self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float], oldest: float
-    ) -> None:
+        self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float],
+        before: Mapping[str, float], oldest: float,
+    ) -> dict[str, float]:  # fmt: skip
+        """Note the peaks since the epoch began; return those since the last sample."""
         in_use, uses, known = snapshot.in_use, metrics.uses(), self._uses
         if uses is not None:
             in_use = max(in_use, sum(1 for entry, number in uses.items() if number > known.get(entry, 0)))
@@ -198,6 +219,8 @@ class _Source:
         times["wait"] = max(times["wait"], oldest)
         for key, value in {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited)), **times}.items():
             self._peaks[key] = max(self._peaks.get(key, 0), value)
+        waited = counters.get("exhausted", 0) > before.get("exhausted", 0)
+        return {"in_use": in_use, "waiting": max(snapshot.waiting, int(waited))}
 
 
 def _nothing() -> None:
@@ -239,6 +262,17 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
     return {key: value for key, value in found.items() if value > 0}
 
 
+def _of_hosts(metrics: PoolMetrics) -> dict[str, int]:
+    """Return the connections of an HTTP pool by host."""
+    connections = getattr(metrics, "connections", None)
+    if connections is None:
+        return {}
+    return {
+        f"{host}{HOST}{state}": number
+        for host, numbers in connections().items() for state, number in zip(("idle", "used"), numbers)
+    }  # fmt: skip
+
+
 def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> None:
     into.update({f"{name}/{kind}": number for kind, number in numbers.items()})
 
@@ -260,10 +294,12 @@ def add_up(figures: Iterable[Figures]) -> Figures:
     found: Figures = {"counters": {}, "gauges": {}, "peaks": {}, "holders": []}
     for one in figures:
         _add(found["counters"], one.get("counters", {}))
-        for part in ("gauges", "peaks"):
-            for key, value in one.get(part, {}).items():
-                known = found[part].get(key, 0)
-                found[part][key] = max(known, value) if key in _HIGHEST else known + value
+        for part in ("gauges", "peaks", "recent"):
+            if part in one:
+                into = found.setdefault(part, {})
+                for key, value in one[part].items():
+                    into[key] = max(into.get(key, 0), value) if key in _HIGHEST else into.get(key, 0) + value
+        found.update({part: one[part] for part in ("kind", "error") if part in one})
         found["holders"] += one.get("holders", [])
     found["holders"] = sorted(found["holders"], key=lambda holder: holder["since"])[:_HOLDERS]
     return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..core.observer import Observer
@@ -17,6 +18,7 @@ MOST_INCIDENTS = 1000
 
 _SAME = 300.0  # seconds: what happens again so soon after belongs to the same incident
 _LONGEST_TEXT = 300
+_MOST_ERRORS = 100  # pools whose last error is kept
 
 WORDS = {
     "outage": "outage",
@@ -61,12 +63,21 @@ class Incident:
 
 
 class Incidents:
-    """The incidents of one process. Safe in any thread; no method blocks."""
+    """The incidents of one process. Safe in any thread; no method blocks.
 
-    def __init__(self, wall: Callable[[], float]) -> None:
+    Attributes:
+        errors: The last error of each pool, without secrets, and its time of day.
+
+    Args:
+        wall: Returns the time of day.
+        most: How many are kept.
+    """
+
+    def __init__(self, wall: Callable[[], float], most: int = MOST_INCIDENTS) -> None:
         self._wall = wall
+        self.errors: dict[str, tuple[str, float]] = {}
         self._lock: Any = _thread.RLock()  # native under gevent, too: nothing waits or switches while it is held
-        self._all: deque[Incident] = deque(maxlen=MOST_INCIDENTS)
+        self._all: deque[Incident] = deque(maxlen=most)
         self.last: dict[tuple[str, str, str], Incident] = {}
 
     def note(self, pool: str, kind: str, text: str = "", *, peak: float = 0.0, by_text: bool = False) -> None:
@@ -103,6 +114,41 @@ class Incidents:
             if found is not None and found.end is None:
                 found.end = self._wall()
 
+    @classmethod
+    def of(cls, dicts: Iterable[dict[str, Any]]) -> Incidents:
+        """Return incidents from several processes; what overlaps in two of them is one."""
+        found = cls(time.time)
+        for one in sorted(dicts, key=lambda one: float(one["start"])):
+            key = (one["pool"], one["kind"], one["text"])
+            last = found.last.get(key)
+            if last is None or (last.end is not None and one["start"] - last.end > _SAME):
+                last = found.last[key] = Incident(one["pool"], one["kind"], one["start"], one["text"])
+                last.end = one["end"]
+                found._all.append(last)
+            last.count += one["count"]
+            last.peak = max(last.peak, one["peak"])
+            last.end = None if last.end is None or one["end"] is None else max(last.end, one["end"])
+        return found
+
+    def sustain(self, pool: str, kind: str, lasts: bool, text: str = "") -> None:
+        """Note whether something lasts that may have begun before anything was noted."""
+        now, key = self._wall(), (pool, kind, "")
+        with self._lock:
+            found = self.last.get(key)
+            if lasts and (found is None or (found.end is not None and now - found.end > _SAME)):
+                found = self._add(key, now, text)
+                found.count = 1
+            if found is not None and (lasts or found.end is None):
+                found.end = None if lasts else now
+
+    def note_error(self, pool: str, error: BaseException) -> None:
+        """Note the last error of a pool."""
+        with self._lock:
+            self.errors.pop(pool, None)
+            self.errors[pool] = (format_error(error)[:_LONGEST_TEXT], self._wall())
+            if len(self.errors) > _MOST_ERRORS:
+                self.errors.pop(next(iter(self.errors)))
+
     def _add(self, key: tuple[str, str, str], now: float, text: str) -> Incident:
         if len(self.last) > MOST_INCIDENTS:
             self.last = {key: one for key, one in self.last.items() if one.end is None or now - one.end <= _SAME}
@@ -135,7 +181,13 @@ class Listener(Observer):
         if incidents is not None:
             incidents.note(self.label, kind, text, peak=peak, by_text=by_text)
 
+    def _failed(self, error: BaseException) -> None:
+        incidents = self._incidents()
+        if incidents is not None:
+            incidents.note_error(self.label, error)
+
     def _begin(self, kind: str, error: BaseException) -> None:
+        self._failed(error)
         incidents = self._incidents()
         if incidents is not None:
             incidents.begin(self.label, kind, format_error(error))
@@ -148,6 +200,9 @@ class Listener(Observer):
     def created(self, pool: str, seconds: float) -> None:
         self._incidents()  # the first use of the pool in a forked child: the monitor begins anew
 
+    def create_failed(self, pool: str, error: BaseException) -> None:
+        self._failed(error)
+
     def exhausted(self, pool: str, waiting: int) -> None:
         self._note("exhausted", peak=waiting)
 
@@ -158,10 +213,12 @@ class Listener(Observer):
         self._note("refused")
 
     def validation_failed(self, pool: str, error: BaseException) -> None:
+        self._failed(error)
         self._note("dead", format_error(error))
 
     def health_checked(self, pool: str, error: BaseException | None) -> None:
         if error is not None:
+            self._failed(error)
             self._note("health", format_error(error))
 
     def leaked(self, pool: str, where: str, held: float) -> None:

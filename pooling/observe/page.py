@@ -10,7 +10,7 @@ from typing import Any
 
 from .advice import duration_text
 from .incidents import WORDS
-from .report import span_text
+from .report import process_text, span_text
 
 __all__ = ["render_page"]
 
@@ -113,7 +113,7 @@ def render_page(report: dict[str, Any]) -> str:
     head = (
         f'<header><h1>Pool report</h1><span class="badge {_STATES.get(status, "warn")}">{escape(status)}</span>'
         f'<p class="dim">{_day(report["from"])} to {_day(report["to"])} ({escape(_zone(report["to"]))}), '
-        f'process {report["process"]["pid"]}</p></header>'
+        f'{process_text(report["process"])}</p></header>'
     )
     text = "Metrics are switched off (ENABLE_METRICS): there is no history."
     off = "" if report["enabled"] else f'<p class="card">{text}</p>'

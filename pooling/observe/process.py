@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, NamedTuple
 
 import psutil
 
+from .._masking import without_secrets
+from ..core.report.messages import printable
 from .history import ProcessMinute
 
-__all__ = ["ProcessReading", "note", "read"]
+__all__ = ["ProcessReading", "command", "note", "read"]
+
+_INTERPRETER = re.compile(r"(python|pypy)[\d.]*w?(\.exe)?")
+_LONGEST_COMMAND = 100
 
 
 class ProcessReading(NamedTuple):
@@ -47,6 +53,32 @@ def read() -> ProcessReading:
         times = process.cpu_times()
         rss, threads, started = process.memory_info().rss, process.num_threads(), process.create_time()
     return ProcessReading(os.getpid(), times.user + times.system, rss, threads, _descriptors(process), started)
+
+
+def command() -> str:
+    """Return what this process runs: its title if it has set one, else the program without its arguments.
+
+    Arguments may be secrets, so that of them only the name of a script or module is returned.
+    """
+    try:
+        words = [word for word in psutil.Process(os.getpid()).cmdline() if word]
+    except (psutil.Error, OSError):
+        words = []
+    if not words:
+        return ""
+    if len(words) == 1 and " " in words[0]:  # a title, as gunicorn sets it
+        return printable(without_secrets(words[0].strip()))[:_LONGEST_COMMAND]
+    first, *rest = words
+    name = os.path.basename(first)
+    if _INTERPRETER.fullmatch(name):
+        for number, word in enumerate(rest):
+            if word == "-m":
+                return printable(f"{name} -m {' '.join(rest[number + 1 : number + 2])}")[:_LONGEST_COMMAND]
+            if word == "-c":
+                return f"{name} -c"
+            if not word.startswith("-") and rest[number - 1 : number] not in (["-W"], ["-X"]):
+                return printable(f"{name} {os.path.basename(word)}")[:_LONGEST_COMMAND]
+    return printable(name)[:_LONGEST_COMMAND]
 
 
 def _descriptors(process: psutil.Process) -> int:

@@ -13,7 +13,8 @@ Its shape, with times of day in seconds since the epoch and durations in seconds
 ``incidents``    a list: ``pool``, ``kind`` (see `pooling.observe.incidents`),
                  ``start``, ``end`` (``None``: it lasts), ``count``, ``text``, ``peak``
 ``timeline``     ``start`` and ``step`` of all ``series``, and their number of ``points``
-``process``      ``pid``, ``cpu`` (``mean``, ``peak``; 1.0 is one processor),
+``process``      ``pid``; ``processes``, their number, where the report is about several;
+                 ``cpu`` (``mean``, ``peak``; 1.0 is one processor),
                  ``memory`` (bytes), ``threads``, ``descriptors`` (``last``, ``peak``), ``series``
 ``pools``        by label: ``kind``, ``state``, ``max_size``, ``min_size``, ``seconds``
                  observed; the counters of `PoolSnapshot`; ``requests``, ``failed``,
@@ -38,7 +39,10 @@ from .history import COUNTERS, Minute, ProcessMinute, Series, start_of
 from .incidents import WORDS, Incidents
 from .process import ProcessReading
 
-__all__ = ["MOST_POINTS", "clock_text", "compile_report", "duration_text", "render_json", "render_text", "span_text"]
+__all__ = [
+    "MOST_POINTS", "clock_text", "compile_report", "duration_text", "process_text", "render_json", "render_text",
+    "span_text",
+]  # fmt: skip
 
 MOST_POINTS = 180
 """Points of a series at most; a report over a day has one for every 8 minutes."""
@@ -72,6 +76,8 @@ def compile_report(
     status: str,
     enabled: bool,
     last: ProcessReading | None,
+    grain: int = 60,
+    advised: Callable[[Series], Series] = lambda series: series,
 ) -> dict[str, Any]:
     """Compile the report as plain values, in the shape that this module documents.
 
@@ -85,10 +91,13 @@ def compile_report(
         status: Of the pools now.
         enabled: Whether there is a history.
         last: The last reading of the process.
+        grain: Seconds that a minute stands for, at most.
+        advised: Returns the history that the advice is about.
     """
     begin = max(now - hours * 3600, since)
+    begin = begin // grain * grain if grain > 60 else begin
     first = start_of(begin)
-    step = 60 * max(1, math.ceil((now - first) / 60 / MOST_POINTS))
+    step = grain * max(1, math.ceil((now - first) / grain / MOST_POINTS))
     timeline = {"start": first, "step": step, "points": int((now - first) // step) + 1}
     happened = incidents.since(begin, now)
     found: dict[str, Any] = {}
@@ -99,9 +108,10 @@ def compile_report(
         if minutes or series.state == "open":
             series.forget(begin)
             found[series.label] = _pool(series, minutes, total, timeline)
-            advice += advise(series, minutes, total, happened)
+            base = advised(series)
+            advice += advise(base, list(base.since(begin)), base.total(begin), happened)
     minutes_of_process = list(process.since(begin))
-    advice += advise_process(minutes_of_process)
+    advice += advise_process(list(advised(process).since(begin)))
     advice.sort(key=lambda item: item["severity"] != "act")
     return {
         "version": 1,
@@ -293,7 +303,7 @@ def _pool_lines(label: str, pool: dict[str, Any]) -> list[str]:
 def _process_lines(process: dict[str, Any]) -> list[str]:
     series, memory = process["series"], process["memory"]
     return [
-        f"process {process['pid']}",
+        process_text(process),
         f"  processor {process['cpu']['mean']:.1%} on average, {process['cpu']['peak']:.1%} at the peak (100% is one)",
         f"            {_chart(series['cpu'])}",
         f"  memory    {memory['last'] / 2**20:.0f} MB, {memory['peak'] / 2**20:.0f} MB at the peak",
@@ -301,6 +311,12 @@ def _process_lines(process: dict[str, Any]) -> list[str]:
         f"  threads   {process['threads']['last']}, {process['threads']['peak']} at the peak; "
         f"descriptors {process['descriptors']['last']}, {process['descriptors']['peak']} at the peak",
     ]
+
+
+def process_text(process: dict[str, Any]) -> str:
+    """Return which process a report is about, or how many."""
+    number = process.get("processes")
+    return f"process {process['pid']}" if number is None else f"{number} process{'es' * (number != 1)}"
 
 
 def _durations(found: dict[str, Any]) -> str:

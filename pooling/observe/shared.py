@@ -33,22 +33,21 @@ import logging
 import os
 import re
 import secrets
-import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from .._attach import WATCH, is_watched
 from .._fields import fields
 from .._masking import shown
-from ..core.clock import SYSTEM
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
-from ..core.runtime.reaper import LISTENERS, Reaper, SweepRequest
-from .figures import Figures, add_up
-from .local import PATIENCE, Local, Process, Source, Totals, pause
-from .slotfile import SlotFile
+from ..core.runtime.reaper import LISTENERS, Reaper
+from .archive import Archive
+from .local import INTERVAL, PATIENCE, Local, Past, Process, Record, Source, Totals, pause
+from .records import counters_only, encode, look, merge, unlink
+from .slotfile import SlotFile, open_private
 
 __all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
 
@@ -57,9 +56,7 @@ logger = logging.getLogger("pooling")
 VARIABLE = "POOLING_METRICS_DIR"
 """The environment variable that names the directory."""
 
-INTERVAL = 1.0
-"""Seconds between two writes of a process."""
-
+_MOST_MINUTES = 5  # that are over and still in the file of a process
 _EXIT_PATIENCE = 0.5  # seconds that a process which exits waits for a thread that writes
 _RETIRED = "retired.v1"
 _NAME = re.compile(r"\d+-[0-9a-f]{16}\.v1")
@@ -91,6 +88,8 @@ class SharedDirectory(Source):
         self._complained: set[tuple[int, str]] = set()
         self._hooked = False
         self.writes = False
+        self.title = f"{VARIABLE}={self.path}"
+        """How messages call it."""
 
     def __repr__(self) -> str:
         return f"<SharedDirectory {self.path!r}>"
@@ -101,32 +100,11 @@ class SharedDirectory(Source):
         """Begin to write, or count a pool that was dropped. Called by the reaper, at the first use of a pool."""
         super().listen(reaper, dropped)
         if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
-            process = self.process()
-            process.active = True
-            process.due = SYSTEM.now()
-            reaper.inbox.put(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]  # like a pool's
+            self.begin(reaper)
 
-    def _itself(self) -> SharedDirectory:
-        return self
-
-    def sweep(self, due: float, now: float) -> bool:
-        """Write on a worker thread, and schedule the next time. Called by the reaper."""
-        process = self.process()
-        if due != process.due:
-            return False  # requested by a reaper that ended since
-        runtime = registry.runtime_of(SYSTEM)
-        process.due = now + INTERVAL
-        runtime.reaper.post(SweepRequest(self._itself, process.due))  # type: ignore[arg-type]
-        if not process.writing:  # else the disk hangs
-            process.writing = True
-            runtime.workers.submit(self._write_on_worker, process)
-        return True
-
-    def _write_on_worker(self, process: Process) -> None:
-        try:
-            self.write()
-        finally:
-            process.writing = False
+    def step(self) -> None:
+        """Write."""
+        self.write()
 
     def write_at_exit(self) -> None:
         """Write for the last time, unless a disk hangs."""
@@ -147,9 +125,9 @@ class SharedDirectory(Source):
         try:
             with self.exclusive(process, patience):
                 self._open(process)
-                if not process.joined:
+                if not process.joined or process.log.over > _MOST_MINUTES:
                     with self._turn(process) as retired:
-                        self._join(process, retired)
+                        self._prepare(process, retired)
                 self._write(process)
             return True
         except (OSError, ValueError) as error:
@@ -158,30 +136,74 @@ class SharedDirectory(Source):
 
     def _write(self, process: Process) -> None:
         assert process.file is not None and process.retired is not None
+        self.observe()
         record = process.retired.read()
-        pools = process.recorder.sample(0 if record is None else record.tag)
-        if pools != process.written.get("pools"):
-            wanted = {"pid": os.getpid(), "time": time.time(), "pools": pools}
-            process.file.write(json.dumps(wanted, separators=(",", ":")).encode())
-            process.written = wanted  # after it: readers count what is stored
+        pools, ended = process.sample(0 if record is None else record.tag)
+        if ended or pools != process.written.get("pools") or self.watched(process):
+            figures, details = {"pid": os.getpid(), "time": round(time.time(), 3), "pools": pools}, process.details()
+            # In two lines: a scrape needs only the first.
+            process.file.write(encode(figures) + b"\n" + encode(details))
+            process.written = {**figures, **details}  # after it: readers count what is stored
+
+    def _prepare(self, process: Process, retired: SlotFile) -> None:
+        """Create this process's file if need be, and move old minutes out of it. Needs the turn."""
+        if not process.joined:
+            self._join(process, retired)
+        if process.log.over > _MOST_MINUTES:
+            minutes, last = process.log.take()
+            archive = Archive(retired, process.archive)
+            archive.take(process.name, minutes, last)
+            archive.store(time.time(), self._names(process))
+            process.archive = archive
+            process.log.forget(last)
+
+    def _names(self, process: Process) -> set[str]:
+        return set(filter(_NAME.fullmatch, os.listdir(process.directory)))
+
+    # -- watchers ---------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Have all processes write about once a second for the next few seconds, even if nothing changes.
+
+        Raises:
+            OSError: The directory cannot be used.
+        """
+        process = self.process()
+        with self.exclusive(process):
+            self._open(process)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(WATCH, flags, 0o600, dir_fd=process.directory)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def watched(self, process: Process) -> bool:
+        """Whether there is a watcher."""
+        return is_watched(WATCH, process.directory)
 
     def _join(self, process: Process, retired: SlotFile) -> None:
         """Create this process's file. Needs the turn: nothing may find it before it is locked."""
         self._fold(process, retired, scrape=False)  # first, so that the number of files is bounded
         if process.file is not None:
             process.file.close()
+        _own.pop(process.name, None)
         process.name = f"{os.getpid()}-{secrets.token_hex(8)}.v1"
+        _own[process.name] = process
         process.file = SlotFile.open(process.name, process.directory, fresh=True)
         process.written = {}
         process.file.lock()
 
     def _complain(self, error: Exception) -> None:
+        self.complain("metrics of this process are not shared", error)
+
+    def complain(self, what: str, error: Exception) -> None:
+        """Log an error of this kind, once in each process."""
         key = (os.getpid(), f"{type(error).__name__} {getattr(error, 'errno', '')}")
         if key not in self._complained:
             self._complained.add(key)
             extra = fields("metrics_not_shared", path=str(self.path), error=str(error))
-            text = "%s=%s: metrics of this process are not shared: %s"
-            logger.warning(text, VARIABLE, self.path, error, extra=extra)
+            logger.warning("%s: %s: %s", self.title, what, error, extra=extra)
 
     def write_before_quick_exits(self) -> None:
         """Let children of ``multiprocessing`` and ``billiard`` write at their end, which runs no exit handlers.
@@ -195,6 +217,23 @@ class SharedDirectory(Source):
             self._hooked = True
             register_after_fork(self, _finalize)
 
+    def leave(self, patience: float = PATIENCE) -> None:
+        """Remove the file of this process, and the others if it was the last one. Begin anew later.
+
+        Raises:
+            OSError, TimeoutError: As from `read`.
+        """
+        process = self.process()
+        with self.exclusive(process, patience):
+            with self._turn(process) as retired:
+                self._fold(process, retired, scrape=False)
+                names = self._names(process) - {process.name}
+                for name in {process.name} if names else {process.name, WATCH, _RETIRED}:
+                    unlink(name, process.directory)
+            self.processes.pop(os.getpid(), None)
+            _own.pop(process.name, None)
+            process.close()
+
     # -- read -----------------------------------------------------------------
 
     def read(self) -> Totals:
@@ -204,141 +243,128 @@ class SharedDirectory(Source):
             OSError: The directory cannot be used.
             TimeoutError: Another process has been reading for seconds.
         """
+        return self._read(scrape=True)[0]
+
+    def everything(self) -> tuple[dict[str, Record], Past]:
+        """Return the records of all processes, by their files, and the past. Peaks do not begin again.
+
+        Raises:
+            OSError, TimeoutError: As from `read`.
+        """
+        _, live, past = self._read(scrape=False)
+        return live, past
+
+    def _read(self, *, scrape: bool) -> tuple[Totals, dict[str, Record], Past]:
         process = self.process()
         with self.exclusive(process):
             self._open(process)
             with self._turn(process) as retired:
                 if self.writes and process.used:
                     try:
-                        if not process.joined:
-                            self._join(process, retired)
+                        self._prepare(process, retired)
                         self._write(process)
                     except (OSError, ValueError) as error:
                         self._complain(error)  # the last figures that are stored count
-                return self._fold(process, retired, scrape=True)
+                totals, live = self._fold(process, retired, scrape=scrape, whole=not scrape)
+                if scrape:
+                    return totals, live, Past({}, [])
+                process.archive = archive = Archive(retired, process.archive)
+        for name, record in live.items():
+            after = archive.after(name)
+            record["minutes"] = {
+                pool: [one for one in several if one["start"] > after]
+                for pool, several in record.get("minutes", {}).items()
+            }  # fmt: skip
+        return totals, live, Past(archive.book, archive.events)
+
+    def open_directory(self) -> int:
+        """Return a descriptor of the directory.
+
+        Raises:
+            OSError: As from `open_private`.
+        """
+        return open_private(self.path)
 
     def _open(self, process: Process) -> None:
         """Open the directory and ``retired``, again if they were deleted."""
         if process.directory >= 0 and process.retired is not None and process.retired.linked:
             return
         process.close()
-        process.directory = _open_private(self.path)
+        process.directory = self.open_directory()
         process.retired = SlotFile.open(_RETIRED, process.directory, create=True)
 
     @contextmanager
     def _turn(self, process: Process) -> Iterator[SlotFile]:
         """Have the directory for this process alone."""
-        retired = process.retired
-        assert retired is not None
         deadline = time.monotonic() + PATIENCE
-        while not retired.lock():
-            pause(deadline, f"another process has locked {self.path}")
+        while True:
+            self._open(process)
+            retired = process.retired
+            assert retired is not None
+            if not retired.lock():
+                pause(deadline, f"another process has locked {self.path}")
+            elif retired.linked:
+                break  # else the last process has left meanwhile, and removed it
         try:
             yield retired
         finally:
             retired.unlock()
 
-    def _fold(self, process: Process, retired: SlotFile, *, scrape: bool) -> Totals:
+    def _fold(
+        self, process: Process, retired: SlotFile, *, scrape: bool, whole: bool = False
+    ) -> tuple[Totals, dict[str, Record]]:
         """Add up all files, and move those of dead processes into ``retired``. Needs the turn.
 
         Args:
             process: This one.
             retired: The open file.
             scrape: Whether peaks begin again.
+            whole: Read whole records; else only the figures of the pools.
         """
         record = retired.read()
         past = {"pools": {}, "folded": []} if record is None else json.loads(record.data)
-        names = set(filter(_NAME.fullmatch, os.listdir(process.directory)))
+        names = self._names(process)
         folded = {name for name in past["folded"] if name in names}
-        live: list[dict[str, Any]] = []
-        dead: dict[str, dict[str, Any]] = {}
+        live: dict[str, Record] = {}
+        dead: dict[str, Record] = {}
         for name in names - folded:
-            if name == process.name:
-                live.append(process.written)
+            own = _own.get(name)
+            if own is not None and own.pid == os.getpid() and own.joined:
+                live[name] = dict(own.written)  # to open and close the file would release its lock
             else:
-                found, is_dead = _look(name, process.directory)
-                if is_dead:
-                    dead[name] = found
-                else:
-                    live.append(found)
-        counted = [past, *({"pools": _counters_only(one)} for one in dead.values())]
+                found, is_dead = look(name, process.directory, whole)
+                (dead if is_dead else live)[name] = found
+        counted = [past, *({"pools": counters_only(one)} for one in dead.values())]
         if dead or scrape:
-            pools = {name: {"counters": one["counters"]} for name, one in _merge(counted).items()}
+            pools = {name: {"counters": one["counters"]} for name, one in merge(counted).items()}
             commit = {"pools": pools, "folded": sorted({*folded, *dead})}
             epoch = (0 if record is None else record.tag) + scrape
             try:
-                retired.write(json.dumps(commit, separators=(",", ":")).encode(), epoch)
+                if dead:
+                    self._bury(process, retired, dead, names)  # first: what is in ``retired`` is not read again
+                retired.write(encode(commit), epoch)
             except (OSError, ValueError) as error:
                 self._complain(error)  # nothing is lost: the files of the dead stay
             else:
                 folded |= dead.keys()
         for name in folded:
-            _unlink(name, process.directory)
-        return Totals(_merge([*counted, *live]), sum(1 for one in live if one))
+            unlink(name, process.directory)
+        live = {name: one for name, one in live.items() if one}
+        return Totals(merge([*counted, *live.values()]), len(live)), live
 
-
-def _look(name: str, directory: int) -> tuple[dict[str, Any], bool]:
-    """Return what another process has written, and whether that process is dead."""
-    try:
-        file = SlotFile.open(name, directory)
-    except FileNotFoundError:
-        return {}, False
-    try:
-        is_dead = file.lock()  # first: a dead process writes no more
-        record = file.read()
-        return ({} if record is None else json.loads(record.data)), is_dead
-    finally:
-        file.close()
-
-
-def _counters_only(snapshot: dict[str, Any]) -> dict[str, Figures]:
-    return {name: {"counters": one["counters"]} for name, one in snapshot.get("pools", {}).items()}
-
-
-def _merge(snapshots: list[dict[str, Any]]) -> dict[str, Figures]:
-    by_name: dict[str, list[Figures]] = {}
-    for snapshot in snapshots:
-        for name, figures in snapshot.get("pools", {}).items():
-            by_name.setdefault(name, []).append(figures)
-    return {name: add_up(figures) for name, figures in by_name.items()}
-
-
-def _unlink(name: str, directory: int) -> None:
-    try:
-        os.unlink(name, dir_fd=directory)
-    except OSError:
-        pass  # `retired` names it, so it is not counted again
-
-
-def _open_private(path: str) -> int:
-    """Open a directory, and create it if need be.
-
-    Raises:
-        PermissionError: It belongs to another user, or others can write to it.
-        OSError: It cannot be opened or created.
-    """
-    try:
-        os.makedirs(path, 0o700)
-    except FileExistsError:
-        pass
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid():
-            raise PermissionError(
-                f"{path!r} must belong to the user of the process ({os.geteuid()}), not to user {found.st_uid}"
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = stat.S_IMODE(found.st_mode)
-            raise PermissionError(f"{path!r} must not be writable for others, but has mode {mode:o}: use chmod 700")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    def _bury(self, process: Process, retired: SlotFile, dead: dict[str, Record], names: set[str]) -> None:
+        """Keep the minutes and incidents of dead processes."""
+        archive = Archive(retired, process.archive)
+        process.archive = None
+        for name, record in dead.items():
+            archive.bury(name, record)
+        archive.store(time.time(), names)
+        process.archive = archive
 
 
 # -- of the process ------------------------------------------------------------
 
+_own: dict[str, Process] = {}  # by the name of the file
 _shared: SharedDirectory | None = None
 _local = Local()
 

@@ -1,1 +1,1 @@
-"""Programs behind ``python -m pooling``: `demo`, `soak`, `doctor`. The library itself does not need them."""
+"""Programs behind ``python -m pooling``: `demo`, `soak`, `doctor`, `top`. The library itself does not need them."""

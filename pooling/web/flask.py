@@ -31,6 +31,7 @@ from ..manager import PoolManager
 from ._health import HealthEndpoint
 from ._metrics import MetricsEndpoint
 from ._scope import Scope
+from .dashboard import DashboardEndpoint
 
 __all__ = ["Pooling"]
 
@@ -183,6 +184,34 @@ class Pooling:
 
         @blueprint.get(path)
         def metrics() -> Response:
+            status, headers, body = endpoint.answer(request.environ)
+            return Response(body, status, headers)
+
+        return blueprint
+
+    @staticmethod
+    def dashboard_blueprint(
+        path: str = "/pools",
+        *,
+        token: str | None = None,
+        admit: Callable[[Mapping[str, Any]], object] | None = None,
+        name: str = "pooling_dashboard",
+    ) -> Blueprint:
+        """Return a blueprint with a page that shows all pools live.
+
+        Args:
+            path: The path of the page.
+            token, admit: As for `pooling.web.dashboard.dashboard_app`.
+            name: The blueprint's name.
+
+        Raises:
+            As `pooling.web.dashboard.dashboard_app`.
+        """
+        endpoint = DashboardEndpoint(token=token, admit=admit)
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.get(path)
+        def dashboard() -> Response:
             status, headers, body = endpoint.answer(request.environ)
             return Response(body, status, headers)
 

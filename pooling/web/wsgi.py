@@ -70,8 +70,7 @@ class PoolingMiddleware:
         app: The WSGI application.
         manager: The pools; ``None`` creates a manager for the URLs below.
         database_url: The URL of a pool ``"db"``.
-        redis_url: The URL of a pool ``"redis"``; needs a package that provides
-            the scheme, see `from_url`.
+        redis_url: The URL of a `RedisPool` ``"redis"``.
         urls: Further pools by name, see `from_url`.
         engine: Make ``"db"`` a SQLAlchemy engine on our pool; `lease` returns
             its connection. For other names write ``sqlalchemy+`` before the URL.

@@ -153,3 +153,37 @@ def test_pools_threads_cause_no_warning_at_a_fork(server: Recorder) -> None:
 def test_many_forks_under_load(server: Recorder) -> None:
     """Two hundred, while eight threads borrow and release; a third with a lease held."""
     Program("churn", "hook", "abandons", server).result()
+
+
+UWSGI = """
+import ctypes, os, sys, time, types
+
+uwsgi = sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+uwsgi.worker_id = lambda: 0
+threads = []
+look = ctypes.CFUNCTYPE(None)(lambda: threads.append(len(os.listdir("/proc/self/task"))))
+ctypes.CDLL(None).__register_atfork(look, None, None, None)  # it runs last: in the opposite order of registration
+
+from pooling import Pool
+
+pool = Pool(object, max_size=2, health_check_interval=0.05)
+with pool.acquire():
+    pass
+for _ in range(20):
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        with pool.acquire():
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    time.sleep(0.01)
+print(set(threads))
+time.sleep(0.2)
+print(len(os.listdir("/proc/self/task")) > 1)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it counts threads in /proc")
+def test_threads_rest_while_uwsgi_forks() -> None:
+    """Otherwise a worker may inherit an interpreter lock that is never released (P9); see `runtime.fork`."""
+    done = subprocess.run([sys.executable, "-c", UWSGI], text=True, capture_output=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{1}\nTrue\n", "")

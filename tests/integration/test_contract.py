@@ -1,4 +1,4 @@
-"""One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, MySQL, HTTP.
+"""One contract for every kind of pool: fakes, SQLite in all its forms, PostgreSQL, MySQL, Redis, HTTP.
 
 Each `Kind` says how its resources are used, soiled and killed; the tests know
 nothing else about it. A new adapter is one more entry in `KINDS`. Of an
@@ -31,6 +31,7 @@ from pooling import (
     PoolSettings,
     PoolTimeout,
     PostgresPool,
+    RedisPool,
     SQLitePool,
 )
 from pooling.adapters.dbapi import DBAPIAdapter
@@ -38,6 +39,7 @@ from pooling.testing import FakeAdapter
 from pooling.tools.demo.service import QuoteServer
 from tests.integration.tools import wait_until
 from tests.mariadb import MariaDBServer
+from tests.redisserver import RedisServer
 from tests.servers import PostgresServer
 
 TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)
@@ -188,6 +190,33 @@ def any_driver(server: PostgresServer) -> Kind:
     )  # fmt: skip
 
 
+def redis(server: RedisServer) -> Kind:
+    """Clients on connections of their own."""
+
+    def use(client: Any) -> None:
+        client.own.number = client.client_id()
+
+    def soil(client: Any) -> None:
+        use(client)
+        client.execute_command("SELECT", 3)
+        client.execute_command("WATCH", "mine")
+        client.execute_command("MULTI")
+
+    def clean(client: Any) -> bool:
+        return bool(client.client_info()["db"] == 0 and client.set("mine", 1) is True)
+
+    def kill(client: Any) -> None:
+        with server.connect() as admin:
+            number = client.own.number
+            admin.client_kill_filter(_id=number)
+            wait_until(lambda: str(number) not in [each["id"] for each in admin.client_list()])
+
+    return Kind(
+        lambda settings: RedisPool.from_url(server.url, settings=settings), use,
+        soil, clean, kill, lambda settings: RedisPool(port=1, settings=settings),
+    )  # fmt: skip
+
+
 def connections(url: str) -> Kind:
     """What is pooled under an `HTTPPool`'s sessions: the connections to one host."""
     kept = []
@@ -209,7 +238,7 @@ def connections(url: str) -> Kind:
 
 
 KINDS = (
-    "fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "mysql", "any driver",
+    "fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "mysql", "any driver", "redis",
     "connections",
 )  # fmt: skip
 
@@ -234,6 +263,8 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
         yield connections(request.getfixturevalue("market"))
     elif request.param == "mysql":
         yield mysql(request.getfixturevalue("mariadb"))
+    elif request.param == "redis":
+        yield redis(request.getfixturevalue("redis_server"))
     elif request.param in ("postgres", "any driver"):
         make = {"postgres": postgres, "any driver": any_driver}[request.param]
         yield make(request.getfixturevalue("postgres"))
@@ -312,7 +343,7 @@ def test_dead_resource_is_replaced_without_an_error(kind: Kind, pool: Pool[Any])
         return
     pool.reconfigure(validation_interval=0.0)
     with pool.acquire() as first:
-        pass
+        kind.use(first)
     kind.kill(first)
     with pool.acquire() as other:
         assert other is not first
@@ -322,7 +353,7 @@ def test_dead_resource_is_replaced_without_an_error(kind: Kind, pool: Pool[Any])
 @scarce
 def test_check_closes_dead_resources_only(kind: Kind, pool: Pool[Any]) -> None:
     with pool.acquire() as first, pool.acquire() as second:
-        pass
+        kind.use(first)
     pool.check()
     wait_until(lambda: pool.stats()["idle"] == 2)
     if kind.kill is None:

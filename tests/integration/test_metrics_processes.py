@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import random
 import shutil
@@ -23,8 +24,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pooling.observe.overall import report_of
 from pooling.observe.prometheus import PoolCollector
 from pooling.observe.shared import INTERVAL, SharedDirectory, Totals
+from pooling.observe.view import Viewer
 from tests.integration.tools import ROOT, environment, wait_until
 from tests.web import WebServer
 
@@ -52,6 +55,7 @@ class Server:
     """A server with four workers that share their metrics."""
 
     def __init__(self, kind: str, home: Path) -> None:
+        self.kind = kind
         self.metrics = home / "metrics"
         self.log = home / "log"
         with socket.socket() as probe:
@@ -131,6 +135,18 @@ class Server:
 
         wait_until(unchanged, patience=30)
         return found
+
+    def scrape_at_rest(self) -> Series:
+        """Return what any of the workers says once every process has written."""
+        last: list[Series] = [{}]
+
+        def unchanged() -> bool:
+            time.sleep(REST)
+            last.append(self.scrape()[1])
+            return counters_of(last[-1]) == counters_of(last[-2])
+
+        wait_until(unchanged, patience=30)
+        return last[-1]
 
     def files(self) -> int:
         return len(os.listdir(self.metrics))
@@ -272,6 +288,53 @@ def test_sums_are_what_the_load_generator_counted(server: Server) -> None:
     assert found.pools["db"]["counters"]["acquired"] == expected and found.processes == WORKERS + 1
 
 
+def test_report_over_restarts_equals_the_sum_of_the_scrapes(server: Server) -> None:
+    """Workers are killed in the middle of load and replaced; scrapes, report and view all tell the same."""
+    viewer = Viewer.of_directory(server.metrics)
+    load = Load(server)
+    load.run()
+    for _ in range(3):
+        wait_until(lambda: len(load.answers) > 20)
+        time.sleep(LOAD / 5)
+        os.kill(load.answers[-1][0], signal.SIGKILL)
+        viewer.view()
+    if server.kind.startswith("gunicorn"):
+        server.process.send_signal(signal.SIGHUP)  # all workers are replaced
+    load.join()
+    assert (load.wrong, load.fallen) == ([], [])
+
+    server.get("/use?n=1")
+    series = server.scrape_at_rest()
+    live = len(viewer.view()["processes"])
+    assert 2 <= live <= WORKERS + 1  # a new worker may have used no pool yet
+    report = report_of(SharedDirectory(server.metrics))
+    view = {pool["name"]: pool for pool in viewer.view()["pools"]}
+    for name, number in acquired(series).items():
+        label = (("pool", name),)
+        pool = report["pools"][name]
+        assert pool["acquired"] == number >= PARENT_LEASES + sum(times for pid, _, times in load.answers) / 5
+        for metric in ("created", "exhausted", "orphans", "leaks"):
+            assert pool[metric] == series[f"pooling_{metric}_total", label], (name, metric)
+        assert pool["timeouts"] == series["db_client_connection_timeouts_total", label]
+        for metric in ("wait", "use", "create"):
+            counted = series[f"db_client_connection_{metric}_time_seconds_count", label]
+            assert pool[metric]["count"] == counted, (name, metric)
+            assert pool[metric]["mean"] * counted == pytest.approx(
+                series[f"db_client_connection_{metric}_time_seconds_sum", label]
+            )
+        closed = {
+            dict(labels)["reason"]: value for (metric, labels), value in series.items()
+            if metric == "pooling_closed_total" and ("pool", name) in labels
+        }  # fmt: skip
+        assert pool["closed"] == {reason: value for reason, value in closed.items() if value}
+        assert sum(filter(None, view[name]["minutes"]["leases"])) == number
+        assert view[name]["processes"] == live
+        assert view[name]["in_use"] == 0 and view[name]["max_size"] == series["db_client_connection_max", label]
+    command = [sys.executable, "-m", "pooling", "report", "--dir", str(server.metrics), "--format", "json"]
+    done = subprocess.run(command, env=environment(), capture_output=True, check=True)
+    assert json.loads(done.stdout)["pools"]["db"]["acquired"] == report["pools"]["db"]["acquired"]
+
+
 RESTARTS = """
 import os, signal, sys, time
 import pooling
@@ -303,6 +366,9 @@ for number in range(1000):
 for child in alive:
     os.waitpid(child, 0)
 totals = directory.read()
+from pooling.observe.overall import report_of
+reported = {name: pool["acquired"] for name, pool in report_of(directory)["pools"].items()}
+assert reported == {name: pool["counters"]["acquired"] for name, pool in totals.pools.items()}, reported
 print(most, totals.pools["db"]["counters"]["acquired"], totals.pools["api"]["counters"]["acquired"])
 print(totals.processes, len(os.listdir(directory.path)))
 """

@@ -12,6 +12,7 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 
 from tests.mariadb import MariaDBServer
+from tests.redisserver import RedisServer
 from tests.servers import PostgresServer
 
 MYSQL = "mysql://root@localhost/app"
@@ -78,7 +79,7 @@ def test_readme_runs_on_mysql(mariadb: MariaDBServer) -> None:
 
 
 def test_readme_runs(
-    api: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    api: str, postgres: PostgresServer, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("smtplib.SMTP", Mail)
     monkeypatch.chdir(tmp_path)
@@ -88,6 +89,7 @@ def test_readme_runs(
         block = block.replace("postgresql://localhost/app", postgres.dsn)
         if MYSQL in block:
             continue
+        block = block.replace("redis://localhost/", redis_server.url.removesuffix("0"))
         exec(compile(block, f"README.rst, block {number}", "exec"), names)  # noqa: S102
     assert names["quote"] == {"symbol": "ACME", "price": 12.5}
     assert names["rows"] == [(12.5,)]

@@ -116,7 +116,7 @@ def test_a_user_factory(tmp_path: Path) -> None:
         (("--factory", "kinds:Good", "--use", "deny"), {"borrowers", "replies"}),
         (("--factory", "kinds:always_the_same"), {"borrowers"}),
     ],
-    ids=lambda value: " ".join(value),
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_bad_verdict(tmp_path: Path, options: tuple[str, ...], bad: set[str]) -> None:
     code, output, errors = finish(soak(tmp_path, *SHORT, *options))

@@ -17,9 +17,12 @@ from . import (
     imports,
     lite,
     mysql,
+    opentelemetry,
     pages,
     postgres,
+    processor,
     proxy,
+    redispy,
     requests,
     scarce,
     shared_metrics,
@@ -47,8 +50,11 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     "orders": postgres.run_orders,
     "mysql": mysql.run_select,
     "mysql-insert": mysql.run_insert,
+    processor.NAME: processor.run,
     proxy.NAME: proxy.run,
+    redispy.NAME: redispy.run,
     shared_metrics.NAME: shared_metrics.run,
+    opentelemetry.NAME: opentelemetry.run,
 }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import requests.adapters
+from requests.cookies import RequestsCookieJar
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
@@ -415,3 +417,140 @@ def test_health_url_is_shown_without_secrets(caplog: pytest.LogCaptureFixture) -
 def test_control_characters_in_a_servers_text_are_escaped() -> None:
     text = without_secrets("500 \x1b[2J\x9bm bad\nline /a?b=c", "http://h/a?b=c")
     assert text == "500 \\x1b[2J\\x9bm bad\\nline /a?***"
+
+
+# -- preparing requests ----------------------------------------------------------------------
+
+SIMPLE = "http://example.com/path"
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lower case": {"method": "get"},
+    "no path": {"url": "http://Example.com"},
+    "space and umlaut": {"url": " http://b\xfccher.example/a b\xfc"},
+    "query": {"url": f"{SIMPLE}?a=1&b=c d#end"},
+    "credentials in the URL": {"url": "http://me:se%20cret@example.com/"},
+    "no scheme": {"url": "example.com"},
+    "other scheme": {"url": "mailto:me@example.com"},
+    "no host": {"url": "http://"},
+    "wildcard": {"url": "http://*.example.com"},
+    "not a string": {"url": b"http://example.com/bytes"},
+    "params": {"params": {"a": "1", "b": None}},
+    "header": {"headers": {"X-One": "1", "accept": "text/html"}},
+    "header removed": {"headers": {"ACCEPT": None}},
+    "header as bytes": {"headers": {b"X-One": b"1"}},
+    "wrong header": {"headers": {"X-One": "1\n2"}},
+    "wrong header of a wrong type": {"headers": {"X-One": 1}},
+    "cookies": {"cookies": {"a": "1"}},
+    "form": {"method": "POST", "data": {"a": "1"}},
+    "bytes": {"method": "POST", "data": b"abc"},
+    "empty": {"method": "POST"},
+    "json": {"method": "PUT", "json": {"a": 1}},
+    "file": {"method": "POST", "files": {"a": ("name", b"abc")}},
+    "login": {"auth": ("me", "secret")},
+    "login by a function": {"auth": lambda request: request},
+    "hook": {"hooks": {"response": print}},
+}
+
+
+def _same(session: requests.Session) -> None:
+    """Leave it as it is."""
+
+
+def _with_headers(session: requests.Session) -> None:
+    session.headers.update({"X-Mine": "1", "Accept": None, "x-one": "0"})  # type: ignore[dict-item]
+
+
+def _with_a_dict(session: requests.Session) -> None:
+    session.headers = {"X-Mine": "1"}  # type: ignore[assignment]
+
+
+def _with_login(session: requests.Session) -> None:
+    session.auth, session.hooks = ("us", "other"), {"response": [repr]}
+
+
+def _with_params(session: requests.Session) -> None:
+    session.params = {"c": "3"}
+
+
+def _with_cookies(session: requests.Session) -> None:
+    session.cookies.set("mine", "1")
+
+
+@pytest.mark.parametrize("change", [_same, _with_headers, _with_a_dict, _with_login, _with_params, _with_cookies])
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_requests_are_prepared_as_by_requests(asked: dict[str, Any], change: Any) -> None:
+    with HTTPPool(PoolSettings()) as http:
+        results = [_prepared(session, asked, change) for session in (requests.Session(), http.session())]
+    theirs, ours = results
+    assert ours == theirs
+    assert list(ours) == list(theirs)
+
+
+def _prepared(session: requests.Session, asked: dict[str, Any], change: Any) -> dict[str, Any]:
+    change(session)
+    given = {"method": "GET", "url": SIMPLE, **asked}
+    try:
+        made = session.prepare_request(requests.Request(**given))
+    except Exception as error:
+        return {"error": type(error), "text": str(error)}
+    found: dict[str, Any] = {
+        name: dict(value) if isinstance(value, RequestsCookieJar) else value for name, value in vars(made).items()
+    }
+    found["headers"] = list(made.headers.items())
+    if asked.get("files"):  # its boundary is a random number
+        found["headers"], found["body"] = None, len(made.body or b"")
+    return found
+
+
+def test_prepared_requests_share_nothing() -> None:
+    """P5: what a hook does with one does not reach the next."""
+    with HTTPPool(PoolSettings()) as http:
+        session = http.session()
+        first, second = (session.prepare_request(requests.Request("GET", SIMPLE)) for _ in range(2))
+    first.headers["X-One"], first.url = "1", "http://other.example"
+    first.hooks["response"].append(print)
+    assert "X-One" not in second.headers and "X-One" not in session.headers
+    assert second.url == SIMPLE and second.hooks["response"] == session.hooks["response"] == []
+    assert http.session().prepare_request(requests.Request("GET", SIMPLE)).url == SIMPLE
+
+
+@pytest.mark.parametrize("name", [".netrc", "_netrc", "elsewhere"])
+def test_password_file_is_found_as_soon_as_it_exists(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with HTTPPool(PoolSettings()) as http:
+        session = http.session()
+        assert "Authorization" not in session.prepare_request(requests.Request("GET", SIMPLE)).headers
+        (tmp_path / name).write_text("machine example.com login me password secret")
+        if name == "elsewhere":
+            monkeypatch.setenv("NETRC", str(tmp_path / name))
+        assert session.prepare_request(requests.Request("GET", SIMPLE)).headers["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("owner", [requests.Session, requests.PreparedRequest])
+def test_replaced_methods_of_requests_are_called(owner: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tools do that record or trace requests."""
+    name = "prepare_request" if owner is requests.Session else "prepare"
+    original, calls = getattr(owner, name), []
+
+    def replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, replaced)
+    with HTTPPool(PoolSettings()) as http:
+        http.session().prepare_request(requests.Request("GET", SIMPLE))
+    assert calls == [name]
+
+
+def test_method_of_a_session_class_is_called() -> None:
+    class Mine(requests.Session):
+        def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+            made = super().prepare_request(request)
+            made.headers["X-Mine"] = "1"
+            return made
+
+    with HTTPPool(PoolSettings(), session_factory=Mine) as http:
+        assert http.session().prepare_request(requests.Request("GET", SIMPLE)).headers["X-Mine"] == "1"

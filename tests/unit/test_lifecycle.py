@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolSettings, PoolTimeout
+from pooling.core.state import MOST_AHEAD
 from pooling.testing import FakeAdapter, VirtualClock
-from tests.unit.conftest import Make, Task, fill, lent_elsewhere, run_jobs
+from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
 
 def counts(pool: Pool[Any], *names: str) -> tuple[int, ...]:
@@ -196,6 +197,103 @@ def test_fill_does_not_storm_a_server_that_is_down(
     fill(pool, 1)
     pool.fill(5)
     assert manual.jobs == 0
+
+
+def test_large_fill_creates_a_number_at_a_time(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """A thread for each of thousands would cost more than a cheap factory."""
+    pool = make(max_size=3 * MOST_AHEAD, clock=manual)
+    pool.fill(3 * MOST_AHEAD - 1)
+    assert counts(pool, "creating") == (MOST_AHEAD,)
+    while manual.jobs:
+        manual.run_job()
+        assert pool.stats()["creating"] <= MOST_AHEAD
+    assert counts(pool, "creating", "idle") == (0, 3 * MOST_AHEAD - 1)
+
+
+def test_lost_creations_do_not_end_a_fill(make: Make, manual: VirtualClock) -> None:
+    """P8: each creation starts the next. 1. A number of them begin. 2. Their workers die. 3. The reaper goes on."""
+    pool = make(max_size=MOST_AHEAD + 5, clock=manual)
+    pool.fill(MOST_AHEAD + 5)
+    while manual.jobs:
+        manual.drop_job()
+    collect(manual)
+    run_jobs(manual)
+    assert counts(pool, "creating", "idle") == (0, 5)
+
+
+def test_fill_above_max_idle_ends(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """What is closed at once is not created again."""
+    pool = make(max_size=3 * MOST_AHEAD, max_idle=2, clock=manual)
+    pool.fill(3 * MOST_AHEAD)
+    run_jobs(manual)
+    assert pool.stats()["size"] == 2 and adapter.made == 3 * MOST_AHEAD
+
+
+def test_large_fill_without_workers(make: Make) -> None:
+    """A creation in the caller's thread does not start the next one within itself."""
+    pool = make(adapter=FakeAdapter(blocking=False), max_size=2000)
+    pool.fill(2000)
+    assert pool.stats()["idle"] == 2000
+
+
+def test_min_size_above_that_number_is_reached(make: Make, manual: VirtualClock) -> None:
+    pool = make(min_size=MOST_AHEAD + 5, max_size=2 * MOST_AHEAD, clock=manual)
+    pool.fill()
+    run_jobs(manual)
+    assert counts(pool, "creating", "idle") == (0, MOST_AHEAD + 5)
+
+
+def test_waiters_come_before_a_large_fill(make: Make, manual: VirtualClock) -> None:
+    """P3, P4: a creation for a waiter does not wait until others ahead of need have ended."""
+    pool = make(max_size=2 * MOST_AHEAD, clock=manual)
+    pool.fill(MOST_AHEAD)
+    waiting = [Task(pool.acquire) for _ in range(MOST_AHEAD + 2)]
+    manual.until_parked(len(waiting))
+    assert counts(pool, "creating") == (MOST_AHEAD + 2,)
+    run_jobs(manual)
+    assert len({id(task.result().resource) for task in waiting}) == len(waiting)
+
+
+def test_reached_fill_is_not_kept(make: Make, manual: VirtualClock) -> None:
+    """Only ``min_size`` is."""
+    pool = make(max_size=5, clock=manual)
+    fill(pool, 5)
+    pool.acquire().discard()
+    run_jobs(manual)
+    assert pool.stats()["size"] == 4
+
+
+def test_server_that_is_down_ends_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    """P7: nobody needs them, so the pool does not go on asking."""
+    pool = make(max_size=2 * MOST_AHEAD, clock=manual)
+    adapter.fail("create", ConnectionError("no"), times=10 * MOST_AHEAD)
+    fill(pool, 2 * MOST_AHEAD)
+    for _ in range(60):
+        manual.advance(10)
+        run_jobs(manual)
+    adapter.mend("create")
+    manual.advance(600)
+    assert counts(pool, "size", "creating") == (0, 0) and manual.jobs == 0
+    assert adapter.calls["create"] <= MOST_AHEAD + 10
+
+
+def test_failed_creation_does_not_end_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
+    pool = make(max_size=2 * MOST_AHEAD, clock=manual)
+    adapter.fail("create", ConnectionError("no"), times=2)
+    fill(pool, 2 * MOST_AHEAD)
+    for _ in range(60):
+        manual.advance(1)
+        run_jobs(manual)
+    assert pool.stats()["idle"] == 2 * MOST_AHEAD - 2
+
+
+def test_smaller_max_size_limits_a_fill_for_good(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=2 * MOST_AHEAD, clock=manual)
+    pool.fill(2 * MOST_AHEAD)
+    pool.reconfigure(max_size=MOST_AHEAD)
+    pool.reconfigure(max_size=2 * MOST_AHEAD)
+    run_jobs(manual)
+    assert pool.stats()["size"] == MOST_AHEAD
 
 
 def test_fill_serves_waiters(make: Make, manual: VirtualClock) -> None:

@@ -19,6 +19,7 @@ from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_j
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 HOT = ("acquired", "released")
+OF_REQUESTS = {"responded"}  # HTTP pools only: see tests/integration/test_opentelemetry.py
 
 
 class Diary(Observer):
@@ -125,6 +126,19 @@ def _exhaust(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Ob
     pool = make(max_size=1, observers=[observer])
     with pool.acquire(), pytest.raises(PoolTimeout):
         pool.acquire(0)
+
+
+@tells("waited", "test", 2.0)
+def _wait(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
+    pool = make(max_size=1)
+    with lent_elsewhere(pool) as (lease,):
+        pool.add_observer(observer)
+        waiting = Task(pool.acquire)
+        clock.until_parked(1)
+        clock.advance(2)
+        lease.release()
+        waiting.result().release()
+        pool.acquire().release()  # it need not wait
 
 
 @tells("timed_out", "test", 2.0)
@@ -255,12 +269,13 @@ def test_each_event_is_reported_once(
 
 
 def test_every_event_has_a_test_case() -> None:
-    assert {expected[0] for _, expected in CASES.values()} == set(EVENTS)
+    assert {expected[0] for _, expected in CASES.values()} == set(EVENTS) - OF_REQUESTS
 
 
 def test_every_event_has_an_empty_method() -> None:
     observer = Observer()
     arguments = {"exhausted": (1,), "refused": (), "drained": (), "resets_recovered": (), "leaked": ("here", 1.0)}
+    arguments["responded"] = ("GET", "http://here", 200, 1.0)
     for event in EVENTS:
         assert getattr(observer, event)("test", *arguments.get(event, ("",))) is None
 

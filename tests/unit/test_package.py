@@ -29,7 +29,7 @@ STEPS = [
     {"tools.doctor"},
     {"adapters", "testing"},
     {"compat"},
-    {"_urls", "_members", "_signals"},
+    {"_attach", "_urls", "_members", "_signals"},
     {"_reports", "config"},
     {"manager"},
     {"observe"},
@@ -37,7 +37,7 @@ STEPS = [
     {"__init__"},
     {"tools"},
     {"tools.demo"},
-    {"tools.soak"},
+    {"tools.soak", "tools.top"},
     {"__main__"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
@@ -88,10 +88,17 @@ SQLITE = [
     {"adapter"},
     {"pool"},
 ]
+REDIS = [
+    {"arguments", "client", "errors", "marks"},
+    {"connection"},
+    {"adapter"},
+    {"pool"},
+    {"sentinel", "shared"},
+]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
-    {"limits", "verbs"},
+    {"limits", "preparing", "verbs"},
     {"calls", "health", "wire"},
     {"slots", "template"},
     {"hosts"},
@@ -105,7 +112,7 @@ HTTP = [
 ]
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
-    "adapters.sqlite": SQLITE, "adapters.http": HTTP,
+    "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -116,13 +123,14 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "__main__"
+    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "tools.top",
+    "__main__",
 }  # fmt: skip
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
 # The module of an extra's package, where the name differs.
-IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client"}
+IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich"}
 
 HEAVY = {"pymysql", "requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
@@ -157,6 +165,14 @@ def test_type_information_is_packed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert "py.typed" in config["options.package_data"]["pooling"].split()
+
+
+def test_the_parts_of_the_dashboard_are_packed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = config["options.package_data"]["pooling.web"].split(", ")
+    parts = [f"page/{path.name}" for path in (PACKAGE / "web" / "page").iterdir()]
+    assert len(parts) == 6 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
 
 
 @pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])
@@ -416,6 +432,9 @@ ALLOWED = {
     ("contenders.py", "_get_conn"): "urllib3 lends a connection by no public method",
     ("contenders.py", "_put_conn"): "urllib3 takes a connection back by no public method",
     ("test_cursors.py", "_maybe_prepare_gen"): "a method of psycopg's cursors, which a program may override",
+    ("test_redis.py", "_available_connections"): "an attribute of redis-py's pools",
+    ("test_redis.py", "_created_connections"): "an attribute of redis-py's pools",
+    ("test_redis.py", "_in_use_connections"): "an attribute of redis-py's pools",
     ("test_http.py", "_fp"): "an attribute of urllib3's responses",
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",

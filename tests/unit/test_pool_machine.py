@@ -31,6 +31,7 @@ from pooling.core.adapter import Adapter
 from pooling.core.checkout import AUDIT
 from pooling.core.entry import Entry, Token
 from pooling.core.liveness import ANSWER_TTL
+from pooling.core.state import MOST_AHEAD
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, fill, run_jobs
@@ -293,6 +294,7 @@ class PoolMachine(RuleBasedStateMachine):
             {"keepalive_interval": 3, "leak_timeout": 5, "max_validation_failures": 1},
         ),
         abrupt=st.booleans(),
+        ahead=some(1, MOST_AHEAD),
     )
     def begin(
         self,
@@ -303,7 +305,11 @@ class PoolMachine(RuleBasedStateMachine):
         limits: dict[str, int],
         ages: dict[str, float],
         abrupt: bool,
+        ahead: int,
     ) -> None:
+        self.ahead = ahead
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("pooling.core.engine.MOST_AHEAD", ahead)
         self.sound = False  # until the promises have been looked at
         self.clock = Turns(self.workers)
         self.clock.runtime.workers.do = lambda function, args: function(*args)  # let errors out
@@ -708,7 +714,8 @@ class PoolMachine(RuleBasedStateMachine):
         allowed = self.pool.engine.outage.allowed(self.clock.now()) - len(state.creating)
         if allowed > 0 and len(state.entries) < state.max_size and state.started:
             assert state.paused or len(state.waiters) <= len(state.creating) + len(state.checking)
-            assert len(state.entries) - len(state.closing) >= state.min_size
+            short = state.filling or len(state.entries) - len(state.closing) < state.min_size
+            assert not short or len(state.creating) >= self.ahead  # each of these starts the next
 
     def adds_up(self) -> None:
         """P12: the pool's counts are right, and no slot is lost (P8)."""
@@ -727,6 +734,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """After a close all borrowers leave, and each resource is closed once (P8)."""
+        self.patch.undo()
         if not self.sound:
             for place in self.clock.places.copy():
                 place.error = Struck

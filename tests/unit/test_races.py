@@ -603,10 +603,10 @@ def test_destructor_releases_inside_the_critical_section(adapter: FakeAdapter, c
     dying = [Releaser(pool.acquire())]
     original = pool.engine.state.serve
 
-    def serve(allowed: int, now: float) -> object:
+    def serve(*args: Any) -> Any:
         assert pool.engine.lock._is_owned()
         dying.clear()  # the garbage collector runs here, in our own critical section
-        return original(allowed, now)
+        return original(*args)
 
     pool.engine.state.serve = serve  # type: ignore[method-assign]
     pool.acquire().release()
@@ -634,10 +634,10 @@ def test_signal_handler_releases_inside_the_critical_section(adapter: FakeAdapte
         handled.append(pool.engine.lock._is_owned())
         lease.release()
 
-    def serve(allowed: int, now: float) -> object:
+    def serve(*args: Any) -> Any:
         if not handled:
             signal.raise_signal(signal.SIGUSR1)
-        return original(allowed, now)
+        return original(*args)
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:

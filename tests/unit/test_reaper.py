@@ -38,6 +38,18 @@ def test_idle_resources_are_closed_after_idle_timeout(make: Make, clock: Virtual
     assert closed(pool) == {"idle_timeout": 3}
 
 
+def test_idle_time_begins_when_the_creation_has_ended(make: Make, manual: VirtualClock) -> None:
+    pool = make(max_size=3, idle_timeout=60, clock=manual)
+    pool.fill(1)
+    manual.advance(20)
+    run_jobs(manual)
+    manual.advance(59)
+    assert size(pool) == 1
+    manual.advance(1)
+    run_jobs(manual)
+    assert size(pool) == 0
+
+
 def test_idle_timeout_keeps_min_size(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     pool = make(min_size=2, max_size=5, idle_timeout=60, max_lifetime=None)
     fill(pool, 5)

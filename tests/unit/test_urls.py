@@ -198,7 +198,7 @@ def test_timeouts_of_an_http_url(monkeypatch: pytest.MonkeyPatch, query: str, ti
         ("sqlite", "must begin with a scheme"),
         ("://x", "must begin with a scheme"),
         ("sqlit:///x", "unknown scheme 'sqlit'; did you mean 'sqlite'"),
-        ("ftp://x", "known: http, https, mariadb, mysql, postgres, postgresql, sqlalchemy, sqlite"),
+        ("ftp://x", "known: http, https, mariadb, mysql, postgres, postgresql, redis, rediss, sqlalchemy"),
         ("gopher://x", r"packages add others with an entry point 'pooling.schemes'.*create_pool.name, connect"),
         ("sqlite:///x?max_size=two", "max_size='two': max_size must be a whole number"),
         ("sqlite:///x?max_size=1&max_size=2", "max_size is given twice"),

@@ -442,10 +442,12 @@ def test_options_override_the_defaults_of_the_scheme() -> None:
     assert (settings.max_size, settings.max_uses) == (7, 5)
 
 
-def test_redis_needs_a_package_that_knows_it() -> None:
-    words = "unknown scheme 'redis'.*packages add others with an entry point.*create_pool.name, connect"
+def test_redis_by_url() -> None:
+    manager = PoolingMiddleware(listed, redis_url="redis://h/0").manager
+    assert type(manager.get_pool("redis")).__name__ == "RedisPool"
+    words = "unknown scheme 'radis'.*packages add others with an entry point.*create_pool.name, connect"
     with pytest.raises(ValueError, match=words):
-        PoolingMiddleware(listed, redis_url="redis://h/0")
+        PoolingMiddleware(listed, redis_url="radis://h/0")
     assert "redis" not in PoolingMiddleware(listed).manager
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
+from ...core.report.histogram import SHORT
 from ...core.runtime import fork
 from ...core.runtime.fork import SAME_PROCESS
 from ...errors import PoolClosed
@@ -144,6 +145,8 @@ class Connections:
         wire, waited = hold.wire, monotonic() - started
         if self.settings.enable_metrics:
             self.metrics.waited(waited)
+            if waited > SHORT and self.observers:
+                notify(self.observers, "waited", self.name, waited)
         if self._acquired_observers:
             notify(self._acquired_observers, "acquired", self.name, waited)
         if wire.sock is not None and waited > _RECHECK_AFTER and not wire.is_alive():

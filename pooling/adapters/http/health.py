@@ -63,8 +63,9 @@ class Health:
         self._pool: Pool[object] = Pool(
             adapter=_ProbeAdapter(self._probe),
             settings=PoolSettings(min_size=1, max_size=1, max_lifetime=None, idle_timeout=None, **_part_of(settings)),
-            name=f"{name} health", observers=[self._replacement],
+            name=f"{name} health",
         )  # fmt: skip
+        self._pool.engine.observe((self._replacement,))
         self._pool.engine.owner = None  # a part of the HTTPPool
         self._pool.metrics.inner = True
 

@@ -100,11 +100,18 @@ class Hold:
         except BaseException as error:
             wire.close()
             self._discard("interrupted" if not isinstance(error, Exception) else self._failure_reason())
+            self._notify(method, error, monotonic() - began)
             raise
-        self._host.metrics.answered(response.status, monotonic() - began, wire.reused)
+        seconds = monotonic() - began
+        self._host.metrics.answered(response.status, seconds, wire.reused)
+        self._notify(method, response.status, seconds)
         if self._logs_in and is_challenge(response):
             self._login_continues, limits.login = True, self
         return response
+
+    def _notify(self, method: str, outcome: int | BaseException, seconds: float) -> None:
+        host = self._host
+        host.pool.engine.events.notify("responded", method, host.metrics.host, outcome, seconds)
 
     def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits) -> Any:
         wire = self.wire

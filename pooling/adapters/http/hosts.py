@@ -239,9 +239,9 @@ class Hosts:
             return {"ssl_context": contexts.get(key.verify, key.cert)} if secure else {}
 
         pool = Pool(
-            adapter=Wires(template, metrics, refresh), settings=self._settings,
-            name=f"{self.name} {key.label}", observers=self._observers,
+            adapter=Wires(template, metrics, refresh), settings=self._settings, name=f"{self.name} {key.label}",
         )  # fmt: skip
+        pool.engine.observe(self._observers)  # in place of those that every pool has: they observe the HTTPPool
         pool.engine.owner = None  # a part of the HTTPPool
         pool.metrics.inner = True
         host = self._hosts.setdefault(key, Host(pool, template, metrics))

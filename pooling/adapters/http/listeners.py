@@ -1,7 +1,7 @@
 """Which events an observer of an `HTTPPool` receives from which inner pool.
 
 The pool of slots notifies of requests, and each host's pool of sockets.
-`acquired` is sent by `Connections`: only it knows the wait for both.
+`acquired` and `waited` are sent by `Connections`: only it knows the wait for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...core.observer import Observer
 __all__ = ["OF_REQUESTS", "OF_SOCKETS", "observes_acquired", "part_of"]
 
 OF_REQUESTS = ("released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
-OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused")
+OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused", "responded")
 
 
 def part_of(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:

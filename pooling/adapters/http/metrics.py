@@ -242,6 +242,17 @@ class HTTPMetrics(PoolMetrics):
         with self.lock:
             return {**found, "wait": self._waited.buckets(), "create": Buckets(counts, total, most)}
 
+    def connections(self) -> dict[str, tuple[int, int]]:
+        """Return how many connections are idle and in use, for each host."""
+        found: dict[str, tuple[int, int]] = {}
+        for host in self.sockets.all():
+            idle, in_use = found.get(host.metrics.host, (0, 0))
+            state = host.pool.engine.state
+            with host.pool.engine.lock:
+                idle, in_use = idle + len(state.idle), in_use + state.in_use
+            found[host.metrics.host] = idle, in_use
+        return found
+
     def latencies(self) -> dict[str, Buckets]:
         """Return the latencies of answers by bucket, for each host."""
         return {host: metrics.buckets()[0] for host, metrics in list(self.sockets.metrics.items())}

@@ -14,7 +14,7 @@ from urllib3.util import Retry
 from ...core.clock import seconds
 from ...core.lease import Lease
 from ...core.managed import ManagedPool
-from ...core.observer import Observer
+from ...core.observer import EVERYWHERE, Observer
 from ...core.report.holders import Holder
 from ...core.runtime import fork
 from ...core.runtime.fork import SAME_PROCESS
@@ -175,7 +175,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
         url = checked_url("health_url", url)
         self._health = self._start_health(url) if url else None
-        for observer in observers:
+        for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
 
     def _start_health(self, url: str) -> Health:
@@ -380,10 +380,12 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
     # -- observe --------------------------------------------------------------------
 
     def add_observer(self, observer: Observer) -> None:
-        """Notify an observer from now on of requests (as leases) and of sockets."""
+        """Notify an observer from now on of requests (as leases) and of sockets. Idempotent."""
         if not isinstance(observer, Observer):
             raise TypeError(f"observers must be of pooling.Observer, not {shown(observer)}")
-        self.connections.observe((*self.connections.observers, observer))
+        observers = self.connections.observers
+        if not any(one is observer for one in observers):
+            self.connections.observe((*observers, observer))
 
     def remove_observer(self, observer: Observer) -> None:
         """Notify an observer no longer."""

@@ -35,6 +35,7 @@ from .arguments import shown
 from .bodies import cut_off, is_unread
 from .connections import Connections
 from .limits import Limits
+from .preparing import prepare
 from .transport import SameConnection, Transport, translate_error
 from .unpooled import Unpooled
 
@@ -52,6 +53,7 @@ class Pooled(_Session):
     _pooling: Transport
     _plain: bool  # its class does not override `merge_environment_settings`
     _plain_auth: bool  # nor `rebuild_auth`
+    _plain_preparing: bool  # nor `prepare_request`
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         given = kwargs.get("timeout")
@@ -86,7 +88,7 @@ class Pooled(_Session):
         if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
             request = copy.copy(request)
             request.auth = _auth_of_url
-        return super().prepare_request(request)
+        return (prepare(self, request) if self._plain_preparing else None) or super().prepare_request(request)
 
     def _has_credentials(self, request: requests.Request) -> bool:
         """Whether the program has given credentials in a header or in the URL."""
@@ -182,6 +184,7 @@ def _pooled(session_class: type[requests.Session]) -> type[requests.Session]:
         "__module__": session_class.__module__,
         "_plain": "merge_environment_settings" not in overridden,
         "_plain_auth": "rebuild_auth" not in overridden,
+        "_plain_preparing": "prepare_request" not in overridden,
     }
     return type(session_class.__name__, (Pooled, session_class), own)
 

@@ -87,6 +87,12 @@ class Transport(requests.adapters.HTTPAdapter):
     ) -> Any:
         return _Attempts(self.connections, self.connections.host_of(self, request, verify, proxies, cert))
 
+    def request_url(self, request: Any, proxies: Any) -> str:
+        url = str(request.path_url)
+        if proxies or url.startswith("//"):  # what becomes of two slashes depends on the version of requests
+            return super().request_url(request, proxies)
+        return url
+
     def end_answer(self, response: requests.Response | None, streamed: bool, error: BaseException) -> None:
         """Free the connection of an answer whose request raises, in a hook for example.
 

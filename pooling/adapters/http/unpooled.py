@@ -14,6 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 
+from ...core.observer import notify
 from ...errors import PoolClosed
 from .connections import Connections
 from .errors import kind_of, refusal
@@ -50,9 +51,18 @@ class Unpooled(requests.adapters.BaseAdapter):
             response = adapter.send(request, stream, limits, **kwargs)  # type: ignore[arg-type]
         except exceptions.RequestException as error:
             metrics.failed(_kind_of(error))
+            self._notify(request, metrics, error, monotonic() - began)
             raise
-        metrics.answered(response.status_code, monotonic() - began, reused=False)
+        seconds = monotonic() - began
+        metrics.answered(response.status_code, seconds, reused=False)
+        self._notify(request, metrics, response.status_code, seconds)
         return response
+
+    def _notify(
+        self, request: requests.PreparedRequest, metrics: HostMetrics, outcome: int | BaseException, seconds: float
+    ) -> None:
+        connections, method = self._connections, request.method or ""
+        notify(connections.observers, "responded", connections.name, method, metrics.host, outcome, seconds)
 
     def _enter(self, request: requests.PreparedRequest) -> HostMetrics:
         try:

@@ -123,6 +123,13 @@ class MySQLAdapter(Adapter[Connection]):
     def is_alive(self, resource: Connection) -> bool:
         return self.driver.is_open(resource) and notes_of(resource).silent()
 
+    def ping(self, timeout: float) -> None:
+        try:
+            self.driver.connect(self._address.ask().arguments).close()
+        except Exception as error:
+            if not failures.is_answer(error):
+                raise
+
     def validate(self, resource: Connection, timeout: float) -> None:
         """Make a round trip, and find out whether the server has become read-only."""
         driver, notes = self.driver, notes_of(resource)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 __all__ = [
-    "LOST", "OUT_OF_SYNC", "code_of", "codes", "ended_by", "is_full", "is_hopeless", "is_read_only", "repeatable",
-    "rolls_back", "was_refused",
+    "LOST", "OUT_OF_SYNC", "code_of", "codes", "ended_by", "is_answer", "is_full", "is_hopeless", "is_read_only",
+    "repeatable", "rolls_back", "was_refused",
 ]  # fmt: skip
 
 OUT_OF_SYNC = 2014  # commands out of sync: a result was not read to its end
@@ -94,6 +94,11 @@ def rolls_back(error: BaseException) -> bool:
 def repeatable(error: BaseException) -> bool:
     """Return whether a transaction that failed with this error may succeed when it is run again."""
     return any(code in _REPEATABLE for code in codes(error))
+
+
+def is_answer(error: BaseException) -> bool:
+    """Return whether an error came from the server. Those of the client have codes from 2000 to 2999."""
+    return any(not 2000 <= code < 3000 for code in codes(error))
 
 
 def is_full(error: BaseException) -> bool:

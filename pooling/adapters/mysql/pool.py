@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..._fields import fields
 from ..._masking import shown
 from ...core.clock import Clock, seconds
 from ...core.observer import Observer
@@ -377,7 +378,6 @@ class MySQLPool(Pool[Connection]):
     def _replace_if_changed(self) -> None:
         """Replace all connections after the first one that was made with changed parameters."""
         if self._rotation.take_change(self.name):
-            logger.info("pool %r: connection parameters have changed; replacing all connections", self.name)
             self.drain()
 
     def _note_proved(self, answer: Answer) -> None:
@@ -389,7 +389,8 @@ class MySQLPool(Pool[Connection]):
             known = text in self._unable
             self._unable.add(text)
         if not known:
-            logger.warning("pool %r: the server, or a proxy before it, %s", self.name, text)
+            extra = fields("not_cleaned", self.name, what=text)
+            logger.warning("pool %r: the server, or a proxy before it, %s", self.name, text, extra=extra)
 
     def _refuse_unknown(self, conn: Connection, error: Exception) -> None:
         """Raise `CommitUnknown` if a statement outside of a transaction may have taken effect."""

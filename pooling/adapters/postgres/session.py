@@ -90,8 +90,10 @@ class Session:
             self.take_steps()
 
     def take_steps(self) -> None:
-        self._clean = _joined(step for step in self.steps if step not in self.missing)
+        steps = [step for step in self.steps if step not in self.missing]
+        self._clean = _joined(steps)
         self._commit = b"COMMIT" + self._clean
+        self._cleaning = steps, self._clean  # together: another thread may change them
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new.
@@ -181,12 +183,12 @@ class Session:
         others were done: it may have failed because of what a borrower did.
         """
         configuration = notes.configuration
-        steps = [step for step in self.steps if step not in self.missing]
+        steps, text = self._cleaning
         left = Limit(None, self.reset_timeout).left
         failed: list[bytes] = []
         while True:
             try:
-                round_trip(conn, first + _joined(steps) + configuration.statements, left())
+                round_trip(conn, first + text + configuration.statements, left())
                 configuration.lost = configuration.by_hook
                 break
             except psycopg.Error as error:
@@ -198,8 +200,9 @@ class Session:
                     continue
                 if error.sqlstate not in LACKING or not 0 <= number < len(steps):
                     raise
-                failed.append(steps.pop(number))
-                first = b""  # that was done; what came after it was undone
+                failed.append(steps[number])
+                steps = steps[:number] + steps[number + 1 :]
+                text, first = _joined(steps), b""  # the first was done; what came after it was undone
         missing: dict[str, psycopg.Error] = {}
         for step in failed:
             try:

@@ -43,6 +43,9 @@ class QueryStatistics(shared.QueryStatistics):
     counted.
     """
 
+    system = "postgresql"
+    """The database's name in OpenTelemetry's conventions (``db.system.name``)."""
+
     def __init__(self) -> None:
         super().__init__(text_of, lambda error: getattr(error, "sqlstate", None))
 

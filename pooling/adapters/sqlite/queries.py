@@ -50,6 +50,9 @@ class Counting(Protocol):
 class QueryStats:
     """Counts and times the statements of one pool's connections."""
 
+    system = "sqlite"
+    """The database's name in OpenTelemetry's conventions (``db.system.name``)."""
+
     def __init__(self) -> None:
         self.renew()
 

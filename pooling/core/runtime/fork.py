@@ -19,8 +19,9 @@ continues to use a resource it holds would talk to the parent's server. After a
 fork in C, the first use of a pool does it, or the child's exit. gevent may
 patch the process in between; the new objects can follow it (see `gevent`).
 
-Not covered: a child that C code forked while another thread held the
-interpreter lock, or waited for it. CPython's own lock is broken there.
+A child that C code forked while another thread held the interpreter lock, or
+waited for it, finds that lock broken, and hangs. So our threads rest while
+uWSGI's master forks. Not covered: other threads, and other programs in C.
 
 Assumes: Linux 4.14 for the page; process ids are compared elsewhere.
 """
@@ -42,6 +43,7 @@ from ..entry import Entry, Token
 from . import registry
 from .gevent import patched
 from .immortal import keep_forever
+from .parking import register_in_c
 from .poolref import PoolRef
 from .registry import Runtime
 
@@ -215,6 +217,15 @@ def _after_fork_in_parent() -> None:
         runtime._reaper.resume()
 
 
+def _rest_while_uwsgi_forks() -> None:
+    """Do the same for the forks of uWSGI's master, which respawns workers at any time and runs no hooks of Python."""
+    import ctypes
+
+    before, after = (ctypes.CFUNCTYPE(None)(hook) for hook in (_before_fork, _after_fork_in_parent))
+    if register_in_c(before, after, None):
+        _kept_forever.append((before, after))
+
+
 def _after_fork() -> None:
     SAME_PROCESS[0] = 0  # already 0 where the kernel has wiped the page
     ensure_process()
@@ -224,3 +235,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
     if sys.version_info >= (3, 12):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
+    if "uwsgi" in sys.modules:
+        _rest_while_uwsgi_forks()

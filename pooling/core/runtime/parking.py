@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from ..._plain import switched_off
 
-__all__ = ["clear_in_children"]
+__all__ = ["clear_in_children", "register_in_c"]
 
 registered: list[bool] = []  # not empty: the fork handler is registered
 
@@ -41,11 +42,21 @@ def register() -> bool:
     try:
         import ctypes
 
-        process = ctypes.CDLL(None)
         forget = ctypes.cast(ctypes.pythonapi._PyParkingLot_AfterFork, ctypes.c_void_p)
+    except (ImportError, AttributeError, OSError):
+        return False  # another interpreter
+    return register_in_c(None, None, forget)
+
+
+def register_in_c(before: Any, in_parent: Any, in_child: Any) -> bool:
+    """Register functions of C that run at each fork, in the thread that forks; return whether that was possible."""
+    try:
+        import ctypes
+
+        process = ctypes.CDLL(None)
         # glibc's `pthread_atfork` is linked statically and calls this function.
         register = getattr(process, "__register_atfork", None) or process.pthread_atfork
-        register(None, None, forget, None)
+        register(before, in_parent, in_child, None)
     except (ImportError, AttributeError, OSError):
-        return False  # an interpreter, or a C library, without these
+        return False  # another C library
     return True

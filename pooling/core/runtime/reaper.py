@@ -7,6 +7,7 @@ when no pool is left (P11). It refers to pools weakly. Messages are
 - a `PoolRef` whose pool was garbage collected without `close` (likewise),
 - a `SweepRequest`: sweep a pool, or anything else with a method `sweep`, at a
   certain time; the thread does not end while such another thing has a request,
+  unless that is an `OptionalRef`,
 - a job, as a tuple: a call that a destructor or a signal handler made while
   its thread held the pool's lock, or a worker's job during exit.
 
@@ -31,7 +32,7 @@ from .gevent import Life, call_home, hand, mark_native, start
 from .poolref import PoolRef
 from .workers import Job, Workers
 
-__all__ = ["LISTENERS", "Reaper", "SweepRequest"]
+__all__ = ["LISTENERS", "OptionalRef", "Reaper", "SweepRequest"]
 
 logger = logging.getLogger("pooling")
 
@@ -49,6 +50,12 @@ class SweepRequest:
     def __init__(self, pool: weakref.ref[Any], due: float) -> None:
         self.pool = pool
         self.due = due
+
+
+class OptionalRef(weakref.ref):  # type: ignore[type-arg]
+    """A reference to something that is swept only as long as the thread runs for pools."""
+
+    __slots__ = ()
 
 
 class Reaper:
@@ -185,8 +192,9 @@ class Reaper:
         return not self._suspended and bool(self._pools or not self.inbox.empty() or self.has_other_requests())
 
     def has_other_requests(self) -> bool:
-        """Whether something that is not a pool has a request."""
-        return any(not isinstance(reference, PoolRef) and reference() is not None for _, _, reference in self._due)
+        """Whether something that is not a pool has a request for which the thread must run."""
+        optional = (PoolRef, OptionalRef)
+        return any(not isinstance(reference, optional) and reference() is not None for _, _, reference in self._due)
 
     def retire(self, heir: Reaper) -> None:
         """Forward everything: in a child, where a greenlet of the parent's reaper continues to run."""

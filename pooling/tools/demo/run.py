@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ..dashboard import DashboardServer
 from .child import Child, DemoError, Message
 from .place import Database, PostgresDatabase, SQLiteDatabase
 from .quotes import SYMBOLS, Quote, compare
@@ -82,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="seed for symbols and prices (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="serve a page that shows the pools live until the demo ends, and print its address",
     )
 
 
@@ -198,9 +205,11 @@ class _Demo:
             f"pooling {__version__}: {options.threads} threads, {self._seconds:g} s each phase, "
             f"{options.delay_ms:g} ms delay, seed {options.seed}"
         )
+        folder = self._stage.folder()
+        if options.dashboard:
+            say(f"{'page':9} {self._open_page(folder / 'metrics')}")
         service = self._stage.start("pooling.tools.demo.service")
         workers = {phase: self._stage.start("pooling.tools.demo.work") for phase in PHASES}
-        folder = self._stage.folder()
         database = self._postgres or SQLiteDatabase(folder)
         self._stage.at_end(database.drop)
         say(f"{'database':9} {database.make()}")
@@ -212,6 +221,14 @@ class _Demo:
         }
         self._show(results, time.perf_counter() - began)
         return 0 if all(result["right"] for result in results.values()) else 1
+
+    def _open_page(self, folder: Path) -> str:
+        """Let the phases, which are processes of their own, share their figures, and serve them; return the address."""
+        os.environ["POOLING_METRICS_DIR"] = str(folder)
+        server = DashboardServer("127.0.0.1", 0, folder, None)
+        threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
+        self._stage.at_end(server.shutdown)
+        return server.url
 
     def _phase(
         self, phase: str, worker: Child, service: Child, market: Message, database: Database

@@ -1,0 +1,63 @@
+"""The command ``python -m pooling report``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+
+HELP = "report what the pools of all processes of an application did, and what to change"
+DESCRIPTION = """
+Reads the figures that the processes of an application share in a directory (POOLING_METRICS_DIR), and reports what
+happened in the last hours: load, waits, errors, incidents, also those of processes that have ended since; and what to
+change. The exit code is 1 if the directory cannot be read, 2 for an invalid option, otherwise 0.
+"""
+
+_VARIABLE = "POOLING_METRICS_DIR"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--dir", metavar="PATH", help=f"the directory (default: what {_VARIABLE} says)")
+    parser.add_argument(
+        "--hours", type=_hours, default=24.0, metavar="N", help="how far to look back, at most 24 (default: 24)"
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json", "html"), default="text", help="the form of the report (default: text)"
+    )
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours <= 24:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, at most 24, not {text!r}")
+    return hours
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Print the report and return the exit code.
+
+    Args:
+        options: As parsed.
+        parser: Reports an invalid option, with exit code 2.
+    """
+    path = options.dir or os.environ.get(_VARIABLE)
+    if not path:
+        parser.error(f"--dir is required where {_VARIABLE} is not set")
+    from ..observe.overall import render
+    from ..observe.shared import SharedDirectory
+
+    try:
+        if not os.path.isdir(path):
+            raise NotADirectoryError(f"{path!r} is not a directory")
+        text = render(SharedDirectory(path), options.hours, options.format)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    return 0
