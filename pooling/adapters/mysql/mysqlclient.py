@@ -9,6 +9,7 @@ the library's ``read_timeout``, in whole seconds.
 
 from __future__ import annotations
 
+import configparser
 import math
 from collections.abc import Mapping
 from time import monotonic
@@ -29,6 +30,7 @@ _PLACE = ("user", "password", "database")
 _SESSION = ("collation", "sql_mode", "autocommit", "init_command")
 _VOLATILE = {"_pooling", "_place", "messages"}
 _COPIED = ("encoders", "converter")
+_GONE = {2006, LOST, 2055}  # the library has closed the socket; its number may belong to another by now
 
 
 def _noted(name: str) -> Any:
@@ -133,6 +135,9 @@ class MySQLClient(Driver):
         for old, new in (("db", "database"), ("passwd", "password")):
             if old in arguments:
                 arguments.setdefault(new, arguments.pop(old))
+        if arguments.get("read_default_file"):  # change_user() needs them, and the library does not tell
+            found = _options(arguments["read_default_file"], arguments.get("read_default_group"))
+            arguments = {**{name: found[name] for name in _PLACE if name in found}, **arguments}
         tls = {part: arguments.pop(f"ssl_{part}") for part in ("ca", "cert", "key") if f"ssl_{part}" in arguments}
         if tls:
             arguments.setdefault("ssl", tls)
@@ -156,13 +161,13 @@ class MySQLClient(Driver):
             conn.close()
 
     def descriptor(self, conn: Connection) -> int | None:
-        if not conn.open:
+        if not self.is_open(conn):
             return None
         fd = int(conn.fileno())
         return fd if fd >= 0 else None
 
     def is_open(self, conn: Connection) -> bool:
-        return bool(conn.open)
+        return bool(conn.open) and conn.errno() not in _GONE
 
     def thread_id(self, conn: Connection) -> int:
         return int(conn.thread_id())
@@ -171,6 +176,8 @@ class MySQLClient(Driver):
         return str(conn.get_server_info())
 
     def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
+        if not self.is_open(conn):
+            raise self.lost("the connection is closed")  # change_user() of the library would write into freed memory
         for number, (command, body) in enumerate(commands.steps):
             try:
                 if command == RESET:
@@ -240,3 +247,19 @@ class MySQLClient(Driver):
         for name in mine.keys() - saved.keys() - _VOLATILE:
             del mine[name]
         mine["messages"] = []
+
+
+def _options(path: str, group: str | None) -> dict[str, str]:
+    """Return the client's options in a file; those of files that it includes are not read."""
+    parser = configparser.RawConfigParser(
+        allow_no_value=True, strict=False, delimiters="=", inline_comment_prefixes=(" #",)
+    )
+    parser.read(path, encoding="utf-8")
+    found: dict[str, str] = {}
+    for each in ("client", "client-server", "client-mariadb", group):
+        if each and parser.has_section(each):
+            found |= {name: value for name, value in parser.items(each) if value}
+    for name, value in found.items():
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            found[name] = value[1:-1]
+    return found

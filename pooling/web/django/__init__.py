@@ -4,7 +4,7 @@
 
     INSTALLED_APPS = [..., "pooling.web.django"]         # checks, `manage.py pooling`, `pools`
     DATABASES = {"default": {
-        "ENGINE": "pooling.web.django.postgresql",       # or "pooling.web.django.sqlite3"
+        "ENGINE": "pooling.web.django.postgresql",       # or "....mysql", or "....sqlite3"
         ...
         "OPTIONS": {"pool": {"max_size": 8}},            # or True, or a PoolSettings, or omit it
     }}
@@ -14,13 +14,13 @@ A request's connection is released at the end of its response: when the last
 piece of a streamed one was sent, or the client has disconnected. The pool of a
 database is ``connections["default"].pool``.
 
-Django's own tests pass with the PostgreSQL engine, with these intended exceptions:
+Django's own tests pass with the PostgreSQL engine and the MySQL engine, with these intended exceptions:
 
 - four of ``ConnectionHealthChecksTests`` (``test_health_checks_enabled``,
   ``test_health_checks_enabled_errors_occurred``, ``test_health_checks_disabled``,
   ``test_set_autocommit_health_checks_enabled``) set ``CONN_MAX_AGE = None``, which is
   refused, because the pool itself checks whether connections are alive;
-- ``test_pooling_health_checks`` reads a private attribute of psycopg_pool;
+- ``test_pooling_health_checks`` (PostgreSQL) reads a private attribute of psycopg_pool;
 - ``test_ignores_connection_configuration_queries`` makes Django's ``ensure_connection``
   call the engine's, which calls Django's.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +15,7 @@ from ...core.pool import Pool
 from ...core.report.holders import depth_of_borrower
 from ...errors import PoolError
 from ._errors import as_django
+from ._options import PoolOptions
 
 __all__ = ["AliasPools", "PooledWrapper", "bad_age"]
 
@@ -78,6 +79,8 @@ class PooledWrapper:
     """
 
     pools: AliasPools
+    engine: type[PooledWrapper]  # the engine's own class, of which the project's may be a subclass
+    arguments: Set[str]  # the arguments of the pool's class that `OPTIONS["pool"]` may have, besides the settings
     other_errors: Mapping[type[PoolError], type[Exception]] = {}  # further base classes of the pool's errors
     _lease: Lease[Any] | None = None
 
@@ -96,6 +99,32 @@ class PooledWrapper:
     def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return everything that connections depend on: if it changes, a new pool is needed."""
         raise NotImplementedError
+
+    def pool_options(self) -> PoolOptions:
+        """Return what ``OPTIONS["pool"]`` says.
+
+        Raises:
+            ValueError, TypeError: It is invalid.
+        """
+        wish = self.settings_dict["OPTIONS"].get("pool", True)
+        return PoolOptions(wish, self.arguments, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
+
+    def overrides_params(self) -> bool:
+        """Whether a subclass overrides the connection parameters, for example with a new token each time."""
+        return type(self).get_connection_params is not self.engine.get_connection_params
+
+    def connect_kwargs(self, params: dict[str, Any], more: Any) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
+        """Return the arguments of the driver's ``connect()``; if they may change, a callable for each connection's.
+
+        Args:
+            params: The connection parameters.
+            more: The argument ``kwargs`` of the pool's class, which takes precedence.
+        """
+        if not self.overrides_params() and not callable(more):
+            return {**params, **(more or {})}
+        # Not this wrapper, which belongs to a thread: the pool would keep it alive, and with it its lease.
+        wrapper = type(self)(self.settings_dict, self.alias)  # type: ignore[call-arg]
+        return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
 
     def is_pooled(self) -> bool:
         """Whether this alias has a pool."""

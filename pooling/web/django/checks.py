@@ -16,8 +16,9 @@ from django.db import Error, connections
 from ...core.pool import Pool
 from ...manager import PoolManager
 from ._engine import PooledWrapper, bad_age
+from ._servers import clients_allowed
 
-__all__ = ["WorkerLayout", "check_server", "check_settings", "clients_allowed", "worker_layout"]
+__all__ = ["WorkerLayout", "check_server", "check_settings", "worker_layout"]
 
 
 class WorkerLayout(NamedTuple):
@@ -124,7 +125,7 @@ def _check_room(alias: str, wrapper: PooledWrapper) -> Iterator[checks.CheckMess
 
 
 def _check_watching(alias: str, wrapper: Any) -> Iterator[checks.CheckMessage]:
-    if wrapper.vendor != "postgresql" or wrapper._options().arguments.get("session", "watch") != "watch":
+    if wrapper.vendor != "postgresql" or wrapper.pool_options().arguments.get("session", "watch") != "watch":
         return
     with wrapper.temporary_connection() as cursor:
         cursor.execute(_UNSEEN)
@@ -174,18 +175,3 @@ _UNSEEN = r"""
     SELECT DISTINCT kind, name FROM found WHERE text ~* '\m(set_config|current_setting)\M'
     ORDER BY kind, name
 """
-
-
-def clients_allowed(wrapper: Any) -> int | None:
-    """Return how many connections the server accepts from this user to this database; ``None`` if unlimited."""
-    if wrapper.vendor != "postgresql":
-        return None
-    with wrapper.temporary_connection() as cursor:
-        cursor.execute(
-            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
-            " - coalesce(current_setting('reserved_connections', true), '0')::int,"
-            " (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),"
-            " (SELECT datconnlimit FROM pg_database WHERE datname = current_database())"
-        )
-        server, role, database = cursor.fetchone()
-    return min([server, *(limit for limit in (role, database) if limit >= 0)])  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -17,7 +17,6 @@ from ....adapters.postgres import PostgresPool
 from ....adapters.postgres.session import IDLE
 from ....core.pool import Pool
 from .._engine import AliasPools, Known, PooledWrapper
-from .._options import PoolOptions
 from .._statements import leaves_traces
 
 __all__ = ["DatabaseWrapper"]
@@ -49,6 +48,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """
 
     pools = AliasPools()
+    arguments = ARGUMENTS
     other_errors = {  # the errors of Django's own pool
         errors.PoolTimeout: psycopg_pool.PoolTimeout, errors.TooManyWaiting: psycopg_pool.TooManyRequests,
         errors.PoolClosed: psycopg_pool.PoolClosed,
@@ -58,20 +58,16 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     _params: dict[str, Any]
     _last_pool: Known | None = None  # the pool created from these
 
-    def _options(self) -> PoolOptions:
-        wish = self.settings_dict["OPTIONS"].get("pool", True)
-        return PoolOptions(wish, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
-
     def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
         given = self.settings_dict
         checks, options = given["CONN_HEALTH_CHECKS"], {**given["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
-        if _overrides_params(self):  # a new password does not need a new pool
+        if self.overrides_params():  # a new password does not need a new pool
             recipe.pop("password", None)
         return recipe
 
     def make_pool(self, params: dict[str, Any]) -> PostgresPool:
-        options = self._options()
+        options = self.pool_options()
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
         watched = arguments["session"] == "watch"
         if watched:
@@ -80,7 +76,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return PostgresPool(
             "client_encoding=UTF8",  # so that DATABASE_URL in the environment is ignored
             options.settings,
-            **{**arguments, "kwargs": _connect_kwargs(make, params, arguments.get("kwargs"))},
+            **{**arguments, "kwargs": self.connect_kwargs(params, arguments.get("kwargs"))},
             configure=_configure(make, self._isolation_level(), watched),
         )
 
@@ -95,7 +91,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def pool_for(self, params: dict[str, Any]) -> Known:
         known = super().pool_for(params)
-        if not _overrides_params(self):  # otherwise they may differ next time
+        if not self.overrides_params():  # otherwise they may differ next time
             self._last_pool = known
         return known
 
@@ -152,29 +148,14 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         notes.dirty = before
 
 
-# These use their own wrapper: a thread's wrapper would be kept alive by the pool, and with it its lease.
-
-
-def _connect_kwargs(
-    make: Callable[[], DatabaseWrapper], params: dict[str, Any], more: Any
-) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
-    """Return the connection parameters; a callable, called for each connection, if they may change."""
-    wrapper = make()
-    if not _overrides_params(wrapper) and not callable(more):
-        return {**params, **(more or {})}
-    return lambda: {**wrapper.get_connection_params(), **((more() if callable(more) else more) or {})}
-
-
-def _overrides_params(wrapper: DatabaseWrapper) -> bool:
-    """Whether its class overrides the connection parameters, for example with a new token each time."""
-    return type(wrapper).get_connection_params is not DatabaseWrapper.get_connection_params
+DatabaseWrapper.engine = DatabaseWrapper
 
 
 def _configure(
     make: Callable[[], DatabaseWrapper], level: psycopg.IsolationLevel | None, watched: bool
 ) -> Callable[[Any], None]:
     def configure(conn: Any) -> None:
-        wrapper = make()
+        wrapper = make()  # not a thread's wrapper: the pool would keep it alive, and with it its lease
         wrapper.connection = conn  # Django uses it to compose SQL
         wrapper._configure_connection(conn)
         if level is not None:

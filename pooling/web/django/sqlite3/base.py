@@ -13,7 +13,6 @@ from ....adapters.sqlite.adapter import SQLiteAdapter
 from ....adapters.sqlite.connection import Connection, Cursor
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
-from .._options import PoolOptions
 
 __all__ = ["DatabaseWrapper"]
 
@@ -30,6 +29,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     """
 
     pools = AliasPools()
+    arguments = ARGUMENTS
 
     def is_pooled(self) -> bool:
         return super().is_pooled() and not self.is_in_memory_db()
@@ -39,8 +39,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return {**params, "init_command": options.get("init_command"), "pool": options.get("pool")}
 
     def make_pool(self, params: dict[str, Any]) -> Pool[sqlite3.Connection]:
-        given = self.settings_dict["OPTIONS"].get("pool", True)
-        options = PoolOptions(given, ARGUMENTS, checks=self.settings_dict["CONN_HEALTH_CHECKS"])
+        options = self.pool_options()
         # Not with this wrapper, which belongs to a thread: the pool would keep its lease alive.
         wrapper = type(self)(self.settings_dict, self.alias)
         arguments = {"name": self.alias, **options.arguments}
@@ -59,6 +58,9 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     def close_pool(self) -> None:
         if not self.is_in_memory_db():
             super().close_pool()
+
+
+DatabaseWrapper.engine = DatabaseWrapper
 
 
 class DjangoAdapter(SQLiteAdapter):

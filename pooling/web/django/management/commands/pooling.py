@@ -12,15 +12,10 @@ from django.db import Error, connections
 
 from .....core.report.messages import format_error, printable
 from ..._pools import all_pools, database_pools
-from ...checks import check_server, check_settings, clients_allowed, worker_layout
+from ..._servers import SERVERS, activity, clients_allowed
+from ...checks import check_server, check_settings, worker_layout
 
 __all__ = ["Command"]
-
-_ACTIVITY = """
-    SELECT coalesce(nullif(application_name, ''), '-'), coalesce(state, 'starting'), count(*)
-    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-    GROUP BY 1, 2 ORDER BY 1, 2
-"""
 
 
 class Command(BaseCommand):  # noqa: D101
@@ -45,7 +40,7 @@ class Command(BaseCommand):  # noqa: D101
             most = pool.settings.max_size
             all_of_them = "" if workers is None else f", {workers} workers: {workers * most}"
             self.stdout.write(f"{alias}: {type(pool).__name__}, at most {most} in each process{all_of_them}")
-            if connections[alias].vendor == "postgresql":
+            if connections[alias].vendor in SERVERS:
                 self._activity(alias)
         self.stdout.write("")
         table = io.StringIO()  # Django's stdout ends a line of its own after each write
@@ -55,9 +50,7 @@ class Command(BaseCommand):  # noqa: D101
     def _activity(self, alias: str) -> None:
         try:
             allowed = clients_allowed(connections[alias])
-            with connections[alias].temporary_connection() as cursor:
-                cursor.execute(_ACTIVITY)
-                rows = cursor.fetchall()
+            rows = activity(connections[alias])
         except Error as error:
             self.stdout.write(f"  cannot query the server: {format_error(error)}")
             return
