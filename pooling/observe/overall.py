@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from .._reports import DEGRADED, UP
+from .advice import OF_INCIDENTS
 from .history import Minute, ProcessMinute, Series
 from .incidents import Incidents
 from .local import Record
@@ -68,8 +69,8 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     report["process"]["processes"] = len(records)
     for item in report["advice"]:
         number = max((number_of(one) for one in book.get(item["pool"], {}).values()), default=1.0)
-        if number > 1.5:
-            item["why"] += f" All of this is about one of up to {number:.0f} processes."
+        if number > 1.5 and item["title"] not in OF_INCIDENTS:
+            item["why"] += f" These figures are those of one process on average, of up to {number:.0f}."
     return report
 
 
