@@ -559,6 +559,29 @@ def test_report_of_several_processes(directory: SharedDirectory, path: Path, nam
     pool.close()
 
 
+def test_quiet_process_counts_until_now(wall: Wall) -> None:
+    """A process writes nothing while nothing changes; its connections, and what it holds, count all the same."""
+
+    def record(pid: int, until: float) -> dict[str, Any]:
+        log = MinuteLog()
+        for second in (1, until):
+            log.note({"db": figures(acquired=1)}, NOON + second)
+            log.note_process(ProcessReading(pid, 1.0, 100, 5, 20, 0.0), NOON + second)
+        own = {"cpu_seconds": 1.0, "memory": 100, "threads": 5, "descriptors": 20, "started": 0.0}
+        one = {"db": figures(acquired=1)}
+        return {"pid": pid, "time": NOON + until, "pools": one, "minutes": log.to_dict(), "process": own}
+
+    records = {"1": record(1, 5), "2": record(2, 55)}
+    wall.now = NOON + 55
+    source: Any = SimpleNamespace(everything=lambda: (records, local.Past({}, [])))
+    report = report_of(source, 1)
+    assert report["pools"]["db"]["max_size"] == 2 * figures()["gauges"]["max"]
+    assert report["pools"]["db"]["seconds"] == pytest.approx(55, abs=1)
+    assert report["process"]["memory"] == {"last": 200, "peak": 200} and report["pools"]["db"]["acquired"] == 2
+    wall.now = NOON + 200  # no further than the minute
+    assert report_of(source, 1)["pools"]["db"]["seconds"] == pytest.approx(60, abs=1)
+
+
 def test_incidents_of_processes_that_overlap_are_one() -> None:
     def event(start: float, end: float | None, **more: Any) -> dict[str, Any]:
         own = {"pool": "db", "kind": "outage", "start": start, "end": end, "count": 1, "text": "x", "peak": start}
