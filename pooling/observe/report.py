@@ -5,7 +5,7 @@ Its shape, with times of day in seconds since the epoch and durations in seconds
 ``version``      1
 ``generated``    when; ``hours`` was asked for; ``from``, ``to``: the period, which
                  begins with the observation at the earliest
-``status``       ``"up"``, ``"degraded"`` or ``"down"``
+``status``       of the pools now: ``"up"``, or ``"degraded"`` if one is exhausted, paused, closed or down
 ``enabled``      ``False``: metrics were switched off, and there is no history
 ``totals``       ``pools``, ``requests``, ``failed``, ``incidents``
 ``advice``       a list: ``pool`` (``None``: the process), ``severity`` (``"act"``,
@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .advice import advise, advise_process, duration_text, times_text
+from .advice import advise, advise_process, duration_text, number_text, times_text
 from .history import COUNTERS, Minute, ProcessMinute, Series, start_of
 from .incidents import MOMENTS, WORDS, Incidents
 from .process import ProcessReading
@@ -235,8 +235,8 @@ def render_text(report: dict[str, Any]) -> str:
     totals = report["totals"]
     lines = [
         f"Pools from {clock_text(report['from'])} to {clock_text(report['to'])}: {report['status']}",
-        f"{totals['pools']} pools, {totals['requests']} requests, {totals['failed']} failed, "
-        f"{totals['incidents']} incidents",
+        f"{number_text(totals['pools'], 'pool')}, {number_text(totals['requests'], 'request')}, "
+        f"{totals['failed']:,} failed, {number_text(totals['incidents'], 'incident')}",
     ]
     if not report["enabled"]:
         lines.append("Metrics are switched off (ENABLE_METRICS): there is no history.")

@@ -687,7 +687,7 @@ def test_text_says_what_happened(eventful: PerformanceMonitor) -> None:
     text = eventful.generate_report()
     assert "What to change\n  ! " in text
     assert "acquires timed out" in text and "exhausted" in text and "▁" in text
-    assert "6 timed out" in text
+    assert "6 timed out" in text and "\n1 pool, " in text
 
 
 @pytest.mark.parametrize(
