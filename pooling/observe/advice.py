@@ -14,7 +14,7 @@ from typing import Any
 from ..tools.doctor.sizing import Load, size_for
 from .history import Minute, ProcessMinute, Series
 
-__all__ = ["advise", "advise_process", "busiest", "duration_text"]
+__all__ = ["OF_INCIDENTS", "advise", "advise_process", "busiest", "duration_text", "number_text", "times_text"]
 
 ACT, CONSIDER = "act", "consider"
 
@@ -22,6 +22,10 @@ _WAIT_TARGET = 0.01  # seconds that 99 of 100 may wait at most, as the doctor's 
 _ENOUGH = 3600.0  # seconds that must have been observed before capacity is called idle
 _FEW = 10  # requests below which a share says nothing
 _DEATHS = ("dead", "invalid", "broken")
+_UNREACHABLE, _RESETS = "The server could not be reached", "Resets kept failing"
+_HELD, _DROPPED = "Release leases earlier", "Release leases: use with"
+OF_INCIDENTS = frozenset({_UNREACHABLE, _RESETS, _HELD, _DROPPED})
+"""The titles of advice that counts incidents: those of all processes, where there are several."""
 _DATABASES = ("PostgresPool", "ConnectionPool", "Engine")
 
 
@@ -81,10 +85,11 @@ def _outages(series: Series, outages: list[dict[str, Any]]) -> list[dict[str, An
     lasting = [one for one in outages if one["end"] is None]
     number = sum(one["count"] for one in outages)
     took = sum(one["end"] - one["start"] for one in outages if one["end"] is not None)
-    state = "one is still going on" if lasting else f"{duration_text(took)} in all"
+    going_on = "still going on" if number == 1 else "the last one is still going on"
+    state = going_on if lasting else f"{duration_text(took)} in all"
     return [_item(
-        series.label, ACT if lasting else CONSIDER, "The server could not be reached",
-        f"{_number(number, 'outage')}, {state}. Last error: {outages[-1]['text']}",
+        series.label, ACT if lasting else CONSIDER, _UNREACHABLE,
+        f"{number_text(number, 'outage')}, {state}. Last error: {outages[-1]['text']}",
     )]  # fmt: skip
 
 
@@ -105,7 +110,7 @@ def _size(
     peak = busiest([one for one in calm if one.exhausted or one.timeouts or one.refusals]) or busiest(calm)
     size = total.max_size
     facts = "Outside of outages: exhausted" if outages else "Exhausted"
-    facts += f" {_times(exhausted)}; {_number(failed, 'acquire')} timed out or refused."
+    facts += f" {times_text(exhausted)}; {number_text(failed, 'acquire')} timed out or refused."
     if peak is None:
         return [_item(
             series.label, ACT, "All resources were in use, and none came back",
@@ -141,10 +146,10 @@ def _size(
 
 def _forgotten(series: Series, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
-    for kind, title in (("leak", "Release leases earlier"), ("orphan", "Release leases: use with")):
+    for kind, title in (("leak", _HELD), ("orphan", _DROPPED)):
         places = sorted((one for one in own if one["kind"] == kind), key=lambda one: -one["count"])
         if places:
-            number = _number(sum(one["count"] for one in places), "lease")
+            number = number_text(sum(one["count"] for one in places), "lease")
             held = max(one["peak"] for one in places)
             how = f"held for {duration_text(held)} or longer" if held else "dropped without release"
             often = "" if len(places) == 1 else "most often "
@@ -158,7 +163,7 @@ def _resets(series: Series, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not failing:
         return []
     return [_item(
-        series.label, ACT, "Resets kept failing",
+        series.label, ACT, _RESETS,
         f"Resources are closed instead of kept, and every lease creates a new one. Error: {failing[-1]['text']}",
     )]  # fmt: skip
 
@@ -294,11 +299,13 @@ def advise_process(minutes: Sequence[ProcessMinute]) -> list[dict[str, Any]]:
     return found
 
 
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
+def times_text(number: int) -> str:
+    """Return how often something happened, in words."""
+    return "once" if number == 1 else f"{number:,} times"
 
 
-def _number(number: int, noun: str) -> str:
+def number_text(number: int, noun: str) -> str:
+    """Return a number of things, in words."""
     return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

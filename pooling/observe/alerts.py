@@ -100,7 +100,7 @@ class Alerts:
         if group is not None and not (isinstance(group, str) and group):
             raise TypeError(f"Alerts.group must be a non-empty string, not {shown(group)}")
         given = getattr(pools, "source", None)
-        self._source: Source = source_of(pools) if given is None else given
+        self._source: Source = source_of(pools, "Alerts.pools") if given is None else given
         self._rules = checked_rules(rules)
         self._targets = checked_targets(to)
         self._interval, self._group = float(interval), group

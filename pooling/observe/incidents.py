@@ -11,7 +11,7 @@ from typing import Any
 from ..core.observer import Observer
 from ..core.report.messages import format_error, printable
 
-__all__ = ["MOST_INCIDENTS", "Incident", "Incidents", "Listener"]
+__all__ = ["MOMENTS", "MOST_INCIDENTS", "Incident", "Incidents", "Listener"]
 
 MOST_INCIDENTS = 1000
 """The oldest are forgotten beyond this number; one takes about 0.5 KB."""
@@ -33,6 +33,9 @@ WORDS = {
     "health": "health check failed",
 }
 """The kinds of incidents, and how a report calls them."""
+
+MOMENTS = frozenset({"timeout", "refused", "leak", "orphan", "dead"})
+"""The kinds that do not last: several are reported as one incident, from the first to the last of them."""
 
 
 class Incident:

@@ -44,6 +44,7 @@ BLOCK = 600
 
 _HOUR = 3600
 _AREAS = ("used", "size", "max", "idle_min", "open")
+_OF_PROCESS = ("memory", "threads", "descriptors")
 _SEVERE = {"exhausted", "timeouts", "refusals"}
 _LONGEST_GAP = 60.0  # seconds between two samples; more means that the process was stopped
 
@@ -178,6 +179,20 @@ def by_start(minutes: Mapping[str, Iterable[Flat]], after: int = 0) -> Book:
     return {name: {one["start"]: one for one in several if one["start"] > after} for name, several in minutes.items()}
 
 
+def lengthen(book: Book, record: Mapping[str, Any], wall: float) -> None:
+    """Prolong the last minute of a process that lives until now: it writes nothing while nothing changes."""
+    process = record.get("process")
+    values = {} if process is None else {PROCESS: {"processes": 1, **{key: process[key] for key in _OF_PROCESS}}}
+    for name, gauges in (*((name, one.get("gauges", {})) for name, one in record["pools"].items()), *values.items()):
+        minutes = book.get(name)
+        if minutes:
+            minute = minutes[max(minutes)]
+            to = min(wall, minute["start"] + 60.0)
+            seconds, areas = max(0.0, to - minute["to"]), dict(minute["areas"])
+            _add(areas, {key: gauges[key] * seconds for key in (*_AREAS, *_OF_PROCESS, "processes") if key in gauges})
+            minutes[minute["start"]] = {**minute, "to": minute["to"] + seconds, "areas": areas}
+
+
 def merge(into: Book, book: Book) -> None:
     """Add the minutes of another process; minutes themselves are not changed."""
     for name, minutes in book.items():
@@ -286,7 +301,7 @@ def process_minute_of(flat: Flat) -> ProcessMinute:
     found.cpu_peak = max(flat["peaks"].get("cpu", 0.0), found.cpu)
     if seconds:
         found.rss, found.threads, found.descriptors = (
-            round(areas.get(key, 0.0) / seconds) for key in ("memory", "threads", "descriptors")
+            round(areas.get(key, 0.0) / seconds) for key in _OF_PROCESS
         )
     return found
 

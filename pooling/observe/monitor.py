@@ -102,7 +102,7 @@ class PerformanceMonitor:
         if enabled is not None and not isinstance(enabled, bool):
             raise TypeError(f"PerformanceMonitor.enabled must be true, false or None, not {shown(enabled)}")
         self._enabled = _from_env(_ENABLED, True) if enabled is None else enabled
-        self.source: Source = source_of(pools)
+        self.source: Source = source_of(pools, "PerformanceMonitor.pools")
         self._clock: Clock = SYSTEM if clock is None else clock
         self._interval = interval
         self._exporters: list[Exporter] = []

@@ -327,7 +327,7 @@ def instrument(
     Raises:
         TypeError: An argument has the wrong type.
     """
-    source = None if pools is None else source_of(pools)
+    source = None if pools is None else source_of(pools, "pools")
     if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
         raise TypeError(f"meter_provider must be an opentelemetry MeterProvider, not {shown(meter_provider)}")
     if not isinstance(operations, bool):

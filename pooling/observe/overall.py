@@ -6,10 +6,23 @@ import time
 from typing import Any
 
 from .._reports import DEGRADED, UP
+from .advice import OF_INCIDENTS
 from .history import Minute, ProcessMinute, Series
 from .incidents import Incidents
 from .local import Record
-from .minutes import BLOCK, PROCESS, Book, Flat, by_start, mean_of_one, merge, minute_of, number_of, process_minute_of
+from .minutes import (
+    BLOCK,
+    PROCESS,
+    Book,
+    Flat,
+    by_start,
+    lengthen,
+    mean_of_one,
+    merge,
+    minute_of,
+    number_of,
+    process_minute_of,
+)
 from .page import render_page
 from .process import ProcessReading
 from .report import compile_report, render_json, render_text
@@ -50,12 +63,14 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     book: Book = {}
     merge(book, past.book)
     events = list(past.events)
+    now = time.time()
     for record in records.values():
-        merge(book, by_start(record.get("minutes", {})))
+        minutes = by_start(record.get("minutes", {}))
+        lengthen(minutes, record, now)
+        merge(book, minutes)
         events += record.get("events", [])
     ones = {name: {start: mean_of_one(one) for start, one in several.items()} for name, several in book.items()}
     process = _series(PROCESS, "process", book.pop(PROCESS, {}), ProcessMinute)
-    now = time.time()
     since = min((one["from"] for several in book.values() for one in several.values()), default=now)
     pools = [_pool(name, several, records) for name, several in sorted(book.items())]
     down = any(one["pools"][name]["gauges"].get("down") for one in records.values() for name in one["pools"])
@@ -68,8 +83,8 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     report["process"]["processes"] = len(records)
     for item in report["advice"]:
         number = max((number_of(one) for one in book.get(item["pool"], {}).values()), default=1.0)
-        if number > 1.5:
-            item["why"] += f" All of this is about one of up to {number:.0f} processes."
+        if number > 1.5 and item["title"] not in OF_INCIDENTS:
+            item["why"] += f" These figures are those of one process on average, of up to {number:.0f}."
     return report
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from .advice import duration_text
+from .advice import duration_text, times_text
 from .incidents import WORDS
 from .report import process_text, span_text
 
@@ -180,8 +180,7 @@ def _incidents(report: dict[str, Any]) -> str:
 
 
 def _incident(one: dict[str, Any], report: dict[str, Any]) -> str:
-    times = f"{_count(one['count'])} times" if one["count"] > 1 else ""
-    facts = ", ".join(part for part in (span_text(one).strip(" ,"), times) if part)
+    facts = span_text(one).strip(" ,")
     detail = f"<code>{escape(one['text'])}</code>" if one["text"] else ""
     return (
         f'<li><time>{_moment(one["start"], report)}</time><b class="{_grave(one)}">{escape(WORDS[one["kind"]])}</b>'
@@ -228,7 +227,7 @@ def _pool(label: str, pool: dict[str, Any], timeline: dict[str, Any]) -> str:
         ("in use on average", _plain(pool["in_use"]["mean"]) + (f" of {limit}" if limit else ""), ""),
         ("in use at the peak", _count(peak), "warn" if limit and peak >= limit else ""),
         ("wait, 99th percentile", duration_text(pool["wait"]["p99"]), ""),
-        ("exhausted", f"{_count(pool['exhausted'])} times", "warn" if pool["exhausted"] else "good"),
+        ("exhausted", times_text(pool["exhausted"]), "warn" if pool["exhausted"] else "good"),
     ])  # fmt: skip
     if not pool["requests"] and not peak:
         idle = '<p class="card dim">No requests.</p>'

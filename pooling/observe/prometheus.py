@@ -75,7 +75,7 @@ _COUNTERS = (
     ("created", "pooling_created", "Connections created."),
     ("refusals", "pooling_refusals", "Requests refused because the wait queue was full."),
     ("turned_away", "pooling_failed_requests", "Requests that failed with another error than a timeout or a refusal."),
-    ("exhausted", "pooling_exhausted", "How often a request found all connections in use."),
+    ("exhausted", "pooling_exhausted", "How often all connections came to be in use and requests to wait."),
     ("validation_failures", "pooling_validation_failures", "Connections that proved dead."),
     ("health_failures", "pooling_health_check_failures", "Health checks that failed."),
     ("leaks", "pooling_leaks", "Connections held for longer than leak_timeout."),

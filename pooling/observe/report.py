@@ -5,7 +5,7 @@ Its shape, with times of day in seconds since the epoch and durations in seconds
 ``version``      1
 ``generated``    when; ``hours`` was asked for; ``from``, ``to``: the period, which
                  begins with the observation at the earliest
-``status``       ``"up"``, ``"degraded"`` or ``"down"``
+``status``       of the pools now: ``"up"``, or ``"degraded"`` if one is exhausted, paused, closed or down
 ``enabled``      ``False``: metrics were switched off, and there is no history
 ``totals``       ``pools``, ``requests``, ``failed``, ``incidents``
 ``advice``       a list: ``pool`` (``None``: the process), ``severity`` (``"act"``,
@@ -34,9 +34,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .advice import advise, advise_process, duration_text
+from .advice import advise, advise_process, duration_text, number_text, times_text
 from .history import COUNTERS, Minute, ProcessMinute, Series, start_of
-from .incidents import WORDS, Incidents
+from .incidents import MOMENTS, WORDS, Incidents
 from .process import ProcessReading
 
 __all__ = [
@@ -187,12 +187,18 @@ def _process(
     series: Series, begin: float, minutes: list[ProcessMinute], timeline: dict[str, Any], last: ProcessReading | None
 ) -> dict[str, Any]:
     total = series.total(begin)
+    figures = {
+        key: {"last": now, "peak": max(now, peak)}  # the last reading may be younger than the last minute
+        for key, now, peak in (
+            ("memory", last.rss if last else 0, total.rss),
+            ("threads", last.threads if last else 0, total.threads),
+            ("descriptors", last.descriptors if last else 0, total.descriptors),
+        )
+    }
     return {
         "pid": last.pid if last else 0,
         "cpu": {"mean": total.cpu, "peak": total.cpu_peak},
-        "memory": {"last": last.rss if last else 0, "peak": total.rss},
-        "threads": {"last": last.threads if last else 0, "peak": total.threads},
-        "descriptors": {"last": last.descriptors if last else 0, "peak": total.descriptors},
+        **figures,
         "series": _series(minutes, ProcessMinute, _PROCESS_SERIES, timeline),
     }
 
@@ -229,8 +235,8 @@ def render_text(report: dict[str, Any]) -> str:
     totals = report["totals"]
     lines = [
         f"Pools from {clock_text(report['from'])} to {clock_text(report['to'])}: {report['status']}",
-        f"{totals['pools']} pools, {totals['requests']} requests, {totals['failed']} failed, "
-        f"{totals['incidents']} incidents",
+        f"{number_text(totals['pools'], 'pool')}, {number_text(totals['requests'], 'request')}, "
+        f"{totals['failed']:,} failed, {number_text(totals['incidents'], 'incident')}",
     ]
     if not report["enabled"]:
         lines.append("Metrics are switched off (ENABLE_METRICS): there is no history.")
@@ -253,17 +259,20 @@ def _advice_lines(item: dict[str, Any]) -> list[str]:
 
 
 def _incident_line(one: dict[str, Any]) -> str:
-    times = f", {one['count']} times" if one["count"] > 1 else ""
     text = f": {one['text']}" if one["text"] else ""
-    return f"{clock_text(one['start'])}  {one['pool']}: {WORDS[one['kind']]}{span_text(one)}{times}{text}"
+    return f"{clock_text(one['start'])}  {one['pool']}: {WORDS[one['kind']]}{span_text(one)}{text}"
 
 
 def span_text(incident: dict[str, Any]) -> str:
-    """Return how long an incident lasted, in words; nothing for a moment."""
+    """Return how long an incident lasted and how often it happened, in words; nothing for a single moment."""
+    times = f", {incident['count']:,} times" if incident["count"] > 1 else ""
     if incident["end"] is None:
-        return ", still going on"
+        return f", still going on{times}"
     lasted = incident["end"] - incident["start"]
-    return f" for {duration_text(lasted)}" if lasted >= 0.5 else ""
+    if lasted < 0.5:
+        return times
+    span = duration_text(lasted)
+    return f"{times} within {span}" if incident["kind"] in MOMENTS else f" for {span}{times}"
 
 
 def _pool_lines(label: str, pool: dict[str, Any]) -> list[str]:
@@ -275,7 +284,8 @@ def _pool_lines(label: str, pool: dict[str, Any]) -> list[str]:
         f"  in use    {pool['in_use']['mean']:.2f} on average, {pool['in_use']['peak']} at the peak, of {limit}",
         f"            {_chart(series['in_use_peak'])}",
         f"  requests  {pool['requests']} ({pool['requests_per_second']:.2f}/s), {pool['timeouts']} timed out, "
-        f"{pool['refusals']} refused, {pool['turned_away']} failed otherwise; exhausted {pool['exhausted']} times",
+        f"{pool['refusals']} refused, {pool['turned_away']} failed otherwise; "
+        f"exhausted {times_text(pool['exhausted'])}",
         f"            {_chart(series['requests_per_second'])}",
     ]
     for name in ("wait", "use", "create"):

@@ -200,7 +200,10 @@ def usual_rules(
     Raises:
         ValueError, TypeError: A limit is invalid.
     """
-    _check_number("wait", wait, 0.0, 86400.0, optional=True)
+    durations = {"outage": outage, "unhealthy": unhealthy, "exhausted": exhausted, "wait": wait,
+                 "wait_after": wait_after, "utilization_after": utilization_after}  # fmt: skip
+    for name, seconds in durations.items():
+        _check_number(name, seconds, 0.0, 86400.0, optional=True)
     _check_number("utilization", utilization, 0.01, 0.99)
     found: list[tuple[bool, str, Test, float | None, str]] = [
         (outage is not None, "outage", _outage, outage, "critical"),

@@ -49,7 +49,9 @@ from .local import INTERVAL, PATIENCE, Local, Past, Process, Record, Source, Tot
 from .records import counters_only, encode, look, merge, unlink
 from .slotfile import SlotFile, open_private
 
-__all__ = ["INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "share", "share_from_env"]
+__all__ = [
+    "INTERVAL", "VARIABLE", "Local", "SharedDirectory", "Totals", "current", "has_figures", "share", "share_from_env",
+]  # fmt: skip
 
 logger = logging.getLogger("pooling")
 
@@ -367,6 +369,16 @@ class SharedDirectory(Source):
 _own: dict[str, Process] = {}  # by the name of the file
 _shared: SharedDirectory | None = None
 _local = Local()
+
+
+def has_figures(path: str | os.PathLike[str]) -> bool:
+    """Return whether a directory holds figures of processes, also of those that have ended; opens no file.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    with os.scandir(path) as entries:
+        return any((_NAME.fullmatch(one.name) or one.name == _RETIRED) and one.stat().st_size for one in entries)
 
 
 def share(path: str | os.PathLike[str]) -> SharedDirectory:

@@ -82,8 +82,12 @@ class OfProcess:
         return found
 
 
-def source_of(pools: object) -> Source:
-    """Return the source that the argument ``pools`` of a monitor stands for; ``None`` means the process.
+def source_of(pools: object, name: str) -> Source:
+    """Return the source that the argument ``pools`` stands for; ``None`` means the process.
+
+    Args:
+        pools: The argument.
+        name: What an error calls it.
 
     Raises:
         TypeError: It is neither a manager nor a pool nor several of these.
@@ -95,5 +99,5 @@ def source_of(pools: object) -> Source:
     if isinstance(pools, ManagedPool):
         return Given([pools])
     if isinstance(pools, (str, bytes)) or not isinstance(pools, Iterable):
-        raise TypeError(f"PerformanceMonitor.pools must be a PoolManager, a pool or several pools, not {shown(pools)}")
+        raise TypeError(f"{name} must be a PoolManager, a pool or several pools, not {shown(pools)}")
     return Given(pools)

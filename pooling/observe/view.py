@@ -9,7 +9,8 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
                ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
                ``max_size``, ``waiting``, ``oldest_wait``; ``state`` (``"up"``, ``"exhausted"``, ``"down"``,
-               ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``, ``timeouts_per_minute``;
+               ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute``
+               (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
                ``size``, ``waiting``); ``holders`` (``where``, ``thread``, ``pid``, ``since``), the longest first, at
                most 10; ``minutes``, the last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing
@@ -45,7 +46,6 @@ MOST_HOLDERS = 10
 
 _POINTS, _STEP = 60, 60
 _LEAST, _MOST = 1.5, 60.0  # seconds between two readings that a rate is computed from
-_RATES = ("acquired", "timeouts")
 
 Read = Callable[[], tuple[dict[str, Record], Past]]
 
@@ -118,8 +118,8 @@ class Viewer:
     def view(self, pids: Collection[int] = ()) -> dict[str, Any]:
         """Return what is going on, in the shape that this module documents.
 
-        Rates are those since the last call some seconds ago; at the first call,
-        those of the last minute. It waits for no borrower.
+        Leases per second are those since the last call some seconds ago; at the first
+        call, those of the last minute. It waits for no borrower.
 
         Args:
             pids: The processes to show; none means all.
@@ -209,8 +209,9 @@ def _pool(
     gauges = total["gauges"]
     minutes = book.get(name, {})
     recent = _recent(minutes, now)
-    rates, counters = _rates(name, [trails[key] for key in records]), _counters(name, [trails[key] for key in records])
-    rates = rates or {key: recent[0].get(key, 0) / recent[1] if recent[1] else 0.0 for key in _RATES}
+    rate, counters = _rate(name, [trails[key] for key in records]), _counters(name, [trails[key] for key in records])
+    if rate is None:
+        rate = recent[0].get("acquired", 0) / recent[1] if recent[1] else 0.0
     spreads = {key: spread_of(counters or recent[0], key) for key in ("wait", "use")}
     errors = [tuple(record["errors"][name]) for record in records.values() if name in record.get("errors", {})]
     last_error, last_error_at = max(errors, key=lambda one: float(one[1]), default=(total.get("error"), None))
@@ -227,8 +228,8 @@ def _pool(
         "state": _state(gauges),
         "last_error": last_error,
         "last_error_at": last_error_at,
-        "leases_per_second": rates["acquired"],
-        "timeouts_per_minute": rates["timeouts"] * 60,
+        "leases_per_second": rate,
+        "timeouts_per_minute": recent[0].get("timeouts", 0) * 60 / max(60.0, recent[1]),
         **{
             key: {"p50": spread.percentile(0.50), "p99": spread.percentile(0.99)} for key, spread in spreads.items()
         },
@@ -260,17 +261,13 @@ def _holders(figures: Mapping[str, Figures], records: Mapping[str, Record]) -> l
 # -- rates -----------------------------------------------------------------------------
 
 
-def _rates(name: str, trails: Iterable[_Trail]) -> dict[str, float] | None:
-    """Return how often a second something was counted in all processes, since the last view some seconds ago."""
+def _rate(name: str, trails: Iterable[_Trail]) -> float | None:
+    """Return the leases per second of all processes, since the last view some seconds ago."""
     pairs = [pair for trail in trails if (pair := trail.since(_LEAST)) is not None]
     if not pairs:
         return None
-    rates = dict.fromkeys(_RATES, 0.0)
-    for before, after in pairs:
-        seconds, new = after["time"] - before["time"], _new(name, before, after)
-        for key in _RATES:
-            rates[key] += new.get(key, 0) / seconds
-    return rates
+    rates = (_new(name, one, two).get("acquired", 0) / float(two["time"] - one["time"]) for one, two in pairs)
+    return sum(rates, 0.0)
 
 
 def _counters(name: str, trails: Iterable[_Trail]) -> dict[str, float] | None:

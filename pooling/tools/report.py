@@ -12,7 +12,7 @@ HELP = "report what the pools of all processes of an application did, and what t
 DESCRIPTION = """
 Reads the figures that the processes of an application share in a directory (POOLING_METRICS_DIR), and reports what
 happened in the last hours: load, waits, errors, incidents, also those of processes that have ended since; and what to
-change. The exit code is 1 if the directory cannot be read, 2 for an invalid option, otherwise 0.
+change. The exit code is 1 if the directory cannot be read or has no figures, 2 for an invalid option, otherwise 0.
 """
 
 _VARIABLE = "POOLING_METRICS_DIR"
@@ -50,11 +50,13 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not path:
         parser.error(f"--dir is required where {_VARIABLE} is not set")
     from ..observe.overall import render
-    from ..observe.shared import SharedDirectory
+    from ..observe.shared import SharedDirectory, has_figures
 
     try:
         if not os.path.isdir(path):
             raise NotADirectoryError(f"{path!r} is not a directory")
+        if not has_figures(path):  # before it is opened, which leaves a file in a directory that was mistyped
+            raise FileNotFoundError(f"no process has shared figures in {path!r}: is it the POOLING_METRICS_DIR?")
         text = render(SharedDirectory(path), options.hours, options.format)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

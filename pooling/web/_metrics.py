@@ -46,12 +46,13 @@ class MetricsEndpoint:
                 "token or admit must be given: metrics name pools and hosts; "
                 "admit=lambda environ: True shows them to all clients"
             )
-        from prometheus_client import CollectorRegistry
-
         from ..observe.prometheus import PoolCollector
 
+        collector = PoolCollector(names=names, labels=labels)
+        from prometheus_client import CollectorRegistry  # after it: its error says what to install
+
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(PoolCollector(names=names, labels=labels))
+        self._registry.register(collector)
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """Return status, headers and body for a request."""

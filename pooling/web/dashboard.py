@@ -195,9 +195,9 @@ def dashboard_app(*, token: str | None = None, admit: Admit | None = None) -> WS
     address once a second, and less often while it is hidden or gets no answer.
 
     Args:
-        token: Who sends it as ``Authorization: Bearer ...`` sees the pools. The
+        token: Clients that send it as ``Authorization: Bearer ...`` see the pools. The
             page has a form for it, and keeps it in the browser's tab.
-        admit: Called with the WSGI environment; who is let in sees the pools.
+        admit: Called with the WSGI environment; returns whether the client may see the pools.
             Do not decide by ``REMOTE_ADDR`` behind a reverse proxy on the same
             host: there every client has a loopback address.
 

@@ -174,8 +174,8 @@ def metrics_app(
     503 while they cannot be read; the log says why.
 
     Args:
-        token: Who sends it as ``Authorization: Bearer ...`` sees the metrics.
-        admit: Called with the WSGI environment; who is let in sees the metrics.
+        token: Clients that send it as ``Authorization: Bearer ...`` see the metrics.
+        admit: Called with the WSGI environment; returns whether the client may see the metrics.
         names: ``"otel"``, or ``"hikari"`` for boards made for HikariCP.
         labels: Further labels of every metric, with their values.
 

@@ -480,6 +480,7 @@ def test_no_copy(clock: VirtualClock) -> None:
         (lambda: Alerts("db"), "pools must be a PoolManager, a pool or several pools"),
         (lambda: Rule("two words", str), "Rule.kind must be a word, not 'two words'"),
         (lambda: Rule("x", "test"), "Rule.test must be callable, not 'test'"),
+        (lambda: usual_rules(exhausted=-1), "exhausted must be from 0 to 86400, not -1"),
         (lambda: Rule("x", str, after=-1), "Rule.after must be from 0 to 86400 seconds, not -1"),
         (lambda: Rule("x", str, clear="1"), "Rule.clear must be a number of seconds, not '1'"),
         (lambda: Rule("x", str, severity="bad"), "Rule.severity must be one of warning, critical, not 'bad'"),

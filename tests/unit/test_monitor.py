@@ -28,7 +28,7 @@ from pooling.observe.incidents import MOST_INCIDENTS, WORDS, Incidents, Listener
 from pooling.observe.page import render_page
 from pooling.observe.process import ProcessReading, note
 from pooling.observe.reading import read_foreign
-from pooling.observe.report import MOST_POINTS, render_text
+from pooling.observe.report import MOST_POINTS, compile_report, render_text, span_text
 from pooling.observe.spread import NOTHING, Spread, Totals
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, lent_elsewhere
@@ -687,7 +687,32 @@ def test_text_says_what_happened(eventful: PerformanceMonitor) -> None:
     text = eventful.generate_report()
     assert "What to change\n  ! " in text
     assert "acquires timed out" in text and "exhausted" in text and "▁" in text
-    assert "6 timed out" in text
+    assert "6 timed out" in text and "\n1 pool, " in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "lasted", "count", "expected"),
+    [
+        ("leak", 0.0, 1, ""),
+        ("leak", 23.5, 12, ", 12 times within 23.5 s"),
+        ("timeout", 0.1, 8, ", 8 times"),
+        ("exhausted", 3.85, 3, " for 3.85 s, 3 times"),
+        ("outage", 4.0, 1, " for 4 s"),
+        ("outage", None, 2, ", still going on, 2 times"),
+    ],
+)
+def test_how_long_and_how_often(kind: str, lasted: float | None, count: int, expected: str) -> None:
+    end = None if lasted is None else WALL + lasted
+    assert span_text({"kind": kind, "start": WALL, "end": end, "count": count}) == expected
+
+
+def test_peak_of_the_process_is_not_below_its_last_reading() -> None:
+    last, none = ProcessReading(1, 0.0, 200, 9, 40, 0.0), Series("process", "process", ProcessMinute, 60.0)
+    report = compile_report(
+        [], none, Incidents.of([]), now=WALL, hours=1, since=WALL, status="up", enabled=True, last=last
+    )
+    assert report["process"]["memory"] == {"last": 200, "peak": 200}
+    assert report["process"]["threads"]["peak"] == 9 and report["process"]["descriptors"]["peak"] == 40
 
 
 def test_period_of_a_report(make: Make, clock: VirtualClock) -> None:

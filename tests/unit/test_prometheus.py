@@ -475,6 +475,12 @@ def test_unknown_name_in_an_expression_is_seen() -> None:
     assert set(metric_names('sum by (pool) (rate(pooling_none_total{pool="x"}[5m])) > 1')) == {"pooling_none_total"}
 
 
+def test_error_without_the_client_says_what_to_install() -> None:
+    code = "import sys; sys.modules['prometheus_client'] = None\nfrom pooling.web.wsgi import metrics_app\n"
+    done = subprocess.run([sys.executable, "-c", f"{code}metrics_app(token='x')"], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'pooling[prometheus]'" in done.stderr
+
+
 def test_panels_of_the_board_do_not_overlap() -> None:
     panels = json.loads(FILES.joinpath("grafana-board.json").read_text())["panels"]
     cells = [

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Pool
+from pooling import Pool, PoolTimeout
 from pooling.observe import archive as archive_module
 from pooling.observe import local, process, shared
 from pooling.observe.archive import Archive
@@ -408,6 +408,23 @@ def test_rates_are_those_between_two_views(name: str, wall: Wall) -> None:
     pool.close()
 
 
+def test_timeouts_are_those_of_the_last_minutes(name: str, wall: Wall) -> None:
+    history = LocalHistory()
+    viewer = Viewer(history.everything)
+    pool: Pool[Any] = Pool(object, name=name, max_size=1)
+    viewer.view()
+    with pool.acquire():
+        for _ in range(3):
+            with pytest.raises(PoolTimeout):
+                pool.acquire(0.001)
+    for seconds, expected in ((2, 3.0), (30, 3.0), (150, 0.0)):  # not 90 a minute, and then none
+        wall.now += seconds
+        assert pool_of(viewer.view(), name)["timeouts_per_minute"] == expected, seconds
+    local.LISTENERS.remove(history.listen)
+    history.observe_no_more()
+    pool.close()
+
+
 def test_percentiles_forget_what_is_a_minute_old(name: str, wall: Wall) -> None:
     history = LocalHistory()
     viewer = Viewer(history.everything)
@@ -542,6 +559,29 @@ def test_report_of_several_processes(directory: SharedDirectory, path: Path, nam
     pool.close()
 
 
+def test_quiet_process_counts_until_now(wall: Wall) -> None:
+    """A process writes nothing while nothing changes; its connections, and what it holds, count all the same."""
+
+    def record(pid: int, until: float) -> dict[str, Any]:
+        log = MinuteLog()
+        for second in (1, until):
+            log.note({"db": figures(acquired=1)}, NOON + second)
+            log.note_process(ProcessReading(pid, 1.0, 100, 5, 20, 0.0), NOON + second)
+        own = {"cpu_seconds": 1.0, "memory": 100, "threads": 5, "descriptors": 20, "started": 0.0}
+        one = {"db": figures(acquired=1)}
+        return {"pid": pid, "time": NOON + until, "pools": one, "minutes": log.to_dict(), "process": own}
+
+    records = {"1": record(1, 5), "2": record(2, 55)}
+    wall.now = NOON + 55
+    source: Any = SimpleNamespace(everything=lambda: (records, local.Past({}, [])))
+    report = report_of(source, 1)
+    assert report["pools"]["db"]["max_size"] == 2 * figures()["gauges"]["max"]
+    assert report["pools"]["db"]["seconds"] == pytest.approx(55, abs=1)
+    assert report["process"]["memory"] == {"last": 200, "peak": 200} and report["pools"]["db"]["acquired"] == 2
+    wall.now = NOON + 200  # no further than the minute
+    assert report_of(source, 1)["pools"]["db"]["seconds"] == pytest.approx(60, abs=1)
+
+
 def test_incidents_of_processes_that_overlap_are_one() -> None:
     def event(start: float, end: float | None, **more: Any) -> dict[str, Any]:
         own = {"pool": "db", "kind": "outage", "start": start, "end": end, "count": 1, "text": "x", "peak": start}
@@ -565,6 +605,8 @@ def test_command_reports(directory: SharedDirectory, path: Path, name: str) -> N
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
+    mistyped = path / "mistyped"
+    mistyped.mkdir()
     code, output, _ = run("--dir", str(path), "--format", "json")
     assert code == 0 and json.loads(output)["pools"][name]["acquired"] == 7
     code, output, _ = run("--dir", str(path), "--hours", "1")
@@ -573,10 +615,11 @@ def test_command_reports(directory: SharedDirectory, path: Path, name: str) -> N
         ((), 2, "--dir is required where POOLING_METRICS_DIR is not set"),
         (("--dir", str(path), "--hours", "0"), 2, "must be a number above 0, at most 24, not '0'"),
         (("--dir", str(path / "none")), 1, "none' is not a directory"),
+        (("--dir", str(mistyped)), 1, "mistyped': is it the POOLING_METRICS_DIR?"),
     ):
         code, _, errors = run(*arguments)
         assert code == expected and message in errors
-    assert not (path / "none").exists()
+    assert not (path / "none").exists() and not list(mistyped.iterdir())
     pool.close()
 
 
