@@ -52,7 +52,7 @@ def test_a_package_adds_a_scheme(tmp_path: Path) -> None:
     assert lines[0] == "Queue mq://host/jobs?qos=2 {'prefetch': 7} 3 jobs"
     assert lines[1].startswith(
         "ValueError unknown scheme 'mqq'; did you mean 'mq'?"
-        " (known: absent, broken, http, https, mariadb, mq, mysql, postgres, postgresql, sqlite"
+        " (known: absent, broken, http, https, mariadb, mq, mysql, postgres, postgresql, redis"
     )
     assert lines[2:] == [
         "ImportError absent:// needs a driver that is not installed or cannot be loaded:"
