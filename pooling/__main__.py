@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
 _COMMANDS = {
-    "config": ".config", "dashboard": ".tools.dashboard", "demo": ".tools.demo.run", "doctor": ".tools.doctor.run",
+    "config": ".config", "dashboard": ".tools.dashboard", "demo": ".tools.demo.run", "doctor": ".tools.diagnose",
     "report": ".tools.report", "soak": ".tools.soak.run", "top": ".tools.top.run",
 }  # fmt: skip
 

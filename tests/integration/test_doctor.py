@@ -14,6 +14,7 @@ import pytest
 
 from pooling import PoolSettings, PostgresPool
 from pooling.tools.doctor.facts import read
+from tests.mariadb import MariaDBServer
 from tests.pgbouncer import PgBouncer, bouncers
 from tests.servers import PostgresServer
 
@@ -215,3 +216,17 @@ def test_a_missing_limit_is_reported(fussy: PostgresServer) -> None:
     with PostgresPool(role(fussy, "app"), PoolSettings(max_size=5)) as db:
         (finding,) = db.advise(workers=2).findings
     assert "there is no command_timeout" in finding.what
+
+
+def test_mysql(mariadb: MariaDBServer) -> None:
+    code, output = doctor("--dsn", mariadb.url, "--workers", "2", "--max-size", "5")
+    assert code == 0 and "MariaDB" in output and "max_connections=" in output, output
+    code, output = doctor("--dsn", mariadb.url, "--workers", "100", "--max-size", "500")
+    assert code == 1 and "BREAKS" in output and "max_connections" in output, output
+
+
+def test_mysql_that_does_not_answer() -> None:
+    code, output = doctor("--dsn", "mysql://app:hidden-secret@127.0.0.1:1/shop")
+    assert code == 1 and output.startswith("cannot connect to the server: ") and "hidden-secret" not in output
+    code, output = doctor("--dsn", "mysql://app:hidden-secret@127.0.0.1:1/shop?nonsense=1")
+    assert code == 2 and "nonsense" in output and "hidden-secret" not in output

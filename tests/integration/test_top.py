@@ -37,7 +37,7 @@ WORKERS, MAX_SIZE, THREADS = 4, 2, 6
 POOL = f"orders-{os.getpid()}"  # a name of our own: `top` shows all applications of this user
 TOP = [sys.executable, "-m", "pooling", "top"]
 ON_TERMINAL = (  # the program controls the terminal, so that Ctrl-C and Ctrl-Z come as signals
-    # As a shell with `nohup` or `&` would not: it ignores them.
+    # A shell ignores these signals in a background job, and `nohup` does.
     "import fcntl, os, signal, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
     "for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT): signal.signal(one, signal.SIG_DFL)\n"
     "os.execvp(sys.argv[1], sys.argv[1:])"

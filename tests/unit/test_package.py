@@ -123,8 +123,8 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "observe", "testing", "web", "tools.demo", "tools.doctor", "tools.soak", "tools.top",
-    "__main__",
+    "adapters", "compat", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
+    "tools.top", "__main__",
 }  # fmt: skip
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only

@@ -1,23 +1,24 @@
-"""The doctor's command."""
+"""``python -m pooling doctor``: the command; `doctor` knows what to look for."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..._masking import slip, without_secrets
-from ...settings import PoolSettings
-from .plan import Plan
-from .report import Report
-from .rules import examine
-from .sizing import Load, size_for
+from .._masking import slip, without_secrets
+from ..settings import PoolSettings
+from .doctor.plan import Plan
+from .doctor.report import Report
+from .doctor.rules import examine
+from .doctor.sizing import Load, size_for
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
-HELP = "check a PostgreSQL server, or recorded metrics, and recommend settings"
+HELP = "check a PostgreSQL, MySQL or MariaDB server, or recorded metrics, and recommend settings"
 DESCRIPTION = """
 Connects to the server a few times, reads its limits, settings and connected clients, detects a
 pooler in between, and reports problems for the given number of workers with a pool each. With
@@ -29,11 +30,12 @@ With --strict, warnings count too.
 """
 
 _PATIENCE = 10  # seconds to connect
+_MYSQL = re.compile(r"(?i)(mysql|mariadb)(\+\w+)?://")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the doctor's options."""
-    parser.add_argument("--dsn", metavar="postgresql://...", help="the server to check")
+    parser.add_argument("--dsn", metavar="URL", help="the server to check: postgresql://... or mysql://...")
     parser.add_argument("--workers", type=_count, metavar="N", help="number of processes with a pool each")
     parser.add_argument("--max-size", type=_count, metavar="N", help="max_size of each pool (default: 10)")
     parser.add_argument(
@@ -78,7 +80,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         settings=settings, workers=options.workers, cleans=options.session == "clean",
         command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
     )  # fmt: skip
-    report = _look(options.dsn, plan, parser)
+    look = _look_at_mysql if _MYSQL.match(options.dsn) else _look
+    report = look(options.dsn, plan, parser)
     if report is None:
         return 1
     print(report)
@@ -100,7 +103,7 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
         import psycopg  # here: the other commands work without libpq
     except ImportError as error:
         parser.error(f"cannot import psycopg, perhaps for lack of libpq (pip install 'pooling[binary]'): {error}")
-    from .facts import read
+    from .doctor.facts import read
 
     try:
         parameters = psycopg.conninfo.conninfo_to_dict(dsn)
@@ -118,6 +121,24 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
     except psycopg.Error as error:
         print(f"cannot connect to the server: {_without_secret(str(error), parameters)}", file=sys.stderr)
         return None
+
+
+def _look_at_mysql(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
+    from .._urls import from_url  # here: the other commands work without a driver
+
+    try:
+        pool = from_url(
+            dsn, settings=plan.settings, session="clean" if plan.cleans else "trust",
+            command_timeout=plan.command_timeout, kwargs={"connect_timeout": _PATIENCE},
+        )  # fmt: skip
+    except (ValueError, TypeError, ImportError) as error:
+        parser.error(f"--dsn: {error}")
+    try:
+        report: Report = pool.advise(plan.workers)
+    except Exception as error:
+        print(f"cannot connect to the server: {without_secrets(str(error))}", file=sys.stderr)
+        return None
+    return report
 
 
 def _without_secret(text: str, parameters: dict[str, Any]) -> str:
