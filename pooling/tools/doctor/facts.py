@@ -139,6 +139,8 @@ def read(connect: Connect, ours: str | None = None) -> Facts:
                 conn.close()
             elif len(times) == 2:
                 other = conn
+                # Now: the server may list a connection for a moment after it was closed.
+                clients = _clients(first, {_backend(first), _backend(other)}, ours)
             else:
                 first = conn
         settings = _settings(first)
@@ -150,8 +152,7 @@ def read(connect: Connect, ours: str | None = None) -> Facts:
             role_limit=role_limit, database_limit=database_limit,
             max_connections=int(settings["max_connections"]),
             reserved=int(settings["superuser_reserved_connections"] + settings.get("reserved_connections", 0)),
-            clients=_clients(first, {_backend(first), _backend(other)}, ours), settings=settings,
-            pooler=_pooler(first, other, connect),
+            clients=clients, settings=settings, pooler=_pooler(first, other, connect),
             connect_seconds=statistics.median(times), query_seconds=_query_time(first),
             missing=_missing(first),
         )  # fmt: skip
