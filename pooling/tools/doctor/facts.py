@@ -130,19 +130,19 @@ def read(connect: Connect, ours: str | None = None) -> Facts:
         psycopg.Error: The server does not answer, or is not PostgreSQL.
     """
     with ExitStack() as stack:
-        times = []
-        for _ in range(_CONNECTS):
+        times: list[float] = []
+
+        def timed() -> Connection:
             began = perf_counter()
             conn = stack.enter_context(closing(connect(autocommit=True)))
             times.append(perf_counter() - began)
-            if len(times) > 2:  # keep only two open at a time, to spare a pooler
-                conn.close()
-            elif len(times) == 2:
-                other = conn
-                # Now: the server may list a connection for a moment after it was closed.
-                clients = _clients(first, {_backend(first), _backend(other)}, ours)
-            else:
-                first = conn
+            return conn
+
+        first, other = timed(), timed()
+        # Now: the server may list a connection for a moment after it was closed.
+        clients = _clients(first, {_backend(first), _backend(other)}, ours)
+        while len(times) < _CONNECTS:
+            timed().close()  # keep only two open at a time, to spare a pooler
         settings = _settings(first)
         row = first.execute(_ABOUT).fetchone()
         assert row is not None
