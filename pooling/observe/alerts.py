@@ -285,7 +285,7 @@ class Alerts:
         before = process.began.pop(key)
         ended = wall - (now - (now if state.ended is None else state.ended))
         again = f", with {state.flaps} interruptions" if state.flaps else ""
-        text = f"{rule.kind} ended after {max(0.0, ended - before.began):.0f} s{again}" + f": {text}" * bool(text)
+        text = f"{rule.kind}: over after {max(0.0, ended - before.began):.0f} s{again}" + f": {text}" * bool(text)
         return Alert(
             rule.kind, change.value, key[0], rule.severity, text, before.began, ended, state.flaps,
             self._group, self._host, os.getpid(),

@@ -151,7 +151,7 @@ class Pooling:
         endpoint = HealthEndpoint(_manager, token=token, admit=admit)
         blueprint = Blueprint(name, __name__)
 
-        @blueprint.get(path)
+        @blueprint.get(path, strict_slashes=False)
         def health() -> Response:
             status, headers, body = endpoint.answer(request.environ)
             return Response(body, status, headers)
@@ -182,7 +182,7 @@ class Pooling:
         endpoint = MetricsEndpoint(token=token, admit=admit, names=names, labels=labels)
         blueprint = Blueprint(name, __name__)
 
-        @blueprint.get(path)
+        @blueprint.get(path, strict_slashes=False)
         def metrics() -> Response:
             status, headers, body = endpoint.answer(request.environ)
             return Response(body, status, headers)
@@ -210,7 +210,7 @@ class Pooling:
         endpoint = DashboardEndpoint(token=token, admit=admit)
         blueprint = Blueprint(name, __name__)
 
-        @blueprint.get(path)
+        @blueprint.get(path, strict_slashes=False)
         def dashboard() -> Response:
             status, headers, body = endpoint.answer(request.environ)
             return Response(body, status, headers)

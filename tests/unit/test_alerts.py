@@ -190,7 +190,7 @@ def test_exhausted(make: Make, clock: VirtualClock, seen: Seen) -> None:
     assert "held by: conftest.py:" in began.text
     assert began.ended is None and ended.began == began.began
     assert ended.ended is not None and 114 <= ended.ended - ended.began <= 116
-    assert ended.text == f"exhausted ended after {ended.ended - ended.began:.0f} s"
+    assert ended.text == f"exhausted: over after {ended.ended - ended.began:.0f} s"
     assert (began.severity, began.key, alerts.firing()) == ("warning", ended.key, [])
 
 

@@ -288,6 +288,7 @@ def test_flask(monkeypatch: pytest.MonkeyPatch) -> None:
     app = flask.Flask(__name__)
     app.register_blueprint(Pooling.dashboard_blueprint("/pools", token="secret"))
     client = app.test_client()
+    assert client.get("/pools/").status_code == 200
     page = client.get("/pools")
     assert page.status_code == 200 and page.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert client.get("/pools", headers={"Accept": JSON}).status_code == 401
