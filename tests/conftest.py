@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from pooling.core.runtime.reaper import LISTENERS
 from tests.mariadb import MariaDBServer, needs_mariadb
 from tests.redisserver import RedisServer, needs_redis
 from tests.servers import PostgresServer, find_postgres, requires
@@ -39,6 +41,23 @@ os.environ.pop("PYTEST_ADDOPTS", None)  # it is for this run, not for those that
 # Watchers of other sessions must not attach to the processes of the tests.
 os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="pooling-runtime-")
 atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_history_left_behind() -> Iterator[None]:
+    """Stop what a viewer of this process records; it would take samples during all tests that follow."""
+    yield
+    local, view = (sys.modules.get(f"pooling.observe.{name}") for name in ("local", "view"))
+    if local is None or view is None:
+        return
+    for listener in list(LISTENERS):
+        source = getattr(listener, "__self__", None)
+        if isinstance(source, local.LocalHistory):
+            LISTENERS.remove(listener)
+            source.observe_no_more()
+            for process in source.processes.values():
+                process.due = -1.0  # no request of the reaper is for this time
+    view.histories.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -325,11 +325,12 @@ def _events(records: Iterable[Record], past: Past) -> list[dict[str, Any]]:
 
 
 _directories: dict[str, SharedDirectory] = {}  # that were viewed
-_histories: dict[str, LocalHistory] = {}
+histories: dict[str, LocalHistory] = {}
+"""Of this process, at most one. Internal."""
 
 
 def _local_history() -> LocalHistory:
     """Return what records the minutes of this process for all viewers."""
-    if "one" not in _histories:
-        _histories["one"] = LocalHistory()
-    return _histories["one"]
+    if "one" not in histories:
+        histories["one"] = LocalHistory()
+    return histories["one"]
