@@ -36,11 +36,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for _name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[_name]  # the developer's own server must not leak into a test's connection
 
-os.environ.pop("PYTEST_ADDOPTS", None)  # it is for this run, not for those that tests start
-
 # Watchers of other sessions must not attach to the processes of the tests.
 os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="pooling-runtime-")
 atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+
+
+def pytest_collection() -> None:
+    """Forget the options of this run in the environment, which the tests' own runs would read.
+
+    By now the processes of pytest-xdist have read them.
+    """
+    os.environ.pop("PYTEST_ADDOPTS", None)
 
 
 @pytest.fixture(autouse=True)

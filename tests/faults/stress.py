@@ -465,7 +465,7 @@ class Attack:
         _soon(lambda: _thread._count() <= threads)  # an idle worker lingers for 2 s
         if _thread._count() > threads:
             self.verdict.problems.append(f"P11: {_thread._count() - threads} threads left\n{_stacks()}")
-        if _descriptors() > descriptors:
+        if not _soon(lambda: _descriptors() <= descriptors):
             self.verdict.problems.append(f"P8: {_descriptors() - descriptors} descriptors left")
 
 

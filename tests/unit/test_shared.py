@@ -19,7 +19,7 @@ import pytest
 
 from pooling import Pool
 from pooling.observe import figures, local, shared, slotfile
-from pooling.observe.figures import MOST_POOLS, Recorder, add_up
+from pooling.observe.figures import Recorder, add_up
 from pooling.observe.shared import SharedDirectory
 from pooling.observe.slotfile import SlotFile
 from pooling.testing import FakeAdapter
@@ -58,6 +58,11 @@ def db(totals: shared.Totals) -> dict[str, float]:
     """The counters of the pool of the snapshots."""
     counters: dict[str, float] = totals.pools["own"]["counters"]
     return counters
+
+
+@pytest.fixture(autouse=True)
+def other_tests_have_pools_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_POOLS", 1 << 20)
 
 
 @pytest.fixture
@@ -481,13 +486,14 @@ def test_sums_do_not_depend_on_the_order() -> None:
         pool.close()
 
 
-def test_many_names_are_counted_together(name: str) -> None:
+def test_many_names_are_counted_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_POOLS", 100)
     recorder = Recorder()
-    pools: list[Pool[Any]] = [Pool(object, name=f"{name}-{number}") for number in range(MOST_POOLS + 10)]
+    pools: list[Pool[Any]] = [Pool(object, name=f"{name}-{number}") for number in range(110)]
     for pool in pools:
         use(pool, 1)
     found = recorder.sample()
-    assert len(found) == MOST_POOLS + 1
+    assert len(found) == 101
     assert found[figures.OTHERS]["counters"]["acquired"] >= 10
     assert set(found) == set(recorder.sample())
     for pool in pools:

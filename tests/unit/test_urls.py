@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -309,3 +312,17 @@ def test_no_error_shows_a_password() -> None:
         while error is not None:
             assert "s3cret" not in str(error)
             error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u@127.0.0.1:1/d", "mysql://u@127.0.0.1:1/d", "redis://127.0.0.1:1", "https://127.0.0.1:1",
+     "sqlite:///{folder}/d.db", "sqlalchemy+sqlite:///{folder}/d.db"],
+)  # fmt: skip
+def test_a_dropped_pool_is_collected(url: str, tmp_path: Path) -> None:
+    """What an adapter calls back must not keep the pool alive: the reaper has the adapter."""
+    pool = from_url(url.format(folder=tmp_path), min_size=0)
+    ref = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert ref() is None

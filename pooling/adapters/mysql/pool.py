@@ -136,10 +136,8 @@ class MySQLPool(Pool[Connection]):
         self.driver.limit_to(command)
         self._queries = _statistics() if query_statistics else None
         self._unable: set[str] = set()  # what was warned of; guarded by the lock
-        create_timeout = settings.create_timeout
-        self._address = Address(
-            conninfo, kwargs, lambda given: self.driver.complete(given, create_timeout, name)
-        )
+        create_timeout, complete = settings.create_timeout, self.driver.complete
+        self._address = Address(conninfo, kwargs, lambda given: complete(given, create_timeout, name))
         self._rotation = Rotation(self._address)
         self.session_rules = Session(
             self.driver, session, configure, reset, create_timeout=create_timeout,
