@@ -182,10 +182,10 @@ class Checkout(Generic[R]):
             raise TooManyWaiting(f"pool {engine.name!r}: the wait queue is full (max_waiting={limit}; {counts})")
         state.started = True
         if not state.waiters:
-            state.exhaustion_reported = False  # the wait queue begins anew
-        exhausted = not state.exhaustion_reported and state.exhausted
+            state.waiters.exhaustion_reported = False  # the wait queue begins anew
+        exhausted = not state.waiters.exhaustion_reported and state.exhausted
         if exhausted:
-            state.exhaustion_reported = True
+            state.waiters.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1
             engine.metrics.note_in_use()
         state.waiters.join(waiter)

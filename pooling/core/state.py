@@ -53,6 +53,7 @@ class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
+        self.limits: dict[str, int] = {}  # of the size, below the settings': see `sizing`
         self.entries: set[Entry] = set()  # all taken slots
         self.filling = 0  # creations that a fill has requested and that have not begun
         self.resize(min_size, max_size, max_idle)
@@ -65,12 +66,11 @@ class PoolState:
         self.started = False  # a resource or a fill has been requested
         self.paused = False
         self.closed = False
-        self.exhaustion_reported = False  # since the wait queue was empty
 
     def resize(self, min_size: int, max_size: int, max_idle: int | None) -> None:
-        """Set the bounds."""
-        self.min_size = min_size
-        self.max_size = max_size
+        """Set the bounds; the size stays below the `limits`, too."""
+        self.max_size = max_size = min([max_size, *self.limits.values()])
+        self.min_size = min(min_size, max_size)
         self.max_idle = max_idle
         self.filling = max(0, min(self.filling, max_size - len(self.entries)))
 

@@ -60,6 +60,7 @@ class WaitQueue(deque[Waiter]):
     def __init__(self) -> None:
         super().__init__()
         self.threads: set[int] = set()  # of the waiters
+        self.exhaustion_reported = False  # since the queue was empty
 
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter at its time of arrival."""

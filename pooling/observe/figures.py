@@ -174,10 +174,10 @@ class _Source:
             is_open = not engine.state.closed
             exhausted = bool(waiters) and engine.state.exhausted
             error = engine.outage.text
-        settings = engine.settings
+        settings, state = engine.settings, engine.state
         limits = {
-            "max": settings.max_size, "idle_min": settings.min_size,
-            "idle_max": settings.max_size if settings.max_idle is None else settings.max_idle,
+            "max": state.max_size, "idle_min": state.min_size,
+            "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
             "acquire_timeout": settings.acquire_timeout,
         }  # fmt: skip
         recent = self._note_peaks(snapshot, metrics, counters, before, oldest)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolSettings, PoolTimeout
+from pooling.core.sizing import limit_size
 from pooling.core.state import MOST_AHEAD
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
@@ -384,6 +385,39 @@ def test_growing_serves_waiters(make: Make, clock: VirtualClock) -> None:
             clock.until_parked(place)
         pool.resize(3)
         assert [task.result().resource.number for task in tasks] == [2, 3]
+
+
+def test_limit_below_max_size(make: Make, clock: VirtualClock) -> None:
+    """The lowest counts; it closes, lends and ends like a `resize`, which it outlasts."""
+    pool = make(min_size=2, max_size=4)
+    leases = [pool.acquire() for _ in range(4)]
+    limit_size(pool.engine, "budget", 1)
+    limit_size(pool.engine, "load", 3)
+    assert counts(pool, "max_size", "min_size", "in_use") == (1, 1, 4)
+    for lease in leases:
+        lease.release()
+    assert counts(pool, "size", "idle") == (1, 1) and closed(pool) == {"surplus": 3}
+    with pool.acquire():
+        task = Task(pool.acquire)
+        clock.until_parked(1)
+        pool.resize(9)
+        assert counts(pool, "max_size", "waiting") == (1, 1)
+        limit_size(pool.engine, "budget", None)
+        lease = task.result()
+        assert counts(pool, "max_size", "min_size") == (3, 2)
+    lease.release()
+    limit_size(pool.engine, "load", None)
+    assert counts(pool, "max_size") == (9,)
+
+
+def test_limit_of_none_at_all(make: Make, clock: VirtualClock) -> None:
+    pool = make(min_size=1, max_size=2)
+    limit_size(pool.engine, "budget", 0)
+    task = Task(pool.acquire)
+    clock.until_parked(1)
+    assert counts(pool, "size", "waiting") == (0, 1)
+    limit_size(pool.engine, "budget", 1)
+    assert task.result().resource is not None
 
 
 def test_growing_min_size_creates_missing_resources(make: Make) -> None:

@@ -55,7 +55,7 @@ CORE = [
     {"runtime.fork"},
     {"runtime.shutdown"},
     {"engine"},
-    {"liveness", "stalls", "waiting"},
+    {"liveness", "sizing", "stalls", "waiting"},
     {"checkin", "checkout"},
     {"lease", "maintenance", "probe"},
     {"managed"},
