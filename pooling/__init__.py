@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         make_http_request,
         shutdown_http_pool,
     )
+    from .adapters.http2 import HTTP2Pool
     from .adapters.mysql import MySQLPool
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
@@ -56,6 +57,7 @@ __all__ = [
     "CommandTimeout",
     "CommitUnknown",
     "CreateFailed",
+    "HTTP2Pool",
     "HTTPPool",
     "HTTPTimeout",
     "HistogramSnapshot",
@@ -94,6 +96,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "init_http_pool": ".adapters.http.client",
     "make_http_request": ".adapters.http.client",
     "shutdown_http_pool": ".adapters.http.client",
+    "HTTP2Pool": ".adapters.http2",
     "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",

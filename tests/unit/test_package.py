@@ -130,7 +130,7 @@ WITH_DRIVERS = {
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
 # The module of an extra's package, where the name differs.
-IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich"}
+IMPORTED_AS = {"http2": "httpx", "mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich"}
 
 HEAVY = {"pymysql", "requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
@@ -439,6 +439,8 @@ ALLOWED = {
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
     ("test_recipes.py", "_sock"): "an attribute of pika's connections",
+    ("test_http2.py", "_pool"): "an attribute of httpx's transports",
+    ("test_http2.py", "_connection"): "an attribute of httpcore's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
     ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
 }
