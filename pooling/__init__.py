@@ -21,6 +21,7 @@ from .core.report.holders import Holder
 from .core.report.metrics import PoolMetrics
 from .core.report.snapshot import PoolSnapshot
 from .errors import (
+    CircuitOpen,
     CommandTimeout,
     CommitUnknown,
     CreateFailed,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
+    from .core.circuit import CircuitBreaker
     from .manager import PoolManager, application_lifespan, from_url
 
 __version__ = "0.1.0"
@@ -54,6 +56,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Backoff",
+    "CircuitBreaker",
+    "CircuitOpen",
     "CommandTimeout",
     "CommitUnknown",
     "CreateFailed",
@@ -90,6 +94,7 @@ __all__ = [
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
+    "CircuitBreaker": ".core.circuit",
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",
     "get_http_pool": ".adapters.http.client",

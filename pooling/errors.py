@@ -3,6 +3,7 @@
     PoolError
     ├── PoolTimeout (TimeoutError)   no resource in time: exhausted (names the holders) or down (cause chained)
     ├── PoolUnavailable              the server is down and the caller did not want to wait (cause chained)
+    ├── CircuitOpen                  the server keeps failing, so the call was not made
     ├── TooManyWaiting               max_waiting reached
     ├── PoolClosed                   the pool was closed before or during the call
     ├── CreateFailed                 final: wrong password, unknown database (cause chained)
@@ -18,6 +19,7 @@ __all__ = [
     "PoolError",
     "PoolTimeout",
     "PoolUnavailable",
+    "CircuitOpen",
     "TooManyWaiting",
     "PoolClosed",
     "CreateFailed",
@@ -46,6 +48,18 @@ class PoolUnavailable(PoolError):
 
     The last real error is the ``__cause__``.
     """
+
+
+class CircuitOpen(PoolError):
+    """The server keeps failing, so this call was not made; see `CircuitBreaker`.
+
+    Attributes:
+        retry_after: Seconds until a call is made again.
+    """
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class TooManyWaiting(PoolError):

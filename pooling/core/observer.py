@@ -82,6 +82,12 @@ class Observer:
     def drained(self, pool: str) -> None:
         """A new generation began: every resource will be replaced."""
 
+    def circuit_opened(self, pool: str, host: str, reason: str) -> None:
+        """A circuit breaker opened: no requests are made to ``host`` for now."""
+
+    def circuit_closed(self, pool: str, host: str) -> None:
+        """A circuit breaker closed again: the host has answered."""
+
     def responded(self, pool: str, method: str, host: str, outcome: int | BaseException, seconds: float) -> None:
         """An HTTP request ended after ``seconds``: with the head of a response, or with an error.
 

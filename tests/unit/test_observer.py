@@ -19,7 +19,7 @@ from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_j
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 HOT = ("acquired", "released")
-OF_REQUESTS = {"responded"}  # HTTP pools only: see tests/integration/test_opentelemetry.py
+OF_REQUESTS = {"responded", "circuit_opened", "circuit_closed"}  # of HTTP pools, see their tests
 
 
 class Diary(Observer):
@@ -276,6 +276,7 @@ def test_every_event_has_an_empty_method() -> None:
     observer = Observer()
     arguments = {"exhausted": (1,), "refused": (), "drained": (), "resets_recovered": (), "leaked": ("here", 1.0)}
     arguments["responded"] = ("GET", "http://here", 200, 1.0)
+    arguments["circuit_opened"] = ("http://here", "3 failures in a row")
     for event in EVENTS:
         assert getattr(observer, event)("test", *arguments.get(event, ("",))) is None
 

@@ -44,7 +44,10 @@ STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 
 # The same inside these packages: a module imports from lower steps of its own package only.
 CORE = [
-    {"adapter", "clock", "descriptors", "hangup", "runtime.gevent", "report.histogram", "runtime.parking"},
+    {
+        "adapter", "circuit", "clock", "descriptors", "hangup", "runtime.gevent", "report.histogram",
+        "runtime.parking",
+    },
     {"entry", "observer", "report.snapshot", "runtime.immortal"},
     {"waiter", "idle", "schedule"},
     {"state", "suspicion"},

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ...core.circuit import CircuitBreaker
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
 from ...core.report.histogram import SHORT
@@ -43,6 +44,7 @@ class Connections:
         max_per_host: Maximum number of requests in progress to one host.
         name: The pool's name; ``None`` for a number.
         after_fork: Called in a forked child, when this object has been renewed.
+        breaker: When requests to a host are not made for a while; ``None`` for never.
 
     Attributes:
         slots: The pool of request slots. Its name, state, holders and metrics are those of the `HTTPPool`.
@@ -52,9 +54,11 @@ class Connections:
     """
 
     def __init__(
-        self, settings: PoolSettings, max_per_host: int, name: str | None, after_fork: Callable[[], object]
-    ) -> None:
+        self, settings: PoolSettings, max_per_host: int, name: str | None, after_fork: Callable[[], object],
+        breaker: CircuitBreaker | None = None,
+    ) -> None:  # fmt: skip
         self.settings = settings
+        self._breaker = breaker
         self.max_per_host = max_per_host
         self.observers: tuple[Observer, ...] = ()
         self.before_request: Callable[[], object] | None = None
@@ -69,7 +73,7 @@ class Connections:
     def _renew(self) -> None:
         """Begin with no host and no request; a lock of the parent process may guard what there was."""
         self.calls = Calls()
-        self.hosts = Hosts(self.name, self.settings, min(self.max_per_host, self.settings.max_size))
+        self.hosts = Hosts(self.name, self.settings, min(self.max_per_host, self.settings.max_size), self._breaker)
         self.metrics.sockets = self.hosts
         self.hosts.observe(self._socket_observers())
 
@@ -218,6 +222,8 @@ class Connections:
             counts = hosts.setdefault(one["name"].removeprefix(self.name + " "), Counter())
             counts.update({name: one[name] for name in ("idle", "in_use", "waiting")})
         found["hosts"] = {label: dict(counts) for label, counts in hosts.items()}
+        for label, circuit in self.hosts.circuits.items():
+            found["hosts"].setdefault(label, {})["circuit"] = circuit.state
         return found
 
     def exhaustion(self) -> str | None:

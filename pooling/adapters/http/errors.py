@@ -6,6 +6,8 @@ knows only requests handles them as timeouts and failed connections.
 
 from __future__ import annotations
 
+from typing import Any
+
 from requests import exceptions
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -18,13 +20,21 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from ...errors import PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from ...errors import CircuitOpen, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 
 __all__ = ["DeadlineExceeded", "WriteTimeout", "kind_of", "refusal"]
 
 
 class HTTPPoolTimeout(exceptions.ConnectTimeout, PoolTimeout):
     """No connection was free in time. Nothing was sent, so a retry is safe."""
+
+
+class HTTPCircuitOpen(exceptions.ConnectionError, CircuitOpen):
+    """The host keeps failing, so the request was not sent. Nothing was sent, so a retry is safe."""
+
+    def __init__(self, text: str, retry_after: float = 0.0, **kwargs: Any) -> None:
+        exceptions.ConnectionError.__init__(self, text, **kwargs)
+        self.retry_after = retry_after
 
 
 class HTTPTooManyWaiting(exceptions.ConnectionError, TooManyWaiting):
@@ -57,6 +67,8 @@ _KINDS: tuple[tuple[type[PoolError], type[exceptions.ConnectionError]], ...] = (
 
 def refusal(error: PoolError) -> exceptions.ConnectionError:
     """Return an error of the pool as one that is also a ``requests.ConnectionError``."""
+    if isinstance(error, CircuitOpen):
+        return HTTPCircuitOpen(str(error), error.retry_after)
     both = next(both for ours, both in _KINDS if isinstance(error, ours))
     translated = both(str(error))
     translated.__cause__ = error.__cause__

@@ -11,6 +11,8 @@ Nothing here refers to the `HTTPPool`, so that a dropped pool is freed.
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
@@ -23,9 +25,11 @@ from requests.utils import prepend_scheme_if_needed, select_proxy
 from urllib3.poolmanager import PoolManager
 from urllib3.util import parse_url
 
+from ..._fields import fields
 from ...core.adapter import Adapter
+from ...core.circuit import Circuit, CircuitBreaker
 from ...core.entry import Token
-from ...core.observer import Observer
+from ...core.observer import Observer, notify
 from ...core.pool import Pool
 from ...errors import PoolClosed
 from ...settings import PoolSettings
@@ -35,6 +39,8 @@ from .tls import TLSContexts, is_context
 from .wire import Wire
 
 __all__ = ["Forgotten", "Host", "HostKey", "Hosts"]
+
+logger = logging.getLogger("pooling")
 
 MOST_HOSTS = 1000
 """Maximum number of hosts; above it, those without a socket are forgotten. Internal."""
@@ -125,10 +131,10 @@ class Wires(Adapter[Wire]):
 
 
 class Host:
-    """The sockets of one host, and its metrics."""
+    """The sockets of one host, its metrics, and its circuit breaker if there is one."""
 
-    def __init__(self, pool: Pool[Wire], template: Template, metrics: HostMetrics) -> None:
-        self.pool, self.template, self.metrics = pool, template, metrics
+    def __init__(self, pool: Pool[Wire], template: Template, metrics: HostMetrics, circuit: Circuit | None) -> None:
+        self.pool, self.template, self.metrics, self.circuit = pool, template, metrics, circuit
 
     @property
     def idle(self) -> int:
@@ -187,8 +193,12 @@ class Hosts:
     Assumes: getting, setting and deleting a dict's item are atomic.
     """
 
-    def __init__(self, name: str, settings: PoolSettings, max_per_host: int) -> None:
+    def __init__(
+        self, name: str, settings: PoolSettings, max_per_host: int, breaker: CircuitBreaker | None = None
+    ) -> None:
         self.name = name
+        self.circuits: dict[str, Circuit] = {}  # by label
+        self._breaker = breaker
         self.metrics: dict[str, HostMetrics] = {}
         self.forgotten = Forgotten()
         self.contexts = TLSContexts()
@@ -244,10 +254,33 @@ class Hosts:
         pool.engine.observe(self._observers)  # in place of those that every pool has: they observe the HTTPPool
         pool.engine.owner = None  # a part of the HTTPPool
         pool.metrics.inner = True
-        host = self._hosts.setdefault(key, Host(pool, template, metrics))
+        host = self._hosts.setdefault(key, Host(pool, template, metrics, self._circuit_of(key.label)))
         if self.closed:
             host.pool.close(0)
         return host
+
+    def _circuit_of(self, label: str) -> Circuit | None:
+        known = self.circuits.get(label)
+        if known is not None or self._breaker is None:
+            return known
+        changed = weakref.WeakMethod(self._circuit_changed)  # no cycle: a dropped pool is freed at once
+
+        def tell(reason: str | None) -> None:
+            method = changed()
+            if method is not None:
+                method(label, reason)
+
+        return self.circuits.setdefault(label, Circuit(self._breaker, label, tell))
+
+    def _circuit_changed(self, label: str, reason: str | None) -> None:
+        if reason is None:
+            extra = fields("circuit_closed", self.name, host=label)
+            logger.warning("pool %r: %s answers again", self.name, label, extra=extra)
+            notify(self._observers, "circuit_closed", self.name, label)
+        else:
+            extra = fields("circuit_opened", self.name, host=label, error=reason)
+            logger.warning("pool %r: no requests to %s for now: %s", self.name, label, reason, extra=extra)
+            notify(self._observers, "circuit_opened", self.name, label, reason)
 
     def metrics_for(self, request: Any) -> HostMetrics:
         """Return the metrics for a request that uses no socket of these."""
@@ -266,6 +299,7 @@ class Hosts:
         for key, host in list(self._hosts.items()):
             if host.empty:
                 self._hosts.pop(key, None)
+                self.circuits.pop(key.label, None)
                 self.forgotten.add(host)
 
     # -- limits over all hosts ------------------------------------------------------

@@ -13,7 +13,8 @@ from ...core.observer import Observer
 __all__ = ["OF_REQUESTS", "OF_SOCKETS", "observes_acquired", "part_of"]
 
 OF_REQUESTS = ("released", "exhausted", "timed_out", "refused", "leaked", "orphaned", "drained")
-OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused", "responded")
+OF_SOCKETS = ("created", "closed", "validation_failed", "exhausted", "timed_out", "refused", "responded",
+              "circuit_opened", "circuit_closed")  # fmt: skip
 
 
 def part_of(observer: Observer, events: tuple[str, ...], name: str | None = None) -> Observer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import requests
@@ -16,7 +17,7 @@ from urllib3.util import Retry
 from urllib3.util.request import set_file_position
 
 from ..._fields import fields
-from ...errors import LeaseError, PoolError
+from ...errors import CircuitOpen, LeaseError, PoolError
 from .bodies import cut_off, is_unread, read_ahead
 from .connections import Connections
 from .errors import DeadlineExceeded, WriteTimeout, kind_of, refusal
@@ -39,13 +40,16 @@ class Transport(requests.adapters.HTTPAdapter):
     timeout begins again. For sessions of `HTTPPool.session` it covers all.
     """
 
-    def __init__(self, connections: Connections, timeout: HTTPTimeout, retry: Retry, pooled: bool) -> None:
+    def __init__(
+        self, connections: Connections, timeout: HTTPTimeout, retry: Retry, pooled: bool, fallback: Any = None
+    ) -> None:
         super().__init__()
         self.max_retries = retry
         self.connections = connections
         self._timeout = timeout
         self.unpooled = Unpooled(connections, timeout, retry)
         self._pooled = pooled
+        self._fallback: Callable[[Any, Any], requests.Response] | None = fallback
 
     @property
     def mounted(self) -> requests.adapters.BaseAdapter:
@@ -78,6 +82,8 @@ class Transport(requests.adapters.HTTPAdapter):
             return response
         except exceptions.RequestException as error:
             translated = translate_error(error, limits)
+            if self._fallback is not None and isinstance(translated, CircuitOpen):
+                return self._fallback(request, translated)
             if translated is error:
                 raise
             raise translated from translated.__cause__ or error
@@ -182,7 +188,7 @@ class _Attempts:
         }  # fmt: skip
         while True:
             try:
-                response = self._take(timeout).exchange(method, url, options, timeout, replayable)
+                response = self._attempt(method, url, options, timeout, replayable)
             except HTTPError as error:
                 self._host.metrics.failed(kind_of(error))
                 retries, pause = self._after_failure(retries, method, url, error)
@@ -202,6 +208,28 @@ class _Attempts:
             self._host.metrics.count("retries")
             if pause:
                 time.sleep(pause)
+
+    def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
+        """Make one attempt, unless the host's circuit is open."""
+        circuit = self._host.circuit
+        if circuit is None:
+            return self._take(limits).exchange(method, url, options, limits, replayable)
+        try:
+            call = circuit.enter()
+        except PoolError as error:
+            raise refusal(error) from None
+        try:
+            response = self._take(limits).exchange(method, url, options, limits, replayable)
+            if response.status in (502, 504) or (response.status == 503 and "Retry-After" not in response.headers):
+                circuit.failed(call, f"status {response.status}")
+            else:
+                circuit.succeeded(call)
+            return response
+        except HTTPError as error:
+            circuit.failed(call, kind_of(error).replace("_", " "))
+            raise
+        finally:
+            circuit.left(call)
 
     def _take(self, limits: Limits) -> Hold:
         login, limits.login = limits.login, None
