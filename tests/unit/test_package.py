@@ -130,7 +130,7 @@ WITH_DRIVERS = {
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
 # The module of an extra's package, where the name differs.
-IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich"}
+IMPORTED_AS = {"mysql": "pymysql", "prometheus": "prometheus_client", "mongo": "pymongo", "top": "rich"}
 
 HEAVY = {"pymysql", "requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 
