@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from tests.servers import LOOPBACK, _account, _free_port, _Home, requires
 
 __all__ = ["MariaDBServer", "needs_mariadb", "needs_mysqlclient"]
@@ -133,6 +135,9 @@ class MariaDBServer:
         """Stop its process: it takes connections, and answers nothing, until `proceed`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        process = psutil.Process(self._process.pid)
+        while process.status() != psutil.STATUS_STOPPED:  # on a busy machine it goes on for a moment
+            time.sleep(0.005)
 
     def proceed(self) -> None:
         """End `pause`."""

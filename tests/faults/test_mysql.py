@@ -597,6 +597,7 @@ def test_server_full(make: Make, server: MariaDBServer, proxy: Proxy, note: Note
         with MySQLLoad(pool, 16).running() as load:
             load.until_good_after(0, 500)
             time.sleep(1.0)  # those that were under way when the first was refused have been, too
+            wait_until(lambda: not pool.stats()["creating"])
             before = len(proxy.attempts)
             time.sleep(2.0)
             asked = len(proxy.attempts) - before
