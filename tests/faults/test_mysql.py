@@ -295,7 +295,6 @@ def test_server_becomes_a_replica(make: Make, server: MariaDBServer, proxy: Prox
 # -- networks ----------------------------------------------------------------------
 
 
-@each_driver
 def test_network_held_for_a_while(make: Make, server: MariaDBServer, proxy: Proxy, note: Note) -> None:
     pool = make()
     with MySQLLoad(pool, 16, insert=True).running() as load:
@@ -633,7 +632,6 @@ def test_error_that_is_final(make: Make, server: MariaDBServer, proxy: Proxy, no
     assert asked <= 10 * away  # not one for each who asks: accounts get locked
 
 
-@each_driver
 def test_server_not_yet_started(make: Make, server: MariaDBServer, proxy: Proxy, note: Note) -> None:
     server.stop()
     pool = make(EIGHT.replace(min_size=2))
