@@ -339,14 +339,14 @@ def member_of(
     Raises:
         TypeError: It is not a pool that can be managed.
     """
+    if isinstance(pool, ManagedPool):
+        return Ours(pool, critical, owned, recipe)
     for base in type(pool).__mro__:
         kind = _FOREIGN.get((base.__module__.partition(".")[0], base.__name__))
         if kind is SQLAlchemy and isinstance(getattr(getattr(pool, "pool", None), "core", None), ManagedPool):
             kind = OurEngine
         if kind is not None:
             return kind(pool, critical, owned, recipe)
-    if isinstance(pool, ManagedPool):  # last: it asks for attributes, and a MongoClient has all of them
-        return Ours(pool, critical, owned, recipe)
     raise TypeError(
         "pool must be a pooling.Pool, a psycopg_pool.ConnectionPool, a SQLAlchemy Engine or a pymongo.MongoClient, "
         f"not {type(pool).__name__}"

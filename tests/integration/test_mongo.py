@@ -17,6 +17,8 @@ from pymongo import MongoClient
 from examples.recipes.mongo import mongo_client
 from pooling import PoolManager
 from pooling.adapters.mongo import PoolEvents
+from pooling.core.managed import ManagedPool
+from pooling.observe import Alerts, PerformanceMonitor
 from pooling.web.wsgi import PoolingMiddleware, lease
 from tests.integration.tools import wait_until
 from tests.otherservers import MongoServer
@@ -153,6 +155,24 @@ def test_in_the_middleware(manager: PoolManager, client: Any, capsys: pytest.Cap
         manager.lease("mongo", 1.0)
     manager.print_summary()
     assert "MongoClient" in capsys.readouterr().out
+
+
+def test_in_a_monitor_and_alerts(manager: PoolManager, client: Any) -> None:
+    """A client has every attribute that it is asked for, and it must not be taken for a pool of this package."""
+    assert not isinstance(client, ManagedPool)
+    monitor, alerts = PerformanceMonitor(manager), Alerts(manager, to=lambda alert: None)
+    try:
+        for _ in range(3):
+            client.admin.command("ping")
+            monitor.sample()
+            assert alerts.check() == []
+        found = monitor.get_performance_summary()
+        assert found["pools"]["mongo"]["connection_requests"] >= 3
+        assert "http_pool" not in found
+        assert "mongo" in monitor.generate_report()
+    finally:
+        monitor.stop()
+        alerts.stop()
 
 
 def test_the_manager_closes_it(server: MongoServer) -> None:
