@@ -229,7 +229,8 @@ def test_drivers_where_the_url_names_none(postgres: PostgresServer) -> None:
     [
         ("sqlalchemy+sqlite://", {}, ValueError, "a SQLite database in memory exists once for each connection"),
         ("sqlalchemy+sqlite:///x?max_size=no", {}, ValueError, "max_size"),
-        ("sqlalchemy+sqlite:///x", {"pool_size": 3}, TypeError, "pool_size cannot be given to an engine on this pool"),
+        ("sqlalchemy+sqlite:///x", {"pool_size": 3}, TypeError, "pool_size cannot be given .*: write max_idle="),
+        ("sqlalchemy+sqlite:///x", {"connection_timeout": 3}, TypeError, "write acquire_timeout=, or connection_time"),
         ("sqlalchemy+sqlite:///x", {"nonsense": 3}, TypeError, "nonsense"),
         ("sqlalchemy+foo+bar://u:secret@h/x", {}, (ImportError, ValueError), "foo"),
     ],
