@@ -7,10 +7,11 @@ that no driver has to be imported.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from .core.managed import ManagedPool
@@ -231,6 +232,80 @@ class OurEngine(SQLAlchemy):
         return Ours(self.core, self.critical, self.owned, self.recipe).metrics()
 
 
+class Mongo(Member):
+    """A ``pymongo.MongoClient``, which has a pool for each server.
+
+    Whatever it is asked for and has not is a database to it, so it is asked for nothing else.
+    """
+
+    closed = False
+
+    def __init__(self, pool: Any, critical: bool, owned: bool, recipe: object) -> None:
+        from .adapters.mongo import PoolEvents
+
+        super().__init__(pool, critical, owned, recipe)
+        found = [each for each in pool.options.event_listeners if isinstance(each, PoolEvents)]
+        if not found:
+            raise ValueError(
+                "pool must be a MongoClient that is created with event_listeners=[pooling.adapters.mongo.PoolEvents()]"
+            )
+        self._events = found[0]
+        self._limit = pool.options.pool_options.max_pool_size or 0  # for each server
+
+    @property
+    def name(self) -> None:
+        return None
+
+    @property
+    def settings(self) -> PoolSettings:
+        return PoolSettings()
+
+    def open(self, timeout: float) -> None:
+        self.probe(timeout)
+
+    def close(self, timeout: float) -> None:
+        self.closed = True
+        self.pool.close()
+
+    def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
+        if timeout is not None:
+            raise ValueError("timeout must be None for a MongoClient, which uses its own waitQueueTimeoutMS")
+        return nullcontext(self.pool)
+
+    def probe(self, timeout: float) -> str | None:
+        lent = self.trouble()
+        if lent is None:  # otherwise it would wait behind borrowers
+            try:
+                with sys.modules["pymongo"].timeout(max(timeout, 0.001)):
+                    self.pool.admin.command("ping")
+            except Exception as error:
+                lent = self.trouble() if type(error).__name__ == "WaitQueueTimeoutError" else None
+                if lent is None:
+                    raise
+        return lent
+
+    def trouble(self) -> str | None:
+        found = self._events.figures()
+        if not 0 < self._limit <= found.fullest:
+            return None
+        return f"exhausted: {found.fullest} of {self._limit} in use, {found.waiting} waiting"
+
+    def metrics(self) -> dict[str, Any]:
+        found = self._events.figures()
+        requests = found.acquired + found.timeouts + found.failed
+        return _figures(
+            found.size, found.size - found.in_use, self._limit * max(1, found.servers),
+            waiting_requests=found.waiting,
+            connection_requests=requests,
+            connection_timeouts=found.timeouts,
+            connection_errors=found.failed,
+            total_connections_created=found.created,
+            total_connections_closed=sum(found.closed.values()),
+            avg_acquisition_time_ms=found.waited / max(1, found.acquired) * 1e3,
+            error_rate=(found.timeouts + found.failed) / max(1, requests),
+        )  # fmt: skip
+
+
 def _number(pool: Any, name: str) -> int:
     method = getattr(pool, name, None)  # NullPool and similar pools have no counts
     return int(method()) if callable(method) else 0
@@ -252,6 +327,7 @@ def _figures(size: int, idle: int, limit: int, **more: float) -> dict[str, Any]:
 _FOREIGN: dict[tuple[str, str], type[Member]] = {
     ("psycopg_pool", "ConnectionPool"): Psycopg,
     ("sqlalchemy", "Engine"): SQLAlchemy,
+    ("pymongo", "MongoClient"): Mongo,
 }
 
 
@@ -272,7 +348,7 @@ def member_of(
         if kind is not None:
             return kind(pool, critical, owned, recipe)
     raise TypeError(
-        "pool must be a pooling.Pool, a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, "
+        "pool must be a pooling.Pool, a psycopg_pool.ConnectionPool, a SQLAlchemy Engine or a pymongo.MongoClient, "
         f"not {type(pool).__name__}"
     )
 

@@ -163,15 +163,16 @@ class PoolManager:
         """Add an existing pool.
 
         Args:
-            pool: A pool of this package, a ``psycopg_pool.ConnectionPool`` or a
-                SQLAlchemy engine.
+            pool: A pool of this package, a ``psycopg_pool.ConnectionPool``, a
+                SQLAlchemy engine, or a ``pymongo.MongoClient`` with `PoolEvents`
+                (``pooling.adapters.mongo``).
             name: ``None`` means the pool's own name.
             critical: Whether the application counts as down without this pool.
             owned: Whether the manager closes it together with the others.
 
         Raises:
-            ValueError: The name is taken by another pool, or none was given
-                and the pool has none.
+            ValueError: The name is taken by another pool, none was given and the
+                pool has none, or a ``MongoClient`` is without `PoolEvents`.
             TypeError: It is not a supported pool.
             PoolError: The manager was shut down.
         """
@@ -217,8 +218,8 @@ class PoolManager:
 
         Raises:
             KeyError: There is no such pool.
-            ValueError: A ``timeout`` was given for a SQLAlchemy engine, which
-                uses its own.
+            ValueError: A ``timeout`` was given for a SQLAlchemy engine or a
+                ``MongoClient``, which use their own.
             PoolError: As from `Pool.acquire`; other libraries' pools raise
                 their own errors.
         """

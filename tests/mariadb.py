@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from tests.servers import LOOPBACK, _account, _free_port, _Home, requires
 
-__all__ = ["MariaDBServer", "needs_mariadb"]
+__all__ = ["MariaDBServer", "needs_mariadb", "needs_mysqlclient"]
 
 
 def _find() -> str | None:
@@ -31,6 +34,12 @@ def needs_mariadb() -> None:
         import pymysql  # noqa: F401
     except ImportError:
         requires("PyMySQL", None, "pip install PyMySQL")
+
+
+def needs_mysqlclient(driver: str = "mysqlclient") -> None:
+    """Skip the test if its driver is mysqlclient and that is not installed; with ``CI=true`` fail it."""
+    if driver == "mysqlclient" and find_spec("MySQLdb") is None:
+        requires("mysqlclient", None, "apt-get install gcc pkg-config libmariadb-dev && pip install mysqlclient")
 
 
 _SHARE = Path("/usr/share/mysql")
@@ -126,6 +135,9 @@ class MariaDBServer:
         """Stop its process: it takes connections, and answers nothing, until `proceed`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        process = psutil.Process(self._process.pid)
+        while process.status() != psutil.STATUS_STOPPED:  # on a busy machine it goes on for a moment
+            time.sleep(0.005)
 
     def proceed(self) -> None:
         """End `pause`."""

@@ -1,4 +1,4 @@
-"""Private servers of protocols that this package has recipes for: LDAP, SSH, RabbitMQ, FTP and SMTP, on loopback."""
+"""Private servers of protocols that this package has recipes for: LDAP, SSH, RabbitMQ, FTP, SMTP and MongoDB."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
 from tests.servers import LOOPBACK, _free_port, _Home, requires
 
-__all__ = ["PASSWORD", "ftp_server", "ldap_server", "mail_server", "rabbitmq_server", "ssh_server"]
+__all__ = ["PASSWORD", "MongoServer", "ftp_server", "ldap_server", "mail_server", "rabbitmq_server", "ssh_server"]
 
 PASSWORD = "correct-horse"
 
@@ -176,3 +178,43 @@ def mail_server() -> Iterator[tuple[str, list[str]]]:
         yield f"{LOOPBACK}:{controller.port}", recipients
     finally:
         controller.stop()
+
+
+class MongoServer:
+    """A server of MongoDB's protocol that stores in SQLite (MongoDB's own is in no registry of packages).
+
+    The test may kill and restart it, on the same data and port.
+    """
+
+    def __init__(self) -> None:
+        requires("nx-27017", find_spec("nx_27017"), "pip install nx-27017")
+        self._home, self.port = _Home("mongo"), _free_port()
+        self.url = f"mongodb://{LOOPBACK}:{self.port}/"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it accepts connections."""
+        home, log = self._home.path, self._home.path / "log"
+        command = [sys.executable, "-m", "nx_27017.nx_27017", "--data-dir", str(home / "data"), f"--port={self.port}"]
+        command += ["--log-file", str(home / "own-log"), "--pid-file", str(home / "own-pid")]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=home, start_new_session=True
+            )
+        self._home.note(self._process.pid)
+        _await(lambda: _accepts(self.port), self._process, log, 60)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._home.note(None)
+
+    def __enter__(self) -> MongoServer:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+        self._home.remove()

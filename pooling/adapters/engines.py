@@ -17,6 +17,12 @@ __all__ = ["engine_of"]
 
 _DRIVERS = {"postgresql": "psycopg", "postgres": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
 """The drivers of schemes without one, where SQLAlchemy would take another by default."""
+_OWN = {
+    "poolclass": None, "pool": None, "pool_size": "max_idle", "max_overflow": "max_size",
+    "pool_timeout": "acquire_timeout", "connection_timeout": "acquire_timeout", "pool_recycle": "max_lifetime",
+    "pool_pre_ping": "validate_on_acquire",
+}  # fmt: skip
+"""Arguments of ``create_engine`` and of other pools that this one decides, with the setting in their place."""
 
 
 def engine_of(
@@ -45,9 +51,10 @@ def engine_of(
         ImportError: The driver is not installed.
     """
     settings = settings or PoolSettings(min_size=0, validate_on_acquire=False)
-    for own in ("poolclass", "pool", "pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping"):
+    for own, field in _OWN.items():
         if own in arguments:
-            raise TypeError(f"{own} cannot be given to an engine on this pool; its settings are those of PoolSettings")
+            how = f"write {field}=, or {own} in the query of the URL" if field else "its pool is ours"
+            raise TypeError(f"{own} cannot be given to an engine on this pool: {how}")
     target = _target(url)
     size = settings.max_size if settings.max_idle is None else max(1, settings.max_idle)
     engine = create_engine(

@@ -18,8 +18,15 @@ R = TypeVar("R")
 P = TypeVar("P", bound="ManagedPool[Any]")
 
 
+class _ByClass(type(Protocol)):  # type: ignore[misc]
+    """Before CPython 3.12, ``isinstance`` asks the object, and a ``pymongo.MongoClient`` has every attribute."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return hasattr(type(instance), "exhaustion") and super().__instancecheck__(instance)
+
+
 @runtime_checkable
-class ManagedPool(Protocol[R]):
+class ManagedPool(Protocol[R], metaclass=_ByClass):
     """A pool, whatever it is made of: `Pool` itself, or an object that has pools, as `HTTPPool` and `SQLitePool` do.
 
     The methods are those of `Pool` and behave as documented there. A class

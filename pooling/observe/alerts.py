@@ -222,7 +222,7 @@ class Alerts:
                 taken.add(name)
                 watch = Watch(name, new=process.samples > 0)
                 process.watches[id(pool)] = weakref.ref(pool), watch
-            if not getattr(pool, "closed", False):
+            if getattr(pool, "closed", False) is not True:
                 found.append((pool, watch))
         return found
 

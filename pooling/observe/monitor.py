@@ -373,7 +373,7 @@ def _aliases(named: Mapping[str, Any]) -> dict[str, str]:
     """Return the promised names of the only HTTP pool and the only database pool, as far as they are not taken."""
     kinds: dict[str, list[str]] = {"http_pool": [], "database_pool": []}
     for label, pool in named.items():
-        if hasattr(getattr(pool, "metrics", None), "hosts"):
+        if isinstance(pool, ManagedPool) and hasattr(pool.metrics, "hosts"):
             kinds["http_pool"].append(label)
         elif type(pool) is not Pool:
             kinds["database_pool"].append(label)

@@ -166,7 +166,7 @@ class Sampler:
 
     def _watch(self, name: str, pool: Any, part: bool) -> Watch | None:
         """Begin to observe a pool; ``None`` if it is closed, or there are too many."""
-        if getattr(pool, "closed", False):
+        if getattr(pool, "closed", False) is True:
             return None
         live = {watch.series.label for watch in self._watches.values() if not watch.closed}
         label, number = name, 1
@@ -216,7 +216,7 @@ class Sampler:
                 before, seconds = after, 0.0
         reading.note(watch.series, before, after, seconds, wall)
         watch.reading, watch.at = after, now
-        if getattr(pool, "closed", False):
+        if getattr(pool, "closed", False) is True:
             watch.closed, watch.series.state = True, "closed"
 
     def _complain(self, about: str, error: Exception) -> None:

@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 import requests
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from pooling import (
     HTTPPool,
@@ -35,11 +38,14 @@ from pooling import (
     SQLitePool,
 )
 from pooling.adapters.dbapi import DBAPIAdapter
+from pooling.adapters.mysql.driver import NAMES
+from pooling.adapters.mysql.drivers import load
+from pooling.adapters.redis import RedisSentinelPool
 from pooling.testing import FakeAdapter
 from pooling.tools.demo.service import QuoteServer
 from tests.integration.tools import wait_until
-from tests.mariadb import MariaDBServer
-from tests.redisserver import RedisServer
+from tests.mariadb import MariaDBServer, needs_mysqlclient
+from tests.redisserver import RedisServer, SentinelServer
 from tests.servers import PostgresServer
 
 TWO = PoolSettings(min_size=0, max_size=2, acquire_timeout=30)
@@ -144,11 +150,15 @@ def postgres(server: PostgresServer) -> Kind:
     )  # fmt: skip
 
 
-def mysql(server: MariaDBServer) -> Kind:
+def mysql(server: MariaDBServer, name: str) -> Kind:
+    needs_mysqlclient(name)
+    driver = load(name, None)
+    at_server = server.url.replace("+pymysql", "")
+
     def execute(conn: Any, sql: str) -> Any:
         with conn.cursor() as cursor:
             cursor.execute(sql)
-            return cursor.fetchone() if cursor.description else None
+            return list(cursor.fetchall()) if cursor.description else []
 
     def soil(conn: Any) -> None:
         execute(conn, "CREATE TEMPORARY TABLE mine (n INTEGER)")
@@ -156,25 +166,21 @@ def mysql(server: MariaDBServer) -> Kind:
         conn.mine = 1
 
     def clean(conn: Any) -> bool:
-        if hasattr(conn, "mine") or execute(conn, "SELECT @mine") != (None,):
+        if hasattr(conn, "mine") or execute(conn, "SELECT @mine") != [(None,)]:
             return False
-        with suppress(conn.ProgrammingError):
+        with suppress(driver.programming):
             return not execute(conn, "SELECT * FROM mine")
         return True
 
     def kill(conn: Any) -> None:
-        number = conn.thread_id()
-        admin = server.connect()
-        with admin.cursor() as cursor:
-            cursor.execute(f"KILL {number}")
-            listed = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
-            wait_until(lambda: not cursor.execute(listed, (number,)))
-        admin.close()
+        number = driver.thread_id(conn)
+        server.ask(f"KILL {number}")
+        wait_until(lambda: not server.ask("SELECT 1 FROM information_schema.processlist WHERE id = %s", number))
 
     return Kind(
-        lambda settings: MySQLPool(server.url, settings=settings),
+        lambda settings: MySQLPool(at_server, settings=settings, driver=name),
         lambda conn: execute(conn, "SELECT 1"), soil, clean, kill,
-        lambda settings: MySQLPool("mysql://root@127.0.0.1:1/test", settings=settings),
+        lambda settings: MySQLPool("mysql://root@127.0.0.1:1/test", settings=settings, driver=name),
     )  # fmt: skip
 
 
@@ -217,6 +223,16 @@ def redis(server: RedisServer) -> Kind:
     )  # fmt: skip
 
 
+def sentinel(server: RedisServer, port: int) -> Kind:
+    """The same, with the master that a sentinel names."""
+
+    def make(settings: PoolSettings, port: int = port) -> RedisSentinelPool:
+        once = {"retry": Retry(NoBackoff(), 0)}  # otherwise a sentinel that is down is asked for seconds
+        return RedisSentinelPool("mymaster", Sentinel([("127.0.0.1", port)], sentinel_kwargs=once), settings=settings)
+
+    return redis(server)._replace(make=make, nowhere=lambda settings: make(settings, 1))
+
+
 def connections(url: str) -> Kind:
     """What is pooled under an `HTTPPool`'s sessions: the connections to one host."""
     kept = []
@@ -237,9 +253,10 @@ def connections(url: str) -> Kind:
     return Kind(make, use, lambda wire: None, lambda wire: True, None, None)
 
 
+MYSQL = {f"mysql, {name}": name for name in NAMES}
 KINDS = (
-    "fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", "mysql", "any driver", "redis",
-    "connections",
+    "fake", "functions", "sqlite", "sqlite in memory", "sqlite's readers", "postgres", *MYSQL, "any driver", "redis",
+    "sentinel", "connections",
 )  # fmt: skip
 
 
@@ -256,15 +273,23 @@ def market() -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def watch(redis_server: RedisServer) -> Iterator[SentinelServer]:
+    with SentinelServer(redis_server) as server:
+        yield server
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
     path = tmp_path / "test.db"
     if request.param == "connections":
         yield connections(request.getfixturevalue("market"))
-    elif request.param == "mysql":
-        yield mysql(request.getfixturevalue("mariadb"))
+    elif request.param in MYSQL:
+        yield mysql(request.getfixturevalue("mariadb"), MYSQL[request.param])
     elif request.param == "redis":
         yield redis(request.getfixturevalue("redis_server"))
+    elif request.param == "sentinel":
+        yield sentinel(request.getfixturevalue("redis_server"), request.getfixturevalue("watch").port)
     elif request.param in ("postgres", "any driver"):
         make = {"postgres": postgres, "any driver": any_driver}[request.param]
         yield make(request.getfixturevalue("postgres"))

@@ -17,12 +17,19 @@ from typing import Any
 import pytest
 
 import pooling
-from tests.integration.tools import environment, wait_until
-from tests.mariadb import MariaDBServer, needs_mariadb
+from tests.integration.tools import ROOT, environment, wait_until
+from tests.mariadb import MariaDBServer, needs_mariadb, needs_mysqlclient
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
+PYMYSQL = os.environ.get("TEST_WITH_PYMYSQL") == "1"
+"""Whether this is the run of `test_all_of_this_with_pymysql`."""
+
 django = pytest.importorskip("django")  # installed in CI: see test_django.py
+if PYMYSQL:
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
 
 from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 from django.core.management import call_command  # noqa: E402
@@ -730,6 +737,23 @@ assert not [name for name in sys.modules if name.startswith("MySQLdb")]
 def load(hidden: set[str]) -> subprocess.CompletedProcess[str]:
     program = LOADING.replace("HIDDEN", repr(hidden))
     return subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+
+
+def test_all_of_this_with_pymysql() -> None:
+    """A process has one driver; this one has mysqlclient."""
+    from pooling.web.django.mysql._driver import DRIVER
+
+    if PYMYSQL:
+        assert DRIVER == "pymysql"
+        return
+    needs_mysqlclient()
+    assert DRIVER == "mysqlclient"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__], cwd=ROOT,
+        env=environment(TEST_WITH_PYMYSQL="1"), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    assert "skipped" not in run.stdout
 
 
 def test_pymysql_is_used_without_mysqlclient() -> None:

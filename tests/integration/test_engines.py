@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sqlalchemy.orm import Session
 from pooling import PoolManager, PoolSettings, from_url
 from pooling.adapters.sqlalchemy import Pool
 from pooling.web.wsgi import PoolingMiddleware, lease
-from tests.mariadb import MariaDBServer, needs_mariadb
+from tests.mariadb import MariaDBServer, needs_mariadb, needs_mysqlclient
 from tests.servers import PostgresServer
 
 
@@ -25,14 +27,18 @@ def mariadb() -> Iterator[MariaDBServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+@pytest.fixture(params=["sqlite", "postgres", "mariadb", "mariadb, mysqlclient", "mariadb, connector"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A URL without ``sqlalchemy+``."""
     if request.param == "sqlite":
         return f"sqlite+pysqlite:///{tmp_path}/x.db"
     if request.param == "postgres":
         return str(request.getfixturevalue("postgres").dsn.replace("postgresql:", "postgresql+psycopg:"))
-    return str(request.getfixturevalue("mariadb").url)
+    url = str(request.getfixturevalue("mariadb").url)
+    if "mysqlclient" in request.param:
+        needs_mysqlclient()
+        return url.replace("+pymysql", "+mysqldb")
+    return url.replace("+pymysql", "+mysqlconnector") if "connector" in request.param else url
 
 
 @pytest.mark.parametrize("how", ["engine=True", "scheme"])
@@ -80,6 +86,91 @@ def test_waiters_are_served_in_order(url: str) -> None:
         thread.join()
     assert order == list(range(8))
     engine.dispose()
+
+
+# -- the contract of the other pools, as far as an engine has it -----------------------
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Any]:
+    joint = "&" if "?" in url else "?"
+    engine = from_url(f"{url}{joint}pool_pre_ping=true&connection_timeout=30", engine=True, max_size=2)
+    with engine.begin() as conn:
+        conn.exec_driver_sql("CREATE TABLE IF NOT EXISTS contract (n INTEGER)")
+        conn.exec_driver_sql("DELETE FROM contract")
+    yield engine
+    engine.dispose()
+
+
+def rows(engine: Any) -> int:
+    with engine.connect() as conn:
+        return int(conn.exec_driver_sql("SELECT count(*) FROM contract").scalar())
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_transaction_ends_with_its_lease(engine: Any, error: type[BaseException] | None) -> None:
+    for _ in range(3):  # more often than there are connections
+        with suppress(error or RuntimeError), engine.connect() as conn:
+            conn.exec_driver_sql("INSERT INTO contract VALUES (1)")
+            assert engine.pool.checkedout() == 1
+            if error is not None:
+                raise error
+    assert (engine.pool.checkedout(), rows(engine)) == (0, 0)
+    with engine.connect(), engine.connect():
+        assert engine.pool.core.metrics.snapshot().created <= 2
+
+
+def test_a_dead_connection_is_replaced_without_an_error(engine: Any) -> None:
+    if engine.dialect.name == "sqlite":
+        return
+    which, kill = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
+        "mysql": ("SELECT CONNECTION_ID()", "KILL {}"),
+    }[engine.dialect.name]
+    with engine.connect() as conn, engine.connect() as other:
+        number = conn.exec_driver_sql(which).scalar()
+        conn.close()
+        other.exec_driver_sql(kill.format(number))
+    time.sleep(1.0)  # the server has told it
+    for _ in range(3):
+        with engine.connect() as conn, engine.connect() as other:
+            seen = {one.exec_driver_sql(which).scalar() for one in (conn, other)}
+            assert len(seen) == 2 and number not in seen
+
+
+def test_threads_share_two_connections(engine: Any) -> None:
+    wrong: list[object] = []
+
+    def borrow(number: int) -> None:
+        try:
+            for _ in range(20):
+                with engine.begin() as conn:
+                    answer = conn.exec_driver_sql(f"SELECT {number}").scalar()
+                    if answer != number or engine.pool.checkedout() > 2:
+                        wrong.append(answer)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=borrow, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    snapshot = engine.pool.metrics.snapshot()
+    assert wrong == [] and snapshot.in_use == 0 and snapshot.acquired >= 160
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "mysql+pymysql", "mysql+mysqlconnector"])
+def test_unreachable_server(scheme: str) -> None:
+    with PoolManager() as manager:
+        manager.create_pool("db", f"sqlalchemy+{scheme}://root@127.0.0.1:1/test")
+        health = manager.health_check(10.0)["db"]
+        assert health.status == "down" and health.reason is not None
+        with pytest.raises(sqlalchemy.exc.DBAPIError):
+            manager.lease("db")
+
+
+# -- frameworks, arguments --------------------------------------------------------------
 
 
 def test_in_the_middleware(url: str) -> None:
@@ -138,7 +229,8 @@ def test_drivers_where_the_url_names_none(postgres: PostgresServer) -> None:
     [
         ("sqlalchemy+sqlite://", {}, ValueError, "a SQLite database in memory exists once for each connection"),
         ("sqlalchemy+sqlite:///x?max_size=no", {}, ValueError, "max_size"),
-        ("sqlalchemy+sqlite:///x", {"pool_size": 3}, TypeError, "pool_size cannot be given to an engine on this pool"),
+        ("sqlalchemy+sqlite:///x", {"pool_size": 3}, TypeError, "pool_size cannot be given .*: write max_idle="),
+        ("sqlalchemy+sqlite:///x", {"connection_timeout": 3}, TypeError, "write acquire_timeout=, or connection_time"),
         ("sqlalchemy+sqlite:///x", {"nonsense": 3}, TypeError, "nonsense"),
         ("sqlalchemy+foo+bar://u:secret@h/x", {}, (ImportError, ValueError), "foo"),
     ],

@@ -1,4 +1,4 @@
-"""Schemes added by other packages, and late gevent patching, in separate processes."""
+"""Kinds of pools by URL in a middleware; schemes added by other packages and late gevent patching, in processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pooling.web.wsgi import PoolingMiddleware, lease
 from tests.integration.tools import ROOT, environment
+from tests.redisserver import RedisServer
 
 THEIRS = """
 from pooling import Pool
@@ -26,6 +31,35 @@ def run(code: str, **env: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb", "sqlite"])
+def test_a_middleware_with_any_database_and_redis(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path, kind: str
+) -> None:
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path}/x.db"
+    else:
+        server = request.getfixturevalue(kind)
+        url = server.dsn if kind == "postgres" else server.url
+    seen: list[object] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        cursor = lease(environ, "db").cursor()
+        cursor.execute("SELECT 7")
+        cache = lease(environ, "redis")
+        cache.set("seen", 8)
+        seen.extend([*cursor.fetchone(), int(cache.get("seen"))])
+        assert {name: found["in_use"] for name, found in middleware.manager.metrics().items()} == {"db": 1, "redis": 1}
+        start_response("200 OK", [])
+        return [b""]
+
+    middleware = PoolingMiddleware(app, database_url=url, redis_url=redis_server.url, max_size=2)
+    with middleware.manager as manager:
+        list(middleware({}, lambda *args: None))
+        assert seen == [7, 8]
+        assert manager.health_check(30.0).status == "up"
+        assert [found["in_use"] for found in manager.metrics().values()] == [0, 0]
 
 
 def test_a_package_adds_a_scheme(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""`MySQLPool` against a real MariaDB, with every driver that is installed."""
+"""`MySQLPool` against a real MariaDB, with every driver."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,10 +30,9 @@ from pooling.adapters.mysql.tracking import notes_of
 from pooling.manager import PoolManager
 from tests.conftest import Authority
 from tests.integration.tools import wait_until
-from tests.mariadb import MariaDBServer, needs_mariadb
+from tests.mariadb import MariaDBServer, needs_mariadb, needs_mysqlclient
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
-DRIVERS = [name for name, module in NAMES.items() if find_spec(module.partition(".")[0]) and find_spec(module)]
 Make = Callable[..., MySQLPool]
 
 
@@ -52,8 +50,9 @@ def server(authority: Authority) -> Iterator[MariaDBServer]:
             yield server
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=NAMES)
 def driver(request: pytest.FixtureRequest) -> str:
+    needs_mysqlclient(request.param)
     return str(request.param)
 
 
@@ -89,10 +88,6 @@ def code(error: BaseException) -> int:
 
 
 # -- verbs ---------------------------------------------------------------------------
-
-
-def test_all_drivers_are_tested() -> None:
-    assert {"pymysql", "connector"} <= set(DRIVERS)
 
 
 def test_block_commits_and_rolls_back(make: Make, server: MariaDBServer) -> None:
@@ -441,7 +436,7 @@ def test_timeout_of_a_call(make: Make, driver: str) -> None:
 
 def test_urls_and_names_of_drivers(server: MariaDBServer) -> None:
     for scheme, name in (
-        ("mysql", DRIVERS[0]), ("mariadb", DRIVERS[0]), ("mysql+pymysql", "pymysql"),
+        ("mysql", "pymysql"), ("mariadb", "pymysql"), ("mysql+pymysql", "pymysql"),
         ("mariadb+mysqlconnector", "connector"),
     ):  # fmt: skip
         with pooling.from_url(f"{scheme}://root@127.0.0.1:{server.port}/test?max_size=3") as pool:

@@ -461,6 +461,7 @@ def test_exhaustion_names_the_borrower_and_is_redis_pys_error(make: Make) -> Non
     assert isinstance(caught.value, redis.ConnectionError)
     assert isinstance(caught.value, redis.TimeoutError)
     assert isinstance(caught.value, getattr(redis, "MaxConnectionsError", redis.ConnectionError))
+    assert "RedisPoolExhausted" in repr(caught.value)  # redis-py's __repr__ needs attributes of its own
     assert pool.holders()[0].function == "test_exhaustion_names_the_borrower_and_is_redis_pys_error"
     pipe.reset()
     pool.reconfigure(max_waiting=0)

@@ -96,7 +96,7 @@ def test_same_arguments_return_the_same_pool(manager: PoolManager) -> None:
         (lambda m: m.create_pool("", object), TypeError, "name must be a non-empty string"),
         (lambda m: m.create_pool("a", object, settings=3), TypeError, "settings must be"),
         (lambda m: m.create_pool("a", "mysq://h"), ValueError, "unknown scheme 'mysq'"),
-        (lambda m: m.add_pool(object()), TypeError, "a psycopg_pool.ConnectionPool or a SQLAlchemy Engine, not object"),
+        (lambda m: m.add_pool(object()), TypeError, "a SQLAlchemy Engine or a pymongo.MongoClient, not object"),
     ],
 )
 def test_other_objects_are_refused(manager: PoolManager, call: Any, error: type[Exception], words: str) -> None:

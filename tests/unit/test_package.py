@@ -133,7 +133,9 @@ WITH_DRIVERS = {
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
 
 # The module of an extra's package, where the name differs.
-IMPORTED_AS = {"http2": "httpx", "mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich"}
+IMPORTED_AS = {
+    "http2": "httpx", "mongo": "pymongo", "mysql": "pymysql", "prometheus": "prometheus_client", "top": "rich",
+}  # fmt: skip
 
 HEAVY = {"pymysql", "requests", "urllib3", "psycopg", "psycopg_pool", "sqlite3", "psutil", "ssl", "socket", FOR_TYPES}
 

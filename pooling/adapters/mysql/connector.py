@@ -77,6 +77,16 @@ class Tracking:
             notes.unfinished = True
             raise
 
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """As the driver's, which pings the server first."""
+        try:
+            return super().cursor(*args, **kwargs)  # type: ignore[misc]
+        except mysql.connector.OperationalError as error:
+            notes: Notes = self._pooling  # type: ignore[attr-defined]
+            if notes.unfinished and notes.limit is not None:  # the driver does not say that the ping took too long
+                raise self._timed_out(f"{notes.limit}, and the server did not answer") from error  # type: ignore[attr-defined]
+            raise
+
     def _handle_server_status(self, flags: int) -> None:
         self._pooling.status = flags  # type: ignore[attr-defined]
         super()._handle_server_status(flags)  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis.exceptions as theirs
 
 from ...errors import CreateFailed, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
@@ -12,11 +14,18 @@ __all__ = ["as_redis_error"]
 _Exhausted: type[theirs.ConnectionError] = getattr(theirs, "MaxConnectionsError", theirs.ConnectionError)
 
 
-class RedisPoolTimeout(PoolTimeout, theirs.ConnectionError, theirs.TimeoutError):
+class _InTime:
+    """What redis-py's constructor sets; a `PoolTimeout` is constructed by the built-in `TimeoutError`."""
+
+    error_type: Any = getattr(getattr(theirs, "ExceptionType", None), "NETWORK", None)  # redis-py 7 and newer
+    status_code: str | None = None
+
+
+class RedisPoolTimeout(_InTime, PoolTimeout, theirs.ConnectionError, theirs.TimeoutError):
     """No connection in time: the server is down."""
 
 
-class RedisPoolExhausted(PoolTimeout, _Exhausted, theirs.TimeoutError):  # type: ignore[misc, valid-type]
+class RedisPoolExhausted(_InTime, PoolTimeout, _Exhausted, theirs.TimeoutError):  # type: ignore[misc, valid-type]
     """No connection in time: all are in use."""
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pooling import Pool, PoolSettings, PoolTimeout
 
@@ -23,6 +23,26 @@ SETTINGS = PoolSettings(min_size=1, max_size=MAX_SIZE, acquire_timeout=20.0, idl
 ROWS = 100
 PIECES = 400  # of 4 kB: more than sockets buffer
 Text = str | Iterator[str]
+
+
+class Statements(NamedTuple):
+    """The SQL of the answers, in one dialect."""
+
+    row: str = "SELECT n, token, %s::text FROM matrix WHERE n = %s"
+    lock: str = "SELECT n FROM matrix WHERE n IN (%s, %s) ORDER BY n FOR UPDATE"
+    add: str = "UPDATE matrix SET amount = amount + %s WHERE n = %s RETURNING n"
+    stream: str = "SELECT n, %s::text, repeat('x', 4000) FROM generate_series(1, %s) n"
+    sleep: str = "SELECT pg_sleep(%s)"
+
+
+POSTGRESQL = Statements()
+MARIADB = Statements(
+    row="SELECT n, token, CAST(%s AS CHAR) FROM matrix WHERE n = %s",
+    add="UPDATE matrix SET amount = amount + %s WHERE n = %s",
+    stream="SELECT seq, CAST(%s AS CHAR), repeat('x', 4000) FROM seq_1_to_1000 WHERE seq <= %s",
+    sleep="SELECT SLEEP(%s)",
+)  # fmt: skip
+SQL = MARIADB if os.environ.get("MATRIX_DSN", "").startswith("mysql") else POSTGRESQL
 
 
 class Database(Protocol):
@@ -48,30 +68,31 @@ def answer(path: str, query: Mapping[str, str], database: Database) -> Text:
 
 
 def row(query: Mapping[str, str], database: Database) -> Text:
-    found = database.rows("SELECT n, token, %s::text FROM matrix WHERE n = %s", query["nonce"], int(query["n"]))
-    return " ".join(map(str, found[0]))
+    return _row(database, query["nonce"], int(query["n"]))
+
+
+def _row(database: Database, nonce: str, n: int) -> str:
+    return " ".join(map(str, database.rows(SQL.row, nonce, n)[0]))
 
 
 def transfer(query: Mapping[str, str], database: Database) -> Text:
     """Move one from here to there; the sum stays, even if a worker is killed in between."""
     here, there = int(query["n"]), int(query["m"])
     with database.transaction():
-        database.rows("SELECT n FROM matrix WHERE n IN (%s, %s) ORDER BY n FOR UPDATE", here, there)
-        database.rows("UPDATE matrix SET amount = amount - 1 WHERE n = %s RETURNING n", here)
-        found = database.rows("UPDATE matrix SET amount = amount + 1 WHERE n = %s RETURNING n, token, %s::text",
-                              there, query["nonce"])  # fmt: skip
-    return " ".join(map(str, found[0]))
+        database.rows(SQL.lock, here, there)
+        database.rows(SQL.add, -1, here)
+        database.rows(SQL.add, 1, there)
+        return _row(database, query["nonce"], there)
 
 
 def stream(query: Mapping[str, str], database: Database) -> Text:
-    pieces = database.stream("SELECT n, %s::text, repeat('x', 4000) FROM generate_series(1, %s) n", query["nonce"],
-                             PIECES)  # fmt: skip
+    pieces = database.stream(SQL.stream, query["nonce"], PIECES)
     return (f"{n} {nonce} {padding}\n" for n, nonce, padding in pieces)
 
 
 def sleep(query: Mapping[str, str], database: Database) -> Text:
     """Stay in the middle of a query."""
-    database.rows("SELECT pg_sleep(%s)", float(query["s"]))
+    database.rows(SQL.sleep, float(query["s"]))
     return "slept"
 
 

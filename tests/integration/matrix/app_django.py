@@ -7,6 +7,10 @@ import os
 from django.core.wsgi import get_wsgi_application
 from django.db import connection
 
+if os.environ.get("MATRIX_DRIVER") == "PyMySQL":
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.integration.matrix.site_django"
 application = get_wsgi_application()
 

@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
-
+from tests.mariadb import MariaDBServer
 from tests.servers import PostgresServer
 
 from .answers import MAX_SIZE, ROWS
-from .load import Load, disconnect, fetch, token_of
+from .database import AMOUNT, Database, MariaDB, Postgres
+from .load import Load, disconnect, fetch
 from .server import TIMEOUT, Mode, Prefork, Server
 
-__all__ = ["PHASES", "Report", "database", "prepare", "run", "run_prefork"]
+__all__ = ["PHASES", "Report", "database", "prepare", "run", "run_mariadb", "run_prefork"]
 
 PHASES = ("load", "disconnect", "restart", "kill", "wait cut", "query cut", "recycled", "leases", "limit", "exit",
           "stderr")  # fmt: skip
-AMOUNT = 1000
 AT_ONCE = 5.0
 """Seconds that an exit may take: gunicorn and uWSGI look around once a second, and this machine may be busy."""
 
@@ -55,14 +54,7 @@ def database() -> PostgresServer:
     return PostgresServer(max_connections=200, client_connection_check_interval=100)
 
 
-def prepare(postgres: PostgresServer) -> None:
-    """Create the table of the answers."""
-    with postgres.connect() as conn:
-        conn.execute("DROP TABLE IF EXISTS matrix")
-        conn.execute("CREATE TABLE matrix (n int PRIMARY KEY, token text, amount int)")
-        with conn.cursor() as cursor:
-            rows = [(n, token_of(n), AMOUNT) for n in range(1, ROWS + 1)]
-            cursor.executemany("INSERT INTO matrix VALUES (%s, %s, %s)", rows)
+prepare = Postgres.prepare
 
 
 def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -> Report:
@@ -73,9 +65,25 @@ def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -
         postgres: A server with `prepare`'s table.
         answers: Number of responses to wait for under load, in each phase.
     """
-    began = time.monotonic()
     name = f"matrix {mode.name} {app}".replace(" ", "_").replace(",", "")
-    cell = _Cell(Server(mode, app, f"{postgres.dsn}?application_name={name}"), Report(mode.name, app), postgres, name)
+    return _run(mode, app, Postgres(postgres, name), answers)
+
+
+def run_mariadb(mode: Mode, driver: str, server: MariaDBServer, *, answers: int = 300) -> Report:
+    """Run one cell with Django's MySQL engine; the server is killed and restarted in between.
+
+    Args:
+        mode: The server's mode.
+        driver: ``"PyMySQL"`` or ``"mysqlclient"``.
+        server: A new server, of its own.
+        answers: As for `run`.
+    """
+    return _run(mode, "django", MariaDB(server), answers, {"MATRIX_DRIVER": driver})
+
+
+def _run(mode: Mode, app: str, database: Database, answers: int, environment: dict[str, str] | None = None) -> Report:
+    began = time.monotonic()
+    cell = _Cell(Server(mode, app, database.dsn, environment), Report(mode.name, app), database)
     try:
         cell.run(answers)
     finally:
@@ -87,8 +95,8 @@ def run(mode: Mode, app: str, postgres: PostgresServer, *, answers: int = 300) -
 def run_prefork(kind: str, postgres: PostgresServer) -> Report:
     """Run the phases of forked workers without a server, see `prefork`."""
     began = time.monotonic()
-    name = f"matrix_{kind}"
-    cell = _Cell(Prefork(kind, f"{postgres.dsn}?application_name={name}"), Report(kind, "-"), postgres, name)
+    database = Postgres(postgres, f"matrix_{kind}")
+    cell = _Cell(Prefork(kind, database.dsn), Report(kind, "-"), database)
     try:
         with cell.watched():
             cell.report.found.update(cell.server.told())
@@ -101,8 +109,8 @@ def run_prefork(kind: str, postgres: PostgresServer) -> Report:
 
 
 class _Cell:
-    def __init__(self, server: Any, report: Report, postgres: PostgresServer, name: str) -> None:
-        self.server, self.report, self._postgres, self._name = server, report, postgres, name
+    def __init__(self, server: Any, report: Report, database: Database) -> None:
+        self.server, self.report, self._database = server, report, database
 
     def run(self, answers: int) -> None:
         mode, found = self.server.mode, self.report.found
@@ -125,12 +133,17 @@ class _Cell:
                 before = pids | set(self.server.workers())
                 found["recycled"] = self._under_load(lambda load: self._until_recycled(load, before))
             found["leases"] = self._leases() or self._money()
+        if isinstance(self._database, MariaDB):  # not watched: it cannot be asked meanwhile
+            found["stderr"] = "\n".join(self.server.complaints(killed=True)[:20])  # later ones may be about the server
+            found["database idle"] = self._database_restarts(self._database.server)
+            found["database"] = self._database_dies(self._database.server)
+        with self.watched():
             seconds, code = self.server.end()
         if code is None or seconds > AT_ONCE:
             found["exit"] = f"{seconds:.1f} s, code {code}"
         else:
             found["exit"] = "" if self.gone() else "its connections are still there"
-        found["stderr"] = "\n".join(self.server.complaints(killed=True)[:20])
+        found.setdefault("stderr", "\n".join(self.server.complaints(killed=True)[:20]))
 
     # -- phases ---------------------------------------------------------------------
 
@@ -178,6 +191,25 @@ class _Cell:
     def _until_recycled(self, load: Load, before: set[int]) -> str | None:
         return _eventually(lambda: not before & set(self.server.workers()), "workers were not recycled", 90)
 
+    def _database_restarts(self, server: MariaDBServer) -> str:
+        """It restarts, or crashes, while nothing is asked of it: no client gets an error."""
+        for end in (server.kill, server.stop):
+            end()
+            server.start()
+            complaint = self._under_load(lambda load: load.wait(100))
+            if complaint:
+                return complaint
+        return ""
+
+    def _database_dies(self, server: MariaDBServer) -> str:
+        """It crashes under load: the clients in between get errors, those after it none."""
+        load = Load(self.server.port, threads=8)
+        load.wait(30)
+        server.kill()
+        server.start()
+        load.stop()
+        return self._under_load(lambda load: load.wait(100)) or self._leases() or self._money()
+
     # -- checks -------------------------------------------------------------------------
 
     def _leases(self) -> str:
@@ -195,7 +227,7 @@ class _Cell:
         complaint = _eventually(all_is_back, "leases are left")
         if complaint:
             return f"{complaint}: {left}; {self.server.state()}"
-        return _eventually(lambda: not self._count("AND state <> 'idle'"), "transactions are open")
+        return _eventually(lambda: not self._database.busy(), "transactions are open")
 
     def _lent(self) -> dict[int, int]:
         """Send several requests at once, each of which takes a moment, so that every worker is asked."""
@@ -214,21 +246,11 @@ class _Cell:
         return found
 
     def _money(self) -> str:
-        with self._postgres.connect() as conn:
-            total = conn.execute("SELECT sum(amount) FROM matrix").fetchone()
-        return "" if total == (AMOUNT * ROWS,) else f"the amounts add up to {total}"
+        total = self._database.total()
+        return "" if total == AMOUNT * ROWS else f"the amounts add up to {total}"
 
     def gone(self) -> bool:
-        return not _eventually(lambda: not self._count(), "connections")
-
-    def _count(self, condition: str = "", conn: psycopg.Connection[tuple[int]] | None = None) -> int:
-        query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = %s {condition}"
-        if conn is not None:
-            (number,) = conn.execute(query, [self._name]).fetchone() or (0,)
-            return number
-        with self._postgres.connect() as own:
-            (number,) = own.execute(query, [self._name]).fetchone() or (0,)  # type: ignore[assignment]
-        return number
+        return not _eventually(lambda: not self._database.sessions(), "connections")
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -238,10 +260,10 @@ class _Cell:
 
         def watch() -> None:
             recent: list[tuple[float, int]] = []
-            with self._postgres.connect(autocommit=True) as conn:
+            with self._database.counting() as count:
                 while not stop.wait(0.02):
                     now = time.monotonic()
-                    before, number, after = self.server.processes(), self._count(conn=conn), self.server.processes()  # type: ignore[arg-type]
+                    before, number, after = self.server.processes(), count(), self.server.processes()
                     # The server may notice the death of a process a moment later.
                     recent = [one for one in recent if one[0] > now - 3.0] + [(now, max(before, after))]
                     most = max(processes for _, processes in recent) * MAX_SIZE
@@ -256,7 +278,7 @@ class _Cell:
         finally:
             stop.set()
             watcher.join()
-            self.report.found["limit"] = "".join(excess)
+            self.report.found["limit"] = self.report.found.get("limit", "") or "".join(excess)
 
 
 def _eventually(condition: Callable[[], object], complaint: str, timeout: float = 30.0) -> str:

@@ -64,9 +64,10 @@ class Server:
         mode: The server and its mode.
         app: The application: a key of `MODULES`.
         dsn: The database.
+        more: Further variables of its environment.
     """
 
-    def __init__(self, mode: Mode, app: str, dsn: str) -> None:
+    def __init__(self, mode: Mode, app: str, dsn: str, more: dict[str, str] | None = None) -> None:
         self.mode = mode
         self.home = Path(tempfile.mkdtemp(prefix="pooling-matrix-"))
         self.port = _free_port()
@@ -81,7 +82,7 @@ class Server:
             **os.environ, "MATRIX_DSN": dsn, "PYTHONFAULTHANDLER": "",
             # pyuwsgi restarts as the bare interpreter, outside the virtual environment.
             "PYTHONPATH": os.pathsep.join([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]),
-            "VIRTUAL_ENV": sys.prefix,
+            "VIRTUAL_ENV": sys.prefix, **(more or {}),
         }  # fmt: skip
         if mode.parent:
             environment["MATRIX_FORKS"] = "1"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.urls import path
 from psycopg.conninfo import conninfo_to_dict
@@ -13,7 +14,6 @@ from psycopg.conninfo import conninfo_to_dict
 from pooling import Pool
 from tests.integration.matrix.answers import SETTINGS, answer
 
-_found = conninfo_to_dict(os.environ["MATRIX_DSN"])
 SECRET_KEY = "of no use"
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = __name__
@@ -26,13 +26,25 @@ LOGGING = {  # the errors of views, which Django would only mail to the administ
     "handlers": {"stderr": {"class": "logging.StreamHandler"}},
     "loggers": {"django.request": {"handlers": ["stderr"], "level": "ERROR"}},
 }
-DATABASES = {
-    "default": {
+
+
+def _database(dsn: str) -> dict[str, object]:
+    if dsn.startswith("mysql"):
+        found = urlsplit(dsn)
+        return {
+            "ENGINE": "pooling.web.django.mysql", "NAME": found.path[1:], "USER": found.username,
+            "HOST": found.hostname, "PORT": found.port, "OPTIONS": {"pool": SETTINGS},
+        }  # fmt: skip
+    parameters = conninfo_to_dict(dsn)
+    return {
         "ENGINE": "pooling.web.django.postgresql",
-        "NAME": _found["dbname"], "USER": _found["user"], "HOST": _found["host"], "PORT": _found["port"],
-        "OPTIONS": {"application_name": _found["application_name"], "pool": SETTINGS},
-    }
-}  # fmt: skip
+        "NAME": parameters["dbname"], "USER": parameters["user"], "HOST": parameters["host"],
+        "PORT": parameters["port"],
+        "OPTIONS": {"application_name": parameters["application_name"], "pool": SETTINGS},
+    }  # fmt: skip
+
+
+DATABASES = {"default": _database(os.environ["MATRIX_DSN"])}
 
 
 class Django:
