@@ -27,7 +27,10 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 
-__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add_up", "all_pools"]
+__all__ = [
+    "HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add", "add_up", "all_pools",
+    "by_host",
+]  # fmt: skip
 
 Figures = dict[str, Any]
 """Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key), ``holders``, and ``kind``, the class of the
@@ -48,6 +51,7 @@ _COUNTERS = (
     "health_failures", "orphans", "leaks",
 )  # fmt: skip
 _TIMES = ("wait", "use", "create")
+_HOST_TIMES = ("latency", "lifetime")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
 _HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
@@ -113,7 +117,7 @@ class Recorder:
         self._end(source)
 
     def _end(self, source: _Source) -> None:
-        _add(self._ended.setdefault(self.public(source.name), {}), source.counters)
+        add(self._ended.setdefault(self.public(source.name), {}), source.counters)
 
     def public(self, name: str) -> str:
         """Return the name that a pool's figures have: its own, or `OTHERS` if there are too many."""
@@ -144,14 +148,14 @@ class _Source:
     def counters(self) -> dict[str, float]:
         """All that was counted."""
         found = dict(self._base)
-        _add(found, self._last)
+        add(found, self._last)
         return found
 
     def count(self, metrics: PoolMetrics) -> PoolSnapshot:
         """Update the counters."""
         since, snapshot = metrics.since, metrics.snapshot()
         if since > self._since:
-            _add(self._base, self._last)
+            add(self._base, self._last)
             self._last, self._since = {}, since
         last = self._last
         for key, value in _counters(metrics, snapshot).items():
@@ -247,9 +251,9 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
     buckets = metrics.buckets()
     for name in _TIMES:
         _durations(found, name, getattr(snapshot, name), buckets[name])
-    hosts, latencies = getattr(metrics, "hosts", None), getattr(metrics, "latencies", None)
-    if hosts is not None and latencies is not None:
-        by_host = latencies()
+    hosts, host_buckets = getattr(metrics, "hosts", None), getattr(metrics, "host_buckets", None)
+    if hosts is not None and host_buckets is not None:
+        known = host_buckets()
         for host in hosts():
             own: dict[str, float] = {
                 "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
@@ -257,7 +261,8 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             }  # fmt: skip
             _by_kind(own, "statuses", host.statuses)
             _by_kind(own, "failures", host.failures)
-            _durations(own, "latency", host.latency, by_host.get(host.host, _NONE))
+            for name in _HOST_TIMES:
+                _durations(own, name, getattr(host, name), getattr(known.get(host.host), name, _NONE))
             found.update({f"{host.host}{HOST}{key}": value for key, value in own.items()})
     return {key: value for key, value in found.items() if value > 0}
 
@@ -284,16 +289,27 @@ def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, b
     _by_kind(into, name, buckets.counts)
 
 
-def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
+def add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
+    """Add numbers to those with the same keys."""
     for key, value in numbers.items():
         into[key] = into.get(key, 0) + value
+
+
+def by_host(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the counters or gauges of each host, with their own keys."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in numbers.items():
+        host, separator, own = key.partition(HOST)
+        if separator:
+            found.setdefault(host, {})[own] = value
+    return found
 
 
 def add_up(figures: Iterable[Figures]) -> Figures:
     """Return the figures of several pools as those of one: sums, and of times the longest."""
     found: Figures = {"counters": {}, "gauges": {}, "peaks": {}, "holders": []}
     for one in figures:
-        _add(found["counters"], one.get("counters", {}))
+        add(found["counters"], one.get("counters", {}))
         for part in ("gauges", "peaks", "recent"):
             if part in one:
                 into = found.setdefault(part, {})

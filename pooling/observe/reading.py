@@ -93,14 +93,14 @@ def _queries(pool: Any) -> tuple[Totals, int, tuple[tuple[float, str], ...]]:
 
 
 def _hosts(pool: Any) -> dict[str, Host]:
-    hosts, latencies = (getattr(pool.metrics, name, None) for name in ("hosts", "latencies"))
-    if hosts is None or latencies is None:
+    hosts, host_buckets = (getattr(pool.metrics, name, None) for name in ("hosts", "host_buckets"))
+    if hosts is None or host_buckets is None:
         return {}
-    buckets = latencies()
+    buckets = host_buckets()
     return {
         one.host: Host(
             one.statuses, one.failures, one.retries,
-            Totals.of(one.latency.count, one.latency.mean, buckets.get(one.host, _NO_BUCKETS)),
+            Totals.of(one.latency.count, one.latency.mean, getattr(buckets.get(one.host), "latency", _NO_BUCKETS)),
         )
         for one in hosts()
     }  # fmt: skip

@@ -33,7 +33,7 @@ from typing import Any
 
 from . import shared
 from .attach import watchable
-from .figures import HOST, Figures, add_up
+from .figures import HOST, Figures, add, add_up
 from .history import start_of
 from .local import LocalHistory, Past, Record
 from .minutes import Book, by_start, merge, spread_of
@@ -277,8 +277,7 @@ def _counters(name: str, trails: Iterable[_Trail]) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for before, after in pairs:
-        for key, value in _new(name, before, after).items():
-            found[key] = found.get(key, 0) + value
+        add(found, _new(name, before, after))
     return found
 
 
@@ -294,8 +293,7 @@ def _recent(minutes: Mapping[int, dict[str, Any]], now: float) -> tuple[dict[str
     first = start_of(now) - _STEP
     both = [one for start, one in minutes.items() if start >= first]
     for one in both:
-        for key, value in one["counters"].items():
-            counters[key] = counters.get(key, 0) + value
+        add(counters, one["counters"])
     return counters, max((one["to"] for one in both), default=0.0) - min((one["from"] for one in both), default=0.0)
 
 
