@@ -17,8 +17,9 @@ decrease in the last digit from one reader to the next.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.report.histogram import Buckets, HistogramSnapshot, bound_of
 from ..core.report.holders import holders_of
@@ -80,6 +81,7 @@ class Recorder:
         self._sources: dict[int, _Source] = {}  # by the id of the metrics
         self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
         self._names: set[str] = set()
+        self._dropped: deque[tuple[PoolMetrics, _Count]] = deque()
 
     def sample(self, epoch: int = 0) -> dict[str, Figures]:
         """Return the figures of each pool name.
@@ -87,6 +89,7 @@ class Recorder:
         Args:
             epoch: Peaks are those since this number changed.
         """
+        self.count_dropped()
         for number, source in list(self._sources.items()):
             if source.metrics is None and source.ref() is None:
                 self._end(self._sources.pop(number))
@@ -98,7 +101,7 @@ class Recorder:
             owner = source.ref()
             if owner is not None:
                 figures = source.sample(owner.engine, epoch)
-            else:  # `end` will be called, or it was dropped just now
+            else:  # it was dropped just now: `drop` will be called
                 if source.metrics is not None:
                     source.count(source.metrics)
                 figures = {"counters": source.counters}
@@ -107,14 +110,19 @@ class Recorder:
             found.setdefault(name, []).append({"counters": counters})
         return {name: add_up(figures) for name, figures in found.items()}
 
-    def end(self, metrics: PoolMetrics) -> None:
-        """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
-        known = self._sources.pop(id(metrics), None)
-        if known is None and self._pools is not None:
-            return  # not one of those
-        source = known or _Source(metrics)
-        source.count(metrics)
-        self._end(source)
+    def drop(self, metrics: PoolMetrics) -> None:
+        """Read the counters of a pool that was garbage collected, before the reaper removes it; needs no lock."""
+        self._dropped.append((metrics, _Count.of(metrics)))
+
+    def count_dropped(self) -> None:
+        """Count the dropped pools for the last time."""
+        while self._dropped:
+            metrics, count = self._dropped.popleft()
+            known = self._sources.pop(id(metrics), None)
+            if known is not None or self._pools is None:  # else not one of those
+                source = known or _Source(metrics)
+                source.note(count)
+                self._end(source)
 
     def _end(self, source: _Source) -> None:
         add(self._ended.setdefault(self.public(source.name), {}), source.counters)
@@ -126,6 +134,19 @@ class Recorder:
                 return OTHERS
             self._names.add(name)
         return name
+
+
+class _Count(NamedTuple):
+    """What a pool has counted since its last reset, whose time is ``since``."""
+
+    since: float
+    snapshot: PoolSnapshot
+    counters: dict[str, float]
+
+    @classmethod
+    def of(cls, metrics: PoolMetrics) -> _Count:
+        since, snapshot = metrics.since, metrics.snapshot()
+        return cls(since, snapshot, _counters(metrics, snapshot))
 
 
 class _Source:
@@ -153,16 +174,20 @@ class _Source:
 
     def count(self, metrics: PoolMetrics) -> PoolSnapshot:
         """Update the counters."""
-        since, snapshot = metrics.since, metrics.snapshot()
-        if since > self._since:
+        found = _Count.of(metrics)
+        self.note(found)
+        return found.snapshot
+
+    def note(self, found: _Count) -> None:
+        """Update the counters with what the pool has counted."""
+        if found.since > self._since:
             add(self._base, self._last)
-            self._last, self._since = {}, since
+            self._last, self._since = {}, found.since
         last = self._last
-        for key, value in _counters(metrics, snapshot).items():
+        for key, value in found.counters.items():
             # A snapshot over several pools, of HTTP hosts for example, is not taken at one instant.
             if value > last.get(key, 0):
                 last[key] = value
-        return snapshot
 
     def sample(self, engine: Any, epoch: int) -> Figures:
         """Return the pool's figures."""

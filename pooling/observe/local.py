@@ -46,7 +46,7 @@ MOST_EVENTS = 50
 _HOUR = 3660.0  # seconds of minutes that a process keeps that shares them with no other
 
 PATIENCE = 5.0
-"""Seconds that a reader waits for its turn."""
+"""Seconds that a reader or writer waits for its turn; only a disk that hangs makes it wait that long."""
 
 
 class Totals(NamedTuple):
@@ -180,9 +180,9 @@ class Source:
             return self.processes[pid]
 
     @contextmanager
-    def exclusive(self, process: Process, patience: float = PATIENCE) -> Iterator[None]:
+    def exclusive(self, process: Process) -> Iterator[None]:
         """Let the threads of this process take turns. Never blocks the hub of gevent."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while not process.lock.acquire(False):
             pause(deadline, "another thread of this process reads or writes them")
         try:
@@ -259,8 +259,12 @@ class Source:
             return
         metrics = dropped.metrics
         if metrics is not None and not metrics.inner:
-            with self.exclusive(process):
-                process.recorder.end(metrics)
+            process.recorder.drop(metrics)
+            if process.lock.acquire(False):  # else the thread that has it takes a sample, or another one does later
+                try:
+                    process.recorder.count_dropped()
+                finally:
+                    process.lock.release()
 
 
 class Local(Source):

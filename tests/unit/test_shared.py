@@ -648,6 +648,54 @@ def test_forked_children_write_for_themselves(path: Path) -> None:
     assert db(SharedDirectory(path).read())["acquired"] == 7
 
 
+SLOW = """
+import sys, threading, time
+import pooling
+from pooling.observe.slotfile import SlotFile
+pool = pooling.Pool(object, name="own")
+writing, write = threading.Event(), SlotFile.write
+def write_slowly(file, data, tag=0):
+    if threading.current_thread() is not threading.main_thread():
+        writing.set()
+        time.sleep(1.5)  # as on a busy disk
+    write(file, data, tag)
+SlotFile.write = write_slowly
+with pool.acquire(): pass
+assert writing.wait(60)
+with pool.acquire(): pass
+"""
+
+
+def test_exit_waits_for_a_thread_that_writes(path: Path) -> None:
+    """What is counted meanwhile is written, too."""
+    run(SLOW, POOLING_METRICS_DIR=str(path))
+    assert db(SharedDirectory(path).read())["acquired"] == 2
+
+
+DROPPED = """
+import threading, time
+import pooling
+from pooling.core.runtime.reaper import LISTENERS
+from pooling.observe import shared
+pool = pooling.Pool(object, name="own")
+with pool.acquire(): pass
+assert shared.current().write()
+seen = threading.Event()
+LISTENERS.append(lambda reaper, dropped: dropped and seen.set())
+directory = shared.current()
+with directory.exclusive(directory.process()):  # as a thread that waits for a disk
+    with pool.acquire(): pass
+    del pool
+    began = time.monotonic()
+    assert seen.wait(60) and time.monotonic() - began < 4, time.monotonic() - began
+"""
+
+
+def test_a_thread_that_writes_does_not_delay_the_reaper(path: Path) -> None:
+    run(DROPPED, POOLING_METRICS_DIR=str(path))
+    assert db(SharedDirectory(path).read())["acquired"] == 2
+
+
 MULTIPROCESSING = """
 import pooling, multiprocessing
 pool = pooling.Pool(object, name="own")
