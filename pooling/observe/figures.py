@@ -225,7 +225,7 @@ class _Source:
             "holders": [
                 {
                     "where": f"{one.file}:{one.line} {one.function}()", "thread": one.thread,
-                    "since": round(time.time() - one.seconds, 1),
+                    "since": round(time.time() - one.seconds, 2),  # to 10 ms: it must not change from time to time
                 }
                 for one in holders[:_HOLDERS]
             ],

@@ -1,6 +1,6 @@
 """The figures of one process, and what it holds to record them.
 
-A `Record` is what one process tells, by key, as it is stored in its file: ``pid``; ``time``, when it was made;
+A `Record` is what one process tells, by key, as it is stored in its file: ``pid``; ``time``, when it was sampled;
 ``pools``, see `figures`; ``process``, its command and what it uses; ``minutes``, see `minutes`; ``errors``, the last
 one of each pool with its time; and ``events``, see `Incident`.
 """
@@ -319,8 +319,9 @@ class LocalHistory(Source):
         """Return the record of this process, by its name, and the past of the others, of which there is none."""
         process = self.process()
         with self.exclusive(process):
+            now = time.time()
             pools, details = self._step(process)
-        return {"": {"pid": os.getpid(), "time": time.time(), "pools": pools, **details}}, Past({}, [])
+        return {"": {"pid": os.getpid(), "time": now, "pools": pools, **details}}, Past({}, [])
 
 
 def pause(deadline: float, why: str) -> None:

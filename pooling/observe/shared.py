@@ -133,10 +133,10 @@ class SharedDirectory(Source):
     def _write(self, process: Process) -> None:
         assert process.file is not None and process.retired is not None
         self.observe()
-        record = process.retired.read()
+        record, now = process.retired.read(), time.time()
         pools, ended = process.sample(0 if record is None else record.tag)
         if ended or pools != process.written.get("pools") or self.watched(process):
-            figures, details = {"pid": os.getpid(), "time": round(time.time(), 3), "pools": pools}, process.details()
+            figures, details = {"pid": os.getpid(), "time": round(now, 3), "pools": pools}, process.details()
             # In two lines: a scrape needs only the first.
             process.file.write(encode(figures) + b"\n" + encode(details))
             process.written = {**figures, **details}  # after it: readers count what is stored

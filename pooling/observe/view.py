@@ -12,9 +12,10 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
                ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute``
                (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
-               ``size``, ``waiting``); ``holders`` (``where``, ``thread``, ``pid``, ``since``), the longest first, at
-               most 10; ``minutes``, the last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing
-               was recorded: ``in_use`` (on average), ``waiting`` (at most), ``leases``, ``timeouts``, ``p99_wait``
+               ``size``, ``waiting``); ``holders``, the longest first, at most 10: ``where``, ``thread``, ``pid``,
+               ``since``, and ``seconds``, how long it was held when its process told its figures; ``minutes``, the
+               last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing was recorded: ``in_use``
+               (on average), ``waiting`` (at most), ``leases``, ``timeouts``, ``p99_wait``
 ``events``     a list, the newest first, at most 100: ``pool``, ``kind`` (see `incidents.WORDS`), ``start``, ``end``
                (``None`` while it lasts), ``count``, ``text``, ``peak``, ``pid``
 
@@ -253,9 +254,10 @@ def _state(gauges: Mapping[str, float]) -> str:
 
 def _holders(figures: Mapping[str, Figures], records: Mapping[str, Record]) -> list[dict[str, Any]]:
     found = [
-        {**holder, "pid": records[key]["pid"]} for key, one in figures.items() for holder in one.get("holders", ())
-    ]
-    return sorted(found, key=lambda one: float(one["since"]))[:MOST_HOLDERS]
+        {**holder, "pid": records[key]["pid"], "seconds": max(0.0, records[key]["time"] - holder["since"])}
+        for key, one in figures.items() for holder in one.get("holders", ())
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: -float(one["seconds"]))[:MOST_HOLDERS]
 
 
 # -- rates -----------------------------------------------------------------------------

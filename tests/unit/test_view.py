@@ -496,7 +496,7 @@ def test_figures_of_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None
         gauges = {"open": 1, "used": used, "size": 3, "idle": 3 - used, "max": 5, "pending": pid, "oldest_wait": pid}
         holders = [{"where": "x", "thread": "t", "since": 10.0 * pid + number} for number in range(8)]
         one = {"kind": "Pool", "counters": {}, "gauges": {**gauges, "down": int(down)}, "holders": holders}
-        return {"pid": pid, "time": 1.0, "pools": {"db": one}, "process": {"started": 100 - pid, "cpu_seconds": 0}}
+        return {"pid": pid, "time": 30.0, "pools": {"db": one}, "process": {"started": 100 - pid, "cpu_seconds": 0}}
 
     records = {"a": record(1, 2), "b": record(2, 3)}
     viewer = Viewer(lambda: (records, local.Past({}, [])))
@@ -506,6 +506,7 @@ def test_figures_of_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None
     }  # fmt: skip
     assert {key: mine[key] for key in expected} == expected
     assert [one["since"] for one in mine["holders"]] == [*range(10, 18), 20, 21]
+    assert mine["holders"][0]["seconds"] == 20  # when the process told it, however long ago that is
     assert mine["state"] == "up"
     assert [one["pid"] for one in viewer.view()["processes"]] == [2, 1]  # the oldest first
     records["b"] = record(2, 3, down=True)
