@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .._reports import DOWN, UP
 from ..core.report.histogram import Buckets, HistogramSnapshot, bound_of
 from ..core.report.holders import holders_of
 from ..core.report.metrics import PoolMetrics
@@ -30,7 +31,7 @@ from ..core.runtime.poolref import PoolRef
 
 __all__ = [
     "HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add", "add_up", "all_pools",
-    "by_host",
+    "by_host", "state_of",
 ]  # fmt: skip
 
 Figures = dict[str, Any]
@@ -201,8 +202,8 @@ class _Source:
             oldest = now - waiters[0].arrived if waiters else 0.0
             holders = holders_of(engine.state.lent(), now)
             is_open = not engine.state.closed
-            exhausted = bool(waiters) and engine.state.exhausted
             error = engine.outage.text
+        oldest = max(oldest, _oldest_of_hosts(metrics, now))
         settings, state = engine.settings, engine.state
         limits = {
             "max": state.max_size, "idle_min": state.min_size,
@@ -211,6 +212,7 @@ class _Source:
         }  # fmt: skip
         recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
         owner = None if engine.owner is None else engine.owner()
+        exhausted = state.exhausted if owner is None else owner.exhaustion() is not None
         return {
             "kind": "Pool" if owner is None else type(owner).__name__,
             **({} if error is None else {"error": error}),
@@ -218,7 +220,8 @@ class _Source:
             "gauges": {
                 "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
                 "oldest_wait": oldest, "down": int(error is not None), "open": int(is_open),
-                "exhausted": int(exhausted), **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
+                "exhausted": int(exhausted and is_open), **(limits if is_open or snapshot.size else {}),
+                **_of_hosts(metrics),
             },
             "peaks": dict(self._peaks),
             "recent": recent,
@@ -303,6 +306,12 @@ def _of_hosts(metrics: PoolMetrics) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _oldest_of_hosts(metrics: PoolMetrics, now: float) -> float:
+    """Return how long the first request has waited that waits for a host of an HTTP pool."""
+    oldest_wait = getattr(metrics, "oldest_wait", None)
+    return 0.0 if oldest_wait is None else float(oldest_wait(now))
+
+
 def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> None:
     into.update({f"{name}/{kind}": number for kind, number in numbers.items()})
 
@@ -312,6 +321,17 @@ def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, b
     into[f"{name}.short"] = snapshot.count - sum(buckets.counts.values())
     into[f"{name}.ns"] = round(snapshot.count * snapshot.mean * 1e9)
     _by_kind(into, name, buckets.counts)
+
+
+def state_of(gauges: Mapping[str, float]) -> str:
+    """Return the state of a pool: ``"closed"``, ``"down"``, ``"exhausted"`` or ``"up"``.
+
+    It is down if its server is, as far as the last attempt to connect tells; and exhausted if every resource is in
+    use, see `Pool.exhaustion`: the next request has to wait. Of several processes, if it is so in one of them.
+    """
+    if not gauges.get("open"):
+        return "closed"
+    return DOWN if gauges.get("down") else "exhausted" if gauges.get("exhausted") else UP
 
 
 def add(into: dict[str, float], numbers: Mapping[str, float]) -> None:

@@ -112,7 +112,7 @@ class Process:
         for name, figures in pools.items():
             figures.pop("recent", None)
             gauges = figures.get("gauges", {})
-            self.incidents.sustain(name, "exhausted", bool(gauges.get("exhausted")))
+            self.incidents.sustain(name, "exhausted", bool(gauges.get("exhausted") and gauges.get("pending")))
             self.incidents.sustain(name, "outage", bool(gauges.get("down")), figures.get("error", ""))
         return pools, ended
 

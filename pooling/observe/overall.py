@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .._reports import DEGRADED, UP
+from .._reports import DEGRADED, overall
 from .advice import OF_INCIDENTS
+from .figures import add_up, state_of
 from .history import Minute, ProcessMinute, Series
 from .incidents import Incidents
 from .local import Record
@@ -73,10 +74,11 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     process = _series(PROCESS, "process", book.pop(PROCESS, {}), ProcessMinute)
     since = min((one["from"] for several in book.values() for one in several.values()), default=now)
     pools = [_pool(name, several, records) for name, several in sorted(book.items())]
-    down = any(one["pools"][name]["gauges"].get("down") for one in records.values() for name in one["pools"])
+    states = [state_of(add_up([one])["gauges"]) for record in records.values() for one in record["pools"].values()]
+    status = overall((DEGRADED if state == "exhausted" else state, True) for state in states if state != "closed")
     long = now - since > _HOUR
     report = compile_report(
-        pools, process, Incidents.of(events), now=now, hours=hours, since=since, status=DEGRADED if down else UP,
+        pools, process, Incidents.of(events), now=now, hours=hours, since=since, status=status,
         enabled=True, last=_sum(records), grain=BLOCK if long else 60,
         advised=lambda series: _of_one(series, ones.get(series.label, {})),
     )  # fmt: skip

@@ -8,9 +8,8 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
 ``processes``  a list: ``pid``, ``command``, ``cpu`` (processors in use; ``None`` at first), ``memory`` (bytes),
                ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
-               ``max_size``, ``waiting``, ``oldest_wait``; ``state`` (``"up"``, ``"exhausted"``, ``"down"``,
-               ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute``
-               (of this minute and the last one);
+               ``max_size``, ``waiting``, ``oldest_wait``; ``state``, see `state_of`; ``last_error``,
+               ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute`` (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
                ``size``, ``waiting``); ``holders``, the longest first, at most 10: ``where``, ``thread``, ``pid``,
                ``since``, and ``seconds``, how long it was held when its process told its figures; ``minutes``, the
@@ -34,7 +33,7 @@ from typing import Any
 
 from . import shared
 from .attach import watchable
-from .figures import HOST, Figures, add, add_up
+from .figures import HOST, Figures, add, add_up, state_of
 from .history import start_of
 from .local import LocalHistory, Past, Record
 from .minutes import Book, by_start, merge, spread_of
@@ -226,7 +225,7 @@ def _pool(
         "max_size": gauges.get("max", 0),
         "waiting": gauges.get("pending", 0),
         "oldest_wait": gauges.get("oldest_wait", 0.0),
-        "state": _state(gauges),
+        "state": state_of(gauges),
         "last_error": last_error,
         "last_error_at": last_error_at,
         "leases_per_second": rate,
@@ -244,12 +243,6 @@ def _pool(
         "holders": _holders(figures, records),
         "minutes": _last_hour(minutes, now),
     }  # fmt: skip
-
-
-def _state(gauges: Mapping[str, float]) -> str:
-    if not gauges.get("open"):
-        return "closed"
-    return "down" if gauges.get("down") else "exhausted" if gauges.get("exhausted") else "up"
 
 
 def _holders(figures: Mapping[str, Figures], records: Mapping[str, Record]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import requests
 from urllib3.util import Retry
 
 from pooling import HTTPPool, HTTPTimeout, Observer, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling.observe.local import Local
 from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
@@ -533,6 +534,8 @@ def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for
             thread = in_thread(http.get, "/echo")
             wait_until(lambda: http.stats()["waiting"])
             time.sleep(0.2)
+            gauges = Local().read().pools[http.name]["gauges"]
+            assert (gauges["pending"], gauges["exhausted"]) == (1, 1) and gauges["oldest_wait"] >= 0.15
             with pytest.raises(PoolTimeout):
                 http.get("/echo", timeout=HTTPTimeout(pool=0))
         thread.join()

@@ -337,8 +337,14 @@ def test_status_of_pools_in_trouble(make: Make, clock: VirtualClock) -> None:
     pool.pause()
     assert monitor.get_performance_summary()["status"] == "degraded"
     pool.resume()
+    lease = pool.acquire()
+    pool.resize(1, 0)
+    assert monitor.get_performance_summary()["status"] == "degraded"  # exhausted
+    lease.release()
+    assert monitor.get_performance_summary()["status"] == "up"
     pool.close()
-    assert monitor.get_performance_summary()["status"] == "degraded"
+    assert monitor.get_performance_summary()["status"] == "down"
+    assert monitor.get_report()["status"] == "down"
 
 
 # -- the hot path -------------------------------------------------------------------------------

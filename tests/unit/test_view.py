@@ -387,6 +387,17 @@ def test_view_of_a_process(viewer: Viewer, name: str) -> None:
     json.dumps(found)
 
 
+def test_exhausted_means_what_it_does_for_health(viewer: Viewer, name: str) -> None:
+    """All are in use, whether or not somebody waits; the event is about those that wait."""
+    pool: Pool[Any] = Pool(object, name=name, max_size=1)
+    with pool.acquire():
+        found = viewer.view()
+        assert pool_of(found, name)["state"] == "exhausted" and "exhausted" in str(pool.probe(1))
+        assert [one for one in found["events"] if one["pool"] == name] == []
+    assert pool_of(viewer.view(), name)["state"] == "up" and pool.probe(1) is None
+    pool.close()
+
+
 def test_rates_are_those_between_two_views(name: str, wall: Wall) -> None:
     history = LocalHistory()
     viewer = Viewer(history.everything)
@@ -576,6 +587,7 @@ def test_quiet_process_counts_until_now(wall: Wall) -> None:
     wall.now = NOON + 55
     source: Any = SimpleNamespace(everything=lambda: (records, local.Past({}, [])))
     report = report_of(source, 1)
+    assert report["status"] == "up"
     assert report["pools"]["db"]["max_size"] == 2 * figures()["gauges"]["max"]
     assert report["pools"]["db"]["seconds"] == pytest.approx(55, abs=1)
     assert report["process"]["memory"] == {"last": 200, "peak": 200} and report["pools"]["db"]["acquired"] == 2

@@ -270,6 +270,15 @@ class HTTPMetrics(PoolMetrics):
             found[host.metrics.host] = idle, in_use
         return found
 
+    def oldest_wait(self, now: float) -> float:
+        """Return the seconds that the first request in a wait queue of a host has waited; 0.0 if none waits."""
+        oldest = now
+        for host in self.sockets.all():
+            waiters = host.pool.engine.state.waiters
+            with host.pool.engine.lock:
+                oldest = min(oldest, waiters[0].arrived) if waiters else oldest
+        return now - oldest
+
     def host_buckets(self) -> dict[str, HostBuckets]:
         """Return the durations by bucket, for each host."""
         return {host: metrics.buckets() for host, metrics in list(self.sockets.metrics.items())}
