@@ -174,6 +174,12 @@ class _Trail:
                 return point, last
         return None
 
+    def whole(self) -> tuple[Record, Record]:
+        """Return the oldest record and that of now; a process that began within the minute has counted from zero."""
+        first, last = self._points[0], self._points[-1]
+        started = last.get("process", {}).get("started", 0.0)
+        return ({"pools": {}} if started > last["time"] - _MOST else first), last
+
 
 def _by_pid(records: Mapping[str, Record]) -> list[tuple[str, Record]]:
     return sorted(records.items(), key=lambda one: (one[1].get("process", {}).get("started", 0.0), one[1]["pid"]))
@@ -267,12 +273,12 @@ def _rate(name: str, trails: Iterable[_Trail]) -> float | None:
 
 def _counters(name: str, trails: Iterable[_Trail]) -> dict[str, float] | None:
     """Return what was counted in the last minute; ``None`` if the viewer has not looked for so long."""
-    pairs = [pair for trail in trails if (pair := trail.since(_MOST - 5)) is not None]
-    if not pairs:
+    pairs = [(trail.since(_MOST - 5), trail) for trail in trails]
+    if not any(pair for pair, _ in pairs):
         return None
     found: dict[str, float] = {}
-    for before, after in pairs:
-        add(found, _new(name, before, after))
+    for pair, trail in pairs:
+        add(found, _new(name, *(pair or trail.whole())))
     return found
 
 

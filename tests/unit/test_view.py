@@ -98,7 +98,8 @@ def use(pool: Pool[Any], times: int) -> None:
 
 
 def figures(**counters: float) -> dict[str, Any]:
-    return {"counters": counters, "gauges": {"open": 1, "used": 1, "size": 2, "max": 4}, "recent": {"in_use": 2}}
+    gauges = {"open": 1, "used": 1, "size": 2, "max": 4, "pending": 0}
+    return {"counters": counters, "gauges": gauges, "recent": {"in_use": 2}}
 
 
 def sums(book: dict[str, dict[int, dict[str, Any]]], pool: str = "db") -> dict[str, float]:
@@ -449,6 +450,30 @@ def test_percentiles_forget_what_is_a_minute_old(name: str, wall: Wall) -> None:
     local.LISTENERS.remove(history.listen)
     history.observe_no_more()
     pool.close()
+
+
+def test_percentiles_include_processes_that_began_within_the_minute(wall: Wall) -> None:
+    """Also one that is older, but could not be seen before."""
+
+    def record(pid: int, place: int, number: int, started: float) -> dict[str, Any]:
+        one = figures(acquired=number, **{f"use/{place}": number, "use.ns": number * 10**9})
+        own = {"cpu_seconds": 1.0, "memory": 100, "threads": 5, "descriptors": 20, "started": started}
+        return {"pid": pid, "time": wall.now, "pools": {"db": one}, "process": own}
+
+    records: dict[str, dict[str, Any]] = {}
+    viewer = Viewer(lambda: (records, local.Past({}, [])))
+    for second in range(60):
+        wall.now = NOON + second
+        records["old"] = record(1, 20, 10 + second, NOON - 1000)  # 1 ms
+        if second >= 40:
+            records["young"] = record(2, 40, 100 + second, NOON + 39)  # 1 s
+        if second >= 50:
+            records["attached"] = record(3, 42, 100 * second, NOON - 2000)  # 2 s
+        use = pool_of(viewer.view(), "db")["use"]
+    assert 1 < use["p99"] <= 2.1 and 0.5 < use["p50"] <= 2.1
+    del records["attached"]
+    use = pool_of(viewer.view(), "db")["use"]
+    assert 0.5 < use["p50"] < use["p99"] <= 1.1
 
 
 def test_pool_whose_server_is_down(viewer: Viewer, name: str) -> None:
