@@ -767,6 +767,7 @@ def test_interval_of_exports_comes_from_the_environment(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICS_EXPORT_INTERVAL", "15")
+    assert observed([], clock, interval=None).interval == PoolSettings().metrics_interval  # samples are as before
     got: list[dict[str, Any]] = []
     pool = make(name="db")
     monitor = observed(pool, clock, export=got.append, interval=7.0)
