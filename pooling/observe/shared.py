@@ -70,7 +70,7 @@ class SharedDirectory(Source):
     this process write, too.
 
     Args:
-        path: The directory; it is created at the first use.
+        path: The directory. It is created at the first use by a process that writes.
 
     Raises:
         TypeError, ValueError: ``path`` is not a path.
@@ -279,7 +279,7 @@ class SharedDirectory(Source):
         Raises:
             OSError: As from `open_private`.
         """
-        return open_private(self.path)
+        return open_private(self.path, create=self.writes)  # a reader would hide a mistyped name
 
     def _open(self, process: Process) -> None:
         """Open the directory and ``retired``, again if they were deleted."""

@@ -92,6 +92,7 @@ def another(directory: SharedDirectory) -> SharedDirectory:
 
 
 def test_directory_is_private(directory: SharedDirectory, path: Path) -> None:
+    directory.writes = True
     directory.read()
     assert path.stat().st_mode & 0o777 == 0o700
     assert {(path / name).stat().st_mode & 0o777 for name in names(path)} == {0o600}
@@ -354,6 +355,7 @@ def test_reader_whose_turn_does_not_come_says_so(
 ) -> None:
     monkeypatch.setattr(shared, "PATIENCE", 0.0)
     monkeypatch.setattr(SlotFile, "lock", lambda self: False)
+    directory.writes = True
     with pytest.raises(TimeoutError, match=r"no turn to read or write the metrics: another process has locked /"):
         directory.read()
 
@@ -426,6 +428,7 @@ def test_counters_survive_a_reset(name: str) -> None:
 def test_directory_of_another_application_is_only_read(directory: SharedDirectory, path: Path, name: str) -> None:
     pool: Pool[Any] = Pool(object, name=name)
     use(pool, 5)
+    path.mkdir(0o700)
     assert directory.write()
     assert (name in directory.read().pools, names(path)) == (False, {"retired.v1"})
     pool.close()
@@ -742,6 +745,7 @@ def test_child_closes_the_files_of_its_parent_before_it_has_its_own(
     directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it would lose a lock that one of its other threads has just taken."""
+    directory.writes = True
     directory.read()
     parent, pid, seen = directory.process(), os.getpid() + 1, []
     close = type(parent).close

@@ -582,7 +582,7 @@ def test_figures_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dir", "/nonexistent"], "argument --dir: must be an existing directory, not '/nonexistent'"),
+        (["--dir", "/nonexistent"], "argument --dir: no such directory: '/nonexistent'"),
         (["--interval", "0"], "argument --interval: must be a number from 0.25 to 3600, not '0'"),
         (["--pid", "x"], "argument --pid: must be a whole number from 1 to 2147483647, not 'x'"),
     ],

@@ -652,13 +652,29 @@ def test_command_reports(directory: SharedDirectory, path: Path, name: str) -> N
     for arguments, expected, message in (
         ((), 2, "--dir is required where POOLING_METRICS_DIR is not set"),
         (("--dir", str(path), "--hours", "0"), 2, "must be a number above 0, at most 24, not '0'"),
-        (("--dir", str(path / "none")), 1, "none' is not a directory"),
+        (("--dir", str(path / "none")), 1, "argument --dir: no such directory: '/"),
         (("--dir", str(mistyped)), 1, "mistyped': is it the POOLING_METRICS_DIR?"),
     ):
         code, _, errors = run(*arguments)
         assert code == expected and message in errors
     assert not (path / "none").exists() and not list(mistyped.iterdir())
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [(("top", "--once", "--json"), 2), (("dashboard", "--port", "0"), 2), (("report",), 1)]
+)
+def test_a_reader_does_not_create_a_directory(path: Path, command: tuple[str, ...], code: int) -> None:
+    """Its name was mistyped."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pooling", *command], env=environment(POOLING_METRICS_DIR=str(path)),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    assert f"POOLING_METRICS_DIR: no such directory: '{path}'" in done.stderr
+    with pytest.raises(FileNotFoundError):
+        SharedDirectory(path).read()
+    assert not path.exists()
 
 
 # -- processes -------------------------------------------------------------------------

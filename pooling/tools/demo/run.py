@@ -224,6 +224,7 @@ class _Demo:
 
     def _open_page(self, folder: Path) -> str:
         """Let the phases, which are processes of their own, share their figures, and serve them; return the address."""
+        folder.mkdir(0o700)
         os.environ["POOLING_METRICS_DIR"] = str(folder)
         server = DashboardServer("127.0.0.1", 0, folder, None)
         threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
