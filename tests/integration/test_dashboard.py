@@ -825,3 +825,31 @@ def test_demo(tmp_path: Path) -> None:
         assert demo.stdout is not None
         assert "every row is right" in demo.stdout.read() and demo.wait(60) == 0
     assert len(seen) >= 2
+
+
+def test_page_of_a_demo_in_a_terminal_stays_open() -> None:
+    """Until Ctrl-C, which is no failure then."""
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "pooling", "demo", "--dashboard", "--seconds", "0.5", "--threads", "2"]
+    demo = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=its, start_new_session=True)
+    os.close(its)
+    try:
+        shown = ""
+        while "the page stays open: Ctrl-C ends the demo" not in shown:
+            shown += os.read(ours, 4096).decode()
+        assert "every row is right" in shown
+        found = re.search(r"http://127\.0\.0\.1:\d+/", shown)
+        assert found
+        url = found[0]
+
+        def leases() -> float:
+            pools = {pool["name"]: pool for pool in fetch(url)["pools"]}
+            return sum(filter(None, pools["market data"]["minutes"]["leases"])) if "market data" in pools else 0
+
+        wait_until(leases)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
+    finally:
+        demo.kill()
+        demo.wait()
+        os.close(ours)
