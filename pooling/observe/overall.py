@@ -58,7 +58,8 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     """Return the report as plain values, in the shape that `report` documents.
 
     The counters of a pool are those of all processes, also of those that have
-    ended. The advice is about one process on average, because settings are.
+    ended. The advice is about an average process, because settings are those of
+    one process, and says so: what each one did is kept for minutes only.
     """
     records, past = directory.everything()
     book: Book = {}
@@ -86,7 +87,10 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     for item in report["advice"]:
         number = max((number_of(one) for one in book.get(item["pool"], {}).values()), default=1.0)
         if number > 1.5 and item["title"] not in OF_INCIDENTS:
-            item["why"] += f" These figures are those of one process on average, of up to {number:.0f}."
+            item["why"] += (
+                f" These figures are those of an average process, of up to {number:.0f}; where the load is uneven, the "
+                "busiest needs more."
+            )
     return report
 
 

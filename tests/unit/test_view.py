@@ -620,6 +620,26 @@ def test_quiet_process_counts_until_now(wall: Wall) -> None:
     assert report_of(source, 1)["pools"]["db"]["seconds"] == pytest.approx(60, abs=1)
 
 
+def test_advice_about_several_processes_says_that_it_is_about_an_average_one(wall: Wall) -> None:
+    def record(pid: int) -> dict[str, Any]:
+        log = MinuteLog()
+        log.note({"db": figures()}, NOON + 1)
+        busy = {"acquired": 6000, "exhausted": 40, "timeouts": 5, "use/42": 6000, "use.ns": 12_000 * 10**9}
+        log.note({"db": figures(**busy)}, NOON + 55)
+        return {"pid": pid, "time": NOON + 55, "pools": {"db": figures(**busy)}, "minutes": log.to_dict()}
+
+    wall.now = NOON + 55
+    leak = {"pool": "db", "kind": "leak", "start": NOON, "end": NOON, "count": 1, "text": "x", "peak": 60.0}
+    for number in (1, 4):
+        records = {str(pid): {**record(pid), "events": [leak]} for pid in range(number)}
+        source: Any = SimpleNamespace(everything=lambda records=records: (records, local.Past({}, [])))
+        advice = {item["setting"]: item for item in report_of(source, 1)["advice"]}
+        size = advice["max_size"]
+        assert size["current"] == 4 and size["suggested"] > 200  # 111 leases a second of 2 s each, in each process
+        assert ("an average process, of up to 4; where the load is uneven" in size["why"]) is (number > 1)
+        assert "average process" not in advice[None]["why"]  # leaks are those of all
+
+
 def test_incidents_of_processes_that_overlap_are_one() -> None:
     def event(start: float, end: float | None, **more: Any) -> dict[str, Any]:
         own = {"pool": "db", "kind": "outage", "start": start, "end": end, "count": 1, "text": "x", "peak": start}
