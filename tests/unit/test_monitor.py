@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 
 from pooling import Observer, Pool, PoolManager, PoolSettings, PoolTimeout
 from pooling.core.report.histogram import Buckets, Histogram, bound_of, place_of
+from pooling.core.runtime.reaper import LISTENERS
 from pooling.observe import PerformanceMonitor
 from pooling.observe import report as shape
 from pooling.observe.advice import advise, advise_process, busiest
@@ -92,6 +94,38 @@ def test_pool_made_later_is_counted_from_its_beginning(make: Make, clock: Virtua
     use(pool, clock, 1.0)
     clock.advance(30.0)
     assert monitor.get_report()["pools"]["late"]["acquired"] == 1
+
+
+def test_pools_that_end_between_two_samples_are_counted() -> None:
+    """One that the monitor has never seen, and the last leases of one that it has."""
+    with PerformanceMonitor(interval=3600.0) as monitor:
+        known = Pool(object, name="monitor-known")
+        others = PerformanceMonitor([known], interval=3600.0)
+        monitor.sample()
+        brief = Pool(object, name="monitor-brief")
+        for pool, times in ((known, 2), (brief, 3)):
+            for _ in range(times):
+                with pool.acquire():
+                    pass
+        known.close()
+        del pool, known, brief
+        wanted = [(monitor, "monitor-known", "closed"), (monitor, "monitor-brief", "dropped"),
+                  (others, "monitor-known", "closed")]  # fmt: skip
+        end = time.monotonic() + 60
+        for one, name, state in wanted:
+            series = one.current_sampler().series
+            while name not in series or series[name].state != state:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        pools = monitor.get_report()["pools"]
+        assert (pools["monitor-known"]["acquired"], pools["monitor-brief"]["acquired"]) == (2, 3)
+        pools = others.get_report()["pools"]
+        assert (list(pools), pools["monitor-known"]["acquired"]) == (["monitor-known"], 2)
+        others.stop()
+    count = len(LISTENERS)
+    del monitor, others, wanted, one, series
+    gc.collect()
+    assert len(LISTENERS) <= count - 2  # nothing of them is left
 
 
 def test_reset_of_the_metrics_loses_and_doubles_nothing(make: Make, clock: VirtualClock) -> None:
