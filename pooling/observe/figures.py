@@ -31,7 +31,7 @@ from ..core.runtime.poolref import PoolRef
 
 __all__ = [
     "HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add", "add_up", "all_pools",
-    "by_host", "state_of",
+    "by_host", "kinds_of", "state_of",
 ]  # fmt: skip
 
 Figures = dict[str, Any]
@@ -197,32 +197,17 @@ class _Source:
             self._epoch, self._mark, self._peaks = epoch, before, {}
         snapshot = self.count(metrics)
         counters = self.counters
-        with engine.lock:
-            waiters, now = engine.state.waiters, engine.clock.now()
-            oldest = now - waiters[0].arrived if waiters else 0.0
-            holders = holders_of(engine.state.lent(), now)
-            is_open = not engine.state.closed
-            error = engine.outage.text
-        oldest = max(oldest, _oldest_of_hosts(metrics, now))
-        settings, state = engine.settings, engine.state
-        limits = {
-            "max": state.max_size, "idle_min": state.min_size,
-            "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
-            "acquire_timeout": settings.acquire_timeout,
-        }  # fmt: skip
-        recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
         owner = None if engine.owner is None else engine.owner()
-        exhausted = state.exhausted if owner is None else owner.exhaustion() is not None
+        with engine.lock:
+            now, error = engine.clock.now(), engine.outage.text
+            holders = holders_of(engine.state.lent(), now)
+        gauges = {**_gauges(engine, owner, snapshot, now), "down": int(error is not None)}
+        recent = self._note_peaks(snapshot, metrics, counters, before, gauges["oldest_wait"])
         return {
             "kind": "Pool" if owner is None else type(owner).__name__,
             **({} if error is None else {"error": error}),
             "counters": counters,
-            "gauges": {
-                "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
-                "oldest_wait": oldest, "down": int(error is not None), "open": int(is_open),
-                "exhausted": int(exhausted and is_open), **(limits if is_open or snapshot.size else {}),
-                **_of_hosts(metrics),
-            },
+            "gauges": gauges,
             "peaks": dict(self._peaks),
             "recent": recent,
             "holders": [
@@ -232,7 +217,7 @@ class _Source:
                 }
                 for one in holders[:_HOLDERS]
             ],
-        }  # fmt: skip
+        }
 
     def _note_peaks(
         self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float],
@@ -259,16 +244,32 @@ def _nothing() -> None:
     """Stand in for the reference of a pool that is gone."""
 
 
+def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict[str, float]:
+    """Return the gauges of a pool; ``owner`` is the public pool, ``None`` for a part of one."""
+    settings, state, metrics = engine.settings, engine.state, engine.metrics
+    with engine.lock:
+        oldest = max(0.0, now - state.waiters[0].arrived) if state.waiters else 0.0
+        is_open = not state.closed
+    exhausted = is_open and (state.exhausted if owner is None else owner.exhaustion() is not None)
+    limits = {
+        "max": state.max_size, "idle_min": state.min_size,
+        "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
+        "acquire_timeout": settings.acquire_timeout,
+    }  # fmt: skip
+    return {
+        "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
+        "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),
+        **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
+    }  # fmt: skip
+
+
 def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, float], all_of_them: Any) -> float:
     """Return the longest duration since ``before``, as exactly as the buckets say."""
-    prefix = f"{name}/"
     grown = [
-        int(key[len(prefix) :]) for key, number in counters.items()
-        if key.startswith(prefix) and number > before.get(key, 0)
-    ]  # fmt: skip
-    place = max(grown, default=0)
+        int(place) for place, number in kinds_of(counters, name).items() if number > before.get(f"{name}/{place}", 0)
+    ]
     longest: float = all_of_them.max
-    return min(longest, bound_of(place)) if grown else 0.0
+    return min(longest, bound_of(max(grown))) if grown else 0.0
 
 
 def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
@@ -338,6 +339,12 @@ def add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
     """Add numbers to those with the same keys."""
     for key, value in numbers.items():
         into[key] = into.get(key, 0) + value
+
+
+def kinds_of(counters: Mapping[str, float], name: str) -> dict[str, float]:
+    """Return the counters of one name by kind: by reason, status, or place of a bucket."""
+    prefix = f"{name}/"
+    return {key[len(prefix) :]: value for key, value in counters.items() if key.startswith(prefix)}
 
 
 def by_host(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.report.histogram import SHORT, Buckets, bound_of
-from .figures import HOST, Figures, add, by_host
+from .figures import HOST, Figures, add, by_host, kinds_of
 from .history import COUNTERS, MOST_HOSTS, OTHERS, HostMinute, Minute, ProcessMinute, start_of
 from .process import ProcessReading
 from .spread import NOTHING, Spread, Totals
@@ -240,8 +240,7 @@ def seconds_of(minute: Flat) -> float:
 
 def spread_of(counters: Mapping[str, float], name: str) -> Spread:
     """Return the durations among counters: ``wait``, ``use``, ``create`` or ``latency``."""
-    prefix = f"{name}/"
-    counts = {int(key[len(prefix) :]): int(value) for key, value in counters.items() if key.startswith(prefix)}
+    counts = {int(place): int(number) for place, number in kinds_of(counters, name).items()}
     total, short = counters.get(f"{name}.ns", 0) / 1e9, int(counters.get(f"{name}.short", 0))
     timed = min(total, sum(number * _middle(place) for place, number in counts.items()))
     most = min(total, bound_of(max(counts))) if counts else min(total, SHORT)
@@ -255,9 +254,8 @@ def _middle(place: int) -> float:
 
 
 def _kinds(counters: Mapping[str, float], name: str) -> dict[Any, int]:
-    prefix = f"{name}/"
-    found = {key[len(prefix) :]: int(value) for key, value in counters.items() if key.startswith(prefix)}
-    return {int(key) if key.isdigit() else key: value for key, value in found.items()}
+    found = kinds_of(counters, name)
+    return {int(kind) if kind.isdigit() else kind: int(number) for kind, number in found.items()}
 
 
 def minute_of(flat: Flat) -> Minute:

@@ -71,7 +71,7 @@ from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS
 from .backlog import MOST, UNTIMED, Backlog, Series
 from .conventions import METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of, totals_by_host
-from .figures import all_pools
+from .figures import all_pools, kinds_of
 from .local import Local, Process
 from .sources import OfProcess, Source, source_of
 
@@ -288,8 +288,7 @@ class _Instrumentation:
 
 def _durations(counters: Mapping[str, float], key: str) -> tuple[dict[int, int], float]:
     """Return how many durations there are by the place of their bucket, and their sum in seconds."""
-    prefix = f"{key}/"
-    counts = {int(name[len(prefix) :]): int(number) for name, number in counters.items() if name.startswith(prefix)}
+    counts = {int(place): int(number) for place, number in kinds_of(counters, key).items()}
     return {**counts, UNTIMED: int(counters.get(f"{key}.short", 0))}, counters.get(f"{key}.ns", 0) / 1e9
 
 

@@ -38,7 +38,7 @@ except ImportError as error:
 
 from .._masking import shown
 from ..core.report.histogram import bound_of
-from .figures import Figures, by_host
+from .figures import Figures, by_host, kinds_of
 from .shared import Totals, current
 
 __all__ = ["NAMES", "PoolCollector"]
@@ -261,7 +261,7 @@ class _Families:
     def _by_kind(self, name: str, text: str, key: str, label: str) -> Metric:
         found = CounterMetricFamily(name, text, labels=[*self._names, "pool", label])
         for pool, one in self._pools:
-            for kind, value in _kinds(one["counters"], key):
+            for kind, value in sorted(kinds_of(one["counters"], key).items()):
                 found.add_metric([*self._values, pool, kind], value)
         return found
 
@@ -298,19 +298,14 @@ class _Families:
         for key, name, label, text in _HOST_KINDS:
             found = CounterMetricFamily(name, text, labels=[*labels, label])
             for pool, host, counters in self._hosts:
-                for kind, value in _kinds(counters, key):
+                for kind, value in sorted(kinds_of(counters, key).items()):
                     found.add_metric([*self._values, pool, host, kind], value)
             yield found
 
 
-def _kinds(counters: Mapping[str, float], name: str) -> list[tuple[str, float]]:
-    prefix = f"{name}/"
-    return sorted((key[len(prefix) :], value) for key, value in counters.items() if key.startswith(prefix))
-
-
 def _cumulated(counters: Mapping[str, float], name: str, places: range) -> tuple[list[Any], float]:
     """Return the buckets as Prometheus wants them, and the sum of all durations."""
-    timed = sorted((int(place), number) for place, number in _kinds(counters, name))
+    timed = [(int(place), number) for place, number in kinds_of(counters, name).items()]
     short = counters.get(f"{name}.short", 0)  # than 100 µs, so below the first bound
     count = short + sum(number for _, number in timed)
     buckets = [

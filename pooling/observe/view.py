@@ -214,11 +214,12 @@ def _pool(
     total = add_up(figures.values())
     gauges = total["gauges"]
     minutes = book.get(name, {})
-    recent = _recent(minutes, now)
-    rate, counters = _rate(name, [trails[key] for key in records]), _counters(name, [trails[key] for key in records])
+    recent, seconds = _recent(minutes, now)
+    own = [trails[key] for key in records]
+    rate, counters = _rate(name, own), _counters(name, own) or recent
     if rate is None:
-        rate = recent[0].get("acquired", 0) / recent[1] if recent[1] else 0.0
-    spreads = {key: spread_of(counters or recent[0], key) for key in ("wait", "use")}
+        rate = recent.get("acquired", 0) / seconds if seconds else 0.0
+    spreads = {key: spread_of(counters, key) for key in ("wait", "use")}
     errors = [tuple(record["errors"][name]) for record in records.values() if name in record.get("errors", {})]
     last_error, last_error_at = max(errors, key=lambda one: float(one[1]), default=(total.get("error"), None))
     return {
@@ -235,20 +236,18 @@ def _pool(
         "last_error": last_error,
         "last_error_at": last_error_at,
         "leases_per_second": rate,
-        "timeouts_per_minute": recent[0].get("timeouts", 0) * 60 / max(60.0, recent[1]),
+        "timeouts_per_minute": recent.get("timeouts", 0) * 60 / max(60.0, seconds),
         **{
             key: {"p50": spread.percentile(0.50), "p99": spread.percentile(0.99)} for key, spread in spreads.items()
         },
-        "by_process": [
-            {
-                "pid": records[key]["pid"], "in_use": one["gauges"]["used"], "size": one["gauges"]["size"],
-                "waiting": one["gauges"]["pending"],
-            }
-            for key, one in alive.items()
-        ],
+        "by_process": [_part(records[key]["pid"], one["gauges"]) for key, one in alive.items()],
         "holders": _holders(figures, records),
         "minutes": _last_hour(minutes, now),
     }  # fmt: skip
+
+
+def _part(pid: int, gauges: Mapping[str, float]) -> dict[str, float]:
+    return {"pid": pid, "in_use": gauges["used"], "size": gauges["size"], "waiting": gauges["pending"]}
 
 
 def _holders(figures: Mapping[str, Figures], records: Mapping[str, Record]) -> list[dict[str, Any]]:
