@@ -75,7 +75,11 @@ def _listen_for(sampler: Sampler) -> None:
         if found is not None and dropped is not None:
             found.drop(dropped)
 
-    reference = weakref.ref(sampler, lambda _: LISTENERS.remove(listen))
+    def forget(reference: weakref.ref[Sampler]) -> None:
+        if listen in LISTENERS:
+            LISTENERS.remove(listen)
+
+    reference = weakref.ref(sampler, forget)
     LISTENERS.append(listen)
 
 
@@ -155,18 +159,15 @@ class Sampler:
                 return
             now, wall, after = self._clock.now(), self._clock.wall(), reading.read_metrics(metrics)
             watch = next((one for one in self._watches.values() if one.metrics() is metrics), None)
-            if watch is not None:
-                series, before, seconds = watch.series, watch.reading, now - watch.at
-                self._watches = {number: one for number, one in self._watches.items() if one is not watch}
-            elif isinstance(self._source, OfProcess) and any(after.counts) and self._is_new(after, now):
-                found = self._series(metrics.name, "Pool")
-                if found is None:
-                    return
-                series, before, seconds = found, None, after.duration
+            if watch is None:
+                series, before, seconds = self._series_of_brief(metrics.name, after, now), None, after.duration
             else:
-                return
-            reading.note(series, before, after, seconds, wall)
-            series.state = "closed" if dropped.state.closed else "dropped"
+                series = None if watch.closed else watch.series  # closed: nothing came after its last reading
+                before, seconds = watch.reading, now - watch.at
+                self._watches = {number: one for number, one in self._watches.items() if one is not watch}
+            if series is not None:
+                reading.note(series, before, after, seconds, wall)
+                series.state = "closed" if dropped.state.closed else "dropped"
 
     @property
     def observed(self) -> int:
@@ -240,6 +241,11 @@ class Sampler:
         series = self.series.setdefault(label, Series(label, kind, Minute, self._retention))
         series.kind, series.state = kind, "open"
         return series
+
+    def _series_of_brief(self, name: str, found: reading.Reading, now: float) -> Series | None:
+        """Return a history for a pool that was made, used and dropped since the last sample; ``None`` for others."""
+        wanted = isinstance(self._source, OfProcess) and any(found.counts) and self._is_new(found, now)
+        return self._series(name, "Pool") if wanted else None
 
     def _is_new(self, found: reading.Reading, now: float) -> bool:
         """Whether a pool was made since the last sample, or began anew after a fork: all that it counts is new."""

@@ -119,6 +119,26 @@ def test_pools_that_end_between_two_samples_are_counted() -> None:
                 time.sleep(0.01)
         pools = monitor.get_report()["pools"]
         assert (pools["monitor-known"]["acquired"], pools["monitor-brief"]["acquired"]) == (2, 3)
+        second = Pool(object, name="monitor-known")  # continues the history of the first
+        closed = Pool(object, name="monitor-closed")
+        monitor.sample()
+        with second.acquire():
+            closed.close()
+        monitor.sample()
+        third = Pool(object, name="monitor-closed")
+        monitor.sample()
+        series = monitor.current_sampler().series
+        assert [series[name].state for name in ("monitor-known", "monitor-closed")] == ["open", "open"]
+        gone = Pool(object, name="monitor-gone")
+        gone.acquire().release()
+        del closed, gone  # in this order
+        while "monitor-gone" not in series:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert series["monitor-closed"].state == "open"
+        assert monitor.get_report()["pools"]["monitor-known"]["acquired"] == 3
+        third.close()
+        second.close()
         pools = others.get_report()["pools"]
         assert (list(pools), pools["monitor-known"]["acquired"]) == (["monitor-known"], 2)
         others.stop()
