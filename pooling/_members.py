@@ -75,6 +75,10 @@ class Member:
         """Return why it is degraded, as far as known without contacting the server."""
         return None
 
+    def is_down(self) -> bool:
+        """Whether the last attempt to connect to the server failed."""
+        return False
+
     def lease(self, timeout: float | None) -> AbstractContextManager[Any]:
         """Acquire a resource."""
         raise NotImplementedError
@@ -103,6 +107,9 @@ class Ours(Member):
 
     def probe(self, timeout: float) -> str | None:
         return self.pool.probe(timeout)
+
+    def is_down(self) -> bool:
+        return self.pool.stats()["down"] is not None
 
     def trouble(self) -> str | None:
         stats = self.pool.stats()
@@ -224,6 +231,9 @@ class OurEngine(SQLAlchemy):
     @property
     def settings(self) -> PoolSettings:
         return self.core.settings
+
+    def is_down(self) -> bool:
+        return self.core.stats()["down"] is not None
 
     def trouble(self) -> str | None:
         return super().trouble() or Ours(self.core, self.critical, self.owned, self.recipe).trouble()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ._members import Member, reason_of
 from .core.report.messages import printable
 
-__all__ = ["DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "table"]
+__all__ = [
+    "DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "overall",
+    "status_of", "table",
+]  # fmt: skip
 
 UP, DEGRADED, DOWN = "up", "degraded", "down"
 
@@ -40,6 +43,31 @@ class PoolHealth:
         return found if self.reason is None else {**found, "reason": self.reason}
 
 
+def overall(statuses: Iterable[tuple[str, bool]]) -> str:
+    """Return the status of several pools together.
+
+    Args:
+        statuses: Of each pool its status, and whether it is critical.
+
+    Returns:
+        ``"down"`` if a critical pool is down, ``"up"`` if all are up, else ``"degraded"``.
+    """
+    found = list(statuses)
+    if (DOWN, True) in found:
+        return DOWN
+    return UP if all(status == UP for status, _ in found) else DEGRADED
+
+
+def status_of(member: Member) -> str:
+    """Return the status of one pool, as far as known without contacting its server.
+
+    It is down if it is closed, or if the last attempt to connect failed.
+    """
+    if member.closed or member.is_down():
+        return DOWN
+    return DEGRADED if member.trouble() else UP
+
+
 class _Report(Mapping[str, Any]):
     """A report on each pool, by name."""
 
@@ -68,9 +96,7 @@ class Health(_Report):
     @property
     def status(self) -> str:
         """Overall status: down if a critical pool is down, degraded if any other is not up."""
-        if any(one.status == DOWN and one.critical for one in self.values()):
-            return DOWN
-        return UP if all(one.status == UP for one in self.values()) else DEGRADED
+        return overall((one.status, one.critical) for one in self.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON data."""

@@ -28,7 +28,7 @@ HTTP, DATABASE = "http_pool", "db_pool"
 DATABASE_SETTINGS = PoolSettings(min_size=5, max_size=20, acquire_timeout=30.0)
 """The defaults for the database."""
 
-_SHARED = {"ENABLE_METRICS": "enable_metrics", "METRICS_EXPORT_INTERVAL": "metrics_interval"}
+_ENABLE_METRICS = "ENABLE_METRICS"
 _SECRETS = (*SECRETS, "auth", "cert", "header", "prox", "cookie")
 _CONNINFO = re.compile(r"\b(?:host|hostaddr|port|dbname|user|service)\s*=")  # libpq's key=value string
 
@@ -101,8 +101,7 @@ def from_env(
     ``db_pool`` by ``DATABASE_URL`` and ``DB_...`` or
     ``DATABASE_...`` (``DB_MAX_CONNECTIONS``, ``DB_MIN_CONNECTIONS``,
     ``DB_CONNECTION_TIMEOUT``, ``DB_IDLE_TIMEOUT``, ``DATABASE_MAX_POOL_SIZE``),
-    both by ``ENABLE_METRICS`` and ``METRICS_EXPORT_INTERVAL``. Every field of
-    `PoolSettings` can be set that way.
+    both by ``ENABLE_METRICS``. Every field of `PoolSettings` can be set that way.
 
     Args:
         prefix: A prefix of all these names, including its underscore.
@@ -261,11 +260,11 @@ def _set_by(prefix: str, environ: Mapping[str, str], except_for: Container[str])
 def _shared(
     prefix: str, environ: Mapping[str, str], settings: PoolSettings, sources: dict[str, str]
 ) -> tuple[PoolSettings, dict[str, str]]:
-    """Apply the variables for both pools, except where this pool has its own value."""
-    for name, setting in _SHARED.items():
-        if variable(environ, prefix + name) and setting not in sources:
-            settings = _overlay(settings, _read([(prefix + name, setting, environ[prefix + name])]))
-            sources = {**sources, setting: prefix + name}
+    """Apply the variable for both pools, unless this pool has its own value."""
+    name, setting = prefix + _ENABLE_METRICS, "enable_metrics"
+    if variable(environ, name) and setting not in sources:
+        settings = _overlay(settings, _read([(name, setting, environ[name])]))
+        sources = {**sources, setting: name}
     return settings, sources
 
 

@@ -15,7 +15,7 @@ from . import config
 from ._fields import fields
 from ._masking import masked, shown
 from ._members import Member, in_parallel, member_of
-from ._reports import DEGRADED, DOWN, UP, Health, PoolHealth, Readiness, Startup, judge, table
+from ._reports import Health, PoolHealth, Readiness, Startup, judge, overall, status_of, table
 from ._signals import SignalWatch
 from ._urls import from_url
 from .core.adapter import Adapter
@@ -378,13 +378,7 @@ class PoolManager:
         }
 
     def _status(self) -> str:
-        status = UP
-        for member in list(self._members.values()):
-            if member.closed and member.critical:
-                return DOWN
-            if member.closed or member.trouble():
-                status = DEGRADED
-        return status
+        return overall((status_of(member), member.critical) for member in list(self._members.values()))
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a table of all pools, to standard output by default."""

@@ -24,7 +24,6 @@ from .._fields import fields
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, OptionalRef, Reaper
-from .local import PATIENCE
 from .shared import SharedDirectory
 from .slotfile import open_private
 
@@ -32,7 +31,6 @@ __all__ = ["DefaultDirectory", "attach", "watchable"]
 
 logger = logging.getLogger("pooling")
 
-_EXIT_PATIENCE = 0.5  # seconds that a process which exits waits for its turn
 
 
 class DefaultDirectory(SharedDirectory):
@@ -74,14 +72,14 @@ class DefaultDirectory(SharedDirectory):
         if not (self.process().attached and self.has_watcher and self.write()):
             self.detach()
 
-    def detach(self, patience: float = PATIENCE) -> None:
+    def detach(self) -> None:
         """Write no more, and remove the file of this process."""
         process = self.process()
         if process.attached:
             process.attached = False
             self.observe_no_more()
             try:
-                self.leave(patience)
+                self.leave()
             except (OSError, ValueError):
                 extra = fields("file_left", path=str(self.path))
                 logger.debug("%s: its file could not be removed", self.title, exc_info=True, extra=extra)
@@ -90,9 +88,9 @@ class DefaultDirectory(SharedDirectory):
         """Write for the last time for a watcher that is still there. Called at exit."""
         if self.process().attached:
             if self.has_watcher:
-                self.write(_EXIT_PATIENCE)
+                self.write()
             else:
-                self.detach(_EXIT_PATIENCE)
+                self.detach()
 
 
 _directories: dict[str, DefaultDirectory] = {}  # one for each path: a process opens each file only once

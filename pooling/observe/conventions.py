@@ -15,9 +15,11 @@ except ImportError as error:
     raise ImportError("opentelemetry-api is missing: pip install 'pooling[opentelemetry]'") from error
 
 from ..core.report.histogram import bound_of
-from .figures import HOST, Figures
+from .figures import Figures, add, by_host
 
-__all__ = ["METHODS", "OBSERVED", "POOL", "SYSTEM", "TIMES", "Instruments", "Pools", "server_of"]
+__all__ = [
+    "METHODS", "OBSERVED", "POOL", "SYSTEM", "TIMES", "Instruments", "Pools", "server_of", "totals_by_host",
+]  # fmt: skip
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 
@@ -29,6 +31,7 @@ _HTTP_STATE = "http.connection.state"
 
 # Bounds of the pools' own buckets, so that the counts are exact; then those of the conventions.
 _BOUNDS = [round(bound_of(place), 9) for place in range(14, 54, 2)]  # 128 µs to 67 s
+_LIFETIME_BOUNDS = [round(bound_of(place), 9) for place in range(26, 61, 2)]  # 8 ms to 18 minutes
 _OPERATION_BOUNDS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
 _REQUEST_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
 METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
@@ -60,23 +63,26 @@ def _open_connections(pools: Pools) -> Iterable[Observation]:
     states = (("idle", "idle"), ("used", "active"))
     return [
         Observation(numbers.get(key, 0), {**server_of(host), _HTTP_STATE: state})
-        for host, numbers in _by_host(pools).items() for key, state in states
+        for host, numbers in totals_by_host(pools, "gauges").items() for key, state in states
     ]  # fmt: skip
 
 
 def _active_requests(pools: Pools) -> Iterable[Observation]:
-    return [Observation(numbers.get("used", 0), server_of(host)) for host, numbers in _by_host(pools).items()]
+    by_server = totals_by_host(pools, "gauges").items()
+    return [Observation(numbers.get("used", 0), server_of(host)) for host, numbers in by_server]
 
 
-def _by_host(pools: Pools) -> dict[str, dict[str, float]]:
-    """Return the gauges of each host, over all pools: the conventions have no attribute for a pool of HTTP."""
+def totals_by_host(pools: Pools, part: str) -> dict[str, dict[str, float]]:
+    """Return figures of each host, over all pools: the conventions have no attribute for a pool of HTTP.
+
+    Args:
+        pools: The figures.
+        part: ``"counters"`` or ``"gauges"``.
+    """
     found: dict[str, dict[str, float]] = {}
     for one in pools.values():
-        for key, value in one["gauges"].items():
-            host, separator, own = key.partition(HOST)
-            if separator:
-                numbers = found.setdefault(host, {})
-                numbers[own] = numbers.get(own, 0) + value
+        for host, own in by_host(one[part]).items():
+            add(found.setdefault(host, {}), own)
     return found
 
 
@@ -112,6 +118,8 @@ _HISTOGRAMS = {
             "The time between borrowing a connection and returning it to the pool.", _BOUNDS),
     "operation": ("db.client.operation.duration", "Duration of database client operations.", _OPERATION_BOUNDS),
     "request": ("http.client.request.duration", "Duration of HTTP client requests.", _REQUEST_BOUNDS),
+    "lifetime": ("http.client.connection.duration",
+                 "The duration of the successfully established outbound HTTP connections.", _LIFETIME_BOUNDS),
 }  # fmt: skip
 TIMES = ("create", "wait", "use")
 """The histograms of the durations of every pool; the others are those of operations and requests."""
@@ -159,6 +167,6 @@ class Instruments:
             self._provided = not kind.__module__.startswith("opentelemetry.metrics")
         return self._provided
 
-    def recorder(self, key: str, attributes: Mapping[str, str]) -> Callable[[float], object]:
+    def recorder(self, key: str, attributes: Mapping[str, str | int]) -> Callable[[float], object]:
         """Return a function that records a duration in a histogram."""
         return partial(self.histograms[key].record, attributes=attributes)

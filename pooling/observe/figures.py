@@ -17,9 +17,11 @@ decrease in the last digit from one reader to the next.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from .._reports import DOWN, UP
 from ..core.report.histogram import Buckets, HistogramSnapshot, bound_of
 from ..core.report.holders import holders_of
 from ..core.report.metrics import PoolMetrics
@@ -27,7 +29,10 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import registry
 from ..core.runtime.poolref import PoolRef
 
-__all__ = ["HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add_up", "all_pools"]
+__all__ = [
+    "HOST", "MOST_POOLS", "OTHERS", "Figures", "PoolsOf", "Recorder", "add", "add_up", "all_pools",
+    "by_host", "kinds_of", "state_of",
+]  # fmt: skip
 
 Figures = dict[str, Any]
 """Of one pool name: ``counters``, ``gauges``, ``peaks`` (numbers by key), ``holders``, and ``kind``, the class of the
@@ -48,6 +53,7 @@ _COUNTERS = (
     "health_failures", "orphans", "leaks",
 )  # fmt: skip
 _TIMES = ("wait", "use", "create")
+_HOST_TIMES = ("latency", "lifetime")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
 _HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
@@ -76,6 +82,7 @@ class Recorder:
         self._sources: dict[int, _Source] = {}  # by the id of the metrics
         self._ended: dict[str, dict[str, float]] = {}  # counters of pools that are gone, by pool name
         self._names: set[str] = set()
+        self._dropped: deque[tuple[PoolMetrics, _Count]] = deque()
 
     def sample(self, epoch: int = 0) -> dict[str, Figures]:
         """Return the figures of each pool name.
@@ -83,6 +90,7 @@ class Recorder:
         Args:
             epoch: Peaks are those since this number changed.
         """
+        self.count_dropped()
         for number, source in list(self._sources.items()):
             if source.metrics is None and source.ref() is None:
                 self._end(self._sources.pop(number))
@@ -94,7 +102,7 @@ class Recorder:
             owner = source.ref()
             if owner is not None:
                 figures = source.sample(owner.engine, epoch)
-            else:  # `end` will be called, or it was dropped just now
+            else:  # it was dropped just now: `drop` will be called
                 if source.metrics is not None:
                     source.count(source.metrics)
                 figures = {"counters": source.counters}
@@ -103,17 +111,22 @@ class Recorder:
             found.setdefault(name, []).append({"counters": counters})
         return {name: add_up(figures) for name, figures in found.items()}
 
-    def end(self, metrics: PoolMetrics) -> None:
-        """Count a pool for the last time: it was garbage collected, and the reaper has removed it."""
-        known = self._sources.pop(id(metrics), None)
-        if known is None and self._pools is not None:
-            return  # not one of those
-        source = known or _Source(metrics)
-        source.count(metrics)
-        self._end(source)
+    def drop(self, metrics: PoolMetrics) -> None:
+        """Read the counters of a pool that was garbage collected, before the reaper removes it; needs no lock."""
+        self._dropped.append((metrics, _Count.of(metrics)))
+
+    def count_dropped(self) -> None:
+        """Count the dropped pools for the last time."""
+        while self._dropped:
+            metrics, count = self._dropped.popleft()
+            known = self._sources.pop(id(metrics), None)
+            if known is not None or self._pools is None:  # else not one of those
+                source = known or _Source(metrics)
+                source.note(count)
+                self._end(source)
 
     def _end(self, source: _Source) -> None:
-        _add(self._ended.setdefault(self.public(source.name), {}), source.counters)
+        add(self._ended.setdefault(self.public(source.name), {}), source.counters)
 
     def public(self, name: str) -> str:
         """Return the name that a pool's figures have: its own, or `OTHERS` if there are too many."""
@@ -122,6 +135,19 @@ class Recorder:
                 return OTHERS
             self._names.add(name)
         return name
+
+
+class _Count(NamedTuple):
+    """What a pool has counted since its last reset, whose time is ``since``."""
+
+    since: float
+    snapshot: PoolSnapshot
+    counters: dict[str, float]
+
+    @classmethod
+    def of(cls, metrics: PoolMetrics) -> _Count:
+        since, snapshot = metrics.since, metrics.snapshot()
+        return cls(since, snapshot, _counters(metrics, snapshot))
 
 
 class _Source:
@@ -144,21 +170,25 @@ class _Source:
     def counters(self) -> dict[str, float]:
         """All that was counted."""
         found = dict(self._base)
-        _add(found, self._last)
+        add(found, self._last)
         return found
 
     def count(self, metrics: PoolMetrics) -> PoolSnapshot:
         """Update the counters."""
-        since, snapshot = metrics.since, metrics.snapshot()
-        if since > self._since:
-            _add(self._base, self._last)
-            self._last, self._since = {}, since
+        found = _Count.of(metrics)
+        self.note(found)
+        return found.snapshot
+
+    def note(self, found: _Count) -> None:
+        """Update the counters with what the pool has counted."""
+        if found.since > self._since:
+            add(self._base, self._last)
+            self._last, self._since = {}, found.since
         last = self._last
-        for key, value in _counters(metrics, snapshot).items():
+        for key, value in found.counters.items():
             # A snapshot over several pools, of HTTP hosts for example, is not taken at one instant.
             if value > last.get(key, 0):
                 last[key] = value
-        return snapshot
 
     def sample(self, engine: Any, epoch: int) -> Figures:
         """Return the pool's figures."""
@@ -167,40 +197,27 @@ class _Source:
             self._epoch, self._mark, self._peaks = epoch, before, {}
         snapshot = self.count(metrics)
         counters = self.counters
-        with engine.lock:
-            waiters, now = engine.state.waiters, engine.clock.now()
-            oldest = now - waiters[0].arrived if waiters else 0.0
-            holders = holders_of(engine.state.lent(), now)
-            is_open = not engine.state.closed
-            exhausted = bool(waiters) and engine.state.exhausted
-            error = engine.outage.text
-        settings, state = engine.settings, engine.state
-        limits = {
-            "max": state.max_size, "idle_min": state.min_size,
-            "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
-            "acquire_timeout": settings.acquire_timeout,
-        }  # fmt: skip
-        recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
         owner = None if engine.owner is None else engine.owner()
+        with engine.lock:
+            now, error = engine.clock.now(), engine.outage.text
+            holders = holders_of(engine.state.lent(), now)
+        gauges = {**_gauges(engine, owner, snapshot, now), "down": int(error is not None)}
+        recent = self._note_peaks(snapshot, metrics, counters, before, gauges["oldest_wait"])
         return {
             "kind": "Pool" if owner is None else type(owner).__name__,
             **({} if error is None else {"error": error}),
             "counters": counters,
-            "gauges": {
-                "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
-                "oldest_wait": oldest, "down": int(error is not None), "open": int(is_open),
-                "exhausted": int(exhausted), **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
-            },
+            "gauges": gauges,
             "peaks": dict(self._peaks),
             "recent": recent,
             "holders": [
                 {
                     "where": f"{one.file}:{one.line} {one.function}()", "thread": one.thread,
-                    "since": round(time.time() - one.seconds, 1),
+                    "since": round(time.time() - one.seconds, 2),  # to 10 ms: it must not change from time to time
                 }
                 for one in holders[:_HOLDERS]
             ],
-        }  # fmt: skip
+        }
 
     def _note_peaks(
         self, snapshot: PoolSnapshot, metrics: PoolMetrics, counters: Mapping[str, float],
@@ -227,16 +244,32 @@ def _nothing() -> None:
     """Stand in for the reference of a pool that is gone."""
 
 
+def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict[str, float]:
+    """Return the gauges of a pool; ``owner`` is the public pool, ``None`` for a part of one."""
+    settings, state, metrics = engine.settings, engine.state, engine.metrics
+    with engine.lock:
+        oldest = max(0.0, now - state.waiters[0].arrived) if state.waiters else 0.0
+        is_open = not state.closed
+    exhausted = is_open and (state.exhausted if owner is None else owner.exhaustion() is not None)
+    limits = {
+        "max": state.max_size, "idle_min": state.min_size,
+        "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
+        "acquire_timeout": settings.acquire_timeout,
+    }  # fmt: skip
+    return {
+        "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
+        "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),
+        **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
+    }  # fmt: skip
+
+
 def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, float], all_of_them: Any) -> float:
     """Return the longest duration since ``before``, as exactly as the buckets say."""
-    prefix = f"{name}/"
     grown = [
-        int(key[len(prefix) :]) for key, number in counters.items()
-        if key.startswith(prefix) and number > before.get(key, 0)
-    ]  # fmt: skip
-    place = max(grown, default=0)
+        int(place) for place, number in kinds_of(counters, name).items() if number > before.get(f"{name}/{place}", 0)
+    ]
     longest: float = all_of_them.max
-    return min(longest, bound_of(place)) if grown else 0.0
+    return min(longest, bound_of(max(grown))) if grown else 0.0
 
 
 def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
@@ -247,9 +280,9 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
     buckets = metrics.buckets()
     for name in _TIMES:
         _durations(found, name, getattr(snapshot, name), buckets[name])
-    hosts, latencies = getattr(metrics, "hosts", None), getattr(metrics, "latencies", None)
-    if hosts is not None and latencies is not None:
-        by_host = latencies()
+    hosts, host_buckets = getattr(metrics, "hosts", None), getattr(metrics, "host_buckets", None)
+    if hosts is not None and host_buckets is not None:
+        known = host_buckets()
         for host in hosts():
             own: dict[str, float] = {
                 "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
@@ -257,7 +290,8 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             }  # fmt: skip
             _by_kind(own, "statuses", host.statuses)
             _by_kind(own, "failures", host.failures)
-            _durations(own, "latency", host.latency, by_host.get(host.host, _NONE))
+            for name in _HOST_TIMES:
+                _durations(own, name, getattr(host, name), getattr(known.get(host.host), name, _NONE))
             found.update({f"{host.host}{HOST}{key}": value for key, value in own.items()})
     return {key: value for key, value in found.items() if value > 0}
 
@@ -273,6 +307,12 @@ def _of_hosts(metrics: PoolMetrics) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _oldest_of_hosts(metrics: PoolMetrics, now: float) -> float:
+    """Return how long the first request has waited that waits for a host of an HTTP pool."""
+    oldest_wait = getattr(metrics, "oldest_wait", None)
+    return 0.0 if oldest_wait is None else float(oldest_wait(now))
+
+
 def _by_kind(into: dict[str, float], name: str, numbers: Mapping[Any, int]) -> None:
     into.update({f"{name}/{kind}": number for kind, number in numbers.items()})
 
@@ -284,16 +324,44 @@ def _durations(into: dict[str, float], name: str, snapshot: HistogramSnapshot, b
     _by_kind(into, name, buckets.counts)
 
 
-def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
+def state_of(gauges: Mapping[str, float]) -> str:
+    """Return the state of a pool: ``"closed"``, ``"down"``, ``"exhausted"`` or ``"up"``.
+
+    It is down if its server is, as far as the last attempt to connect tells; and exhausted if every resource is in
+    use, see `Pool.exhaustion`: the next request has to wait. Of several processes, if it is so in one of them.
+    """
+    if not gauges.get("open"):
+        return "closed"
+    return DOWN if gauges.get("down") else "exhausted" if gauges.get("exhausted") else UP
+
+
+def add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
+    """Add numbers to those with the same keys."""
     for key, value in numbers.items():
         into[key] = into.get(key, 0) + value
+
+
+def kinds_of(counters: Mapping[str, float], name: str) -> dict[str, float]:
+    """Return the counters of one name by kind: by reason, status, or place of a bucket."""
+    prefix = f"{name}/"
+    return {key[len(prefix) :]: value for key, value in counters.items() if key.startswith(prefix)}
+
+
+def by_host(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the counters or gauges of each host, with their own keys."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in numbers.items():
+        host, separator, own = key.partition(HOST)
+        if separator:
+            found.setdefault(host, {})[own] = value
+    return found
 
 
 def add_up(figures: Iterable[Figures]) -> Figures:
     """Return the figures of several pools as those of one: sums, and of times the longest."""
     found: Figures = {"counters": {}, "gauges": {}, "peaks": {}, "holders": []}
     for one in figures:
-        _add(found["counters"], one.get("counters", {}))
+        add(found["counters"], one.get("counters", {}))
         for part in ("gauges", "peaks", "recent"):
             if part in one:
                 into = found.setdefault(part, {})

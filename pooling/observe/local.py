@@ -1,6 +1,6 @@
 """The figures of one process, and what it holds to record them.
 
-A `Record` is what one process tells, by key, as it is stored in its file: ``pid``; ``time``, when it was made;
+A `Record` is what one process tells, by key, as it is stored in its file: ``pid``; ``time``, when it was sampled;
 ``pools``, see `figures`; ``process``, its command and what it uses; ``minutes``, see `minutes`; ``errors``, the last
 one of each pool with its time; and ``events``, see `Incident`.
 """
@@ -46,7 +46,7 @@ MOST_EVENTS = 50
 _HOUR = 3660.0  # seconds of minutes that a process keeps that shares them with no other
 
 PATIENCE = 5.0
-"""Seconds that a reader waits for its turn."""
+"""Seconds that a reader or writer waits for its turn; only a disk that hangs makes it wait that long."""
 
 
 class Totals(NamedTuple):
@@ -112,7 +112,7 @@ class Process:
         for name, figures in pools.items():
             figures.pop("recent", None)
             gauges = figures.get("gauges", {})
-            self.incidents.sustain(name, "exhausted", bool(gauges.get("exhausted")))
+            self.incidents.sustain(name, "exhausted", bool(gauges.get("exhausted") and gauges.get("pending")))
             self.incidents.sustain(name, "outage", bool(gauges.get("down")), figures.get("error", ""))
         return pools, ended
 
@@ -180,9 +180,9 @@ class Source:
             return self.processes[pid]
 
     @contextmanager
-    def exclusive(self, process: Process, patience: float = PATIENCE) -> Iterator[None]:
+    def exclusive(self, process: Process) -> Iterator[None]:
         """Let the threads of this process take turns. Never blocks the hub of gevent."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while not process.lock.acquire(False):
             pause(deadline, "another thread of this process reads or writes them")
         try:
@@ -259,8 +259,12 @@ class Source:
             return
         metrics = dropped.metrics
         if metrics is not None and not metrics.inner:
-            with self.exclusive(process):
-                process.recorder.end(metrics)
+            process.recorder.drop(metrics)
+            if process.lock.acquire(False):  # else the thread that has it takes a sample, or another one does later
+                try:
+                    process.recorder.count_dropped()
+                finally:
+                    process.lock.release()
 
 
 class Local(Source):
@@ -315,8 +319,9 @@ class LocalHistory(Source):
         """Return the record of this process, by its name, and the past of the others, of which there is none."""
         process = self.process()
         with self.exclusive(process):
+            now = time.time()
             pools, details = self._step(process)
-        return {"": {"pid": os.getpid(), "time": time.time(), "pools": pools, **details}}, Past({}, [])
+        return {"": {"pid": os.getpid(), "time": now, "pools": pools, **details}}, Past({}, [])
 
 
 def pause(deadline: float, why: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.report.histogram import SHORT, Buckets, bound_of
-from .figures import HOST, Figures
+from .figures import HOST, Figures, add, by_host, kinds_of
 from .history import COUNTERS, MOST_HOSTS, OTHERS, HostMinute, Minute, ProcessMinute, start_of
 from .process import ProcessReading
 from .spread import NOTHING, Spread, Totals
@@ -79,8 +79,8 @@ class MinuteLog:
             if new or gauges.get("size") or gauges.get("open"):
                 minute = self._minute(name, wall)
                 minute["kind"] = figures.get("kind", minute.get("kind", "Pool"))
-                _add(minute["counters"], new)
-                _add(minute["areas"], {key: round(gauges[key] * self._seconds, 3) for key in _AREAS if gauges.get(key)})
+                add(minute["counters"], new)
+                add(minute["areas"], {key: round(gauges[key] * self._seconds, 3) for key in _AREAS if gauges.get(key)})
                 for key, value in figures.get("recent", {}).items():
                     minute["peaks"][key] = max(minute["peaks"].get(key, 0), value)
             self._totals[name] = counters
@@ -92,10 +92,10 @@ class MinuteLog:
         since = minute["from"] if self._process_at is None else max(minute["start"], self._process_at)
         seconds, self._process_at = min(_LONGEST_GAP, max(0.0, wall - since)), wall
         values = {"memory": reading.rss, "threads": reading.threads, "descriptors": reading.descriptors, "processes": 1}
-        _add(minute["areas"], {key: round(value * seconds, 3) for key, value in values.items()})
+        add(minute["areas"], {key: round(value * seconds, 3) for key, value in values.items()})
         if self._cpu is not None:
             used = max(0.0, reading.cpu_seconds - self._cpu)
-            _add(minute["counters"], {"cpu.ns": round(used * 1e9)})
+            add(minute["counters"], {"cpu.ns": round(used * 1e9)})
             if seconds > 0.5:
                 minute["peaks"]["cpu"] = round(max(minute["peaks"].get("cpu", 0.0), used / seconds), 3)
         self._cpu = reading.cpu_seconds
@@ -155,19 +155,14 @@ def _empty(start: int, since: float) -> Flat:
     return {"start": start, "from": since, "to": since, "counters": {}, "areas": {}, "peaks": {}}
 
 
-def _add(into: dict[str, float], numbers: Mapping[str, float]) -> None:
-    for key, value in numbers.items():
-        into[key] = into.get(key, 0) + value
-
-
 def sum_of(one: Flat, other: Flat, *, later: bool = False) -> Flat:
     """Return the sum of the same minute of two processes; or, if ``later``, of two minutes of all."""
     found = {**one, **{key: dict(one[key]) for key in ("counters", "areas", "peaks")}}
     if "kind" in other:
         found["kind"] = other["kind"]
     found["from"], found["to"] = min(one["from"], other["from"]), max(one["to"], other["to"])
-    _add(found["counters"], other["counters"])
-    _add(found["areas"], other["areas"])
+    add(found["counters"], other["counters"])
+    add(found["areas"], other["areas"])
     peaks = found["peaks"]
     for key, value in other["peaks"].items():
         peaks[key] = max(peaks.get(key, 0), value) if later else peaks.get(key, 0) + value
@@ -189,7 +184,7 @@ def lengthen(book: Book, record: Mapping[str, Any], wall: float) -> None:
             minute = minutes[max(minutes)]
             to = min(wall, minute["start"] + 60.0)
             seconds, areas = max(0.0, to - minute["to"]), dict(minute["areas"])
-            _add(areas, {key: gauges[key] * seconds for key in (*_AREAS, *_OF_PROCESS, "processes") if key in gauges})
+            add(areas, {key: gauges[key] * seconds for key in (*_AREAS, *_OF_PROCESS, "processes") if key in gauges})
             minutes[minute["start"]] = {**minute, "to": minute["to"] + seconds, "areas": areas}
 
 
@@ -231,7 +226,7 @@ def _bound_hosts(minute: Flat) -> Flat:
     bounded: dict[str, float] = {}
     for key, value in minute["counters"].items():
         host, tab, what = key.partition(HOST)
-        _add(bounded, {f"{OTHERS}{HOST}{what}" if tab and host not in kept else key: value})
+        add(bounded, {f"{OTHERS}{HOST}{what}" if tab and host not in kept else key: value})
     return {**minute, "counters": bounded}
 
 
@@ -245,8 +240,7 @@ def seconds_of(minute: Flat) -> float:
 
 def spread_of(counters: Mapping[str, float], name: str) -> Spread:
     """Return the durations among counters: ``wait``, ``use``, ``create`` or ``latency``."""
-    prefix = f"{name}/"
-    counts = {int(key[len(prefix) :]): int(value) for key, value in counters.items() if key.startswith(prefix)}
+    counts = {int(place): int(number) for place, number in kinds_of(counters, name).items()}
     total, short = counters.get(f"{name}.ns", 0) / 1e9, int(counters.get(f"{name}.short", 0))
     timed = min(total, sum(number * _middle(place) for place, number in counts.items()))
     most = min(total, bound_of(max(counts))) if counts else min(total, SHORT)
@@ -260,9 +254,8 @@ def _middle(place: int) -> float:
 
 
 def _kinds(counters: Mapping[str, float], name: str) -> dict[Any, int]:
-    prefix = f"{name}/"
-    found = {key[len(prefix) :]: int(value) for key, value in counters.items() if key.startswith(prefix)}
-    return {int(key) if key.isdigit() else key: value for key, value in found.items()}
+    found = kinds_of(counters, name)
+    return {int(kind) if kind.isdigit() else kind: int(number) for kind, number in found.items()}
 
 
 def minute_of(flat: Flat) -> Minute:
@@ -275,18 +268,11 @@ def minute_of(flat: Flat) -> Minute:
     found.in_use_peak = int(min(peaks.get("in_use", 0), found.max_size or peaks.get("in_use", 0)))
     found.waiting_peak = int(peaks.get("waiting", 0))
     found.count(int(counters.get(name, 0)) for name in COUNTERS)
-    own: dict[str, float] = {}
-    hosts: dict[str, dict[str, float]] = {}
-    for key, value in counters.items():
-        host, tab, what = key.partition(HOST)
-        if tab:
-            hosts.setdefault(host, {})[what] = value
-        else:
-            own[key] = value
+    own = {key: value for key, value in counters.items() if HOST not in key}
     found.wait, found.use, found.create = (spread_of(own, name) for name in ("wait", "use", "create"))
     found.closed.add(_kinds(own, "closed"))
     found.errors.add(_kinds(own, "errors"))
-    for host, numbers in hosts.items():
+    for host, numbers in by_host(counters).items():
         one = found.hosts[host] = HostMinute()
         one.statuses.add(_kinds(numbers, "statuses"))
         one.failures.add(_kinds(numbers, "failures"))

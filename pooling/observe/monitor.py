@@ -24,7 +24,7 @@ from typing import Any
 from .._fields import fields
 from .._masking import shown
 from .._members import member_of
-from .._reports import DEGRADED, UP
+from .._reports import overall, status_of
 from ..core.clock import SYSTEM, Clock
 from ..core.managed import ManagedPool
 from ..core.pool import Pool
@@ -254,9 +254,10 @@ class PerformanceMonitor:
         return found
 
     def _status(self, named: Mapping[str, Any]) -> str:
-        given = isinstance(self.source, Given)
         members = [member_of(pool) for pool in named.values()]
-        return DEGRADED if any((given and one.closed) or one.trouble() for one in members) else UP
+        if not isinstance(self.source, Given):  # of the process: those that were closed are not missed
+            members = [one for one in members if not one.closed]
+        return overall((status_of(one), one.critical) for one in members)
 
     def _summary_of(self, named: Mapping[str, Any]) -> dict[str, Any]:
         pools = {label: member_of(pool).metrics() for label, pool in named.items()}

@@ -41,9 +41,8 @@ provider may be set before or after it. Pools of one name are summed, in a
 process and by any backend that sums over processes: no attribute has a process
 id. A pool without a name has a number instead, so name yours.
 
-Not reported: ``http.client.connection.duration``, because pools do not record
-how long connections lived; and ``error.type`` of database operations, because
-the statistics of queries have one histogram for all.
+Not reported: ``error.type`` of database operations, because the statistics of
+queries have one histogram for all.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS
 from .backlog import MOST, UNTIMED, Backlog, Series
-from .conventions import METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of
-from .figures import all_pools
+from .conventions import METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of, totals_by_host
+from .figures import all_pools, kinds_of
 from .local import Local, Process
 from .sources import OfProcess, Source, source_of
 
@@ -226,14 +225,21 @@ class _Instrumentation:
         state.pools = state.process.recorder.sample()
         for name, one in state.pools.items():
             for key in TIMES:
-                series = state.backlog.series.get((key, name))
-                if series is None:
-                    record = self.instruments.recorder(key, {POOL: name})
-                    series = Series(record, _EXACT_WAITS if key == "wait" else None)
-                    state.backlog.series[key, name] = series
-                series.update(*_durations(one["counters"], key))
+                self._note(state, key, name, {POOL: name}, one["counters"])
+        for host, counters in totals_by_host(state.pools, "counters").items():
+            self._note(state, "lifetime", host, server_of(host), counters)
         if self._operations:
             self._read_queries(state)
+
+    def _note(
+        self, state: _State, key: str, label: str, attributes: Mapping[str, str | int], counters: Mapping[str, float]
+    ) -> None:
+        """Note the durations of a pool or a host, to be recorded."""
+        series = state.backlog.series.get((key, label))
+        if series is None:
+            record = self.instruments.recorder(key, attributes)
+            series = state.backlog.series[key, label] = Series(record, _EXACT_WAITS if key == "wait" else None)
+        series.update(*_durations(counters, key))
 
     def _read_queries(self, state: _State) -> None:
         for _, pool in (self._source or OfProcess()).pools():
@@ -282,8 +288,7 @@ class _Instrumentation:
 
 def _durations(counters: Mapping[str, float], key: str) -> tuple[dict[int, int], float]:
     """Return how many durations there are by the place of their bucket, and their sum in seconds."""
-    prefix = f"{key}/"
-    counts = {int(name[len(prefix) :]): int(number) for name, number in counters.items() if name.startswith(prefix)}
+    counts = {int(place): int(number) for place, number in kinds_of(counters, key).items()}
     return {**counts, UNTIMED: int(counters.get(f"{key}.short", 0))}, counters.get(f"{key}.ns", 0) / 1e9
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .._reports import DEGRADED, UP
+from .._reports import DEGRADED, overall
 from .advice import OF_INCIDENTS
+from .figures import add_up, state_of
 from .history import Minute, ProcessMinute, Series
 from .incidents import Incidents
 from .local import Record
@@ -57,7 +58,8 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     """Return the report as plain values, in the shape that `report` documents.
 
     The counters of a pool are those of all processes, also of those that have
-    ended. The advice is about one process on average, because settings are.
+    ended. The advice is about an average process, because settings are those of
+    one process, and says so: what each one did is kept for minutes only.
     """
     records, past = directory.everything()
     book: Book = {}
@@ -73,10 +75,11 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     process = _series(PROCESS, "process", book.pop(PROCESS, {}), ProcessMinute)
     since = min((one["from"] for several in book.values() for one in several.values()), default=now)
     pools = [_pool(name, several, records) for name, several in sorted(book.items())]
-    down = any(one["pools"][name]["gauges"].get("down") for one in records.values() for name in one["pools"])
+    states = [state_of(add_up([one])["gauges"]) for record in records.values() for one in record["pools"].values()]
+    status = overall((DEGRADED if state == "exhausted" else state, True) for state in states if state != "closed")
     long = now - since > _HOUR
     report = compile_report(
-        pools, process, Incidents.of(events), now=now, hours=hours, since=since, status=DEGRADED if down else UP,
+        pools, process, Incidents.of(events), now=now, hours=hours, since=since, status=status,
         enabled=True, last=_sum(records), grain=BLOCK if long else 60,
         advised=lambda series: _of_one(series, ones.get(series.label, {})),
     )  # fmt: skip
@@ -84,7 +87,10 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     for item in report["advice"]:
         number = max((number_of(one) for one in book.get(item["pool"], {}).values()), default=1.0)
         if number > 1.5 and item["title"] not in OF_INCIDENTS:
-            item["why"] += f" These figures are those of one process on average, of up to {number:.0f}."
+            item["why"] += (
+                f" These figures are those of an average process, of up to {number:.0f}; where the load is uneven, the "
+                "busiest needs more."
+            )
     return report
 
 

@@ -38,7 +38,7 @@ except ImportError as error:
 
 from .._masking import shown
 from ..core.report.histogram import bound_of
-from .figures import HOST, Figures
+from .figures import Figures, by_host, kinds_of
 from .shared import Totals, current
 
 __all__ = ["NAMES", "PoolCollector"]
@@ -52,6 +52,7 @@ _OWN_LABELS = {"pool", "host", "state", "reason", "kind", "code", "le", "quantil
 # Bounds of the pools' own buckets, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts of 4.
 PLACES = range(14, 54, 2)
 _HOST_PLACES = range(14, 54, 4)
+_LIFETIME_PLACES = range(28, 61, 4)  # 16 ms to 18 minutes
 
 _GAUGES = (
     ("idle_max", "db_client_connection_idle_max", "The maximum number of idle open connections allowed."),
@@ -89,6 +90,12 @@ _HISTOGRAMS = (
     ("create", "db_client_connection_create_time_seconds", "The time it took to create a new connection."),
     ("wait", "db_client_connection_wait_time_seconds", "The time it took to obtain an open connection from the pool."),
     ("use", "db_client_connection_use_time_seconds", "The time between borrowing a connection and returning it."),
+)  # fmt: skip
+_HOST_HISTOGRAMS = (
+    ("latency", "http_client_request_duration_seconds",
+     "Duration of HTTP client requests, until the head of the response.", _HOST_PLACES),
+    ("lifetime", "http_client_connection_duration_seconds",
+     "The duration of the successfully established outbound HTTP connections.", _LIFETIME_PLACES),
 )  # fmt: skip
 _HOST_COUNTERS = (
     ("retries", "pooling_http_retries", "Requests sent again by the retry policy."),
@@ -194,8 +201,9 @@ class _Families:
         self._names, self._values = list(labels), list(labels.values())
         self._pools = sorted(pools.items())
         self._hosts = [
-            (pool, host, counters) for pool, one in self._pools for host, counters in _by_host(one["counters"])
-        ]
+            (pool, host, counters)
+            for pool, one in self._pools for host, counters in sorted(by_host(one["counters"]).items())
+        ]  # fmt: skip
 
     def otel(self) -> Iterator[Metric]:
         yield self._states("db_client_connection_count", "used", "The number of connections in this state.")
@@ -253,7 +261,7 @@ class _Families:
     def _by_kind(self, name: str, text: str, key: str, label: str) -> Metric:
         found = CounterMetricFamily(name, text, labels=[*self._names, "pool", label])
         for pool, one in self._pools:
-            for kind, value in _kinds(one["counters"], key):
+            for kind, value in sorted(kinds_of(one["counters"], key).items()):
                 found.add_metric([*self._values, pool, kind], value)
         return found
 
@@ -276,12 +284,12 @@ class _Families:
                 requests.add_metric([*self._values, pool], one["gauges"]["used"])
         yield requests
         labels = [*self._names, "pool", "host"]
-        text = "Duration of HTTP client requests, until the head of the response."
-        durations = HistogramMetricFamily("http_client_request_duration_seconds", text, labels=labels)
-        for pool, host, counters in self._hosts:
-            buckets, total = _cumulated(counters, "latency", _HOST_PLACES)
-            durations.add_metric([*self._values, pool, host], buckets, total)
-        yield durations
+        for key, name, text, places in _HOST_HISTOGRAMS:
+            durations = HistogramMetricFamily(name, text, labels=labels)
+            for pool, host, counters in self._hosts:
+                buckets, total = _cumulated(counters, key, places)
+                durations.add_metric([*self._values, pool, host], buckets, total)
+            yield durations
         for key, name, text in _HOST_COUNTERS:
             found = CounterMetricFamily(name, text, labels=labels)
             for pool, host, counters in self._hosts:
@@ -290,28 +298,14 @@ class _Families:
         for key, name, label, text in _HOST_KINDS:
             found = CounterMetricFamily(name, text, labels=[*labels, label])
             for pool, host, counters in self._hosts:
-                for kind, value in _kinds(counters, key):
+                for kind, value in sorted(kinds_of(counters, key).items()):
                     found.add_metric([*self._values, pool, host, kind], value)
             yield found
 
 
-def _by_host(counters: Mapping[str, float]) -> list[tuple[str, dict[str, float]]]:
-    found: dict[str, dict[str, float]] = {}
-    for key, value in counters.items():
-        host, separator, own = key.partition(HOST)
-        if separator:
-            found.setdefault(host, {})[own] = value
-    return sorted(found.items())
-
-
-def _kinds(counters: Mapping[str, float], name: str) -> list[tuple[str, float]]:
-    prefix = f"{name}/"
-    return sorted((key[len(prefix) :], value) for key, value in counters.items() if key.startswith(prefix))
-
-
 def _cumulated(counters: Mapping[str, float], name: str, places: range) -> tuple[list[Any], float]:
     """Return the buckets as Prometheus wants them, and the sum of all durations."""
-    timed = sorted((int(place), number) for place, number in _kinds(counters, name))
+    timed = [(int(place), number) for place, number in kinds_of(counters, name).items()]
     short = counters.get(f"{name}.short", 0)  # than 100 µs, so below the first bound
     count = short + sum(number for _, number in timed)
     buckets = [

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from ..core.managed import ManagedPool
 from ..core.report.histogram import Buckets
+from ..core.report.metrics import PoolMetrics
 from ..core.report.snapshot import PoolSnapshot
 from .history import COUNTERS, HostMinute, Minute, Series
 from .spread import NOTHING, Totals
 
-__all__ = ["Reading", "note", "read", "read_foreign"]
+__all__ = ["Reading", "note", "read", "read_foreign", "read_metrics"]
 
 _NO_BUCKETS = Buckets({}, 0.0, 0.0)
 
@@ -49,14 +50,21 @@ class Reading(NamedTuple):
 
 def read(pool: ManagedPool[Any]) -> Reading:
     """Read one of our pools."""
-    snapshot: PoolSnapshot = pool.metrics.snapshot()
-    buckets = pool.metrics.buckets()
+    queries, query_errors, slowest = _queries(pool)
+    return read_metrics(pool.metrics)._replace(
+        queries=queries, query_errors=query_errors, slowest=slowest, hosts=_hosts(pool)
+    )
+
+
+def read_metrics(metrics: PoolMetrics) -> Reading:
+    """Read what the metrics of a pool tell, without queries and hosts."""
+    snapshot: PoolSnapshot = metrics.snapshot()
+    buckets = metrics.buckets()
 
     def totals(name: str) -> Totals:
         found = getattr(snapshot, name)
         return Totals.of(found.count, found.mean, buckets[name])
 
-    queries, query_errors, slowest = _queries(pool)
     return Reading(
         duration=snapshot.duration,
         in_use=snapshot.in_use,
@@ -71,10 +79,10 @@ def read(pool: ManagedPool[Any]) -> Reading:
         wait=totals("wait"),
         use=totals("use"),
         create=totals("create"),
-        queries=queries,
-        query_errors=query_errors,
-        slowest=slowest,
-        hosts=_hosts(pool),
+        queries=NOTHING,
+        query_errors=0,
+        slowest=(),
+        hosts={},
     )
 
 
@@ -93,14 +101,14 @@ def _queries(pool: Any) -> tuple[Totals, int, tuple[tuple[float, str], ...]]:
 
 
 def _hosts(pool: Any) -> dict[str, Host]:
-    hosts, latencies = (getattr(pool.metrics, name, None) for name in ("hosts", "latencies"))
-    if hosts is None or latencies is None:
+    hosts, host_buckets = (getattr(pool.metrics, name, None) for name in ("hosts", "host_buckets"))
+    if hosts is None or host_buckets is None:
         return {}
-    buckets = latencies()
+    buckets = host_buckets()
     return {
         one.host: Host(
             one.statuses, one.failures, one.retries,
-            Totals.of(one.latency.count, one.latency.mean, buckets.get(one.host, _NO_BUCKETS)),
+            Totals.of(one.latency.count, one.latency.mean, getattr(buckets.get(one.host), "latency", _NO_BUCKETS)),
         )
         for one in hosts()
     }  # fmt: skip

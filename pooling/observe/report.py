@@ -5,7 +5,8 @@ Its shape, with times of day in seconds since the epoch and durations in seconds
 ``version``      1
 ``generated``    when; ``hours`` was asked for; ``from``, ``to``: the period, which
                  begins with the observation at the earliest
-``status``       of the pools now: ``"up"``, or ``"degraded"`` if one is exhausted, paused, closed or down
+``status``       of the pools now: ``"up"``; ``"degraded"`` if one is exhausted or paused, or its resets fail; or
+                 ``"down"`` if one is
 ``enabled``      ``False``: metrics were switched off, and there is no history
 ``totals``       ``pools``, ``requests``, ``failed``, ``incidents``
 ``advice``       a list: ``pool`` (``None``: the process), ``severity`` (``"act"``,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,13 @@ from .._members import member_of
 from ..core.clock import Clock
 from ..core.managed import ManagedPool
 from ..core.report.messages import format_error
+from ..core.runtime import registry
+from ..core.runtime.poolref import PoolRef
+from ..core.runtime.reaper import LISTENERS, Reaper
 from . import process, reading
 from .history import Minute, ProcessMinute, Series
 from .incidents import Incidents, Listener
-from .sources import Source
+from .sources import OfProcess, Source
 
 __all__ = ["MOST_SERIES", "Sampler"]
 
@@ -36,6 +40,7 @@ class Watch:
 
     Attributes:
         pool: The pool, weakly.
+        metrics: Its metrics, weakly; returns ``None`` for a foreign pool.
         series: Its history.
         listener: Its observer; ``None`` for a foreign pool, and for a part of another pool, which has one.
         reading, at: The last reading, and its time.
@@ -44,6 +49,7 @@ class Watch:
 
     def __init__(self, pool: Any, series: Series, listener: Listener | None) -> None:
         self.pool: weakref.ref[Any] = weakref.ref(pool)
+        self.metrics: Callable[[], Any] = weakref.ref(pool.metrics) if isinstance(pool, ManagedPool) else _nothing
         self.series = series
         self.listener = listener
         self.reading: reading.Reading | None = None
@@ -55,6 +61,26 @@ class Watch:
         pool = self.pool()
         if pool is not None and self.listener is not None:
             (pool.add_observer if wanted else pool.remove_observer)(self.listener)
+
+
+def _nothing() -> None:
+    """Stand in for the reference of metrics."""
+
+
+def _listen_for(sampler: Sampler) -> None:
+    """Tell a sampler of dropped pools, as long as it exists."""
+
+    def listen(reaper: Reaper, dropped: PoolRef | None) -> None:
+        found = reference()
+        if found is not None and dropped is not None:
+            found.drop(dropped)
+
+    def forget(reference: weakref.ref[Sampler]) -> None:
+        if listen in LISTENERS:
+            LISTENERS.remove(listen)
+
+    reference = weakref.ref(sampler, forget)
+    LISTENERS.append(listen)
 
 
 class Sampler:
@@ -94,6 +120,9 @@ class Sampler:
         self._leaving: list[Watch] = []  # whose observers are to be removed
         self._complained: set[str] = set()
         self._sampled_at = self.since
+        self._ended = False
+        self._process = os.getpid()
+        _listen_for(self)
 
     def sample(self) -> None:
         """Take a sample now."""
@@ -112,9 +141,33 @@ class Sampler:
 
     def take_watches(self) -> list[Watch]:
         """Forget which pools are observed and return them, so that their observers can be removed; without the lock."""
+        self._ended = True
         watches = list(self._watches.values())
         self._watches.clear()
         return watches
+
+    def drop(self, dropped: PoolRef) -> None:
+        """Note what a pool has counted since the last sample: it was garbage collected. Called by the reaper.
+
+        Of an HTTP pool, and of queries, that is no longer known.
+        """
+        metrics = dropped.metrics
+        if self._process != os.getpid() or dropped.runtime not in registry.runtimes or metrics is None or metrics.inner:
+            return
+        with self.lock:
+            if self._ended or not self.samples:  # switched off
+                return
+            now, wall, after = self._clock.now(), self._clock.wall(), reading.read_metrics(metrics)
+            watch = next((one for one in self._watches.values() if one.metrics() is metrics), None)
+            if watch is None:
+                series, before, seconds = self._series_of_brief(metrics.name, after, now), None, after.duration
+            else:
+                series = None if watch.closed else watch.series  # closed: nothing came after its last reading
+                before, seconds = watch.reading, now - watch.at
+                self._watches = {number: one for number, one in self._watches.items() if one is not watch}
+            if series is not None:
+                reading.note(series, before, after, seconds, wall)
+                series.state = "closed" if dropped.state.closed else "dropped"
 
     @property
     def observed(self) -> int:
@@ -168,6 +221,16 @@ class Sampler:
         """Begin to observe a pool; ``None`` if it is closed, or there are too many."""
         if getattr(pool, "closed", False) is True:
             return None
+        series = self._series(name, type(pool).__name__)
+        if series is None:
+            return None
+        listener = Listener(series.label, self._incidents_of) if isinstance(pool, ManagedPool) and not part else None
+        watch = self._watches[id(pool)] = Watch(pool, series, listener)
+        self._coming.append(watch)
+        return watch
+
+    def _series(self, name: str, kind: str) -> Series | None:
+        """Return the history of a pool that is new; ``None`` if there are too many."""
         live = {watch.series.label for watch in self._watches.values() if not watch.closed}
         label, number = name, 1
         while label in live:  # pools of one name
@@ -175,12 +238,18 @@ class Sampler:
             label = f"{name} ({number})"
         if label not in self.series and not self._make_room(live):
             return None
-        series = self.series.setdefault(label, Series(label, type(pool).__name__, Minute, self._retention))
-        series.kind, series.state = type(pool).__name__, "open"
-        listener = Listener(label, self._incidents_of) if isinstance(pool, ManagedPool) and not part else None
-        watch = self._watches[id(pool)] = Watch(pool, series, listener)
-        self._coming.append(watch)
-        return watch
+        series = self.series.setdefault(label, Series(label, kind, Minute, self._retention))
+        series.kind, series.state = kind, "open"
+        return series
+
+    def _series_of_brief(self, name: str, found: reading.Reading, now: float) -> Series | None:
+        """Return a history for a pool that was made, used and dropped since the last sample; ``None`` for others."""
+        wanted = isinstance(self._source, OfProcess) and any(found.counts) and self._is_new(found, now)
+        return self._series(name, "Pool") if wanted else None
+
+    def _is_new(self, found: reading.Reading, now: float) -> bool:
+        """Whether a pool was made since the last sample, or began anew after a fork: all that it counts is new."""
+        return found.duration <= now - self._sampled_at + 1e-6 if self.samples else self._forked
 
     def _make_room(self, live: set[str]) -> bool:
         """Forget the oldest history of a pool that is gone, if there are too many."""
@@ -209,10 +278,8 @@ class Sampler:
             return
         before, seconds = watch.reading, now - watch.at
         if before is None:
-            # A pool that was made since the last sample, or that began anew after a fork: all that it counts is new.
             seconds = after.duration
-            new = seconds <= now - self._sampled_at + 1e-6 if self.samples else self._forked
-            if not new or not ours:
+            if not ours or not self._is_new(after, now):
                 before, seconds = after, 0.0
         reading.note(watch.series, before, after, seconds, wall)
         watch.reading, watch.at = after, now

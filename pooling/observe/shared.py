@@ -59,7 +59,6 @@ VARIABLE = "POOLING_METRICS_DIR"
 """The environment variable that names the directory."""
 
 _MOST_MINUTES = 5  # that are over and still in the file of a process
-_EXIT_PATIENCE = 0.5  # seconds that a process which exits waits for a thread that writes
 _RETIRED = "retired.v1"
 _NAME = re.compile(r"\d+-[0-9a-f]{16}\.v1")
 
@@ -71,7 +70,7 @@ class SharedDirectory(Source):
     this process write, too.
 
     Args:
-        path: The directory; it is created at the first use.
+        path: The directory. It is created at the first use by a process that writes.
 
     Raises:
         TypeError, ValueError: ``path`` is not a path.
@@ -108,15 +107,10 @@ class SharedDirectory(Source):
         """Write."""
         self.write()
 
-    def write_at_exit(self) -> None:
-        """Write for the last time, unless a disk hangs."""
-        self.write(_EXIT_PATIENCE)
-
-    def write(self, patience: float = PATIENCE) -> bool:
+    def write(self) -> bool:
         """Write the figures of this process now, if a pool was used in it; log a failure, but each kind only once.
 
-        Args:
-            patience: Seconds to wait for another thread that writes or reads.
+        Another thread that writes is waited for, `PATIENCE` seconds: at exit, what it writes may not be the last.
 
         Returns:
             Whether they are stored.
@@ -125,7 +119,7 @@ class SharedDirectory(Source):
         if not (self.writes and process.used):
             return True
         try:
-            with self.exclusive(process, patience):
+            with self.exclusive(process):
                 self._open(process)
                 if not process.joined or process.log.over > _MOST_MINUTES:
                     with self._turn(process) as retired:
@@ -139,10 +133,10 @@ class SharedDirectory(Source):
     def _write(self, process: Process) -> None:
         assert process.file is not None and process.retired is not None
         self.observe()
-        record = process.retired.read()
+        record, now = process.retired.read(), time.time()
         pools, ended = process.sample(0 if record is None else record.tag)
         if ended or pools != process.written.get("pools") or self.watched(process):
-            figures, details = {"pid": os.getpid(), "time": round(time.time(), 3), "pools": pools}, process.details()
+            figures, details = {"pid": os.getpid(), "time": round(now, 3), "pools": pools}, process.details()
             # In two lines: a scrape needs only the first.
             process.file.write(encode(figures) + b"\n" + encode(details))
             process.written = {**figures, **details}  # after it: readers count what is stored
@@ -219,14 +213,14 @@ class SharedDirectory(Source):
             self._hooked = True
             register_after_fork(self, _finalize)
 
-    def leave(self, patience: float = PATIENCE) -> None:
+    def leave(self) -> None:
         """Remove the file of this process, and the others if it was the last one. Begin anew later.
 
         Raises:
             OSError, TimeoutError: As from `read`.
         """
         process = self.process()
-        with self.exclusive(process, patience):
+        with self.exclusive(process):
             with self._turn(process) as retired:
                 self._fold(process, retired, scrape=False)
                 names = self._names(process) - {process.name}
@@ -285,7 +279,7 @@ class SharedDirectory(Source):
         Raises:
             OSError: As from `open_private`.
         """
-        return open_private(self.path)
+        return open_private(self.path, create=self.writes)  # a reader would hide a mistyped name
 
     def _open(self, process: Process) -> None:
         """Open the directory and ``retired``, again if they were deleted."""
@@ -402,7 +396,7 @@ def share(path: str | os.PathLike[str]) -> SharedDirectory:
     directory.writes = True
     _shared = directory
     LISTENERS.append(directory.listen)
-    atexit.register(directory.write_at_exit)
+    atexit.register(directory.write)
     directory.write_before_quick_exits()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=directory.write_before_quick_exits)
@@ -427,4 +421,4 @@ def current() -> SharedDirectory | Local:
 def _finalize(directory: SharedDirectory) -> None:
     from multiprocessing.util import Finalize
 
-    Finalize(None, directory.write_at_exit, exitpriority=0)
+    Finalize(None, directory.write, exitpriority=0)

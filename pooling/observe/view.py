@@ -8,13 +8,13 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
 ``processes``  a list: ``pid``, ``command``, ``cpu`` (processors in use; ``None`` at first), ``memory`` (bytes),
                ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
-               ``max_size``, ``waiting``, ``oldest_wait``; ``state`` (``"up"``, ``"exhausted"``, ``"down"``,
-               ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute``
-               (of this minute and the last one);
+               ``max_size``, ``waiting``, ``oldest_wait``; ``state``, see `state_of`; ``last_error``,
+               ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute`` (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
-               ``size``, ``waiting``); ``holders`` (``where``, ``thread``, ``pid``, ``since``), the longest first, at
-               most 10; ``minutes``, the last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing
-               was recorded: ``in_use`` (on average), ``waiting`` (at most), ``leases``, ``timeouts``, ``p99_wait``
+               ``size``, ``waiting``); ``holders``, the longest first, at most 10: ``where``, ``thread``, ``pid``,
+               ``since``, and ``seconds``, how long it was held when its process told its figures; ``minutes``, the
+               last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing was recorded: ``in_use``
+               (on average), ``waiting`` (at most), ``leases``, ``timeouts``, ``p99_wait``
 ``events``     a list, the newest first, at most 100: ``pool``, ``kind`` (see `incidents.WORDS`), ``start``, ``end``
                (``None`` while it lasts), ``count``, ``text``, ``peak``, ``pid``
 
@@ -33,7 +33,7 @@ from typing import Any
 
 from . import shared
 from .attach import watchable
-from .figures import HOST, Figures, add_up
+from .figures import HOST, Figures, add, add_up, state_of
 from .history import start_of
 from .local import LocalHistory, Past, Record
 from .minutes import Book, by_start, merge, spread_of
@@ -174,6 +174,12 @@ class _Trail:
                 return point, last
         return None
 
+    def whole(self) -> tuple[Record, Record]:
+        """Return the oldest record and that of now; a process that began within the minute has counted from zero."""
+        first, last = self._points[0], self._points[-1]
+        started = last.get("process", {}).get("started", 0.0)
+        return ({"pools": {}} if started > last["time"] - _MOST else first), last
+
 
 def _by_pid(records: Mapping[str, Record]) -> list[tuple[str, Record]]:
     return sorted(records.items(), key=lambda one: (one[1].get("process", {}).get("started", 0.0), one[1]["pid"]))
@@ -208,11 +214,12 @@ def _pool(
     total = add_up(figures.values())
     gauges = total["gauges"]
     minutes = book.get(name, {})
-    recent = _recent(minutes, now)
-    rate, counters = _rate(name, [trails[key] for key in records]), _counters(name, [trails[key] for key in records])
+    recent, seconds = _recent(minutes, now)
+    own = [trails[key] for key in records]
+    rate, counters = _rate(name, own), _counters(name, own) or recent
     if rate is None:
-        rate = recent[0].get("acquired", 0) / recent[1] if recent[1] else 0.0
-    spreads = {key: spread_of(counters or recent[0], key) for key in ("wait", "use")}
+        rate = recent.get("acquired", 0) / seconds if seconds else 0.0
+    spreads = {key: spread_of(counters, key) for key in ("wait", "use")}
     errors = [tuple(record["errors"][name]) for record in records.values() if name in record.get("errors", {})]
     last_error, last_error_at = max(errors, key=lambda one: float(one[1]), default=(total.get("error"), None))
     return {
@@ -225,37 +232,30 @@ def _pool(
         "max_size": gauges.get("max", 0),
         "waiting": gauges.get("pending", 0),
         "oldest_wait": gauges.get("oldest_wait", 0.0),
-        "state": _state(gauges),
+        "state": state_of(gauges),
         "last_error": last_error,
         "last_error_at": last_error_at,
         "leases_per_second": rate,
-        "timeouts_per_minute": recent[0].get("timeouts", 0) * 60 / max(60.0, recent[1]),
+        "timeouts_per_minute": recent.get("timeouts", 0) * 60 / max(60.0, seconds),
         **{
             key: {"p50": spread.percentile(0.50), "p99": spread.percentile(0.99)} for key, spread in spreads.items()
         },
-        "by_process": [
-            {
-                "pid": records[key]["pid"], "in_use": one["gauges"]["used"], "size": one["gauges"]["size"],
-                "waiting": one["gauges"]["pending"],
-            }
-            for key, one in alive.items()
-        ],
+        "by_process": [_part(records[key]["pid"], one["gauges"]) for key, one in alive.items()],
         "holders": _holders(figures, records),
         "minutes": _last_hour(minutes, now),
     }  # fmt: skip
 
 
-def _state(gauges: Mapping[str, float]) -> str:
-    if not gauges.get("open"):
-        return "closed"
-    return "down" if gauges.get("down") else "exhausted" if gauges.get("exhausted") else "up"
+def _part(pid: int, gauges: Mapping[str, float]) -> dict[str, float]:
+    return {"pid": pid, "in_use": gauges["used"], "size": gauges["size"], "waiting": gauges["pending"]}
 
 
 def _holders(figures: Mapping[str, Figures], records: Mapping[str, Record]) -> list[dict[str, Any]]:
     found = [
-        {**holder, "pid": records[key]["pid"]} for key, one in figures.items() for holder in one.get("holders", ())
-    ]
-    return sorted(found, key=lambda one: float(one["since"]))[:MOST_HOLDERS]
+        {**holder, "pid": records[key]["pid"], "seconds": max(0.0, records[key]["time"] - holder["since"])}
+        for key, one in figures.items() for holder in one.get("holders", ())
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: -float(one["seconds"]))[:MOST_HOLDERS]
 
 
 # -- rates -----------------------------------------------------------------------------
@@ -272,13 +272,12 @@ def _rate(name: str, trails: Iterable[_Trail]) -> float | None:
 
 def _counters(name: str, trails: Iterable[_Trail]) -> dict[str, float] | None:
     """Return what was counted in the last minute; ``None`` if the viewer has not looked for so long."""
-    pairs = [pair for trail in trails if (pair := trail.since(_MOST - 5)) is not None]
-    if not pairs:
+    pairs = [(trail.since(_MOST - 5), trail) for trail in trails]
+    if not any(pair for pair, _ in pairs):
         return None
     found: dict[str, float] = {}
-    for before, after in pairs:
-        for key, value in _new(name, before, after).items():
-            found[key] = found.get(key, 0) + value
+    for pair, trail in pairs:
+        add(found, _new(name, *(pair or trail.whole())))
     return found
 
 
@@ -294,8 +293,7 @@ def _recent(minutes: Mapping[int, dict[str, Any]], now: float) -> tuple[dict[str
     first = start_of(now) - _STEP
     both = [one for start, one in minutes.items() if start >= first]
     for one in both:
-        for key, value in one["counters"].items():
-            counters[key] = counters.get(key, 0) + value
+        add(counters, one["counters"])
     return counters, max((one["to"] for one in both), default=0.0) - min((one["from"] for one in both), default=0.0)
 
 

@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from ..web._access import pack
 from ..web.dashboard import DashboardEndpoint, WSGIApp
+from .metrics_dir import existing
 
 __all__ = ["DESCRIPTION", "HELP", "DashboardServer", "add_arguments", "is_local", "run"]
 
@@ -60,9 +61,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     token = os.environ.get(TOKEN) or None if options.token is None else options.token
     if token is not None and not token.strip():
         parser.error("argument --token: must not be empty")
-    directory = options.dir or os.environ.get("POOLING_METRICS_DIR") or None
-    if options.dir is not None and not options.dir.is_dir():
-        parser.error(f"argument --dir: {str(options.dir)!r} is not a directory")
+    try:
+        directory = existing(options.dir)
+    except NotADirectoryError as error:
+        parser.error(str(error))
     try:
         server = DashboardServer(options.host, options.port, directory, token)
     except PermissionError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+
+from .metrics_dir import VARIABLE, existing
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -15,12 +16,9 @@ happened in the last hours: load, waits, errors, incidents, also those of proces
 change. The exit code is 1 if the directory cannot be read or has no figures, 2 for an invalid option, otherwise 0.
 """
 
-_VARIABLE = "POOLING_METRICS_DIR"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--dir", metavar="PATH", help=f"the directory (default: what {_VARIABLE} says)")
+    parser.add_argument("--dir", metavar="PATH", help=f"the directory (default: what {VARIABLE} says)")
     parser.add_argument(
         "--hours", type=_hours, default=24.0, metavar="N", help="how far to look back, at most 24 (default: 24)"
     )
@@ -46,17 +44,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options: As parsed.
         parser: Reports an invalid option, with exit code 2.
     """
-    path = options.dir or os.environ.get(_VARIABLE)
-    if not path:
-        parser.error(f"--dir is required where {_VARIABLE} is not set")
     from ..observe.overall import render
     from ..observe.shared import SharedDirectory, has_figures
 
     try:
-        if not os.path.isdir(path):
-            raise NotADirectoryError(f"{path!r} is not a directory")
+        path = existing(options.dir)
+        if path is None:
+            parser.error(f"--dir is required where {VARIABLE} is not set")
         if not has_figures(path):  # before it is opened, which leaves a file in a directory that was mistyped
-            raise FileNotFoundError(f"no process has shared figures in {path!r}: is it the POOLING_METRICS_DIR?")
+            raise FileNotFoundError(f"no process has shared figures in {path!r}: is it the {VARIABLE}?")
         text = render(SharedDirectory(path), options.hours, options.format)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -341,7 +341,7 @@ FORKING = """
     Alerts([pool], to=tell, interval=0.1)
 
     def cause(seconds=0.0):
-        with pool.acquire():
+        with pool.acquire(60):
             try:
                 pool.acquire()
             except PoolTimeout:

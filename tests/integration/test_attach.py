@@ -32,6 +32,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pooling = path / "pooling"
+        self.pooling.mkdir(mode=0o700)
         self.env = environment(
             XDG_RUNTIME_DIR=str(path), POOLING_METRICS_DIR="", POOLING_ATTACH="1",
             PYTHONWARNINGS="ignore::DeprecationWarning",

@@ -135,7 +135,9 @@ def a_pool(name: str, **more: Any) -> dict[str, Any]:
         "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None,
         "leases_per_second": 12.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02}, "by_process": [{"pid": 12, "in_use": 2, "size": 2, "waiting": 0}],
-        "holders": [{"where": "shop/views.py:12 orders()", "thread": "MainThread", "pid": 12, "since": now - 4}],
+        "holders": [
+            {"where": "shop/views.py:12 orders()", "thread": "MainThread", "pid": 12, "since": now - 4, "seconds": 4.0}
+        ],
         "minutes": {
             "start": now - 3600, "step": 60.0,
             **dict.fromkeys(("in_use", "waiting", "leases", "timeouts", "p99_wait"), series),
@@ -248,7 +250,7 @@ def test_nothing_to_show(browser: Browser, site: Site) -> None:
 
 
 def test_texts_are_never_html(browser: Browser, site: Site) -> None:
-    holder = {"where": EVIL, "thread": EVIL, "pid": 12, "since": time.time()}
+    holder = {"where": EVIL, "thread": EVIL, "pid": 12, "since": time.time(), "seconds": 0.0}
     pool = a_pool(EVIL, kind=EVIL, last_error=EVIL, last_error_at=time.time(), holders=[holder])
     event = {"pool": EVIL, "kind": EVIL, "start": time.time(), "end": time.time(), "count": 1, "text": EVIL, "pid": 12}
     process = {**a_view([])["processes"][0], "command": EVIL}
@@ -823,3 +825,31 @@ def test_demo(tmp_path: Path) -> None:
         assert demo.stdout is not None
         assert "every row is right" in demo.stdout.read() and demo.wait(60) == 0
     assert len(seen) >= 2
+
+
+def test_page_of_a_demo_in_a_terminal_stays_open() -> None:
+    """Until Ctrl-C, which is no failure then."""
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "pooling", "demo", "--dashboard", "--seconds", "0.5", "--threads", "2"]
+    demo = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=its, start_new_session=True)
+    os.close(its)
+    try:
+        shown = ""
+        while "the page stays open: Ctrl-C ends the demo" not in shown:
+            shown += os.read(ours, 4096).decode()
+        assert "every row is right" in shown
+        found = re.search(r"http://127\.0\.0\.1:\d+/", shown)
+        assert found
+        url = found[0]
+
+        def leases() -> float:
+            pools = {pool["name"]: pool for pool in fetch(url)["pools"]}
+            return sum(filter(None, pools["market data"]["minutes"]["leases"])) if "market data" in pools else 0
+
+        wait_until(leases)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
+    finally:
+        demo.kill()
+        demo.wait()
+        os.close(ours)

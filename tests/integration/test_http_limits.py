@@ -15,6 +15,7 @@ import requests
 from urllib3.util import Retry
 
 from pooling import HTTPPool, HTTPTimeout, Observer, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting
+from pooling.observe.local import Local
 from tests.conftest import Authority
 from tests.integration.test_http import ONE, echo, in_thread, wait_until
 from tests.web import WebServer
@@ -533,6 +534,8 @@ def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for
             thread = in_thread(http.get, "/echo")
             wait_until(lambda: http.stats()["waiting"])
             time.sleep(0.2)
+            gauges = Local().read().pools[http.name]["gauges"]
+            assert (gauges["pending"], gauges["exhausted"]) == (1, 1) and gauges["oldest_wait"] >= 0.15
             with pytest.raises(PoolTimeout):
                 http.get("/echo", timeout=HTTPTimeout(pool=0))
         thread.join()
@@ -559,6 +562,38 @@ def test_latencies_of_a_host(web: WebServer, private: WebServer) -> None:
         assert 0.1 / 1.42 <= mixed.p50 < 2 / 1.42 <= mixed.p95 <= mixed.p99 <= mixed.max < LONG
         assert mixed.mean >= (14 * 0.1 + 6 * 2) / 20 and mixed.max >= 2
         assert 0 < quick.p50 <= quick.p95 < 2 / 1.42
+
+
+def test_lifetimes_of_the_connections_of_a_host(web: WebServer) -> None:
+    """Each socket is counted once, when it is closed: by the pool, by the server, or because it proved dead."""
+    with HTTPPool(ONE, base_url=web.url) as http:
+
+        def lifetimes() -> int:
+            (host,) = http.metrics.hosts()
+            return host.lifetime.count
+
+        http.get("/echo")
+        http.get("/slow?s=0.1")
+        assert lifetimes() == 0
+        http.get("/die-when-kept")  # it is sent again on a new connection
+        assert lifetimes() == 1
+        with http.request_context("GET", "/goodbye", stream=True) as response:
+            assert lifetimes() == 1  # the socket is open until the answer is read
+            response.content  # noqa: B018
+        assert lifetimes() == 2
+        with http.request_context("GET", "/stream", stream=True):
+            pass
+        assert lifetimes() == 3
+        with pytest.raises(requests.ConnectionError):
+            http.get("/reset")
+        http.get("/echo")
+        (host,) = http.metrics.hosts()
+        assert (host.opened, host.lifetime.count) == (5, 4)
+        assert 0.1 <= host.lifetime.max < LONG and json.loads(http.metrics.to_json())["hosts"][0]["lifetime"]
+        with pytest.raises(requests.ConnectionError):
+            http.get("http://127.0.0.1:9/")
+    assert [host.lifetime.count for host in http.metrics.hosts() if host.host == web.url] == [5]
+    assert sum(host.lifetime.count for host in http.metrics.hosts()) == 5  # what never connected has no lifetime
 
 
 def test_number_of_hosts_with_own_metrics_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

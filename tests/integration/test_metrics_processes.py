@@ -394,6 +394,7 @@ http = pooling.HTTPPool(base_url=sys.argv[1], name="api", max_size=4)
 for status in (200, 200, 503):
     assert http.get(f"/status/{status}", timeout=10).status_code == status
     http.get("/echo")
+http.drain()  # closes the connection
 found = shared.current().read()
 assert list(found.pools) == ["api"], list(found.pools)
 gone = weakref.ref(http)
@@ -426,6 +427,7 @@ def test_http_by_host(tmp_path: Path, shared: bool) -> None:
     assert page["pooling_http_responses_total", (("code", "503"), *host)] == 1
     assert page["http_client_request_duration_seconds_count", host] == 6
     assert page["pooling_http_connections_opened_total", host] == 1
+    assert page["http_client_connection_duration_seconds_count", host] == 1
     assert page["pooling_acquired_total", (("pool", "api"),)] == 6
 
 

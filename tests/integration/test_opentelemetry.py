@@ -41,6 +41,7 @@ from tests.servers import PostgresServer
 from tests.web import WebServer
 
 COUNT, USE, WAIT = (f"db.client.connection.{name}" for name in ("count", "use_time", "wait_time"))
+LIFETIME = "http.client.connection.duration"
 ORDERS = ["pool first", "instrumentation first"]
 
 
@@ -270,6 +271,25 @@ def test_connections_and_requests_by_server(telemetry: Telemetry, web: WebServer
             assert {one.attributes["http.connection.state"]: one.value for one in opened} == {"idle": 0, "active": 2}
             assert [job.result().status_code for job in jobs] == [200, 200]
         wait_until(lambda: telemetry.points("http.client.active_requests", **where)[0].value == 0)
+
+
+def test_lifetimes_of_connections_by_server(telemetry: Telemetry, web: WebServer) -> None:
+    """Two pools of one server are summed; what was closed before is not counted."""
+    where = {"server.address": "127.0.0.1", "server.port": web.port}
+    with HTTPPool(base_url=web.url, name="early") as early:
+        early.get("/goodbye")
+        instrument(meter_provider=telemetry.meters)
+        assert telemetry.points(LIFETIME, **where) == []
+        began = time.monotonic()
+        early.get("/slow?s=0.2")
+        with HTTPPool(base_url=web.url, name="late") as late:
+            late.get("/goodbye")
+            late.get("/goodbye")
+            (found,) = telemetry.points(LIFETIME, **where)
+            assert found.count == 2 and found.attributes == where
+        early.drain()
+        (found,) = telemetry.points(LIFETIME, **where)
+        assert found.count == 3 and 0.2 <= found.sum <= time.monotonic() - began and found.max >= 0.2 / 2**0.5
 
 
 def test_a_request_that_waits_is_an_event_of_its_span(telemetry: Telemetry, web: WebServer) -> None:

@@ -433,7 +433,8 @@ def test_no_colour(site: Site, place: dict[str, str]) -> None:
 
 
 def nothing_here(home: Path) -> dict[str, str]:
-    """Variables with which `top` finds nothing."""
+    """Variables with which `top` finds nothing: an empty directory."""
+    (home / "nothing").mkdir(mode=0o700)
     return {"POOLING_METRICS_DIR": str(home / "nothing")}
 
 

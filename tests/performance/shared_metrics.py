@@ -134,6 +134,7 @@ def run(plan: Plan) -> Table:
 def _scrapes(plan: Plan, home: str) -> tuple[list[dict[str, object]], list[str]]:
     path = os.path.join(home, "scrapes")
     registry = CollectorRegistry()
+    os.mkdir(path, 0o700)
     directory = SharedDirectory(path)
     registry.register(PoolCollector(source=directory))
     reading, pages = [], []

@@ -168,6 +168,7 @@ def test_attached_until_the_watcher_is_gone(directory: DefaultDirectory, home: P
     pool: Pool[Any] = Pool(object, name="attached")
     with pool.acquire():
         pass
+    (home / "pooling").mkdir(0o700)
     viewer = view.Viewer.of_directory(home / "pooling")
     viewer.view()
     directory.step()

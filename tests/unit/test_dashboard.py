@@ -429,7 +429,7 @@ def test_address_of_the_page(tmp_path: Path) -> None:
         (["--port", "x"], "argument --port: must be a whole number from 0 to 65535, not 'x'"),
         (["--host", "0.0.0.0", "--port", "0"], "'0.0.0.0' can be reached from other machines, so a token is needed"),
         (["--token", ""], "argument --token: must not be empty"),
-        (["--dir", "/nowhere"], "argument --dir: '/nowhere' is not a directory"),
+        (["--dir", "/nowhere"], "argument --dir: no such directory: '/nowhere'"),
         (["--host", "192.0.2.1", "--port", "0", "--token", "t"], "cannot listen on '192.0.2.1', port 0"),
     ],
 )

@@ -216,6 +216,7 @@ def test_counts_of_a_host() -> None:
     metrics.connected(0.01)
     for status, seconds in ((200, 0.1), (200, 0.2), (503, 0.4)):
         metrics.answered(status, seconds, reused=status == 503)
+    metrics.closed(60.0)
     metrics.failed("tls")
     metrics.moved(10, 200)
     metrics.count("retries")
@@ -223,6 +224,7 @@ def test_counts_of_a_host() -> None:
     assert (found.requests, found.statuses, found.failures) == (4, {200: 2, 503: 1}, {"tls": 1})
     assert (found.bytes_sent, found.bytes_received, found.opened, found.reused, found.retries) == (10, 200, 1, 1, 1)
     assert found.latency.count == 3 and found.latency.max == 0.4
+    assert found.lifetime.count == 1 and found.lifetime.max == 60.0
     assert found.to_dict()["statuses"] == {"200": 2, "503": 1}
 
 

@@ -21,6 +21,7 @@ from pooling import (
     application_lifespan,
 )
 from pooling import manager as manager_module
+from pooling.observe import PerformanceMonitor
 from pooling.testing import FakeAdapter
 
 NONE = PoolSettings(min_size=0, max_size=2, health_check_interval=None, acquire_timeout=0.0)
@@ -312,6 +313,19 @@ def test_paused_is_degraded_and_closed_is_down(manager: PoolManager) -> None:
     pool.close()
     health = manager.health_check(0.0)
     assert (health["a"].status, manager.get_performance_summary()["status"]) == ("down", "down")
+
+
+def test_a_server_that_could_not_be_reached_last_is_down_without_asking_it(manager: PoolManager) -> None:
+    adapter = Quick()
+    adapter.fail("create", ConnectionError("refused"), times=1000)
+    pool = manager.create_pool("a", adapter, settings=ONE, critical=False)
+    assert manager.get_performance_summary()["status"] == "up"
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0.01)
+    monitor = PerformanceMonitor([pool], enabled=False)
+    assert manager.get_performance_summary()["status"] == "degraded"  # it is not critical
+    assert monitor.get_performance_summary()["status"] == "down"
+    assert manager.health_check(0.1).status == "degraded" and manager.health_check(0.1)["a"].status == "down"
 
 
 def test_stale_connections_are_not_an_outage(manager: PoolManager) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
 from pooling.core.report.histogram import SHORT, Histogram
+from pooling.core.state import PoolState
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -43,6 +44,21 @@ def time_out(pool: Pool[Any], clock: VirtualClock, seconds: float = 1) -> None:
 def hold(pool: Pool[Any], clock: VirtualClock, seconds: float) -> None:
     with pool.acquire():
         clock.advance(seconds)
+
+
+def test_a_lease_that_ends_during_a_snapshot_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exporters have reported once cannot be taken back."""
+    pool = Pool(object)
+    lease, count = pool.acquire(), PoolState.in_use.fget
+
+    def in_use(state: PoolState) -> int:
+        number: int = count(state)  # type: ignore[misc]
+        if lease.active:
+            lease.release()  # as another thread may, which needs no lock
+        return number
+
+    monkeypatch.setattr(PoolState, "in_use", property(in_use))
+    assert pool.metrics.snapshot().acquired == 1
 
 
 # -- gauges -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 
 from pooling import Observer, Pool, PoolManager, PoolSettings, PoolTimeout
 from pooling.core.report.histogram import Buckets, Histogram, bound_of, place_of
+from pooling.core.runtime.reaper import LISTENERS
 from pooling.observe import PerformanceMonitor
 from pooling.observe import report as shape
 from pooling.observe.advice import advise, advise_process, busiest
@@ -92,6 +94,58 @@ def test_pool_made_later_is_counted_from_its_beginning(make: Make, clock: Virtua
     use(pool, clock, 1.0)
     clock.advance(30.0)
     assert monitor.get_report()["pools"]["late"]["acquired"] == 1
+
+
+def test_pools_that_end_between_two_samples_are_counted() -> None:
+    """One that the monitor has never seen, and the last leases of one that it has."""
+    with PerformanceMonitor(interval=3600.0) as monitor:
+        known = Pool(object, name="monitor-known")
+        others = PerformanceMonitor([known], interval=3600.0)
+        monitor.sample()
+        brief = Pool(object, name="monitor-brief")
+        for pool, times in ((known, 2), (brief, 3)):
+            for _ in range(times):
+                with pool.acquire():
+                    pass
+        known.close()
+        del pool, known, brief
+        wanted = [(monitor, "monitor-known", "closed"), (monitor, "monitor-brief", "dropped"),
+                  (others, "monitor-known", "closed")]  # fmt: skip
+        end = time.monotonic() + 60
+        for one, name, state in wanted:
+            series = one.current_sampler().series
+            while name not in series or series[name].state != state:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        pools = monitor.get_report()["pools"]
+        assert (pools["monitor-known"]["acquired"], pools["monitor-brief"]["acquired"]) == (2, 3)
+        second = Pool(object, name="monitor-known")  # continues the history of the first
+        closed = Pool(object, name="monitor-closed")
+        monitor.sample()
+        with second.acquire():
+            closed.close()
+        monitor.sample()
+        third = Pool(object, name="monitor-closed")
+        monitor.sample()
+        series = monitor.current_sampler().series
+        assert [series[name].state for name in ("monitor-known", "monitor-closed")] == ["open", "open"]
+        gone = Pool(object, name="monitor-gone")
+        gone.acquire().release()
+        del closed, gone  # in this order
+        while "monitor-gone" not in series:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert series["monitor-closed"].state == "open"
+        assert monitor.get_report()["pools"]["monitor-known"]["acquired"] == 3
+        third.close()
+        second.close()
+        pools = others.get_report()["pools"]
+        assert (list(pools), pools["monitor-known"]["acquired"]) == (["monitor-known"], 2)
+        others.stop()
+    count = len(LISTENERS)
+    del monitor, others, wanted, one, series
+    gc.collect()
+    assert len(LISTENERS) <= count - 2  # nothing of them is left
 
 
 def test_reset_of_the_metrics_loses_and_doubles_nothing(make: Make, clock: VirtualClock) -> None:
@@ -337,8 +391,14 @@ def test_status_of_pools_in_trouble(make: Make, clock: VirtualClock) -> None:
     pool.pause()
     assert monitor.get_performance_summary()["status"] == "degraded"
     pool.resume()
+    lease = pool.acquire()
+    pool.resize(1, 0)
+    assert monitor.get_performance_summary()["status"] == "degraded"  # exhausted
+    lease.release()
+    assert monitor.get_performance_summary()["status"] == "up"
     pool.close()
-    assert monitor.get_performance_summary()["status"] == "degraded"
+    assert monitor.get_performance_summary()["status"] == "down"
+    assert monitor.get_report()["status"] == "down"
 
 
 # -- the hot path -------------------------------------------------------------------------------
@@ -761,6 +821,7 @@ def test_interval_of_exports_comes_from_the_environment(
     make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICS_EXPORT_INTERVAL", "15")
+    assert observed([], clock, interval=None).interval == PoolSettings().metrics_interval  # samples are as before
     got: list[dict[str, Any]] = []
     pool = make(name="db")
     monitor = observed(pool, clock, export=got.append, interval=7.0)

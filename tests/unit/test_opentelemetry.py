@@ -187,7 +187,7 @@ def test_names_instruments_units_and_texts_are_those_of_the_conventions(monkeypa
     assert len(reported) == 9 and reported < made.keys()
     assert made.keys() - reported == {
         DB_CLIENT_OPERATION_DURATION, HTTP_CLIENT_REQUEST_DURATION, http_metrics.HTTP_CLIENT_OPEN_CONNECTIONS,
-        http_metrics.HTTP_CLIENT_ACTIVE_REQUESTS,
+        http_metrics.HTTP_CLIENT_ACTIVE_REQUESTS, http_metrics.HTTP_CLIENT_CONNECTION_DURATION,
     }  # fmt: skip
 
 
@@ -201,6 +201,9 @@ def test_bounds_are_those_of_the_conventions_or_of_the_pools_buckets(monkeypatch
     own = [round(bound_of(place), 9) for place in range(61)]
     for name in (WAIT, USE, CREATE):
         assert set(bounds[name]) <= set(own) and bounds[name][0] < 2e-4 and bounds[name][-1] > 60
+    # The conventions have none for it.
+    lifetimes = bounds[http_metrics.HTTP_CLIENT_CONNECTION_DURATION]
+    assert set(lifetimes) <= set(own) and lifetimes[0] < 0.01 and lifetimes[-1] > 1000
 
 
 def test_attributes_are_those_of_the_conventions(

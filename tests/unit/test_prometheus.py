@@ -32,8 +32,7 @@ from pooling.web.wsgi import metrics_app
 numbers = itertools.count()
 
 # OpenTelemetry semantic conventions 1.44: docs/db/database-metrics.md and docs/http/http-metrics.md.
-# Name: instrument and unit. Left out: db.client.operation.duration and http.client.connection.duration, which
-# a pool does not see.
+# Name: instrument and unit. Left out: db.client.operation.duration, which a pool does not see.
 CONVENTIONS = {
     "db.client.connection.count": ("updowncounter", "{connection}"),
     "db.client.connection.idle.max": ("updowncounter", "{connection}"),
@@ -47,6 +46,7 @@ CONVENTIONS = {
     "http.client.open_connections": ("updowncounter", "{connection}"),
     "http.client.active_requests": ("updowncounter", "{request}"),
     "http.client.request.duration": ("histogram", "s"),
+    "http.client.connection.duration": ("histogram", "s"),
 }
 # How the OpenTelemetry specification ("Prometheus and OpenMetrics Compatibility") translates them.
 TYPES = {"updowncounter": "gauge", "counter": "counter", "histogram": "histogram"}
@@ -106,7 +106,8 @@ COUNTERS = {
     "https://api.example.com\tstatuses/200": 7, "https://api.example.com\tstatuses/503": 1,
     "https://api.example.com\tfailures/timeout": 2, "https://api.example.com\tretries": 3,
     "https://api.example.com\tlatency/30": 8, "https://api.example.com\tlatency.ns": 250_000_000,
-    "https://api.example.com\tbytes_sent": 100,
+    "https://api.example.com\tbytes_sent": 100, "https://api.example.com\tlifetime/50": 3,
+    "https://api.example.com\tlifetime/61": 1, "https://api.example.com\tlifetime.ns": 3600_000_000_000,
 }  # fmt: skip
 GAUGES = {
     "idle": 3, "used": 2, "size": 6, "pending": 1, "max": 20, "idle_max": 10, "idle_min": 4, "acquire_timeout": 30.0,
@@ -236,6 +237,10 @@ def test_http_by_host() -> None:
     host = {"pool": "db", "host": "https://api.example.com"}
     assert value(page, "http_client_request_duration_seconds_count", **host) == 8
     assert value(page, "http_client_request_duration_seconds_sum", **host) == 0.25
+    assert value(page, "http_client_connection_duration_seconds_count", **host) == 4
+    assert value(page, "http_client_connection_duration_seconds_sum", **host) == 3600
+    assert value(page, "http_client_connection_duration_seconds_bucket", le="67.108864", **host) == 3
+    assert value(page, "http_client_connection_duration_seconds_bucket", le="1073.741824", **host) == 3
     assert value(page, "http_client_open_connections", pool="db", state="active") == 2
     assert value(page, "http_client_open_connections", pool="db", state="idle") == 3
     assert value(page, "http_client_active_requests", pool="db") == 2

@@ -92,6 +92,7 @@ def another(directory: SharedDirectory) -> SharedDirectory:
 
 
 def test_directory_is_private(directory: SharedDirectory, path: Path) -> None:
+    directory.writes = True
     directory.read()
     assert path.stat().st_mode & 0o777 == 0o700
     assert {(path / name).stat().st_mode & 0o777 for name in names(path)} == {0o600}
@@ -354,6 +355,7 @@ def test_reader_whose_turn_does_not_come_says_so(
 ) -> None:
     monkeypatch.setattr(shared, "PATIENCE", 0.0)
     monkeypatch.setattr(SlotFile, "lock", lambda self: False)
+    directory.writes = True
     with pytest.raises(TimeoutError, match=r"no turn to read or write the metrics: another process has locked /"):
         directory.read()
 
@@ -426,6 +428,7 @@ def test_counters_survive_a_reset(name: str) -> None:
 def test_directory_of_another_application_is_only_read(directory: SharedDirectory, path: Path, name: str) -> None:
     pool: Pool[Any] = Pool(object, name=name)
     use(pool, 5)
+    path.mkdir(0o700)
     assert directory.write()
     assert (name in directory.read().pools, names(path)) == (False, {"retired.v1"})
     pool.close()
@@ -648,6 +651,54 @@ def test_forked_children_write_for_themselves(path: Path) -> None:
     assert db(SharedDirectory(path).read())["acquired"] == 7
 
 
+SLOW = """
+import sys, threading, time
+import pooling
+from pooling.observe.slotfile import SlotFile
+pool = pooling.Pool(object, name="own")
+writing, write = threading.Event(), SlotFile.write
+def write_slowly(file, data, tag=0):
+    if threading.current_thread() is not threading.main_thread():
+        writing.set()
+        time.sleep(1.5)  # as on a busy disk
+    write(file, data, tag)
+SlotFile.write = write_slowly
+with pool.acquire(): pass
+assert writing.wait(60)
+with pool.acquire(): pass
+"""
+
+
+def test_exit_waits_for_a_thread_that_writes(path: Path) -> None:
+    """What is counted meanwhile is written, too."""
+    run(SLOW, POOLING_METRICS_DIR=str(path))
+    assert db(SharedDirectory(path).read())["acquired"] == 2
+
+
+DROPPED = """
+import threading, time
+import pooling
+from pooling.core.runtime.reaper import LISTENERS
+from pooling.observe import shared
+pool = pooling.Pool(object, name="own")
+with pool.acquire(): pass
+assert shared.current().write()
+seen = threading.Event()
+LISTENERS.append(lambda reaper, dropped: dropped and seen.set())
+directory = shared.current()
+with directory.exclusive(directory.process()):  # as a thread that waits for a disk
+    with pool.acquire(): pass
+    del pool
+    began = time.monotonic()
+    assert seen.wait(60) and time.monotonic() - began < 4, time.monotonic() - began
+"""
+
+
+def test_a_thread_that_writes_does_not_delay_the_reaper(path: Path) -> None:
+    run(DROPPED, POOLING_METRICS_DIR=str(path))
+    assert db(SharedDirectory(path).read())["acquired"] == 2
+
+
 MULTIPROCESSING = """
 import pooling, multiprocessing
 pool = pooling.Pool(object, name="own")
@@ -694,6 +745,7 @@ def test_child_closes_the_files_of_its_parent_before_it_has_its_own(
     directory: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it would lose a lock that one of its other threads has just taken."""
+    directory.writes = True
     directory.read()
     parent, pid, seen = directory.process(), os.getpid() + 1, []
     close = type(parent).close

@@ -42,8 +42,8 @@ def a_pool(name: str = "orders", **changes: Any) -> dict[str, Any]:
             {"pid": 12, "in_use": 1, "size": 1, "waiting": 0}, {"pid": 13, "in_use": 2, "size": 3, "waiting": 0}
         ],
         "holders": [
-            {"where": "shop/views.py:12 orders()", "thread": "MainThread", "pid": 12, "since": NOW - 75},
-            {"where": "shop/views.py:40 cart()", "thread": "Thread-7", "pid": 13, "since": NOW - 0.25},
+            {"where": "shop/views.py:12 orders()", "thread": "MainThread", "pid": 12, "seconds": 75.0},
+            {"where": "shop/views.py:40 cart()", "thread": "Thread-7", "pid": 13, "seconds": 0.25},
         ],
         "minutes": {
             "start": NOW - 3600, "step": 60.0, "in_use": [None] * 30 + [0.0, 1.0, 20.0] * 10, "waiting": [None] * 60,
@@ -251,8 +251,8 @@ def test_what_is_not_known_comes_last(keys: str) -> None:
 
 
 def test_holders_of_all_pools_are_listed_the_longest_first() -> None:
-    young = {"where": "b", "thread": "t", "pid": 1, "since": NOW - 1}
-    old = {"where": "a", "thread": "t", "pid": 1, "since": NOW - 9}
+    young = {"where": "b", "thread": "t", "pid": 1, "seconds": 1.0}
+    old = {"where": "a", "thread": "t", "pid": 1, "seconds": 9.0}
     rows = Shown(1.0).rows(a_view(a_pool("x", holders=[young]), a_pool("y", holders=[old])), "holders")
     assert [(row["pool"], row["where"]) for row in rows] == [("y", "a"), ("x", "b")]
 
@@ -332,7 +332,7 @@ def test_colour_is_never_the_only_sign(state: str) -> None:
 
 def test_a_long_path_is_cut_at_its_start() -> None:
     holder = {"where": f"/srv/{'deep/' * 30}views.py:12 orders()", "thread": "ThreadPoolExecutor-10_3", "pid": 1}
-    text = drawn(a_view(a_pool(holders=[{**holder, "since": NOW}])), pressed("3"), 80)
+    text = drawn(a_view(a_pool(holders=[{**holder, "seconds": 0.0}])), pressed("3"), 80)
     assert re.search(r" …\S+deep/views.py:12 orders\(\) \S*-10_3 ", text)
 
 
@@ -419,7 +419,7 @@ def test_an_ascii_terminal_gets_ascii() -> None:
 def test_a_sequence_of_escapes_is_shown_as_text() -> None:
     """A thread's name, or an error of a server, must not control the terminal."""
     evil = "\x1b[2J\x1b]0;title\x07\r\n[red]markup[/]\u202e"
-    pool = a_pool(evil, last_error=evil, holders=[{"where": evil, "thread": evil, "pid": 1, "since": NOW}])
+    pool = a_pool(evil, last_error=evil, holders=[{"where": evil, "thread": evil, "pid": 1, "seconds": 0.0}])
     text = drawn(a_view(pool, processes=[a_worker(1, command=evil)], events=[an_event(evil, evil, text=evil)]))
     assert all(each.isprintable() for each in text.replace("\n", ""))
     assert "[red]markup[/]" in text
@@ -441,7 +441,7 @@ POOLS = st.fixed_dictionaries(
             st.fixed_dictionaries({"pid": PIDS, "in_use": NUMBERS, "size": NUMBERS, "waiting": NUMBERS}), max_size=2
         ),
         "holders": st.lists(
-            st.fixed_dictionaries({"where": TEXTS, "thread": TEXTS, "pid": PIDS, "since": TIMES}), max_size=2
+            st.fixed_dictionaries({"where": TEXTS, "thread": TEXTS, "pid": PIDS, "seconds": NUMBERS}), max_size=2
         ),
         "minutes": st.one_of(st.none(), st.fixed_dictionaries({"in_use": st.lists(NUMBERS, max_size=60)})),
     }
@@ -582,7 +582,7 @@ def test_figures_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dir", "/nonexistent"], "argument --dir: must be an existing directory, not '/nonexistent'"),
+        (["--dir", "/nonexistent"], "argument --dir: no such directory: '/nonexistent'"),
         (["--interval", "0"], "argument --interval: must be a number from 0.25 to 3600, not '0'"),
         (["--pid", "x"], "argument --pid: must be a whole number from 1 to 2147483647, not 'x'"),
     ],

@@ -98,7 +98,8 @@ def use(pool: Pool[Any], times: int) -> None:
 
 
 def figures(**counters: float) -> dict[str, Any]:
-    return {"counters": counters, "gauges": {"open": 1, "used": 1, "size": 2, "max": 4}, "recent": {"in_use": 2}}
+    gauges = {"open": 1, "used": 1, "size": 2, "max": 4, "pending": 0}
+    return {"counters": counters, "gauges": gauges, "recent": {"in_use": 2}}
 
 
 def sums(book: dict[str, dict[int, dict[str, Any]]], pool: str = "db") -> dict[str, float]:
@@ -387,6 +388,17 @@ def test_view_of_a_process(viewer: Viewer, name: str) -> None:
     json.dumps(found)
 
 
+def test_exhausted_means_what_it_does_for_health(viewer: Viewer, name: str) -> None:
+    """All are in use, whether or not somebody waits; the event is about those that wait."""
+    pool: Pool[Any] = Pool(object, name=name, max_size=1)
+    with pool.acquire():
+        found = viewer.view()
+        assert pool_of(found, name)["state"] == "exhausted" and "exhausted" in str(pool.probe(1))
+        assert [one for one in found["events"] if one["pool"] == name] == []
+    assert pool_of(viewer.view(), name)["state"] == "up" and pool.probe(1) is None
+    pool.close()
+
+
 def test_rates_are_those_between_two_views(name: str, wall: Wall) -> None:
     history = LocalHistory()
     viewer = Viewer(history.everything)
@@ -438,6 +450,30 @@ def test_percentiles_forget_what_is_a_minute_old(name: str, wall: Wall) -> None:
     local.LISTENERS.remove(history.listen)
     history.observe_no_more()
     pool.close()
+
+
+def test_percentiles_include_processes_that_began_within_the_minute(wall: Wall) -> None:
+    """Also one that is older, but could not be seen before."""
+
+    def record(pid: int, place: int, number: int, started: float) -> dict[str, Any]:
+        one = figures(acquired=number, **{f"use/{place}": number, "use.ns": number * 10**9})
+        own = {"cpu_seconds": 1.0, "memory": 100, "threads": 5, "descriptors": 20, "started": started}
+        return {"pid": pid, "time": wall.now, "pools": {"db": one}, "process": own}
+
+    records: dict[str, dict[str, Any]] = {}
+    viewer = Viewer(lambda: (records, local.Past({}, [])))
+    for second in range(60):
+        wall.now = NOON + second
+        records["old"] = record(1, 20, 10 + second, NOON - 1000)  # 1 ms
+        if second >= 40:
+            records["young"] = record(2, 40, 100 + second, NOON + 39)  # 1 s
+        if second >= 50:
+            records["attached"] = record(3, 42, 100 * second, NOON - 2000)  # 2 s
+        use = pool_of(viewer.view(), "db")["use"]
+    assert 1 < use["p99"] <= 2.1 and 0.5 < use["p50"] <= 2.1
+    del records["attached"]
+    use = pool_of(viewer.view(), "db")["use"]
+    assert 0.5 < use["p50"] < use["p99"] <= 1.1
 
 
 def test_pool_whose_server_is_down(viewer: Viewer, name: str) -> None:
@@ -496,7 +532,7 @@ def test_figures_of_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None
         gauges = {"open": 1, "used": used, "size": 3, "idle": 3 - used, "max": 5, "pending": pid, "oldest_wait": pid}
         holders = [{"where": "x", "thread": "t", "since": 10.0 * pid + number} for number in range(8)]
         one = {"kind": "Pool", "counters": {}, "gauges": {**gauges, "down": int(down)}, "holders": holders}
-        return {"pid": pid, "time": 1.0, "pools": {"db": one}, "process": {"started": 100 - pid, "cpu_seconds": 0}}
+        return {"pid": pid, "time": 30.0, "pools": {"db": one}, "process": {"started": 100 - pid, "cpu_seconds": 0}}
 
     records = {"a": record(1, 2), "b": record(2, 3)}
     viewer = Viewer(lambda: (records, local.Past({}, [])))
@@ -506,6 +542,7 @@ def test_figures_of_processes_are_added(monkeypatch: pytest.MonkeyPatch) -> None
     }  # fmt: skip
     assert {key: mine[key] for key in expected} == expected
     assert [one["since"] for one in mine["holders"]] == [*range(10, 18), 20, 21]
+    assert mine["holders"][0]["seconds"] == 20  # when the process told it, however long ago that is
     assert mine["state"] == "up"
     assert [one["pid"] for one in viewer.view()["processes"]] == [2, 1]  # the oldest first
     records["b"] = record(2, 3, down=True)
@@ -575,11 +612,32 @@ def test_quiet_process_counts_until_now(wall: Wall) -> None:
     wall.now = NOON + 55
     source: Any = SimpleNamespace(everything=lambda: (records, local.Past({}, [])))
     report = report_of(source, 1)
+    assert report["status"] == "up"
     assert report["pools"]["db"]["max_size"] == 2 * figures()["gauges"]["max"]
     assert report["pools"]["db"]["seconds"] == pytest.approx(55, abs=1)
     assert report["process"]["memory"] == {"last": 200, "peak": 200} and report["pools"]["db"]["acquired"] == 2
     wall.now = NOON + 200  # no further than the minute
     assert report_of(source, 1)["pools"]["db"]["seconds"] == pytest.approx(60, abs=1)
+
+
+def test_advice_about_several_processes_says_that_it_is_about_an_average_one(wall: Wall) -> None:
+    def record(pid: int) -> dict[str, Any]:
+        log = MinuteLog()
+        log.note({"db": figures()}, NOON + 1)
+        busy = {"acquired": 6000, "exhausted": 40, "timeouts": 5, "use/42": 6000, "use.ns": 12_000 * 10**9}
+        log.note({"db": figures(**busy)}, NOON + 55)
+        return {"pid": pid, "time": NOON + 55, "pools": {"db": figures(**busy)}, "minutes": log.to_dict()}
+
+    wall.now = NOON + 55
+    leak = {"pool": "db", "kind": "leak", "start": NOON, "end": NOON, "count": 1, "text": "x", "peak": 60.0}
+    for number in (1, 4):
+        records = {str(pid): {**record(pid), "events": [leak]} for pid in range(number)}
+        source: Any = SimpleNamespace(everything=lambda records=records: (records, local.Past({}, [])))
+        advice = {item["setting"]: item for item in report_of(source, 1)["advice"]}
+        size = advice["max_size"]
+        assert size["current"] == 4 and size["suggested"] > 200  # 111 leases a second of 2 s each, in each process
+        assert ("an average process, of up to 4; where the load is uneven" in size["why"]) is (number > 1)
+        assert "average process" not in advice[None]["why"]  # leaks are those of all
 
 
 def test_incidents_of_processes_that_overlap_are_one() -> None:
@@ -614,13 +672,29 @@ def test_command_reports(directory: SharedDirectory, path: Path, name: str) -> N
     for arguments, expected, message in (
         ((), 2, "--dir is required where POOLING_METRICS_DIR is not set"),
         (("--dir", str(path), "--hours", "0"), 2, "must be a number above 0, at most 24, not '0'"),
-        (("--dir", str(path / "none")), 1, "none' is not a directory"),
+        (("--dir", str(path / "none")), 1, "argument --dir: no such directory: '/"),
         (("--dir", str(mistyped)), 1, "mistyped': is it the POOLING_METRICS_DIR?"),
     ):
         code, _, errors = run(*arguments)
         assert code == expected and message in errors
     assert not (path / "none").exists() and not list(mistyped.iterdir())
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [(("top", "--once", "--json"), 2), (("dashboard", "--port", "0"), 2), (("report",), 1)]
+)
+def test_a_reader_does_not_create_a_directory(path: Path, command: tuple[str, ...], code: int) -> None:
+    """Its name was mistyped."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pooling", *command], env=environment(POOLING_METRICS_DIR=str(path)),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    assert f"POOLING_METRICS_DIR: no such directory: '{path}'" in done.stderr
+    with pytest.raises(FileNotFoundError):
+        SharedDirectory(path).read()
+    assert not path.exists()
 
 
 # -- processes -------------------------------------------------------------------------

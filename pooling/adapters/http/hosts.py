@@ -114,7 +114,7 @@ class Wires(Adapter[Wire]):
     def create(self) -> Wire:
         self._template.conn_kw.update(self._refresh())
         wire: Wire = self._template._new_conn()  # type: ignore[assignment]
-        wire.on_connected = self._metrics.connected
+        wire.on_connected, wire.on_closed = self._metrics.connected, self._metrics.closed
         return wire
 
     def is_alive(self, resource: Wire) -> bool:

@@ -11,7 +11,7 @@ from ...core.report.metrics import PoolMetrics
 from ...core.report.snapshot import PoolSnapshot
 from ...core.state import PoolState
 
-__all__ = ["HTTPMetrics", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]
+__all__ = ["HTTPMetrics", "HostBuckets", "HostMetrics", "HostSnapshot", "MOST_LABELS", "OTHERS"]
 
 NOT_OPENED = "not_opened"
 """The close reason of a connection that was never opened; it counts as no closed socket."""
@@ -30,9 +30,10 @@ class HostSnapshot(NamedTuple):
 
     ``statuses`` counts answers by status code, ``failures`` requests without
     an answer by kind. ``latency`` is the time until the head of the answer
-    arrived, ``connect`` includes the TLS handshake. ``resent`` counts requests
-    that were sent again because a kept connection proved dead, ``retries``
-    those repeated by the ``retry`` policy.
+    arrived, ``connect`` includes the TLS handshake, ``lifetime`` is the time
+    from there until the connection was closed. ``resent`` counts requests that
+    were sent again because a kept connection proved dead, ``retries`` those
+    repeated by the ``retry`` policy.
     """
 
     host: str
@@ -47,12 +48,21 @@ class HostSnapshot(NamedTuple):
     reused: int
     latency: HistogramSnapshot
     connect: HistogramSnapshot
+    lifetime: HistogramSnapshot
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
         own = self._asdict()
         own["statuses"] = {str(status): number for status, number in self.statuses.items()}
-        return own | {"latency": self.latency._asdict(), "connect": self.connect._asdict()}
+        return own | {name: getattr(self, name)._asdict() for name in ("latency", "connect", "lifetime")}
+
+
+class HostBuckets(NamedTuple):
+    """The durations of one host by bucket, see `HostSnapshot`."""
+
+    latency: Buckets
+    connect: Buckets
+    lifetime: Buckets
 
 
 class HostMetrics:
@@ -76,6 +86,7 @@ class HostMetrics:
             self._failures: Counter[str] = Counter()
             self._latency = Histogram(self.lock)
             self._connect = Histogram(self.lock)
+            self._lifetime = Histogram(self.lock)
 
     def connected(self, seconds: float) -> None:
         """Count a socket that was opened."""
@@ -83,6 +94,11 @@ class HostMetrics:
             self._count["opened"] += 1
         if self.on:
             self._connect.record(seconds)
+
+    def closed(self, seconds: float) -> None:
+        """Record how long a socket was open."""
+        if self.on:
+            self._lifetime.record(seconds)
 
     def answered(self, status: int, seconds: float, reused: bool) -> None:
         """Count an answer."""
@@ -126,10 +142,10 @@ class HostMetrics:
         """How many kept sockets proved dead during a request."""
         return self._count["dead_sockets"]
 
-    def buckets(self) -> tuple[Buckets, Buckets]:
-        """Return the latencies of answers and the connect times, by bucket."""
+    def buckets(self) -> HostBuckets:
+        """Return the durations by bucket."""
         with self.lock:
-            return self._latency.buckets(), self._connect.buckets()
+            return HostBuckets(self._latency.buckets(), self._connect.buckets(), self._lifetime.buckets())
 
     def snapshot(self) -> HostSnapshot:
         """Return an immutable, consistent snapshot."""
@@ -149,6 +165,7 @@ class HostMetrics:
                 reused=count["reused"],
                 latency=self._latency.snapshot(),
                 connect=self._connect.snapshot(),
+                lifetime=self._lifetime.snapshot(),
             )
 
 
@@ -234,7 +251,7 @@ class HTTPMetrics(PoolMetrics):
     def buckets(self) -> dict[str, Buckets]:
         """Return the recorded durations by bucket: ``wait``, ``use`` and ``create``, as in `snapshot`."""
         found = super().buckets()
-        connects = [metrics.buckets()[1] for metrics in list(self.sockets.metrics.values())]
+        connects = [buckets.connect for buckets in self.host_buckets().values()]
         counts: Counter[int] = Counter()
         for one in connects:
             counts.update(one.counts)
@@ -253,9 +270,18 @@ class HTTPMetrics(PoolMetrics):
             found[host.metrics.host] = idle, in_use
         return found
 
-    def latencies(self) -> dict[str, Buckets]:
-        """Return the latencies of answers by bucket, for each host."""
-        return {host: metrics.buckets()[0] for host, metrics in list(self.sockets.metrics.items())}
+    def oldest_wait(self, now: float) -> float:
+        """Return the seconds that the first request in a wait queue of a host has waited; 0.0 if none waits."""
+        oldest = now
+        for host in self.sockets.all():
+            waiters = host.pool.engine.state.waiters
+            with host.pool.engine.lock:
+                oldest = min(oldest, waiters[0].arrived) if waiters else oldest
+        return now - oldest
+
+    def host_buckets(self) -> dict[str, HostBuckets]:
+        """Return the durations by bucket, for each host."""
+        return {host: metrics.buckets() for host, metrics in list(self.sockets.metrics.items())}
 
     def hosts(self) -> list[HostSnapshot]:
         """Return the metrics of each host, the one with most requests first; at most 101 of them."""

@@ -42,6 +42,7 @@ class Wire(_Connection):
 
     Attributes:
         on_connected: Called with the seconds that it took to connect.
+        on_closed: Called with the seconds from then until its socket was closed.
         limits: The time limits of the current request.
         reused: Whether it was connected already when that request began.
         sent, received: Bytes of that request and its answer so far, without
@@ -59,6 +60,7 @@ class Wire(_Connection):
     """
 
     on_connected: Callable[[float], object]
+    on_closed: Callable[[float], object]
     limits: Limits | None = None
     reused = maybe_sent = opened = authenticated = interrupted = False
     sent = received = 0
@@ -80,7 +82,8 @@ class Wire(_Connection):
         self.opened = True
         self.maybe_sent = self.interrupted = False
         self.sent = self.received = 0  # bytes of a proxy's tunnel do not count
-        self.on_connected(monotonic() - began)
+        self._connected_at = monotonic()
+        self.on_connected(self._connected_at - began)
 
     def getresponse(self) -> Any:
         sock = self.sock
@@ -190,9 +193,19 @@ class Wire(_Connection):
                 sock.close()
 
     def close(self) -> None:
+        # `http.client` calls this when the server announces the end, but the answer still reads from the socket.
+        is_read_later = self.sock is not None and self.answer is not None and self._ends_with(self.answer)
         super().close()
         self.open_socket = self.surplus_socket = self.answer = None
         self.authenticated = False
+        if not is_read_later:
+            since = vars(self).pop("_connected_at", None)  # atomic: two threads may close it at once
+            if since is not None:
+                self.on_closed(monotonic() - since)
+
+    @staticmethod
+    def _ends_with(answer: Answer) -> bool:
+        return bool(answer.will_close) and not answer.isclosed()
 
 
 def _plain(wire: Any) -> bool:

@@ -171,10 +171,10 @@ class PoolMetrics:
         """Return an immutable, consistent snapshot of the pool."""
         with self.lock:
             state, count, base, durations = self._state, self.count, self._baseline, self.durations
+            uses, busy = self._uses()  # before `in_use`: a lease that ends in between must not count twice
+            uses, busy = uses - base.uses, busy - base.busy
             in_use, idle = state.in_use, len(state.idle)
             idle = min(idle, len(state.entries) - in_use)
-            uses, busy = self._uses()
-            uses, busy = uses - base.uses, busy - base.busy
             acquired = max(uses + in_use - base.lent, 0)
             self.estimate_peak()
             timed_use, timed_use_total = durations.use.timed

@@ -172,7 +172,7 @@ class Reaper:
                 return
 
     def _notify(self, dropped: PoolRef | None) -> None:
-        for listener in LISTENERS:
+        for listener in tuple(LISTENERS):  # one may be removed meanwhile
             try:
                 listener(self, dropped)
             except Exception:

@@ -88,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dashboard",
         action="store_true",
-        help="serve a page that shows the pools live until the demo ends, and print its address",
+        help="serve a page that shows the pools live, and print its address; in a terminal, it stays open until "
+        "Ctrl-C, otherwise until the demo ends",
     )
 
 
@@ -132,6 +133,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     result = _first(outcome)
     if isinstance(result, int) and result > 128:
         screen.close("interrupted, cleaning up")
+    elif isinstance(result, int) and demo.stays:
+        screen.say("the page stays open: Ctrl-C ends the demo")
+        _first(outcome)
     stage.stop()
     thread.join(1.0)  # it may only still wait for an unreachable database
     try:
@@ -189,6 +193,8 @@ class _Demo:
         self._options, self._screen, self._stage = options, screen, stage
         self._seconds = _QUICK_SECONDS if options.quick else options.seconds
         self._postgres = None if options.dsn is None else PostgresDatabase(options.dsn)
+        self.stays = options.dashboard and sys.stdout.isatty()
+        """Whether the page stays open after the last phase."""
 
     def report_to(self, outcome: queue.SimpleQueue[int | Exception]) -> None:
         """Run, and put the exit code or the error into ``outcome``."""
@@ -224,6 +230,7 @@ class _Demo:
 
     def _open_page(self, folder: Path) -> str:
         """Let the phases, which are processes of their own, share their figures, and serve them; return the address."""
+        folder.mkdir(0o700)
         os.environ["POOLING_METRICS_DIR"] = str(folder)
         server = DashboardServer("127.0.0.1", 0, folder, None)
         threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
@@ -243,6 +250,7 @@ class _Demo:
             threads=self._options.threads,
             seconds=self._seconds,
             seed=self._options.seed,
+            stays=self.stays and phase == "pooled",
         )
         result = self._follow(phase, worker)
         book = service.ask()

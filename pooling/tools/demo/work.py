@@ -116,13 +116,16 @@ def main() -> None:
     # Use no proxy between two processes on one machine.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    place = Place(*order.pop("place"))
+    place, stays = Place(*order.pop("place")), order.pop("stays")
     try:
-        result = Phase(Job(place=place, **order)).run()
+        phase = Phase(Job(place=place, **order))
+        result = phase.run()
     except Exception as error:
         answer(error=format_error(error))
     else:
         answer(result=result)
+        while stays:  # the page shows what the pools did, which `phase` keeps; the parent kills it
+            time.sleep(60)
 
 
 if __name__ == "__main__":

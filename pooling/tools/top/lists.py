@@ -106,13 +106,14 @@ def _workers(now: float, signs: Signs) -> list[Column]:
         Column("memory", lambda one, width: Text(memory(one.get("memory"))), 7, order="memory"),
         Column("threads", _number("threads"), 8, rank=1, label="threads", order="threads"),
         Column("fds", _number("descriptors"), 5, rank=2, label="descriptors", order="descriptors"),
-        Column("up for", _since("started", now), 7, rank=3, order="up for"),
+        Column("up for", lambda one, width: _time(None if one.get("started") is None else now - one["started"]), 7,
+               rank=3, order="up for"),
     ]
 
 
 def _holders(now: float, signs: Signs) -> list[Column]:
     return [
-        Column("held", _since("since", now, _HOLD), 7, order="held"),
+        Column("held", lambda one, width: _time(one.get("seconds"), _HOLD), 7, order="held"),
         Column("pool", _words("pool", "bold"), 10, 28, right=False, order="pool"),
         Column("where", _end_of("where"), 20, 200, right=False, order="where"),
         Column("thread", _end_of("thread"), 10, 32, right=False, rank=1, label="thread", order="thread"),
@@ -164,10 +165,6 @@ def _number(name: str) -> Cell:
 
 def _rate(name: str) -> Cell:
     return lambda row, width: Text(rate(row.get(name)))
-
-
-def _since(name: str, now: float, limits: tuple[float, float] | None = None) -> Cell:
-    return lambda row, width: _time(None if row.get(name) is None else now - row[name], limits)
 
 
 def _percentile(name: str, which: str, limits: tuple[float, float] | None = None) -> Cell:

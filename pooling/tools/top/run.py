@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..demo.run import number
+from ..metrics_dir import existing
 from .shown import Shown, only
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ class _Source:
         from ...observe.view import Viewer
 
         self._options = options
-        self._path = options.dir if options.dir is not None else os.environ.get("POOLING_METRICS_DIR") or None
-        if options.dir is not None and not os.path.isdir(options.dir):
-            parser.error(f"argument --dir: must be an existing directory, not {options.dir!r}")
+        try:
+            self._path = existing(options.dir)
+        except NotADirectoryError as error:
+            parser.error(str(error))
         self._viewer: Viewer = Viewer.of_directory(self._path)
         self.found, self.problem = False, ""
 

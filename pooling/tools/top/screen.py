@@ -31,8 +31,8 @@ max           the most that all processes may have
 oldest wait   how long the first in the queue has waited
 p50 p99       of the last minute: half were shorter;
               99 of 100 were shorter
-exhausted     threads wait in one of the processes, in
-              which all are in use
+exhausted     all are in use in one of the processes:
+              the next request has to wait
 down          the server cannot be reached
 """
 _EMPTY = {

@@ -71,7 +71,7 @@ LISTS: dict[str, tuple[Order, ...]] = {
         Order("up for", lambda one: None if one.get("started") is None else -one["started"]),
     ),
     "holders": (
-        Order("held", lambda one: None if one.get("since") is None else -one["since"]),
+        _field("held", "seconds"),
         _field("pool", falling=False),
         _field("where", falling=False),
         _field("thread", falling=False),

@@ -156,7 +156,7 @@ function holderTable(holders, view, pools) {
   const rows = holders.map(one => ({
     key: [one.pool, one.pid, one.thread, one.since, one.where].join(" "),
     cells: [
-      view.time - one.since < 1 ? "< 1 s" : duration(view.time - one.since),
+      duration(one.seconds),
       [h("code", {}, one.where), h("small", {}, `${one.thread}, process ${one.pid}`)],
       ...(pools ? [one.pool] : []),
     ],
@@ -165,7 +165,7 @@ function holderTable(holders, view, pools) {
 }
 
 function holderSection(view, state, redraw) {
-  const all = view.pools.flatMap(holdersOf).sort((a, b) => a.since - b.since);
+  const all = view.pools.flatMap(holdersOf).sort((a, b) => b.seconds - a.seconds);
   return section("holders", "Holders", "longest first", null,
     holderTable(firstOf(all, "holders", state), view, true), more(all, "holders", state, redraw));
 }
