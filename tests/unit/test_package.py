@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pooling"
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
-    {"settings"},
+    {"settings", "adaptive"},
     {"core"},
     {"tools.doctor"},
     {"adapters", "testing"},
@@ -56,7 +56,7 @@ CORE = [
     {"runtime.shutdown"},
     {"engine"},
     {"liveness", "sizing", "stalls", "waiting"},
-    {"checkin", "checkout"},
+    {"adapting", "checkin", "checkout"},
     {"lease", "maintenance", "probe"},
     {"managed"},
     {"pool"},
