@@ -147,6 +147,8 @@ class Controller:
         if window.trouble is not None:
             return self.size, f"frozen: {window.trouble}"
         if window.full:
+            self._settle(math.inf, 0.0, window.at)  # growth is tried again after some minutes only
+            self._reversed_at = window.at
             fewer = min(self.size - 1, max(window.live, math.floor(0.9 * self.size)))
             return fewer, f"the server refuses more connections; {window.live} are open"
         if window.completed < _FEW:
@@ -169,8 +171,7 @@ class Controller:
         if gain >= _SHARE * (window.size / trial.before - 1):
             self._closed_for = 0.0
             return None
-        self._slow_start = False
-        self._settle(window)
+        self._settle(window.rate, self._time(window), window.at)
         told = f"{trial.before} -> {window.size} changed the completions by {gain:+.1%}: {self._figures(window)}"
         lost = -gain > self._clear(window)
         longer = self._time(window) > _CONTENDED * trial.time
@@ -188,7 +189,7 @@ class Controller:
         change, share = window.rate / trial.rate - 1, 1 - window.size / trial.before
         time = self._time(window)
         told = f"{trial.before} -> {window.size} changed the completions by {change:+.1%}: {self._figures(window)}"
-        self._settle(window)
+        self._settle(window.rate, time, window.at)
         if -change > max(self._clear(window), share / 3):
             if time > trial.time / _CONTENDED:  # it is the work that takes longer now, however many do it at once
                 self._usual, self._usual_size = time, window.size
@@ -279,11 +280,11 @@ class Controller:
         self._settled, self._restoring = (trial.rate, trial.time), True
         return trial.before, f"the last step is undone, {told}"
 
-    def _settle(self, window: Window) -> None:
-        """Close the growth until the load changes, or for some minutes."""
+    def _settle(self, rate: float, time: float, at: float) -> None:
+        """Close the growth until the load differs from this one, or for some minutes."""
         self._closed_for = min(_AGAIN_MOST, max(_AGAIN, 2 * self._closed_for))
-        self._closed_until = window.at + self._closed_for
-        self._settled = (window.rate, self._time(window))
+        self._closed_until = at + self._closed_for
+        self._settled = rate, time
         self._slow_start = False
 
     def _open_for_growth(self, window: Window) -> bool:

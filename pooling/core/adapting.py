@@ -78,8 +78,9 @@ class Adapting(Generic[R]):
                 if steers and decision.after != state.limits.get(BY):
                     limit_size(engine, BY, decision.after)
                 self._tell(decision, steers, now)
-        ends = self.windows.ends
-        return NEVER if ends is None else min(ends, max(now, self._sample_at)) if state.waiters else ends
+        if self.windows.ends is None:
+            return NEVER
+        return self._sample_at if state.waiters else max(self._sample_at, self.windows.ends)
 
     # -- read ------------------------------------------------------------------------
 

@@ -434,6 +434,8 @@ def test_every_event_of_an_observer_is_accepted(clock: VirtualClock) -> None:
     listener.resets_failed("db", error)
     listener.resets_recovered("db")
     listener.drained("db")
+    listener.adapted("db", 10, 12, "3 waited", True)
+    listener.adapted("db", 12, 13, "3 waited", False)
     found = {one["kind"] for one in incidents.since(0, clock.wall())}
     assert found == set(WORDS)
     silent = Listener("db", lambda: None)

@@ -46,6 +46,7 @@ DEFAULTS = {
     "track_holders": True,
     "enable_metrics": True,
     "metrics_interval": 5.0,
+    "adaptive": "off",
 }
 BACKOFF_DEFAULTS = {
     "initial": 0.05,
