@@ -91,6 +91,7 @@ class Controller:
         self._reversed_at = -math.inf
         self._slow_start = True
         self._trial: _Trial | None = None
+        self._unproved = False  # trouble came before the last step could be judged
         self._undo: int | None = None  # the size to go back to when the cool-down permits
         self._restoring = False  # the step that is chosen undoes the last one
         self._usual = self._usual_rate = self._usual_trip = 0.0  # long averages; 0.0: none yet
@@ -145,6 +146,7 @@ class Controller:
     def _choose(self, window: Window, trial: _Trial | None) -> tuple[int, str]:
         """Return the wanted size and why; the wanted size is the present one if nothing is to change."""
         if window.trouble is not None:
+            self._unproved = trial is not None or self._unproved
             return self.size, f"frozen: {window.trouble}"
         if window.full:
             self._settle(math.inf, 0.0, window.at)  # growth is tried again after some minutes only
@@ -157,7 +159,10 @@ class Controller:
             self._learn(window)
             return self.size, f"asks for {self.size}; another limit grants {window.size}"
         chosen = None
-        if trial is not None and trial.after == window.size:
+        if self._unproved:
+            chosen = self.size, f"the effect of the last step is not known: {self._figures(window)}"
+            self._unproved = False
+        elif trial is not None and trial.after == window.size:
             judge = self._after_growth if trial.after > trial.before else self._after_shrink
             chosen = judge(window, trial)
         if chosen is None:
@@ -171,6 +176,7 @@ class Controller:
         if gain >= _SHARE * (window.size / trial.before - 1):
             self._closed_for = 0.0
             return None
+        self._closed_for = min(_AGAIN_MOST, max(_AGAIN, 2 * self._closed_for))
         self._settle(window.rate, self._time(window), window.at)
         told = f"{trial.before} -> {window.size} changed the completions by {gain:+.1%}: {self._figures(window)}"
         lost = -gain > self._clear(window)
@@ -190,9 +196,9 @@ class Controller:
         time = self._time(window)
         told = f"{trial.before} -> {window.size} changed the completions by {change:+.1%}: {self._figures(window)}"
         self._settle(window.rate, time, window.at)
+        if change < 0 and 1 - time / trial.time < share / 2:  # the work takes longer now, however many do it at once
+            self._usual, self._usual_size = time, window.size
         if -change > max(self._clear(window), share / 3):
-            if time > trial.time / _CONTENDED:  # it is the work that takes longer now, however many do it at once
-                self._usual, self._usual_size = time, window.size
             return self._restore(trial, told)
         known = self._usual_size < window.size
         if known:
@@ -227,7 +233,7 @@ class Controller:
         if ratio <= _OVERLOADED or not self._may(-1, window):
             return None
         self._slow_start = False
-        return window.size - self._decrease(window), (
+        return window.size - max(1, round(0.1 * window.size)), (
             f"the server takes {ratio:.1f} times as long as usual, without more completions: {self._figures(window)}"
         )
 
@@ -282,8 +288,7 @@ class Controller:
 
     def _settle(self, rate: float, time: float, at: float) -> None:
         """Close the growth until the load differs from this one, or for some minutes."""
-        self._closed_for = min(_AGAIN_MOST, max(_AGAIN, 2 * self._closed_for))
-        self._closed_until = at + self._closed_for
+        self._closed_until = at + max(_AGAIN, self._closed_for)
         self._settled = rate, time
         self._slow_start = False
 

@@ -161,11 +161,11 @@ class Adapting(Generic[R]):
         events.notify("adapted", before, after, reason, applied)
 
     def stats(self) -> dict[str, Any]:
-        """Return the mode, the size that is wanted now, and the last decision's reason."""
+        """Return the mode, the limit that is set, the size that is wanted, and why; ``None``: not decided yet."""
         last = self.controller.last
         return {
             "mode": self.engine.settings.adaptive,
             "limit": self.engine.state.limits.get(BY),
             "wanted": self.controller.size if last is None else last.wanted,
-            "reason": "borrowers have not waited for long" if last is None else last.reason,
+            "reason": None if last is None else last.reason,
         }

@@ -71,7 +71,7 @@ POSTGRES = [
     {"adapter", "advice", "blocks"},
     {"pool"},
 ]
-SHARED = [{"blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
+SHARED = [{"adapted", "blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
 MYSQL = [
     {"address", "failures", "wire"},
     {"statistics"},
