@@ -173,7 +173,7 @@ class Controller:
     def _after_growth(self, window: Window, trial: _Trial) -> tuple[int, str] | None:
         """Judge a growth; ``None`` if it helped."""
         gain = window.rate / trial.rate - 1
-        if gain >= _SHARE * (window.size / trial.before - 1):
+        if gain >= max(_SHARE * (window.size / trial.before - 1), 1 / math.sqrt(window.completed)):
             self._closed_for = 0.0
             return None
         self._closed_for = min(_AGAIN_MOST, max(_AGAIN, 2 * self._closed_for))
