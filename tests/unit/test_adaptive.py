@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pooling import Lease, Observer, Pool, PoolSettings
+from pooling import HTTPPool, Lease, Observer, Pool, PoolSettings, SQLitePool
 from pooling.adapters.shared.adapted import with_adaptive
 from pooling.adaptive.controller import START, Controller
 from pooling.adaptive.window import Sample, Window, Windows
@@ -485,6 +485,16 @@ def test_switched_on_later(make: Make, clock: VirtualClock) -> None:
         lease.release()
     clock.settle()
     assert (pool.stats()["max_size"], pool.stats()["size"]) == (10, 10)
+
+
+def test_other_kinds_of_pools() -> None:
+    with HTTPPool(max_size=50) as http:
+        http.reconfigure(adaptive="on")
+        assert http.connections.slots.settings.adaptive == "on"
+    with HTTPPool(max_size=50, adaptive="on") as http:
+        assert http.stats()["max_size"] == 10
+    with SQLitePool(":memory:", max_size=50, adaptive="on") as cache:
+        assert cache.execute_query("SELECT 1")[0][0] == 1
 
 
 def test_a_pool_that_is_made_starts_no_thread() -> None:
