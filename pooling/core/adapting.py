@@ -63,8 +63,7 @@ class Adapting(Generic[R]):
         engine, state, controller = self.engine, self.engine.state, self.controller
         controller.set_bounds(*self._bounds())
         steers = engine.settings.adaptive == "on" and controller.low < controller.high
-        if state.limits.get(BY) != (controller.size if steers else None):  # the settings have changed
-            limit_size(engine, BY, controller.size if steers else None)
+        self._apply(steers)  # the settings may have changed
         if engine.settings.adaptive == "off" or state.closed or controller.low >= controller.high:
             self.windows.restart()
             return NEVER
@@ -75,12 +74,16 @@ class Adapting(Generic[R]):
             window = self.windows.add(self._sample(now))
             if window is not None:
                 decision = controller.decide(window, act=steers)
-                if steers and decision.after != state.limits.get(BY):
-                    limit_size(engine, BY, decision.after)
+                self._apply(steers)
                 self._tell(decision, steers, now)
         if self.windows.ends is None:
             return NEVER
         return self._sample_at if state.waiters else max(self._sample_at, self.windows.ends)
+
+    def _apply(self, steers: bool) -> None:
+        size = self.controller.size if steers else None
+        if size != self.engine.state.limits.get(BY):
+            limit_size(self.engine, BY, size)
 
     # -- read ------------------------------------------------------------------------
 

@@ -217,7 +217,7 @@ def test_heavier_queries_are_not_taken_for_an_overload_for_long() -> None:
     controller = Controller(1, 10)
     for at in range(10, 100, 10):
         controller.decide(window(at))
-    sizes = [controller.decide(window(at, controller.size, time=0.3)).after for at in range(100, 400, 10)]
+    sizes = [controller.decide(window(at, controller.size, time=0.3)).after for at in range(100, 3000, 10)]
     assert sizes[:3] == [9, 9, 10] and set(sizes[3:]) == {10}
 
 
@@ -368,13 +368,15 @@ def test_a_pool_grows(make: Make, clock: VirtualClock, caplog: pytest.LogCapture
 
 def test_a_pool_observes(make: Make, clock: VirtualClock) -> None:
     diary = Diary()
-    pool = make(adaptive="observe", max_size=4, observers=[diary])
+    pool = make(adaptive="observe", max_size=50, observers=[diary])
+    limit_size(pool.engine, "budget", 4)
     adapting(pool)
     load = Load(pool, clock)
     load.run(60.0)
     assert pool.stats()["max_size"] == 4 and "adaptive" not in pool.engine.state.limits
     assert diary.steps == [(4, 8, False)], "the same proposal is reported once"
     found = pool.stats()["adaptive"]
+    assert found["reason"].startswith("3 waited on average")
     assert (found["mode"], found["limit"], found["wanted"]) == ("observe", None, 8)
     load.end()
 
@@ -398,6 +400,7 @@ class Timed(FakeAdapter):
 
     seconds: float | None = None
     broken = False
+    asked = 0
 
     def command_of(self, resource: FakeResource) -> object:
         if self.broken:
@@ -405,6 +408,7 @@ class Timed(FakeAdapter):
         return "command" if resource.number % 2 else None
 
     def driver_time(self) -> float | None:
+        self.asked += 1
         if self.broken:
             raise RuntimeError("mine")
         if self.seconds is not None:
@@ -429,14 +433,18 @@ def test_how_the_driver_is_timed(
     load.end()
 
 
-def test_nothing_is_due_while_nobody_waits(make: Make, clock: VirtualClock) -> None:
-    pool = make(adaptive="on", max_size=50, idle_timeout=None, max_lifetime=None)
+def test_nothing_is_read_or_due_while_nobody_waits(make: Make, clock: VirtualClock) -> None:
+    timed = Timed()
+    pool = make(adapter=timed, adaptive="on", max_size=50, idle_timeout=None, max_lifetime=None)
     for _ in range(100):
         pool.acquire().release()
     clock.advance(60.0)
-    assert [at for at in clock.upcoming() if at <= clock.now() + 3600] == []
+    pool.engine.schedule_sweep(clock.now())
+    clock.settle()
+    assert [at for at in clock.upcoming() if at <= clock.now() + 3600] == [] and timed.asked == 0
     load = Load(pool, clock)
     load.run(5.0)
+    assert 20 <= timed.asked <= 26, "up to five times a second"
     load.end()
     clock.advance(60.0)
     assert [at for at in clock.upcoming() if at <= clock.now() + 3600] == []
