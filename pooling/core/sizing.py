@@ -6,7 +6,7 @@ from typing import Any
 
 from .engine import Engine
 
-__all__ = ["limit_size", "wanted_size"]
+__all__ = ["limit_size"]
 
 
 def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
@@ -29,16 +29,3 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
         engine.configure(engine.settings)
         engine.schedule_sweep(engine.fast.now())
     engine.serve()
-
-
-def wanted_size(engine: Engine[Any], but: str) -> int:
-    """Return the size without one of the limits: what the pool asks of the part that sets that one.
-
-    With ``adaptive="on"`` it is the size that the controller wants, otherwise ``max_size``.
-
-    Args:
-        engine: The pool's.
-        but: The name of the limit that is left out.
-    """
-    others = [most for by, most in engine.state.limits.copy().items() if by != but]
-    return min([engine.settings.max_size, *others])

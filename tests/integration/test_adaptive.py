@@ -85,9 +85,9 @@ def test_the_size_that_completes_most(postgres: PostgresServer, counted: bool) -
     with pool as db:
         maintenance = db.engine.ref()
         assert isinstance(maintenance, Maintenance) and maintenance.adapting is not None
-        maintenance.adapting.windows.seconds = 2.0  # instead of 10
+        maintenance.adapting.windows.seconds = 2.5  # instead of 10
         with busy(db) as done:
-            time.sleep(14.0)
+            time.sleep(17.0)
             settled, found = db.stats()["max_size"], rate(done, 5.0)
         text = str(diary.steps)
         report = str(db.advise())
@@ -95,6 +95,6 @@ def test_the_size_that_completes_most(postgres: PostgresServer, counted: bool) -
     print(f"adaptive {found:.1f}/s at {settled}, fixed {KNEE}: {best:.1f}/s, fixed {MOST}: {most:.1f}/s; {text}")
     assert [step[:2] for step in diary.steps][:1] == [(10, 17)], text
     assert 11 <= settled <= 14, text
-    assert found >= 0.9 * best and found >= 1.5 * most, text
+    assert found >= 0.88 * best and found >= 1.5 * most, text
     assert f"in the driver per lease ({'counted' if counted else 'sampled'}" in text
     assert "adaptive='on'" in report and "completions/s" in report

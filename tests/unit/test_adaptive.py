@@ -16,7 +16,7 @@ from pooling.adapters.shared.adapted import with_adaptive
 from pooling.adaptive.controller import START, Controller
 from pooling.adaptive.window import Sample, Window, Windows
 from pooling.core.adapting import Adapting
-from pooling.core.sizing import limit_size, wanted_size
+from pooling.core.sizing import limit_size
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from pooling.tools.doctor.plan import Plan
 from pooling.tools.doctor.report import Report
@@ -466,16 +466,16 @@ def test_frozen_while_the_server_is_down(make: Make, clock: VirtualClock, adapte
 
 def test_other_limits_and_settings(make: Make, clock: VirtualClock) -> None:
     pool = make(adaptive="on", max_size=50)
-    assert wanted_size(pool.engine, but="budget") == 10
     limit_size(pool.engine, "budget", 4)
-    assert pool.stats()["max_size"] == 4 and wanted_size(pool.engine, but="budget") == 10
+    assert pool.stats()["max_size"] == 4
+    assert pool.engine.state.limits["adaptive"] == 10, "what it asks a budget for"
     limit_size(pool.engine, "budget", None)
     pool.reconfigure(max_size=6)
     clock.settle()
     assert (pool.stats()["max_size"], pool.stats()["adaptive"]["limit"]) == (6, 6)
     pool.reconfigure(max_size=40, adaptive="off")
     clock.settle()
-    assert pool.stats()["max_size"] == 40 and wanted_size(pool.engine, but="budget") == 40
+    assert pool.stats()["max_size"] == 40 and "adaptive" not in pool.engine.state.limits
     pool.reconfigure(adaptive="on")
     clock.settle()
     assert pool.stats()["max_size"] == 6, "it goes on from there"
