@@ -130,6 +130,8 @@ def _size(
     if sizing is not None and sizing.explained > 1.01 * load.erlangs:
         facts += " They come in bursts."
     severity = ACT if failed else CONSIDER
+    if wanted > size and series.settings.get("adaptive") == "on" and size < (series.settings.get("max_size") or 0):
+        return []  # the adaptive size may grow, and had a reason not to
     if wanted > size:
         limit = " First compare the limit of the server: python -m pooling doctor." * (series.kind in _DATABASES)
         why = f"{facts} With {wanted}, 99 % of the waits stay below {duration_text(target)} (Erlang C).{limit}"

@@ -520,6 +520,20 @@ def incident(kind: str, start: float = 600_000.0, end: float | None = 600_030.0,
     return {"pool": "db", "kind": kind, "start": start, "end": end, "count": 1, "text": text, "peak": 0.0}
 
 
+def test_the_adaptive_size_is_quoted_and_not_contradicted() -> None:
+    crowded = busy_minute(20, 0.25, 0.8, exhausted=50)
+    assert advice_for(crowded, adaptive="on", max_size=50) == []
+    assert [one["setting"] for one in advice_for(crowded, adaptive="on", max_size=4)] == ["max_size"]
+    proposal = {**incident("proposed", text="4 -> 7: 3 waited"), "peak": 7}
+    (found,) = advice_for(incidents=[proposal], adaptive="observe")
+    assert found["why"] == "Adaptive size, 4 -> 7: 3 waited."
+    assert (found["setting"], found["suggested"]) == ("adaptive", "on")
+    (found,) = advice_for(incidents=[proposal], adaptive="on")
+    assert (found["setting"], found["current"], found["suggested"]) == ("max_size", 4, 7)
+    step = incident("adapted", start=600_100.0, end=600_100.0)
+    assert advice_for(incidents=[proposal, step], adaptive="on") == []
+
+
 def test_size_by_littles_law() -> None:
     """20 a second of 0.25 s each are 5 at once: 4 are too few, and somewhat more than 5 are needed."""
     (found,) = advice_for(busy_minute(20, 0.25, 0.8, exhausted=50, timeouts=7))
