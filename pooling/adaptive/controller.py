@@ -116,7 +116,7 @@ class Controller:
         """
         if not act or window.size > self.size:
             self.size = max(self.low, min(self.high, window.size))
-        before = self.size
+        before, self._restoring = self.size, False
         trial, self._trial = self._trial, None
         wanted, reason = self._choose(window, trial)
         after = max(self.low, min(self.high, wanted))
@@ -138,7 +138,7 @@ class Controller:
         self._direction = direction
         if window.completed >= _FEW and not (window.full or self._restoring):
             self._trial = _Trial(window.size, after, window.rate, self._time(window))
-        self._undo, self._restoring = None, False
+        self._undo = None
         self.size = after
 
     # -- what to do ------------------------------------------------------------------
