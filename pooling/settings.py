@@ -99,6 +99,7 @@ _BOUNDS: dict[str, _Bounds] = {  # of fields whose bounds differ from those of t
     "validation_interval": (("at least", 0), _LONGEST),
     "multiplier": (("at least", 1), ("below", float("inf"))),
 }
+_CHOICES = {"adaptive": ("off", "observe", "on")}
 _TRUTH = dict.fromkeys(("1", "true", "yes", "on"), True)
 _TRUTH |= dict.fromkeys(("0", "false", "no", "off"), False)
 
@@ -237,6 +238,10 @@ class PoolSettings:
             and ``pool.holders()`` (P12).
         enable_metrics: Count and time what the pool does.
         metrics_interval: Seconds between two samples of the metrics.
+        adaptive: Whether the size follows the load. ``"on"`` finds the size
+            with the most completed leases per second, between ``min_size`` and
+            ``max_size``; it begins with 10. ``"observe"`` only says what it
+            would do. ``"off"`` does neither.
 
     Raises:
         TypeError: A value has the wrong type: a string or a bool for a number.
@@ -268,6 +273,7 @@ class PoolSettings:
     track_holders: bool = True
     enable_metrics: bool = True
     metrics_interval: float = 5.0
+    adaptive: str = "off"
 
     def __post_init__(self) -> None:
         _check(self, ("min_size", "max_size"), ("min_size", "max_idle"))
@@ -414,6 +420,7 @@ class _Options(TypedDict, total=False):
     track_holders: bool
     enable_metrics: bool
     metrics_interval: float
+    adaptive: str
 
 
 class PoolOptions(_Options, total=False):
@@ -486,6 +493,8 @@ def _accept(field: dataclasses.Field[Any], value: Any) -> object:
     for words, bound in _BOUNDS.get(field.name, usual):
         if not _HOLDS[words](value, bound):
             raise ValueError(f"must be {words} {bound:.0f}{or_none}")
+    if value not in _CHOICES.get(field.name, (value,)):
+        raise ValueError("must be 'off', 'observe' or 'on'")
     if kind == "str" and not value.strip():
         raise ValueError("must not be empty")
     try:

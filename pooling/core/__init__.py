@@ -18,6 +18,7 @@ The life of one resource, with the names to look for:
 10. `Engine.retire` frees the slot, and `Engine.serve` uses it for a waiter.
 
 `Probe` makes the round trips of health checks, which never enter the wait queue.
+`Adapting` steers the size while borrowers wait, where the settings ask for it.
 `PoolState` and `Outage` decide and are pure; `Events` counts, logs and
 notifies. `report` has metrics, holders and messages; `runtime` the background
 threads, fork, exit and gevent. No module here imports one above it:

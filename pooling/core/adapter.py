@@ -130,6 +130,14 @@ class Adapter(Generic[R]):
         """
         return Verdicts()
 
+    def driver_time(self) -> float | None:
+        """Return the seconds that all driver calls of this pool have taken so far; ``None`` if they are not counted.
+
+        With ``adaptive``, it is called while borrowers wait. Without it, holders that are blocked (see
+        :meth:`command_of`) are counted instead.
+        """
+        return None
+
     def ping(self, timeout: float) -> None:
         """Ask the server for an answer outside of the pool; raise if there is none within ``timeout`` seconds.
 

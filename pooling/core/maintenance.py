@@ -13,7 +13,7 @@ import _thread
 import gc
 import logging
 import threading
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .._fields import fields
 from .adapter import call_hook
@@ -25,6 +25,9 @@ from .report.holders import describe, holders_of
 from .runtime import shutdown
 from .schedule import NEVER, replace_ahead
 from .stalls import Stalls
+
+if TYPE_CHECKING:
+    from .adapting import Adapting
 
 __all__ = ["Maintenance"]
 
@@ -43,7 +46,9 @@ class Maintenance(Generic[R]):
         self.liveness = liveness
         self.stalls = Stalls(engine)
         self.health_check_at = -NEVER
+        self.adapting: Adapting[R] | None = None
         engine.enlist(self)
+        self._adapt(-NEVER)
 
     # -- called by the reaper --------------------------------------------------
 
@@ -82,6 +87,7 @@ class Maintenance(Generic[R]):
             self._health_check(now),
             self._leaks(now),
             self.stalls.sweep(now),
+            self._adapt(now),
             report_recovery(self.engine, now),
             self._audit(now),
         )
@@ -265,6 +271,16 @@ class Maintenance(Generic[R]):
                 due = min(due, entry.since + limit)
         return due
 
+    def _adapt(self, now: float) -> float:
+        """Steer the size, or propose to; see `Adapting`. It begins with the pool, or when the settings ask for it."""
+        if self.adapting is None:
+            if self.engine.settings.adaptive == "off":
+                return NEVER
+            from .adapting import Adapting  # imported only where it is used
+
+            self.adapting = Adapting(self.engine)
+        return self.adapting.sweep(now)
+
     def _audit(self, now: float) -> float:
         """Serve waiters again; due soon while borrowers wait, and when a probe of the server is due."""
         engine = self.engine
@@ -322,6 +338,8 @@ class Maintenance(Generic[R]):
         engine.enlist(self)
         self.liveness.renew()
         self.stalls.renew()
+        if self.adapting is not None:
+            self.adapting.renew()
         engine.state.closed = closed
         engine.refresh_fast_path_locked()
         call_hook(engine.adapter, engine.name, "after_fork")

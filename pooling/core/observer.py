@@ -88,6 +88,13 @@ class Observer:
     def circuit_closed(self, pool: str, host: str) -> None:
         """A circuit breaker closed again: the host has answered."""
 
+    def adapted(self, pool: str, before: int, after: int, reason: str, applied: bool) -> None:
+        """The adaptive size took a step from one size to another, for a reason in words and figures.
+
+        ``applied`` is ``False`` for what it would do: with ``adaptive="observe"``, or where ``max_size`` or
+        ``min_size`` does not allow ``after``.
+        """
+
     def responded(self, pool: str, method: str, host: str, outcome: int | BaseException, seconds: float) -> None:
         """An HTTP request ended after ``seconds``: with the head of a response, or with an error.
 

@@ -69,7 +69,7 @@ class Outage:
 
     __slots__ = (
         "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
-        "incident", "succeeded_at", "most", "_ramp", "_settled", "_crowded",
+        "incident", "succeeded_at", "most", "_ramp", "_settled", "full_at",
     )
 
     def __init__(self, most: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Outage:
         self.again_at = 0.0  # when a borrower may have a final error tried again
         self._ramp = UNLIMITED
         self._settled = -_NEVER  # when creations were last held back, or will be at the latest
-        self._crowded = -_NEVER  # when the server was last full
+        self.full_at = -_NEVER  # when the server was last full
 
     @property
     def text(self) -> str | None:
@@ -149,8 +149,8 @@ class Outage:
 
     def refused(self, error: BaseException, now: float, uniform: Callable[[], float]) -> bool:
         """Record that the server is up, but at its connection limit; return whether to report it."""
-        news = self.full is None and now > self._crowded + SETTLE
-        self._crowded = now
+        news = self.full is None and now > self.full_at + SETTLE
+        self.full_at = now
         self.full = _bare(error)
         self.retry_at = now + FULL * (0.5 + uniform())
         self._hold_back()

@@ -414,10 +414,11 @@ class Pool(ManagedPool[R]):
         """Return the current counts and the settings that bound them."""
         engine = self.engine
         with engine.lock:
-            failing = self._liveness.resets.error
+            failing, adapting = self._liveness.resets.error, self._maintenance.adapting
             return {
                 "name": self.name, **engine.state.stats(), "down": engine.outage.text,
                 "resets_failing": None if failing is None else format_error(failing),
+                **({} if adapting is None else {"adaptive": adapting.stats()}),
             }  # fmt: skip
 
     def exhaustion(self) -> str | None:

@@ -24,7 +24,8 @@ _FEW = 10  # requests below which a share says nothing
 _DEATHS = ("dead", "invalid", "broken")
 _UNREACHABLE, _RESETS = "The server could not be reached", "Resets kept failing"
 _HELD, _DROPPED = "Release leases earlier", "Release leases: use with"
-OF_INCIDENTS = frozenset({_UNREACHABLE, _RESETS, _HELD, _DROPPED})
+_PROPOSED = "Another size may complete more"
+OF_INCIDENTS = frozenset({_UNREACHABLE, _RESETS, _HELD, _DROPPED, _PROPOSED})
 """The titles of advice that counts incidents: those of all processes, where there are several."""
 _DATABASES = ("PostgresPool", "ConnectionPool", "Engine")
 
@@ -67,6 +68,7 @@ def advise(
     found = [
         *_outages(series, outages),
         *_size(series, minutes, total, outages),
+        *_adaptive(series, own),
         *_forgotten(series, own),
         *_resets(series, own),
         *_deaths(series, total, outages),
@@ -128,6 +130,8 @@ def _size(
     if sizing is not None and sizing.explained > 1.01 * load.erlangs:
         facts += " They come in bursts."
     severity = ACT if failed else CONSIDER
+    if wanted > size and series.settings.get("adaptive") == "on" and size < (series.settings.get("max_size") or 0):
+        return []  # the adaptive size may grow, and had a reason not to
     if wanted > size:
         limit = " First compare the limit of the server: python -m pooling doctor." * (series.kind in _DATABASES)
         why = f"{facts} With {wanted}, 99 % of the waits stay below {duration_text(target)} (Erlang C).{limit}"
@@ -141,6 +145,19 @@ def _size(
         series.label, ACT, "Look for leases that are held for long",
         f"{facts} The size suffices for that; but 1 % of the leases took longer than {duration_text(long)}, "
         f"the longest {duration_text(total.use.most)}.",
+    )]  # fmt: skip
+
+
+def _adaptive(series: Series, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Quote the last proposal of the adaptive size, unless a step came after it."""
+    steps = [one for one in own if one["kind"] in ("adapted", "proposed")]
+    last = max(steps, key=lambda one: float(one["end"] or one["start"]), default=None)
+    if last is None or last["kind"] == "adapted":
+        return []
+    observes = series.settings.get("adaptive") != "on"  # otherwise a bound does not allow it
+    name, value = ("adaptive", "on") if observes else ("max_size", int(last["peak"]))
+    return [_item(
+        series.label, CONSIDER, _PROPOSED, f"Adaptive size, {last['text']}.", name, series.settings.get(name), value,
     )]  # fmt: skip
 
 

@@ -31,10 +31,12 @@ WORDS = {
     "drain": "drained",
     "dead": "resource proved dead",
     "health": "health check failed",
+    "adapted": "size adapted",
+    "proposed": "another size proposed",
 }
 """The kinds of incidents, and how a report calls them."""
 
-MOMENTS = frozenset({"timeout", "refused", "leak", "orphan", "dead"})
+MOMENTS = frozenset({"timeout", "refused", "leak", "orphan", "dead", "adapted", "proposed"})
 """The kinds that do not last: several are reported as one incident, from the first to the last of them."""
 
 
@@ -47,7 +49,8 @@ class Incident:
         start, end: Times of day, in seconds since the epoch; ``end`` is ``None`` while it lasts.
         count: How often.
         text: The first error or place, without secrets.
-        peak: The most that waited at once (``exhausted``), or the longest wait or hold in seconds; else 0.
+        peak: The most that waited at once (``exhausted``), the new size (``adapted``, ``proposed``), or the longest
+            wait or hold in seconds; else 0.
     """
 
     __slots__ = ("pool", "kind", "start", "end", "count", "text", "peak")
@@ -244,3 +247,6 @@ class Listener(Observer):
 
     def drained(self, pool: str) -> None:
         self._note("drain")
+
+    def adapted(self, pool: str, before: int, after: int, reason: str, applied: bool) -> None:
+        self._note("adapted" if applied else "proposed", f"{before} -> {after}: {reason}", peak=after, by_text=True)

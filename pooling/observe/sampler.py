@@ -31,7 +31,7 @@ MOST_SERIES = 100
 
 _KEPT_SETTINGS = (
     "min_size", "max_size", "max_idle", "acquire_timeout", "idle_timeout", "keepalive_interval", "leak_timeout",
-    "max_lifetime",
+    "max_lifetime", "adaptive",
 )  # fmt: skip
 
 

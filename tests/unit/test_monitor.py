@@ -494,6 +494,8 @@ def test_every_event_of_an_observer_is_accepted(clock: VirtualClock) -> None:
     listener.resets_failed("db", error)
     listener.resets_recovered("db")
     listener.drained("db")
+    listener.adapted("db", 10, 12, "3 waited", True)
+    listener.adapted("db", 12, 13, "3 waited", False)
     found = {one["kind"] for one in incidents.since(0, clock.wall())}
     assert found == set(WORDS)
     silent = Listener("db", lambda: None)
@@ -576,6 +578,20 @@ def advice_for(*minutes: Minute, incidents: Any = (), kind: str = "Pool", **sett
 
 def incident(kind: str, start: float = 600_000.0, end: float | None = 600_030.0, text: str = "x") -> dict[str, Any]:
     return {"pool": "db", "kind": kind, "start": start, "end": end, "count": 1, "text": text, "peak": 0.0}
+
+
+def test_the_adaptive_size_is_quoted_and_not_contradicted() -> None:
+    crowded = busy_minute(20, 0.25, 0.8, exhausted=50)
+    assert advice_for(crowded, adaptive="on", max_size=50) == []
+    assert [one["setting"] for one in advice_for(crowded, adaptive="on", max_size=4)] == ["max_size"]
+    proposal = {**incident("proposed", text="4 -> 7: 3 waited"), "peak": 7}
+    (found,) = advice_for(incidents=[proposal], adaptive="observe")
+    assert found["why"] == "Adaptive size, 4 -> 7: 3 waited."
+    assert (found["setting"], found["suggested"]) == ("adaptive", "on")
+    (found,) = advice_for(incidents=[proposal], adaptive="on")
+    assert (found["setting"], found["current"], found["suggested"]) == ("max_size", 4, 7)
+    step = incident("adapted", start=600_100.0, end=600_100.0)
+    assert advice_for(incidents=[proposal, step], adaptive="on") == []
 
 
 def test_size_by_littles_law() -> None:

@@ -237,6 +237,27 @@ def _drain(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Obse
     make(observers=[observer]).drain()
 
 
+class FullServer(FakeAdapter):
+    def is_full(self, error: BaseException) -> bool:
+        return error is NO
+
+
+FULL = "the server refuses more connections; 1 are open"
+
+
+@tells("adapted", "test", 10, 9, FULL, True)
+def _adapt(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
+    full = FullServer()
+    pool = make(adapter=full, observers=[observer], adaptive="on", max_size=50)
+    lease = pool.acquire()
+    full.fail("create", NO, times=99)
+    waiting = Task(pool.acquire, 60.0)
+    clock.until_parked(1)
+    clock.advance(11.0)
+    lease.release()
+    waiting.result().release()
+
+
 @tells("leaked", "test", "?", 30.0)
 def _leak(make: Make, adapter: FakeAdapter, clock: VirtualClock, observer: Observer) -> None:
     with make(observers=[observer], leak_timeout=30).acquire():
@@ -275,6 +296,7 @@ def test_every_event_has_a_test_case() -> None:
 def test_every_event_has_an_empty_method() -> None:
     observer = Observer()
     arguments = {"exhausted": (1,), "refused": (), "drained": (), "resets_recovered": (), "leaked": ("here", 1.0)}
+    arguments["adapted"] = (10, 12, "why", True)
     arguments["responded"] = ("GET", "http://here", 200, 1.0)
     arguments["circuit_opened"] = ("http://here", "3 failures in a row")
     for event in EVENTS:

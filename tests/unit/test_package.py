@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pooling"
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
-    {"settings"},
+    {"settings", "adaptive"},
     {"core"},
     {"tools.doctor"},
     {"adapters", "testing"},
@@ -59,7 +59,7 @@ CORE = [
     {"runtime.shutdown"},
     {"engine"},
     {"liveness", "sizing", "stalls", "waiting"},
-    {"checkin", "checkout"},
+    {"adapting", "checkin", "checkout"},
     {"lease", "maintenance", "probe"},
     {"managed"},
     {"pool"},
@@ -74,7 +74,7 @@ POSTGRES = [
     {"adapter", "advice", "blocks"},
     {"pool"},
 ]
-SHARED = [{"blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
+SHARED = [{"adapted", "blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
 MYSQL = [
     {"address", "failures", "wire"},
     {"statistics"},

@@ -46,6 +46,7 @@ DEFAULTS = {
     "track_holders": True,
     "enable_metrics": True,
     "metrics_interval": 5.0,
+    "adaptive": "off",
 }
 BACKOFF_DEFAULTS = {
     "initial": 0.05,
@@ -64,7 +65,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
         "max_validation_failures", "max_attempts",
     },
     "true or false": {"validate_on_acquire", "track_holders", "enable_metrics", "jitter"},
-    "a string": {"validation_query"},
+    "a string": {"validation_query", "adaptive"},
     "a Backoff": {"backoff"},
 }  # fmt: skip
 SECONDS = {
@@ -153,6 +154,7 @@ def test_import_of_settings_is_light() -> None:
         ("multiplier", INF, "must be below inf"),
         ("multiplier", NAN, "must be at least 1"),
         ("lifetime_jitter", NAN, "must be at least 0"),
+        ("adaptive", "ON", "must be 'off', 'observe' or 'on'"),
         ("validation_query", "", "must not be empty"),
         ("validation_query", " \n", "must not be empty"),
     ],
@@ -402,8 +404,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
 def sample(name: str) -> tuple[str, object]:
     """A text for a field, and its value; never the default."""
     field = FLAT[ALL_NAMES[name]]
-    if field == "multiplier":
-        return "1.5", 1.5
+    if field in ("multiplier", "adaptive"):
+        return {"multiplier": ("1.5", 1.5), "adaptive": ("observe", "observe")}[field]
     (kind,) = (kind for kind, names in KINDS.items() if field in names)
     return SAMPLES[kind]
 

@@ -80,6 +80,9 @@ class MySQLAdapter(Adapter[Connection]):
         if self._queries is not None:
             self._queries.renew()
 
+    def driver_time(self) -> float | None:
+        return None if self._queries is None else self._queries.seconds
+
     # -- create -------------------------------------------------------------------
 
     def create(self) -> Connection:

@@ -17,6 +17,7 @@ from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
+from ..shared.adapted import with_adaptive
 from ..shared.hooks import check_hooks, weakly
 from ..shared.limits import Limit, check_limit
 from ..shared.retrying import run
@@ -369,7 +370,8 @@ class MySQLPool(Pool[Connection]):
         )  # fmt: skip
         arguments = self._address.ask().arguments
         place = arguments.get("unix_socket") or f"{arguments.get('host', 'localhost')}:{arguments.get('port', 3306)}"
-        return examine(read(lambda: self.driver.connect(arguments), self.driver.thread_id, place), plan)
+        report = examine(read(lambda: self.driver.connect(arguments), self.driver.thread_id, place), plan)
+        return with_adaptive(report, self.stats())
 
     # -- internals ------------------------------------------------------------------
 

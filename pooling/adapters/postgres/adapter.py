@@ -84,6 +84,7 @@ class PostgresAdapter(Adapter[Connection]):
         self._proved, self._before_create, self._on_created = proved, before_create, on_created
         #: Called in a forked child: statistics start again there.
         self.renewed: list[Callable[[], object]] = [] if queries is None else [queries.renew]
+        self._queries = queries
         self._identifies = True  # the server has the functions that identify it
         self.stall_limit = stall_timeout
         self.settings_changed(settings)
@@ -157,6 +158,9 @@ class PostgresAdapter(Adapter[Connection]):
     def command_of(self, resource: Connection) -> object:
         notes = notes_of(resource)
         return stalls.command_of(resource, notes) if notes.own or self._stall_limit is not None else None
+
+    def driver_time(self) -> float | None:
+        return None if self._queries is None else self._queries.seconds
 
     def end_stalled(self, waiting: Sequence[tuple[Connection, object]], seconds: float) -> Verdicts:
         greenlets.adopt()

@@ -18,6 +18,7 @@ from ...core.report.messages import format_error
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
+from ..shared.adapted import with_adaptive
 from ..shared.hooks import check_hooks, weakly
 from ..shared.retrying import run
 from ..shared.rotation import Rotation, rotate, try_again_now
@@ -388,7 +389,9 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        return advise(self._address, self.session_rules, self.engine.settings, self._liveness.resets.error, workers)
+        failing = self._liveness.resets.error
+        report = advise(self._address, self.session_rules, self.engine.settings, failing, workers)
+        return with_adaptive(report, self.stats())
 
     # -- internals ------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 `blocks`      ``with db.connection()``
 `limits`      how long commands may take
 `statistics`  how long queries take
+`adapted`     the adaptive size, in the report of ``advise()``
 `hooks`       functions of the user's, and weak references to methods
 
 Nothing here knows a driver. Private: users import from `pooling`.

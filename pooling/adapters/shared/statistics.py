@@ -80,6 +80,12 @@ class QueryStatistics:
             self._slowest.clear()
             self._bar = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """What all queries took together."""
+        with self._lock:
+            return self._times.timed[1]
+
     def buckets(self) -> Buckets:
         """Return the queries by bucket."""
         with self._lock:

@@ -125,6 +125,11 @@ class PoolMetrics:
         uses = self._done_uses + sum(entry.uses for entry in entries)
         return uses, self._done_busy + sum(entry.busy for entry in entries)
 
+    @property
+    def completed(self) -> int:
+        """Leases that ended since the pool was made, whatever `reset` did. Needs the lock."""
+        return self._uses()[0]
+
     # No loop and no comprehension inside ``with self.lock``: there CPython 3.13.0 does not release
     # a lock if an asynchronous exception is raised.
 
