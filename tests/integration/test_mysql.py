@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor
 
 import pooling
@@ -195,10 +196,23 @@ def test_commit_and_cleaning_are_one_round_trip(
         return exchange(sock, commands, count, timeout)
 
     exchange = drivers.exchange
-    with MySQLPool(url(server), ONE, driver=name) as pool, pool.connection() as conn:
-        run(conn, "DELETE FROM t")
-        monkeypatch.setattr(drivers, "exchange", counting)
-    assert counts == [4]  # COMMIT, reset, SET, the database
+    with MySQLPool(url(server), ONE, driver=name) as pool:
+        for sql in ("DELETE FROM t", "USE other"):
+            with pool.connection() as conn:
+                run(conn, sql)
+                monkeypatch.setattr(drivers, "exchange", counting)
+            monkeypatch.setattr(drivers, "exchange", exchange)
+            assert pool.execute_query("SELECT DATABASE()") == [("test",)]
+    assert counts == [3, 4]  # COMMIT, reset, SET; the database too, if it may be another one
+
+
+def test_database_chosen_behind_another_statement(server: MariaDBServer) -> None:
+    with MySQLPool(url(server), ONE, driver="pymysql", kwargs={"client_flag": CLIENT.MULTI_STATEMENTS}) as pool:
+        with pool.connection() as conn, conn.cursor() as cursor:
+            cursor.execute("SELECT 1; USE other")
+            while cursor.nextset():
+                pass
+        assert pool.execute_query("SELECT DATABASE()") == [("test",)]
 
 
 # -- sessions ------------------------------------------------------------------------

@@ -90,9 +90,9 @@ class Session:
         """
         driver, notes = self.driver, notes_of(conn)
         maria = "mariadb" in driver.server_version(conn).lower()
-        steps = self._steps(conn, maria)
+        steps, place = self._steps(conn, maria)
         prefix = driver.query_prefix(conn)
-        notes.configuration.clean_with(*steps, prefix=prefix)
+        notes.configuration.clean_with(*steps, place=place, prefix=prefix)
         self._look_up(conn, notes)
         if self._configure is not None:
             notes.configuration.recorded = []
@@ -108,7 +108,7 @@ class Session:
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
             if not notes.configuration.by_hook:
-                notes.configuration.clean_with(*steps, *again, prefix=prefix)
+                notes.configuration.clean_with(*steps, *again, place=place, prefix=prefix)
         notes.client = driver.client_state(conn)
         notes.failed, notes.dirty = None, True
         if self.cleans and self.resets:
@@ -123,8 +123,8 @@ class Session:
         notes.configuration.lost = False
         notes.dirty = not driver.notes_use
 
-    def _steps(self, conn: Connection, maria: bool) -> list[tuple[int, bytes]]:
-        """Return the commands of a cleaning, without those of the hook."""
+    def _steps(self, conn: Connection, maria: bool) -> tuple[list[tuple[int, bytes]], int]:
+        """Return the commands of a cleaning, without those of the hook, and which of them goes back to the database."""
         database, assignments, further = self.driver.session_of(conn)
         if self.command_timeout is not None:
             assignments.append(_server_limit(self.command_timeout, maria))
@@ -132,7 +132,8 @@ class Session:
         steps = [*before, (RESET, b""), (QUERY, f"SET {', '.join(assignments)}".encode())]
         if database:
             steps.append((INIT_DB, database.encode()))
-        return [*steps, *((QUERY, text.encode()) for text in further)]
+        place = len(steps) - 1 if database else 0
+        return [*steps, *((QUERY, text.encode()) for text in further)], place
 
     def _look_up(self, conn: Connection, notes: Notes) -> None:
         """Note what matters of the server's state."""
@@ -159,14 +160,16 @@ class Session:
             if code_of(error) == _UNKNOWN_COMMAND and notes.configuration.cleaning.steps[number][0] == RESET:
                 self.resets = False
                 return
-            if notes.configuration.by_hook or number < len(self._steps(conn, True)):
+            own, place = self._steps(conn, True)
+            if notes.configuration.by_hook or number < len(own):
                 raise
             # The hook's statements cannot be executed twice: the hook itself is called from now on.
             steps = notes.configuration.cleaning.steps[:number]
-            notes.configuration.clean_with(*steps, prefix=driver.query_prefix(conn))
+            notes.configuration.clean_with(*steps, place=place, prefix=driver.query_prefix(conn))
             notes.configuration.by_hook = True
             driver.perform(conn, notes.configuration.cleaning, self.create_timeout, self.pipelined)
         notes.configuration.lost = notes.configuration.by_hook
+        notes.moved = False
 
     # -- clean --------------------------------------------------------------------
 
@@ -179,8 +182,9 @@ class Session:
             if left is not None or notes.unfinished:
                 raise driver.programming(f"it came back with {left or 'a command under way'}")
             if self.cleans:
-                driver.perform(conn, notes.configuration.cleaning, self.reset_timeout, self.pipelined)
-                notes.configuration.lost = notes.configuration.by_hook
+                commands = notes.configuration.cleaning if notes.moved else notes.configuration.staying
+                driver.perform(conn, commands, self.reset_timeout, self.pipelined)
+                notes.moved, notes.configuration.lost = False, notes.configuration.by_hook
             else:
                 self._end(conn)
             answered = True
@@ -237,7 +241,7 @@ class Session:
         if not notes.dirty and driver.pipelines:
             return
         cleans = self.cleans and self.resets and driver.pipelines
-        commands = notes.configuration.committing
+        commands = notes.configuration.committing if notes.moved else notes.configuration.committing_staying
         if not cleans:
             commands = Commands((QUERY, b"COMMIT"), prefix=driver.query_prefix(conn))
         try:
@@ -248,7 +252,8 @@ class Session:
             raise
         notes.failed = None
         if cleans:
-            notes.answered, notes.dirty, notes.configuration.lost = True, False, notes.configuration.by_hook
+            notes.answered, notes.dirty, notes.moved = True, False, False
+            notes.configuration.lost = notes.configuration.by_hook
         elif self._trusts and driver.pipelines:
             state = driver.autocommit_of(notes.client)
             if state is None or driver.in_autocommit(conn) == state:

@@ -64,28 +64,32 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
             a time limit afterwards.
         commands: As from `packet`.
         count: How many there are.
-        timeout: Seconds for all of it; ``None`` means no limit.
+        timeout: Seconds for all of it, or 1 % more; ``None`` means no limit.
     """
     end = math.inf if timeout is None else monotonic() + timeout
     data = b""
     answers: list[bytes] = []
     try:
-        sock.settimeout(timeout)
+        if sock.gettimeout() != timeout:
+            sock.settimeout(timeout)  # takes a call of the system, and gives the interpreter's lock away
         sock.sendall(commands)
         while True:
-            while len(data) >= 4:
-                length = data[0] | data[1] << 8 | data[2] << 16
-                if len(data) < 4 + length:
+            start = 0
+            while len(data) >= start + 4:
+                stop = start + 4 + int.from_bytes(data[start : start + 3], "little")
+                if len(data) < stop:
                     break
-                answers.append(data[4 : 4 + length])
-                data = data[4 + length :]
+                answers.append(data[start + 4 : stop])
+                start = stop
+            data = data[start:]
             if len(answers) >= count or (answers and answers[-1][:1] not in (OK, ERROR)):
                 break
             if timeout is not None:
                 left = end - monotonic()
                 if left <= 0:
                     raise TimeoutError
-                sock.settimeout(left)
+                if left < 0.99 * timeout:
+                    sock.settimeout(left)
             more = receive(sock, (count - len(answers)) * _SHORTEST - len(data), timeout)
             if not more:
                 raise ConnectionResetError("the server has closed the connection")
