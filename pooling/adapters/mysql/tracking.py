@@ -18,7 +18,11 @@ __all__ = ["Connection", "Ending", "Noted", "Notes", "notes_of"]
 
 Connection = Any  # of any driver
 
-_STAYING = {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLAC", b"COMMIT", b"ROLLBA"}
+# The first letters of statements that stay in the session's database; SET AU is SET AUTOCOMMIT.
+_STAYING = {
+    b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLAC", b"BEGIN", b"START ", b"COMMIT", b"ROLLBA", b"SAVEPO",
+    b"RELEAS", b"SET AU",
+}  # fmt: skip
 
 
 class Configuration:
