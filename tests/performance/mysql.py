@@ -83,8 +83,7 @@ def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
         server.ask(
             "CREATE TABLE orders (id BIGINT AUTO_INCREMENT PRIMARY KEY, symbol VARCHAR(9), quantity INT) ENGINE=InnoDB"
         )
-        assert server._process is not None
-        process = psutil.Process(server._process.pid)
+        process = psutil.Process(server.pid)
         for threads, size in CASES:
             with contextlib.ExitStack() as stack:
                 pools, trips = [], {}

@@ -180,7 +180,8 @@ class ConnectorPool(Returning):
             super().execute(sql)
 
     def close(self) -> None:
-        self.pool._remove_connections()
+        for _ in range(self.size):
+            self.pool.get_connection().disconnect()
 
 
 class ConnectorPoolUnreset(ConnectorPool):

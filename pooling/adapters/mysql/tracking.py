@@ -12,7 +12,7 @@ from ..shared.limits import Limit
 from ..shared.statistics import QueryStatistics
 from .failures import rolls_back
 from .statistics import text_of
-from .wire import PING, QUERY, Commands, spare_handle
+from .wire import ESTABLISHED, PING, QUERY, Commands, spare_handle, tcp_state
 
 __all__ = ["Connection", "Ending", "Noted", "Notes", "notes_of"]
 
@@ -70,7 +70,7 @@ class Notes:
 
     __slots__ = (
         "dirty", "moved", "answered", "unfinished", "failed", "block", "limit", "queries", "client", "configuration",
-        "place", "peer", "role", "status", "undoes", "_poll",
+        "place", "peer", "role", "status", "undoes", "_poll", "_tcp_state",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -89,6 +89,7 @@ class Notes:
         self.status = 0  # the server's flags, if the driver does not keep them
         self.undoes = False  # it rolls back the transaction after a lock wait timeout
         self._poll: Callable[[int], Any] | None = None
+        self._tcp_state: Callable[[], bytes] | None = None
 
     def note_command(self, command: int, text: bytes) -> None:
         """Note a command that is about to be sent."""
@@ -100,8 +101,9 @@ class Notes:
         if self.configuration.recorded is not None:
             self.configuration.recorded.append((command, bytes(text)))
 
-    def watch(self, fd: int | None) -> None:
-        """Prepare `silent` for the connection's descriptor."""
+    def watch(self, fd: int | None, sock: Any) -> None:
+        """Prepare `silent` and `hung_up` for the connection's descriptor, and its socket, if the driver has one."""
+        self._tcp_state = tcp_state(sock)
         poll = hangup.native_poll()
         if fd is None or poll is None:
             self._poll = None
@@ -121,6 +123,15 @@ class Notes:
         A server sends nothing without being asked, but why it ends a session.
         """
         return self._poll is None or not self._poll(0)
+
+    def hung_up(self) -> bool:
+        """Return whether the peer has ended the connection.
+
+        Where possible without giving the interpreter's lock away, which `silent`
+        does: while threads compete for it, that takes longer than all the rest of
+        a commit on this side.
+        """
+        return not self.silent() if self._tcp_state is None else self._tcp_state()[0] != ESTABLISHED
 
     def note_failure(self, error: BaseException, query: Any) -> None:
         """Note a statement after whose failure nothing is left of its transaction."""

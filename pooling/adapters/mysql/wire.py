@@ -12,17 +12,20 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
 __all__ = [
-    "ERROR", "INIT_DB", "OK", "PING", "QUERY", "RESET", "Commands", "exchange", "hang_up", "keep_alive",
-    "spare_handle", "status_of", "wait_for_end",
+    "ERROR", "ESTABLISHED", "INIT_DB", "OK", "PING", "QUERY", "RESET", "Commands", "exchange", "hang_up", "keep_alive",
+    "spare_handle", "status_of", "tcp_state", "wait_for_end",
 ]  # fmt: skip
 
 INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
 OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
+ESTABLISHED = 1  # a state of TCP: neither side has ended it
 _SHORTEST = 11  # bytes of the shortest answer
 _WORD = 1 << 24  # the length of the longest packet, and one
 
@@ -121,6 +124,18 @@ def status_of(answer: bytes) -> int:
     for _ in range(2):  # affected rows, and the last inserted id
         at += {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(answer[at], 1)
     return answer[at] | answer[at + 1] << 8
+
+
+def tcp_state(sock: Any) -> Callable[[], bytes] | None:
+    """Return a function that returns the state of a TCP connection, such as `ESTABLISHED`; ``None`` if it is none."""
+    option = getattr(socket, "TCP_INFO", None)  # Linux
+    if option is None or sock is None:
+        return None
+    ask = partial(sock.getsockopt, socket.IPPROTO_TCP, option, 1)
+    with suppress(OSError):  # not TCP
+        if ask()[0] == ESTABLISHED:
+            return ask
+    return None
 
 
 def keep_alive(sock: Any) -> None:
