@@ -206,6 +206,14 @@ def test_commit_and_cleaning_are_one_round_trip(
     assert counts == [3, 4]  # COMMIT, reset, SET; the database too, if it may be another one
 
 
+def test_collation_of_the_database_is_not_lost(server: MariaDBServer, make: Make) -> None:
+    """LOAD DATA uses it; a reset makes it that of the server."""
+    server.ask("CREATE DATABASE IF NOT EXISTS greek CHARACTER SET greek")
+    pool = make(kwargs={"database": "greek"})
+    for _ in range(3):
+        assert pool.execute_query("SELECT @@collation_database") == [("greek_general_ci",)]
+
+
 def test_database_chosen_behind_another_statement(server: MariaDBServer) -> None:
     with MySQLPool(url(server), ONE, driver="pymysql", kwargs={"client_flag": CLIENT.MULTI_STATEMENTS}) as pool:
         with pool.connection() as conn, conn.cursor() as cursor:

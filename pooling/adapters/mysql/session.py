@@ -4,8 +4,8 @@ COM_RESET_CONNECTION rolls back and drops temporary tables, variables, user
 locks, table locks and prepared statements. It also undoes what the driver did
 after connecting, and keeps the last database that was used. So it is followed by
 SET for the character set, autocommit, SQL mode and time limit, by the choice of
-the database, and by the statements of ``init_command`` and of the ``configure``
-hook. All of that, and the COMMIT before it, is sent at once: one round trip,
+the database if another one may have been chosen, and by the statements of
+``init_command`` and of the ``configure`` hook. All of that, and the COMMIT before it, is sent at once: one round trip,
 which also proves that the server is there. Whether the server takes several
 commands at once is found out with each new connection.
 
@@ -90,10 +90,10 @@ class Session:
         """
         driver, notes = self.driver, notes_of(conn)
         maria = "mariadb" in driver.server_version(conn).lower()
-        steps, place = self._steps(conn, maria)
+        steps, choice = self._steps(conn, maria)
         prefix = driver.query_prefix(conn)
+        place = choice if self._look_up(conn, notes) else None
         notes.configuration.clean_with(*steps, place=place, prefix=prefix)
-        self._look_up(conn, notes)
         if self._configure is not None:
             notes.configuration.recorded = []
             try:
@@ -135,16 +135,20 @@ class Session:
         place = len(steps) - 1 if database else 0
         return [*steps, *((QUERY, text.encode()) for text in further)], place
 
-    def _look_up(self, conn: Connection, notes: Notes) -> None:
-        """Note what matters of the server's state."""
+    def _look_up(self, conn: Connection, notes: Notes) -> bool:
+        """Note what matters of the server's state; return whether a reset leaves what depends on the database."""
         driver, limit = self.driver, self.create_timeout
-        notes.role = str(driver.ask(conn, "SELECT @@global.read_only", limit)[0])
+        # A reset makes the database's collation, which LOAD DATA uses, the server's.
+        asked = "SELECT @@global.read_only, @@collation_database = @@global.collation_database"
+        role, same = driver.ask(conn, asked, limit)
+        notes.role = str(role)
         try:
             (undoes,) = driver.ask(conn, "SELECT @@innodb_rollback_on_timeout", limit)
             notes.undoes = str(undoes) in ("1", "ON")
         except driver.error as error:
             if ended_by(error) is not None:
                 raise  # otherwise this server has no InnoDB
+        return str(same) == "1"
 
     def _probe(self, conn: Connection, notes: Notes) -> None:
         """Clean the session for the first time, and find out what the server takes."""
@@ -160,12 +164,11 @@ class Session:
             if code_of(error) == _UNKNOWN_COMMAND and notes.configuration.cleaning.steps[number][0] == RESET:
                 self.resets = False
                 return
-            own, place = self._steps(conn, True)
-            if notes.configuration.by_hook or number < len(own):
+            if notes.configuration.by_hook or number < len(self._steps(conn, True)[0]):
                 raise
             # The hook's statements cannot be executed twice: the hook itself is called from now on.
             steps = notes.configuration.cleaning.steps[:number]
-            notes.configuration.clean_with(*steps, place=place, prefix=driver.query_prefix(conn))
+            notes.configuration.clean_with(*steps, place=None, prefix=driver.query_prefix(conn))
             notes.configuration.by_hook = True
             driver.perform(conn, notes.configuration.cleaning, self.create_timeout, self.pipelined)
         notes.configuration.lost = notes.configuration.by_hook

@@ -40,15 +40,16 @@ class Configuration:
         self.by_hook = False  # the hook itself is to be called after a cleaning
         self.lost = False  # a cleaning has undone what the hook did
 
-    def clean_with(self, *steps: tuple[int, bytes], place: int, prefix: bytes) -> None:
+    def clean_with(self, *steps: tuple[int, bytes], place: int | None, prefix: bytes) -> None:
         """Clean the session with these commands from now on.
 
         Args:
             steps: The commands.
-            place: Which of them goes back to the session's database.
+            place: Which of them a session that is still in its database does not need; ``None``: it needs all.
             prefix: See `Driver.query_prefix`.
         """
-        commit, staying = (QUERY, b"COMMIT"), (*steps[:place], *steps[place + 1 :])
+        commit = (QUERY, b"COMMIT")
+        staying = steps if place is None else (*steps[:place], *steps[place + 1 :])
         self.cleaning = Commands(*steps, prefix=prefix)
         self.committing = Commands(commit, *steps, prefix=prefix)
         self.staying = Commands(*staying, prefix=prefix)
