@@ -206,6 +206,23 @@ def test_commit_and_cleaning_are_one_round_trip(
     assert counts == [3, 4]  # COMMIT, reset, SET; the database too, if it may be another one
 
 
+def test_assignments_of_configure_take_no_command_of_their_own(server: MariaDBServer) -> None:
+    def configure(conn: Any) -> None:
+        run(conn, "SET time_zone = '+05:00'")
+        run(conn, "set session sql_mode='ANSI_QUOTES'; ")
+        run(conn, "SET @mine = 1")
+        run(conn, "SET lock_wait_timeout = 7")
+
+    asked = "SELECT @@time_zone, @@sql_mode, @mine, @@lock_wait_timeout"
+    with MySQLPool(url(server), ONE, driver="pymysql", configure=configure) as pool:
+        for _ in range(3):
+            with pool.acquire() as conn:
+                assert run(conn, asked) == [("+05:00", "ANSI_QUOTES", 1, 7)]
+                commands = [text for _, text in notes_of(conn).configuration.staying.steps]
+                run(conn, "SET time_zone='+01:00', sql_mode='', @mine=2, lock_wait_timeout=8")
+    assert [text[:10] for text in commands[-2:]] == [b"SET @mine ", b"SET lock_w"] and len(commands) == 4
+
+
 def test_collation_of_the_database_is_not_lost(server: MariaDBServer, make: Make) -> None:
     """LOAD DATA uses it; a reset makes it that of the server."""
     server.ask("CREATE DATABASE IF NOT EXISTS greek CHARACTER SET greek")

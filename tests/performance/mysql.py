@@ -75,8 +75,8 @@ def run_insert(plan: Plan) -> Table:
 
 
 def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
-    count = plan.count(full=11, quick=3)
-    seconds = plan.choose(full=0.8, quick=0.3)
+    count = plan.count(full=21, quick=5)
+    seconds = 0.25  # short slices: what else the machine does hits neighbouring slices alike
     table = Table(name, f"{what} on MariaDB, {count} rounds", COLUMNS, [])
     rows, targets, failures = [], [], []
     with MariaDBServer("--max-connections=400") as server:
@@ -92,7 +92,8 @@ def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
                         pool = make(server, size)
                         pools.append(pool)
                         stack.callback(pool.close)
-                        crowd(lambda: pool.execute(sql), threads)  # noqa: B023
+                        crowd(lambda: [pool.execute(sql) for _ in range(10)], threads)  # noqa: B023
+                        sleep(0.2)  # for connections that are still being made
                         trips[pool.name] = _trips(pool, sql, server.port)
                 rounds = interleave(pools, count, lambda pool: _slice(pool, threads, seconds, sql, process))  # noqa: B023
             failures += rounds.failures

@@ -229,9 +229,7 @@ class Connector(WireDriver):
 
     def restore(self, conn: Connection, state: Any) -> None:
         mine: dict[str, Any] = conn.__dict__
-        for name, value in state.items():
-            if mine.get(name) is not value:
-                mine[name] = value
+        mine.update(state)
         if len(mine) > len(state) + len(_VOLATILE & mine.keys()):
             for name in mine.keys() - state.keys() - _VOLATILE:
                 del mine[name]

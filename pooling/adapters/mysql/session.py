@@ -41,6 +41,11 @@ _PASSING = re.compile(
     rb"(?is)\s*(?:COMMIT|ROLLBACK|BEGIN|START\s+TRANSACTION|SHOW\b[^;]*"
     rb"|SELECT\b(?!.*\bINTO\b)(?:[^;(:]|\b(?:VERSION|DATABASE|USER|CURRENT_USER|CONNECTION_ID|NOW)\(\))*);?\s*\Z"
 )
+# One assignment of a plain value to a variable of the session, which does not depend on the database.
+_ASSIGNMENT = re.compile(
+    rb"(?is)\s*SET\s+(?:SESSION\s+)?((?!PASSWORD|ROLE|NAMES|autocommit|collation|character)\w+\s*=\s*"
+    rb"(?:\d+|'[\w+:, -]*'))\s*;?\s*\Z"
+)
 #: Fails if a database was chosen on a connection that had none: there is no way to choose none again.
 _NO_DATABASE = b"SET @_pooling = (SELECT 1 UNION SELECT 2 FROM DUAL WHERE DATABASE() IS NOT NULL)"
 
@@ -108,6 +113,7 @@ class Session:
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
             if not notes.configuration.by_hook:
+                again = _joined(steps, again)
                 notes.configuration.clean_with(*steps, *again, place=place, prefix=prefix)
         notes.client = driver.client_state(conn)
         notes.failed, notes.dirty = None, True
@@ -261,6 +267,19 @@ class Session:
             state = driver.autocommit_of(notes.client)
             if state is None or driver.in_autocommit(conn) == state:
                 notes.answered, notes.dirty = True, False  # nothing else is reset
+
+
+def _joined(steps: list[tuple[int, bytes]], again: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Add the first assignments of a hook to the SET in ``steps``, and return the other commands of the hook."""
+    number = next(number for number, (command, _) in enumerate(steps) if command == RESET) + 1
+    if any(command == QUERY for command, _ in steps[number + 1 :]):
+        return again  # the statements of ``init_command`` come between
+    for done, (command, text) in enumerate(again):
+        found = _ASSIGNMENT.match(text) if command == QUERY else None
+        if found is None:
+            return again[done:]
+        steps[number] = QUERY, steps[number][1] + b", " + found[1]
+    return []
 
 
 def _server_limit(limit: float, maria: bool) -> str:
