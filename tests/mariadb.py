@@ -82,6 +82,12 @@ class MariaDBServer:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, timeout: float = 60.0) -> None:
         """Start it on a new data directory, or on its present one; return when it accepts connections."""
         data = self._home.path / "data"

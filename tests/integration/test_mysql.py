@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor
 
 import pooling
@@ -190,10 +191,48 @@ def test_commit_and_cleaning_are_one_round_trip(
         return exchange(sock, commands, count, timeout)
 
     exchange = drivers.exchange
-    with MySQLPool(url(server), ONE, driver=name) as pool, pool.connection() as conn:
-        run(conn, "DELETE FROM t")
-        monkeypatch.setattr(drivers, "exchange", counting)
-    assert counts == [4]  # COMMIT, reset, SET, the database
+    with MySQLPool(url(server), ONE, driver=name) as pool:
+        for sql in ("DELETE FROM t", "USE other"):
+            with pool.connection() as conn:
+                run(conn, sql)
+                monkeypatch.setattr(drivers, "exchange", counting)
+            monkeypatch.setattr(drivers, "exchange", exchange)
+            assert pool.execute_query("SELECT DATABASE()") == [("test",)]
+    assert counts == [3, 4]  # COMMIT, reset, SET; the database too, if it may be another one
+
+
+def test_assignments_of_configure_take_no_command_of_their_own(server: MariaDBServer) -> None:
+    def configure(conn: Any) -> None:
+        run(conn, "SET time_zone = '+05:00'")
+        run(conn, "set session sql_mode='ANSI_QUOTES'; ")
+        run(conn, "SET @mine = 1")
+        run(conn, "SET lock_wait_timeout = 7")
+
+    asked = "SELECT @@time_zone, @@sql_mode, @mine, @@lock_wait_timeout"
+    with MySQLPool(url(server), ONE, driver="pymysql", configure=configure) as pool:
+        for _ in range(3):
+            with pool.acquire() as conn:
+                assert run(conn, asked) == [("+05:00", "ANSI_QUOTES", 1, 7)]
+                commands = [text for _, text in notes_of(conn).configuration.staying.steps]
+                run(conn, "SET time_zone='+01:00', sql_mode='', @mine=2, lock_wait_timeout=8")
+    assert [text[:10] for text in commands[-2:]] == [b"SET @mine ", b"SET lock_w"] and len(commands) == 4
+
+
+def test_collation_of_the_database_is_not_lost(server: MariaDBServer, make: Make) -> None:
+    """LOAD DATA uses it; a reset makes it that of the server."""
+    server.ask("CREATE DATABASE IF NOT EXISTS greek CHARACTER SET greek")
+    pool = make(kwargs={"database": "greek"})
+    for _ in range(3):
+        assert pool.execute_query("SELECT @@collation_database") == [("greek_general_ci",)]
+
+
+def test_database_chosen_behind_another_statement(server: MariaDBServer) -> None:
+    with MySQLPool(url(server), ONE, driver="pymysql", kwargs={"client_flag": CLIENT.MULTI_STATEMENTS}) as pool:
+        with pool.connection() as conn, conn.cursor() as cursor:
+            cursor.execute("SELECT 1; USE other")
+            while cursor.nextset():
+                pass
+        assert pool.execute_query("SELECT DATABASE()") == [("test",)]
 
 
 # -- sessions ------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class MySQLAdapter(Adapter[Connection]):
         conn = driver.connect(answer.arguments)
         try:
             notes, fd = notes_of(conn), driver.descriptor(conn)
-            notes.watch(fd)
+            notes.watch(fd, driver.socket_of(conn))
             handle = spare_handle(fd)
             if handle is not None:
                 with handle:

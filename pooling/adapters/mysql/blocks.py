@@ -92,7 +92,7 @@ def commit(pool: CommittingPool, conn: Connection, brief: bool) -> None:
         )
     if not driver.is_open(conn):
         raise driver.lost(LOST)
-    if not pool.engine.adapter.is_alive(conn):
+    if notes.hung_up():
         why: Exception | None = None
         with suppress(Exception):  # the server may have said so
             try:

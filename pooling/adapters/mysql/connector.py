@@ -20,8 +20,8 @@ from ..shared.limits import Limit
 from ..shared.statistics import Timer
 from .driver import WireDriver
 from .failures import LOST
-from .tracking import Connection, Notes, notes_of
-from .wire import Commands
+from .tracking import Connection, Ending, Noted, Notes, notes_of
+from .wire import QUERY, Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "Connector"]
 
@@ -47,20 +47,15 @@ _VOLATILE = {
 }  # fmt: skip
 
 
-class Tracking:
+class Tracking(Ending):
     """Keeps `Notes`, and the time limit of each command."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vars(self)["_pooling"] = Notes()
-        super().__init__(*args, **kwargs)
 
     def _send_cmd(self, command: int, argument: Any = None, *args: Any, **kwargs: Any) -> Any:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
-        notes.dirty = True
-        notes.answered = False
-        if notes.configuration.recorded is not None:
-            prefix = 2 if self._client_flags & ClientFlag.CLIENT_QUERY_ATTRIBUTES and command == 3 else 0  # type: ignore[attr-defined]
-            notes.configuration.recorded.append((int(command), bytes(argument or b"")[prefix:]))
+        text = argument or b""
+        if command == QUERY and self._client_flags & ClientFlag.CLIENT_QUERY_ATTRIBUTES:  # type: ignore[attr-defined]
+            text = text[2:]  # if there are attributes, it is not the statement yet
+        notes.note_command(int(command), text)
         limit = notes.limit
         if limit is not None:
             kwargs["read_timeout"] = kwargs["write_timeout"] = left = limit.left()
@@ -71,7 +66,7 @@ class Tracking:
             if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
                 notes.unfinished = True
                 if limit is not None:
-                    raise self._timed_out(f"{limit}, and the server did not answer") from error  # type: ignore[attr-defined]
+                    raise self._driver.command_timeout(f"{limit}, and the server did not answer") from error
             raise
         except BaseException:
             notes.unfinished = True
@@ -107,20 +102,6 @@ class Tracking:
             notes.note_success(query)
         return result
 
-    def commit(self) -> None:
-        """As the driver's; refused in a block that commits itself."""
-        self._end("commit")
-
-    def rollback(self) -> None:
-        """As the driver's; refused in a block that commits itself."""
-        self._end("rollback")
-
-    def _end(self, what: str) -> None:
-        notes: Notes = self._pooling  # type: ignore[attr-defined]
-        if notes.block is not None:
-            raise errors.ProgrammingError(f"{what}() is not possible within {notes.block}, which ends the transaction")
-        getattr(super(), what)()
-
 
 class Connector(WireDriver):
     """See `Driver`."""
@@ -128,19 +109,11 @@ class Connector(WireDriver):
     name = "connector"
     connect_limit = "connection_timeout"
     enforces_timeouts = pipelines = resets = notes_use = AVAILABLE
+    tracking = Tracking if AVAILABLE else Noted
 
     def connection_class(self) -> type[Any]:
         found: type[Any] = mysql.connector.MySQLConnection
         return found
-
-    def tracked(self, connection_class: type[Any]) -> type[Any]:
-        namespace: dict[str, Any] = {
-            "__module__": connection_class.__module__, "__doc__": connection_class.__doc__,
-            "_timed_out": self.command_timeout,
-        }  # fmt: skip
-        made: type[Any] = type(connection_class.__name__, (Tracking, connection_class), namespace)
-        made.__qualname__ = connection_class.__qualname__
-        return made
 
     def lost(self, text: str) -> Exception:
         return self.operational(text, LOST)
@@ -207,9 +180,9 @@ class Connector(WireDriver):
         return conn._socket.sock
 
     def end_raw(self, conn: Connection, status: int) -> None:
-        conn._socket.sock.settimeout(None)
+        if conn._socket.sock.gettimeout() is not None:
+            conn._socket.sock.settimeout(None)
         conn._handle_server_status(status)
-
 
     def cut_off(self, conn: Connection) -> None:
         conn._socket.shutdown()
@@ -266,9 +239,7 @@ class Connector(WireDriver):
 
     def restore(self, conn: Connection, state: Any) -> None:
         mine: dict[str, Any] = conn.__dict__
-        for name, value in state.items():
-            if mine.get(name) is not value:
-                mine[name] = value
+        mine.update(state)
         if len(mine) > len(state) + len(_VOLATILE & mine.keys()):
             for name in mine.keys() - state.keys() - _VOLATILE:
                 del mine[name]

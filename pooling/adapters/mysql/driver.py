@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import errors
 from ..._masking import shown
-from .tracking import Connection
+from .tracking import Connection, Noted
 from .wire import ERROR, Commands, exchange, status_of
 
 __all__ = ["NAMES", "Driver", "WireDriver", "choose", "failed_at"]
@@ -38,6 +38,7 @@ class Driver:
         pipelines: Whether `perform` can send several commands in one round trip.
         resets: Whether it can reset a session.
         notes_use: Whether it notes that a lease has sent something.
+        tracking: What its class of connections is extended with.
     """
 
     name = ""
@@ -45,6 +46,7 @@ class Driver:
     pipelines = False
     resets = True
     notes_use = True
+    tracking: type[Noted]
     connect_limit = "connect_timeout"  # the argument of ``connect()``
 
     def __init__(self, connection_class: type[Any] | None = None) -> None:
@@ -62,7 +64,7 @@ class Driver:
         self.command_timeout = _also(errors.CommandTimeout, self)
         self.commit_unknown = _also(errors.CommitUnknown, self)
         self.rolled_back = _also(errors.TransactionRolledBack, self)
-        self._class = self.tracked(connection_class or own)
+        self._class = self._tracked(connection_class or own)
 
     def lost(self, text: str) -> Exception:
         """Return an error of the driver that says that the connection is lost."""
@@ -77,9 +79,12 @@ class Driver:
         """Return the driver's class of connections."""
         raise NotImplementedError
 
-    def tracked(self, connection_class: type[Any]) -> type[Any]:
+    def _tracked(self, connection_class: type[Any]) -> type[Any]:
         """Return a subclass that keeps `Notes`."""
-        raise NotImplementedError
+        namespace = {"__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_driver": self}
+        made: type[Any] = type(connection_class.__name__, (self.tracking, connection_class), namespace)
+        made.__qualname__ = connection_class.__qualname__
+        return made
 
     def complete(self, given: Mapping[str, Any], connect_timeout: float, name: str | None) -> dict[str, Any]:
         """Return the arguments of ``connect()``.

@@ -21,7 +21,7 @@ from MySQLdb import cursors
 from ..shared.statistics import Timer
 from .driver import Driver
 from .failures import LOST, code_of
-from .tracking import Connection, Notes, notes_of
+from .tracking import Connection, Ending, Notes, notes_of
 from .wire import INIT_DB, QUERY, RESET, Commands
 
 __all__ = ["MySQLClient"]
@@ -37,7 +37,7 @@ def _noted(name: str) -> Any:
     """Return a method that calls the driver's and notes that the connection was used."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._pooling.dirty = True
+        self._pooling.dirty = self._pooling.moved = True
         self._pooling.answered = False
         return getattr(super(Tracking, self), name)(*args, **kwargs)
 
@@ -45,11 +45,10 @@ def _noted(name: str) -> Any:
     return call
 
 
-class Tracking:
+class Tracking(Ending):
     """Keeps `Notes`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vars(self)["_pooling"] = Notes()
         vars(self)["_place"] = {name: kwargs.get(name) or "" for name in _PLACE} | {
             name: kwargs[name] for name in _SESSION if name in kwargs
         }
@@ -63,10 +62,7 @@ class Tracking:
     def query(self, query: Any) -> Any:
         """As mysqlclient's; counts it, and notes if it ends the transaction."""
         notes: Notes = self._pooling  # type: ignore[attr-defined]
-        notes.dirty = True
-        notes.answered = False
-        if notes.configuration.recorded is not None:
-            notes.configuration.recorded.append((QUERY, query.encode() if isinstance(query, str) else bytes(query)))
+        notes.note_command(QUERY, query.encode() if isinstance(query, str) else query)
         began = monotonic()
         try:
             if notes.queries is None:
@@ -76,10 +72,10 @@ class Tracking:
                     result = super().query(query)  # type: ignore[misc]
         except MySQLdb.MySQLError as error:
             notes.note_failure(error, query)
-            limit: float | None = self._read_limit  # type: ignore[attr-defined]
+            limit: float | None = self._driver.read_timeout
             if limit is not None and code_of(error) == LOST and monotonic() - began >= limit * 0.9:
                 notes.unfinished = True
-                raise self._timed_out(  # type: ignore[attr-defined]
+                raise self._driver.command_timeout(
                     f"a command took over {limit:g} s, and the server did not answer"
                 ) from error
             raise
@@ -90,26 +86,13 @@ class Tracking:
             notes.note_success(query)
         return result
 
-    def commit(self) -> None:
-        """As mysqlclient's; refused in a block that commits itself."""
-        self._end("commit")
-
-    def rollback(self) -> None:
-        """As mysqlclient's; refused in a block that commits itself."""
-        self._end("rollback")
-
-    def _end(self, what: str) -> None:
-        notes: Notes = self._pooling  # type: ignore[attr-defined]
-        if notes.block is not None:
-            raise MySQLdb.ProgrammingError(f"{what}() is not possible within {notes.block}, which ends the transaction")
-        getattr(super(), what)()
-        notes.failed = None
-
 
 class MySQLClient(Driver):
     """See `Driver`."""
 
     name = "mysqlclient"
+    tracking = Tracking
+    read_timeout: int | None = None  # seconds for each command
 
     def connection_class(self) -> type[Any]:
         from MySQLdb.connections import Connection
@@ -117,18 +100,8 @@ class MySQLClient(Driver):
         found: type[Any] = Connection
         return found
 
-    def tracked(self, connection_class: type[Any]) -> type[Any]:
-        namespace: dict[str, Any] = {
-            "__module__": connection_class.__module__, "__doc__": connection_class.__doc__,
-            "_timed_out": self.command_timeout, "_read_limit": None,
-        }  # fmt: skip
-        made: type[Any] = type(connection_class.__name__, (Tracking, connection_class), namespace)
-        made.__qualname__ = connection_class.__qualname__
-        return made
-
     def limit_to(self, seconds: float | None) -> None:
         self.read_timeout = None if seconds is None else math.ceil(seconds)
-        self._class._read_limit = self.read_timeout
 
     def complete(self, given: Mapping[str, Any], connect_timeout: float, name: str | None) -> dict[str, Any]:
         arguments = {**given}

@@ -21,7 +21,7 @@ from ..._plain import switched_off
 from ..shared.limits import Limit
 from ..shared.statistics import Timer
 from .driver import WireDriver
-from .tracking import Connection, Notes, notes_of
+from .tracking import Connection, Ending, Noted, Notes, notes_of
 from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
@@ -45,22 +45,14 @@ _VOLATILE = {
 _COPIED = ("encoders", "decoders")
 
 
-class Tracking:
+class Tracking(Ending):
     """Keeps `Notes`, and the time limit of each command."""
-
-    _contexts: dict[type, Any]  # of the class
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vars(self)["_pooling"] = Notes()
-        super().__init__(*args, **kwargs)
 
     def _execute_command(self, command: int, sql: Any) -> None:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
-        notes.dirty = True
-        notes.answered = False
-        if notes.configuration.recorded is not None:
-            text = sql.encode(self.encoding) if isinstance(sql, str) else bytes(sql)  # type: ignore[attr-defined]
-            notes.configuration.recorded.append((command, text))
+        if isinstance(sql, str):
+            sql = sql.encode(self.encoding)  # type: ignore[attr-defined]
+        notes.note_command(command, sql)
         super()._execute_command(command, sql)  # type: ignore[misc]
 
     def _force_close(self) -> None:
@@ -73,9 +65,9 @@ class Tracking:
         if sslp != {}:
             return super()._create_ssl_ctx(sslp)  # type: ignore[misc]
         # Without TLS arguments: PyMySQL loads the system's certificates, for 15 ms each time, and verifies none.
-        if type(self) not in self._contexts:
-            self._contexts[type(self)] = super()._create_ssl_ctx(sslp)  # type: ignore[misc]
-        return self._contexts[type(self)]
+        if self._driver.context is None:
+            self._driver.context = super()._create_ssl_ctx(sslp)  # type: ignore[misc]
+        return self._driver.context
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """As PyMySQL's, within the time limit of the command."""
@@ -96,7 +88,7 @@ class Tracking:
             if isinstance(error.__context__, TimeoutError):
                 notes.unfinished = True
                 if limit is not None:
-                    raise self._timed_out(f"{limit}, and the server did not answer") from error  # type: ignore[attr-defined]
+                    raise self._driver.command_timeout(f"{limit}, and the server did not answer") from error
             raise
         except BaseException:
             notes.unfinished = True
@@ -105,47 +97,18 @@ class Tracking:
             notes.note_success(sql)
         return result
 
-    def commit(self) -> None:
-        """As PyMySQL's; refused in a block that commits itself."""
-        self._end("commit")
-
-    def rollback(self) -> None:
-        """As PyMySQL's; refused in a block that commits itself."""
-        self._end("rollback")
-
-    def _end(self, what: str) -> None:
-        notes: Notes = self._pooling  # type: ignore[attr-defined]
-        if notes.block is not None:
-            raise err.ProgrammingError(f"{what}() is not possible within {notes.block}, which ends the transaction")
-        try:
-            getattr(super(), what)()
-        except err.MySQLError:
-            raise
-        except BaseException:
-            notes.unfinished = True
-            raise
-        notes.failed = None
-
 
 class PyMySQL(WireDriver):
     """See `Driver`."""
 
     name = "pymysql"
     enforces_timeouts = pipelines = resets = notes_use = AVAILABLE
+    tracking = Tracking if AVAILABLE else Noted
+    context: Any = None  # of connections without TLS arguments
 
     def connection_class(self) -> type[Any]:
         found: type[Any] = pymysql.connections.Connection
         return found
-
-    def tracked(self, connection_class: type[Any]) -> type[Any]:
-        namespace: dict[str, Any] = {
-            "__module__": connection_class.__module__, "__doc__": connection_class.__doc__, "_contexts": {},
-            "_timed_out": self.command_timeout,
-        }  # fmt: skip
-        first = Tracking if AVAILABLE else PlainTracking
-        made: type[Any] = type(connection_class.__name__, (first, connection_class), namespace)
-        made.__qualname__ = connection_class.__qualname__
-        return made
 
     def complete(self, given: Mapping[str, Any], connect_timeout: float, name: str | None) -> dict[str, Any]:
         arguments = {**given}
@@ -213,6 +176,7 @@ class PyMySQL(WireDriver):
 
     def end_raw(self, conn: Connection, status: int) -> None:
         conn.server_status = status
+        conn._current_timeout = conn._sock.gettimeout()
 
     def cut_off(self, conn: Connection) -> None:
         conn._force_close()
@@ -277,12 +241,7 @@ class PyMySQL(WireDriver):
     def restore(self, conn: Connection, state: Any) -> None:
         saved, copies, number = state
         mine: dict[str, Any] = conn.__dict__
-        try:
-            for name, value in saved.items():
-                if mine[name] is not value:
-                    mine[name] = value
-        except KeyError:  # deleted
-            mine.update(saved)
+        mine.update(saved)
         for name, copy in copies:  # changed in place
             if mine[name] != copy:
                 mine[name].clear()
@@ -292,14 +251,6 @@ class PyMySQL(WireDriver):
                 del mine[name]
         mine["_result"] = None
         mine["_affected_rows"] = 0
-
-
-class PlainTracking:
-    """Without PyMySQL's private names nothing is noted."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vars(self)["_pooling"] = Notes()
-        super().__init__(*args, **kwargs)
 
 
 def _forget_results(conn: Connection) -> None:

@@ -4,8 +4,8 @@ COM_RESET_CONNECTION rolls back and drops temporary tables, variables, user
 locks, table locks and prepared statements. It also undoes what the driver did
 after connecting, and keeps the last database that was used. So it is followed by
 SET for the character set, autocommit, SQL mode and time limit, by the choice of
-the database, and by the statements of ``init_command`` and of the ``configure``
-hook. All of that, and the COMMIT before it, is sent at once: one round trip,
+the database if another one may have been chosen, and by the statements of
+``init_command`` and of the ``configure`` hook. All of that, and the COMMIT before it, is sent at once: one round trip,
 which also proves that the server is there. Whether the server takes several
 commands at once is found out with each new connection.
 
@@ -40,6 +40,11 @@ _AGAIN = re.compile(rb"(?is)\s*(?:SET|USE)\b[^;]*;?\s*\Z")
 _PASSING = re.compile(
     rb"(?is)\s*(?:COMMIT|ROLLBACK|BEGIN|START\s+TRANSACTION|SHOW\b[^;]*"
     rb"|SELECT\b(?!.*\bINTO\b)(?:[^;(:]|\b(?:VERSION|DATABASE|USER|CURRENT_USER|CONNECTION_ID|NOW)\(\))*);?\s*\Z"
+)
+# One assignment of a plain value to a variable of the session, which does not depend on the database.
+_ASSIGNMENT = re.compile(
+    rb"(?is)\s*SET\s+(?:SESSION\s+)?((?!PASSWORD|ROLE|NAMES|autocommit|collation|character)\w+\s*=\s*"
+    rb"(?:\d+|'[\w+:, -]*'))\s*;?\s*\Z"
 )
 #: Fails if a database was chosen on a connection that had none: there is no way to choose none again.
 _NO_DATABASE = b"SET @_pooling = (SELECT 1 UNION SELECT 2 FROM DUAL WHERE DATABASE() IS NOT NULL)"
@@ -90,10 +95,10 @@ class Session:
         """
         driver, notes = self.driver, notes_of(conn)
         maria = "mariadb" in driver.server_version(conn).lower()
-        steps = self._steps(conn, maria)
+        steps, choice = self._steps(conn, maria)
         prefix = driver.query_prefix(conn)
-        notes.configuration.clean_with(*steps, prefix=prefix)
-        self._look_up(conn, notes)
+        place = choice if self._look_up(conn, notes) else None
+        notes.configuration.clean_with(*steps, place=place, prefix=prefix)
         if self._configure is not None:
             notes.configuration.recorded = []
             try:
@@ -108,7 +113,8 @@ class Session:
                 command == INIT_DB or (command == QUERY and _AGAIN.match(text)) for command, text in again
             )
             if not notes.configuration.by_hook:
-                notes.configuration.clean_with(*steps, *again, prefix=prefix)
+                again = _joined(steps, again)
+                notes.configuration.clean_with(*steps, *again, place=place, prefix=prefix)
         notes.client = driver.client_state(conn)
         notes.failed, notes.dirty = None, True
         if self.cleans and self.resets:
@@ -123,8 +129,8 @@ class Session:
         notes.configuration.lost = False
         notes.dirty = not driver.notes_use
 
-    def _steps(self, conn: Connection, maria: bool) -> list[tuple[int, bytes]]:
-        """Return the commands of a cleaning, without those of the hook."""
+    def _steps(self, conn: Connection, maria: bool) -> tuple[list[tuple[int, bytes]], int]:
+        """Return the commands of a cleaning, without those of the hook, and which of them goes back to the database."""
         database, assignments, further = self.driver.session_of(conn)
         if self.command_timeout is not None:
             assignments.append(_server_limit(self.command_timeout, maria))
@@ -132,18 +138,23 @@ class Session:
         steps = [*before, (RESET, b""), (QUERY, f"SET {', '.join(assignments)}".encode())]
         if database:
             steps.append((INIT_DB, database.encode()))
-        return [*steps, *((QUERY, text.encode()) for text in further)]
+        place = len(steps) - 1 if database else 0
+        return [*steps, *((QUERY, text.encode()) for text in further)], place
 
-    def _look_up(self, conn: Connection, notes: Notes) -> None:
-        """Note what matters of the server's state."""
+    def _look_up(self, conn: Connection, notes: Notes) -> bool:
+        """Note what matters of the server's state; return whether a reset leaves what depends on the database."""
         driver, limit = self.driver, self.create_timeout
-        notes.role = str(driver.ask(conn, "SELECT @@global.read_only", limit)[0])
+        # A reset makes the database's collation, which LOAD DATA uses, the server's.
+        asked = "SELECT @@global.read_only, @@collation_database = @@global.collation_database"
+        role, same = driver.ask(conn, asked, limit)
+        notes.role = str(role)
         try:
             (undoes,) = driver.ask(conn, "SELECT @@innodb_rollback_on_timeout", limit)
             notes.undoes = str(undoes) in ("1", "ON")
         except driver.error as error:
             if ended_by(error) is not None:
                 raise  # otherwise this server has no InnoDB
+        return str(same) == "1"
 
     def _probe(self, conn: Connection, notes: Notes) -> None:
         """Clean the session for the first time, and find out what the server takes."""
@@ -159,14 +170,15 @@ class Session:
             if code_of(error) == _UNKNOWN_COMMAND and notes.configuration.cleaning.steps[number][0] == RESET:
                 self.resets = False
                 return
-            if notes.configuration.by_hook or number < len(self._steps(conn, True)):
+            if notes.configuration.by_hook or number < len(self._steps(conn, True)[0]):
                 raise
             # The hook's statements cannot be executed twice: the hook itself is called from now on.
             steps = notes.configuration.cleaning.steps[:number]
-            notes.configuration.clean_with(*steps, prefix=driver.query_prefix(conn))
+            notes.configuration.clean_with(*steps, place=None, prefix=driver.query_prefix(conn))
             notes.configuration.by_hook = True
             driver.perform(conn, notes.configuration.cleaning, self.create_timeout, self.pipelined)
         notes.configuration.lost = notes.configuration.by_hook
+        notes.moved = False
 
     # -- clean --------------------------------------------------------------------
 
@@ -179,8 +191,9 @@ class Session:
             if left is not None or notes.unfinished:
                 raise driver.programming(f"it came back with {left or 'a command under way'}")
             if self.cleans:
-                driver.perform(conn, notes.configuration.cleaning, self.reset_timeout, self.pipelined)
-                notes.configuration.lost = notes.configuration.by_hook
+                commands = notes.configuration.cleaning if notes.moved else notes.configuration.staying
+                driver.perform(conn, commands, self.reset_timeout, self.pipelined)
+                notes.moved, notes.configuration.lost = False, notes.configuration.by_hook
             else:
                 self._end(conn)
             answered = True
@@ -237,7 +250,7 @@ class Session:
         if not notes.dirty and driver.pipelines:
             return
         cleans = self.cleans and self.resets and driver.pipelines
-        commands = notes.configuration.committing
+        commands = notes.configuration.committing if notes.moved else notes.configuration.committing_staying
         if not cleans:
             commands = Commands((QUERY, b"COMMIT"), prefix=driver.query_prefix(conn))
         try:
@@ -248,11 +261,25 @@ class Session:
             raise
         notes.failed = None
         if cleans:
-            notes.answered, notes.dirty, notes.configuration.lost = True, False, notes.configuration.by_hook
+            notes.answered, notes.dirty, notes.moved = True, False, False
+            notes.configuration.lost = notes.configuration.by_hook
         elif self._trusts and driver.pipelines:
             state = driver.autocommit_of(notes.client)
             if state is None or driver.in_autocommit(conn) == state:
                 notes.answered, notes.dirty = True, False  # nothing else is reset
+
+
+def _joined(steps: list[tuple[int, bytes]], again: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Add the first assignments of a hook to the SET in ``steps``, and return the other commands of the hook."""
+    number = next(number for number, (command, _) in enumerate(steps) if command == RESET) + 1
+    if any(command == QUERY for command, _ in steps[number + 1 :]):
+        return again  # the statements of ``init_command`` come between
+    for done, (command, text) in enumerate(again):
+        found = _ASSIGNMENT.match(text) if command == QUERY else None
+        if found is None:
+            return again[done:]
+        steps[number] = QUERY, steps[number][1] + b", " + found[1]
+    return []
 
 
 def _server_limit(limit: float, maria: bool) -> str:

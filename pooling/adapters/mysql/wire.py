@@ -12,17 +12,20 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
 __all__ = [
-    "ERROR", "INIT_DB", "OK", "PING", "QUERY", "RESET", "Commands", "exchange", "hang_up", "keep_alive",
-    "spare_handle", "status_of", "wait_for_end",
+    "ERROR", "ESTABLISHED", "INIT_DB", "OK", "PING", "QUERY", "RESET", "Commands", "exchange", "hang_up", "keep_alive",
+    "spare_handle", "status_of", "tcp_state", "wait_for_end",
 ]  # fmt: skip
 
 INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
 OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
+ESTABLISHED = 1  # a state of TCP: neither side has ended it
 _SHORTEST = 11  # bytes of the shortest answer
 _WORD = 1 << 24  # the length of the longest packet, and one
 
@@ -64,28 +67,32 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
             a time limit afterwards.
         commands: As from `packet`.
         count: How many there are.
-        timeout: Seconds for all of it; ``None`` means no limit.
+        timeout: Seconds for all of it, or 1 % more; ``None`` means no limit.
     """
     end = math.inf if timeout is None else monotonic() + timeout
     data = b""
     answers: list[bytes] = []
     try:
-        sock.settimeout(timeout)
+        if sock.gettimeout() != timeout:
+            sock.settimeout(timeout)  # takes a call of the system, and gives the interpreter's lock away
         sock.sendall(commands)
         while True:
-            while len(data) >= 4:
-                length = data[0] | data[1] << 8 | data[2] << 16
-                if len(data) < 4 + length:
+            start = 0
+            while len(data) >= start + 4:
+                stop = start + 4 + int.from_bytes(data[start : start + 3], "little")
+                if len(data) < stop:
                     break
-                answers.append(data[4 : 4 + length])
-                data = data[4 + length :]
+                answers.append(data[start + 4 : stop])
+                start = stop
+            data = data[start:]
             if len(answers) >= count or (answers and answers[-1][:1] not in (OK, ERROR)):
                 break
             if timeout is not None:
                 left = end - monotonic()
                 if left <= 0:
                     raise TimeoutError
-                sock.settimeout(left)
+                if left < 0.99 * timeout:
+                    sock.settimeout(left)
             more = receive(sock, (count - len(answers)) * _SHORTEST - len(data), timeout)
             if not more:
                 raise ConnectionResetError("the server has closed the connection")
@@ -117,6 +124,18 @@ def status_of(answer: bytes) -> int:
     for _ in range(2):  # affected rows, and the last inserted id
         at += {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(answer[at], 1)
     return answer[at] | answer[at + 1] << 8
+
+
+def tcp_state(sock: Any) -> Callable[[], bytes] | None:
+    """Return a function that returns the state of a TCP connection, such as `ESTABLISHED`; ``None`` if it is none."""
+    option = getattr(socket, "TCP_INFO", None)  # Linux
+    if option is None or sock is None:
+        return None
+    ask = partial(sock.getsockopt, socket.IPPROTO_TCP, option, 1)
+    with suppress(OSError):  # not TCP
+        if ask()[0] == ESTABLISHED:
+            return ask
+    return None
 
 
 def keep_alive(sock: Any) -> None:
