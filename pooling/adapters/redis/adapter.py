@@ -172,6 +172,7 @@ class RedisAdapter(Adapter[Client]):
             self.on_lost()
 
     def close(self, resource: Client) -> None:
+        resource.end_lease()
         resource.own.disconnect()
 
     def interrupt(self, resource: Client) -> None:
