@@ -149,7 +149,9 @@ def test_errors_are_those_of_redis_py(redis_server: RedisServer, error: BaseExce
         real, failing = conn._sock, Failing(error, conn._sock)
         conn._sock = failing
         if not sends:
-            getattr(conn._parser, "_buffer", conn._parser)._sock = failing  # hiredis's parser has no buffer
+            conn._parser._sock = failing
+            if hasattr(conn._parser._buffer, "_sock"):  # not in hiredis's parser
+                conn._parser._buffer._sock = failing
         with pytest.raises(BaseException) as caught:
             conn.send_command("PING") if sends else conn.read_response()
         assert conn._sock is None  # disconnected

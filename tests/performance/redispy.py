@@ -216,8 +216,8 @@ NOTE = "redis-py's ConnectionPool raises an error where others wait, so here it 
 
 def run(plan: Plan) -> Table:
     """Measure all ways under all loads."""
-    seconds = plan.choose(full=1.0, quick=0.3)
-    count = plan.count(full=9, quick=2)
+    seconds = 0.3  # short turns: a busy machine is as busy for the next way
+    count = plan.count(full=25, quick=3)
     failures: list[str] = []
     rows: list[dict[str, object]] = []
     targets: list[Target] = []
@@ -366,25 +366,25 @@ def _round(way: Way, operation: Operation, threads: int, seconds: float) -> Samp
     )
 
 
-def _targets(load: str, samples: dict[str, list[Sample]]) -> list[Target]:
-    targets = []
-    for mine in OURS:
-        ours = samples.get(mine.name)
-        if ours is None:
-            continue
-        worst = float(max(one.starved for one in ours))
-        targets.append(Target(f"{load}, {mine.name}: threads starved", worst, "<=", 0, spec=",.0f"))
-        for way in WAYS:
-            if way.bounded and way not in OURS and way.name in samples:
-                faster = figures.ratio([one.rate for one in ours], [one.rate for one in samples[way.name]])
-                targets.append(Target(f"{load}: operations/s, {mine.name} / {way.name}", faster, ">=", 1, " x"))
-    return targets
-
-
 _SPEEDS: dict[str, Callable[[Sample], float]] = {
     "operations for CPU time": lambda one: 1 / one.cpu,
     "operations/s": lambda one: one.rate,
 }
+
+
+def _targets(load: str, samples: dict[str, list[Sample]]) -> list[Target]:
+    targets = []
+    for mine in OURS:
+        if mine.name in samples:
+            worst = float(max(one.starved for one in samples[mine.name]))
+            targets.append(Target(f"{load}, {mine.name}: threads starved", worst, "<=", 0, spec=",.0f"))
+    ours = samples.get(Pooling.name, [])
+    for way in WAYS:
+        if ours and way.bounded and way not in OURS and way.name in samples:
+            for what, take in _SPEEDS.items():
+                faster = figures.ratio([take(one) for one in ours], [take(one) for one in samples[way.name]])
+                targets.append(Target(f"{load}: {what}, {Pooling.name} / {way.name}", faster, ">=", 1, " x"))
+    return targets
 
 
 def _targets_alone(load: str, name: str, ours: list[Sample], peers: dict[str, list[Sample]]) -> list[Target]:

@@ -9,8 +9,8 @@ __all__ = ["frame_of_borrower"]
 
 # Modules that are never the holder: those between the application and the pool.
 _BETWEEN = (
-    "redis.", "django_redis.", "django.core.cache.", "flask_caching.", "cachelib.", "celery.backends.", "kombu.",
-    "contextlib",
+    "redis.", "pooling.adapters.redis.", "django_redis.", "django.core.cache.", "flask_caching.", "cachelib.",
+    "celery.backends.", "kombu.", "contextlib",
 )  # fmt: skip
 _COMMANDS = "redis.commands."
 _NO, _YES, _COMMAND = 0, 1, 2
@@ -37,13 +37,14 @@ def frame_of_borrower() -> FrameType:
     try:
         # The usual case, and at a third of the cost: three frames of redis-py's client below a method for one command.
         frame = _getframe(4)
-        if _between[frame.f_globals["__name__"]] != _COMMAND:
-            frame = _getframe(2)
-        while _between[frame.f_globals["__name__"]] and frame.f_back is not None:
-            frame = frame.f_back
+        back = frame.f_back
+        if back is None or _between[frame.f_globals["__name__"]] != _COMMAND:
+            back = _getframe(2)
+        while _between[back.f_globals["__name__"]] and back.f_back is not None:
+            back = back.f_back
+        return back
     except (KeyError, ValueError):  # the code of `exec` need not have a name; there are fewer frames
         frame = _getframe(1)
-        while frame.f_back is not None and _between[frame.f_back.f_globals.get("__name__", "")]:
+        while frame.f_back is not None and _between[frame.f_globals.get("__name__", "")]:
             frame = frame.f_back
-        frame = frame.f_back or frame
-    return frame
+        return frame

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.lease import Lease, once
 from ...core.report.histogram import SHORT
-from ...core.runtime.fork import SAME_PROCESS
 from .client import Client
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ class RedisLease(Lease[Client]):
             error is None
             and entry.generation is fast.returnable_generation
             and not fast.notes_release
-            and SAME_PROCESS[0]
             and entry() is token
         ):
             client: Client = entry.resource

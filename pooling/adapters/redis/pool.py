@@ -237,7 +237,9 @@ class RedisPool(Pool[Client], ConnectionPool):
         if self._notifies:
             dispatcher: Any = self._event_dispatcher
             dispatcher.dispatch(AfterConnectionReleasedEvent(connection))
-        if token.entry.resource is None or not (SAME_PROCESS[0] or active(connection)):
+        if not connection.lost and token.entry.resource is not None and SAME_PROCESS[0]:
+            end(connection, None, None, None)
+        elif not active(connection):
             connection._token = None
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
