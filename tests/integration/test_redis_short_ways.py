@@ -14,6 +14,8 @@ from redis._parsers.resp3 import _RESP3Parser
 from redis.connection import PythonRespSerializer
 
 from pooling import Observer, PoolTimeout, RedisPool
+from pooling.adapters.redis import RedisAdapter, RedisSentinelPool
+from pooling.adapters.redis.client import Client
 from pooling.adapters.redis.connection import tracked
 from pooling.adapters.redis.packing import can_pack, head_of, packed
 from pooling.adapters.redis.replies import read_reply
@@ -146,12 +148,12 @@ def test_errors_are_those_of_redis_py(redis_server: RedisServer, error: BaseExce
         conn.connect()
         if not sends:
             conn.send_command("PING")
-        real, failing = conn._sock, Failing(error, conn._sock)
-        conn._sock = failing
-        if not sends:
-            conn._parser._sock = failing
-            if hasattr(conn._parser._buffer, "_sock"):  # not in hiredis's parser
-                conn._parser._buffer._sock = failing
+        real = conn._sock
+        failing = Failing(error, real)
+        places = [conn] if sends else [conn, conn._parser, getattr(conn._parser, "_buffer", None)]
+        for place in places:
+            if hasattr(place, "_sock"):
+                place._sock = failing
         with pytest.raises(BaseException) as caught:
             conn.send_command("PING") if sends else conn.read_response()
         assert conn._sock is None  # disconnected
@@ -257,16 +259,40 @@ def test_observers_and_max_uses(redis_server: RedisServer) -> None:
     pool.close()
 
 
-def test_another_clock_and_the_last_reply(redis_server: RedisServer) -> None:
-    clock = VirtualClock()
-    pool = RedisPool(port=redis_server.port, max_size=1, clock=clock)
-    asked = []
-    is_alive = pool._liveness._is_alive
-    pool._liveness._is_alive = lambda resource: asked.append(1) or is_alive(resource)  # type: ignore[misc, func-returns-value]
+class AskedAdapter(RedisAdapter):
+    """Counts how often a connection is looked at."""
+
+    asked = 0
+
+    def is_alive(self, resource: Client) -> bool:
+        self.asked += 1
+        return super().is_alive(resource)
+
+
+class AskedPool(RedisPool):
+    adapter_class = AskedAdapter
+
+
+@pytest.mark.parametrize("clock", [VirtualClock(), None])
+def test_another_clock_does_not_know_when_the_last_reply_came(redis_server: RedisServer, clock: Any) -> None:
+    pool = AskedPool(port=redis_server.port, max_size=1, clock=clock)
+    if clock is None:  # as for a sentinel's master
+        pool.answer_ttl = RedisSentinelPool("orders", redis.Sentinel([])).answer_ttl
     client = redis.Redis(connection_pool=pool)
     for _ in range(5):
         client.get("a")
-    assert len(asked) >= 4  # by that clock nobody knows when the last reply came
+    assert isinstance(pool.redis_adapter, AskedAdapter)
+    assert pool.redis_adapter.asked >= 4  # all but the first, which has just been made
+    pool.close()
+
+
+def test_connection_that_has_just_answered_is_not_looked_at(redis_server: RedisServer) -> None:
+    pool = AskedPool(port=redis_server.port, max_size=1)
+    client = redis.Redis(connection_pool=pool)
+    for _ in range(1000):
+        client.get("a")
+    assert isinstance(pool.redis_adapter, AskedAdapter)
+    assert pool.redis_adapter.asked < 900
     pool.close()
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.lease import Lease, once
 from ...core.report.histogram import SHORT
 from .client import Client
-
-if TYPE_CHECKING:
-    from .pool import RedisPool
 
 __all__ = ["RedisLease", "active", "end"]
 
@@ -20,7 +17,7 @@ class RedisLease(Lease[Client]):
 
     __slots__ = ()
 
-    _pool: RedisPool
+    _pool: Any  # a `RedisPool`
 
     @once
     def __exit__(
