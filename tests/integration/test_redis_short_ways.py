@@ -316,6 +316,32 @@ def test_connection_that_has_just_answered_is_not_looked_at(redis_server: RedisS
     pool.close()
 
 
+class BadResets(RedisAdapter):
+    """Fails to reset what was left unclean."""
+
+    def reset(self, resource: Client) -> bool:
+        if resource.own.marks:
+            raise ValueError("no reset")
+        return super().reset(resource)
+
+
+class BadPool(RedisPool):
+    adapter_class = BadResets
+
+
+def test_resets_that_failed_are_made_good_by_releases_that_need_none(redis_server: RedisServer) -> None:
+    pool = BadPool(port=redis_server.port, max_size=1)
+    for _ in range(20):
+        with pool.acquire() as own:
+            own.execute_command("WATCH", "a")
+    assert "no reset" in str(pool.stats()["resets_failing"])
+    client = redis.Redis(connection_pool=pool)
+    for _ in range(200):
+        client.get("a")
+    assert pool.stats()["resets_failing"] is None
+    pool.close()
+
+
 # -- the holder ------------------------------------------------------------------------
 
 

@@ -250,7 +250,7 @@ def _packed(conn: Any, pack: Callable[..., Any], commands: list[Any], *args: Any
         if piece is not None:
             pieces.append(piece)
     conn.packed = True
-    if len(pieces) == len(commands):
+    if pieces and len(pieces) == len(commands):
         return [b"".join(pieces)]
     try:
         return pack(conn, *args)

@@ -34,6 +34,7 @@ class RedisLease(Lease[Client]):
             error is None
             and entry.generation is fast.returnable_generation
             and not fast.notes_release
+            and not pool._liveness.resets.trouble  # else this one counts: it needs no reset
             and entry() is token
         ):
             client: Client = entry.resource
