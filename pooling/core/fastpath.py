@@ -25,7 +25,7 @@ class FastPath:
 
     __slots__ = (
         "waiters", "pop", "push", "now", "lendable_generation", "returnable_generation",
-        "track_holders", "checks_on_acquire", "slow_release", "_always_slow",
+        "track_holders", "checks_on_acquire", "slow_release", "notes_release", "_always_slow", "_counts_uses",
     )  # fmt: skip
 
     waiters: Any
@@ -37,7 +37,9 @@ class FastPath:
     track_holders: bool
     checks_on_acquire: bool
     slow_release: bool
+    notes_release: bool  # an observer is notified of it, or the resource's uses are limited
     _always_slow: bool
+    _counts_uses: bool
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -59,7 +61,8 @@ class FastPath:
         hooks = {name for name in ("is_alive", "validate", "reset", "refuse") if overridden(adapter, name) is not None}
         self.track_holders = settings.track_holders
         self.checks_on_acquire = watched or not hooks.isdisjoint(("is_alive", "validate"))
-        self._always_slow = settings.max_uses is not None or not hooks.isdisjoint(("reset", "refuse"))
+        self._counts_uses = settings.max_uses is not None
+        self._always_slow = not hooks.isdisjoint(("reset", "refuse"))
 
     def refresh(self, state: PoolState, observed: bool) -> None:
         """Update what a resource's generation is compared with. Needs the pool's lock.
@@ -70,6 +73,7 @@ class FastPath:
         """
         current = _NO_GENERATION if state.fast_path_closed else state.generation
         max_idle_binds = state.max_idle is not None and state.max_idle < state.max_size
-        self.slow_release = observed or self._always_slow
+        self.notes_release = observed or self._counts_uses
+        self.slow_release = self.notes_release or self._always_slow
         self.lendable_generation = _NO_GENERATION if observed else current
         self.returnable_generation = _NO_GENERATION if max_idle_binds else current

@@ -16,9 +16,27 @@ from .report.histogram import SHORT
 from .report.messages import no_copy
 from .runtime.fork import SAME_PROCESS
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "once"]
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+_end_lock = threading.Lock()
+
+
+def once(method: F) -> F:
+    """Decorate a method that ends a lease: without the GIL, let only one thread end it."""
+    if getattr(sys, "_is_gil_enabled", lambda: True)():
+        return method
+
+    def end(self: Lease[Any], *args: Any) -> Any:  # pragma: no cover
+        mine: Lease[Any] = Lease()
+        mine._pool = self._pool
+        with _end_lock:
+            mine._token = self._token
+            self._token = None
+        return method(mine, *args)
+
+    return end  # type: ignore[return-value]  # pragma: no cover
 
 
 class Lender(Protocol):
@@ -84,6 +102,7 @@ class Lease(Generic[R]):
             self._held()  # raises
         return resource
 
+    @once
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -91,7 +110,7 @@ class Lease(Generic[R]):
         traceback: TracebackType | None,
     ) -> None:
         # Consecutive stores are not split by another thread or an asynchronous
-        # exception (with the GIL; see the end of this file for other builds).
+        # exception (with the GIL; see `once` for other builds).
         token = self._token
         self._token = None
         if token is None:
@@ -134,6 +153,7 @@ class Lease(Generic[R]):
         self._held()
         self.__exit__(None, None, None)
 
+    @once
     def discard(self) -> None:
         """Release the resource as broken: it is closed, and replaced when needed.
 
@@ -144,6 +164,7 @@ class Lease(Generic[R]):
         self._token = None
         self._pool._checkin.run(token, None, "discarded")
 
+    @once
     def detach(self) -> R:
         """Remove the resource from the pool; the caller has to close it.
 
@@ -173,23 +194,3 @@ class Lease(Generic[R]):
         token = self._token
         what = "ended" if token is None else repr(token.entry.resource)
         return f"<{type(self).__name__} of pool {self._pool.name!r}: {what}>"
-
-
-def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the GIL, let only one thread end a lease."""
-
-    def end(self: Lease[Any], *args: Any) -> Any:
-        mine: Lease[Any] = Lease()
-        mine._pool = self._pool
-        with _end_lock:
-            mine._token = self._token
-            self._token = None
-        return method(mine, *args)
-
-    return end
-
-
-_end_lock = threading.Lock()
-if not getattr(sys, "_is_gil_enabled", lambda: True)():  # pragma: no cover
-    for _name in ("__exit__", "discard", "detach"):
-        setattr(Lease, _name, _one_at_a_time(getattr(Lease, _name)))

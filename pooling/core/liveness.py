@@ -56,13 +56,13 @@ class Liveness(Generic[R]):
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings."""
         self.validation_interval = settings.validation_interval if settings.validate_on_acquire else math.inf
-        self._answer_ttl = min(ANSWER_TTL, self.validation_interval)
+        self.answer_ttl = min(ANSWER_TTL, self.validation_interval)
 
     # -- without a round trip -------------------------------------------------
 
     def is_sound(self, entry: Entry, now: float) -> bool:
         """Whether a resource is alive and needs no round trip. Marks a dead one."""
-        if entry.answered and entry.checked > now - self._answer_ttl and entry.checked > self.suspicion.since:
+        if entry.answered and entry.checked > now - self.answer_ttl and entry.checked > self.suspicion.since:
             return True
         is_alive = connected if entry.watched else self._is_alive
         if is_alive is not None:

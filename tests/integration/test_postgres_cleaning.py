@@ -44,17 +44,20 @@ def use(pool: PostgresPool, how: str, statement: str = "SET statement_timeout = 
     """Use a connection so that it is dirty, and return which one it was."""
     if how == "block":
         with pool.connection() as conn:
+            pid = conn.info.backend_pid
             conn.execute(statement)
     elif how == "error":
         with contextlib.suppress(ValueError), pool.connection() as conn:
+            pid = conn.info.backend_pid
             conn.execute(statement)
             raise ValueError
     else:
         with pool.acquire() as conn:
+            pid = conn.info.backend_pid
             conn.execute(statement)
             if how == "commit":
                 conn.commit()
-    return conn.info.backend_pid
+    return pid
 
 
 @pytest.mark.parametrize("how", ["block", "error", "acquire", "commit"])

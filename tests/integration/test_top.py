@@ -295,7 +295,7 @@ def test_an_exhausted_pool_is_shown(site: Site, place: dict[str, str]) -> None:
             screen = terminal.wait_for("▲ exhausted")
             assert "1 exhausted" in screen.splitlines()[0]
             terminal.press("3")
-            screen = terminal.wait_for("top_site.py:", "hold()", "ThreadPoolExecutor")
+            screen = terminal.wait_for("top_site.py:", "hold()", "PoolExecutor")
             held = re.findall(rf"^ *([\d.]+m?s) {POOL} +\S*top_site.py:\d+ hold\(\)", screen, re.M)
             assert 1 <= len(held) <= WORKERS * MAX_SIZE
         terminal.wait_for("● up")

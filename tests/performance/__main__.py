@@ -55,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     processor.NAME: processor.run,
     proxy.NAME: proxy.run,
     redispy.NAME: redispy.run,
+    redispy.ALONE: redispy.run_alone,
     shared_metrics.NAME: shared_metrics.run,
     opentelemetry.NAME: opentelemetry.run,
 }

@@ -92,7 +92,8 @@ SQLITE = [
     {"pool"},
 ]
 REDIS = [
-    {"arguments", "client", "errors", "marks"},
+    {"arguments", "client", "errors", "holder", "packing", "replies"},
+    {"lease", "marks"},
     {"connection"},
     {"adapter"},
     {"pool"},
@@ -440,6 +441,7 @@ ALLOWED = {
     ("test_redis.py", "_available_connections"): "an attribute of redis-py's pools",
     ("test_redis.py", "_created_connections"): "an attribute of redis-py's pools",
     ("test_redis.py", "_in_use_connections"): "an attribute of redis-py's pools",
+    ("test_redis_short_ways.py", "_sock"): "an attribute of redis-py's connections, and of its parsers",
     ("test_http.py", "_fp"): "an attribute of urllib3's responses",
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",

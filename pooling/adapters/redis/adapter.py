@@ -114,7 +114,7 @@ class RedisAdapter(Adapter[Client]):
 
     def refuse(self, resource: Client, waiting: bool) -> str | None:
         conn = resource.own
-        raw, resource.raw = resource.raw, False
+        raw = resource.raw
         if raw:
             resource.end_lease()
         if getattr(conn, "_sock", None) is None:
@@ -172,6 +172,7 @@ class RedisAdapter(Adapter[Client]):
             self.on_lost()
 
     def close(self, resource: Client) -> None:
+        resource.end_lease()
         resource.own.disconnect()
 
     def interrupt(self, resource: Client) -> None:
@@ -181,7 +182,7 @@ class RedisAdapter(Adapter[Client]):
                 sock.shutdown(socket.SHUT_RDWR)
 
     def abandon(self, resource: Client) -> None:
-        resource.one.lent = False
+        resource.end_lease()
         resource.own.disconnect()  # in another process than it was made in, it only closes the descriptor
         resource.own.pid = os.getpid()
 

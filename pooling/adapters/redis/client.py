@@ -50,6 +50,26 @@ class OneConnection(ConnectionPool):
         return f"<{type(self).__name__}: {self._conn!r}>"
 
 
+class _Callbacks(redis.client.CaseInsensitiveDict):
+    """The functions that convert replies; it notes whether one was changed."""
+
+    changed = False
+
+
+def _noting(name: str) -> Any:
+    method = getattr(_Callbacks, name)
+
+    def change(self: _Callbacks, *args: Any, **kwargs: Any) -> Any:
+        self.changed = True
+        return method(self, *args, **kwargs)
+
+    return change
+
+
+for _name in ("__setitem__", "__delitem__", "__ior__", "update", "setdefault", "pop", "popitem", "clear"):
+    setattr(_Callbacks, _name, _noting(_name))
+
+
 class Client(redis.Redis):
     """A client on one connection.
 
@@ -65,10 +85,20 @@ class Client(redis.Redis):
         self.one = OneConnection(conn, kind, kwargs)
         super().__init__(connection_pool=self.one)
         self._callbacks = dict(self.response_callbacks)
+        self._reset_callbacks()
+
+    def begin_lease(self) -> None:
+        """Allow its use."""
+        self.raw = self.one.lent = True
+        self.connection = self.own  # found at once by its commands
 
     def end_lease(self) -> None:
         """Allow no further use, and remove the callbacks that a borrower has set."""
-        self.one.lent = False
-        if self.response_callbacks != self._callbacks:
-            self.response_callbacks.clear()
-            dict.update(self.response_callbacks, self._callbacks)
+        self.raw = self.one.lent = False
+        self.connection = None
+        if getattr(self.response_callbacks, "changed", True):
+            self._reset_callbacks()
+
+    def _reset_callbacks(self) -> None:
+        self.response_callbacks = callbacks = _Callbacks(self._callbacks)
+        callbacks.changed = False

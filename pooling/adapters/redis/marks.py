@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["EFFECTS", "ERROR", "RAW", "UNFIT", "Noted"]
+from .packing import head_of
+
+__all__ = ["COMMANDS", "ERROR", "RAW", "UNFIT", "Noted"]
 
 RAW = "bytes of its own"
 """The mark of a connection to which bytes were sent that it has not packed itself."""
@@ -112,14 +114,14 @@ _BY_NAME: dict[str, Effect] = {
 }  # fmt: skip
 
 
-class _Effects(dict[Any, Effect | None]):
-    """The effect of each command by its name as it was sent; ``None`` for those that change no session."""
+class _Commands(dict[Any, "tuple[Effect | None, str | None]"]):
+    """Of each command, by its name as it was sent: its effect, ``None`` if it changes no session; and `head_of` it."""
 
-    def __missing__(self, name: object) -> Effect | None:
-        effect = _BY_NAME.get("".join(_text(name).split()[:1]))
+    def __missing__(self, name: object) -> tuple[Effect | None, str | None]:
+        found = _BY_NAME.get("".join(_text(name).split()[:1])), head_of(name)
         if len(self) < _MOST:
-            self[name] = effect
-        return effect
+            self[name] = found
+        return found
 
 
-EFFECTS = _Effects()
+COMMANDS = _Commands()

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import sys
 import threading
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import redis
 from redis.connection import Connection, ConnectionPool
 
-from ...core.clock import Clock
+from ...core.checkout import Checkout
+from ...core.clock import SYSTEM, Clock, seconds
+from ...core.entry import Token
 from ...core.lease import Lease
+from ...core.liveness import ANSWER_TTL
 from ...core.observer import Observer
 from ...core.pool import Pool
-from ...core.report.holders import depth_of_borrower
+from ...core.runtime.fork import SAME_PROCESS
 from ...errors import PoolError
 from ...settings import PoolSettings
 from .adapter import RedisAdapter
 from .arguments import checked, from_query, settings_of
 from .client import Client
-from .connection import handle_of
 from .errors import as_redis_error
+from .holder import frame_of_borrower
+from .lease import RedisLease, active, end
 
 __all__ = ["RedisPool"]
+
+_new_handle = object.__new__
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -37,11 +46,6 @@ AfterConnectionReleasedEvent: Any = None  # redis-py 5.2 and older
 with contextlib.suppress(ImportError):
     from redis.event import AfterConnectionReleasedEvent
 
-# Modules that are never the holder (P12): those between the application and the pool.
-_BETWEEN = (
-    "redis.", "django_redis.", "django.core.cache.", "flask_caching.", "cachelib.", "celery.backends.", "kombu.",
-    "contextlib",
-)  # fmt: skip
 
 
 class RedisPool(Pool[Client], ConnectionPool):
@@ -101,6 +105,8 @@ class RedisPool(Pool[Client], ConnectionPool):
             self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
         )
         self.redis_adapter.pool_name = self.name
+        self.answer_ttl = ANSWER_TTL if self.engine.clock is SYSTEM else -math.inf
+        """Seconds for which a connection's last reply proves it alive; with another clock it does not. Internal."""
 
     adapter_class: type[RedisAdapter] = RedisAdapter
     """The class of the adapter. Internal."""
@@ -144,12 +150,21 @@ class RedisPool(Pool[Client], ConnectionPool):
         Args, Returns, Raises:
             As for `Pool.acquire`; the errors are also redis-py's.
         """
-        try:
-            lease = Pool.acquire(self, timeout, _depth + 1)
-        except PoolError as error:
-            raise as_redis_error(error) from error.__cause__
-        client = lease.__enter__()
-        client.raw = client.one.lent = True
+        if timeout is not None:
+            timeout = seconds(timeout)
+        frame: FrameType | None = None
+        if self._fast.track_holders:
+            try:
+                frame = sys._getframe(_depth)
+            except ValueError:  # no caller in Python
+                pass
+        token = self._lend(timeout, frame)
+        del frame
+        client: Client = token.entry.resource
+        client.begin_lease()
+        lease = RedisLease()
+        lease._pool = self
+        lease._token = token
         return lease
 
     # -- what redis-py calls ------------------------------------------------------------
@@ -160,34 +175,82 @@ class RedisPool(Pool[Client], ConnectionPool):
         Raises:
             As for `acquire`.
         """
+        token = self._lend(None, frame_of_borrower() if self._fast.track_holders else None)
+        handle: Any = _new_handle(self.redis_adapter.handle_class)
+        handle.__dict__ = token.entry.resource.own.__dict__
+        handle._pool = self
+        handle._token = token
+        return handle
+
+    def _lend(self, timeout: float | None, frame: FrameType | None) -> Token:
+        """Acquire a connection for a lease; the code that holds it is that of a frame."""
+        # As `Pool.acquire`, and `Liveness.is_sound` for one that has just answered; see there.
+        fast = self._fast
+        pop, clock = fast.pop, fast.now
+        token: Token | None = None
+        if not fast.waiters:
+            try:
+                token = pop()
+            except IndexError:
+                pass
+        now = clock()
+        if token is None:
+            token, now = self._take(timeout, now, None)
+        else:
+            entry, liveness = token.entry, self._liveness
+            if (
+                entry.generation is not fast.lendable_generation
+                or now >= entry.expires
+                or not SAME_PROCESS[0]
+                or not (
+                    (entry.answered and entry.checked > now - liveness.answer_ttl > liveness.suspicion.since)
+                    or liveness.is_sound(entry, now)
+                )
+            ):
+                doubtful = [token]
+                del token, entry
+                token, now = self._take(timeout, now, doubtful)
+        entry = token.entry
+        if frame is not None:
+            entry.thread = threading.get_ident()
+            entry.code = frame.f_code
+            entry.lasti = frame.f_lasti
+        elif fast.track_holders:
+            entry.thread, entry.code = threading.get_ident(), None
+        entry.since = now
+        return token
+
+    def _take(self, timeout: float | None, now: float, doubtful: list[Token] | None) -> tuple[Token, float]:
         try:
-            depth = depth_of_borrower(_BETWEEN) if self._fast.track_holders else 1
-            lease = Pool.acquire(self, None, depth)
+            return Checkout(self.engine, self._liveness, timeout, now).run(doubtful)
         except PoolError as error:
             raise as_redis_error(error) from error.__cause__
-        return handle_of(lease.__enter__().own, self.redis_adapter.handle_class, lease)
 
     def release(self, connection: Any) -> None:
         """Take a connection back; one that is not of this pool, or was released before, is ignored."""
-        lease: Lease[Client] | None = getattr(connection, "lease", None)
-        if lease is None or lease._pool is not self:
+        try:
+            token, pool = connection._token, connection._pool
+        except AttributeError:
             return
-        connection.lease = None
+        if token is None or pool is not self:
+            return
         if self._notifies:
             dispatcher: Any = self._event_dispatcher
             dispatcher.dispatch(AfterConnectionReleasedEvent(connection))
-        if not lease.active:
+        if not connection.lost and token.entry.resource is not None and SAME_PROCESS[0]:
+            end(connection, None, None, None)
+        elif not active(connection):
+            connection._token = None
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
             connection.told = True
-            lease.__exit__(redis.ConnectionError, redis.ConnectionError("lost"), None)
+            end(connection, redis.ConnectionError, redis.ConnectionError("lost"), None)
         else:
-            lease.__exit__(None, None, None)
+            end(connection, None, None, None)
 
     def owns_connection(self, connection: Any) -> bool:
         """Whether a connection is lent by this pool, in this process."""
-        lease: Lease[Client] | None = getattr(connection, "lease", None)
-        return lease is not None and lease._pool is self and lease.active
+        return getattr(connection, "_pool", None) is self and active(connection)
 
     def make_connection(self) -> Any:
         """Return a new connection outside of the pool, not connected yet."""

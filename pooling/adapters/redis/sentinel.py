@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -128,6 +129,7 @@ class RedisSentinelPool(RedisPool, SentinelConnectionPool):
         if is_master and isinstance(self.redis_adapter, SentinelAdapter):
             self.redis_adapter.on_lost = _weakly(self.drain)  # only a new connection finds the present master
             self.redis_adapter.ask = _weakly(self._ask)
+            self.answer_ttl = -math.inf  # each acquire looks whether it is time to ask
 
     adapter_class = SentinelAdapter
 
