@@ -8,8 +8,9 @@ from typing import Any
 
 from .engine import Engine
 from .runtime.gevent import Weak
+from .state import PoolState
 
-__all__ = ["Watch", "wait_until"]
+__all__ = ["Watch", "is_warm", "wait_until"]
 
 
 class Watch:
@@ -20,6 +21,11 @@ class Watch:
     def __init__(self, reached: Callable[[], bool], box: Any) -> None:
         self.reached = reached
         self.box = box
+
+
+def is_warm(state: PoolState) -> bool:
+    """Whether ``min_size`` resources are ready, or as many as the limits allow, but at least one."""
+    return state.ready >= min(state.min_size, max(1, state.max_size))
 
 
 def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float) -> bool:

@@ -26,7 +26,7 @@ STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
     {"settings"},
     {"core"},
-    {"tools.doctor"},
+    {"tools.doctor", "fleet"},
     {"adapters", "testing"},
     {"compat"},
     {"_attach", "_urls", "_members", "_signals"},
@@ -71,7 +71,7 @@ POSTGRES = [
     {"adapter", "advice", "blocks"},
     {"pool"},
 ]
-SHARED = [{"blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
+SHARED = [{"blocks", "budgets", "hooks", "limits", "retrying", "rotation", "statistics"}]
 MYSQL = [
     {"address", "failures", "wire"},
     {"statistics"},
@@ -95,6 +95,14 @@ REDIS = [
     {"pool"},
     {"sentinel", "shared"},
 ]
+FLEET = [
+    {"model"},
+    {"stores"},
+    {"local", "postgres", "redis"},
+    {"kinds"},
+    {"membership"},
+    {"budget"},
+]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
@@ -113,6 +121,7 @@ HTTP = [
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
     "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
+    "fleet": FLEET,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -123,7 +132,7 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
+    "adapters", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
     "tools.top", "__main__",
 }  # fmt: skip
 

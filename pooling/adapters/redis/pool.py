@@ -16,8 +16,10 @@ from ...core.lease import Lease
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.holders import depth_of_borrower
+from ...core.sizing import Budget
 from ...errors import PoolError
 from ...settings import PoolSettings
+from ..shared.budgets import as_budget
 from .adapter import RedisAdapter
 from .arguments import checked, from_query, settings_of
 from .client import Client
@@ -64,6 +66,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         connection_class: redis-py's class of the connections.
         settings: Size, ages and time limits; ``None`` means the defaults.
         name: The pool's name in messages and metrics.
+        budget: A `FleetBudget`, or its text as for `FleetBudget.parse`.
         observers: Notified of events, see `Observer`.
         clock: The source of time; tests pass their own.
         options: Fields of `PoolSettings`, which override ``settings``;
@@ -86,6 +89,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         connection_class: type[Any] = Connection,
         settings: PoolSettings | None = None,
         name: str | None = None,
+        budget: Budget | str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         **options: Any,
@@ -98,8 +102,9 @@ class RedisPool(Pool[Client], ConnectionPool):
         self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
         self.make_connection()  # not connected: it only checks the arguments
         Pool.__init__(
-            self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
-        )
+            self, adapter=self.redis_adapter, settings=settings, name=name, budget=as_budget(budget),
+            observers=observers, clock=clock,
+        )  # fmt: skip
         self.redis_adapter.pool_name = self.name
 
     adapter_class: type[RedisAdapter] = RedisAdapter

@@ -1,0 +1,215 @@
+"""This process's part in a budget: measure what its pools need, renew the share, set their limits.
+
+It begins with the reaper, at the first use of a pool in a process. The reaper
+decides when, and a worker talks to the store. A forked child gets a new
+membership: its pools are at 0 until that one has a share.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import secrets
+import time
+from typing import Any
+
+from .._fields import fields
+from ..core.clock import SYSTEM
+from ..core.engine import Engine
+from ..core.report.messages import format_error
+from ..core.runtime import registry
+from ..core.sizing import limit_size
+from .kinds import open_store
+from .model import MARGIN, Holding, PoolNeed, Terms, raised, split
+from .stores import Store
+
+__all__ = ["BY", "Membership"]
+
+logger = logging.getLogger("pooling")
+
+BY = "budget"
+"""The name of the limits."""
+
+_SOON = 0.25  # seconds until the next look at pools that lack something, or have a surplus
+
+
+class Membership:
+    """One process in a budget.
+
+    Args:
+        name: Of the budget.
+        terms: Of the budget; what the store adds is missing.
+        store: Which one, see `open_store`.
+    """
+
+    def __init__(self, name: str, terms: Terms, store: str) -> None:
+        self.pid = os.getpid()
+        self.name = name
+        self.store: Store = open_store(store, name)
+        self.holding = Holding(terms._replace(ttl=self.store.ttl, reserve=self.store.reserve), secrets.token_hex(8))
+        self.due = 0.0  # of the request at the reaper that counts
+        self._lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
+        self._again = False
+        self._busy = False  # a worker talks to the store
+        self._before = 0  # the need when it was measured for the last request
+        self._down_since: float | None = None
+        self._error = ""
+        self._warned = False
+
+    # -- called by the reaper ------------------------------------------------------
+
+    def step(self, engines: list[Engine[Any]], now: float) -> float:
+        """Set the limits, and have the share renewed if that is due; return when to call again."""
+        self.apply(engines)
+        needs = [_measure(engine) for engine in engines]
+        need, size = sum(one.need for one in needs), sum(one.size for one in needs)
+        due = self.holding.due(need, size)
+        if now >= due and not self._busy and engines:
+            self._busy = True
+            registry.runtime_of(SYSTEM).workers.submit(self._renew, engines)
+        limit = self.holding.limit(now)
+        soon = now + _SOON if need > limit or size > limit or self._busy else now + max(_SOON, due - now)
+        lapse = self.holding.until - MARGIN
+        return min(soon, lapse) if lapse > now else soon
+
+    # -- limits -------------------------------------------------------------------
+
+    def apply(self, engines: list[Engine[Any]], wait: bool = False) -> None:
+        """Set the limits of the pools: first those that shrink, then those that grow.
+
+        Args:
+            engines: Of the pools.
+            wait: Return only after this has been done; otherwise another thread that does it may do it once more.
+        """
+        self._again = True
+        while self._again:
+            if not self._lock.acquire(False):
+                if not wait:
+                    return
+                time.sleep(0.001)
+                continue
+            try:
+                self._again = False
+                self._apply(engines)
+            finally:
+                self._lock.release()
+
+    def _apply(self, engines: list[Engine[Any]]) -> None:
+        share, note = self.holding.limit(SYSTEM.now()), self.note()
+        needs = [_measure(engine) for engine in engines]
+        goals = split(share, needs)
+        for engine, goal, one in zip(engines, goals, needs):
+            engine.state.limits.notes[BY] = note
+            if goal < one.limit:
+                limit_size(engine, BY, goal)
+        needs = [_measure(engine) for engine in engines]
+        for engine, limit, one in zip(engines, raised(share, goals, needs), needs):
+            if limit > one.limit:
+                limit_size(engine, BY, limit)
+
+    # -- the store ------------------------------------------------------------------
+
+    def _renew(self, engines: list[Engine[Any]]) -> None:
+        holding = self.holding
+        try:
+            if self.pid != os.getpid():
+                return
+            self.apply(engines, wait=True)
+            needs = [_measure(engine) for engine in engines]
+            need = sum(one.need for one in needs)
+            request = holding.ask(
+                SYSTEM.now(), max(need, self._before), sum(one.like for one in needs), sum(one.size for one in needs)
+            )
+            self._before = need
+            try:
+                answer = self.store.renew(request, holding.terms, _owners(engines))
+            except Exception as error:
+                holding.miss()
+                self._no_answer(error)
+            else:
+                holding.accept(answer)
+                self._answered()
+            self.apply(engines, wait=True)
+        finally:
+            self._busy = False
+
+    def leave(self, engines: list[Engine[Any]]) -> None:
+        """Return the share, if the pools have closed everything. For the exit, and for closed pools."""
+        if self.pid != os.getpid() or self.holding.answer is None or any(engine.state.entries for engine in engines):
+            return
+        self.holding.number += 1
+        self.store.release(self.holding.member, self.holding.number, _owners(engines))
+
+    # -- messages --------------------------------------------------------------------
+
+    def _no_answer(self, error: BaseException) -> None:
+        self._error = format_error(error)
+        if self._down_since is None:
+            self._down_since = SYSTEM.now()
+            terms = self.holding.terms
+            keeps = f"keeps at most {min(self.holding.share, terms.floor)} connections"
+            logger.warning(
+                "budget %r: no answer from the store: %s; its pools do not grow, and this process %s from %.0f s after "
+                "its last renewal on", self.name, self._error, keeps, terms.ttl - MARGIN,
+                extra=fields("budget_lost", budget=self.name, error=self._error),
+            )  # fmt: skip
+
+    def _answered(self) -> None:
+        if self._down_since is not None:
+            seconds, self._down_since = SYSTEM.now() - self._down_since, None
+            logger.warning(
+                "budget %r: the store answers again after %.1f s", self.name, seconds,
+                extra=fields("budget_found", budget=self.name, seconds=seconds),
+            )  # fmt: skip
+        answer, terms = self.holding.answer, self.holding.terms
+        assert answer is not None
+        most = (terms.total - terms.reserve) // terms.floor if terms.max_members is None else terms.max_members
+        if answer.members > most and not self._warned:
+            self._warned = True
+            logger.warning(
+                "budget %r: %d processes share it, more than %s allows: %d", self.name, answer.members,
+                "its total" if terms.max_members is None else "max_members", most,
+                extra=fields("budget_crowded", budget=self.name, members=answer.members, most=most),
+            )  # fmt: skip
+
+    def note(self) -> str:
+        """Return the share, for messages."""
+        holding, answer = self.holding, self.holding.answer
+        text = f"{holding.limit(SYSTEM.now())} of {holding.terms.total}"
+        if self._down_since is not None:
+            return f"{text}, no answer from the store for {SYSTEM.now() - self._down_since:.0f} s"
+        if answer is None:
+            return f"{text}, no answer from the store yet"
+        others = answer.members - 1
+        return f"{text}, {answer.others} held by {others} other process{'es'[: 2 * (others != 1)]}"
+
+    def stats(self) -> dict[str, Any]:
+        """Return the figures of the budget as this process knows them."""
+        holding, answer = self.holding, self.holding.answer
+        known = answer is not None
+        return {
+            "name": self.name, "total": holding.terms.total, "share": holding.limit(SYSTEM.now()),
+            "held_by_others": answer.others if answer is not None else None,
+            "members": answer.members if answer is not None else None,
+            "lost": self._error if self._down_since is not None or not known else None,
+        }  # fmt: skip
+
+
+def _measure(engine: Engine[Any]) -> PoolNeed:
+    with engine.lock:
+        state = engine.state
+        most = min([engine.settings.max_size, *(limit for by, limit in state.limits.items() if by != BY)])
+        limit = state.limits.get(BY, 0)
+        size = len(state.entries)
+        coming = len(state.creating) + len(state.checking)
+        need = min(most, state.in_use + max(coming, len(state.waiters)))
+        if state.closed:
+            return PoolNeed(need, 0, 0, size, limit)
+        like = max(size - len(state.closing), engine.settings.min_size if state.started else 0)
+        return PoolNeed(need, min(most, like), most, size, limit)
+
+
+def _owners(engines: list[Engine[Any]]) -> list[Any]:
+    found = [engine.owner() for engine in engines if engine.owner is not None]
+    return [pool for pool in found if pool is not None]
