@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
+    from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "CommandTimeout",
     "CommitUnknown",
     "CreateFailed",
+    "FleetBudget",
     "HTTPPool",
     "HTTPTimeout",
     "HistogramSnapshot",
@@ -94,6 +96,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "init_http_pool": ".adapters.http.client",
     "make_http_request": ".adapters.http.client",
     "shutdown_http_pool": ".adapters.http.client",
+    "FleetBudget": ".fleet",
     "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",

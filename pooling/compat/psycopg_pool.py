@@ -375,7 +375,7 @@ class ConnectionPool(Generic[CT]):
         state = self.core.engine.state
 
         def ready() -> bool:
-            return state.closed or is_warm(state)
+            return state.closed or is_warm(self.core.engine)
 
         logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
         if not wait_until(self.core.engine, ready, seconds(timeout)):

@@ -221,9 +221,9 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-        wait_until(engine, lambda: is_warm(state) or state.closed or outage.final, limit)
+        wait_until(engine, lambda: is_warm(engine) or state.closed or outage.final, limit)
         with engine.lock:
-            if is_warm(state):
+            if is_warm(engine):
                 return
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} was closed while it opened")
@@ -314,6 +314,7 @@ class Pool(ManagedPool[R]):
             state.started = True
             missing = goal - (len(state.entries) - len(state.closing))
             state.filling = max(state.filling, min(missing, state.max_size - len(state.entries)))
+        engine.runtime.reaper.ensure()  # a limit may be raised by what it runs
         engine.serve()
 
     def drain(self) -> None:

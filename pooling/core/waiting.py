@@ -8,7 +8,6 @@ from typing import Any
 
 from .engine import Engine
 from .runtime.gevent import Weak
-from .state import PoolState
 
 __all__ = ["Watch", "is_warm", "wait_until"]
 
@@ -23,9 +22,9 @@ class Watch:
         self.box = box
 
 
-def is_warm(state: PoolState) -> bool:
+def is_warm(engine: Engine[Any]) -> bool:
     """Whether ``min_size`` resources are ready, or as many as the limits allow, but at least one."""
-    return state.ready >= min(state.min_size, max(1, state.max_size))
+    return engine.state.ready >= (engine.state.min_size or min(1, engine.settings.min_size))
 
 
 def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float) -> bool:
@@ -43,6 +42,7 @@ def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float)
             engine.watchers.add(reference)
             if engine.outage.hurry(engine.fast.now(), engine.settings.backoff):
                 engine.schedule_sweep(engine.outage.retry_at)
+        engine.runtime.reaper.ensure()  # a limit may be raised by what it runs
         while True:
             engine.serve()
             with engine.lock:

@@ -36,3 +36,5 @@ refuse more then: ``ALTER ROLE ... CONNECTION LIMIT``.
 from .budget import FleetBudget
 
 __all__ = ["FleetBudget"]
+
+FleetBudget.__module__ = "pooling"  # where users import it from

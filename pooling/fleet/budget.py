@@ -150,6 +150,8 @@ class FleetBudget:
         limit_first(engine, BY, 0)
         self._engines[id(engine)] = weakref.ref(engine)
         engine.observe((*engine.events.observers, self._wake))
+        if not registry.runtime_of(SYSTEM)._reaper.asleep:  # else it begins with the reaper
+            self.wake()
 
     def wake(self) -> None:
         """Look at the pools soon: one of them lacks something."""

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from math import inf
 from typing import Any
 
 from .._fields import fields
@@ -32,6 +33,8 @@ BY = "budget"
 """The name of the limits."""
 
 _SOON = 0.25  # seconds until the next look at pools that lack something, or have a surplus
+_LEAST = 0.02
+_RECENT = 1.0
 
 
 class Membership:
@@ -48,11 +51,11 @@ class Membership:
         self.name = name
         self.store: Store = open_store(store, name)
         self.holding = Holding(terms._replace(ttl=self.store.ttl, reserve=self.store.reserve), secrets.token_hex(8))
-        self.due = 0.0  # of the request at the reaper that counts
+        self.due = inf  # of the request at the reaper that counts
         self._lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
         self._again = False
         self._busy = False  # a worker talks to the store
-        self._before = 0  # the need when it was measured for the last request
+        self._peak, self._peak_at = 0, -inf  # the highest need of the last second
         self._down_since: float | None = None
         self._error = ""
         self._warned = False
@@ -64,14 +67,19 @@ class Membership:
         self.apply(engines)
         needs = [_measure(engine) for engine in engines]
         need, size = sum(one.need for one in needs), sum(one.size for one in needs)
+        if need >= self._peak or now - self._peak_at > _RECENT:
+            self._peak, self._peak_at = need, now
         due = self.holding.due(need, size)
         if now >= due and not self._busy and engines:
             self._busy = True
             registry.runtime_of(SYSTEM).workers.submit(self._renew, engines)
         limit = self.holding.limit(now)
-        soon = now + _SOON if need > limit or size > limit or self._busy else now + max(_SOON, due - now)
+        if self._busy:
+            due = now + _SOON
+        elif need > limit or size > limit:
+            due = min(due, now + _SOON)
         lapse = self.holding.until - MARGIN
-        return min(soon, lapse) if lapse > now else soon
+        return max(now + _LEAST, min(due, lapse) if lapse > now else due)
 
     # -- limits -------------------------------------------------------------------
 
@@ -116,12 +124,9 @@ class Membership:
             if self.pid != os.getpid():
                 return
             self.apply(engines, wait=True)
-            needs = [_measure(engine) for engine in engines]
-            need = sum(one.need for one in needs)
-            request = holding.ask(
-                SYSTEM.now(), max(need, self._before), sum(one.like for one in needs), sum(one.size for one in needs)
-            )
-            self._before = need
+            needs, now = [_measure(engine) for engine in engines], SYSTEM.now()
+            need = max(sum(one.need for one in needs), self._peak if now - self._peak_at <= _RECENT else 0)
+            request = holding.ask(now, need, sum(one.like for one in needs), sum(one.size for one in needs))
             try:
                 answer = self.store.renew(request, holding.terms, _owners(engines))
             except Exception as error:
@@ -192,7 +197,7 @@ class Membership:
             "name": self.name, "total": holding.terms.total, "share": holding.limit(SYSTEM.now()),
             "held_by_others": answer.others if answer is not None else None,
             "members": answer.members if answer is not None else None,
-            "lost": self._error if self._down_since is not None or not known else None,
+            "lost": self._error if self._down_since is not None or not known else None, "note": self.note(),
         }  # fmt: skip
 
 

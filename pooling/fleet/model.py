@@ -150,15 +150,14 @@ class Ledger:
         if not late:
             if now < self.learning:
                 share = max(holds, min(terms.floor, holds + free))
-            elif holds < mine:
-                share = min(mine, holds + free)
             else:
-                # Nobody takes more than the others while one of them has less.
+                share = min(mine, holds + free)
+                # Nobody takes more than it needs, or than others have, while one of them has less.
+                short -= max(0, mine - holds)
                 most = holds + max(0, free - short)
-                share = max(mine, min(request.like, most)) if top == inf else min(want, top + (over > 0), most)
+                more = min(request.like, most) if top == inf else min(want, top + (over > 0), most)
                 lack = short - (size - held) - coming
-                if lack > 0:
-                    share = max(mine, min(share, holds - lack))
+                share = max(share, more if lack <= 0 else min(more, holds - lack))
             own.share = max(int(share), least)
             own.held = max(own.held, own.share)
         return Answer(own.share, int(mine), held - holds, len(rows), max(0.0, self.learning - now))

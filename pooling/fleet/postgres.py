@@ -77,22 +77,21 @@ WITH members AS (
     coalesce(sum(greatest(0, holds - share)) FILTER (WHERE member <> '{member}'), 0)::int AS coming
     FROM members LEFT JOIN top ON true
 ), own AS (
-    SELECT want, holds, least(want, level) AS mine, level, over, greatest(0, size - held) AS free,
-    holds + greatest(0, size - held - short) AS most, short - (size - held) - coming AS lack,
-    held - holds AS others, members.members,
+    SELECT want, holds, least(want, level) AS mine, level, over, size, held, coming,
+    short - greatest(0, least(want, level) - holds) AS short, held - holds AS others, members.members,
     greatest(0, until - extract(epoch FROM statement_timestamp())::float8) AS learning
     FROM (SELECT * FROM members, facts WHERE member = '{member}') AS members LEFT JOIN top ON true, sums,
     (SELECT until FROM pooling_budget WHERE budget = '{budget}' AND member = '') AS meta
-), kept AS (
-    SELECT *, CASE WHEN level IS NULL THEN greatest(mine, least({like}, most))
-    ELSE least(want, level + over::int, most) END AS keep FROM own
+), room AS (
+    SELECT *, greatest(0, size - held) AS free, short - (size - held) - coming AS lack,
+    least(holds + greatest(0, size - held - short), CASE WHEN level IS NULL THEN {like}
+    ELSE least(want, level + over::int) END) AS more FROM own
 ), decided AS (
     SELECT *, greatest({least}, CASE
         WHEN learning > 0 THEN greatest(holds, least({floor}, holds + free))
-        WHEN holds < mine THEN least(mine, holds + free)
-        WHEN lack > 0 THEN greatest(mine, least(keep, holds - lack))
-        ELSE keep
-    END) AS decision FROM kept
+        WHEN lack > 0 THEN greatest(least(mine, holds + free), least(more, holds - lack))
+        ELSE greatest(least(mine, holds + free), more)
+    END) AS decision FROM room
 )
 UPDATE pooling_budget AS t SET share = decision, held = greatest(t.held, decision) FROM decided
 WHERE t.budget = '{budget}' AND t.member = '{member}' AND t.number = {number}

@@ -86,14 +86,14 @@ local mine, share = math.min(own.want, top), own.share
 if not late then
     if now < learning then
         share = math.max(holds, math.min(floor, holds + free))
-    elseif holds < mine then
-        share = math.min(mine, holds + free)
     else
-        local most = holds + math.max(0, free - short)
-        if top == math.huge then share = math.max(mine, math.min(like, most))
-        else share = math.min(own.want, top + (over > 0 and 1 or 0), most) end
+        short = short - math.max(0, mine - holds)
+        local more = holds + math.max(0, free - short)
+        if top == math.huge then more = math.min(like, more)
+        else more = math.min(own.want, top + (over > 0 and 1 or 0), more) end
         local lack = short - (size - sum) - coming
-        if lack > 0 then share = math.max(mine, math.min(share, holds - lack)) end
+        if lack > 0 then more = math.min(more, holds - lack) end
+        share = math.max(math.min(mine, holds + free), more)
     end
     share = math.max(share, least)
     own.share, own.held = share, math.max(own.held, share)

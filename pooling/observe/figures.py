@@ -50,7 +50,8 @@ _COUNTERS = (
 _TIMES = ("wait", "use", "create")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
-_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
+# Of several the highest counts, not the sum.
+_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total"}
 
 
 def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
@@ -182,6 +183,9 @@ class _Source:
         }  # fmt: skip
         recent = self._note_peaks(snapshot, metrics, counters, before, oldest)
         owner = None if engine.owner is None else engine.owner()
+        budget = getattr(owner, "budget", None)
+        if budget is not None:
+            limits |= {"budget_share": state.limits.get("budget", 0), "budget_total": budget.stats()["total"]}
         return {
             "kind": "Pool" if owner is None else type(owner).__name__,
             **({} if error is None else {"error": error}),

@@ -396,7 +396,9 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
-        return advise(self._address, self.session_rules, self.engine.settings, self._liveness.resets.error, workers)
+        budget = None if self.budget is None else self.budget.stats()["total"]
+        failing = self._liveness.resets.error
+        return advise(self._address, self.session_rules, self.engine.settings, failing, workers, budget)
 
     # -- internals ------------------------------------------------------------------
 
