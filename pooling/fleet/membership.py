@@ -153,10 +153,12 @@ class Membership:
         if self._down_since is None:
             self._down_since = SYSTEM.now()
             terms = self.holding.terms
-            keeps = f"keeps at most {min(self.holding.share, terms.floor)} connections"
+            number = min(self.holding.share, terms.floor)
+            keeps = f"; {terms.ttl - MARGIN:.0f} s after its last renewal it keeps at most {number}"
             logger.warning(
-                "budget %r: no answer from the store: %s; its pools do not grow, and this process %s from %.0f s after "
-                "its last renewal on", self.name, self._error, keeps, terms.ttl - MARGIN,
+                "budget %r: no answer from the store: %s; until there is one, this process opens no more than the %d "
+                "connections that it may have%s", self.name, self._error, self.holding.share,
+                "" if terms.ttl == inf else keeps,
                 extra=fields("budget_lost", budget=self.name, error=self._error),
             )  # fmt: skip
 

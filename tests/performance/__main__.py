@@ -12,6 +12,7 @@ from . import (
     ample,
     dropin,
     flat,
+    fleet,
     held,
     http,
     imports,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     processor.NAME: processor.run,
     proxy.NAME: proxy.run,
     redispy.NAME: redispy.run,
+    fleet.NAME: fleet.run,
     shared_metrics.NAME: shared_metrics.run,
     opentelemetry.NAME: opentelemetry.run,
 }
