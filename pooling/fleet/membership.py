@@ -33,6 +33,7 @@ BY = "budget"
 """The name of the limits."""
 
 _SOON = 0.25  # seconds until the next look at pools that lack something, or have a surplus
+_UNUSED = 0.5  # seconds until the next look at pools that were never used, while others of the process are
 _LEAST = 0.02
 _RECENT = 1.0
 
@@ -64,6 +65,8 @@ class Membership:
 
     def step(self, engines: list[Engine[Any]], now: float) -> float:
         """Set the limits, and have the share renewed if that is due; return when to call again."""
+        if self.holding.answer is None and not any(engine.state.started for engine in engines):
+            return now + _UNUSED  # nothing is opened for pools that were never used
         self.apply(engines)
         needs = [_measure(engine) for engine in engines]
         need, size = sum(one.need for one in needs), sum(one.size for one in needs)

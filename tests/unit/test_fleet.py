@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,18 @@ print(threading.active_count(), os.listdir({str(tmp_path)!r}), repr(pool))
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "1 [] <Pool 'pool-1': 0/0 in use, 0 idle, 0 waiting>\n"
+
+
+def test_nothing_is_opened_for_a_pool_that_is_not_used_while_others_are(
+    path: str, tmp_path: Path, pools: list[Pool[Any]]
+) -> None:
+    pool, other = Pool(adapter=FakeAdapter(), budget=FleetBudget(6, store=path)), Pool(adapter=FakeAdapter())
+    pools += [pool, other]
+    with other.acquire(30):
+        time.sleep(1.5)
+    assert os.listdir(tmp_path) == [] and pool.stats()["budget"]["members"] is None
+    pool.open(30)
+    assert pool.stats()["budget"]["members"] == 1
 
 
 def test_a_pool_gets_what_it_needs_and_no_more_than_the_total(path: str, pools: list[Pool[Any]]) -> None:
