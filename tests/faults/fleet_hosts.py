@@ -202,13 +202,13 @@ class Scene:
         for error, number in stats["errors"].items():
             self.errors[error] = self.errors.get(error, 0) + number
 
-    def settle(self) -> float:
+    def settle(self, patience: float = 2 * TTL + 2 * RENEWAL) -> float:
         """Let every worker want as much as it can, and wait for the fair shares; return the seconds it took."""
         for worker in self.all:
             worker.want(12)
         size = TOTAL - self.reserve - (MOST - len(self.all))
         top, _ = level(size, {12: len(self.all)})
-        return until(lambda: all(worker.share >= top for worker in self.all), 2 * TTL + 2 * RENEWAL)
+        return until(lambda: all(worker.share >= top for worker in self.all), patience)
 
 
 def run(seconds: float, store: str, *, loopback: bool = False, seed: int = 1) -> list[str]:
@@ -228,7 +228,7 @@ def run(seconds: float, store: str, *, loopback: bool = False, seed: int = 1) ->
                 scene.start(number)
         began = time.monotonic()
         events = [scene.kill, scene.rollout, scene.partition, scene.restart, scene.freeze, scene.demand]
-        print(f"fair shares after {scene.settle():.1f} s", flush=True)
+        print(f"fair shares after {scene.settle(120.0):.1f} s, with the start of the processes", flush=True)
         turn = 0
         while time.monotonic() < began + seconds:
             event = events[turn % len(events)] if turn < len(events) else scene.random.choice(events)

@@ -223,7 +223,7 @@ def test_a_pool_without_need_lends_its_part_to_the_other() -> None:
 
 
 class Member:
-    """A process with a pool: opens what it needs as far as its limit allows, and closes a surplus within a second.
+    """A process with a pool: opens what it needs as far as its limit allows, and closes a surplus within some seconds.
 
     Its clock has an offset, and runs faster or slower than the store's by up to 2 %.
     """
@@ -310,7 +310,7 @@ class Fleet:
         if not self.alive(member):
             return
         if member.open > member.limit(self.now):
-            self.at(self.random.uniform(0.0, 0.8), self.close, member)
+            self.at(self.random.uniform(0.0, 3.0), self.close, member)
         else:
             before = member.open
             member.use(self.now)
@@ -378,8 +378,8 @@ def test_a_large_fleet_stays_within_its_total(members: int, rounds: int, seed: i
         for member in fleet.members.values():
             if fleet.random.random() < 0.3:
                 member.want = fleet.random.randint(0, 12)
-            member.cut = fleet.random.random() < 0.1
-        fleet.away = fleet.random.random() < 0.2
+            member.cut = fleet.random.random() < (0.8 if member.cut else 0.08)
+        fleet.away = fleet.random.random() < (0.6 if fleet.away else 0.1)
         if fleet.random.random() < 0.3:
             fleet.restart(fleet.random.random() < 0.5)
     assert fleet.most > 2.5 * members  # the total was used
@@ -425,6 +425,22 @@ def test_without_the_store_everybody_is_at_the_floor_in_time_and_back_within_one
     assert [member.open for member in members] == [1] * 12  # and stays there
     fleet.away = False
     fleet.run(TTL + 2.5)  # it learns for one TTL, from the first request on
+    assert fleet.settled()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_those_that_are_cut_off_have_given_up_goes_to_the_others(seed: int) -> None:
+    fleet = Fleet(Terms(40, max_members=8), seed)
+    members = [fleet.start(12) for _ in range(8)]
+    fleet.run(10.0 + seed)
+    assert fleet.opened == 40
+    for member in members[1:]:
+        member.cut = True
+    fleet.run(TTL + 2 * RENEWAL)
+    assert members[0].open == 12 and [member.open for member in members[1:]] == [1] * 7
+    for member in members:
+        member.cut = False
+    fleet.run(2 * RENEWAL + 5)
     assert fleet.settled()
 
 
