@@ -65,8 +65,13 @@ class Membership:
 
     def step(self, engines: list[Engine[Any]], now: float) -> float:
         """Set the limits, and have the share renewed if that is due; return when to call again."""
-        if self.holding.answer is None and not any(engine.state.started for engine in engines):
+        if self.holding.answer is None and not any(one.state.started and not one.state.closed for one in engines):
             return now + _UNUSED  # nothing is opened for pools that were never used
+        if self.holding.answer is not None and all(engine.state.closed for engine in engines):
+            if not self._busy and not any(engine.state.entries for engine in engines):
+                self._busy = True
+                registry.runtime_of(SYSTEM).workers.submit(self._leave, engines)
+            return now + _UNUSED
         self.apply(engines)
         needs = [_measure(engine) for engine in engines]
         need, size = sum(one.need for one in needs), sum(one.size for one in needs)
@@ -142,6 +147,15 @@ class Membership:
         finally:
             self._busy = False
 
+    def _leave(self, engines: list[Engine[Any]]) -> None:
+        try:
+            self.leave(engines)
+        except Exception as error:  # its lease ends by itself
+            self._error = format_error(error)
+        finally:
+            self.holding.leave()
+            self._busy = False
+
     def leave(self, engines: list[Engine[Any]]) -> None:
         """Return the share, if the pools have closed everything. For the exit, and for closed pools."""
         if self.pid != os.getpid() or self.holding.answer is None or any(engine.state.entries for engine in engines):
@@ -188,7 +202,7 @@ class Membership:
         holding, answer = self.holding, self.holding.answer
         text = f"{holding.limit(SYSTEM.now())} of {holding.terms.total}"
         if self._down_since is not None:
-            return f"{text}, no answer from the store for {SYSTEM.now() - self._down_since:.0f} s"
+            return f"{text}, no answer from the store for {SYSTEM.now() - self._down_since:.0f} s ({self._error})"
         if answer is None:
             return f"{text}, no answer from the store yet"
         others = answer.members - 1

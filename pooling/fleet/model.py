@@ -213,10 +213,14 @@ class Holding:
         self.terms = terms
         self.member = member
         self.number = 0
-        self.share = 0 if terms.max_members is None else terms.floor
+        self.leave()
+
+    def leave(self) -> None:
+        """Begin anew: it holds nothing, and the store has been told so."""
+        self.share = 0 if self.terms.max_members is None else self.terms.floor
         self.until = -inf  # when its lease ends, by its own clock
         self.sent = -inf  # when the last request was sent
-        self.asked = Request(member, 0, 0, 0, 0)
+        self.asked = Request(self.member, self.number, 0, 0, 0)
         self.answer: Answer | None = None  # the last one
         self.failures = 0  # requests without an answer, in a row
 

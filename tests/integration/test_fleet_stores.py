@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from pooling import PostgresPool
+from pooling.core.sizing import limit_size
 from pooling.fleet.local import LocalStore
 from pooling.fleet.model import TTL, Answer, Ledger, Request, Terms
 from pooling.fleet.postgres import PostgresStore
 from pooling.fleet.redis import RedisStore
 from pooling.fleet.stores import StoreError
-from tests.integration.tools import ROOT
+from tests.integration.tools import ROOT, wait_until
 from tests.redisserver import RedisServer
 from tests.servers import PostgresServer
 
@@ -200,6 +201,28 @@ def test_the_table_is_created_by_whoever_comes_first(private_postgres: PostgresS
     assert [answer.share for answer in answers] == [2] * 6
     for store in stores:
         store.pool.close()
+
+
+def test_a_process_with_all_connections_in_use_renews_over_another_one(private_postgres: PostgresServer) -> None:
+    store = OfPostgres(private_postgres, "busy")
+    with store.pool.acquire():
+        began = time.monotonic()
+        assert store.renew(Request("a", 1, 2, 0, 0), Terms(20)).share == 2
+        assert 0.9 < time.monotonic() - began < 10
+    limit_size(store.pool.engine, "budget", 0)
+    began = time.monotonic()
+    assert store.renew(Request("a", 2, 2, 0, 0), Terms(20)).share == 2
+    assert time.monotonic() - began < 0.9  # it does not wait for one that cannot come
+    with private_postgres.connect(autocommit=True) as admin:
+        wait_until(lambda: admin.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        ).fetchone() == (1,))
+    store.pool.close()
+
+
+def test_without_a_pool_of_postgresql_the_store_says_so() -> None:
+    with pytest.raises(StoreError, match="the store 'postgresql:' needs a PostgresPool with this budget"):
+        PostgresStore("x").renew(Request("a", 1, 2, 0, 0), Terms(20), [])
 
 
 def test_a_server_that_restarts_makes_the_stores_learn(private_postgres: PostgresServer) -> None:

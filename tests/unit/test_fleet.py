@@ -234,6 +234,18 @@ def test_a_dropped_pool_is_collected(path: str) -> None:
     wait_until(lambda: gc.collect() is not None and reference() is None)
 
 
+def test_closed_pools_return_the_share(path: str, tmp_path: Path, pools: list[Pool[Any]]) -> None:
+    budget = FleetBudget(4, store=path)
+    pool = Pool(adapter=FakeAdapter(), budget=budget)
+    with pool.acquire(30):
+        assert (tmp_path / "budget").read_text() != "{}"
+    pool.close()
+    wait_until(lambda: (tmp_path / "budget").read_text() == "{}")
+    pools.append(Pool(adapter=FakeAdapter(), budget=budget))
+    with pools[0].acquire(30):
+        assert budget.stats()["share"] == 1
+
+
 def test_the_exit_returns_the_share(path: str, tmp_path: Path) -> None:
     program = f"""
 from pooling import FleetBudget, Pool
