@@ -23,14 +23,17 @@ from ..core.runtime import registry
 from ..core.sizing import limit_size
 from .kinds import open_store
 from .model import MARGIN, Holding, PoolNeed, Terms, raised, split
-from .stores import Store
+from .stores import PATIENCE, Store
 
-__all__ = ["BY", "Membership"]
+__all__ = ["BY", "HANGS", "Membership"]
 
 logger = logging.getLogger("pooling")
 
 BY = "budget"
 """The name of the limits."""
+
+HANGS = 3 * PATIENCE
+"""Seconds after which a store that gives neither an answer nor an error is reported."""
 
 _SOON = 0.25  # seconds until the next look at pools that lack something, or have a surplus
 _UNUSED = 0.5  # seconds until the next look at pools that were never used, while others of the process are
@@ -56,6 +59,7 @@ class Membership:
         self._lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
         self._again = False
         self._busy = False  # a worker talks to the store
+        self._since = 0.0  # when it began
         self._peak, self._peak_at = 0, -inf  # the highest need of the last second
         self._down_since: float | None = None
         self._error = ""
@@ -79,11 +83,13 @@ class Membership:
             self._peak, self._peak_at = need, now
         due = self.holding.due(need, size)
         if now >= due and not self._busy and engines:
-            self._busy = True
+            self._busy, self._since = True, now
             registry.runtime_of(SYSTEM).workers.submit(self._renew, engines)
         limit = self.holding.limit(now)
         if self._busy:
             due = now + _SOON
+            if now - self._since > HANGS and self._down_since is None:
+                self._no_answer(TimeoutError(f"none within {HANGS:g} s"))
         elif need > limit or size > limit:
             due = min(due, now + _SOON)
         lapse = self.holding.until - MARGIN

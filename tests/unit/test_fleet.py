@@ -19,6 +19,7 @@ import pooling
 from pooling import FleetBudget, MySQLPool, Pool, PoolTimeout, PostgresPool, from_url
 from pooling.core.sizing import limit_size
 from pooling.fleet.budget import VARIABLE
+from pooling.fleet.local import LocalStore
 from pooling.observe.figures import Recorder
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.integration.tools import run_forking, wait_until
@@ -301,6 +302,29 @@ def test_the_store_that_gives_no_answer_is_logged_once(
     assert [record for record in caplog.records if getattr(record, "pooling_event", "") == "budget_found"]
     for lease in leases:
         lease.release()
+
+
+def test_a_store_that_hangs_is_reported_too(
+    path: str, pools: list[Pool[Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooling.fleet.membership.HANGS", 0.5)
+    go_on = threading.Event()
+    renew = LocalStore.renew
+
+    def hang(*arguments: Any) -> Any:
+        go_on.wait(30)
+        return renew(*arguments)
+
+    monkeypatch.setattr(LocalStore, "renew", hang)
+    pool = Pool(adapter=FakeAdapter(), budget=FleetBudget(4, store=path))
+    pools.append(pool)
+    with pytest.raises(PoolTimeout, match=r"budget: 0 of 4, no answer from the store for . s \(TimeoutError: none"):
+        pool.acquire(2.5)
+    go_on.set()
+    with pool.acquire(30):
+        pass
+    events = [getattr(record, "pooling_event", "") for record in caplog.records]
+    assert (events.count("budget_lost"), events.count("budget_found")) == (1, 1)
 
 
 def test_it_is_public() -> None:
