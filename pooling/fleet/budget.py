@@ -29,6 +29,7 @@ __all__ = ["VARIABLE", "FleetBudget", "budget_from_env"]
 VARIABLE = "POOLING_BUDGET"
 """The environment variable with the budget of the database pools that are given none."""
 
+_CALM = 0.05  # seconds between two steps that waiting borrowers cause: a busy pool has thousands of them
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
@@ -157,9 +158,11 @@ class FleetBudget:
         """Look at the pools soon: one of them lacks something."""
         membership, runtime = self._membership(), registry.runtime_of(SYSTEM)
         now = SYSTEM.now()
-        if membership.due > now:
-            membership.due = now
-            runtime.reaper.post(SweepRequest(OptionalRef(self), now))
+        membership.woken = True  # first: a step that ends now looks again
+        due = max(now, membership.stepped + _CALM)
+        if membership.due > due:
+            membership.due = due
+            runtime.reaper.post(SweepRequest(OptionalRef(self), due))
 
     def sweep(self, due: float, now: float) -> bool:
         """Take a step. Called by the reaper."""
@@ -167,8 +170,11 @@ class FleetBudget:
         if due != membership.due:
             return False
         membership.due = now + 1.0  # if the step fails
+        membership.woken, membership.stepped = False, now
         try:
             membership.due = membership.step(self._pools(), now)
+            if membership.woken:
+                membership.due = min(membership.due, now + _CALM)
         finally:
             registry.runtime_of(SYSTEM).reaper.post(SweepRequest(OptionalRef(self), membership.due))
         return True

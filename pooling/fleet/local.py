@@ -51,12 +51,12 @@ class LocalStore:
 
     ttl = inf
     reserve = 0
+    _locks = -1  # the open file
 
     def __init__(self, path: str, name: str) -> None:
         if "\0" in path or "/" in name:
             raise ValueError(f"a local store needs a path and a name that files can have, not {shown(path or name)}")
         self._path, self._name = path, name
-        self._locks = -1  # the open file
         self._byte = 0  # ours; 0 before
 
     def renew(self, request: Request, terms: Terms, pools: Sequence[Any]) -> Answer:

@@ -57,7 +57,8 @@ class Membership:
         self.holding = Holding(terms._replace(ttl=self.store.ttl, reserve=self.store.reserve), secrets.token_hex(8))
         self.due = inf  # of the request at the reaper that counts
         self._lock = _thread.allocate_lock()  # native, under gevent too; never waited for, only tried
-        self._again = False
+        self.woken = False  # while a step was taken, or before it
+        self.stepped = -inf  # when the last one was
         self._busy = False  # a worker talks to the store
         self._since = 0.0  # when it began
         self._peak, self._peak_at = 0, -inf  # the highest need of the last second
@@ -102,20 +103,16 @@ class Membership:
 
         Args:
             engines: Of the pools.
-            wait: Return only after this has been done; otherwise another thread that does it may do it once more.
+            wait: Wait for another thread that does it; the reaper does not.
         """
-        self._again = True
-        while self._again:
-            if not self._lock.acquire(False):
-                if not wait:
-                    return
-                time.sleep(0.001)
-                continue
-            try:
-                self._again = False
-                self._apply(engines)
-            finally:
-                self._lock.release()
+        while not self._lock.acquire(False):
+            if not wait:
+                return  # the worker looks at them after it
+            time.sleep(0.001)
+        try:
+            self._apply(engines)
+        finally:
+            self._lock.release()
 
     def _apply(self, engines: list[Engine[Any]]) -> None:
         share, note = self.holding.limit(SYSTEM.now()), self.note()

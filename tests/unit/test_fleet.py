@@ -60,6 +60,7 @@ def pools() -> Iterator[list[Pool[Any]]]:
         ),
         ({"total": 5, "store": "etcd://x"}, ValueError, "FleetBudget.store must be 'local:', 'postgresql:' or begin"),
         ({"total": 5, "store": "amqp://me:secret@x"}, ValueError, "not 'amqp://\\*\\*\\*@x'"),
+        ({"total": 5, "store": "local:/a\0b"}, ValueError, "a local store needs a path and a name that files can have"),
         ({"total": 5, "store": None}, TypeError, "FleetBudget.store must be a string"),
         ({"total": 5, "name": "a b"}, ValueError, "FleetBudget.name must be 1 to 60 letters"),
         ({"total": 5, "name": "it's"}, ValueError, "FleetBudget.name must be 1 to 60 letters"),
