@@ -8,7 +8,8 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
 ``processes``  a list: ``pid``, ``command``, ``cpu`` (processors in use; ``None`` at first), ``memory`` (bytes),
                ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
-               ``max_size``, ``waiting``, ``oldest_wait``; ``state`` (``"up"``, ``"exhausted"``, ``"down"``,
+               ``max_size``; ``budget`` (the share of these processes, and the total; or ``None``); ``waiting``,
+               ``oldest_wait``; ``state`` (``"up"``, ``"exhausted"``, ``"down"``,
                ``"closed"``), ``last_error``, ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute``
                (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
@@ -223,6 +224,7 @@ def _pool(
         "in_use": gauges.get("used", 0),
         "size": gauges.get("size", 0),
         "max_size": gauges.get("max", 0),
+        "budget": [gauges.get("budget_share", 0), gauges["budget_total"]] if "budget_total" in gauges else None,
         "waiting": gauges.get("pending", 0),
         "oldest_wait": gauges.get("oldest_wait", 0.0),
         "state": _state(gauges),

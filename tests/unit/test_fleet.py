@@ -17,11 +17,15 @@ import pytest
 
 import pooling
 from pooling import FleetBudget, MySQLPool, Pool, PoolTimeout, PostgresPool, from_url
+from pooling.core.runtime.reaper import LISTENERS
 from pooling.core.sizing import limit_size
 from pooling.fleet.budget import VARIABLE
 from pooling.fleet.local import LocalStore
 from pooling.observe.figures import Recorder
+from pooling.observe.local import LocalHistory
+from pooling.observe.view import Viewer
 from pooling.testing import FakeAdapter, VirtualClock
+from pooling.tools.top.lists import budget_of
 from tests.integration.tools import run_forking, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -331,3 +335,17 @@ def test_a_store_that_hangs_is_reported_too(
 def test_it_is_public() -> None:
     assert pooling.FleetBudget is FleetBudget and FleetBudget.__module__ == "pooling"
     assert os.environ.get(VARIABLE) is None
+
+
+def test_viewers_show_the_share(path: str, pools: list[Pool[Any]]) -> None:
+    pool = Pool(adapter=FakeAdapter(), max_size=10, name="viewed", budget=FleetBudget(4, store=path))
+    pools += [pool, Pool(adapter=FakeAdapter(), name="viewed-without")]
+    history = LocalHistory()
+    try:
+        with pool.acquire(30):
+            found = {one["name"]: one["budget"] for one in Viewer(history.everything).view()["pools"]}
+        assert (found["viewed"], found["viewed-without"]) == ([1, 4], None)
+        assert str(budget_of({"budget": [1, 4]})) == "  budget: 1 of 4" and budget_of({}) is None
+    finally:
+        history.observe_no_more()
+        LISTENERS.remove(history.listen)
