@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .core.circuit import CircuitBreaker
+    from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "CommandTimeout",
     "CommitUnknown",
     "CreateFailed",
+    "FleetBudget",
     "HTTP2Pool",
     "HTTPPool",
     "HTTPTimeout",
@@ -102,6 +104,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "make_http_request": ".adapters.http.client",
     "shutdown_http_pool": ".adapters.http.client",
     "HTTP2Pool": ".adapters.http2",
+    "FleetBudget": ".fleet",
     "MySQLPool": ".adapters.mysql",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",

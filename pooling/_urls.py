@@ -63,6 +63,7 @@ _OWN_PARAMETERS = {
     **dict.fromkeys(("http", "https"), {"timeout", "pool_timeout"}),
     **dict.fromkeys(("redis", "rediss", "unix"), {"health_check_interval"}),
 }
+_BUDGETED = {"postgresql", "mysql", "mariadb", "redis", "rediss", "unix"}  # whose pools have an argument ``budget``
 _ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
@@ -110,6 +111,10 @@ def from_url(
             if "@" in url.partition("?")[2]:  # the value may be a part of a password with a ? in it
                 rule = f"invalid value for {' or '.join(given)}"
             raise ValueError(f"{masked(url)}: {rule}") from None
+    if scheme_of(url).partition("+")[0] in _BUDGETED:
+        rest, budget = _take("budget", rest)
+        if budget is not None:
+            arguments.setdefault("budget", budget)
     own = _OWN_PARAMETERS.get(scheme_of(url), set())
     options = {key: arguments.pop(key) for key in list(arguments) if key in _OWN_NAMES and key not in own}
     if options and (settings is None or isinstance(settings, PoolSettings)):  # other packages' kinds may not take them
@@ -252,6 +257,15 @@ def _split(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
         elif re.fullmatch(r"[\w.-]+", key) and "@" not in query:  # likewise
             others[key] = unquote_plus(text)
     return url[:start] + head + (mark + "&".join(kept) if kept else ""), given, others
+
+
+def _take(name: str, url: str) -> tuple[str, str | None]:
+    """Remove a query parameter that is not a setting from a URL; return the rest, and its value if it is there."""
+    found = re.search(rf"(?<=[?&]){name}=([^&@]*)(?:&|$)", url)
+    if found is None:
+        return url, None
+    rest = url[: found.start()] + url[found.end() :]
+    return rest.rstrip("?&"), unquote_plus(found[1])
 
 
 def _hint(parameters: Iterable[str], error: str) -> str:

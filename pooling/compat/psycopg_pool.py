@@ -116,7 +116,7 @@ from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
 from ..core.state import UNLIMITED
-from ..core.waiting import wait_until
+from ..core.waiting import is_warm, wait_until
 from .arguments import (
     Hook,
     leaving_idle,
@@ -375,7 +375,7 @@ class ConnectionPool(Generic[CT]):
         state = self.core.engine.state
 
         def ready() -> bool:
-            return state.closed or state.ready >= state.min_size
+            return state.closed or is_warm(self.core.engine)
 
         logger.info("pool %r: waiting for %d connections", self.name, self._min_size)
         if not wait_until(self.core.engine, ready, seconds(timeout)):

@@ -240,4 +240,6 @@ class Checkout(Generic[R]):
             return False  # reported in the thread that closes the circle
         if state.creating or state.checking or state.closing or waiter.given:
             return False
+        if state.max_size < self.engine.settings.max_size:
+            return False  # a limit may be raised
         return all(entry.held and entry.thread in state.waiters.threads for entry in state.entries)

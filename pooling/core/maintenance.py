@@ -332,15 +332,17 @@ class Maintenance(Generic[R]):
 
     def after_fork(self) -> None:
         """In a child: start empty. Inherited resources were invalidated and kept before."""
-        engine, closed = self.engine, self.engine.state.closed
+        engine, before = self.engine, self.engine.state
         engine.runtime.pools.pop(id(engine.ref), None)
         engine.renew()
+        engine.state.limits.follow(before.limits)
+        engine.configure(engine.settings)
         engine.enlist(self)
         self.liveness.renew()
         self.stalls.renew()
         if self.adapting is not None:
             self.adapting.renew()
-        engine.state.closed = closed
+        engine.state.closed = before.closed
         engine.refresh_fast_path_locked()
         call_hook(engine.adapter, engine.name, "after_fork")
 

@@ -28,7 +28,8 @@ from .report.holders import Holder, holders_of
 from .report.messages import format_counts, format_error, format_exhaustion
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
-from .waiting import wait_until
+from .sizing import Budget
+from .waiting import is_warm, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +71,7 @@ class Pool(ManagedPool[R]):
         adapter: All of the above and more in one object; instead of ``factory``.
         settings: Sizes and times, see `PoolSettings`.
         name: For messages and metrics.
+        budget: A `FleetBudget`: what this pool has counts towards it.
         observers: Notified of events, see `Observer`.
         clock: The source of time; tests pass their own.
         options: Fields of `PoolSettings`; they override ``settings``.
@@ -92,6 +94,7 @@ class Pool(ManagedPool[R]):
         adapter: Adapter[R] | None = None,
         settings: PoolSettings | None = None,
         name: str | None = None,
+        budget: Budget | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         **options: Unpack[PoolOptions],
@@ -105,6 +108,8 @@ class Pool(ManagedPool[R]):
             raise TypeError(f"name must be a non-empty string, not {shown(name)}")
         if isinstance(name, str) and "://" in name and masked(name) != name:
             raise ValueError("name must not be an address with a password: it stands in every message")
+        if budget is not None and not callable(getattr(budget, "attach", None)):
+            raise TypeError(f"budget must be a pooling.FleetBudget, not {shown(budget)}")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
             raise TypeError(f"clock must have now(), wall() and get(), not be {shown(clock)}")
         if not isinstance(observers, Iterable):
@@ -122,6 +127,10 @@ class Pool(ManagedPool[R]):
         adapter.settings_changed(self.settings)
         for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
+        self.budget = budget
+        """What limits its size beside the settings, together with other pools."""
+        if budget is not None:
+            budget.attach(self.engine)
 
     # -- acquire --------------------------------------------------------------
 
@@ -212,9 +221,9 @@ class Pool(ManagedPool[R]):
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
-        wait_until(engine, lambda: state.ready >= state.min_size or state.closed or outage.final, limit)
+        wait_until(engine, lambda: is_warm(engine) or state.closed or outage.final, limit)
         with engine.lock:
-            if state.ready >= state.min_size:
+            if is_warm(engine):
                 return
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} was closed while it opened")
@@ -297,14 +306,15 @@ class Pool(ManagedPool[R]):
         goal = state.min_size if size is None else size
         if not isinstance(goal, int) or isinstance(goal, bool):
             raise TypeError(f"size must be a whole number, not {shown(size)}")
-        if not 0 <= goal <= state.max_size:
-            raise ValueError(f"size must be from 0 to max_size={state.max_size}, not {shown(size)}")
+        if not 0 <= goal <= engine.settings.max_size:
+            raise ValueError(f"size must be from 0 to max_size={engine.settings.max_size}, not {shown(size)}")
         with engine.lock:
             if state.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             state.started = True
             missing = goal - (len(state.entries) - len(state.closing))
             state.filling = max(state.filling, min(missing, state.max_size - len(state.entries)))
+        engine.runtime.reaper.ensure()  # a limit may be raised by what it runs
         engine.serve()
 
     def drain(self) -> None:
@@ -419,6 +429,7 @@ class Pool(ManagedPool[R]):
                 "name": self.name, **engine.state.stats(), "down": engine.outage.text,
                 "resets_failing": None if failing is None else format_error(failing),
                 **({} if adapting is None else {"adaptive": adapting.stats()}),
+                **({} if self.budget is None else {"budget": self.budget.stats()}),
             }  # fmt: skip
 
     def exhaustion(self) -> str | None:

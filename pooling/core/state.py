@@ -49,11 +49,32 @@ class WorkerTask(NamedTuple):
     health: bool = False  # part of the health check
 
 
+class Limits(dict[str, int]):
+    """Limits of the size, by the name of the part that has set each.
+
+    Attributes:
+        first: Those that a forked child begins with.
+        notes: What messages say about them.
+    """
+
+    __slots__ = ("first", "notes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, int] = {}
+        self.notes: dict[str, str] = {}
+
+    def follow(self, parent: Limits) -> None:
+        """Begin with the first limits of the parent process."""
+        self.first = dict(parent.first)
+        self.update(self.first)
+
+
 class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
-        self.limits: dict[str, int] = {}  # of the size, below the settings': see `sizing`
+        self.limits = Limits()  # of the size, below the settings': see `sizing`
         self.entries: set[Entry] = set()  # all taken slots
         self.filling = 0  # creations that a fill has requested and that have not begun
         self.resize(min_size, max_size, max_idle)

@@ -9,7 +9,7 @@ from typing import Any
 from .engine import Engine
 from .runtime.gevent import Weak
 
-__all__ = ["Watch", "wait_until"]
+__all__ = ["Watch", "is_warm", "wait_until"]
 
 
 class Watch:
@@ -20,6 +20,11 @@ class Watch:
     def __init__(self, reached: Callable[[], bool], box: Any) -> None:
         self.reached = reached
         self.box = box
+
+
+def is_warm(engine: Engine[Any]) -> bool:
+    """Whether ``min_size`` resources are ready, or as many as the limits allow, but at least one."""
+    return engine.state.ready >= (engine.state.min_size or min(1, engine.settings.min_size))
 
 
 def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float) -> bool:
@@ -37,6 +42,7 @@ def wait_until(engine: Engine[Any], reached: Callable[[], bool], timeout: float)
             engine.watchers.add(reference)
             if engine.outage.hurry(engine.fast.now(), engine.settings.backoff):
                 engine.schedule_sweep(engine.outage.retry_at)
+        engine.runtime.reaper.ensure()  # a limit may be raised by what it runs
         while True:
             engine.serve()
             with engine.lock:

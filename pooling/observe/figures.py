@@ -56,7 +56,8 @@ _TIMES = ("wait", "use", "create")
 _HOST_TIMES = ("latency", "lifetime")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
-_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create"}  # of several the highest counts, not the sum
+# Of several the highest counts, not the sum.
+_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total"}
 
 
 def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
@@ -256,6 +257,9 @@ def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict
         "idle_max": state.max_size if settings.max_idle is None else settings.max_idle,
         "acquire_timeout": settings.acquire_timeout,
     }  # fmt: skip
+    budget = getattr(owner, "budget", None)
+    if budget is not None:
+        limits |= {"budget_share": state.limits.get("budget", 0), "budget_total": budget.stats()["total"]}
     return {
         "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
         "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),

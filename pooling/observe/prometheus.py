@@ -63,6 +63,10 @@ _GAUGES = (
     ("acquire_timeout", "pooling_acquire_timeout_seconds", "The time limit for acquiring a connection."),
     ("down", "pooling_down", "The number of processes that consider the server down."),
 )  # fmt: skip
+_BUDGETS = (
+    ("budget_share", "pooling_budget_share", "The connections that the budget allows to these processes now."),
+    ("budget_total", "pooling_budget_total", "The connections that the budget allows to all processes together."),
+)
 _PEAKS = (
     ("in_use", "pooling_in_use_peak", "The most connections in use at once since the last scrape."),
     ("waiting", "pooling_pending_requests_peak", "The most pending requests at once since the last scrape."),
@@ -209,6 +213,9 @@ class _Families:
         yield self._states("db_client_connection_count", "used", "The number of connections in this state.")
         for key, name, text in _GAUGES:
             yield self._gauge(name, text, "gauges", key)
+        if any("budget_total" in one["gauges"] for _, one in self._pools):
+            for key, name, text in _BUDGETS:
+                yield self._gauge(name, text, "gauges", key)
         for key, name, text in _PEAKS:
             yield self._gauge(name, text, "peaks", key)
         for key, name, text in _COUNTERS:

@@ -8,8 +8,9 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
 ``processes``  a list: ``pid``, ``command``, ``cpu`` (processors in use; ``None`` at first), ``memory`` (bytes),
                ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
-               ``max_size``, ``waiting``, ``oldest_wait``; ``state``, see `state_of`; ``last_error``,
-               ``last_error_at``; ``leases_per_second``; ``timeouts_per_minute`` (of this minute and the last one);
+               ``max_size``; ``budget`` (the share of these processes, and the total; or ``None``); ``waiting``,
+               ``oldest_wait``; ``state``, see `state_of`; ``last_error``, ``last_error_at``; ``leases_per_second``;
+               ``timeouts_per_minute`` (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
                ``size``, ``waiting``); ``holders``, the longest first, at most 10: ``where``, ``thread``, ``pid``,
                ``since``, and ``seconds``, how long it was held when its process told its figures; ``minutes``, the
@@ -230,6 +231,7 @@ def _pool(
         "in_use": gauges.get("used", 0),
         "size": gauges.get("size", 0),
         "max_size": gauges.get("max", 0),
+        "budget": [gauges.get("budget_share", 0), gauges["budget_total"]] if "budget_total" in gauges else None,
         "waiting": gauges.get("pending", 0),
         "oldest_wait": gauges.get("oldest_wait", 0.0),
         "state": state_of(gauges),

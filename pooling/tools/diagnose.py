@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the doctor's options."""
     parser.add_argument("--dsn", metavar="URL", help="the server to check: postgresql://... or mysql://...")
     parser.add_argument("--workers", type=_count, metavar="N", help="number of processes with a pool each")
+    parser.add_argument("--budget", type=_count, metavar="N", help="total of the workers' FleetBudget (default: none)")
     parser.add_argument("--max-size", type=_count, metavar="N", help="max_size of each pool (default: 10)")
     parser.add_argument(
         "--session", choices=("clean", "trust"), default="clean", help="session= of each pool (default: %(default)s)"
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
     )  # fmt: skip
     plan = Plan(
-        settings=settings, workers=options.workers, cleans=options.session == "clean",
+        settings=settings, workers=options.workers, budget=options.budget, cleans=options.session == "clean",
         command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
     )  # fmt: skip
     look = _look_at_mysql if _MYSQL.match(options.dsn) else _look

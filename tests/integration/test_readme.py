@@ -102,5 +102,5 @@ def test_readme_runs(
     assert names["shop"].test_client().get("/all").text == "/\n/about\n"  # type: ignore[attr-defined]
     names["application"].manager.shutdown()  # type: ignore[attr-defined]
     names["shop"].extensions["pooling"].shutdown()  # type: ignore[attr-defined]
-    for name in ("mail", "http", "cache", "db"):
+    for name in ("mail", "http", "cache", "db", "shared"):
         names[name].close()  # type: ignore[attr-defined]

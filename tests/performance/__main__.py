@@ -12,6 +12,7 @@ from . import (
     ample,
     dropin,
     flat,
+    fleet,
     held,
     http,
     http2,
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     proxy.NAME: proxy.run,
     redispy.NAME: redispy.run,
     redispy.ALONE: redispy.run_alone,
+    fleet.NAME: fleet.run,
     shared_metrics.NAME: shared_metrics.run,
     opentelemetry.NAME: opentelemetry.run,
 }

@@ -89,6 +89,29 @@ def test_connection_limit(what: str) -> None:
     assert findings(dataclasses.replace(facts, **{f"{what}_limit": 40})) == []
 
 
+@pytest.mark.parametrize(("limit", "text"), [(-1, "has no CONNECTION LIMIT"), (80, "has a CONNECTION LIMIT of 80")])
+def test_budget_that_only_the_processes_keep(limit: int, text: str) -> None:
+    found = only(findings(dataclasses.replace(FACTS, role_limit=limit), workers=24, budget=60))
+    assert f"note: this role {text}, so only the processes keep their budget of 60" in found
+    assert 'ALTER ROLE "app" CONNECTION LIMIT 60; at that limit' in found
+
+
+def test_budget_that_the_server_keeps_too() -> None:
+    for limit in (60, 55):
+        facts = dataclasses.replace(FACTS, role_limit=limit)
+        assert ("breaks" in " ".join(findings(facts, workers=24, budget=60))) == (limit == 55)
+    assert findings(dataclasses.replace(FACTS, role_limit=60), workers=None, budget=60) == []
+
+
+def test_budget_instead_of_the_sum_of_the_pools() -> None:
+    facts = dataclasses.replace(FACTS, role_limit=95)
+    found = " ".join(findings(facts, workers=24, budget=95))
+    assert "a budget of 95 = 95 connections" in found and "Set the budget's total to at most 90" in found
+    assert plan(workers=2, budget=95).connections == 20
+    with pytest.raises(ValueError, match="budget must be at least 1 or None, not 0"):
+        plan(budget=0)
+
+
 def test_superuser() -> None:
     facts = dataclasses.replace(FACTS, superuser=True, role_limit=0)
     assert only(findings(facts)).startswith("note: this role is a superuser")

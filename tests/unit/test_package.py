@@ -26,7 +26,7 @@ STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
     {"settings", "adaptive"},
     {"core"},
-    {"tools.doctor"},
+    {"tools.doctor", "fleet"},
     {"adapters", "testing"},
     {"compat"},
     {"_attach", "_urls", "_members", "_signals"},
@@ -74,7 +74,7 @@ POSTGRES = [
     {"adapter", "advice", "blocks"},
     {"pool"},
 ]
-SHARED = [{"adapted", "blocks", "hooks", "limits", "retrying", "rotation", "statistics"}]
+SHARED = [{"adapted", "blocks", "budgets", "hooks", "limits", "retrying", "rotation", "statistics"}]
 MYSQL = [
     {"address", "failures", "wire"},
     {"statistics"},
@@ -99,6 +99,14 @@ REDIS = [
     {"pool"},
     {"sentinel", "shared"},
 ]
+FLEET = [
+    {"model"},
+    {"stores"},
+    {"local", "postgres", "redis"},
+    {"kinds"},
+    {"membership"},
+    {"budget"},
+]
 HTTP = [
     {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
     {"arguments"},
@@ -117,6 +125,7 @@ HTTP = [
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
     "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
+    "fleet": FLEET,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -127,7 +136,7 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
+    "adapters", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
     "tools.top", "__main__",
 }  # fmt: skip
 

@@ -225,6 +225,11 @@ def test_an_interval_beyond_the_bounds_stays() -> None:
     assert shown.interval == 600.0
 
 
+def test_a_budget_has_a_line_of_its_own() -> None:
+    text = drawn(a_view(a_pool("x", budget=[12, 60]), a_pool("y", budget=None)))
+    assert text.count("budget: 12 of 60") == text.count("budget") == 1
+
+
 # -- rows ---------------------------------------------------------------------------------
 
 

@@ -12,12 +12,14 @@ from ..._masking import shown
 from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
+from ...core.sizing import Budget
 from ...errors import CommandTimeout
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
 from ..shared.adapted import with_adaptive
+from ..shared.budgets import database_budget
 from ..shared.hooks import check_hooks, weakly
 from ..shared.limits import Limit, check_limit
 from ..shared.retrying import run
@@ -92,6 +94,8 @@ class MySQLPool(Pool[Connection]):
             session is ended on the server.
         query_statistics: Count and time queries; see `query_statistics`.
         name: The pool's name in messages, and on the server (``program_name``).
+        budget: A `FleetBudget`, or its text as for `FleetBudget.parse`; ``None`` means that in ``POOLING_BUDGET``,
+            if it is set.
         observers: Notified of events, see `Observer`.
         clock: The source of time; tests pass their own.
         options: Fields of `PoolSettings`, which override ``settings``.
@@ -118,6 +122,7 @@ class MySQLPool(Pool[Connection]):
         command_timeout: float | None = None,
         query_statistics: bool = False,
         name: str | None = None,
+        budget: Budget | str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         **options: Unpack[_Options],
@@ -149,7 +154,10 @@ class MySQLPool(Pool[Connection]):
             self.driver, self._address, self.session_rules, settings, check=check, proved=weakly(self._note_proved),
             on_created=weakly(self._replace_if_changed), unable=weakly(self._warn_unable), queries=self._queries,
         )  # fmt: skip
-        super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
+        super().__init__(
+            adapter=adapter, settings=settings, name=name, budget=database_budget(budget), observers=observers,
+            clock=clock,
+        )  # fmt: skip
 
     # -- verbs --------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ __all__ = ["advise"]
 
 
 def advise(
-    address: Address, session: Session, settings: PoolSettings, failing: BaseException | None, workers: int | None
-) -> Report:
+    address: Address, session: Session, settings: PoolSettings, failing: BaseException | None, workers: int | None,
+    budget: int | None,
+) -> Report:  # fmt: skip
     """See `PostgresPool.advise`.
 
     Args:
@@ -27,10 +28,11 @@ def advise(
         settings: Its settings.
         failing: The error with which resets keep failing, if they do.
         workers: How many processes have such a pool, if it is known.
+        budget: The total of its budget, if it has one.
     """
     arguments = address.ask().arguments
     plan = Plan(
-        settings=settings, workers=workers, cleans=session.cleans,
+        settings=settings, workers=workers, budget=budget, cleans=session.cleans,
         prepares=arguments.get("prepare_threshold", 5) is not None, options="options" in arguments,
         command_timeout=session.command_timeout, unlimited=session.command_timeout is None,
         resets_fail=None if failing is None else format_error(failing),

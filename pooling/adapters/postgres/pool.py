@@ -15,10 +15,12 @@ from ...core.clock import Clock, seconds
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.messages import format_error
+from ...core.sizing import Budget
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
 from ..shared.adapted import with_adaptive
+from ..shared.budgets import database_budget
 from ..shared.hooks import check_hooks, weakly
 from ..shared.retrying import run
 from ..shared.rotation import Rotation, rotate, try_again_now
@@ -102,6 +104,8 @@ class PostgresPool(Pool[Connection]):
         query_statistics: Count and time queries, for some 5 µs each; see
             `query_statistics`.
         name: The pool's name in messages, and on the server (see ``kwargs``).
+        budget: A `FleetBudget`, or its text as for `FleetBudget.parse`; ``None`` means that in ``POOLING_BUDGET``,
+            if it is set.
         observers: Notified of events, see `Observer`.
         clock: The source of time; tests pass their own.
         options: Fields of `PoolSettings`, which override ``settings``.
@@ -128,6 +132,7 @@ class PostgresPool(Pool[Connection]):
         idle_in_transaction_timeout: float | None = None,
         query_statistics: bool = False,
         name: str | None = None,
+        budget: Budget | str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         **options: Unpack[_Options],
@@ -164,7 +169,10 @@ class PostgresPool(Pool[Connection]):
             queries=self._queries,
             stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
-        super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
+        super().__init__(
+            adapter=adapter, settings=settings, name=name, budget=database_budget(budget), observers=observers,
+            clock=clock,
+        )  # fmt: skip
         called = self.name if name else f"{program()} {self.name}"  # the default name is pool-1 in each program
         self._address.add_default("fallback_application_name", called)
 
@@ -389,8 +397,9 @@ class PostgresPool(Pool[Connection]):
             psycopg.Error: The server does not answer.
             ValueError, TypeError: ``workers`` is no whole number above 0.
         """
+        budget = None if self.budget is None else self.budget.stats()["total"]
         failing = self._liveness.resets.error
-        report = advise(self._address, self.session_rules, self.engine.settings, failing, workers)
+        report = advise(self._address, self.session_rules, self.engine.settings, failing, workers, budget)
         return with_adaptive(report, self.stats())
 
     # -- internals ------------------------------------------------------------------

@@ -22,8 +22,10 @@ from ...core.liveness import ANSWER_TTL
 from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.runtime.fork import SAME_PROCESS
+from ...core.sizing import Budget
 from ...errors import PoolError
 from ...settings import PoolSettings
+from ..shared.budgets import as_budget
 from .adapter import RedisAdapter
 from .arguments import checked, from_query, settings_of
 from .client import Client
@@ -68,6 +70,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         connection_class: redis-py's class of the connections.
         settings: Size, ages and time limits; ``None`` means the defaults.
         name: The pool's name in messages and metrics.
+        budget: A `FleetBudget`, or its text as for `FleetBudget.parse`.
         observers: Notified of events, see `Observer`.
         clock: The source of time; tests pass their own.
         options: Fields of `PoolSettings`, which override ``settings``;
@@ -90,6 +93,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         connection_class: type[Any] = Connection,
         settings: PoolSettings | None = None,
         name: str | None = None,
+        budget: Budget | str | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         **options: Any,
@@ -102,8 +106,9 @@ class RedisPool(Pool[Client], ConnectionPool):
         self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
         self.make_connection()  # not connected: it only checks the arguments
         Pool.__init__(
-            self, adapter=self.redis_adapter, settings=settings, name=name, observers=observers, clock=clock
-        )
+            self, adapter=self.redis_adapter, settings=settings, name=name, budget=as_budget(budget),
+            observers=observers, clock=clock,
+        )  # fmt: skip
         self.redis_adapter.pool_name = self.name
         self.answer_ttl = ANSWER_TTL if self.engine.clock is SYSTEM else -math.inf
         """Seconds for which a connection's last reply proves it alive; with another clock it does not. Internal."""

@@ -25,6 +25,7 @@ def _format_counts(state: PoolState) -> str:
     parts.append(f"{len(state.waiters)} waiting")
     if state.paused:
         parts.append("paused")
+    parts += [f"{limit}: {note}" for limit, note in state.limits.notes.items()]
     return ", ".join(parts)
 
 

@@ -18,8 +18,10 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+from ..._fields import fields
 from ..clock import Box, SystemClock
 from . import registry
 from .fork import EXIT, SAME_PROCESS, ensure_process
@@ -27,9 +29,12 @@ from .gevent import hand
 from .immortal import keep_forever
 from .registry import Runtime
 
-__all__ = ["ALONE"]
+__all__ = ["ALONE", "LAST"]
 
 logger = logging.getLogger("pooling")
+
+LAST: list[Callable[[], object]] = []
+"""Called at exit after the idle resources were closed, within the same time."""
 
 _GOODBYES = 1.0  # seconds the exit waits for idle resources to be closed
 
@@ -86,6 +91,11 @@ def _close_all(runtime: Runtime, done: Box) -> None:
         pool = reference()
         if pool is not None:
             pool.close_idle()
+    for call in LAST:
+        try:
+            call()
+        except Exception:
+            logger.debug("a call at exit failed", exc_info=True, extra=fields("hook_failed", hook="exit"))
     hand(done, None)
 
 

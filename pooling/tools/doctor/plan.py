@@ -23,9 +23,10 @@ class Plan:
         resets_fail: Why resets keep failing, if they do.
         command_timeout, idle_in_transaction_timeout: As for `PostgresPool`, in seconds.
         unlimited: Whether ``command_timeout`` is known to be unset.
+        budget: The total of the workers' `FleetBudget`; ``None`` without one.
 
     Raises:
-        TypeError, ValueError: ``workers`` is not a whole number above 0.
+        TypeError, ValueError: ``workers`` or ``budget`` is not a whole number above 0.
     """
 
     settings: PoolSettings = field(default_factory=PoolSettings)
@@ -37,21 +38,28 @@ class Plan:
     command_timeout: float | None = None
     idle_in_transaction_timeout: float | None = None
     unlimited: bool = False
+    budget: int | None = None
 
     def __post_init__(self) -> None:
-        workers = self.workers
-        if workers is None:
-            return
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers must be a whole number or None, not {workers!r}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1 or None, not {workers!r}")
+        for name in ("workers", "budget"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} must be a whole number or None, not {number!r}")
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1 or None, not {number!r}")
 
     @property
     def connections(self) -> int:
         """The maximum number of connections of all workers together."""
-        return (self.workers or 1) * self.settings.max_size
+        if self.budget is not None and self.workers is None:
+            return self.budget
+        planned = (self.workers or 1) * self.settings.max_size
+        return planned if self.budget is None else min(planned, self.budget)
 
     def __str__(self) -> str:
         workers = self.workers or 1
+        if self.budget is not None and self.connections == self.budget:
+            return f"a budget of {self.budget}"
         return f"{workers} worker{'s'[:workers != 1]} x max_size {self.settings.max_size}"

@@ -22,8 +22,8 @@ _PREPARES_SINCE = (1, 21)  # the first PgBouncer that keeps prepared statements 
 def examine(facts: Facts, plan: Plan) -> Report:
     """Check a plan against the facts about a server."""
     rules = (
-        _room, _room_behind, _limits_of_names, _planned_workers, _hidden, _hangs_up, _time_limits, _idle_transactions,
-        _silent_clients, _far_away, _unclean, _failing_resets, _no_limit,
+        _room, _room_behind, _limits_of_names, _fence, _planned_workers, _hidden, _hangs_up, _time_limits,
+        _idle_transactions, _silent_clients, _far_away, _unclean, _failing_resets, _no_limit,
     )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
     if facts.pooler is not None:
@@ -57,6 +57,8 @@ def _room(facts: Facts, plan: Plan) -> Iterator[Finding]:
 
 def _smaller(free: int, plan: Plan) -> str:
     """Return the advice that makes the pools of all workers fit."""
+    if plan.budget is not None and plan.connections == plan.budget:
+        return f"Set the budget's total to at most {max(0, free)}"
     workers = plan.workers or 1
     if free < workers:
         return f"Use fewer workers: with max_size 1, {max(0, free)} fit"
@@ -79,8 +81,23 @@ def _limits_of_names(facts: Facts, plan: Plan) -> Iterator[Finding]:
         )
 
 
+def _fence(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    """A budget is kept by the processes themselves; only the server can stop one that is frozen."""
+    if plan.budget is None or facts.superuser or facts.pooler is not None:
+        return
+    if not 0 <= facts.role_limit <= plan.budget:
+        limit = "has no CONNECTION LIMIT" if facts.role_limit < 0 else f"has a CONNECTION LIMIT of {facts.role_limit}"
+        role = facts.address.rpartition(" as ")[2].replace('"', '""')
+        yield Finding(
+            "note",
+            f"this role {limit}, so only the processes keep their budget of {plan.budget}: one that is frozen for "
+            "longer than its lease keeps its connections, and the others open as many again",
+            f'ALTER ROLE "{role}" CONNECTION LIMIT {plan.budget}; at that limit the pools go on with what they have',
+        )
+
+
 def _planned_workers(facts: Facts, plan: Plan) -> Iterator[Finding]:
-    if plan.workers is None and facts.pooler is None:
+    if plan.workers is None and plan.budget is None and facts.pooler is None:
         free = max(0, facts.room - facts.connected)
         yield Finding(
             "note",

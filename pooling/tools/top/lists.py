@@ -17,7 +17,7 @@ from .grid import Column
 from .shown import Row, text
 from .units import NOTHING, clock, count, duration, is_known, memory, percent, rate
 
-__all__ = ["PLAIN", "RICH", "Signs", "columns", "error_of"]
+__all__ = ["PLAIN", "RICH", "Signs", "budget_of", "columns", "error_of"]
 
 NOTE, ALARM = "yellow", "bold red"
 
@@ -67,6 +67,14 @@ def error_of(pool: Row, now: float, signs: Signs) -> Text | None:
     at = pool.get("last_error_at")
     ago = f"{duration(now - at)} ago: " if at is not None else ""
     return Text(f"  last error {ago}{error}", ALARM if pool.get("state") == "down" else "dim")
+
+
+def budget_of(pool: Row) -> Text | None:
+    """Return a pool's share of its budget in one line; ``None`` if it has none."""
+    budget = pool.get("budget")
+    if not isinstance(budget, (list, tuple)) or len(budget) != 2:
+        return None
+    return Text(f"  budget: {count(budget[0])} of {count(budget[1])}", "dim")
 
 
 def state_of(pool: Row, signs: Signs) -> Text:
