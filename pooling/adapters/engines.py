@@ -45,6 +45,8 @@ def engine_of(
         ImportError: The driver is not installed.
     """
     settings = settings or PoolSettings(min_size=0, validate_on_acquire=False)
+    if settings.lanes is not None:
+        raise ValueError("lanes must be None for a SQLAlchemy engine, whose connect() names no lane")
     for own in ("poolclass", "pool", "pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping"):
         if own in arguments:
             raise TypeError(f"{own} cannot be given to an engine on this pool; its settings are those of PoolSettings")

@@ -59,6 +59,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "leaked",
         "watched",
         "borrower",
+        "lane",
     )
 
     pool: Any  # weak reference to the pool, for the reaper that reclaims an orphan
@@ -80,6 +81,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     # A weak reference hashes its referent, and cannot do so once that is gone.
     __hash__ = object.__hash__
     borrower: Any  # a `holders.Borrower` and the `since` of its lease, or None
+    lane: Any  # a `lanes.Line` while it is lent, or on its way to a borrower; None in a pool without lanes
 
     if TYPE_CHECKING:  # calling a weak reference; implemented in Python it would be slow
 
@@ -87,7 +89,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     def begin(self, generation: object, expires: float, now: float) -> None:
         """Initialise the record of a reserved slot that has no resource yet."""
-        self.resource = self.code = self.borrower = None
+        self.resource = self.code = self.borrower = self.lane = None
         self.generation = generation
         self.expires = expires
         self.idle_since = self.checked = self.since = now

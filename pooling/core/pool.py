@@ -125,17 +125,20 @@ class Pool(ManagedPool[R]):
 
     # -- acquire --------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[R]:
         """Take a resource, waiting for one if all are in use.
 
         Waiters are served strictly in order of arrival, whether the resource
-        that serves them was just released or just created.
+        that serves them was just released or just created. In a pool with
+        lanes that holds within each lane; see `Lane` for the order between them.
 
         Args:
             timeout: Seconds for everything together: waiting, creation,
                 validation. ``None`` means the pool's ``acquire_timeout``;
                 ``0`` takes an idle resource (checked, but not validated by a
                 round trip) or raises at once.
+            lane: The lane, by name; ``None`` means that of the `lane` around
+                this code, or "default". A pool without lanes ignores it.
 
         Returns:
             A `Lease`; as a context manager it gives the resource.
@@ -147,7 +150,8 @@ class Pool(ManagedPool[R]):
             TooManyWaiting: ``max_waiting`` borrowers wait already.
             PoolClosed: The pool was closed before or during the wait.
             CreateFailed: Creation can never succeed; the driver's error is the cause.
-            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0.
+            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0,
+                or the pool has lanes, but none of this name.
         """
         if timeout is not None:
             timeout = seconds(timeout)
@@ -160,7 +164,7 @@ class Pool(ManagedPool[R]):
             except IndexError:
                 pass  # leave the handler, so that later errors do not chain this one
         if token is None:
-            token, now = Checkout(self.engine, self._liveness, timeout, clock()).run()
+            token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
         else:
             entry = token.entry
             now = clock()
@@ -172,7 +176,7 @@ class Pool(ManagedPool[R]):
             ):
                 doubtful = [token]
                 del token, entry  # another thread may get it while this one waits
-                token, now = Checkout(self.engine, self._liveness, timeout, now).run(doubtful)
+                token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
         entry = token.entry
         if fast.track_holders:
             entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
@@ -424,8 +428,7 @@ class Pool(ManagedPool[R]):
         """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
         engine = self.engine
         with engine.lock:
-            full = not engine.state.idle and engine.state.in_use >= engine.state.max_size
-            return format_exhaustion(engine.state, engine.fast.now()) if full else None
+            return format_exhaustion(engine.state, engine.fast.now()) if engine.state.full else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections import deque
 from contextvars import Context, copy_context
+from typing import Any
 
 from .clock import Box
 from .entry import Token
@@ -20,15 +21,16 @@ class Waiter:
     asynchronous exception there would leave the lock held for ever.
     """
 
-    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context")
+    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context", "line")
 
-    def __init__(self, arrived: float, thread: int, again: bool = False) -> None:
+    def __init__(self, arrived: float, thread: int, again: bool = False, line: Any = None) -> None:
         # Looked up at each call: gevent replaces it when it patches the process.
         self.box: Box = queue.SimpleQueue()
         self.given = False  # guarded by the pool's lock
         self.arrived = arrived  # when its acquire began; orders the wait queue
         self.again = again  # its idle resource proved dead, and it keeps its position in the queue
         self.thread = thread
+        self.line = line  # a `lanes.Line`; None in a pool without lanes
         # Creations for this waiter run in a copy of it. Dropped when the waiter leaves the queue. Guarded by the lock.
         self.context: Context | None = copy_context()
         self.attempts = 0  # failed creations it has waited through; guarded by the lock
@@ -61,6 +63,10 @@ class WaitQueue(deque[Waiter]):
         super().__init__()
         self.threads: set[int] = set()  # of the waiters
         self.exhaustion_reported = False  # since the queue was empty
+
+    def line_of(self, waiter: Waiter) -> WaitQueue:
+        """Return the queue in which a waiter waits: this one, where there are no lanes."""
+        return self
 
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter at its time of arrival."""

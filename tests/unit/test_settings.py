@@ -46,6 +46,7 @@ DEFAULTS = {
     "track_holders": True,
     "enable_metrics": True,
     "metrics_interval": 5.0,
+    "lanes": None,
 }
 BACKOFF_DEFAULTS = {
     "initial": 0.05,
@@ -56,7 +57,7 @@ BACKOFF_DEFAULTS = {
 }
 OPTIONAL = {
     "max_idle", "max_waiting", "max_lifetime", "idle_timeout", "max_uses", "validation_query",
-    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout",
+    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout", "lanes",
 }  # fmt: skip
 KINDS = {  # what a message calls the type, and the fields of that type
     "a whole number": {
@@ -66,6 +67,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
     "true or false": {"validate_on_acquire", "track_holders", "enable_metrics", "jitter"},
     "a string": {"validation_query"},
     "a Backoff": {"backoff"},
+    "a mapping of Lane objects by name": {"lanes"},
 }  # fmt: skip
 SECONDS = {
     "acquire_timeout", "create_timeout", "max_lifetime", "idle_timeout", "validation_interval",

@@ -134,7 +134,7 @@ class RedisPool(Pool[Client], ConnectionPool):
 
     # -- a client on a connection of one's own ----------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Client]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[Client]:
         """Lend a client on a connection of its own, for commands that belong together.
 
         Its pipelines, locks and subscriptions use that connection, too. For a
@@ -145,7 +145,7 @@ class RedisPool(Pool[Client], ConnectionPool):
             As for `Pool.acquire`; the errors are also redis-py's.
         """
         try:
-            lease = Pool.acquire(self, timeout, _depth + 1)
+            lease = Pool.acquire(self, timeout, _depth + 1, lane)
         except PoolError as error:
             raise as_redis_error(error) from error.__cause__
         client = lease.__enter__()

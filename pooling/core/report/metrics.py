@@ -166,6 +166,8 @@ class PoolMetrics:
             self.closed.clear()
             self.errors.clear()
             self.durations.clear()
+            if self._state.lanes is not None:
+                self._state.lanes.clear_counters()
 
     def snapshot(self) -> PoolSnapshot:
         """Return an immutable, consistent snapshot of the pool."""
@@ -212,6 +214,7 @@ class PoolMetrics:
                 create=durations.create.snapshot(),
                 validate=durations.validate.snapshot(),
                 release=durations.release.snapshot(uses - durations.release.timed[0]),
+                lanes=None if state.lanes is None else state.lanes.snapshot(),
             )
 
     def buckets(self) -> dict[str, Buckets]:

@@ -1,0 +1,437 @@
+"""The state of a pool with lanes: which waiter is served next (P3, P8 for each lane).
+
+It takes the place of `PoolState` and its `WaitQueue` in a pool that is made
+with lanes; a pool without has nothing of it. Invariants, besides those of
+`PoolState`:
+
+- A lane never has more leases than its ``most``, and no lane takes a place that
+  another has reserved: ``sum(max(leases, reserve)) <= max_size``.
+- P3: within a lane, waiters are in order of arrival, and the first is served first.
+- P8: no waiter waits while a resource is idle, or a slot is free that may be
+  filled, *that its lane may use*. `demand` counts the waiters that may be served.
+
+Weights divide the places that are not reserved by start-time fair queueing
+(P. Goyal, H. M. Vin, H. Chen, "Start-time Fair Queueing", SIGCOMM 1996), whose
+order needs no length in advance: a lease is charged while it lasts, as a thread's
+processor time is in P. Goyal, X. Guo, H. M. Vin, "A Hierarchical CPU Scheduler
+for Multimedia Operating Systems", OSDI 1996. The *level* of a lane is the
+connection time it had beyond its reserve, divided by its weight; of the lanes
+with waiters, that with the lowest level is next. A lane that begins to wait is
+raised to the level that was served last, less one round of its leases, so that
+an idle lane saves nothing up. Leases that have just begun have cost nothing yet;
+each counts for as long as its lane's leases usually last (at most `_FORESEEN`),
+so that of many places that become free together not all go to one lane.
+
+The lock guards everything except ``returned``. Every acquire takes the slow
+path: whether a lane may have an idle resource is decided under the lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, SupportsIndex
+
+from .._masking import shown
+from ..lanes import DEFAULT, Lane, Lanes, current_lane
+from ..settings import PoolSettings
+from .entry import Entry, Token
+from .report.histogram import Histogram
+from .report.snapshot import LaneSnapshot
+from .state import PoolState, WorkerTask
+from .waiter import Waiter, WaitQueue
+
+__all__ = ["LaneQueue", "LaneState", "Line", "state_for"]
+
+_UNKNOWN = 0.01  # seconds: the usual duration of a lane's leases before the first has ended
+_SMOOTHING = 8  # leases
+_FORESEEN = 1.0  # seconds: after that time, a wrong guess of a duration has no effect any more
+
+
+class Line:
+    """One lane of a pool: its waiters, its leases and its level."""
+
+    __slots__ = ("name", "lane", "reserve", "queue", "lent", "level", "usual", "at", "timeouts", "refusals", "wait")
+
+    def __init__(self, name: str, lane: Lane, threads: set[int], lock: Any) -> None:
+        self.name = name
+        self.lane = lane
+        self.reserve = lane.reserve  # less while the pool is too small for all reserves
+        self.queue = WaitQueue()
+        self.queue.threads = threads  # those of all lanes
+        self.lent: dict[Entry, float] = {}  # and since when
+        self.level = 0.0  # connection seconds by weight, up to `at`
+        self.usual = _UNKNOWN  # seconds: the moving average of its leases
+        self.at = 0.0
+        self.timeouts = self.refusals = 0
+        self.wait = Histogram(lock)
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many leases as it may have."""
+        most = self.lane.most
+        return most is not None and len(self.lent) >= most
+
+    @property
+    def occupied(self) -> int:
+        """Number of places that are not left for other lanes."""
+        return max(len(self.lent), self.reserve)
+
+    @property
+    def charged(self) -> int:
+        """Number of leases beyond the reserve."""
+        return max(0, len(self.lent) - self.reserve)
+
+    @property
+    def start(self) -> float:
+        """Its level, with what the leases in progress will probably cost more."""
+        charged, lent = self.charged, len(self.lent)
+        if not charged:
+            return self.level
+        coming = sum([max(0.0, since + self.usual - self.at) for since in self.lent.values()])
+        return self.level + coming * charged / lent / self.lane.weight
+
+    @property
+    def wanted(self) -> int:
+        """Number of its waiters that its own limit lets through."""
+        most, waiting = self.lane.most, len(self.queue)
+        return waiting if most is None else min(waiting, max(0, most - len(self.lent)))
+
+    @property
+    def by_reserve(self) -> int:
+        """Number of its waiters that its reserved places suffice for."""
+        return min(self.wanted, max(0, self.reserve - len(self.lent)))
+
+    def advance(self, now: float) -> None:
+        """Charge its leases until now."""
+        if now > self.at:
+            self.level += self.charged * (now - self.at) / self.lane.weight
+            self.at = now
+
+    def clear(self) -> None:
+        """Reset its counters."""
+        self.timeouts = self.refusals = 0
+        self.wait.clear()
+
+    def snapshot(self) -> LaneSnapshot:
+        """Return its figures. Needs the lock."""
+        wait = self.wait.snapshot()
+        return LaneSnapshot(
+            len(self.lent), len(self.queue), self.reserve, self.lane.weight, self.lane.most,
+            wait.count, self.timeouts, self.refusals, wait,
+        )  # fmt: skip
+
+
+class LaneQueue(WaitQueue):
+    """The waiters of all lanes, each in the queue of its lane; the deque itself stays empty."""
+
+    def __init__(self, lanes: Lanes, lock: Any) -> None:
+        super().__init__()
+        self._lock = lock
+        self.size = 0  # the pool's max_size
+        self.now = 0.0  # of the last `tick`
+        self.served = 0.0  # the highest level that was served so far
+        self.returned: deque[Entry] = deque()  # released since the last `tick`; without the lock
+        self.lines: dict[str, Line] = {}
+        self.use(lanes)
+
+    def use(self, lanes: Lanes) -> None:
+        """Apply other weights, reserves and limits; lanes may be added."""
+        for name, lane in lanes.items():
+            line = self.lines.get(name)
+            if line is None:
+                self.lines[name] = line = Line(name, lane, self.threads, self._lock)
+                line.at = self.now
+            line.lane = lane
+        self.fit(self.size)
+
+    def fit(self, size: int) -> None:
+        """Set the pool's size; below the sum of the reserves, the lanes declared last lose theirs.
+
+        One place is kept for the lanes that have none reserved.
+        """
+        self.size = size
+        room = size - any(not line.lane.reserve for line in self.lines.values())
+        for line in self.lines.values():
+            line.reserve = min(line.lane.reserve, max(0, room))
+            room -= line.reserve
+
+    # -- as WaitQueue ---------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return sum([len(line.queue) for line in self.lines.values()])
+
+    def __bool__(self) -> bool:
+        return any(line.queue for line in self.lines.values())
+
+    def __iter__(self) -> Iterator[Waiter]:
+        """Those that may be served come first, each part in order of arrival."""
+        able, others = [], []
+        for line in self.lines.values():
+            waiting, wanted = list(line.queue), line.wanted
+            able += waiting[:wanted]
+            others += waiting[wanted:]
+        for part in (able, others):
+            yield from sorted(part, key=lambda waiter: waiter.arrived)
+
+    def __getitem__(self, index: SupportsIndex) -> Waiter:  # type: ignore[override]
+        heads = [line.queue[0] for line in self.lines.values() if line.queue]
+        return sorted(heads, key=lambda waiter: waiter.arrived)[index]
+
+    def line_of(self, waiter: Waiter) -> WaitQueue:
+        found: WaitQueue = waiter.line.queue
+        return found
+
+    def join(self, waiter: Waiter) -> None:
+        """Insert a waiter into the queue of its lane, at its time of arrival."""
+        if not waiter.line.queue:
+            self._catch_up(waiter.line)
+        waiter.line.queue.join(waiter)
+
+    def leave(self, waiter: Waiter) -> Token | BaseException | None:
+        """As `WaitQueue.leave`."""
+        return waiter.line.queue.leave(waiter)  # type: ignore[no-any-return]
+
+    def fail(
+        self, error: type[BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
+    ) -> None:
+        """As `WaitQueue.fail`."""
+        for line in self.lines.values():
+            line.queue.fail(error, text, cause, attempts)
+
+    def hand_over(self, token: Token) -> bool:
+        """Hand a token to the waiter that is next; return ``False`` if no lane with waiters may have it."""
+        while (line := self._next()) is not None:
+            self.lend(line, token.entry)  # first: an exception in between leaves it to the reaper, which takes it back
+            if line.queue.hand_over(token):
+                return True
+            self.take_back(token.entry)  # all its waiters had left
+        return False
+
+    def snapshot(self) -> dict[str, LaneSnapshot]:
+        """Return the figures of each lane."""
+        self.tick(self.now)
+        return {name: line.snapshot() for name, line in self.lines.items()}
+
+    def clear_counters(self) -> None:
+        """Reset the counters of each lane."""
+        for line in self.lines.values():
+            line.clear()
+
+    # -- which lane is next ---------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Number of places that are neither lent nor reserved."""
+        return self.size - sum([line.occupied for line in self.lines.values()])
+
+    def may_have_one(self, line: Line) -> bool:
+        """Whether a lane may have one more lease, if there is a resource for it."""
+        return not line.full and (len(line.lent) < line.reserve or self.free > 0)
+
+    @property
+    def demand(self) -> int:
+        """Number of waiters that may be served, if there are resources for them."""
+        wanted = sum([line.wanted for line in self.lines.values()])
+        if not wanted:
+            return 0
+        reserved = sum([line.by_reserve for line in self.lines.values()])
+        return reserved + min(wanted - reserved, max(0, self.free))
+
+    def _next(self) -> Line | None:
+        waiting = [line for line in self.lines.values() if line.queue and self.may_have_one(line)]
+        return min(waiting, key=_turn) if len(waiting) > 1 else waiting[0] if waiting else None
+
+    def _catch_up(self, line: Line) -> None:
+        """Raise the level of a lane that had no waiters, or was at its limit."""
+        slack = (line.charged + 1) * line.usual / line.lane.weight
+        line.level += max(0.0, self.served - slack - line.start)
+
+    # -- leases ---------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Charge all leases until now, and take back those that were released without the lock."""
+        now = max(now, self.now)
+        for line in self.lines.values():
+            line.advance(now)
+        self.now = now
+        while self.returned:
+            self.take_back(self.returned.popleft())
+
+    def lend(self, line: Line, entry: Entry) -> None:
+        """Record a lease of a lane."""
+        if len(line.lent) >= line.reserve:
+            self.served = max(self.served, line.start)
+        entry.lane = line
+        line.lent[entry] = self.now
+
+    def take_back(self, entry: Entry) -> None:
+        """Record that a lease has ended, if there is one."""
+        line: Line | None = entry.lane
+        if line is None:
+            return
+        was_full = line.full
+        since = line.lent.pop(entry, None)
+        entry.lane = None
+        if since is None:
+            return
+        line.usual += (min(max(0.0, self.now - since), _FORESEEN) - line.usual) / _SMOOTHING
+        if was_full and line.queue:
+            self._catch_up(line)
+
+
+def _turn(line: Line) -> tuple[bool, float, float]:
+    return len(line.lent) >= line.reserve, line.start, line.queue[0].arrived
+
+
+def state_for(settings: PoolSettings, lock: Any) -> PoolState:
+    """Return an empty state for a pool with these settings."""
+    sizes = settings.min_size, settings.max_size, settings.max_idle
+    return PoolState(*sizes) if settings.lanes is None else LaneState(*sizes, Lanes.of(settings.lanes), lock)
+
+
+class LaneState(PoolState):
+    """`PoolState` with a `LaneQueue`. What it asks first is the time, for the levels."""
+
+    lanes: LaneQueue
+
+    def __init__(self, min_size: int, max_size: int, max_idle: int | None, lanes: Lanes, lock: Any) -> None:
+        self.lanes = LaneQueue(lanes, lock)
+        super().__init__(min_size, max_size, max_idle)
+        self.waiters = self.lanes
+
+    def resize(self, min_size: int, max_size: int, max_idle: int | None) -> None:
+        super().resize(min_size, max_size, max_idle)
+        self.lanes.fit(self.max_size)
+
+    def use_lanes(self, lanes: Any) -> None:
+        """Apply other lanes.
+
+        Raises:
+            ValueError: There are none, or some are missing.
+        """
+        missing = [name for name in self.lanes.lines if name not in (lanes or ())]
+        if missing:
+            raise ValueError(f"lanes of a running pool can be changed and added, not removed: {', '.join(missing)}")
+        self.lanes.use(lanes)
+
+    def line(self, name: str | None) -> Line:
+        """Return a lane; for ``None`` that of the current code, or the default.
+
+        Raises:
+            ValueError, TypeError: The pool has no lane of this name, or it is not a string.
+        """
+        lines = self.lanes.lines
+        if name is None:
+            return lines.get(current_lane() or DEFAULT) or lines[DEFAULT]
+        if not isinstance(name, str):
+            raise TypeError(f"lane must be the name of a lane, not {shown(name)}")
+        if name not in lines:
+            raise ValueError(f"lane must be one of {', '.join(lines)}, not {shown(name)}")
+        return lines[name]
+
+    def probe_line(self) -> Line:
+        """Return the lane of health checks."""
+        return self.lanes.lines.get("health") or self.lanes.lines[DEFAULT]
+
+    # -- counts ---------------------------------------------------------------------
+
+    @property
+    def demand(self) -> int:
+        return self.lanes.demand
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is idle and no slot is free, except for reserved ones."""
+        return super().exhausted or self.lanes.free <= 0
+
+    @property
+    def full(self) -> bool:
+        return super().full or self.lanes.free <= 0
+
+    def is_full(self, waiter: Waiter) -> bool:
+        return super().exhausted or not self.lanes.may_have_one(waiter.line)
+
+    def needing_release(self, waiter: Waiter) -> int:
+        """Number of waiters of its lane that need a release."""
+        line: Line = waiter.line
+        unmet = max(0, line.reserve - len(line.lent))
+        others = sum([other.wanted - other.by_reserve for other in self.lanes.lines.values() if other is not line])
+        room = max(0, unmet + max(0, self.lanes.free - others) - len(self.closing))
+        most = line.lane.most
+        return len(line.queue) - (room if most is None else min(room, max(0, most - len(line.lent))))
+
+    def stats(self) -> dict[str, Any]:
+        return {**super().stats(), "lanes": {name: one.counts() for name, one in self.lanes.snapshot().items()}}
+
+    # -- decisions ------------------------------------------------------------------
+
+    def give_back(self, token: Token) -> None:
+        """Push a released resource onto the idle stack, without the lock; `serve` has to follow."""
+        self.lanes.returned.append(token.entry)  # first: once it is idle, it may be lent again
+        self.idle.append(token)
+
+    def take(self, line: Line, now: float, pop: Callable[[], Token]) -> Token | None:
+        """Take an idle resource for a lane, unless there are waiters that come first."""
+        lanes = self.lanes
+        lanes.tick(now)
+        if self.fast_path_closed or line.queue or not lanes.may_have_one(line) or lanes.demand:
+            return None
+        try:
+            token = pop()
+        except IndexError:
+            return None
+        lanes._catch_up(line)
+        lanes.lend(line, token.entry)
+        return token
+
+    def accept(self, token: Token, now: float) -> str | None:
+        self.lanes.tick(now)
+        return super().accept(token, now)
+
+    def serve(self, allowed: int, now: float, ahead: int = 64) -> tuple[int, list[tuple[Token, str]]]:
+        self.lanes.tick(now)
+        return super().serve(allowed, now, ahead)
+
+    def hand_over_one(self) -> bool:
+        return False
+
+    def check(self, entry: Entry, task: WorkerTask) -> None:
+        super().check(entry, task)
+        self.lanes.take_back(entry)
+
+    def settle(self, entry: Entry) -> None:
+        super().settle(entry)
+        if entry.lane is not None:
+            self.lanes.tick(entry.idle_since)  # the end of its lease, if it was released
+            self.lanes.take_back(entry)
+
+    # -- deadlocks ------------------------------------------------------------------
+
+    def blockers(self, line: Line) -> list[Entry]:
+        """Return the leases of which one must end before a lane that is full may have one more."""
+        lines = [line] if line.full else self.lanes.lines.values()
+        return [entry for one in lines for entry in one.lent]
+
+    def is_stuck(self, line: Line, thread: int) -> bool:
+        """Whether only a timeout can help the waiters of a lane, and this thread is one of those that block it."""
+        if any(not entry.held or entry.thread not in self.lanes.threads for entry in self.blockers(line)):
+            return False  # the usual case: a holder is working
+        if self.creating or self.checking or self.closing:
+            return False
+        return line in self.stuck() and any(entry.thread == thread for entry in self.blockers(line))
+
+    def stuck(self) -> list[Line]:
+        """Return the lanes that only a timeout can help: the threads that block them wait in such lanes themselves."""
+        lines = self.lanes.lines.values()
+        places = {waiter.thread: line for line in lines for waiter in line.queue if not waiter.given}
+        stuck = [line for line in lines if line.queue and not self.lanes.may_have_one(line)]
+
+        def waits(entry: Entry) -> bool:
+            return entry.held and places.get(entry.thread) in stuck
+
+        while True:
+            left = [line for line in stuck if all(map(waits, self.blockers(line)))]
+            if left == stuck:
+                return stuck
+            stuck = left
