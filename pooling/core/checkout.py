@@ -72,10 +72,10 @@ class Checkout(Generic[R]):
             now = engine.fast.now()
         if self.waited and engine.settings.enable_metrics:
             engine.metrics.durations.wait.record(now - self.arrived)
+            if token.entry.lane is not None:
+                token.entry.lane.wait.record(now - self.arrived)
             if engine.events.observers:
                 engine.events.notify("waited", now - self.arrived)
-        if token.entry.lane is not None and engine.settings.enable_metrics:
-            token.entry.lane.wait.record(now - self.arrived)
         if engine.events.leases_observed:
             engine.events.notify("acquired", now - self.arrived)
         if engine.fast.track_holders:
@@ -131,7 +131,7 @@ class Checkout(Generic[R]):
     def _wait(self) -> Token:
         """Wait in the queue for a resource, or for the error that another thread puts into the box."""
         engine = self.engine
-        self.waited = True
+        taken, self.waited = not self.waited and self._reject is not None, True
         state = engine.state  # a forked child has another one, with other lines
         line = state.line(self.lane) if isinstance(state, LaneState) else None
         waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, line)
@@ -141,6 +141,8 @@ class Checkout(Generic[R]):
             deadlocked = False
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
+                if line is not None and taken:
+                    line.at_once -= 1  # the resource that it took proved dead
                 if not engine.state.is_full(waiter):
                     if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()

@@ -51,7 +51,9 @@ _FORESEEN = 1.0  # seconds: after that time, a wrong guess of a duration has no 
 class Line:
     """One lane of a pool: its waiters, its leases and its level."""
 
-    __slots__ = ("name", "lane", "reserve", "queue", "lent", "level", "usual", "at", "timeouts", "refusals", "wait")
+    __slots__ = (
+        "name", "lane", "reserve", "queue", "lent", "level", "usual", "at", "at_once", "timeouts", "refusals", "wait",
+    )  # fmt: skip
 
     def __init__(self, name: str, lane: Lane, threads: set[int], lock: Any) -> None:
         self.name = name
@@ -63,19 +65,14 @@ class Line:
         self.level = 0.0  # connection seconds by weight, up to `at`
         self.usual = _UNKNOWN  # seconds: the moving average of its leases
         self.at = 0.0
-        self.timeouts = self.refusals = 0
-        self.wait = Histogram(lock)
+        self.at_once = self.timeouts = self.refusals = 0  # leases without a wait; ...
+        self.wait = Histogram(lock)  # of the other leases
 
     @property
     def full(self) -> bool:
         """Whether it has as many leases as it may have."""
         most = self.lane.most
         return most is not None and len(self.lent) >= most
-
-    @property
-    def occupied(self) -> int:
-        """Number of places that are not left for other lanes."""
-        return max(len(self.lent), self.reserve)
 
     @property
     def charged(self) -> int:
@@ -105,17 +102,19 @@ class Line:
     def advance(self, now: float) -> None:
         """Charge its leases until now."""
         if now > self.at:
-            self.level += self.charged * (now - self.at) / self.lane.weight
+            charged = len(self.lent) - self.reserve
+            if charged > 0:
+                self.level += charged * (now - self.at) / self.lane.weight
             self.at = now
 
     def clear(self) -> None:
         """Reset its counters."""
-        self.timeouts = self.refusals = 0
+        self.at_once = self.timeouts = self.refusals = 0
         self.wait.clear()
 
     def snapshot(self) -> LaneSnapshot:
         """Return its figures. Needs the lock."""
-        wait = self.wait.snapshot()
+        wait = self.wait.snapshot(self.at_once)
         return LaneSnapshot(
             len(self.lent), len(self.queue), self.reserve, self.lane.weight, self.lane.most,
             wait.count, self.timeouts, self.refusals, wait,
@@ -143,6 +142,7 @@ class LaneQueue(WaitQueue):
                 self.lines[name] = line = Line(name, lane, self.threads, self._lock)
                 line.at = self.now
             line.lane = lane
+        self._all = tuple(self.lines.values())
         self.fit(self.size)
 
     def fit(self, size: int) -> None:
@@ -151,23 +151,26 @@ class LaneQueue(WaitQueue):
         One place is kept for the lanes that have none reserved.
         """
         self.size = size
-        room = size - any(not line.lane.reserve for line in self.lines.values())
-        for line in self.lines.values():
+        room = size - any(not line.lane.reserve for line in self._all)
+        for line in self._all:
             line.reserve = min(line.lane.reserve, max(0, room))
             room -= line.reserve
 
     # -- as WaitQueue ---------------------------------------------------------------
 
     def __len__(self) -> int:
-        return sum([len(line.queue) for line in self.lines.values()])
+        return sum([len(line.queue) for line in self._all])
 
     def __bool__(self) -> bool:
-        return any(line.queue for line in self.lines.values())
+        for line in self._all:  # noqa: SIM110 - a generator takes three times as long
+            if line.queue:
+                return True
+        return False
 
     def __iter__(self) -> Iterator[Waiter]:
         """Those that may be served come first, each part in order of arrival."""
         able, others = [], []
-        for line in self.lines.values():
+        for line in self._all:
             waiting, wanted = list(line.queue), line.wanted
             able += waiting[:wanted]
             others += waiting[wanted:]
@@ -175,7 +178,7 @@ class LaneQueue(WaitQueue):
             yield from sorted(part, key=lambda waiter: waiter.arrived)
 
     def __getitem__(self, index: SupportsIndex) -> Waiter:  # type: ignore[override]
-        heads = [line.queue[0] for line in self.lines.values() if line.queue]
+        heads = [line.queue[0] for line in self._all if line.queue]
         return sorted(heads, key=lambda waiter: waiter.arrived)[index]
 
     def line_of(self, waiter: Waiter) -> WaitQueue:
@@ -185,7 +188,7 @@ class LaneQueue(WaitQueue):
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter into the queue of its lane, at its time of arrival."""
         if not waiter.line.queue:
-            self._catch_up(waiter.line)
+            self.catch_up(waiter.line)
         waiter.line.queue.join(waiter)
 
     def leave(self, waiter: Waiter) -> Token | BaseException | None:
@@ -196,7 +199,7 @@ class LaneQueue(WaitQueue):
         self, error: type[BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
     ) -> None:
         """As `WaitQueue.fail`."""
-        for line in self.lines.values():
+        for line in self._all:
             line.queue.fail(error, text, cause, attempts)
 
     def hand_over(self, token: Token) -> bool:
@@ -215,7 +218,7 @@ class LaneQueue(WaitQueue):
 
     def clear_counters(self) -> None:
         """Reset the counters of each lane."""
-        for line in self.lines.values():
+        for line in self._all:
             line.clear()
 
     # -- which lane is next ---------------------------------------------------------
@@ -223,26 +226,31 @@ class LaneQueue(WaitQueue):
     @property
     def free(self) -> int:
         """Number of places that are neither lent nor reserved."""
-        return self.size - sum([line.occupied for line in self.lines.values()])
+        left = self.size
+        for line in self._all:
+            lent = len(line.lent)
+            left -= lent if lent > line.reserve else line.reserve
+        return left
 
     def may_have_one(self, line: Line) -> bool:
         """Whether a lane may have one more lease, if there is a resource for it."""
-        return not line.full and (len(line.lent) < line.reserve or self.free > 0)
+        lent, most = len(line.lent), line.lane.most
+        return (most is None or lent < most) and (lent < line.reserve or self.free > 0)
 
     @property
     def demand(self) -> int:
         """Number of waiters that may be served, if there are resources for them."""
-        wanted = sum([line.wanted for line in self.lines.values()])
+        wanted = sum([line.wanted for line in self._all])
         if not wanted:
             return 0
-        reserved = sum([line.by_reserve for line in self.lines.values()])
+        reserved = sum([line.by_reserve for line in self._all])
         return reserved + min(wanted - reserved, max(0, self.free))
 
     def _next(self) -> Line | None:
-        waiting = [line for line in self.lines.values() if line.queue and self.may_have_one(line)]
+        waiting = [line for line in self._all if line.queue and self.may_have_one(line)]
         return min(waiting, key=_turn) if len(waiting) > 1 else waiting[0] if waiting else None
 
-    def _catch_up(self, line: Line) -> None:
+    def catch_up(self, line: Line) -> None:
         """Raise the level of a lane that had no waiters, or was at its limit."""
         slack = (line.charged + 1) * line.usual / line.lane.weight
         line.level += max(0.0, self.served - slack - line.start)
@@ -251,19 +259,30 @@ class LaneQueue(WaitQueue):
 
     def tick(self, now: float) -> None:
         """Charge all leases until now, and take back those that were released without the lock."""
-        now = max(now, self.now)
-        for line in self.lines.values():
-            line.advance(now)
-        self.now = now
+        self.collect()
+        if now > self.now:
+            self.now = now
+        for line in self._all:
+            line.advance(self.now)
+
+    def collect(self) -> list[Entry]:
+        """Take back the leases that were released without the lock, each at the time of its release; return them."""
+        found = []
         while self.returned:
-            self.take_back(self.returned.popleft())
+            entry = self.returned[0]
+            if entry.lane is not None:
+                entry.lane.advance(entry.idle_since)
+                self.take_back(entry)
+            found.append(entry)
+            self.returned.popleft()  # last: twice is harmless, because it is not lent again before the next call
+        return found
 
     def lend(self, line: Line, entry: Entry) -> None:
         """Record a lease of a lane."""
         if len(line.lent) >= line.reserve:
             self.served = max(self.served, line.start)
         entry.lane = line
-        line.lent[entry] = self.now
+        line.lent[entry] = line.at
 
     def take_back(self, entry: Entry) -> None:
         """Record that a lease has ended, if there is one."""
@@ -275,9 +294,9 @@ class LaneQueue(WaitQueue):
         entry.lane = None
         if since is None:
             return
-        line.usual += (min(max(0.0, self.now - since), _FORESEEN) - line.usual) / _SMOOTHING
+        line.usual += (min(max(0.0, line.at - since), _FORESEEN) - line.usual) / _SMOOTHING
         if was_full and line.queue:
-            self._catch_up(line)
+            self.catch_up(line)
 
 
 def _turn(line: Line) -> tuple[bool, float, float]:
@@ -375,14 +394,16 @@ class LaneState(PoolState):
         """Take an idle resource for a lane, unless there are waiters that come first."""
         lanes = self.lanes
         lanes.tick(now)
-        if self.fast_path_closed or line.queue or not lanes.may_have_one(line) or lanes.demand:
+        if self.fast_path_closed or line.queue or not lanes.may_have_one(line) or (lanes and lanes.demand):
             return None
         try:
             token = pop()
         except IndexError:
             return None
-        lanes._catch_up(line)
+        if lanes.served > line.level:
+            lanes.catch_up(line)
         lanes.lend(line, token.entry)
+        line.at_once += 1
         return token
 
     def accept(self, token: Token, now: float) -> str | None:
@@ -394,7 +415,11 @@ class LaneState(PoolState):
         return super().serve(allowed, now, ahead)
 
     def hand_over_one(self) -> bool:
-        return False
+        """Take back what was released; return whether there is nothing more to do, which is so without waiters."""
+        if self.lanes or self.closed or self.max_idle is not None:
+            return False
+        current = all(entry.generation is self.generation for entry in self.lanes.collect())
+        return current and self.min_size <= len(self.entries) <= self.max_size
 
     def check(self, entry: Entry, task: WorkerTask) -> None:
         super().check(entry, task)
@@ -403,7 +428,7 @@ class LaneState(PoolState):
     def settle(self, entry: Entry) -> None:
         super().settle(entry)
         if entry.lane is not None:
-            self.lanes.tick(entry.idle_since)  # the end of its lease, if it was released
+            entry.lane.advance(entry.idle_since)  # the end of its lease, if it was released
             self.lanes.take_back(entry)
 
     # -- deadlocks ------------------------------------------------------------------

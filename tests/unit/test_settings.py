@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pooling.lanes import Lane
 from pooling.settings import OTHER_NAMES, Backoff, PoolSettings
 
 NAN, INF = math.nan, math.inf
@@ -215,6 +216,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         "true or false": type(value) is bool,
         "a string": type(value) is str,
         "a Backoff": False,
+        "a mapping of Lane objects by name": type(value) is str,
     }
     for name in [] if right[kind] else KINDS[kind]:
         or_none = " or None" if name in OPTIONAL else ""
@@ -398,6 +400,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "a number": ("0.75", 0.75),
     "true or false": ("off", False),
     "a string": ("SELECT 2", "SELECT 2"),
+    "a mapping of Lane objects by name": ("web:weight=2", {"web": Lane(weight=2), "default": Lane()}),
 }
 
 
