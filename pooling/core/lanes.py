@@ -349,6 +349,10 @@ class LaneState(PoolState):
             raise ValueError(f"lane must be one of {', '.join(lines)}, not {shown(name)}")
         return lines[name]
 
+    @property
+    def lost_reserves(self) -> int:  # type: ignore[override]
+        return sum(line.lane.reserve - line.reserve for line in self.lanes.lines.values())
+
     def probe_line(self) -> Line:
         """Return the lane of health checks."""
         return self.lanes.lines.get("health") or self.lanes.lines[DEFAULT]

@@ -13,7 +13,9 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     """Keep the size at ``most`` or less; the lowest of all limits and ``max_size`` counts.
 
     Growing serves waiters at once. After shrinking, idle resources are closed now, and the rest of the surplus
-    when it is released. ``min_size`` is filled up to the limit only. A forked child begins without limits.
+    when it is released. ``min_size`` is filled up to the limit only. A forked child begins without limits. A limit
+    below the sum of what lanes reserve is kept, too: the lanes declared last lose their reserved places, and one place
+    is left for those that have none; the log says so.
 
     Args:
         engine: The pool's.
@@ -22,10 +24,14 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     """
     engine.ensure_usable()
     with engine.lock:
+        before = engine.state.lost_reserves
         if most is None:
             engine.state.limits.pop(by, None)
         else:
             engine.state.limits[by] = most
         engine.configure(engine.settings)
         engine.schedule_sweep(engine.fast.now())
+        lost, size = engine.state.lost_reserves, engine.state.max_size
     engine.serve()
+    if lost > before:
+        engine.events.reserves_lost(size, lost)

@@ -56,6 +56,7 @@ class PoolState:
     """
 
     lanes: Any = None
+    lost_reserves = 0  # reserved places of lanes that a limit of the size leaves no room for
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
         self.limits: dict[str, int] = {}  # of the size, below the settings': see `sizing`
