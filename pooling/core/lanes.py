@@ -373,10 +373,12 @@ class LaneState(PoolState):
         return super().full or self.lanes.free <= 0
 
     def is_full(self, waiter: Waiter) -> bool:
+        self.lanes.collect()
         return super().exhausted or not self.lanes.may_have_one(waiter.line)
 
     def needing_release(self, waiter: Waiter) -> int:
         """Number of waiters of its lane that need a release."""
+        self.lanes.collect()
         line: Line = waiter.line
         unmet = max(0, line.reserve - len(line.lent))
         others = sum([other.wanted - other.by_reserve for other in self.lanes.lines.values() if other is not line])
@@ -420,10 +422,11 @@ class LaneState(PoolState):
 
     def hand_over_one(self) -> bool:
         """Take back what was released; return whether there is nothing more to do, which is so without waiters."""
-        if self.lanes or self.closed or self.max_idle is not None:
+        if self.lanes or self.closed or self.filling or self.max_idle is not None:
             return False
         current = all(entry.generation is self.generation for entry in self.lanes.collect())
-        return current and self.min_size <= len(self.entries) <= self.max_size
+        size = len(self.entries)
+        return current and size <= self.max_size and self.min_size <= size - len(self.closing)
 
     def check(self, entry: Entry, task: WorkerTask) -> None:
         super().check(entry, task)

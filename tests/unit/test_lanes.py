@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import pooling.core.lanes
 from pooling import HTTPPool, Lane, Pool, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting, from_url, lane
 from pooling.core.lanes import LaneState
 from pooling.core.sizing import limit_size
@@ -300,7 +301,7 @@ def test_timeout_names_the_lane_and_the_counts(make: Make, clock: VirtualClock) 
     with pytest.raises(PoolTimeout) as raised:
         pool.acquire(lane="batch", timeout=0)
     text = str(raised.value)
-    assert "no resource at once in lane 'batch' (3/4 in use, 0 idle, 1 waiting; lanes: health 1 reserved; " in text
+    assert "no thing at once in lane 'batch' (3/4 in use, 0 idle, 1 waiting; lanes: health 1 reserved; " in text
     assert "web 1 in use, 1 waiting; batch 2/2 in use, 0 waiting)" in text
     assert ", lane batch" in text  # the holders
     assert "lanes: " in repr(pool) and "lanes: " in str(pool.exhaustion())
@@ -352,7 +353,8 @@ def test_discarded_detached_and_dropped_leases_end_in_their_lane(
 
 
 def test_reset_on_a_worker_ends_the_lease(make: Make, manual: VirtualClock) -> None:
-    pool = make(clock=manual, adapter=FakeAdapter(enforces_timeouts=False), max_size=2, lanes={"batch": Lane(most=1)})
+    pool = make(clock=manual, adapter=FakeAdapter(enforces_timeouts=False), max_size=2, lanes={"batch": Lane(most=1)},
+                validate_on_acquire=False)  # fmt: skip
     pool.fill(2)
     while manual.jobs:
         manual.run_job()
@@ -433,13 +435,14 @@ def test_holder_has_its_lane(make: Make) -> None:
 # -- health checks -----------------------------------------------------------------------------
 
 
-def test_probe_uses_the_lane_health(make: Make, adapter: FakeAdapter) -> None:
+def test_probe_uses_the_lane_health(make: Make, adapter: FakeAdapter, clock: VirtualClock) -> None:
     """Its reserved place is for it, however busy the pool is."""
     pool = make(max_size=3, lanes=LANES)
     leases = [pool.acquire(lane="web") for _ in range(2)]
     assert pool.probe(timeout=1) is None and pool.probe(timeout=1) is None
     assert adapter.calls["validate"] == 2 and in_use(pool) == {"web": 2}
     health = pool.acquire(lane="health")
+    clock.advance(2)
     assert str(pool.probe(timeout=1)).startswith("exhausted: 3 of 3 in use")
     health.release()
     leases.clear()
@@ -555,23 +558,23 @@ def test_release_meets_timeout_in_another_lane(make: Make, clock: VirtualClock) 
         except PoolTimeout:
             served.append(f"no {name}")
 
-    first = Task(wait, "batch", 5)
-    clock.until_parked(1)
-    second = Task(wait, "web", 60)
-    clock.until_parked(2)
     original, leases = clock.get, [other]
+    tasks: list[Task] = []
 
     def get(box: Any, timeout: float | None) -> Any:
         try:
             return original(box, timeout)
         finally:
-            if threading.current_thread() is first and leases:
+            if threading.current_thread() is tasks[0] and leases:
                 leases.pop().release()  # its time is up, and it has not left the queue yet
 
     pool.engine.clock.get = get
+    for number, (name, timeout) in enumerate([("batch", 5), ("web", 60)], 1):
+        tasks.append(Task(wait, name, timeout))
+        clock.until_parked(number)
     clock.advance(5)
-    first.result()
-    second.result()
+    for task in tasks:
+        task.result()
     assert sorted(served) == ["no batch", "web"]
     batch.release()
     nothing_lost(pool, clock)
@@ -587,11 +590,8 @@ def test_limit_reached_while_a_waiter_leaves(make: Make, clock: VirtualClock) ->
         with pool.acquire(lane="batch", timeout=timeout):
             served.append(number)
 
-    tasks = [Task(wait, 1, 5)]
-    clock.until_parked(1)
-    tasks.append(Task(wait, 2, 60))
-    clock.until_parked(2)
     original, leases = clock.get, [lease]
+    tasks: list[Task] = []
 
     def get(box: Any, timeout: float | None) -> Any:
         try:
@@ -601,6 +601,9 @@ def test_limit_reached_while_a_waiter_leaves(make: Make, clock: VirtualClock) ->
                 leases.pop().release()
 
     pool.engine.clock.get = get
+    for number, timeout in ((1, 5), (2, 60)):
+        tasks.append(Task(wait, number, timeout))
+        clock.until_parked(number)
     clock.advance(5)
     for task in tasks:
         task.result()
@@ -735,7 +738,7 @@ class ChangeLanes(LanesWaiting):
 def test_interrupted_anywhere(
     kind: type[Scene], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in `test_interruptions`; and no lane counts a lease that has ended."""
+    """As in `test_interruptions`, in the code of the lanes; and no lane counts a lease that has ended."""
     caplog.set_level("CRITICAL", "pooling")
     hook, whole = sys.unraisablehook, test_interruptions.whole
     monkeypatch.setattr(sys, "unraisablehook", lambda it: isinstance(it.exc_value, test_interruptions.Struck) or hook(it))
@@ -746,6 +749,7 @@ def test_interrupted_anywhere(
         assert not any(line.lent or line.queue for line in lanes.lines.values()) and not lanes.returned
 
     monkeypatch.setattr(test_interruptions, "whole", whole_with_lanes)
+    monkeypatch.setattr(test_interruptions, "_CORE", pooling.core.lanes.__file__)  # the rest is interrupted there
     gc.collect()
     gc.freeze()
     try:

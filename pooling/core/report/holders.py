@@ -132,13 +132,13 @@ def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:
 
 
 def describe(holders: list[Holder], most: int = 5) -> str:
-    """Return one line for all holders, grouped by place.
+    """Return one line for all holders, grouped by place, and by lane.
 
     ``views.py:88 checkout() in Thread-4 for 41.2 s ×7; tasks.py:12 ...``
     """
-    groups: dict[tuple[str, int, str], list[Holder]] = {}
+    groups: dict[tuple[str, int, str, str | None], list[Holder]] = {}
     for holder in holders:
-        groups.setdefault((holder.file, holder.line, holder.function), []).append(holder)
+        groups.setdefault((holder.file, holder.line, holder.function, holder.lane), []).append(holder)
     parts = [
         str(group[0]) + (f" ×{len(group)}" if len(group) > 1 else "")
         for group in list(groups.values())[:most]
