@@ -12,13 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import pooling.core.lanes
 from pooling import HTTPPool, Lane, Pool, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting, from_url, lane
+from pooling.core import lanes as core_lanes
 from pooling.core.lanes import LaneState
 from pooling.core.sizing import limit_size
 from pooling.lanes import current_lane
@@ -262,9 +261,8 @@ def test_batch_saturated_leaves_web_its_place(make: Make, clock: VirtualClock) -
     pool = make(max_size=3, lanes={"web": Lane(), "batch": Lane(most=2)})
     leases = [pool.acquire(lane="batch") for _ in range(2)]
     late = waiting(pool, clock, "batch", 1)
-    with pool.acquire(lane="web", timeout=0):
-        with pytest.raises(PoolTimeout):
-            pool.acquire(lane="batch", timeout=0)
+    with pool.acquire(lane="web", timeout=0), pytest.raises(PoolTimeout):
+        pool.acquire(lane="batch", timeout=0)
     assert pool.stats()["idle"] == 1 and pool.stats()["waiting"] == 1  # an idle one that batch may not use
     leases[0].release()
     assert late.result()
@@ -727,7 +725,7 @@ class WaiterAtTheLimit(LanesWaiting):
 
 class ChangeLanes(LanesWaiting):
     def act(self) -> None:
-        self.pool.reconfigure(lanes={"web": Lane(reserve=1), "batch": Lane(weight=2)})
+        self.pool.reconfigure(lanes={"web": Lane(most=2), "batch": Lane(weight=2)})
         self.leases[1].release()
 
 
@@ -740,8 +738,8 @@ def test_interrupted_anywhere(
 ) -> None:
     """As in `test_interruptions`, in the code of the lanes; and no lane counts a lease that has ended."""
     caplog.set_level("CRITICAL", "pooling")
-    hook, whole = sys.unraisablehook, test_interruptions.whole
-    monkeypatch.setattr(sys, "unraisablehook", lambda it: isinstance(it.exc_value, test_interruptions.Struck) or hook(it))
+    hook, whole, struck = sys.unraisablehook, test_interruptions.whole, test_interruptions.Struck
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: isinstance(it.exc_value, struck) or hook(it))
 
     def whole_with_lanes(scene: Scene) -> None:
         whole(scene)
@@ -749,7 +747,7 @@ def test_interrupted_anywhere(
         assert not any(line.lent or line.queue for line in lanes.lines.values()) and not lanes.returned
 
     monkeypatch.setattr(test_interruptions, "whole", whole_with_lanes)
-    monkeypatch.setattr(test_interruptions, "_CORE", pooling.core.lanes.__file__)  # the rest is interrupted there
+    monkeypatch.setattr(test_interruptions, "_CORE", core_lanes.__file__)  # the rest is interrupted there
     gc.collect()
     gc.freeze()
     try:
@@ -782,14 +780,14 @@ def saturate(pool: Pool[Any], lanes: dict[str, tuple[int, float]], seconds: floa
     return {name: held[name] / sum(held.values()) for name in lanes}
 
 
-def test_shares_of_real_threads(saturated: Callable[..., Any] = saturate) -> None:
+def test_shares_of_real_threads() -> None:
     """Within 5 % of the weights, with leases that last twenty times as long in one lane as in the other."""
     pool = Pool(
         FakeAdapter().create, max_size=5, min_size=0, health_check_interval=None,
         lanes={"web": Lane(weight=4), "batch": Lane(weight=1)},
     )  # fmt: skip
     with pool:
-        shares = saturated(pool, {"web": (12, 0.005), "batch": (6, 0.1)}, 8.0)
+        shares = saturate(pool, {"web": (12, 0.005), "batch": (6, 0.1)}, 8.0)
     assert shares["web"] == pytest.approx(0.8, abs=0.04), shares
 
 
