@@ -11,7 +11,7 @@ with lanes; a pool without has nothing of it. Invariants, besides those of
   filled, *that its lane may use*. `demand` counts the waiters that may be served.
 
 Weights divide the places that are not reserved by start-time fair queueing
-(P. Goyal, H. M. Vin, H. Chen, "Start-time Fair Queueing", SIGCOMM 1996), whose
+(P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queueing", SIGCOMM 1996), whose
 order needs no length in advance: a lease is charged while it lasts, as a thread's
 processor time is in P. Goyal, X. Guo, H. M. Vin, "A Hierarchical CPU Scheduler
 for Multimedia Operating Systems", OSDI 1996. The *level* of a lane is the

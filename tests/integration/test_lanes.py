@@ -67,13 +67,13 @@ def get(port: int, path: str, **headers: str) -> tuple[int, bytes]:
 class Run:
     """Requests of all kinds at once, for a while."""
 
-    def __init__(self, port: int, pool: Any, health: Callable[[dict[str, Any]], object]) -> None:
+    def __init__(self, port: int, pool: Any, health: Callable[[dict[str, Any]], dict[str, str]]) -> None:
         self.port, self.pool, self.health = port, pool, health
         self.begin = time.monotonic() + 2  # until all wait
         self.end = self.begin + SECONDS
         self.errors: list[str] = []
         self.held: Counter[str] = Counter()
-        self.most = self.checks = 0
+        self.most = 0
         self.slowest = 0.0
 
     def repeat(self, path: str) -> None:
@@ -87,8 +87,8 @@ class Run:
             began = time.monotonic()
             status, body = get(self.port, "/health/", Authorization=f"Bearer {TOKEN}")
             self.slowest = max(self.slowest, time.monotonic() - began)
-            self.checks += 1
-            if status != 200 or self.health(json.loads(body)) != "up":
+            found = self.health(json.loads(body))  # degraded: no place is left but the reserved one
+            if status != 200 or found["status"] not in ("up", "degraded") or "5 of 5" in found.get("reason", ""):
                 self.errors.append(f"health: {status} {body!r}")
             time.sleep(0.3)
 
@@ -111,11 +111,13 @@ class Run:
             assert not thread.is_alive()
 
     def verify(self) -> None:
-        assert not self.errors, self.errors[:3]
+        assert not self.errors, "\n".join(self.errors[:3])
         assert self.most <= 5 and self.held["default"] == 0
         share = self.held["web"] / (self.held["web"] + self.held["batch"])
         assert share == pytest.approx(0.8, abs=0.04), self.held
-        assert self.checks >= 10 and self.slowest < 2.0, self.slowest  # a batch request waits for some 3 s
+        assert self.slowest < 2.0, self.slowest  # a batch request waits for some 3 s
+        lanes = self.pool().metrics.snapshot().lanes
+        assert lanes["health"].acquired >= 5 and lanes["health"].wait.max < 1.0  # a round trip each, once a second
 
 
 def test_flask(postgres: PostgresServer) -> None:
@@ -148,7 +150,7 @@ def test_flask(postgres: PostgresServer) -> None:
 
     manager = app.extensions["pooling"]
     with served(app) as port:
-        run = Run(port, lambda: manager["db"], lambda health: health["pools"]["db"]["status"])
+        run = Run(port, lambda: manager["db"], lambda health: health["pools"]["db"])
         run.go()
     run.verify()
     manager.shutdown()
@@ -188,13 +190,14 @@ def test_django(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         django_site.route(**{"page": page, "report/all": report, "export": export, "health/": health})
         options = {"pool": {"max_size": 5, "acquire_timeout": 30, "lanes": LANES}}
         django_site.alter(monkeypatch, connection, OPTIONS=options)
+        django_site.alter(monkeypatch, connections["second"], ATOMIC_REQUESTS=False)
         middleware = ["pooling.web.django.lanes.lane_middleware"]
         try:
             with override_settings(
                 MIDDLEWARE=middleware, POOLING_LANE_PATHS=PATHS, POOLING_HEALTH_TOKEN=TOKEN
             ), served(get_wsgi_application()) as port:
                 pool = connections["default"].pool
-                run = Run(port, lambda: pool, lambda health: health["pools"]["database:default"]["status"])
+                run = Run(port, lambda: pool, lambda health: health["pools"]["database:default"])
                 run.go()
             run.verify()
         finally:
