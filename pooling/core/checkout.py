@@ -15,8 +15,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 from .engine import EMPTY_PLAN, Engine
-from .entry import DEAD, Token
-from .lanes import LaneState
+from .entry import DEAD, LaneEntry, Token
+from .lanestate import LaneState
 from .liveness import Liveness
 from .report.holders import borrower, describe, has_ended, holders_of
 from .report.messages import format_counts, format_error
@@ -72,7 +72,7 @@ class Checkout(Generic[R]):
             now = engine.fast.now()
         if self.waited and engine.settings.enable_metrics:
             engine.metrics.durations.wait.record(now - self.arrived)
-            if token.entry.lane is not None:
+            if isinstance(token.entry, LaneEntry):
                 token.entry.lane.wait.record(now - self.arrived)
             if engine.events.observers:
                 engine.events.notify("waited", now - self.arrived)
@@ -143,7 +143,7 @@ class Checkout(Generic[R]):
                 exhausted = self._admit_locked(waiter)
                 if line is not None and taken:
                     line.at_once -= 1  # the resource that it took proved dead
-                if not engine.state.is_full(waiter):
+                if not state.waiters.blocks(waiter, state.exhausted):
                     if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
@@ -196,7 +196,9 @@ class Checkout(Generic[R]):
             engine.schedule_sweep(outage.retry_at)
         if outage.final and not state.live and now < outage.retry_at:
             raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
-        if limit is not None and state.needing_release(waiter) >= limit and not waiter.again:
+        if limit is not None and not waiter.again and (
+            state.waiters.needing_release(waiter, state.waiting_for_release, len(state.closing)) >= limit
+        ):
             if waiter.line is not None:
                 waiter.line.refusals += 1
             counts, where = format_counts(engine.adapter, state), _lane(waiter, "of")
@@ -205,7 +207,7 @@ class Checkout(Generic[R]):
         queue = state.waiters.line_of(waiter)
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
-        exhausted = not queue.exhaustion_reported and state.is_full(waiter)
+        exhausted = not queue.exhaustion_reported and state.waiters.blocks(waiter, state.exhausted)
         if exhausted:
             queue.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1

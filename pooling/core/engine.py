@@ -39,7 +39,7 @@ from .entry import Entry, Token
 from .events import Events
 from .fastpath import FastPath
 from .hangup import watchable
-from .lanes import state_for
+from .lanestate import state_for
 from .observer import Observer
 from .outage import SETTLE, Outage
 from .report.messages import format_error
@@ -105,7 +105,7 @@ class Engine(Generic[R]):
 
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings. Needs the lock, except in the constructor."""
-        self.state.use_lanes(settings.lanes)  # first: it may refuse them
+        self.state.waiters.use(settings.lanes)  # first: it may refuse them
         self.settings = settings
         self.state.resize(settings.min_size, settings.max_size, settings.max_idle)
         self.fast.configure(settings, self.adapter, any(entry.watched for entry in self.state.entries))
@@ -172,7 +172,7 @@ class Engine(Generic[R]):
         with self.lock:
             state = self.state
             # A waiter whose resource is being checked on a worker has not been forgotten.
-            if audit and state.idle and state.demand > len(state.checking) and not state.paused:
+            if audit and state.idle and state.waiters.demand > len(state.checking) and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
             if state.hand_over_one() and not self.watchers:
                 return
@@ -223,7 +223,7 @@ class Engine(Generic[R]):
             # First: the sweep reclaims what an exception leaves.
             self.schedule_sweep(now + self.settings.create_timeout)
             token = Token()
-            token.entry = entry = Entry(token, self.runtime.reaper.drop)
+            token.entry = entry = state.entry_class(token, self.runtime.reaper.drop)
             entry.pool = self.ref
             entry.begin(state.generation, now + lifetime(self.settings), now)
             state.reserve(entry)  # it counts from here on (P2)

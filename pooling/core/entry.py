@@ -22,7 +22,7 @@ import weakref
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DEAD", "Token", "Entry"]
+__all__ = ["DEAD", "Token", "Entry", "LaneEntry"]
 
 DEAD = object()
 """The generation of a resource that was found dead."""
@@ -59,7 +59,6 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         "leaked",
         "watched",
         "borrower",
-        "lane",
     )
 
     pool: Any  # weak reference to the pool, for the reaper that reclaims an orphan
@@ -81,7 +80,6 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     # A weak reference hashes its referent, and cannot do so once that is gone.
     __hash__ = object.__hash__
     borrower: Any  # a `holders.Borrower` and the `since` of its lease, or None
-    lane: Any  # a `lanes.Line` while it is lent, or on its way to a borrower; None in a pool without lanes
 
     if TYPE_CHECKING:  # calling a weak reference; implemented in Python it would be slow
 
@@ -89,7 +87,7 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
 
     def begin(self, generation: object, expires: float, now: float) -> None:
         """Initialise the record of a reserved slot that has no resource yet."""
-        self.resource = self.code = self.borrower = self.lane = None
+        self.resource = self.code = self.borrower = None
         self.generation = generation
         self.expires = expires
         self.idle_since = self.checked = self.since = now
@@ -105,3 +103,15 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         released, so idle time is never attributed to a holder.
         """
         return self.since >= self.idle_since
+
+
+class LaneEntry(Entry):
+    """The record of one slot in a pool with lanes."""
+
+    __slots__ = ("lane",)
+
+    lane: Any  # a `lanes.Line` while it is lent, or on its way to a borrower
+
+    def begin(self, generation: object, expires: float, now: float) -> None:
+        super().begin(generation, expires, now)
+        self.lane = None

@@ -191,13 +191,6 @@ class Events:
         )
         self.drained()
 
-    def reserves_lost(self, size: int, lost: int) -> None:
-        """A limit of the size leaves no room for reserved places of lanes."""
-        logger.warning(
-            "pool %r: its size is limited to %d, so %d reserved places of its lanes are given up",
-            self.name, size, lost, extra=fields("reserves_lost", self.name, size=size, lost=lost),
-        )
-
     def drained(self) -> None:
         """A new generation began."""
         self.notify("drained")

@@ -8,7 +8,7 @@ from typing import Any
 from ..settings import PoolSettings
 from .adapter import Adapter, overridden
 from .entry import Token
-from .lanes import LaneState
+from .lanestate import LaneState
 from .state import PoolState
 
 __all__ = ["FastPath"]

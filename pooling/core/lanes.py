@@ -1,8 +1,8 @@
-"""The state of a pool with lanes: which waiter is served next (P3, P8 for each lane).
+"""The wait queue of a pool with lanes: which waiter is served next (P3, P8 for each lane).
 
-It takes the place of `PoolState` and its `WaitQueue` in a pool that is made
-with lanes; a pool without has nothing of it. Invariants, besides those of
-`PoolState`:
+It takes the place of `WaitQueue` in a pool that is made with lanes, as
+`lanestate` has that of `PoolState`; a pool without has nothing of them.
+Invariants, besides those of `PoolState`:
 
 - A lane never has more leases than its ``most``, and no lane takes a place that
   another has reserved: ``sum(max(leases, reserve)) <= max_size``.
@@ -29,19 +29,16 @@ path: whether a lane may have an idle resource is decided under the lock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
-from .._masking import shown
-from ..lanes import DEFAULT, Lane, Lanes, current_lane
-from ..settings import PoolSettings
-from .entry import Entry, Token
+from ..lanes import Lane, Lanes
+from .entry import LaneEntry, Token
 from .report.histogram import Histogram
 from .report.snapshot import LaneSnapshot
-from .state import PoolState, WorkerTask
 from .waiter import Waiter, WaitQueue
 
-__all__ = ["LaneQueue", "LaneState", "Line", "state_for"]
+__all__ = ["LaneQueue", "Line", "clear_counters", "lane_snapshots"]
 
 _UNKNOWN = 0.01  # seconds: the usual duration of a lane's leases before the first has ended
 _SMOOTHING = 8  # leases
@@ -61,7 +58,7 @@ class Line:
         self.reserve = lane.reserve  # less while the pool is too small for all reserves
         self.queue = WaitQueue()
         self.queue.threads = threads  # those of all lanes
-        self.lent: dict[Entry, float] = {}  # and since when
+        self.lent: dict[LaneEntry, float] = {}  # and since when
         self.level = 0.0  # connection seconds by weight, up to `at`
         self.usual = _UNKNOWN  # seconds: the moving average of its leases
         self.at = 0.0
@@ -130,12 +127,19 @@ class LaneQueue(WaitQueue):
         self.size = 0  # the pool's max_size
         self.now = 0.0  # of the last `tick`
         self.served = 0.0  # the highest level that was served so far
-        self.returned: deque[Entry] = deque()  # released since the last `tick`; without the lock
+        self.returned: deque[Any] = deque()  # released since the last `tick`; without the lock
         self.lines: dict[str, Line] = {}
         self.use(lanes)
 
-    def use(self, lanes: Lanes) -> None:
-        """Apply other weights, reserves and limits; lanes may be added."""
+    def use(self, lanes: Any) -> None:
+        """Apply other weights, reserves and limits; lanes may be added.
+
+        Raises:
+            ValueError: Lanes are missing.
+        """
+        missing = [name for name in self.lines if name not in (lanes or ())]
+        if missing:
+            raise ValueError(f"lanes of a running pool can be changed and added, not removed: {', '.join(missing)}")
         for name, lane in lanes.items():
             line = self.lines.get(name)
             if line is None:
@@ -211,15 +215,20 @@ class LaneQueue(WaitQueue):
             self.take_back(token.entry)  # all its waiters had left
         return False
 
-    def snapshot(self) -> dict[str, LaneSnapshot]:
-        """Return the figures of each lane."""
-        self.tick(self.now)
-        return {name: line.snapshot() for name, line in self.lines.items()}
+    def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
+        """Whether there is nothing that a waiter's lane may use."""
+        self.collect()
+        return exhausted or not self.may_have_one(waiter.line)
 
-    def clear_counters(self) -> None:
-        """Reset the counters of each lane."""
-        for line in self._all:
-            line.clear()
+    def needing_release(self, waiter: Waiter, of_all: int, closing: int) -> int:
+        """As `WaitQueue.needing_release`, for the waiters of its lane."""
+        self.collect()
+        line: Line = waiter.line
+        unmet = max(0, line.reserve - len(line.lent))
+        others = sum(other.wanted - other.by_reserve for other in self._all if other is not line)
+        room = max(0, unmet + max(0, self.free - others) - closing)
+        most = line.lane.most
+        return len(line.queue) - (room if most is None else min(room, max(0, most - len(line.lent))))
 
     # -- which lane is next ---------------------------------------------------------
 
@@ -265,7 +274,7 @@ class LaneQueue(WaitQueue):
         for line in self._all:
             line.advance(self.now)
 
-    def collect(self) -> list[Entry]:
+    def collect(self) -> list[Any]:
         """Take back the leases that were released without the lock, each at the time of its release; return them."""
         found = []
         while self.returned:
@@ -277,14 +286,14 @@ class LaneQueue(WaitQueue):
             self.returned.popleft()  # last: twice is harmless, because it is not lent again before the next call
         return found
 
-    def lend(self, line: Line, entry: Entry) -> None:
+    def lend(self, line: Line, entry: Any) -> None:
         """Record a lease of a lane."""
         if len(line.lent) >= line.reserve:
             self.served = max(self.served, line.start)
         entry.lane = line
         line.lent[entry] = line.at
 
-    def take_back(self, entry: Entry) -> None:
+    def take_back(self, entry: Any) -> None:
         """Record that a lease has ended, if there is one."""
         line: Line | None = entry.lane
         if line is None:
@@ -303,167 +312,13 @@ def _turn(line: Line) -> tuple[bool, float, float]:
     return len(line.lent) >= line.reserve, line.start, line.queue[0].arrived
 
 
-def state_for(settings: PoolSettings, lock: Any) -> PoolState:
-    """Return an empty state for a pool with these settings."""
-    sizes = settings.min_size, settings.max_size, settings.max_idle
-    return PoolState(*sizes) if settings.lanes is None else LaneState(*sizes, Lanes.of(settings.lanes), lock)
+def lane_snapshots(lanes: LaneQueue) -> dict[str, LaneSnapshot]:
+    """Return the figures of each lane. Needs the lock."""
+    lanes.tick(lanes.now)
+    return {name: line.snapshot() for name, line in lanes.lines.items()}
 
 
-class LaneState(PoolState):
-    """`PoolState` with a `LaneQueue`. What it asks first is the time, for the levels."""
-
-    lanes: LaneQueue
-
-    def __init__(self, min_size: int, max_size: int, max_idle: int | None, lanes: Lanes, lock: Any) -> None:
-        self.lanes = LaneQueue(lanes, lock)
-        super().__init__(min_size, max_size, max_idle)
-        self.waiters = self.lanes
-
-    def resize(self, min_size: int, max_size: int, max_idle: int | None) -> None:
-        super().resize(min_size, max_size, max_idle)
-        self.lanes.fit(self.max_size)
-
-    def use_lanes(self, lanes: Any) -> None:
-        """Apply other lanes.
-
-        Raises:
-            ValueError: There are none, or some are missing.
-        """
-        missing = [name for name in self.lanes.lines if name not in (lanes or ())]
-        if missing:
-            raise ValueError(f"lanes of a running pool can be changed and added, not removed: {', '.join(missing)}")
-        self.lanes.use(lanes)
-
-    def line(self, name: str | None) -> Line:
-        """Return a lane; for ``None`` that of the current code, or the default.
-
-        Raises:
-            ValueError, TypeError: The pool has no lane of this name, or it is not a string.
-        """
-        lines = self.lanes.lines
-        if name is None:
-            return lines.get(current_lane() or DEFAULT) or lines[DEFAULT]
-        if not isinstance(name, str):
-            raise TypeError(f"lane must be the name of a lane, not {shown(name)}")
-        if name not in lines:
-            raise ValueError(f"lane must be one of {', '.join(lines)}, not {shown(name)}")
-        return lines[name]
-
-    @property
-    def lost_reserves(self) -> int:  # type: ignore[override]
-        return sum(line.lane.reserve - line.reserve for line in self.lanes.lines.values())
-
-    def probe_line(self) -> Line:
-        """Return the lane of health checks."""
-        return self.lanes.lines.get("health") or self.lanes.lines[DEFAULT]
-
-    # -- counts ---------------------------------------------------------------------
-
-    @property
-    def demand(self) -> int:
-        return self.lanes.demand
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing is idle and no slot is free, except for reserved ones."""
-        return super().exhausted or self.lanes.free <= 0
-
-    @property
-    def full(self) -> bool:
-        return super().full or self.lanes.free <= 0
-
-    def is_full(self, waiter: Waiter) -> bool:
-        self.lanes.collect()
-        return super().exhausted or not self.lanes.may_have_one(waiter.line)
-
-    def needing_release(self, waiter: Waiter) -> int:
-        """Number of waiters of its lane that need a release."""
-        self.lanes.collect()
-        line: Line = waiter.line
-        unmet = max(0, line.reserve - len(line.lent))
-        others = sum([other.wanted - other.by_reserve for other in self.lanes.lines.values() if other is not line])
-        room = max(0, unmet + max(0, self.lanes.free - others) - len(self.closing))
-        most = line.lane.most
-        return len(line.queue) - (room if most is None else min(room, max(0, most - len(line.lent))))
-
-    def stats(self) -> dict[str, Any]:
-        return {**super().stats(), "lanes": {name: one.counts() for name, one in self.lanes.snapshot().items()}}
-
-    # -- decisions ------------------------------------------------------------------
-
-    def give_back(self, token: Token) -> None:
-        """Push a released resource onto the idle stack, without the lock; `serve` has to follow."""
-        self.lanes.returned.append(token.entry)  # first: once it is idle, it may be lent again
-        self.idle.append(token)
-
-    def take(self, line: Line, now: float, pop: Callable[[], Token]) -> Token | None:
-        """Take an idle resource for a lane, unless there are waiters that come first."""
-        lanes = self.lanes
-        lanes.tick(now)
-        if self.fast_path_closed or line.queue or not lanes.may_have_one(line) or (lanes and lanes.demand):
-            return None
-        try:
-            token = pop()
-        except IndexError:
-            return None
-        if lanes.served > line.level:
-            lanes.catch_up(line)
-        lanes.lend(line, token.entry)
-        line.at_once += 1
-        return token
-
-    def accept(self, token: Token, now: float) -> str | None:
-        self.lanes.tick(now)
-        return super().accept(token, now)
-
-    def serve(self, allowed: int, now: float, ahead: int = 64) -> tuple[int, list[tuple[Token, str]]]:
-        self.lanes.tick(now)
-        return super().serve(allowed, now, ahead)
-
-    def hand_over_one(self) -> bool:
-        """Take back what was released; return whether there is nothing more to do, which is so without waiters."""
-        if self.lanes or self.closed or self.filling or self.max_idle is not None:
-            return False
-        current = all(entry.generation is self.generation for entry in self.lanes.collect())
-        size = len(self.entries)
-        return current and size <= self.max_size and self.min_size <= size - len(self.closing)
-
-    def check(self, entry: Entry, task: WorkerTask) -> None:
-        super().check(entry, task)
-        self.lanes.take_back(entry)
-
-    def settle(self, entry: Entry) -> None:
-        super().settle(entry)
-        if entry.lane is not None:
-            entry.lane.advance(entry.idle_since)  # the end of its lease, if it was released
-            self.lanes.take_back(entry)
-
-    # -- deadlocks ------------------------------------------------------------------
-
-    def blockers(self, line: Line) -> list[Entry]:
-        """Return the leases of which one must end before a lane that is full may have one more."""
-        lines = [line] if line.full else self.lanes.lines.values()
-        return [entry for one in lines for entry in one.lent]
-
-    def is_stuck(self, line: Line, thread: int) -> bool:
-        """Whether only a timeout can help the waiters of a lane, and this thread is one of those that block it."""
-        if any(not entry.held or entry.thread not in self.lanes.threads for entry in self.blockers(line)):
-            return False  # the usual case: a holder is working
-        if self.creating or self.checking or self.closing:
-            return False
-        return line in self.stuck() and any(entry.thread == thread for entry in self.blockers(line))
-
-    def stuck(self) -> list[Line]:
-        """Return the lanes that only a timeout can help: the threads that block them wait in such lanes themselves."""
-        lines = self.lanes.lines.values()
-        places = {waiter.thread: line for line in lines for waiter in line.queue if not waiter.given}
-        stuck = [line for line in lines if line.queue and not self.lanes.may_have_one(line)]
-
-        def waits(entry: Entry) -> bool:
-            return entry.held and places.get(entry.thread) in stuck
-
-        while True:
-            left = [line for line in stuck if all(map(waits, self.blockers(line)))]
-            if left == stuck:
-                return stuck
-            stuck = left
+def clear_counters(lanes: LaneQueue) -> None:
+    """Reset the counters of each lane. Needs the lock."""
+    for line in lanes.lines.values():
+        line.clear()

@@ -428,7 +428,11 @@ class Pool(ManagedPool[R]):
         """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
         engine = self.engine
         with engine.lock:
-            return format_exhaustion(engine.state, engine.fast.now()) if engine.state.full else None
+            state = engine.state
+            full = not state.idle and state.in_use >= state.max_size
+            if state.lanes is not None:
+                full = full or state.lanes.free <= 0
+            return format_exhaustion(state, engine.fast.now()) if full else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""

@@ -22,7 +22,7 @@ from .checkout import AUDIT
 from .engine import Engine
 from .entry import Token
 from .hangup import connected
-from .lanes import LaneState
+from .lanestate import LaneState
 from .liveness import Liveness
 from .report.messages import format_counts, format_error, format_exhaustion
 from .waiting import wait_until

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from .._fields import fields
 from .engine import Engine
 
 __all__ = ["limit_size"]
+
+logger = logging.getLogger("pooling")
 
 
 def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
@@ -24,14 +28,22 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     """
     engine.ensure_usable()
     with engine.lock:
-        before = engine.state.lost_reserves
+        before = _lost_reserves(engine)
         if most is None:
             engine.state.limits.pop(by, None)
         else:
             engine.state.limits[by] = most
         engine.configure(engine.settings)
         engine.schedule_sweep(engine.fast.now())
-        lost, size = engine.state.lost_reserves, engine.state.max_size
+        lost, size = _lost_reserves(engine), engine.state.max_size
     engine.serve()
     if lost > before:
-        engine.events.reserves_lost(size, lost)
+        logger.warning(
+            "pool %r: its size is limited to %d, so %d reserved places of its lanes are given up",
+            engine.name, size, lost, extra=fields("reserves_lost", engine.name, size=size, lost=lost),
+        )
+
+
+def _lost_reserves(engine: Engine[Any]) -> int:
+    lanes = engine.state.lanes
+    return 0 if lanes is None else sum(line.lane.reserve - line.reserve for line in lanes.lines.values())

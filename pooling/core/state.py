@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from .entry import Entry, Token
 from .idle import IdleStack
-from .waiter import Waiter, WaitQueue
+from .waiter import WaitQueue
 
 __all__ = ["FILL_ATTEMPTS", "MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
 
@@ -52,11 +52,11 @@ class WorkerTask(NamedTuple):
 class PoolState:
     """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``.
 
-    A pool with lanes has a `lanes.LaneState` instead.
+    A pool with lanes has a `lanestate.LaneState` instead.
     """
 
-    lanes: Any = None
-    lost_reserves = 0  # reserved places of lanes that a limit of the size leaves no room for
+    lanes: Any = None  # its `LaneQueue`
+    entry_class = Entry
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
         self.limits: dict[str, int] = {}  # of the size, below the settings': see `sizing`
@@ -79,15 +79,6 @@ class PoolState:
         self.min_size = min(min_size, max_size)
         self.max_idle = max_idle
         self.filling = max(0, min(self.filling, max_size - len(self.entries)))
-
-    def use_lanes(self, lanes: Any) -> None:
-        """Refuse lanes: a pool has them from the beginning or not at all.
-
-        Raises:
-            ValueError: There are lanes.
-        """
-        if lanes is not None:
-            raise ValueError("lanes must be given when the pool is made; this one has none")
 
     # -- counts -------------------------------------------------------------
 
@@ -116,24 +107,6 @@ class PoolState:
     def exhausted(self) -> bool:
         """Whether nothing is idle and no slot is free."""
         return not self.idle and len(self.entries) >= self.max_size
-
-    @property
-    def full(self) -> bool:
-        """Whether every resource is in use."""
-        return not self.idle and self.in_use >= self.max_size
-
-    def is_full(self, waiter: Waiter) -> bool:
-        """Whether nothing is idle and no slot is free for a waiter."""
-        return self.exhausted
-
-    @property
-    def demand(self) -> int:
-        """Number of waiters that may be served, if there are resources for them."""
-        return len(self.waiters)
-
-    def needing_release(self, waiter: Waiter) -> int:
-        """Number of waiters that need a release, as `max_waiting` counts them for a new one."""
-        return self.waiting_for_release
 
     @property
     def waiting_for_release(self) -> int:
@@ -188,10 +161,6 @@ class PoolState:
         self.closing.discard(entry)
         self.entries.discard(entry)  # last: until then it can be retired again
         return found
-
-    def check(self, entry: Entry, task: WorkerTask) -> None:
-        """Note that a check or reset on a worker has begun."""
-        self.checking[entry] = task
 
     def settle(self, entry: Entry) -> None:
         """Note that a creation, check or reset has ended."""
@@ -305,7 +274,7 @@ class PoolState:
         creating = len(self.creating)
         short = self.min_size - (len(self.entries) - len(self.closing))
         ahead = min(max(short, self.filling), most_ahead - creating)
-        return ahead if self.paused else max(self.demand - creating - len(self.checking), ahead)
+        return ahead if self.paused else max(self.waiters.demand - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:
         """Remove surplus resources from the idle stack, longest unused first."""

@@ -8,7 +8,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from .clock import Box
-from .entry import Token
+from .entry import Entry, Token
 from .runtime.gevent import NATIVE, hand, wake
 
 __all__ = ["WaitQueue", "Waiter"]
@@ -63,6 +63,39 @@ class WaitQueue(deque[Waiter]):
         super().__init__()
         self.threads: set[int] = set()  # of the waiters
         self.exhaustion_reported = False  # since the queue was empty
+
+    # What `lanes.LaneQueue` does otherwise.
+
+    def use(self, lanes: object) -> None:
+        """Refuse lanes: a pool has them from the beginning or not at all.
+
+        Raises:
+            ValueError: There are lanes.
+        """
+        if lanes is not None:
+            raise ValueError("lanes must be given when the pool is made; this one has none")
+
+    @property
+    def demand(self) -> int:
+        """Number of waiters that may be served, if there are resources for them."""
+        return len(self)
+
+    def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
+        """Whether there is nothing for a waiter; ``exhausted``: nothing is idle and no slot is free."""
+        return exhausted
+
+    def needing_release(self, waiter: Waiter, of_all: int, closing: int) -> int:
+        """Number of waiters that need a release, as ``max_waiting`` counts them for a new one.
+
+        Args:
+            waiter: The new one.
+            of_all: That number without lanes.
+            closing: Number of resources that are being closed.
+        """
+        return of_all
+
+    def take_back(self, entry: Entry) -> None:
+        """Note that an entry is not lent any more."""
 
     def line_of(self, waiter: Waiter) -> WaitQueue:
         """Return the queue in which a waiter waits: this one, where there are no lanes."""

@@ -172,7 +172,7 @@ class _Source:
             oldest = now - waiters[0].arrived if waiters else 0.0
             holders = holders_of(engine.state.lent(), now)
             is_open = not engine.state.closed
-            exhausted = bool(waiters) and engine.state.exhausted
+            exhausted = bool(waiters) and engine.state.exhausted  # without lanes' reserves, which pool.exhaustion() has
             error = engine.outage.text
         settings, state = engine.settings, engine.state
         limits = {

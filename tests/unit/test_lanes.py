@@ -18,12 +18,12 @@ import pytest
 
 from pooling import HTTPPool, Lane, Pool, PoolClosed, PoolSettings, PoolTimeout, TooManyWaiting, from_url, lane
 from pooling.core import lanes as core_lanes
-from pooling.core.lanes import LaneState
+from pooling.core.lanestate import LaneState
 from pooling.core.sizing import limit_size
 from pooling.lanes import current_lane
 from pooling.testing import FakeAdapter, Script, VirtualClock
 from tests.unit import test_interruptions
-from tests.unit.conftest import Make, Task, maintenance_of
+from tests.unit.conftest import Make, Task, entry_of, maintenance_of
 from tests.unit.test_interruptions import Scene, strike_everywhere
 
 LANES = {"health": Lane(reserve=1), "web": Lane(weight=4), "batch": Lane(weight=1, most=2)}
@@ -626,8 +626,9 @@ def test_release_while_the_lane_looks_for_an_idle_one(make: Make, clock: Virtual
 
     def give_back() -> None:
         with script("comes back"):
-            state_of(pool).give_back(lease._token)  # type: ignore[arg-type]  # without the lock, as a release begins
-            lease._token = None
+            token = entry_of(pool, lease.resource)()
+            assert token is not None
+            state_of(pool).give_back(token)  # without the lock, as a release begins
 
     script.run(lambda: pool.acquire(lane="batch", timeout=5).release(), give_back)
     lanes.join = original  # type: ignore[method-assign]

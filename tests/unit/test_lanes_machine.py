@@ -16,14 +16,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pooling.core.entry import Token
-from pooling.core.lanes import LaneState, Line
+from pooling.core.entry import LaneEntry, Token
+from pooling.core.lanes import Line
+from pooling.core.lanestate import LaneState
 from pooling.core.outage import Outage
 from pooling.core.state import UNLIMITED
 from pooling.core.waiter import Waiter
 from pooling.errors import PoolClosed
 from pooling.lanes import Lane, Lanes
-from tests.unit import test_state
 from tests.unit.test_state import ERRAND, NOW, Box, box_of, failed
 
 _threads = itertools.count(1)
@@ -37,8 +37,10 @@ def a_state(max_size: int = 5, lanes: dict[str, Lane] | None = None, min_size: i
 
 
 def reserved(state: LaneState, expires: float = math.inf) -> Token:
-    token = test_state.reserved(state, expires)
-    token.entry.lane = None
+    token = Token()
+    token.entry = entry = LaneEntry(token)
+    entry.begin(state.generation, expires, NOW)
+    state.reserve(entry)
     return token
 
 
@@ -101,7 +103,7 @@ def test_reserved_place_stays_idle_without_its_lane() -> None:
     creations, closes = state.serve(UNLIMITED, NOW)
     assert served(waiters) == [0, 1] and len(state.idle) == 1
     assert (creations, closes) == (0, [])
-    assert state.demand == 0 and state.is_full(waiters[2])
+    assert state.waiters.demand == 0 and state.waiters.blocks(waiters[2], state.exhausted)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_max_waiting_is_for_each_lane(lane: str, lent: dict[str, int], waiting: 
     state = a_state(5)
     tokens = [lent_to(state, name, number) for name, number in lent.items()]
     put(state, *waiting)
-    assert state.needing_release(lane_waiter(state, lane)) == needing
+    assert state.waiters.needing_release(lane_waiter(state, lane), 99, len(state.closing)) == needing
     del tokens
 
 
@@ -533,7 +535,8 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def reset_on_a_worker(self, which: int) -> None:
         token, _ = self.held.pop(which % len(self.held))
-        self.state.check(token.entry, ERRAND)
+        self.state.checking[token.entry] = ERRAND
+        self.state.waiters.take_back(token.entry)
         self.checking.append(token)
         self.serve()
 
@@ -600,7 +603,7 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(most=st.integers(1, 3), weight=st.sampled_from([0.5, 3]), reserve=st.integers(0, 2))
     def change_the_lanes(self, most: int, weight: float, reserve: int) -> None:
         changed = {"health": Lane(reserve=reserve), "web": Lane(weight=weight), "batch": Lane(most=most)}
-        self.state.use_lanes(Lanes(changed))
+        self.state.waiters.use(Lanes(changed))
         self.serve()
 
     @rule(sure=st.integers(0, 4))

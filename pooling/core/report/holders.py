@@ -169,7 +169,7 @@ def _borrower_of(entry: Entry) -> Borrower | None:
 
 
 def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
-    code, seconds, lane = entry.code, max(0.0, now - entry.since), getattr(entry.lane, "name", None)
+    code, seconds, lane = entry.code, max(0.0, now - entry.since), getattr(getattr(entry, "lane", None), "name", None)
     number = f"{'greenlet' if patched() else 'thread'} {entry.thread}"
     thread, ended = names.get(entry.thread) or (number if patched() else f"{number} (ended)"), None
     who = _borrower_of(entry)
