@@ -288,6 +288,8 @@ class LaneQueue(WaitQueue):
 
     def lend(self, line: Line, entry: Any) -> None:
         """Record a lease of a lane."""
+        if entry.lane is not None:
+            self.collect()  # released since the last `tick`
         if len(line.lent) >= line.reserve:
             self.served = max(self.served, line.start)
         entry.lane = line

@@ -10,7 +10,7 @@ from ..lanes import DEFAULT, Lanes, current_lane
 from ..settings import PoolSettings
 from .entry import Entry, LaneEntry, Token
 from .lanes import LaneQueue, Line, lane_snapshots
-from .state import PoolState
+from .state import MOST_AHEAD, PoolState
 
 __all__ = ["LaneState", "state_for"]
 
@@ -64,7 +64,7 @@ class LaneState(PoolState):
 
     def give_back(self, token: Token) -> None:
         """Push a released resource onto the idle stack, without the lock; `serve` has to follow."""
-        self.lanes.returned.append(token.entry)  # first: once it is idle, it may be lent again
+        self.lanes.returned.append(token.entry)  # first: once it is idle, it may be lent again, after a `collect`
         self.idle.append(token)
 
     def take(self, line: Line, now: float, pop: Callable[[], Token]) -> Token | None:
@@ -87,7 +87,7 @@ class LaneState(PoolState):
         self.lanes.tick(now)
         return super().accept(token, now)
 
-    def serve(self, allowed: int, now: float, ahead: int = 64) -> tuple[int, list[tuple[Token, str]]]:
+    def serve(self, allowed: int, now: float, ahead: int = MOST_AHEAD) -> tuple[int, list[tuple[Token, str]]]:
         self.lanes.tick(now)
         return super().serve(allowed, now, ahead)
 

@@ -188,6 +188,20 @@ def test_release_without_the_lock_is_counted_at_the_next_step() -> None:
     assert box_of(waiter) == [tokens[0]] and counts(state) == {"batch": 3}
 
 
+def test_release_in_the_middle_of_a_step_is_counted_before_it_is_lent_again() -> None:
+    """A release takes no lock, so its resource may be found idle by the very step that has just counted the others."""
+    state = a_state(5)
+    (token,) = lent_to(state, "batch")
+    (waiter,) = put(state, "web")
+    state.lanes.tick(NOW)
+    state.give_back(token)
+    state.match_waiters(NOW)
+    state.lanes.tick(NOW)
+    assert box_of(waiter) == [token] and counts(state) == {"web": 1}
+    assert state.waiters.leave(waiter) is token
+    assert state.accept(token, NOW) is None and counts(state) == {}
+
+
 def test_take_does_not_pass_waiters() -> None:
     """A resource that was pushed a moment ago is for the waiter of another lane (P3, P8)."""
     state = a_state(5)
