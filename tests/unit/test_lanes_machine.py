@@ -95,6 +95,19 @@ def test_reserved_place_is_for_its_lane_only() -> None:
     assert not state.idle
 
 
+def test_reserve_comes_first_where_there_is_one_resource_for_two() -> None:
+    """Before the weights and the arrival: the other place is there, but its resource is still being closed."""
+    state = a_state(3)
+    tokens = lent_to(state, "web")
+    (closing,) = idle(state, 1)
+    state.idle.clear()
+    state.close(closing.entry)
+    waiters = put(state, "web", "health")
+    tokens += idle(state, 1)
+    state.serve(UNLIMITED, NOW)
+    assert served(waiters) == [1]
+
+
 def test_reserved_place_stays_idle_without_its_lane() -> None:
     """P8 is about the places that a lane may use."""
     state = a_state(3)
@@ -338,6 +351,19 @@ def test_what_a_limited_lane_cannot_use_goes_to_the_others() -> None:
     load.run(60)
     for name, share in {"batch": 0.3, "web": 0.35, "other": 0.35}.items():
         assert load.shares()[name] == pytest.approx(share, rel=0.05)
+
+
+def test_limited_lane_saves_nothing_up() -> None:
+    """What its limit withheld from it is not made up for when the limit is lifted."""
+    state = a_state(10, {"web": Lane(), "batch": Lane(weight=9, most=2)})
+    load = Load(state, {"web": 0.1, "batch": 0.1})
+    for name in load.lasting:
+        load.demand(name, 15)
+    load.run(40)
+    state.waiters.use(Lanes({"web": Lane(), "batch": Lane()}))
+    load.held.clear()
+    load.run(60)
+    assert load.shares()["batch"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_idle_lane_saves_nothing_up() -> None:
