@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pooling import Lane, Pool, PoolTimeout
 from pooling.lanes import current_lane, lane
 from pooling.web._lanes import ByPath, LanePaths
 from pooling.web.wsgi import PoolingMiddleware
@@ -90,3 +91,25 @@ def test_without_lane_paths_nothing_is_between() -> None:
         return []
 
     assert vars(PoolingMiddleware(app))["_app"] is app
+
+
+def test_prometheus_counts_by_lane() -> None:
+    client = pytest.importorskip("prometheus_client")  # installed in CI
+    from pooling.observe.prometheus import PoolCollector
+
+    def page() -> str:
+        registry = client.CollectorRegistry()
+        registry.register(PoolCollector())
+        text: str = client.generate_latest(registry).decode()
+        return text
+
+    with Pool(object, name="plain", health_check_interval=None) as plain:
+        plain.acquire().release()
+        assert "pooling_lane" not in page()
+        with Pool(object, name="laned", max_size=1, health_check_interval=None, lanes={"batch": Lane()}) as pool:
+            with pool.acquire(lane="batch"), pytest.raises(PoolTimeout):
+                pool.acquire(lane="batch", timeout=0.01)
+            seen = page()
+    assert 'pooling_lane_acquired_total{lane="batch",pool="laned"} 1.0' in seen
+    assert 'pooling_lane_timeouts_total{lane="batch",pool="laned"} 1.0' in seen
+    assert 'pool="plain",lane' not in seen
