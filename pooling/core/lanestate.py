@@ -71,7 +71,7 @@ class LaneState(PoolState):
         """Take an idle resource for a lane, unless there are waiters that come first."""
         lanes = self.lanes
         lanes.tick(now)
-        if self.fast_path_closed or line.queue or not lanes.may_have_one(line) or (lanes and lanes.demand):
+        if self.fast_path_closed or not lanes.may_have_one(line) or (lanes and lanes.demand):
             return None
         try:
             token = pop()

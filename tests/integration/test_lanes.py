@@ -5,6 +5,7 @@ Batch saturates the pool; web keeps its share, and health checks are answered at
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +204,44 @@ def test_django(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFacto
             run.verify()
         finally:
             connections["default"].close_pool()
+
+
+def test_django_middleware_in_async_views(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tests.integration import django_site
+
+    with django_site.running(postgres, tmp_path_factory):
+        from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
+        from django.http import StreamingHttpResponse
+        from django.test import override_settings
+
+        from pooling.lanes import current_lane
+        from pooling.web.django.lanes import lane_middleware
+
+        seen: list[str | None] = []
+
+        async def view(request: Any) -> StreamingHttpResponse:
+            async def rows() -> Any:
+                seen.append(current_lane())
+                yield b"row"
+                seen.append(current_lane())
+
+            seen.append(current_lane())
+            return StreamingHttpResponse(rows())
+
+        async def request(path: str) -> None:
+            response = await lane_middleware(view)(SimpleNamespace(path_info=path))
+            async for piece in response:
+                assert piece == b"row" and current_lane() is None
+
+        with override_settings(POOLING_LANE_PATHS=PATHS):
+            asyncio.run(request("/report/all"))
+        assert seen == ["batch"] * 3
+        with override_settings(POOLING_LANE_PATHS={"report": "batch"}), pytest.raises(
+            ImproperlyConfigured, match="POOLING_LANE_PATHS must have prefixes that begin with a slash, not 'report'"
+        ):
+            lane_middleware(view)
+        with override_settings(POOLING_LANE_PATHS={}), pytest.raises(MiddlewareNotUsed):
+            lane_middleware(view)
 
 
 def test_wsgi_middleware(postgres: PostgresServer) -> None:
