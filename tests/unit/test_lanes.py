@@ -23,7 +23,7 @@ from pooling.core.sizing import limit_size
 from pooling.lanes import current_lane
 from pooling.testing import FakeAdapter, Script, VirtualClock
 from tests.unit import test_interruptions
-from tests.unit.conftest import Make, Task, entry_of, maintenance_of
+from tests.unit.conftest import Make, Task, entry_of, lent_elsewhere, maintenance_of
 from tests.unit.test_interruptions import Scene, strike_everywhere
 
 LANES = {"health": Lane(reserve=1), "web": Lane(weight=4), "batch": Lane(weight=1, most=2)}
@@ -466,11 +466,10 @@ def deadlocks(caplog: pytest.LogCaptureFixture) -> int:
 def test_deadlock_at_the_limit_of_a_lane(
     make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thread that holds the lane's last place and waits for another, although others are idle."""
+    """A thread that holds the lane's last place and waits for another, although other lanes work and have places."""
     pool = make(max_size=4, lanes={"batch": Lane(most=1)})
-    pool.acquire().release()
     caplog.set_level(logging.WARNING, "pooling")
-    with pool.acquire(lane="batch"), pytest.raises(PoolTimeout):
+    with lent_elsewhere(pool), pool.acquire(lane="batch"), pytest.raises(PoolTimeout):
         task = Task(clock.until_parked, 1)
         threading.Thread(target=lambda: (clock.until_parked(1), clock.advance(10)), daemon=True).start()
         pool.acquire(lane="batch")
@@ -481,22 +480,26 @@ def test_deadlock_at_the_limit_of_a_lane(
 def test_no_deadlock_while_a_holder_can_be_served(
     make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A holds the place of batch and waits for one of web; B, which works, will release one."""
-    pool = make(max_size=2, lanes={"web": Lane(), "batch": Lane(most=1)})
+    """Both places of batch are held by threads that wait, but one of them waits for web, which will release one."""
+    pool = make(max_size=3, lanes={"web": Lane(), "batch": Lane(most=2)})
     caplog.set_level(logging.WARNING, "pooling")
     mine = pool.acquire(lane="web")
 
-    def hold_and_wait() -> None:
-        with pool.acquire(lane="batch"), pool.acquire(lane="web"):
-            pass
+    def hold_and_wait(second: str) -> None:
+        with pool.acquire(lane="batch"):
+            both.wait(20)
+            if second == "batch":
+                clock.until_parked(1)
+            with pool.acquire(lane=second):
+                pass
 
-    task = Task(hold_and_wait)
-    clock.until_parked(1)
-    third = waiting(pool, clock, "batch", 2)
+    both = threading.Barrier(2)
+    tasks = [Task(hold_and_wait, "web"), Task(hold_and_wait, "batch")]
+    clock.until_parked(2)
     assert deadlocks(caplog) == 0
     mine.release()
-    task.result()
-    third.result().release()
+    for task in tasks:
+        task.result()
 
 
 def test_deadlock_across_lanes(make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
