@@ -90,7 +90,8 @@ def test_without_lane_paths_nothing_is_between() -> None:
     def app(environ: Any, start: Any) -> Any:
         return []
 
-    assert vars(PoolingMiddleware(app))["_app"] is app
+    assert not any(isinstance(each, ByPath) for each in vars(PoolingMiddleware(app)).values())
+    assert any(isinstance(each, ByPath) for each in vars(PoolingMiddleware(app, lane_paths={"/": "web"})).values())
 
 
 def test_prometheus_counts_by_lane() -> None:
