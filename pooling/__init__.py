@@ -33,6 +33,7 @@ from .errors import (
     TooManyWaiting,
     TransactionRolledBack,
 )
+from .lanes import Lane, lane
 from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "HTTPTimeout",
     "HistogramSnapshot",
     "Holder",
+    "Lane",
     "Lease",
     "LeaseError",
     "MySQLPool",
@@ -91,6 +93,7 @@ __all__ = [
     "from_url",
     "get_http_pool",
     "init_http_pool",
+    "lane",
     "make_http_request",
     "shutdown_http_pool",
 ]

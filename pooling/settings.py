@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 
 from ._fields import fields
 from ._masking import shown
+from .lanes import Lane, Lanes
 
 __all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
 
@@ -242,6 +243,11 @@ class PoolSettings:
             with the most completed leases per second, between ``min_size`` and
             ``max_size``; it begins with 10. ``"observe"`` only says what it
             would do. ``"off"`` does neither.
+        lanes: What shares the pool, by name, see :class:`Lane`. ``max_waiting``
+            then holds for each lane. ``None`` means that there are none, and
+            waiters are served strictly in order of arrival. A string such as
+            ``"health:reserve=1,web:weight=4,batch:most=5"``, for URLs and the
+            environment, or mappings with the fields of a lane mean the same.
 
     Raises:
         TypeError: A value has the wrong type: a string or a bool for a number.
@@ -274,9 +280,15 @@ class PoolSettings:
     enable_metrics: bool = True
     metrics_interval: float = 5.0
     adaptive: str = "off"
+    lanes: Mapping[str, Lane] | None = None
 
     def __post_init__(self) -> None:
         _check(self, ("min_size", "max_size"), ("min_size", "max_idle"))
+        if isinstance(self.lanes, Lanes):
+            try:
+                self.lanes.check(self.max_size)
+            except ValueError as rule:
+                raise ValueError(f"PoolSettings.lanes {rule}") from None
 
     @classmethod
     def conservative(cls, **changes: object) -> PoolSettings:
@@ -421,6 +433,7 @@ class _Options(TypedDict, total=False):
     enable_metrics: bool
     metrics_interval: float
     adaptive: str
+    lanes: Mapping[str, Lane] | None
 
 
 class PoolOptions(_Options, total=False):
@@ -459,6 +472,7 @@ _KINDS: dict[str, tuple[Any, str, _Bounds, Callable[[str], object]]] = {
     "bool": (bool, "true or false", (), truth),
     "str": (str, "a string", (), str),
     "Backoff": (Backoff, "a Backoff", (), str),
+    "Mapping[str, Lane]": ((Mapping, str), "a mapping of Lane objects by name", (), str),
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(PoolSettings)}
 _FIELDS |= {f"backoff_{field.name}": field for field in dataclasses.fields(Backoff)}
@@ -490,6 +504,8 @@ def _accept(field: dataclasses.Field[Any], value: Any) -> object:
     or_none = " or None" if optional else ""
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         raise TypeError(f"must be {noun}{or_none}")
+    if field.name == "lanes":
+        return Lanes.of(value)
     for words, bound in _BOUNDS.get(field.name, usual):
         if not _HOLDS[words](value, bound):
             raise ValueError(f"must be {words} {bound:.0f}{or_none}")

@@ -51,6 +51,8 @@ def engine_of(
         ImportError: The driver is not installed.
     """
     settings = settings or PoolSettings(min_size=0, validate_on_acquire=False)
+    if settings.lanes is not None:
+        raise ValueError("lanes must be None for a SQLAlchemy engine, whose connect() names no lane")
     for own, field in _OWN.items():
         if own in arguments:
             how = f"write {field}=, or {own} in the query of the URL" if field else "its pool is ours"

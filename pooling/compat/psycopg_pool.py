@@ -195,10 +195,10 @@ class _NullCore(_Core):
         super().__init__(*args, **options)
         vars(self.engine.adapter)["refuse"] = _refuse
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Any]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[Any]:
         exhausted, began = self.engine.state.exhausted, self.engine.clock.now()
         try:
-            return super().acquire(timeout, _depth + 1)
+            return super().acquire(timeout, _depth + 1, lane)
         except errors.TooManyWaiting:
             exhausted = False  # refused, not queued
             raise

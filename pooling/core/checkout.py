@@ -15,7 +15,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 from .engine import EMPTY_PLAN, Engine
-from .entry import DEAD, Token
+from .entry import DEAD, LaneEntry, Token
+from .lanestate import LaneState
 from .liveness import Liveness
 from .report.holders import borrower, describe, has_ended, holders_of
 from .report.messages import format_counts, format_error
@@ -38,14 +39,17 @@ class Checkout(Generic[R]):
     came later (P3).
     """
 
-    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "_reject")
+    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "lane", "_reject")
 
-    def __init__(self, engine: Engine[R], liveness: Liveness[R], timeout: float | None, arrived: float) -> None:
+    def __init__(
+        self, engine: Engine[R], liveness: Liveness[R], timeout: float | None, arrived: float, lane: str | None = None
+    ) -> None:
         self.engine = engine
         self.liveness = liveness
         self.timeout = engine.settings.acquire_timeout if timeout is None else timeout
         self.arrived = arrived
         self.waited = False
+        self.lane = lane  # without effect in a pool without lanes
         self._reject: Callable[[], object] | None = None  # disposes of the rejected resource
 
     def run(self, doubtful: list[Token] | None = None) -> tuple[Token, float]:
@@ -60,7 +64,7 @@ class Checkout(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        token = doubtful.pop() if doubtful else self._wait()
+        token = doubtful.pop() if doubtful else self._take_idle() or self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
@@ -68,6 +72,8 @@ class Checkout(Generic[R]):
             now = engine.fast.now()
         if self.waited and engine.settings.enable_metrics:
             engine.metrics.durations.wait.record(now - self.arrived)
+            if isinstance(token.entry, LaneEntry):
+                token.entry.lane.wait.record(now - self.arrived)
             if engine.events.observers:
                 engine.events.notify("waited", now - self.arrived)
         if engine.events.leases_observed:
@@ -111,20 +117,33 @@ class Checkout(Generic[R]):
             self._reject = lambda: liveness.found_dead(token, "invalid", error)
         return False
 
+    def _take_idle(self) -> Token | None:
+        """Take an idle resource that no waiter may have, in a pool with lanes; in others, the fast path does this."""
+        engine, state = self.engine, self.engine.state
+        if not isinstance(state, LaneState):
+            return None
+        line = state.line(self.lane)
+        with engine.lock:
+            return state.take(line, engine.fast.now(), engine.fast.pop)
+
     # -- wait -----------------------------------------------------------------
 
     def _wait(self) -> Token:
         """Wait in the queue for a resource, or for the error that another thread puts into the box."""
         engine = self.engine
-        self.waited = True
-        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None)
+        taken, self.waited = not self.waited and self._reject is not None, True
+        state = engine.state  # a forked child has another one, with other lines
+        line = state.line(self.lane) if isinstance(state, LaneState) else None
+        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, line)
         item: Token | BaseException | None
         try:
             creations, closes = EMPTY_PLAN
             deadlocked = False
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
-                if not engine.state.exhausted:
+                if line is not None and taken:
+                    line.at_once -= 1  # the resource that it took proved dead
+                if not state.waiters.blocks(waiter, state.exhausted):
                     if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
@@ -177,15 +196,20 @@ class Checkout(Generic[R]):
             engine.schedule_sweep(outage.retry_at)
         if outage.final and not state.live and now < outage.retry_at:
             raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
-        if limit is not None and state.waiting_for_release >= limit and not waiter.again:
-            counts = format_counts(engine.adapter, state)
-            raise TooManyWaiting(f"pool {engine.name!r}: the wait queue is full (max_waiting={limit}; {counts})")
+        if limit is not None and not waiter.again and (
+            state.waiters.needing_release(waiter, state.waiting_for_release, len(state.closing)) >= limit
+        ):
+            if waiter.line is not None:
+                waiter.line.refusals += 1
+            counts, where = format_counts(engine.adapter, state), _lane(waiter, "of")
+            raise TooManyWaiting(f"pool {engine.name!r}: the wait queue{where} is full (max_waiting={limit}; {counts})")
         state.started = True
-        if not state.waiters:
-            state.waiters.exhaustion_reported = False  # the wait queue begins anew
-        exhausted = not state.waiters.exhaustion_reported and state.exhausted
+        queue = state.waiters.line_of(waiter)
+        if not queue:
+            queue.exhaustion_reported = False  # the wait queue begins anew
+        exhausted = not queue.exhaustion_reported and state.waiters.blocks(waiter, state.exhausted)
         if exhausted:
-            state.waiters.exhaustion_reported = True
+            queue.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1
             engine.metrics.note_in_use()
         state.waiters.join(waiter)
@@ -210,8 +234,10 @@ class Checkout(Generic[R]):
             cause = down or engine.outage.full
             lent = engine.state.lent()
             now = engine.fast.now()
+            if waiter.line is not None:
+                waiter.line.timeouts += 1
         when = f"within {timeout:.1f} s" if timeout else "at once"
-        text = f"pool {engine.name!r}: no {engine.adapter.noun} {when} ({counts})"
+        text = f"pool {engine.name!r}: no {engine.adapter.noun} {when}{_lane(waiter, 'in')} ({counts})"
         if lent and engine.fast.track_holders:
             mine = [entry for entry in lent if entry.thread == waiter.thread and not has_ended(entry)]
             if mine:
@@ -228,9 +254,12 @@ class Checkout(Generic[R]):
     def _is_deadlocked_locked(self, waiter: Waiter) -> bool:
         """Whether this thread holds a resource, and every resource is held by a thread that waits here.
 
-        Only called when nothing is idle and no slot is free.
+        Only called when nothing is idle and no slot is free. In a pool with lanes: nothing that the waiter's lane may
+        use, and the resources are those of which one must be released.
         """
         state, me = self.engine.state, waiter.thread
+        if isinstance(state, LaneState):
+            return not waiter.given and state.is_stuck(waiter.line, me) and not any(map(has_ended, state.lent()))
         first: Any = next(iter(state.entries), None)
         if first is None or not first.held or first.thread not in state.waiters.threads:
             return False  # the usual case: the holder is working
@@ -243,3 +272,7 @@ class Checkout(Generic[R]):
         if state.max_size < self.engine.settings.max_size:
             return False  # a limit may be raised
         return all(entry.held and entry.thread in state.waiters.threads for entry in state.entries)
+
+
+def _lane(waiter: Waiter, word: str) -> str:
+    return "" if waiter.line is None else f" {word} lane {waiter.line.name!r}"

@@ -39,6 +39,7 @@ from .entry import Entry, Token
 from .events import Events
 from .fastpath import FastPath
 from .hangup import watchable
+from .lanestate import state_for
 from .observer import Observer
 from .outage import SETTLE, Outage
 from .report.messages import format_error
@@ -49,7 +50,7 @@ from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
-from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED, PoolState
+from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
 
@@ -79,8 +80,8 @@ class Engine(Generic[R]):
         self.runtime = registry.runtime_of(clock)
         prepare_random()
         self.fast = FastPath(clock.now)
-        resets = overridden(adapter, "reset") is not None
-        self.metrics = PoolMetrics(name, clock, stacked=not resets or adapter.enforces_timeouts)
+        stacked = overridden(adapter, "reset") is None or adapter.enforces_timeouts
+        self.metrics = PoolMetrics(name, clock, stacked)
         self.events = Events(name, adapter.noun, self.metrics)
         self.settings = settings
         self.owner: weakref.ref[Any] | None = None  # the public pool; ``None`` for a part of another pool
@@ -94,7 +95,7 @@ class Engine(Generic[R]):
     def renew(self) -> None:
         """Begin with no entry, no waiter, and a new lock; also in a forked child."""
         self.lock: Any = _thread.RLock()  # native, under gevent too: see `runtime.gevent`
-        self.state = PoolState(self.settings.min_size, self.settings.max_size, self.settings.max_idle)
+        self.state = state_for(self.settings, self.lock)
         self.outage = Outage(self.adapter.max_creating)
         self.metrics.renew(self.lock, self.state)
         self.sweep_due = NEVER  # guarded by the lock
@@ -104,10 +105,10 @@ class Engine(Generic[R]):
 
     def configure(self, settings: PoolSettings) -> None:
         """Apply settings. Needs the lock, except in the constructor."""
+        self.state.waiters.use(settings.lanes)  # first: it may refuse them
         self.settings = settings
         self.state.resize(settings.min_size, settings.max_size, settings.max_idle)
-        watched = any(entry.watched for entry in self.state.entries)
-        self.fast.configure(settings, self.adapter, watched)
+        self.fast.configure(settings, self.adapter, any(entry.watched for entry in self.state.entries))
         self.refresh_fast_path_locked()
 
     def refresh_fast_path_locked(self) -> None:
@@ -171,7 +172,7 @@ class Engine(Generic[R]):
         with self.lock:
             state = self.state
             # A waiter whose resource is being checked on a worker has not been forgotten.
-            if audit and state.idle and len(state.waiters) > len(state.checking) and not state.paused:
+            if audit and state.idle and state.waiters.demand > len(state.checking) and not state.paused:
                 self.metrics.count["audit_repairs"] += 1
             if state.hand_over_one() and not self.watchers:
                 return
@@ -222,7 +223,7 @@ class Engine(Generic[R]):
             # First: the sweep reclaims what an exception leaves.
             self.schedule_sweep(now + self.settings.create_timeout)
             token = Token()
-            token.entry = entry = Entry(token, self.runtime.reaper.drop)
+            token.entry = entry = state.entry_class(token, self.runtime.reaper.drop)
             entry.pool = self.ref
             entry.begin(state.generation, now + lifetime(self.settings), now)
             state.reserve(entry)  # it counts from here on (P2)
@@ -265,8 +266,7 @@ class Engine(Generic[R]):
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
                 entry.watched = self.fast.checks_on_acquire = True
-            wanted = self.state.owns(entry)
-            if wanted:
+            if wanted := self.state.owns(entry):
                 self.metrics.count["created"] += 1
                 down_since = self.outage.since
                 recovered = self.outage.succeeded(self.state.max_size, now)

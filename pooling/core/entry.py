@@ -22,7 +22,7 @@ import weakref
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DEAD", "Token", "Entry"]
+__all__ = ["DEAD", "Token", "Entry", "LaneEntry"]
 
 DEAD = object()
 """The generation of a resource that was found dead."""
@@ -103,3 +103,15 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
         released, so idle time is never attributed to a holder.
         """
         return self.since >= self.idle_since
+
+
+class LaneEntry(Entry):
+    """The record of one slot in a pool with lanes."""
+
+    __slots__ = ("lane",)
+
+    lane: Any  # a `lanes.Line` while it is lent, or on its way to a borrower
+
+    def begin(self, generation: object, expires: float, now: float) -> None:
+        super().begin(generation, expires, now)
+        self.lane = None

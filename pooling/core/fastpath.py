@@ -8,11 +8,13 @@ from typing import Any
 from ..settings import PoolSettings
 from .adapter import Adapter, overridden
 from .entry import Token
+from .lanestate import LaneState
 from .state import PoolState
 
 __all__ = ["FastPath"]
 
 _NO_GENERATION = object()  # equals the generation of no entry
+_ALWAYS = (None,)  # as if there were waiters
 
 
 class FastPath:
@@ -46,8 +48,9 @@ class FastPath:
 
     def use(self, state: PoolState, lifo: bool) -> None:
         """Lend from a state."""
-        self.waiters = state.waiters
-        self.push = state.idle.append
+        self.waiters, self.push = state.waiters, state.idle.append
+        if isinstance(state, LaneState):  # each acquire and release is decided on under the lock
+            self.waiters, self.push = _ALWAYS, state.give_back
         self.pop = state.idle.pop if lifo else state.idle.popleft
 
     def configure(self, settings: PoolSettings, adapter: Adapter[Any], watched: bool) -> None:

@@ -195,6 +195,7 @@ class Liveness(Generic[R]):
         with engine.lock:
             entry.since = now  # set first: it must not look overdue in `checking`
             engine.state.checking[entry] = task
+            engine.state.waiters.take_back(entry)
             engine.schedule_sweep(now + task.limit)
         engine.runtime.workers.submit(self._work, token, job, copy_context(), engine.ref())
 

@@ -55,7 +55,7 @@ class ManagedPool(Protocol[R], metaclass=_ByClass):
         """Counters and durations."""
         raise NotImplementedError
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[R]:
         """Take a resource, waiting for one if all are in use."""
         raise NotImplementedError
 

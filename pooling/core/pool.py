@@ -28,8 +28,8 @@ from .report.holders import Holder, holders_of
 from .report.messages import format_counts, format_error, format_exhaustion
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
-from .sizing import Budget
-from .waiting import is_warm, wait_until
+from .sizing import Budget, attach
+from .waiting import all_lent, is_warm, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,8 +108,6 @@ class Pool(ManagedPool[R]):
             raise TypeError(f"name must be a non-empty string, not {shown(name)}")
         if isinstance(name, str) and "://" in name and masked(name) != name:
             raise ValueError("name must not be an address with a password: it stands in every message")
-        if budget is not None and not callable(getattr(budget, "attach", None)):
-            raise TypeError(f"budget must be a pooling.FleetBudget, not {shown(budget)}")
         if clock is not None and not (callable(getattr(clock, "now", None)) and hasattr(clock, "get")):
             raise TypeError(f"clock must have now(), wall() and get(), not be {shown(clock)}")
         if not isinstance(observers, Iterable):
@@ -127,24 +125,25 @@ class Pool(ManagedPool[R]):
         adapter.settings_changed(self.settings)
         for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
-        self.budget = budget
+        self.budget = attach(budget, self.engine)
         """What limits its size beside the settings, together with other pools."""
-        if budget is not None:
-            budget.attach(self.engine)
 
     # -- acquire --------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[R]:
         """Take a resource, waiting for one if all are in use.
 
         Waiters are served strictly in order of arrival, whether the resource
-        that serves them was just released or just created.
+        that serves them was just released or just created. In a pool with
+        lanes that holds within each lane; see `Lane` for the order between them.
 
         Args:
             timeout: Seconds for everything together: waiting, creation,
                 validation. ``None`` means the pool's ``acquire_timeout``;
                 ``0`` takes an idle resource (checked, but not validated by a
                 round trip) or raises at once.
+            lane: The lane, by name; ``None`` means that of the `lane` around
+                this code, or "default". A pool without lanes ignores it.
 
         Returns:
             A `Lease`; as a context manager it gives the resource.
@@ -156,7 +155,8 @@ class Pool(ManagedPool[R]):
             TooManyWaiting: ``max_waiting`` borrowers wait already.
             PoolClosed: The pool was closed before or during the wait.
             CreateFailed: Creation can never succeed; the driver's error is the cause.
-            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0.
+            ValueError, TypeError: ``timeout`` is not a number of seconds >= 0,
+                or the pool has lanes, but none of this name.
         """
         if timeout is not None:
             timeout = seconds(timeout)
@@ -169,7 +169,7 @@ class Pool(ManagedPool[R]):
             except IndexError:
                 pass  # leave the handler, so that later errors do not chain this one
         if token is None:
-            token, now = Checkout(self.engine, self._liveness, timeout, clock()).run()
+            token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
         else:
             entry = token.entry
             now = clock()
@@ -181,7 +181,7 @@ class Pool(ManagedPool[R]):
             ):
                 doubtful = [token]
                 del token, entry  # another thread may get it while this one waits
-                token, now = Checkout(self.engine, self._liveness, timeout, now).run(doubtful)
+                token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
         entry = token.entry
         if fast.track_holders:
             entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
@@ -436,8 +436,7 @@ class Pool(ManagedPool[R]):
         """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
         engine = self.engine
         with engine.lock:
-            full = not engine.state.idle and engine.state.in_use >= engine.state.max_size
-            return format_exhaustion(engine.state, engine.fast.now()) if full else None
+            return format_exhaustion(engine.state, engine.fast.now()) if all_lent(engine) else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""

@@ -22,6 +22,7 @@ from .checkout import AUDIT
 from .engine import Engine
 from .entry import Token
 from .hangup import connected
+from .lanestate import LaneState
 from .liveness import Liveness
 from .report.messages import format_counts, format_error, format_exhaustion
 from .waiting import wait_until
@@ -129,12 +130,15 @@ class Probe(Generic[R]):
     def _full(self) -> bool:
         """Whether borrowers hold every resource; those of other health checks do not count. Needs the lock."""
         state = self.engine.state
+        if isinstance(state, LaneState):
+            return not (self._checking or state.lanes.may_have_one(state.probe_line()))
         return not state.idle and state.in_use - self._checking >= state.max_size
 
     def _may_go_on(self, failed: int, began: float) -> bool:
         """Whether there is something new for `_take`. Needs the lock."""
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
-        if state.idle or state.closed or state.paused or self._full() or self._succeeded >= began:
+        mine = not isinstance(state, LaneState) or state.lanes.may_have_one(state.probe_line())
+        if (state.idle and mine) or state.closed or state.paused or self._full() or self._succeeded >= began:
             return True
         if outage.failures > max(failed, 1):
             return True
@@ -146,10 +150,9 @@ class Probe(Generic[R]):
     def _take_idle(self) -> Token | None:
         """Take an idle resource that is alive as far as that is known without a round trip."""
         engine, state = self.engine, self.engine.state
-        while not state.waiters and not state.paused:  # else it is for them
-            try:
-                token = engine.fast.pop()
-            except IndexError:
+        while True:
+            token = self._pop()
+            if token is None:
                 return None
             if state.fast_path_closed or state.unfit(token.entry, engine.fast.now()):
                 engine.make_available(token)  # which closes it
@@ -157,7 +160,19 @@ class Probe(Generic[R]):
                 self.liveness.found_dead(token, "dead", None)
             else:
                 return token
-        return None
+
+    def _pop(self) -> Token | None:
+        """Remove a resource from the idle stack, unless it is for a waiter, or for another lane."""
+        engine, state = self.engine, self.engine.state
+        if isinstance(state, LaneState):
+            with engine.lock:
+                return state.take(state.probe_line(), engine.fast.now(), engine.fast.pop)
+        if state.waiters or state.paused:
+            return None
+        try:
+            return engine.fast.pop()
+        except IndexError:
+            return None
 
     def _raise_unavailable(self, timeout: float) -> None:
         engine, noun = self.engine, self.engine.adapter.noun

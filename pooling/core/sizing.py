@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
+from .._fields import fields
+from .._masking import shown
 from .engine import Engine
 
-__all__ = ["Budget", "limit_first", "limit_size"]
+__all__ = ["Budget", "attach", "limit_first", "limit_size"]
+
+logger = logging.getLogger("pooling")
 
 
 class Budget(Protocol):
@@ -17,6 +22,20 @@ class Budget(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Return the figures, for `Pool.stats`."""
+
+
+def attach(budget: Budget | None, engine: Engine[Any]) -> Budget | None:
+    """Limit a new pool by its budget, if it has one; return that.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if budget is None:
+        return None
+    if not callable(getattr(budget, "attach", None)):
+        raise TypeError(f"budget must be a pooling.FleetBudget, not {shown(budget)}")
+    budget.attach(engine)
+    return budget
 
 
 def limit_first(engine: Engine[Any], by: str, most: int) -> None:
@@ -31,7 +50,8 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
 
     Growing serves waiters at once. After shrinking, idle resources are closed now, and the rest of the surplus
     when it is released. ``min_size`` is filled up to the limit only. A forked child begins without limits, except
-    those of `limit_first`.
+    those of `limit_first`. A limit below the sum of what lanes reserve is kept, too: the lanes declared last lose
+    their reserved places, and one place is left for those that have none; the log says so.
 
     Args:
         engine: The pool's.
@@ -40,10 +60,22 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     """
     engine.ensure_usable()
     with engine.lock:
+        before = _lost_reserves(engine)
         if most is None:
             engine.state.limits.pop(by, None)
         else:
             engine.state.limits[by] = most
         engine.configure(engine.settings)
         engine.schedule_sweep(engine.fast.now())
+        lost, size = _lost_reserves(engine), engine.state.max_size
     engine.serve()
+    if lost > before:
+        logger.warning(
+            "pool %r: its size is limited to %d, so %d reserved places of its lanes are given up",
+            engine.name, size, lost, extra=fields("reserves_lost", engine.name, size=size, lost=lost),
+        )
+
+
+def _lost_reserves(engine: Engine[Any]) -> int:
+    lanes = engine.state.lanes
+    return 0 if lanes is None else sum(line.lane.reserve - line.reserve for line in lanes.lines.values())

@@ -71,7 +71,13 @@ class Limits(dict[str, int]):
 
 
 class PoolState:
-    """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``."""
+    """Idle stack, wait queue, entries; guarded by the pool's lock, except for the ends of ``idle``.
+
+    A pool with lanes has a `lanestate.LaneState` instead.
+    """
+
+    lanes: Any = None  # its `LaneQueue`
+    entry_class = Entry
 
     def __init__(self, min_size: int, max_size: int, max_idle: int | None = None) -> None:
         self.limits = Limits()  # of the size, below the settings': see `sizing`
@@ -289,7 +295,7 @@ class PoolState:
         creating = len(self.creating)
         short = self.min_size - (len(self.entries) - len(self.closing))
         ahead = min(max(short, self.filling), most_ahead - creating)
-        return ahead if self.paused else max(len(self.waiters) - creating - len(self.checking), ahead)
+        return ahead if self.paused else max(self.waiters.demand - creating - len(self.checking), ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:
         """Remove surplus resources from the idle stack, longest unused first."""

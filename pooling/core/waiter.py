@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 from collections import deque
 from contextvars import Context, copy_context
+from typing import Any
 
 from .clock import Box
-from .entry import Token
+from .entry import Entry, Token
 from .runtime.gevent import NATIVE, hand, wake
 
 __all__ = ["WaitQueue", "Waiter"]
@@ -20,15 +21,16 @@ class Waiter:
     asynchronous exception there would leave the lock held for ever.
     """
 
-    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context")
+    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context", "line")
 
-    def __init__(self, arrived: float, thread: int, again: bool = False) -> None:
+    def __init__(self, arrived: float, thread: int, again: bool = False, line: Any = None) -> None:
         # Looked up at each call: gevent replaces it when it patches the process.
         self.box: Box = queue.SimpleQueue()
         self.given = False  # guarded by the pool's lock
         self.arrived = arrived  # when its acquire began; orders the wait queue
         self.again = again  # its idle resource proved dead, and it keeps its position in the queue
         self.thread = thread
+        self.line = line  # a `lanes.Line`; None in a pool without lanes
         # Creations for this waiter run in a copy of it. Dropped when the waiter leaves the queue. Guarded by the lock.
         self.context: Context | None = copy_context()
         self.attempts = 0  # failed creations it has waited through; guarded by the lock
@@ -61,6 +63,43 @@ class WaitQueue(deque[Waiter]):
         super().__init__()
         self.threads: set[int] = set()  # of the waiters
         self.exhaustion_reported = False  # since the queue was empty
+
+    # What `lanes.LaneQueue` does otherwise.
+
+    def use(self, lanes: object) -> None:
+        """Refuse lanes: a pool has them from the beginning or not at all.
+
+        Raises:
+            ValueError: There are lanes.
+        """
+        if lanes is not None:
+            raise ValueError("lanes must be given when the pool is made; this one has none")
+
+    @property
+    def demand(self) -> int:
+        """Number of waiters that may be served, if there are resources for them."""
+        return len(self)
+
+    def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
+        """Whether there is nothing for a waiter; ``exhausted``: nothing is idle and no slot is free."""
+        return exhausted
+
+    def needing_release(self, waiter: Waiter, of_all: int, closing: int) -> int:
+        """Number of waiters that need a release, as ``max_waiting`` counts them for a new one.
+
+        Args:
+            waiter: The new one.
+            of_all: That number without lanes.
+            closing: Number of resources that are being closed.
+        """
+        return of_all
+
+    def take_back(self, entry: Entry) -> None:
+        """Note that an entry is not lent any more."""
+
+    def line_of(self, waiter: Waiter) -> WaitQueue:
+        """Return the queue in which a waiter waits: this one, where there are no lanes."""
+        return self
 
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter at its time of arrival."""

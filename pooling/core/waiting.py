@@ -22,6 +22,12 @@ class Watch:
         self.box = box
 
 
+def all_lent(engine: Engine[Any]) -> bool:
+    """Whether every resource is in use; in a pool with lanes, every one that is not reserved. Needs the lock."""
+    state = engine.state
+    return (not state.idle and state.in_use >= state.max_size) or (state.lanes is not None and state.lanes.free <= 0)
+
+
 def is_warm(engine: Engine[Any]) -> bool:
     """Whether ``min_size`` resources are ready, or as many as the limits allow, but at least one."""
     return engine.state.ready >= (engine.state.min_size or min(1, engine.settings.min_size))

@@ -6,6 +6,7 @@ its counters counters.
 
 Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``created``; ``closed/expired`` by reason; ``errors/OSError`` by kind;
+``lane_acquired/web`` and so on, with the seconds waited, by lane;
 ``wait/17`` by the place of the bucket (see `histogram.bound_of`), ``wait.short``
 for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
 all in nanoseconds. What was counted for one host has the host and a tab before
@@ -281,6 +282,10 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
     found: dict[str, float] = {name: getattr(snapshot, name) for name in _COUNTERS}
     _by_kind(found, "closed", snapshot.closed)
     _by_kind(found, "errors", snapshot.errors)
+    for name, lane in (snapshot.lanes or {}).items():
+        waited = lane.wait.mean * lane.acquired
+        numbers = {"acquired": lane.acquired, "waited": waited, "timeouts": lane.timeouts, "refusals": lane.refusals}
+        found.update({f"lane_{key}/{name}": number for key, number in numbers.items()})
     buckets = metrics.buckets()
     for name in _TIMES:
         _durations(found, name, getattr(snapshot, name), buckets[name])

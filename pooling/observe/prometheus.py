@@ -47,7 +47,7 @@ NAMES = ("otel", "hikari")
 """The sets of names that a collector can export."""
 
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "code", "le", "quantile"}
+_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "lane", "code", "le", "quantile"}
 
 # Bounds of the pools' own buckets, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts of 4.
 PLACES = range(14, 54, 2)
@@ -89,6 +89,12 @@ _COUNTERS = (
 _KINDS = (
     ("closed", "pooling_closed", "reason", "Connections closed, by reason."),
     ("errors", "pooling_errors", "kind", "Errors when a connection was created or a request was sent, by kind."),
+)
+_LANES = (  # of pools with lanes only
+    ("lane_acquired", "pooling_lane_acquired", "Connections acquired, by lane."),
+    ("lane_waited", "pooling_lane_wait_seconds", "The seconds for which requests waited for them, by lane."),
+    ("lane_timeouts", "pooling_lane_timeouts", "Timeouts of requests for a connection, by lane."),
+    ("lane_refusals", "pooling_lane_refusals", "Requests refused because the lane's wait queue was full."),
 )
 _HISTOGRAMS = (
     ("create", "db_client_connection_create_time_seconds", "The time it took to create a new connection."),
@@ -222,6 +228,10 @@ class _Families:
             yield self._counter(name, text, key)
         for key, name, label, text in _KINDS:
             yield self._by_kind(name, text, key, label)
+        for key, name, text in _LANES:
+            family = self._by_kind(name, text, key, "lane")
+            if family.samples:
+                yield family
         for key, name, text in _HISTOGRAMS:
             yield self._histogram(name, text, key)
         if self._hosts:

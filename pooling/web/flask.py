@@ -29,6 +29,7 @@ from werkzeug.local import LocalProxy
 
 from ..manager import PoolManager
 from ._health import HealthEndpoint
+from ._lanes import ByPath, LanePaths
 from ._metrics import MetricsEndpoint
 from ._scope import Scope
 from .dashboard import DashboardEndpoint
@@ -49,6 +50,9 @@ class Pooling:
             from ``app.config["POOLING"]`` (see `PoolManager.from_mapping`).
         max_leases: The maximum number of leases of a request at once; ``None``
             means one of each pool.
+        lane_paths: Lanes by prefix of the path, as for `PoolingMiddleware`;
+            ``None`` means ``app.config["POOLING_LANE_PATHS"]``, if that is set.
+            For a view, use the decorator `pooling.lane` below the route.
 
     Raises:
         As `init_app`.
@@ -60,7 +64,9 @@ class Pooling:
         *,
         manager: PoolManager | None = None,
         max_leases: int | None = None,
+        lane_paths: Mapping[str, str] | None = None,
     ) -> None:
+        self._lane_paths = None if lane_paths is None else LanePaths(lane_paths)
         self._given = manager
         self._most = max_leases
         if app is not None:
@@ -78,8 +84,13 @@ class Pooling:
         given = app.config.get("POOLING") or {}
         if not isinstance(given, Mapping):
             raise TypeError(f'app.config["POOLING"] must be a mapping, not {type(given).__name__}')
+        paths, configured = self._lane_paths, app.config.get("POOLING_LANE_PATHS")
+        if paths is None and configured:
+            paths = LanePaths(configured)
         manager = self._given if self._given is not None else PoolManager()
         manager.configure(given)
+        if paths is not None:
+            app.wsgi_app = ByPath(app.wsgi_app, paths)  # type: ignore[method-assign]
         app.extensions[_KEY] = manager
         app.after_request(_watch_stream)
         app.teardown_request(_end_request)

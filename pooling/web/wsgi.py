@@ -23,6 +23,7 @@ from .._urls import engine_url, settings_for
 from ..manager import PoolManager
 from ..settings import PoolSettings
 from ._health import HealthEndpoint
+from ._lanes import ByPath, LanePaths
 from ._metrics import MetricsEndpoint
 from ._scope import Scope
 
@@ -84,6 +85,10 @@ class PoolingMiddleware:
             details.
         health_admit: Called with ``environ``; the caller sees details if it
             returns a true value.
+        lane_paths: Lanes by prefix of the path, for the pools that have them:
+            ``{"/": "web", "/admin": "batch"}``; see `pooling.Lane`. The longest
+            prefix that fits counts. A `pooling.lane` within the application, or
+            ``lane=`` of an acquire, takes precedence.
         options: Further settings for the URLs, under any name that
             `PoolSettings.from_mapping` accepts: ``pool_recycle=1800``,
             ``pool_pre_ping=True``, ``connection_timeout=5``.
@@ -107,6 +112,7 @@ class PoolingMiddleware:
         health_path: str | None = None,
         health_token: str | None = None,
         health_admit: Callable[[Mapping[str, Any]], object] | None = None,
+        lane_paths: Mapping[str, str] | None = None,
         **options: object,
     ) -> None:
         if not callable(app):
@@ -119,7 +125,7 @@ class PoolingMiddleware:
             raise ValueError("health_token and health_admit need a health_path")
         _check_most(max_leases)
         self.manager = manager if manager is not None else PoolManager()
-        self._app = app
+        self._app = app if lane_paths is None else ByPath(app, LanePaths(lane_paths))
         self._most = max_leases
         self._health_path = health_path
         self._health = HealthEndpoint(lambda: self.manager, token=health_token, admit=health_admit)

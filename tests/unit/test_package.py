@@ -24,6 +24,7 @@ PACKAGE = ROOT / "pooling"
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
+    {"lanes"},
     {"settings", "adaptive"},
     {"core"},
     {"tools.doctor", "fleet"},
@@ -50,7 +51,8 @@ CORE = [
     },
     {"entry", "observer", "report.snapshot", "runtime.immortal"},
     {"waiter", "idle", "schedule"},
-    {"state", "suspicion"},
+    {"lanes", "state", "suspicion"},
+    {"lanestate"},
     {"fastpath", "report.messages", "runtime.poolref"},
     {"report.holders", "report.metrics", "outage", "runtime.workers"},
     {"events", "runtime.reaper"},

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pooling.lanes import Lane
 from pooling.settings import OTHER_NAMES, Backoff, PoolSettings
 
 NAN, INF = math.nan, math.inf
@@ -47,6 +48,7 @@ DEFAULTS = {
     "enable_metrics": True,
     "metrics_interval": 5.0,
     "adaptive": "off",
+    "lanes": None,
 }
 BACKOFF_DEFAULTS = {
     "initial": 0.05,
@@ -57,7 +59,7 @@ BACKOFF_DEFAULTS = {
 }
 OPTIONAL = {
     "max_idle", "max_waiting", "max_lifetime", "idle_timeout", "max_uses", "validation_query",
-    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout",
+    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout", "lanes",
 }  # fmt: skip
 KINDS = {  # what a message calls the type, and the fields of that type
     "a whole number": {
@@ -67,6 +69,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
     "true or false": {"validate_on_acquire", "track_holders", "enable_metrics", "jitter"},
     "a string": {"validation_query", "adaptive"},
     "a Backoff": {"backoff"},
+    "a mapping of Lane objects by name": {"lanes"},
 }  # fmt: skip
 SECONDS = {
     "acquire_timeout", "create_timeout", "max_lifetime", "idle_timeout", "validation_interval",
@@ -215,6 +218,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         "true or false": type(value) is bool,
         "a string": type(value) is str,
         "a Backoff": False,
+        "a mapping of Lane objects by name": type(value) is str,
     }
     for name in [] if right[kind] else KINDS[kind]:
         or_none = " or None" if name in OPTIONAL else ""
@@ -398,6 +402,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "a number": ("0.75", 0.75),
     "true or false": ("off", False),
     "a string": ("SELECT 2", "SELECT 2"),
+    "a mapping of Lane objects by name": ("web:weight=2", {"web": Lane(weight=2), "default": Lane()}),
 }
 
 

@@ -165,12 +165,12 @@ class Connections:
     def reconfigure(self, max_per_host: int | None, changes: dict[str, Any]) -> None:
         """Change settings; see `HTTPPool.reconfigure`."""
         settings = self.settings.replace(**changes)
+        own = slot_settings(settings)
         if max_per_host is not None:
             self.max_per_host = checked_number("max_per_host", max_per_host)
         self.settings = settings
         names = ("max_size", "max_waiting", "acquire_timeout", "leak_timeout", "close_timeout",
                  "track_holders", "enable_metrics", "adaptive")  # fmt: skip
-        own = slot_settings(settings)
         self.slots.reconfigure(**{name: getattr(own, name) for name in names})
         self.hosts.configure(settings, min(self.max_per_host, settings.max_size))
         self.hosts.trim()

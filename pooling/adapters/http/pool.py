@@ -228,7 +228,9 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
 
     # -- sessions -------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[requests.Session]:
+    def acquire(
+        self, timeout: float | None = None, _depth: int = 1, lane: str | None = None
+    ) -> Lease[requests.Session]:
         """Lend a new session, with the pool's defaults, on the pool's sockets.
 
         It is available at once: each of its requests takes its own
@@ -236,6 +238,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
 
         Args:
             timeout: Seconds, as for every pool; without effect, because there is nothing to wait for.
+            lane: The same.
 
         Raises:
             PoolClosed: The pool was closed.
@@ -266,6 +269,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
 
         Args:
             timeout: Seconds, as for every pool; without effect, because there is nothing to wait for.
+            lane: The same.
 
         Raises:
             PoolClosed: The pool was closed.

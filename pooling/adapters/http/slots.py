@@ -81,7 +81,15 @@ class RequestSlots(Adapter[RequestSlot]):
 
 
 def slot_settings(settings: PoolSettings) -> PoolSettings:
-    """Return the settings for the pool of slots: a slot does not age, and needs no check."""
+    """Return the settings for the pool of slots: a slot does not age, and needs no check.
+
+    Raises:
+        ValueError: They have lanes.
+    """
+    if settings.lanes is not None:
+        raise ValueError(
+            "lanes must be None for an HTTP pool: its requests wait for their host's connections in order of arrival"
+        )
     return settings.replace(
         min_size=0, max_idle=None, max_lifetime=None, idle_timeout=None, max_uses=None,
         health_check_interval=None, keepalive_interval=None,

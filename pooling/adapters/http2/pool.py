@@ -114,7 +114,7 @@ class HTTP2Pool(Pool[httpx.Client]):
         self._client(View(None))  # it checks the arguments
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[httpx.Client]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[httpx.Client]:
         """Lend a client on a connection of its own. Its first request may have to connect.
 
         An unread body closes the connection at the end of the lease.
@@ -122,7 +122,7 @@ class HTTP2Pool(Pool[httpx.Client]):
         Args, Returns, Raises:
             As for `Pool.acquire`.
         """
-        lease: Lease[Any] = super().acquire(timeout, _depth + 1)
+        lease: Lease[Any] = super().acquire(timeout, _depth + 1, lane)
         view = View(lease.__enter__(), self._timeout.total)
         return ClientLease(lease, self._client(view), view)
 

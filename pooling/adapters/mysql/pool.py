@@ -167,12 +167,13 @@ class MySQLPool(Pool[Connection]):
 
     open.__doc__ = Pool.open.__doc__
 
-    def connection(self, timeout: float | None = None) -> Block:
+    def connection(self, timeout: float | None = None, lane: str | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
             timeout: Seconds to wait for a connection; ``None`` means the
                 pool's ``acquire_timeout``.
+            lane: As for `Pool.acquire`.
 
         Returns:
             A context manager that gives the connection.
@@ -188,7 +189,7 @@ class MySQLPool(Pool[Connection]):
                 ``ProgrammingError`` if the block ended with a half-read result:
                 the transaction is rolled back and the connection closed.
         """
-        return Block(self, timeout)
+        return Block(self, timeout, lane)
 
     @contextmanager
     def transaction(
@@ -197,6 +198,7 @@ class MySQLPool(Pool[Connection]):
         isolation_level: str | None = None,
         read_only: bool | None = None,
         timeout: float | None = None,
+        lane: str | None = None,
     ) -> Iterator[Connection]:
         """Lend a connection in a transaction with these properties, also if the pool's are in autocommit.
 
@@ -207,6 +209,7 @@ class MySQLPool(Pool[Connection]):
                 ``"REPEATABLE READ"`` or ``"SERIALIZABLE"``; ``None`` means the server's.
             read_only: Whether writing is refused; ``None`` means the server's default.
             timeout: Seconds to wait for a connection.
+            lane: As for `Pool.acquire`.
 
         Raises:
             ValueError: The isolation level is none of these.
@@ -218,7 +221,7 @@ class MySQLPool(Pool[Connection]):
                 f"isolation_level must be one of {', '.join(map(repr, ISOLATION_LEVELS))} or None, "
                 f"not {shown(isolation_level)}"
             )
-        with self.acquire(timeout, 3) as conn, Transaction(self, conn, "transaction()", level, read_only):
+        with self.acquire(timeout, 3, lane) as conn, Transaction(self, conn, "transaction()", level, read_only):
             yield conn
 
     def execute_query(

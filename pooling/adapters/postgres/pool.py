@@ -184,12 +184,13 @@ class PostgresPool(Pool[Connection]):
 
     open.__doc__ = Pool.open.__doc__
 
-    def connection(self, timeout: float | None = None) -> Block:
+    def connection(self, timeout: float | None = None, lane: str | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
             timeout: Seconds to wait for a connection; ``None`` means the
                 pool's ``acquire_timeout``.
+            lane: As for `Pool.acquire`.
 
         Returns:
             A context manager that gives the connection.
@@ -207,7 +208,7 @@ class PostgresPool(Pool[Connection]):
                 rolled back and the connection closed.
             psycopg.Error: As from psycopg, the commit's included.
         """
-        return Block(self, timeout)
+        return Block(self, timeout, lane)
 
     @contextmanager
     def transaction(
@@ -217,6 +218,7 @@ class PostgresPool(Pool[Connection]):
         read_only: bool | None = None,
         deferrable: bool | None = None,
         timeout: float | None = None,
+        lane: str | None = None,
     ) -> Iterator[Connection]:
         """Lend a connection in a transaction with these properties, also if the pool's are in autocommit.
 
@@ -229,12 +231,13 @@ class PostgresPool(Pool[Connection]):
             deferrable: Whether a serializable read-only one waits until it can
                 run safely; ``None`` means the connection's.
             timeout: Seconds to wait for a connection.
+            lane: As for `Pool.acquire`.
 
         Raises:
             As for `connection`.
         """
         with (
-            self.acquire(timeout, 3) as conn,
+            self.acquire(timeout, 3, lane) as conn,
             Transaction(self, conn, isolation_level, read_only, deferrable),
         ):
             yield conn

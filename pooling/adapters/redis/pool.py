@@ -145,7 +145,7 @@ class RedisPool(Pool[Client], ConnectionPool):
 
     # -- a client on a connection of one's own ----------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[Client]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[Client]:
         """Lend a client on a connection of its own, for commands that belong together.
 
         Its pipelines, locks and subscriptions use that connection, too. For a
@@ -163,7 +163,7 @@ class RedisPool(Pool[Client], ConnectionPool):
                 frame = sys._getframe(_depth)
             except ValueError:  # no caller in Python
                 pass
-        token = self._lend(timeout, frame)
+        token = self._lend(timeout, frame, lane)
         del frame
         client: Client = token.entry.resource
         client.begin_lease()
@@ -187,7 +187,7 @@ class RedisPool(Pool[Client], ConnectionPool):
         handle._token = token
         return handle
 
-    def _lend(self, timeout: float | None, frame: FrameType | None) -> Token:
+    def _lend(self, timeout: float | None, frame: FrameType | None, lane: str | None = None) -> Token:
         """Acquire a connection for a lease; the code that holds it is that of a frame."""
         # As `Pool.acquire`, and `Liveness.is_sound` for one that has just answered; see there.
         fast = self._fast
@@ -200,7 +200,7 @@ class RedisPool(Pool[Client], ConnectionPool):
                 pass
         now = clock()
         if token is None:
-            token, now = self._take(timeout, now, None)
+            token, now = self._take(timeout, now, None, lane)
         else:
             entry, liveness = token.entry, self._liveness
             if (
@@ -214,7 +214,7 @@ class RedisPool(Pool[Client], ConnectionPool):
             ):
                 doubtful = [token]
                 del token, entry
-                token, now = self._take(timeout, now, doubtful)
+                token, now = self._take(timeout, now, doubtful, lane)
         entry = token.entry
         if frame is not None:
             entry.thread = threading.get_ident()
@@ -225,9 +225,11 @@ class RedisPool(Pool[Client], ConnectionPool):
         entry.since = now
         return token
 
-    def _take(self, timeout: float | None, now: float, doubtful: list[Token] | None) -> tuple[Token, float]:
+    def _take(
+        self, timeout: float | None, now: float, doubtful: list[Token] | None, lane: str | None
+    ) -> tuple[Token, float]:
         try:
-            return Checkout(self.engine, self._liveness, timeout, now).run(doubtful)
+            return Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
         except PoolError as error:
             raise as_redis_error(error) from error.__cause__
 

@@ -30,17 +30,17 @@ class LendingPool(Protocol[C]):
     def name(self) -> str:
         """The pool's name."""
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[C]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[C]:
         """Lend a connection."""
 
 
 class Block(Generic[C]):
     """The context manager of ``db.connection()``; a generator would take longer than the lease itself."""
 
-    __slots__ = ("_pool", "_timeout", "_lease")
+    __slots__ = ("_pool", "_timeout", "_lane", "_lease")
 
-    def __init__(self, pool: LendingPool[C], timeout: float | None) -> None:
-        self._pool, self._timeout = pool, timeout
+    def __init__(self, pool: LendingPool[C], timeout: float | None, lane: str | None = None) -> None:
+        self._pool, self._timeout, self._lane = pool, timeout, lane
 
     @staticmethod
     def commit(pool: Any, conn: Any, brief: bool) -> None:
@@ -54,7 +54,7 @@ class Block(Generic[C]):
         raise NotImplementedError
 
     def __enter__(self) -> C:
-        self._lease = lease = self._pool.acquire(self._timeout, 2)
+        self._lease = lease = self._pool.acquire(self._timeout, 2, self._lane)
         return lease.__enter__()
 
     def __exit__(

@@ -198,7 +198,9 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
     # -- use ------------------------------------------------------------------------
 
     @contextmanager
-    def connection(self, timeout: float | None = None, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
+    def connection(
+        self, timeout: float | None = None, *, readonly: bool = False, lane: str | None = None
+    ) -> Iterator[sqlite3.Connection]:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
@@ -206,6 +208,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
                 pool's ``acquire_timeout``.
             readonly: Use one of the ``readers``, on which a write fails; no
                 effect without ``readers``.
+            lane: As for `Pool.acquire`.
 
         Raises:
             PoolTimeout: None came in time.
@@ -217,7 +220,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
         """
         pool = self._readers_or_self() if readonly else self
         # Frame 0 is this function, 1 is contextlib's __enter__, 2 is its caller: the holder.
-        with pool.acquire(timeout, 3) as conn, conn:
+        with pool.acquire(timeout, 3, lane) as conn, conn:
             yield conn
             self._raise_if_rolled_back(conn)
         self._after_use()

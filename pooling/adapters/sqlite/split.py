@@ -147,17 +147,18 @@ class SplitPool(ManagedPool[R]):
 
     # -- the writers ------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[R]:
         """Take a connection, see `Pool.acquire`; with ``readers``, one that may write.
 
         Args:
             timeout: Seconds to wait; ``None`` means the pool's ``acquire_timeout``.
+            lane: As for `Pool.acquire`.
 
         Raises:
             PoolTimeout: None came in time. The message states counts and holders.
             PoolUnavailable, TooManyWaiting, PoolClosed, CreateFailed, ValueError, TypeError: As for `Pool.acquire`.
         """
-        return self.writer.acquire(timeout, _depth + 1)
+        return self.writer.acquire(timeout, _depth + 1, lane)
 
     @property
     def name(self) -> str:

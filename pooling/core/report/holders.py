@@ -97,19 +97,22 @@ class Holder:
         seconds: How long it has been held.
         ended: How many seconds ago that thread ended; ``None`` if it lives, or
             if that is not known.
+        lane: The lane of the lease; ``None`` in a pool without lanes.
     """
 
-    __slots__ = ("file", "line", "function", "thread", "seconds", "ended")
+    __slots__ = ("file", "line", "function", "thread", "seconds", "ended", "lane")
 
     def __init__(
-        self, file: str, line: int, function: str, thread: str, seconds: float, ended: float | None = None
-    ) -> None:
+        self, file: str, line: int, function: str, thread: str, seconds: float, ended: float | None = None,
+        lane: str | None = None,
+    ) -> None:  # fmt: skip
         self.file = file
         self.line = line
         self.function = function
         self.thread = thread
         self.seconds = seconds
         self.ended = ended
+        self.lane = lane
 
     def __repr__(self) -> str:
         return f"<Holder {self}>"
@@ -117,7 +120,8 @@ class Holder:
     def __str__(self) -> str:
         place = f"{os.path.basename(self.file)}:{self.line} {self.function}()"
         ended = "" if self.ended is None else f", ended {self.ended:.0f} s ago,"
-        return printable(f"{place} in {self.thread}{ended} for {self.seconds:.1f} s")
+        lane = "" if self.lane is None else f", lane {self.lane}"
+        return printable(f"{place} in {self.thread}{ended} for {self.seconds:.1f} s{lane}")
 
 
 def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:
@@ -128,13 +132,13 @@ def holders_of(entries: Iterable[Entry], now: float) -> list[Holder]:
 
 
 def describe(holders: list[Holder], most: int = 5) -> str:
-    """Return one line for all holders, grouped by place.
+    """Return one line for all holders, grouped by place, and by lane.
 
     ``views.py:88 checkout() in Thread-4 for 41.2 s ×7; tasks.py:12 ...``
     """
-    groups: dict[tuple[str, int, str], list[Holder]] = {}
+    groups: dict[tuple[str, int, str, str | None], list[Holder]] = {}
     for holder in holders:
-        groups.setdefault((holder.file, holder.line, holder.function), []).append(holder)
+        groups.setdefault((holder.file, holder.line, holder.function, holder.lane), []).append(holder)
     parts = [
         str(group[0]) + (f" ×{len(group)}" if len(group) > 1 else "")
         for group in list(groups.values())[:most]
@@ -165,15 +169,15 @@ def _borrower_of(entry: Entry) -> Borrower | None:
 
 
 def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
-    code, seconds = entry.code, max(0.0, now - entry.since)
+    code, seconds, lane = entry.code, max(0.0, now - entry.since), getattr(getattr(entry, "lane", None), "name", None)
     number = f"{'greenlet' if patched() else 'thread'} {entry.thread}"
     thread, ended = names.get(entry.thread) or (number if patched() else f"{number} (ended)"), None
     who = _borrower_of(entry)
     if who is not None and who.ended is not None:
         thread, ended = who.name or number, max(0.0, time.monotonic() - who.ended)
     if code is None:
-        return Holder("?", 0, "?", "an untracked thread", seconds)
-    return Holder(code.co_filename, _line(code, entry.lasti), code.co_name, thread, seconds, ended)
+        return Holder("?", 0, "?", "an untracked thread", seconds, lane=lane)
+    return Holder(code.co_filename, _line(code, entry.lasti), code.co_name, thread, seconds, ended, lane)
 
 
 def _line(code: CodeType, offset: int) -> int:

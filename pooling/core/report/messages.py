@@ -8,7 +8,7 @@ from ..._masking import without_secrets
 from ..adapter import Adapter
 from ..state import PoolState
 
-__all__ = ["format_counts", "format_error", "format_exhaustion", "no_copy", "printable"]
+__all__ = ["format_counts", "format_error", "format_exhaustion", "format_lanes", "no_copy", "printable"]
 
 
 def format_counts(adapter: Adapter[Any], state: PoolState) -> str:
@@ -26,13 +26,29 @@ def _format_counts(state: PoolState) -> str:
     if state.paused:
         parts.append("paused")
     parts += [f"{limit}: {note}" for limit, note in state.limits.notes.items()]
-    return ", ".join(parts)
+    return ", ".join(parts) + format_lanes(state)
+
+
+def format_lanes(state: PoolState) -> str:
+    """Return the counts of each lane that has leases or waiters; an empty string in a pool without lanes."""
+    if state.lanes is None:
+        return ""
+    parts = []
+    for line in state.lanes.lines.values():
+        most, reserve = line.lane.most, line.reserve
+        if line.lent or line.queue:
+            of = "" if most is None else f"/{most}"
+            parts.append(f"{line.name} {len(line.lent)}{of} in use, {len(line.queue)} waiting")
+        elif reserve:
+            parts.append(f"{line.name} {reserve} reserved")
+    return f"; lanes: {'; '.join(parts)}" if parts else ""
 
 
 def format_exhaustion(state: PoolState, now: float) -> str:
     """Return that all are in use, and how many wait for how long, for messages. Needs the pool's lock."""
     text = f"exhausted: {state.in_use} of {state.max_size} in use, {len(state.waiters)} waiting"
-    return text + (f", the oldest for {max(0.0, now - state.waiters[0].arrived):.1f} s" if state.waiters else "")
+    text += f", the oldest for {max(0.0, now - state.waiters[0].arrived):.1f} s" if state.waiters else ""
+    return text + format_lanes(state)
 
 
 def printable(text: str) -> str:

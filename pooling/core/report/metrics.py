@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 from ..clock import Clock
 from ..entry import Entry
+from ..lanes import clear_counters, lane_snapshots
 from ..state import PoolState
 from .histogram import Buckets, Histogram
 from .messages import no_copy
@@ -171,6 +172,8 @@ class PoolMetrics:
             self.closed.clear()
             self.errors.clear()
             self.durations.clear()
+            if self._state.lanes is not None:
+                clear_counters(self._state.lanes)
 
     def snapshot(self) -> PoolSnapshot:
         """Return an immutable, consistent snapshot of the pool."""
@@ -217,6 +220,7 @@ class PoolMetrics:
                 create=durations.create.snapshot(),
                 validate=durations.validate.snapshot(),
                 release=durations.release.snapshot(uses - durations.release.timed[0]),
+                lanes=None if state.lanes is None else lane_snapshots(state.lanes),
             )
 
     def buckets(self) -> dict[str, Buckets]:

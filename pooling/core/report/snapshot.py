@@ -6,7 +6,33 @@ from typing import Any, NamedTuple
 
 from .histogram import HistogramSnapshot
 
-__all__ = ["PoolSnapshot", "summary"]
+__all__ = ["LaneSnapshot", "PoolSnapshot", "summary"]
+
+
+class LaneSnapshot(NamedTuple):
+    """The figures of one lane; durations are seconds.
+
+    ``reserve`` is the number of reserved places in force: while a limit keeps the pool too small for all, it is lower
+    than that of the settings.
+    """
+
+    in_use: int
+    waiting: int
+    reserve: int
+    weight: float
+    most: int | None
+    acquired: int
+    timeouts: int
+    refusals: int
+    wait: HistogramSnapshot
+
+    def counts(self) -> dict[str, float | None]:
+        """Return the current counts and the bounds."""
+        return dict(zip(self._fields[:5], self[:5]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return {**self._asdict(), "wait": self.wait._asdict()}
 
 
 class PoolSnapshot(NamedTuple):
@@ -52,6 +78,7 @@ class PoolSnapshot(NamedTuple):
     create: HistogramSnapshot
     validate: HistogramSnapshot
     release: HistogramSnapshot
+    lanes: dict[str, LaneSnapshot] | None = None  # by name, in a pool with lanes
 
     @property
     def utilization(self) -> float:
@@ -84,6 +111,10 @@ class PoolSnapshot(NamedTuple):
             name: value._asdict() if isinstance(value, HistogramSnapshot) else value
             for name, value in self._asdict().items()
         }
+        if self.lanes is None:
+            del own["lanes"]
+        else:
+            own["lanes"] = {name: lane.to_dict() for name, lane in self.lanes.items()}
         own.update(
             utilization=self.utilization, saturation=self.saturation, error_rate=self.error_rate
         )
@@ -127,6 +158,11 @@ def summary(s: PoolSnapshot) -> str:
         + (f" ({closed})" if closed else ""),
         f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),
     ]
+    for name, lane in (s.lanes or {}).items():
+        lines.append(
+            f"  lane      {name}: {lane.in_use} in use, {lane.waiting} waiting, {lane.acquired} served, "
+            f"{lane.timeouts} timed out, {lane.refusals} refused; p95 wait {_time(lane.wait.p95)}"
+        )
     for label in ("wait", "use", "create", "validate", "release"):
         h: HistogramSnapshot = getattr(s, label)
         if h.count:
