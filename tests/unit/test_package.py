@@ -96,7 +96,7 @@ REDIS = [
     {"sentinel", "shared"},
 ]
 HTTP = [
-    {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
+    {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
     {"arguments"},
     {"limits", "preparing", "verbs"},
     {"calls", "health", "wire"},
