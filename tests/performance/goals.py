@@ -156,12 +156,13 @@ def _postgres(found: _Found) -> None:
         postgres.make_table(server)
         what = "SELECT 1, autocommit, 1 thread"
         rounds = _errands(found, what, server, threads=1, size=1)
-        found.add(f"{what}, back to back", "leases/s", peer, ">=", 0.8, rounds, lambda one: one["rate"])
+        # The median lease: with a single thread, what others do on the machine decides on the rate.
+        unit = "leases/s of their median time"
+        found.add(f"{what}, back to back", unit, peer, ">=", 0.8, rounds, lambda one: 1e6 / one["lease_us"])
         rounds = _errands(found, what, server, threads=1, size=1, pause=PAUSE)
         found.add(
-            f"{what}, 0.2 ms between leases", "leases/s of their time", peer, ">=", 1.0, rounds,
-            lambda one: 1e6 / one["lease_us"],
-        )  # fmt: skip
+            f"{what}, 0.2 ms between leases", unit, peer, ">=", 1.0, rounds, lambda one: 1e6 / one["lease_us"]
+        )
         what = "SELECT 1, autocommit, 20 threads on 10"
         rounds = _errands(found, what, server, threads=20, size=10)
         found.add(what, "leases/s", peer, ">=", 1.1, rounds, lambda one: one["rate"])
@@ -247,7 +248,7 @@ _HTTP_WAYS = (
 
 
 def _https(found: _Found) -> None:
-    load, peer = http.Load(threads=20, delay=0.0, full=True), "urllib3.PoolManager"
+    load, peer = http.Load(threads=20, delay=0.0, full=False), "urllib3.PoolManager"
     with tempfile.TemporaryDirectory() as folder:
         made = make_certificates(Path(folder))
         if made is None:
