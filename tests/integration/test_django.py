@@ -95,9 +95,9 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     made: list[bytes] = []
 
-    def counted(conn: Any, query: bytes, timeout: float | None) -> Any:
+    def counted(conn: Any, query: bytes, timeout: float | None, *further: Any) -> Any:
         made.append(query)
-        return original(conn, query, timeout)
+        return original(conn, query, timeout, *further)
 
     original = session.round_trip
     monkeypatch.setattr(session, "round_trip", counted)

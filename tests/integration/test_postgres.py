@@ -96,9 +96,9 @@ class Requests:
     def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
         from pooling.adapters.postgres import session
 
-        def noting(conn: Any, query: bytes, timeout: float | None) -> Any:
+        def noting(conn: Any, query: bytes, timeout: float | None, *further: Any) -> Any:
             self.sent.append(query)
-            return real(conn, query, timeout)
+            return real(conn, query, timeout, *further)
 
         real = session.round_trip
         with monkeypatch.context() as patch:

@@ -84,9 +84,9 @@ def test_missing_steps_are_found_once_for_each_generation(
     sent: list[bytes] = []
     real = session.round_trip
 
-    def noting(conn: Any, query: bytes, timeout: float | None) -> None:
+    def noting(conn: Any, query: bytes, timeout: float | None, *further: Any) -> None:
         sent.append(query)
-        real(conn, query, timeout)
+        real(conn, query, timeout, *further)
 
     monkeypatch.setattr(session, "round_trip", noting)
     with contextlib.closing(PostgresPool(hardened, ONE)) as pool:

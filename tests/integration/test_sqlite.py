@@ -757,6 +757,29 @@ def test_types_are_detected(open_pool: Make, readers: int | None) -> None:
     assert open_pool().execute_query("SELECT 'a' AS 'x [upper]'") == [("a",)]
 
 
+def test_execute_query_calls_execute_of_the_users_class(path: Path) -> None:
+    with SQLitePool(path, factory=Counting, max_size=1) as db:
+        with db.acquire() as conn:
+            before = conn.executed  # type: ignore[attr-defined]
+        assert db.execute_query("SELECT 1") == [(1,)]
+        with db.acquire() as conn:
+            assert conn.executed == before + 1  # type: ignore[attr-defined]
+
+
+def test_execute_query_leaves_no_cursor_open_after_an_error(path: Path) -> None:
+    with SQLitePool(path, max_size=1) as db, closing(sqlite3.connect(path)) as other:
+        for text in (b"a", b"\xff", b"b"):  # the second is not UTF-8
+            db.execute_query("INSERT INTO t (word) VALUES (CAST(? AS TEXT))", (text,))
+        try:
+            db.execute_query("SELECT word FROM t")
+        except sqlite3.Error as error:
+            kept = error  # and with it the frames of its traceback
+        assert "decode" in str(kept)
+        other.execute("INSERT INTO t (word) VALUES ('c')")
+        other.commit()
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # no reader
+
+
 def test_factory(open_pool: Make) -> None:
     db = open_pool(ONE, factory=Counting)
     with db.acquire() as conn:

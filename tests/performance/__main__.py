@@ -13,6 +13,7 @@ from . import (
     dropin,
     flat,
     fleet,
+    goals,
     held,
     http,
     http2,
@@ -32,7 +33,8 @@ from . import (
     uncontended,
 )
 from .harness import Plan
-from .machine import Neighbours, environment, heading
+from .machine import Neighbours, environment, heading, versions
+from .plot import draw
 from .table import Table, to_json
 
 BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
@@ -60,6 +62,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     fleet.NAME: fleet.run,
     shared_metrics.NAME: shared_metrics.run,
     opentelemetry.NAME: opentelemetry.run,
+    goals.NAME: goals.run,
 }
 
 
@@ -67,6 +70,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes, not twenty")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all of it there too")
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures of 'goals' as bars")
     parser.add_argument(
         "--only", metavar="NAME", nargs="+", choices=[*BENCHMARKS, *http.FURTHER],
         help=", ".join([*BENCHMARKS, *http.FURTHER]),
@@ -98,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{time.perf_counter() - began:.0f} s in all", flush=True)
     if options.json:
         options.json.write_text(to_json(environment(), tables), encoding="utf-8")
+    if options.plot:
+        picture = draw([one for table in tables for one in table.bars], "pooling and its peers", versions())
+        options.plot.write_text(picture, encoding="utf-8")
     return 1 if any(table.failures for table in tables) else 0
 
 

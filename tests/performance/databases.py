@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import psycopg
@@ -18,7 +19,7 @@ PATIENCE = 60.0  # seconds that a borrower waits: nobody is to fail for it
 
 
 class Database:
-    """A pool of ``size`` connections to the server at ``dsn``.
+    """A pool of ``size`` connections to the server at ``dsn``; in autocommit, if asked for.
 
     Attributes:
         name: What the tables call it.
@@ -28,8 +29,8 @@ class Database:
     name: ClassVar[str]
     module: ClassVar[str] = "psycopg"
 
-    def __init__(self, dsn: str, size: int) -> None:
-        self.dsn, self.size = dsn, size
+    def __init__(self, dsn: str, size: int, autocommit: bool = False) -> None:
+        self.dsn, self.size, self.autocommit = dsn, size, autocommit
         self.open()
 
     @classmethod
@@ -45,7 +46,7 @@ class Database:
         """Make the pool."""
 
     def connection(self) -> contextlib.AbstractContextManager[Any]:
-        """Lend a connection for one transaction."""
+        """Lend a connection: for one transaction, or in autocommit."""
         raise NotImplementedError
 
     def ask(self) -> None:
@@ -72,15 +73,15 @@ class Database:
 
 
 class Ours(Database):
-    """``db.connection()``, all defaults: each connection looked at, each session cleaned."""
+    """All defaults: each connection looked at, each session cleaned. In autocommit by ``db.acquire()``."""
 
     name = "pooling"
     options: ClassVar[dict[str, Any]] = {}
 
     def open(self) -> None:
         settings = PoolSettings(min_size=0, max_size=self.size, acquire_timeout=PATIENCE)
-        self.pool = PostgresPool(self.dsn, settings, **self.options)
-        self.connection = self.pool.connection  # type: ignore[method-assign]
+        self.pool = PostgresPool(self.dsn, settings, kwargs={"autocommit": self.autocommit}, **self.options)
+        self.connection = self.pool.acquire if self.autocommit else self.pool.connection  # type: ignore[method-assign]
 
     def close(self) -> None:
         self.pool.close()
@@ -119,8 +120,9 @@ class PsycopgPool(Database):
         pools = importlib.import_module(self.module)
         check = pools.ConnectionPool.check_connection if self.checked else None
         self.pool = pools.ConnectionPool(
-            self.dsn, min_size=self.size, max_size=self.size, timeout=PATIENCE, open=True, check=check
-        )
+            self.dsn, min_size=self.size, max_size=self.size, timeout=PATIENCE, open=True, check=check,
+            kwargs={"autocommit": self.autocommit},
+        )  # fmt: skip
         self.pool.wait(PATIENCE)
         self.connection = self.pool.connection  # type: ignore[method-assign]
 
@@ -146,11 +148,12 @@ class SQLAlchemy(Database):
         self.engine = importlib.import_module(self.module).create_engine(
             self.dsn.replace("postgresql:", "postgresql+psycopg:"),
             pool_size=self.size, max_overflow=0, pool_timeout=PATIENCE, pool_pre_ping=self.ping,
+            **({"isolation_level": "AUTOCOMMIT"} if self.autocommit else {}),
         )  # fmt: skip
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Any]:
-        with self.engine.begin() as conn:
+        with self.engine.connect() if self.autocommit else self.engine.begin() as conn:
             yield conn.connection.driver_connection
 
     def close(self) -> None:
@@ -169,22 +172,42 @@ class DBUtils(Database):
 
     name = "DBUtils"
     module = "dbutils.pooled_db"
+    driver: ClassVar[Any] = psycopg
 
     def open(self) -> None:
         make = importlib.import_module(self.module).PooledDB
-        self.pool = make(psycopg, maxconnections=self.size, maxcached=self.size, blocking=True, conninfo=self.dsn)
+        self.pool = make(
+            self.driver, maxconnections=self.size, maxcached=self.size, blocking=True, conninfo=self.dsn,
+            autocommit=self.autocommit,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Any]:
         conn = self.pool.connection()
         try:
             yield _Executing(conn)
-            conn.commit()
+            if not self.autocommit:
+                conn.commit()
         finally:
             conn.close()
 
     def close(self) -> None:
         self.pool.close()
+
+
+class _Pinged(psycopg.Connection[Any]):
+    def ping(self, reconnect: bool = False) -> None:
+        self.execute("SELECT 1")
+
+
+class DBUtilsPinged(DBUtils):
+    """DBUtils' PooledDB with a round trip for each checkout: psycopg has no ``ping()``, so its connections get one."""
+
+    name = "DBUtils, ping"
+    driver = SimpleNamespace(
+        connect=_Pinged.connect, threadsafety=psycopg.threadsafety, OperationalError=psycopg.OperationalError,
+        InterfaceError=psycopg.InterfaceError, InternalError=psycopg.InternalError,
+    )  # fmt: skip
 
 
 class _Executing:

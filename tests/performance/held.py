@@ -12,7 +12,7 @@ from . import contenders, figures
 from .harness import LEAD, Plan, crowd, interleave, opened
 from .table import Column, Table, Target
 
-__all__ = ["NAME", "run"]
+__all__ = ["HOLD", "MAKERS", "NAME", "SLOTS", "THREADS", "Ideal", "Shift", "run", "shift"]
 
 NAME = "held"
 THREADS = 32
@@ -51,7 +51,7 @@ class Shift:
         return sum(self.counts) / self.seconds
 
 
-def _shift(pool: contenders.Contender, threads: int, seconds: float) -> Shift:
+def shift(pool: contenders.Contender, threads: int, seconds: float) -> Shift:
     """Count the turns between two moments; who waits beyond the end has waited until then."""
     start = perf_counter() + LEAD
     over = start + seconds
@@ -84,7 +84,7 @@ def run(plan: Plan) -> Table:
     count = plan.count(full=15, quick=5)
 
     def measure(pool: contenders.Contender) -> Shift:
-        return _shift(pool, SLOTS if isinstance(pool, Ideal) else THREADS, seconds)
+        return shift(pool, SLOTS if isinstance(pool, Ideal) else THREADS, seconds)
 
     with opened(MAKERS, SLOTS) as (pools, failures):
         rounds = interleave([Ideal(SLOTS), *pools], count, measure)

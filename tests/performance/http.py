@@ -21,7 +21,7 @@ from .http_client import WAYS, installed
 from .http_server import CHECKOUT, Service, serving
 from .table import Column, Table, Target
 
-__all__ = ["BENCHMARKS", "FURTHER"]
+__all__ = ["BENCHMARKS", "FURTHER", "Load", "Way", "bundle_of", "measure"]
 
 OURS = "pooling, get()"
 NAIVE = "a new Session each"
@@ -86,7 +86,7 @@ FURTHER: dict[str, Callable[[Plan], Table]] = {
 """The others, which are run if asked for."""
 
 
-def _bundle(made: Certificates, full: bool) -> Path:
+def bundle_of(made: Certificates, full: bool) -> Path:
     """Return a list of trusted certificates: the usual ones and ours, or ours alone."""
     import certifi
 
@@ -99,10 +99,10 @@ def _bundle(made: Certificates, full: bool) -> Path:
 
 def _table(load: Load, made: Certificates, rounds: int, seconds: float, main: bool) -> Table:
     ways = [Way(name) for name in WAYS if installed(name)]
-    bundle = _bundle(made, load.full)
+    bundle = bundle_of(made, load.full)
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(serving(load.delay, made.certificate, made.key))
-        found = interleave(ways, rounds, lambda way: _measure(way, service, bundle, load, seconds))
+        found = interleave(ways, rounds, lambda way: measure(way, service, bundle, load, seconds))
     return Table(
         name=load.name,
         title=f"{load.title}, TLS, {rounds} rounds",
@@ -124,7 +124,8 @@ def _table(load: Load, made: Certificates, rounds: int, seconds: float, main: bo
     )
 
 
-def _measure(way: Way, service: Service, bundle: Path, load: Load, seconds: float) -> dict[str, float]:
+def measure(way: Way, service: Service, bundle: Path, load: Load, seconds: float) -> dict[str, float]:
+    """Return what `http_client` measures in a process of its own, and how many sockets it opened."""
     service.accepted()
     done = subprocess.run(
         [sys.executable, "-m", "tests.performance.http_client", way.name, service.url, str(bundle),

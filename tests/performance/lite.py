@@ -19,7 +19,7 @@ from . import figures
 from .harness import Plan, crowd, interleave
 from .table import Column, Table, Target
 
-__all__ = ["NAME", "run"]
+__all__ = ["NAME", "READS", "THREADS", "Pooling", "Shared", "SQLAlchemy", "Way", "opened_in", "round_of", "run"]
 
 NAME = "sqlite"
 THREADS = 16
@@ -182,12 +182,12 @@ def run(plan: Plan) -> Table:
     rows: list[dict[str, object]] = []
     targets: list[Target] = []
     with tempfile.TemporaryDirectory() as folder:
-        ways = _opened(Path(folder), failures)
+        ways = opened_in(Path(folder), failures)
         done = {way.name: 0 for way in ways}
         for reads, queries in READS.items():
 
             def measure(way: Way, queries: Sequence[str] = queries) -> Sample:
-                sample, writes = _round(way, queries, seconds)
+                sample, writes = round_of(way, queries, seconds)
                 done[way.name] += writes
                 return sample
 
@@ -238,9 +238,10 @@ def _row(reads: str, name: str, samples: list[Sample]) -> dict[str, object]:
     }
 
 
-def _opened(folder: Path, failures: list[str]) -> list[Way]:
+def opened_in(folder: Path, failures: list[str], makers: Sequence[type[Way]] = WAYS) -> list[Way]:
+    """Return the ways that are installed, each with a database of its own, and note what failed."""
     ways: list[Way] = []
-    for make in WAYS:
+    for make in makers:
         path = folder / f"{make.__name__}.db"
         with closing(connect(path)) as conn, conn:
             conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, word TEXT)")
@@ -254,7 +255,8 @@ def _opened(folder: Path, failures: list[str]) -> list[Way]:
     return ways
 
 
-def _round(way: Way, queries: Sequence[str], seconds: float) -> tuple[Sample, int]:
+def round_of(way: Way, queries: Sequence[str], seconds: float) -> tuple[Sample, int]:
+    """Let all threads read and write for so long; return what came of it, and how many writes were made."""
     running, began = True, 0.0
 
     def work() -> tuple[list[float], int, int]:

@@ -8,12 +8,14 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import util
+from importlib.metadata import version
 
 import psutil
 
 from . import contenders
 
-__all__ = ["Neighbours", "environment", "heading", "one_processor"]
+__all__ = ["Neighbours", "environment", "heading", "one_processor", "versions"]
 
 PEERS: Sequence[type[contenders.Contender]] = (
     contenders.Urllib3,
@@ -52,6 +54,22 @@ def heading() -> str:
     if gone:
         lines.append(f'Not installed: {", ".join(gone)}; get them: pip install -e ".[bench]"')
     return "\n".join(lines)
+
+
+def versions() -> list[str]:
+    """Return the lines below the title of a picture."""
+    found = [
+        f"{package} {version(package)}"
+        for package in ("psycopg-pool", "SQLAlchemy", "DBUtils", "requests", "urllib3", "httpx")
+        if util.find_spec(package.replace("-", "_").lower())
+    ]
+    return [
+        f"{platform.python_implementation()} {platform.python_version()}, {_cores()} cores, servers on the same "
+        "machine; medians of interleaved rounds.",
+        "pooling checks each connection and cleans its session on the server; session='trust' does not clean it, and "
+        "the others do neither.",
+        f"{', '.join(found)}.",
+    ]
 
 
 @contextlib.contextmanager

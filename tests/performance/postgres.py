@@ -22,7 +22,7 @@ from .databases import MAKERS, Database, Ours, OursTrusting, PsycopgPool
 from .harness import LEAD, Plan, Rounds, Wrong, crowd, interleave
 from .table import Column, Table, Target
 
-__all__ = ["run_orders", "run_select"]
+__all__ = ["make_table", "run_orders", "run_select"]
 
 THREADS = 100
 SIZES = (100, 20)
@@ -74,7 +74,7 @@ def _run(
     seconds = plan.choose(full=0.4, quick=0.25)
     rows, targets, failures = [], [], []
     with PostgresServer(max_connections=(len(MAKERS) + 2) * max(SIZES), **settings) as server:
-        _make_table(server)
+        make_table(server)
         for size in SIZES:
             with _opened(server, size) as (pools, broken):
                 rounds = interleave(pools, count, lambda pool: _slice(server, pool, seconds, act))
@@ -89,7 +89,8 @@ def _run(
     return table
 
 
-def _make_table(server: PostgresServer) -> None:
+def make_table(server: PostgresServer) -> None:
+    """Make the table that `Database.order` inserts into."""
     with server.connect(autocommit=True) as conn:
         conn.execute(
             "CREATE TABLE orders (id bigserial PRIMARY KEY, pool text, number bigint, symbol text, quantity int)"

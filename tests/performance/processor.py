@@ -15,7 +15,7 @@ from . import contenders, databases, figures
 from .harness import Plan, crowd, interleave, opened
 from .table import Column, Table, Target
 
-__all__ = ["NAME", "run"]
+__all__ = ["HOLD", "NAME", "SLOTS", "THREADS", "Work", "filling", "run", "taking_turns"]
 
 NAME = "processor"
 THREADS, SLOTS, HOLD = 32, 4, 200e-6  # as in `held`
@@ -66,14 +66,14 @@ def run(plan: Plan) -> Table:
         return rounds.samples
 
     size = plan.choose(full=10_000, quick=2_000)
-    found = compare(f"create one of {size:,}", _filling(size))
+    found = compare(f"create one of {size:,}", filling(size))
     targets.append(_within("creation, factory that costs nothing", found.get(contenders.Pooling.name), 40))
 
     makers = (contenders.Pooling, contenders.LifoQueue, contenders.PsycopgPool, contenders.SQLAlchemy)
     turns = plan.choose(full=100, quick=30)
     with opened(makers, SLOTS) as (pools, broken):
         failures += broken
-        found = compare(f"lease, {THREADS} threads on {SLOTS}", [_taking_turns(pool, turns) for pool in pools])
+        found = compare(f"lease, {THREADS} threads on {SLOTS}", [taking_turns(pool, turns) for pool in pools])
     targets.append(_times("lease in order / queue.LifoQueue", found, contenders.LifoQueue.name, 1.3))
 
     if find_postgres() is None:
@@ -96,7 +96,7 @@ def _times(what: str, samples: dict[str, list[float]], peer: str, limit: float) 
     return Target(what, figures.ratio(ours, theirs) if ours and theirs else None, "<=", limit, " x")
 
 
-def _filling(size: int) -> list[Work]:
+def filling(size: int) -> list[Work]:
     """Ours by `Pool.fill`, as the others have nothing to compare: they fill as borrowers come."""
 
     def ours() -> None:
@@ -114,7 +114,8 @@ def _filling(size: int) -> list[Work]:
     return [Work(contenders.Pooling.name, size, ours), *works]
 
 
-def _taking_turns(pool: contenders.Contender, turns: int) -> Work:
+def taking_turns(pool: contenders.Contender, turns: int) -> Work:
+    """Return: each of many threads takes so many turns on few slots."""
     def turn() -> None:
         for _ in range(turns):
             with pool.checkout():

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .plot import Bars
+
 __all__ = ["Column", "Table", "Target", "to_json"]
 
 Row = Mapping[str, object]
@@ -73,6 +75,7 @@ class Table:
     """What one benchmark found.
 
     ``failures`` are wrong results and crashes; nothing else makes the run fail.
+    ``bars`` are for the picture.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Table:
     targets: Sequence[Target] = ()
     notes: Sequence[str] = ()
     failures: Sequence[str] = field(default=())
+    bars: Sequence[Bars] = ()
 
     def render(self) -> str:
         """Return the table as text: rows, then targets, then notes."""

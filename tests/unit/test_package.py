@@ -110,7 +110,7 @@ FLEET = [
     {"budget"},
 ]
 HTTP = [
-    {"bodies", "errors", "listeners", "logins", "metrics", "tls"},
+    {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
     {"arguments"},
     {"limits", "preparing", "verbs"},
     {"calls", "health", "wire"},

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.performance import figures
+from tests.performance.goals import Goal
+from tests.performance.plot import Bars, draw, written
 from tests.performance.table import Column, Table, Target, to_json
 
 
@@ -164,3 +168,75 @@ class TestTable:
         starved = table(rows=[{"name": "ours", "fairness": math.inf, "part": math.nan}])
         row = json.loads(to_json({}, [starved]))["benchmarks"][0]["rows"][0]
         assert row == {"name": "ours", "fairness": None, "part": None}
+
+
+class TestGoal:
+    def goal(self, **changes: Any) -> Goal:
+        parts: dict[str, Any] = {
+            "figure": "inserts", "unit": "leases/s", "peer": "theirs", "sense": ">=", "wanted": 0.8,
+            "values": {"pooling": [3.0, 30.0, 1.0], "theirs": [4.0, 40.0, 1.0], "others": [1.0, 1.0, 1.0]},
+        }  # fmt: skip
+        return Goal(**{**parts, **changes})
+
+    def test_ratio_to_the_peer_is_compared_with_what_is_wanted(self) -> None:
+        row = self.goal().row()
+        assert (row["ours"], row["theirs"], row["ratio"]) == (3.0, 4.0, 0.75)
+        assert (row["wanted"], row["mark"]) == (">= 0.8 x", "NOT MET")
+        assert self.goal(wanted=0.75).row()["mark"] == "met"
+
+    def test_limit_may_be_of_the_value_itself(self) -> None:
+        row = self.goal(unit="ms", sense="<=", wanted=5, absolute=True).row()
+        assert (row["ratio"], row["wanted"], row["mark"]) == (0.75, "<= 5 ms", "met")
+
+    def test_without_its_peer_it_is_not_measured(self) -> None:
+        row = self.goal(values={"pooling": [3.0]}).row()
+        assert (row["theirs"], row["ratio"], row["mark"]) == (None, None, "not measured")
+
+    def test_the_picture_has_all_contenders(self) -> None:
+        assert self.goal().bars() == Bars("inserts", "leases/s", True, {"pooling": 3.0, "theirs": 4.0, "others": 1.0})
+
+
+class TestPicture:
+    figures = (
+        Bars("inserts <fast>", "leases/s", True, {"pooling": 50.0, "pooling, trust": 100.0, "theirs": 25.0}),
+        Bars("p99", "ms", False, {"pooling": 1.5, "theirs": math.inf}),
+        Bars("nothing", "ms", False, {"pooling": 0.0}),
+    )
+
+    def picture(self) -> ElementTree.Element:
+        return ElementTree.fromstring(draw(self.figures, "pooling & peers", ["a note"]))
+
+    def bars(self) -> list[ElementTree.Element]:
+        return [one for one in self.picture().iter() if one.tag.endswith("rect")]
+
+    def test_bars_are_as_long_as_their_values(self) -> None:
+        widths = [float(bar.attrib["width"]) for bar in self.bars()]
+        assert widths[0] == pytest.approx(widths[1] / 2, abs=0.1)
+        assert widths[2] == pytest.approx(widths[1] / 4, abs=0.1)
+        assert widths[4] == widths[1]  # infinity is as long as the longest
+        assert widths[5] == 1.0
+
+    def test_ours_stands_out(self) -> None:
+        assert [bar.attrib["class"].strip() for bar in self.bars()[:3]] == ["bar ours", "bar further", "bar"]
+
+    def test_it_says_everything_in_words_and_needs_no_other_file(self) -> None:
+        texts = [one.text for one in self.picture().iter() if one.tag.endswith("text")]
+        assert texts[:2] == ["pooling & peers", "a note"]
+        for text in ("inserts <fast>", "leases/s, more is better", "ms, less is better", "pooling, trust", "100", "∞"):
+            assert text in texts
+        whole = draw(self.figures, "t")
+        assert whole.count("http") == 1  # the namespace
+        assert "prefers-color-scheme: dark" in whole
+
+    def test_nothing_lies_outside(self) -> None:
+        root = self.picture()
+        width, height = (float(root.attrib[name]) for name in ("width", "height"))
+        for bar in self.bars():
+            assert float(bar.attrib["x"]) + float(bar.attrib["width"]) < width
+            assert float(bar.attrib["y"]) + float(bar.attrib["height"]) < height
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(12345.6, "12,346"), (99.96, "100"), (12.34, "12.3"), (0.02714, "0.0271"), (0.0, "0")]
+    )
+    def test_values_have_three_digits_that_count(self, value: float, text: str) -> None:
+        assert written(value) == text

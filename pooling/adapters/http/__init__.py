@@ -16,6 +16,9 @@
 Each host is a `Pool` of sockets, and the slots are another one. An `HTTPPool`
 has all of them, but is not a `Pool` itself.
 
+`preparing` and `sending` do what requests does with most requests and answers,
+in less time; `environment` reads the variables that it reads.
+
 The other modules: `warming` opens sockets ahead of need, `health` probes a
 URL, `metrics` and `listeners` report, `tls` shares TLS contexts, `bodies` reads
 or cuts off bodies, `errors` and `arguments` have the errors and the checks of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from http.cookiejar import CookieJar
+from typing import Any
 
 import requests
 import requests.sessions
@@ -15,10 +16,14 @@ from requests.cookies import RequestsCookieJar
 from requests.sessions import merge_hooks
 from requests.structures import CaseInsensitiveDict
 
+from .environment import no_password_file
+from .sending import copy_of
+
 __all__ = ["prepare"]
 
 _Session, _Prepared = requests.Session, requests.PreparedRequest
 _BY_SESSION, _BY_REQUEST = _Session.prepare_request, _Prepared.prepare
+_NETRC_AUTH = requests.sessions.get_netrc_auth
 
 
 def prepare(session: requests.Session, request: requests.Request) -> requests.PreparedRequest | None:
@@ -37,7 +42,9 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
     ):  # fmt: skip
         return None
     url, auth = request.url, request.auth
-    if session.trust_env and not auth and not session.auth:
+    if session.trust_env and not auth and not session.auth and not (
+        no_password_file() and requests.sessions.get_netrc_auth is _NETRC_AUTH
+    ):  # fmt: skip
         auth = requests.sessions.get_netrc_auth(url)
     prepared = _Prepared()
     prepared.prepare_method(request.method.upper())
@@ -50,12 +57,26 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
         headers.update(request.headers)
         for name in [name for name, value in headers.items() if value is None]:
             del headers[name]
-    prepared.prepare_headers(headers)
-    prepared.prepare_cookies(RequestsCookieJar())
+        prepared.prepare_headers(headers)
+    else:  # the pool's own, usually
+        try:
+            prepared.headers = copy_of(_prepared_headers(*vars(headers)["_store"].values()))
+        except TypeError:  # a value cannot be hashed, and is wrong
+            prepared.prepare_headers(headers)
+    vars(prepared)["_cookies"] = RequestsCookieJar()  # there is nothing to prepare
     prepared.prepare_body(request.data, request.files, request.json)
-    prepared.prepare_auth(session.auth if auth is None else auth, url)
+    auth = session.auth if auth is None else auth
+    if auth or "@" in url:  # else there is nothing to prepare
+        prepared.prepare_auth(auth, url)
     prepared.prepare_hooks(merge_hooks(request.hooks, session.hooks))  # type: ignore[no-untyped-call]
     return prepared
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared_headers(*headers: tuple[str, Any]) -> Any:
+    prepared = _Prepared()
+    prepared.prepare_headers(dict(headers))
+    return prepared.headers
 
 
 @functools.lru_cache(maxsize=256)

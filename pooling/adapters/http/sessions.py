@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import os
-import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -24,7 +22,6 @@ import requests.adapters
 from requests import exceptions
 from requests.auth import HTTPBasicAuth
 from requests.cookies import RequestsCookieJar
-from requests.structures import CaseInsensitiveDict
 from requests.utils import get_auth_from_url
 
 from ...core.lease import Lease
@@ -34,8 +31,10 @@ from ...errors import LeaseError
 from .arguments import shown
 from .bodies import cut_off, is_unread
 from .connections import Connections
+from .environment import certificates, proxies_set
 from .limits import Limits
 from .preparing import prepare
+from .sending import copy_of, send
 from .transport import SameConnection, Transport, translate_error
 from .unpooled import Unpooled
 
@@ -54,6 +53,7 @@ class Pooled(_Session):
     _plain: bool  # its class does not override `merge_environment_settings`
     _plain_auth: bool  # nor `rebuild_auth`
     _plain_preparing: bool  # nor `prepare_request`
+    _plain_sending: bool  # nor `send`
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         given = kwargs.get("timeout")
@@ -72,7 +72,8 @@ class Pooled(_Session):
     def _send(self, request: requests.PreparedRequest, limits: Limits, kwargs: dict[str, Any]) -> requests.Response:
         first = len(limits.answers)
         try:
-            return super().send(request, **kwargs)
+            response = send(self, request, kwargs) if self._plain_sending else None
+            return super().send(request, **kwargs) if response is None else response
         except BaseException as error:
             for answer, streamed in limits.answers[first:]:
                 self._pooling.end_answer(answer(), streamed, error)
@@ -92,10 +93,10 @@ class Pooled(_Session):
 
     def _has_credentials(self, request: requests.Request) -> bool:
         """Whether the program has given credentials in a header or in the URL."""
-        own = request.headers or {}
+        own = request.headers
         return (
             "@" in str(request.url)
-            or any(name.lower() in ("authorization", b"authorization") for name in own)
+            or bool(own and any(name.lower() in ("authorization", b"authorization") for name in own))
             or "Authorization" in self.headers
         )
 
@@ -140,26 +141,17 @@ class Pooled(_Session):
             verify = self.verify
         if self.proxies:
             proxies = {**self.proxies, **(proxies or {})}
-        if not self._plain or not self.trust_env or _proxies_in_environment():
+        if not self._plain or not self.trust_env or proxies_set():
             return super().merge_environment_settings(url, proxies, stream, verify, cert)
         # requests searches all variables twice, which is a fifth of its work for a request.
         if verify is True or verify is None:
-            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or verify
+            verify = certificates() or verify
         return {
             "proxies": proxies or {},
             "stream": self.stream if stream is None else stream,
             "verify": self.verify if verify is None else verify,
             "cert": self.cert if cert is None else cert,
         }
-
-
-_SYSTEM_PROXIES = sys.platform in ("darwin", "win32")  # the system has proxies, beside those of the environment
-_PROXIES = [name + "_proxy" for name in ("http", "https", "all")]
-_PROXIES += [name.upper() for name in _PROXIES]
-
-
-def _proxies_in_environment() -> bool:
-    return _SYSTEM_PROXIES or any(map(os.environ.get, _PROXIES))
 
 
 def _is_pooled(adapter: Any) -> bool:
@@ -185,6 +177,7 @@ def _pooled(session_class: type[requests.Session]) -> type[requests.Session]:
         "_plain": "merge_environment_settings" not in overridden,
         "_plain_auth": "rebuild_auth" not in overridden,
         "_plain_preparing": "prepare_request" not in overridden,
+        "_plain_sending": "send" not in overridden,
     }
     return type(session_class.__name__, (Pooled, session_class), own)
 
@@ -211,9 +204,11 @@ class Sessions:
     ) -> None:  # fmt: skip
         is_class = isinstance(factory, type) and issubclass(factory, requests.Session)
         self._make = _pooled(factory) if is_class else functools.partial(_made_by, factory)
-        if factory is requests.Session:
-            self._make = functools.partial(_copy, self._make())
         self._defaults, self._headers = dict(defaults), dict(headers)
+        if factory is requests.Session:
+            pattern = self._make()
+            pattern.headers.update(self._headers)
+            self._make, self._headers = functools.partial(_copy, pattern), {}
         self._jar = SharedJar() if cookies == "shared" else None
 
     def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
@@ -258,7 +253,7 @@ def _copy(pattern: requests.Session) -> requests.Session:
     """Return what ``type(pattern)()`` would, without transport adapters, which are replaced anyway."""
     session = pattern.__class__.__new__(pattern.__class__)
     session.__dict__.update(
-        pattern.__dict__, headers=CaseInsensitiveDict(pattern.headers), hooks={name: [] for name in pattern.hooks},
+        pattern.__dict__, headers=copy_of(pattern.headers), hooks={name: [] for name in pattern.hooks},
         params={}, proxies={}, cookies=RequestsCookieJar(), adapters=OrderedDict(),
     )  # fmt: skip
     return session

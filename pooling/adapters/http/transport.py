@@ -24,6 +24,7 @@ from .errors import DeadlineExceeded, WriteTimeout, kind_of, refusal
 from .hold import Hold
 from .hosts import Host
 from .limits import HTTPTimeout, Limits
+from .sending import build_response
 from .unpooled import Unpooled
 
 __all__ = ["SameConnection", "Transport", "translate_error"]
@@ -115,7 +116,7 @@ class Transport(requests.adapters.HTTPAdapter):
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         try:
-            return super().build_response(req, resp)
+            return build_response(self, req, resp) or super().build_response(req, resp)
         except BaseException:
             resp.close()
             raise

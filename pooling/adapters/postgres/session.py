@@ -18,6 +18,7 @@ stay. Only ``DISCARD ALL``, in a ``session`` of the user's own, removes both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Literal
 
 import psycopg
@@ -184,14 +185,19 @@ class Session:
         """
         configuration = notes.configuration
         steps, text = self._cleaning
-        left = Limit(None, self.reset_timeout).left
+        timeout, began = self.reset_timeout, monotonic()
         failed: list[bytes] = []
+
+        def left() -> float:
+            return Limit(None, self.reset_timeout, self.reset_timeout - (monotonic() - began)).left()
+
         while True:
             try:
-                round_trip(conn, first + text + configuration.statements, left())
+                round_trip(conn, first + text + configuration.statements, timeout, False)
                 configuration.lost = configuration.by_hook
                 break
             except psycopg.Error as error:
+                timeout = left()
                 number = failed_at(error) - bool(first)
                 server_says_why = error.sqlstate and failures.ended_by(error) is None
                 if number >= len(steps) and configuration.statements and server_says_why:
@@ -203,6 +209,8 @@ class Session:
                 failed.append(steps[number])
                 steps = steps[:number] + steps[number + 1 :]
                 text, first = _joined(steps), b""  # the first was done; what came after it was undone
+        if not failed:
+            return
         missing: dict[str, psycopg.Error] = {}
         for step in failed:
             try:
@@ -270,7 +278,7 @@ class Session:
             return
         try:
             text = self._commit + notes.configuration.statements
-            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
+            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), False)
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 return  # committed all the same; `clean` will find that the session is dirty

@@ -31,13 +31,14 @@ _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT"
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PGresult]:
+def round_trip(conn: Connection, query: bytes, timeout: float | None, may_copy: bool = True) -> list[PGresult]:
     """Execute ``query``, without parameters, and return its results.
 
     Args:
         conn: A connection on which nothing is under way.
         query: One statement, or several separated by semicolons.
         timeout: Seconds for all of it; ``None`` means no limit.
+        may_copy: Whether there may be a COPY among them.
 
     Raises:
         TimeoutError: The answer was not complete in time; it may still come.
@@ -47,7 +48,8 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PG
     pgconn, deadline = conn.pgconn, _Deadline(timeout)
     results: list[PGresult] = []
     try:
-        for wanted in exchange(pgconn, query, results):
+        pgconn.send_query(query)
+        for wanted in answers(pgconn, results, may_copy):
             deadline.wait(pgconn.socket, wanted)
     except (psycopg.Error, TimeoutError) as problem:
         refuse_failed(results)  # the server's last message says more than that it has closed the connection
@@ -63,7 +65,7 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
     return answers(pgconn, results)
 
 
-def answers(pgconn: PGconn, results: list[PGresult]) -> Generator[int, Any, None]:
+def answers(pgconn: PGconn, results: list[PGresult], may_copy: bool = True) -> Generator[int, Any, None]:
     """Collect the results of a query that was sent; yields for what to wait.
 
     As psycopg's ``generators.execute()`` does, but releases the GIL about half
@@ -72,6 +74,7 @@ def answers(pgconn: PGconn, results: list[PGresult]) -> Generator[int, Any, None
     Args:
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
+        may_copy: Whether the query may be a COPY.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     try:
@@ -88,7 +91,7 @@ def answers(pgconn: PGconn, results: list[PGresult]) -> Generator[int, Any, None
                 if result is None:
                     return
                 results.append(result)
-                if result.status in _COPYING:  # libpq returns the same result again until the COPY has ended
+                if may_copy and result.status in _COPYING:  # libpq returns it again until the COPY has ended
                     return
     except psycopg.Error:
         # What libpq has read when it could not send: why the server has closed the connection. If it has not, libpq
@@ -144,8 +147,11 @@ class _Deadline:
             self._end = time.monotonic() + timeout
 
     def wait(self, fd: int, wanted: int, failure: str = "no answer from the server") -> None:
-        timeout = self._timeout
-        left = None if timeout is None else max(0.0, self._end - time.monotonic())
+        timeout, left = self._timeout, None
+        if timeout is not None:
+            left = self._end - time.monotonic()
+            if left < 0.0:
+                left = 0.0
         if not _ready(fd, left, wanted):
             raise TimeoutError(f"{failure} within {round(timeout or 0.0, 3):g} s")
 

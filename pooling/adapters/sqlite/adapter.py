@@ -211,11 +211,14 @@ class SQLiteAdapter(Adapter[sqlite3.Connection]):
 
     def reset(self, resource: sqlite3.Connection) -> None:
         assert isinstance(resource, Connection)
-        resource.count_last()
+        if resource.running is not None:
+            resource.count_last()
         if resource.limit is not None:
             resource.limit.stop()
-        resource.close_cursors()
-        end_transaction(resource)
+        if resource.cursors:
+            resource.close_cursors()
+        if LEGACY is not None or resource.in_transaction:
+            end_transaction(resource)
         resource.rolled_back_by = None
         if resource.dirty:
             _check_reversible(resource)

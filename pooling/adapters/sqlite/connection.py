@@ -150,6 +150,7 @@ class Connection(sqlite3.Connection):
         cursor_class: The class of its cursors.
         limit: The time limit of a statement, if there is one.
         stats: Where statements are counted that are not short.
+        cursors: Weak references to its cursors and blobs.
         running, seconds: The last statement and its duration until now. It is
             not counted yet, because its rows may still be fetched.
         short, short_seconds: The number of statements that took less than
@@ -175,7 +176,7 @@ class Connection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.initial = Initial()
-        self._cursors: list[weakref.ref[Any]] = []  # and blobs
+        self.cursors: list[weakref.ref[Any]] = []
         super().__init__(*args, **kwargs)
 
     def cursor(self, factory: Any = Cursor) -> Any:
@@ -195,7 +196,7 @@ class Connection(sqlite3.Connection):
             return made
 
     def _track(self, cursor: Any) -> None:
-        cursors = self._cursors
+        cursors = self.cursors
         if len(cursors) >= _PRUNE_AT:
             cursors[:] = [reference for reference in cursors if reference() is not None]
         cursors.append(weakref.ref(cursor))
@@ -231,6 +232,22 @@ class Connection(sqlite3.Connection):
 
     def executescript(self, sql: str, /) -> sqlite3.Cursor:
         return self._cursor().executescript(sql)
+
+    def query(self, sql: str, parameters: Any) -> list[Any]:
+        """Do what ``execute(sql, parameters).fetchall()`` does, and close the cursor: it needs no record then."""
+        if sql[:1] not in _HARMLESS:
+            self.inspect(sql)
+        began = self.start_statement()
+        cursor: Cursor = _cursor(self, self.cursor_class)
+        try:
+            _execute(cursor, sql, parameters)
+            return _fetchall(cursor)
+        except sqlite3.Error as error:
+            raise self.failed(error, sql)  # noqa: B904
+        finally:
+            self.running = sql
+            self.seconds = _now() - began
+            cursor.close()
 
     def _cursor(self) -> Cursor:
         made: Cursor = _cursor(self, self.cursor_class)  # not by calling the class, which ignores row_factory
@@ -298,11 +315,11 @@ class Connection(sqlite3.Connection):
 
     def close_cursors(self) -> None:
         """Close cursors and blobs: one that is only partly read keeps a snapshot of the database."""
-        for reference in self._cursors:
+        for reference in self.cursors:
             cursor = reference()
             if cursor is not None:
                 cursor.close()
-        self._cursors.clear()
+        self.cursors.clear()
 
 
 def end_transaction(conn: Connection) -> None:

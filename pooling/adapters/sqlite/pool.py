@@ -249,7 +249,8 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
         """
         pool = self if self.readers is None or not _READS.match(sql) else self.readers
         with pool.acquire(None, 2) as conn, conn:
-            rows = conn.execute(sql, params).fetchall()
+            # Not of the user's class, which may override `execute`.
+            rows = conn.query(sql, params) if type(conn) is Connection else conn.execute(sql, params).fetchall()
         self._after_use()
         return rows
 
@@ -257,7 +258,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
         return self if self.readers is None else self.readers
 
     def _after_use(self) -> None:
-        if self.readers is not None:
+        if self.readers is not None and self.writer.engine.state.waiters:
             let_writers_run(self.writer)
 
     def queries(self) -> QuerySnapshot:
