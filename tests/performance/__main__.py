@@ -93,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(heading(), flush=True)
     began = time.perf_counter()
     tables = []
-    for name in options.only or BENCHMARKS:
+    names = [name for name in BENCHMARKS if not (options.quick and name == goals.NAME)]  # its rows are in others, too
+    for name in options.only or names:
         neighbours = Neighbours()
         table = (BENCHMARKS | http.FURTHER)[name](plan)
         table.notes = [*table.notes, *neighbours.note()]
