@@ -11,6 +11,7 @@ from typing import Any
 
 from .._masking import slip, without_secrets
 from ..settings import PoolSettings
+from .doctor.calculator import calculate
 from .doctor.plan import Plan
 from .doctor.report import Report
 from .doctor.rules import examine
@@ -22,7 +23,8 @@ HELP = "check a PostgreSQL, MySQL or MariaDB server, or recorded metrics, and re
 DESCRIPTION = """
 Connects to the server a few times, reads its limits, settings and connected clients, detects a
 pooler in between, and reports problems for the given number of workers with a pool each. With
---metrics, computes the max_size that would have kept the recorded waits short. The exit code is 1
+--metrics, computes the max_size that would have kept the recorded waits short. Without --dsn, counts
+the connections of --hosts and --workers, and says what to set. The exit code is 1
 if something will fail whatever else is connected ("BREAKS") or the server cannot be reached, 2 for
 an invalid option, otherwise 0. A "warning" costs performance or fails sometimes: for example, too
 few free connections beside the current clients, which may be this application's own old workers.
@@ -36,7 +38,9 @@ _MYSQL = re.compile(r"(?i)(mysql|mariadb)(\+\w+)?://")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the doctor's options."""
     parser.add_argument("--dsn", metavar="URL", help="the server to check: postgresql://... or mysql://...")
-    parser.add_argument("--workers", type=_count, metavar="N", help="number of processes with a pool each")
+    parser.add_argument("--workers", type=_count, metavar="N", help="processes with a pool each, on each host")
+    parser.add_argument("--hosts", type=_count, default=1, metavar="N", help="number of hosts (default: 1)")
+    parser.add_argument("--rollout", action="store_true", help="old and new processes run side by side for a while")
     parser.add_argument("--budget", type=_count, metavar="N", help="total of the workers' FleetBudget (default: none)")
     parser.add_argument("--max-size", type=_count, metavar="N", help="max_size of each pool (default: 10)")
     parser.add_argument(
@@ -67,10 +71,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options: As parsed.
         parser: Reports an invalid option, with exit code 2.
     """
-    if options.dsn is None and options.metrics is None:
-        parser.error("either --dsn or --metrics is required")
+    if options.dsn is None and options.metrics is None and options.workers is None:
+        parser.error("one of --dsn, --metrics and --workers is required")
     advised = _advise_size(options, parser) if options.metrics is not None else None
-    if options.dsn is None:
+    if options.dsn is None and options.workers is None:
         return 0
     size = options.max_size or advised or PoolSettings().max_size
     settings = PoolSettings(
@@ -78,9 +82,13 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         leak_timeout=options.leak_timeout, keepalive_interval=options.keepalive_interval,
     )  # fmt: skip
     plan = Plan(
-        settings=settings, workers=options.workers, budget=options.budget, cleans=options.session == "clean",
+        settings=settings, workers=options.workers, hosts=options.hosts, rollout=options.rollout,
+        budget=options.budget, cleans=options.session == "clean",
         command_timeout=options.command_timeout, unlimited=options.command_timeout is None,
     )  # fmt: skip
+    if options.dsn is None:
+        print(calculate(plan))
+        return 0
     look = _look_at_mysql if _MYSQL.match(options.dsn) else _look
     report = look(options.dsn, plan, parser)
     if report is None:
@@ -135,7 +143,7 @@ def _look_at_mysql(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Rep
     except (ValueError, TypeError, ImportError) as error:
         parser.error(f"--dsn: {error}")
     try:
-        report: Report = pool.advise(plan.workers)
+        report: Report = pool.advise(plan.processes if plan.workers else None)
     except Exception as error:
         print(f"cannot connect to the server: {without_secrets(str(error))}", file=sys.stderr)
         return None

@@ -372,3 +372,40 @@ def test_without_a_libpq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["doctor", "--dsn", "postgresql://db/app"])
     assert "pooling[binary]" in capsys.readouterr().err
+
+
+# -- the calculator --------------------------------------------------------------------------------
+
+
+def test_connections_of_several_hosts_are_counted_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--hosts", "3", "--workers", "4", "--rollout"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "processes    3 hosts x 4 workers x 2 in a rollout = 24",
+        "connections  24 x max_size 10 = 240",
+        "as it is     max_connections of at least 243, and more for other clients",
+        "smaller      max_size 4 (24 x 4 = 96) fits max_connections = 100",
+        "a budget     FleetBudget(total=97, max_members=24): each up to 10, together 97",
+        "PgBouncer    max_client_conn of at least 240, default_pool_size 2 to 4 x the processors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--workers", "4"], "as it is     fits a server with max_connections = 100 (3 are reserved)"),
+        (["--workers", "200"], "smaller      no max_size fits max_connections = 100"),
+        (["--workers", "200"], "a budget     a total of 97 is less than one for each process"),
+        (["--workers", "4", "--budget", "30"],
+         "a budget     FleetBudget(total=30, max_members=4): each up to 10, together 30"),
+        (["--workers", "1", "--max-size", "7"], "connections  1 x max_size 7 = 7"),
+    ],
+)  # fmt: skip
+def test_calculation(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_hosts_and_rollout_count_in_every_rule() -> None:
+    found = only(findings(FACTS, workers=4, hosts=3, rollout=True))
+    assert found.startswith("breaks: 3 hosts x 4 workers x 2 in a rollout x max_size 10 = 240 connections, but")
+    assert f"Set max_size to at most {(FACTS.room - FACTS.connected) // 24}" in found

@@ -124,7 +124,7 @@ def _room(facts: Facts, plan: Plan) -> Iterator[Finding]:
 
 
 def _smaller(free: int, plan: Plan) -> str:
-    workers = plan.workers or 1
+    workers = plan.processes
     if free < workers:
         return f"Use fewer workers: with max_size 1, {free} fit"
     return f"Set max_size to at most {free // workers}"

@@ -59,7 +59,7 @@ def _smaller(free: int, plan: Plan) -> str:
     """Return the advice that makes the pools of all workers fit."""
     if plan.budget is not None and plan.connections == plan.budget:
         return f"Set the budget's total to at most {max(0, free)}"
-    workers = plan.workers or 1
+    workers = plan.processes
     if free < workers:
         return f"Use fewer workers: with max_size 1, {max(0, free)} fit"
     return f"Set max_size to at most {free // workers}"
