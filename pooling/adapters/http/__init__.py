@@ -25,7 +25,19 @@ or cuts off bodies, `errors` and `arguments` have the errors and the checks of
 arguments. `client` is the pool of the process.
 """
 
-from .limits import HTTPTimeout
-from .pool import HTTPPool
+import re
+
+import urllib3
+
+_version: str = vars(urllib3)["__version__"]
+if re.fullmatch(r"\d+\.\d+\.9\d\d", _version):  # so end its versions; a request would fail somewhere inside
+    raise ImportError(
+        f"HTTPPool needs urllib3, which urllib3-future {_version} has replaced in this environment; another package, "
+        "such as niquests, requires it. Use an environment of its own for that package, or remove it: "
+        "pip uninstall urllib3-future, then pip install --force-reinstall urllib3"
+    )
+
+from .limits import HTTPTimeout  # noqa: E402
+from .pool import HTTPPool  # noqa: E402
 
 __all__ = ["HTTPPool", "HTTPTimeout"]
