@@ -117,6 +117,8 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "from_url": ".manager",
 }
 
+_EXTRAS = {"HTTP2Pool": "http2", "RedisPool": "redis"}  # which has what they need
+
 for _class in (
     Adapter, Holder, HistogramSnapshot, Lease, Observer, Pool, PoolMetrics, PoolSnapshot
 ):
@@ -130,7 +132,14 @@ if os.environ.get("POOLING_METRICS_DIR"):  # else nothing of `pooling.observe` i
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        found = getattr(import_module(_LAZY[name], __name__), name)
+        try:
+            module = import_module(_LAZY[name], __name__)
+        except ModuleNotFoundError as error:
+            if name not in _EXTRAS:
+                raise
+            needs = str(error.name).partition(".")[0]
+            raise ImportError(f'{name} needs {needs}; pip install "pooling[{_EXTRAS[name]}]"') from error
+        found = getattr(module, name)
         globals()[name] = found
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -201,6 +201,13 @@ def test_board_and_alerts_are_packed(name: str) -> None:
     assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
+@pytest.mark.parametrize(("name", "needs", "extra"), [("HTTP2Pool", "httpx", "http2"), ("RedisPool", "redis", "redis")])
+def test_a_class_without_its_driver_names_the_extra(name: str, needs: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{needs!r}] = None; from pooling import {name}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == f'ImportError: {name} needs {needs}; pip install "pooling[{extra}]"'
+
+
 def test_every_extra_has_code() -> None:
     """An extra that no module imports would be useless."""
     config = configparser.ConfigParser()
