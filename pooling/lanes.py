@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from ._masking import shown
 
-__all__ = ["DEFAULT", "Lane", "Lanes", "current_lane", "lane"]
+__all__ = ["DEFAULT", "Lane", "Lanes", "current_lane", "named", "lane"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -188,6 +188,11 @@ def _parse(text: str) -> dict[str, dict[str, float | None]]:
 
 _Around = tuple[str, Any]  # a name, and the same of the block around
 _current: ContextVar[_Around | None] = ContextVar("pooling_lane", default=None)
+
+
+def named(lane: str | None) -> tuple[str, ...]:
+    """Return the last arguments of a call of ``acquire``, which may be an override from before there were lanes."""
+    return () if lane is None else (lane,)
 
 
 def current_lane() -> str | None:

@@ -79,7 +79,7 @@ class Tracking(Ending):
         except mysql.connector.OperationalError as error:
             notes: Notes = self._pooling  # type: ignore[attr-defined]
             if notes.unfinished and notes.limit is not None:  # the driver does not say that the ping took too long
-                raise self._timed_out(f"{notes.limit}, and the server did not answer") from error  # type: ignore[attr-defined]
+                raise self._driver.command_timeout(f"{notes.limit}, and the server did not answer") from error
             raise
 
     def _handle_server_status(self, flags: int) -> None:

@@ -14,6 +14,7 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.sizing import Budget
 from ...errors import CommandTimeout
+from ...lanes import named
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
@@ -221,7 +222,7 @@ class MySQLPool(Pool[Connection]):
                 f"isolation_level must be one of {', '.join(map(repr, ISOLATION_LEVELS))} or None, "
                 f"not {shown(isolation_level)}"
             )
-        with self.acquire(timeout, 3, lane) as conn, Transaction(self, conn, "transaction()", level, read_only):
+        with self.acquire(timeout, 3, *named(lane)) as conn, Transaction(self, conn, "transaction()", level, read_only):
             yield conn
 
     def execute_query(

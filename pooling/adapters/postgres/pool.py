@@ -16,6 +16,7 @@ from ...core.observer import Observer
 from ...core.pool import Pool
 from ...core.report.messages import format_error
 from ...core.sizing import Budget
+from ...lanes import named
 from ...settings import PoolSettings, _Options, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
@@ -237,7 +238,7 @@ class PostgresPool(Pool[Connection]):
             As for `connection`.
         """
         with (
-            self.acquire(timeout, 3, lane) as conn,
+            self.acquire(timeout, 3, *named(lane)) as conn,
             Transaction(self, conn, isolation_level, read_only, deferrable),
         ):
             yield conn

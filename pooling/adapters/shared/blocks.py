@@ -54,7 +54,8 @@ class Block(Generic[C]):
         raise NotImplementedError
 
     def __enter__(self) -> C:
-        self._lease = lease = self._pool.acquire(self._timeout, 2, self._lane)
+        acquire = self._pool.acquire  # perhaps an override from before there were lanes
+        self._lease = lease = acquire(self._timeout, 2) if self._lane is None else acquire(self._timeout, 2, self._lane)
         return lease.__enter__()
 
     def __exit__(

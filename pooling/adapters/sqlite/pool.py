@@ -16,6 +16,7 @@ from ...core.clock import seconds
 from ...core.managed import ManagedPool
 from ...core.pool import Pool
 from ...errors import PoolTimeout
+from ...lanes import named
 from ...settings import PoolOptions, PoolSettings, with_options
 from . import upkeep
 from .adapter import SQLiteAdapter
@@ -220,7 +221,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
         """
         pool = self._readers_or_self() if readonly else self
         # Frame 0 is this function, 1 is contextlib's __enter__, 2 is its caller: the holder.
-        with pool.acquire(timeout, 3, lane) as conn, conn:
+        with pool.acquire(timeout, 3, *named(lane)) as conn, conn:
             yield conn
             self._raise_if_rolled_back(conn)
         self._after_use()
