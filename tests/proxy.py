@@ -8,6 +8,7 @@ them before a fault may still arrive.
 from __future__ import annotations
 
 import contextlib
+import select
 import selectors
 import socket
 import threading
@@ -230,7 +231,7 @@ class Proxy:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 link = _Link(client, self._swallowing)
                 self._links.add(link)
-                self._most = max(self._most, sum(not one.dead for one in self._links))
+                self._most = max(self._most, sum(not one.dead and not one.left for one in self._links))
                 self._watch(link)
 
     def _read(self, link: _Link, sock: socket.socket) -> None:
@@ -327,3 +328,12 @@ class _Link:
         self.dead = dead
         self.kept = False  # and its client's side stays open whatever the server does
         self.ways = (_Way(), _Way())  # to the server, to the client
+
+    @property
+    def left(self) -> bool:
+        """Whether the client has closed it, also where the proxy has not come to reading that yet."""
+        if not hasattr(select, "POLLRDHUP"):
+            return False
+        poll = select.poll()
+        poll.register(self.client, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
+        return bool(poll.poll(0))
