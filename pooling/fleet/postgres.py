@@ -103,7 +103,8 @@ DELETE FROM pooling_budget WHERE budget = '{budget}' AND member = '{member}' AND
 """
 
 _WAIT = 1.0  # seconds for a connection of the pool
-_MISSING, _EXISTS = "42P01", ("23505", "42P07")  # undefined table; created by another process just now
+_MISSING = "42P01"  # undefined_table
+_EXISTS = ("23505", "42P07", "42710")  # unique_violation, duplicate_table or _object: another process has just created it
 
 
 class PostgresStore:
