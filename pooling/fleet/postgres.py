@@ -104,7 +104,7 @@ DELETE FROM pooling_budget WHERE budget = '{budget}' AND member = '{member}' AND
 
 _WAIT = 1.0  # seconds for a connection of the pool
 _MISSING = "42P01"  # undefined_table
-_EXISTS = ("23505", "42P07", "42710")  # unique_violation, duplicate_table or _object: another process has just created it
+_EXISTS = ("23505", "42P07", "42710")  # another process has just created it: a duplicate key, table or type
 
 
 class PostgresStore:
