@@ -217,8 +217,7 @@ class _Serving(socketserver.BaseRequestHandler):
             time.sleep(self.server.options.delay)
             exchange.answer()
         finally:
-            with book.lock:
-                book.now -= 1
+            exchange.count_out()
 
 
 def _read(connection: _Serving, served: int) -> _Exchange | None:
@@ -255,6 +254,7 @@ class _Exchange:
     """A request and its response; each ``do_PATH`` is one behaviour."""
 
     serial = 0
+    counted = True
     body = b""
 
     def __init__(
@@ -273,6 +273,13 @@ class _Exchange:
     def answer(self) -> None:
         getattr(self, "do_" + self.path.strip("/").partition("/")[0].replace("-", "_"), self.do_nothing)()
 
+    def count_out(self) -> None:
+        """Count it as over. Once it is answered, the client may send the next one before this thread runs again."""
+        if self.counted:
+            self.counted = False
+            with self.connection.server.book.lock:
+                self.connection.server.book.now -= 1
+
     def send(self, data: bytes) -> None:
         self.connection.request.sendall(data)
 
@@ -288,6 +295,7 @@ class _Exchange:
 
     def reply(self, data: bytes, *rows: tuple[str, str], status: int = 200) -> None:
         head = self.lines(status, (("Content-Length", str(len(data))), *rows))
+        self.count_out()
         self.send(head if self.method == "HEAD" else head + data)
 
     def reply_json(self, value: Any, *rows: tuple[str, str], status: int = 200) -> None:
