@@ -138,7 +138,7 @@ class MySQLPool(Pool[Connection]):
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         command = check_limit("command_timeout", command_timeout)
-        self.driver = load(driver or driver_of(conninfo), connection_class)
+        self.driver = load(driver or driver_of(conninfo, kwargs), connection_class)
         """What the pool uses of the driver. Internal."""
         self.driver.limit_to(command)
         self._queries = _statistics() if query_statistics else None
