@@ -213,3 +213,11 @@ def test_a_mysql_server_named_in_kwargs_gets_nothing_of_database_url(
     assert MySQLAddress("", {"autocommit": True}, dict).ask().arguments["password"] == "MAIN-SECRET"
     assert driver_of("", {name: "other"}) is None
     assert driver_of("", {name: None}) == driver_of("", None) == "mysqlclient"
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_database_url_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", text)
+    assert "host" not in Address("", None, 30.0, {}).ask().arguments
+    assert MySQLAddress("", None, dict).ask().arguments == {}
+    assert driver_of("", None) is None

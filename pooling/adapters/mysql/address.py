@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..._masking import shown, slip
-from ...settings import truth
+from ...settings import truth, variable
 from ..shared.rotation import Answer
 
 __all__ = ["SCHEMES", "Address", "driver_of"]
@@ -82,7 +82,7 @@ class Address:
             raise ValueError("kwargs: the names must be those of the driver's arguments")
         source = "conninfo"
         if not conninfo and not _says_where(given):
-            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+            source, conninfo = "DATABASE_URL", variable(os.environ, "DATABASE_URL") or ""
         parameters = {**_parsed(conninfo, source), **given}
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, self._complete(parameters), "", {})
@@ -94,7 +94,7 @@ def driver_of(conninfo: Conninfo, kwargs: Kwargs | None) -> str | None:
         return None
     text = conninfo
     if not text and not (isinstance(kwargs, Mapping) and _says_where(kwargs)):
-        text = os.environ.get("DATABASE_URL", "")
+        text = variable(os.environ, "DATABASE_URL") or ""
     return SCHEMES.get(text.partition("://")[0].lower())
 
 
