@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import redis.connection
 
 from ..._masking import shown
-from ...settings import _OWN_NAMES, PoolSettings, truth, with_options
+from ...settings import _OWN_NAMES, PoolSettings, _unknown, truth, with_options
 
-__all__ = ["checked", "from_query", "settings_of"]
+__all__ = ["checked", "from_query", "named", "settings_of"]
 
 _REFUSED = {
     "cache": "client-side caching needs redis-py's own pool",
@@ -44,6 +45,12 @@ def checked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             "pool; pass MaintNotificationsConfig(enabled=False) or nothing"
         )
     return kwargs
+
+
+def named(error: TypeError) -> TypeError:
+    """Return redis-py's error about an unknown argument as one of `RedisPool`, with a hint; others unchanged."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return error if unknown is None else TypeError(f"RedisPool(): {_unknown(unknown[1], OWN)}")
 
 
 def settings_of(settings: PoolSettings | None, options: dict[str, Any], class_init: Any) -> PoolSettings:
