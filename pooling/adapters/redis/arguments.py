@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import redis.connection
 
@@ -24,6 +25,11 @@ _REFUSED = {
 }
 # Arguments that redis-py's connections and `PoolSettings` both have; the former is meant.
 _THEIRS = {"health_check_interval"}
+# redis-py takes "off" for true, and leaves some as texts.
+_TRUTHS = {
+    "decode_responses", "legacy_responses", "retry_on_timeout", "socket_keepalive", "ssl_check_hostname",
+    "ssl_validate_ocsp", "ssl_validate_ocsp_stapled",
+}  # fmt: skip
 OWN = frozenset(_OWN_NAMES) - _THEIRS
 """The fields of `PoolSettings` that are arguments of a `RedisPool`."""
 
@@ -99,8 +105,12 @@ def from_query(url: str) -> dict[str, Any]:
             found[name] = getattr(settings.backoff, name.removeprefix("backoff_"), None)
             if not name.startswith("backoff_"):
                 found[name] = getattr(settings, name)
-    if isinstance(found.get("decode_responses"), str):  # redis-py leaves it: "false" would be true
-        found["decode_responses"] = truth(found["decode_responses"])
+    for name, (text, *_) in parse_qs(urlsplit(url).query).items():
+        if name in _TRUTHS:
+            try:
+                found[name] = truth(text)
+            except ValueError as rule:
+                raise ValueError(f"{name}={shown(text)}: {rule}") from None
     if isinstance(found.get("timeout"), str):  # redis-py 5 leaves it a string
         found["timeout"] = float(found["timeout"])
     return found
