@@ -11,6 +11,11 @@ recycles and invalidates its connection, and fires the events. A pool class only
 decides which borrower gets which record, and when; here our pool does that. So
 all settings of SQLAlchemy keep their meaning, with any driver.
 
+SQLAlchemy's own tests of ``QueuePool`` pass with it, with these intended exceptions:
+
+- those that read private attributes (``_pool``, ``_overflow``), or compare all of two pools (``test_recreate_state``);
+- ``test_dispose_closes_pooled`` expects a connection that was in use at `Pool.dispose` to be lent again; it is closed.
+
 `DBAPIAdapter` is for the connections of any DB-API driver without SQLAlchemy.
 """
 

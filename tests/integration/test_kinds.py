@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from pooling import HTTP2Pool, MySQLPool, PoolManager, PoolSettings, RedisPool, from_url
+from pooling import (
+    HTTP2Pool,
+    HTTPPool,
+    MySQLPool,
+    PoolManager,
+    PoolSettings,
+    PostgresPool,
+    RedisPool,
+    SQLitePool,
+    from_url,
+)
 from pooling.web.wsgi import PoolingMiddleware, lease
 from tests.integration.tools import ROOT, environment
 from tests.redisserver import RedisServer
@@ -51,6 +61,30 @@ def test_pools_of_an_extra_take_settings_as_arguments(make: Any) -> None:
     with pytest.raises(TypeError, match="unknown setting 'pasword'") as caught:
         make(pasword="hunter2")
     assert "hunter2" not in str(caught.value)
+
+
+FLAGS: dict[str, Any] = {
+    "compression": HTTPPool,
+    "trust_env": HTTPPool,
+    "pooled": HTTPPool,
+    "follow_redirects": HTTP2Pool,
+    "prior_knowledge": HTTP2Pool,
+    "optimize": lambda **given: SQLitePool(":memory:", **given),
+    "query_statistics": lambda **given: PostgresPool("host=db.example.com", **given),
+    "query_statistics of MySQL": lambda **given: MySQLPool("mysql://db.example.com/app", **given),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", ["off", "", 0, None])
+def test_only_booleans_are_booleans(name: str, value: object) -> None:
+    """A text from a configuration file is true, whatever it says."""
+    argument = name.partition(" ")[0]
+    with pytest.raises(TypeError, match=f"{argument} must be true or false, not "):
+        FLAGS[name](**{argument: value})
+    if argument in ("pooled", "compression"):
+        with pytest.raises(TypeError, match=f"{argument} must be true or false, not "):
+            PoolManager.from_mapping({"api": {"url": "https://api.example.com", argument: value}})
 
 
 def run(code: str, **env: str) -> str:

@@ -20,7 +20,7 @@ from ...core.report.holders import Holder
 from ...core.runtime import fork
 from ...core.runtime.fork import SAME_PROCESS
 from ...errors import PoolTimeout
-from ...settings import PoolOptions, PoolSettings, with_options
+from ...settings import PoolOptions, PoolSettings, check_flag, with_options
 from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
 from .connections import Connections, weakly
 from .health import Health, ping
@@ -165,11 +165,12 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         if not callable(session_factory):
             raise TypeError(f"session_factory must be callable, not {shown(session_factory)}")
         headers = dict(headers or {})
-        if not compression:
+        if not check_flag("compression", compression):
             headers.setdefault("Accept-Encoding", "identity")
         defaults = {
             "verify": checked_verify(verify, ssl_context, cert),
-            "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
+            "cert": cert, "proxies": dict(proxies or {}), "auth": auth,
+            "trust_env": check_flag("trust_env", trust_env),
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
         if breaker is not None and not isinstance(breaker, CircuitBreaker):
@@ -179,6 +180,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """Internal, for the package's own use: the hosts with their sockets, and the request slots."""
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
         fallback = None if breaker is None else breaker.fallback
+        pooled = check_flag("pooled", pooled)
         self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled, fallback)
         """The transport adapter, to be mounted on other sessions."""
         self._mounted = self.adapter.mounted

@@ -15,7 +15,7 @@ from ...core.pool import Pool
 from ...core.sizing import Budget
 from ...errors import CommandTimeout
 from ...lanes import named
-from ...settings import PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, check_flag, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
@@ -141,7 +141,7 @@ class MySQLPool(Pool[Connection]):
         self.driver = load(driver or driver_of(conninfo, kwargs), connection_class)
         """What the pool uses of the driver. Internal."""
         self.driver.limit_to(command)
-        self._queries = _statistics() if query_statistics else None
+        self._queries = _statistics() if check_flag("query_statistics", query_statistics) else None
         self._unable: set[str] = set()  # what was warned of; guarded by the lock
         create_timeout, complete = settings.create_timeout, self.driver.complete
         self._address = Address(conninfo, kwargs, lambda given: complete(given, create_timeout, name))
