@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import sqlite3
 import subprocess
 import sys
@@ -615,6 +616,31 @@ def test_thread_that_ended_with_a_connection_is_named(maker: Maker) -> None:
     with pytest.raises(exc.TimeoutError, match=r" in importer, ended \d+ s ago, for "):
         pool.connect()
     kept.pop().close()
+
+
+def test_connection_that_a_mysql_server_ended_is_not_lent(mariadb: MariaDBServer) -> None:
+    engine = sqlalchemy.create_engine(mariadb.url, poolclass=Pool, pool_size=3)
+    conns = [engine.connect() for _ in range(3)]
+    drivers: list[Any] = [conn.connection.driver_connection for conn in conns]
+    for conn in conns:
+        conn.close()
+    with engine.connect() as admin:
+        kept = admin.connection.driver_connection
+        for driver in drivers:
+            if driver is not kept:
+                admin.exec_driver_sql(f"KILL {driver.thread_id()}")
+    for driver in drivers:
+        assert driver is kept or select.select([driver._sock], [], [], 30)[0]
+    for _ in range(2):
+        conns = [engine.connect() for _ in range(3)]
+        assert [conn.exec_driver_sql("SELECT 1").scalar() for conn in conns] == [1, 1, 1]
+        for conn in conns:
+            conn.close()
+    raw = [engine.raw_connection() for _ in range(3)]
+    assert kept in [conn.driver_connection for conn in raw]
+    for one in raw:
+        one.close()
+    engine.dispose()
 
 
 def test_idle_connections_are_closed_when_dispose_returns(postgres: PostgresServer) -> None:
