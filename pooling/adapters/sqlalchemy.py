@@ -357,12 +357,6 @@ def _adapter_for(owner: Pool) -> _Records:
     return _Records(owner) if getattr(owner._dialect, "name", None) == "sqlite" else _RemoteRecords(owner)
 
 
-def _socket_of(connection: object) -> object:
-    """Return what has the socket of a DB-API connection, or ``None``; PyMySQL's is in ``_sock``."""
-    found = (connection, getattr(connection, "_sock", None))
-    return next((one for one in found if one is not None and watchable(one)), None)
-
-
 def _is_psycopg(dialect: Any) -> bool:
     return (getattr(dialect, "name", None), getattr(dialect, "driver", None)) == ("postgresql", "psycopg")
 
@@ -386,7 +380,7 @@ class _Record(_ConnectionRecord):
             from .postgres.stalls import watched
 
             watched(value)
-        self._watched = None if value is None else _socket_of(value)
+        self._watched = value if value is not None and watchable(value) else None
         self._connected = value
 
 
