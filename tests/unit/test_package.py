@@ -464,6 +464,7 @@ ALLOWED = {
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
     ("test_recipes.py", "_sock"): "an attribute of pika's connections",
+    ("test_hangup.py", "_sock"): "an attribute of PyMySQL's connections",
     ("test_http2.py", "_pool"): "an attribute of httpx's transports",
     ("test_http2.py", "_connection"): "an attribute of httpcore's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
