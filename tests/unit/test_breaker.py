@@ -17,6 +17,7 @@ from pooling import (
     PoolTimeout,
     PoolUnavailable,
 )
+from pooling.observe.figures import Recorder
 from pooling.testing import VirtualClock
 from tests.unit.conftest import Make, Task, fill, lent_elsewhere, run_jobs
 from tests.unit.test_outage import WRONG, Server, in_line
@@ -143,15 +144,14 @@ def test_a_borrower_of_a_full_pool_waits_for_a_release(make: Make, manual: Virtu
     held = [pool.acquire(), pool.acquire()]
     server.error = ConnectionRefusedError("down")
     held.pop().discard()
-    for _ in range(4):
-        waiter = Task(pool.acquire, 60)
-        while waiter.is_alive():
-            run_jobs(manual)
-            manual.advance(1)
-        with pytest.raises(CircuitOpen):
-            waiter.result()
-        if pool.stats()["circuit"] == "open":
-            break
+    run_jobs(manual)  # it is closed
+    waiter = Task(pool.acquire, 60)
+    manual.until_parked(1)
+    for _ in range(3):
+        run_jobs(manual)
+        manual.advance(1)
+    with pytest.raises(CircuitOpen):
+        waiter.result()
     pool.reconfigure(max_size=1)  # now there is no room for a creation
     waiter = Task(pool.acquire, 60)
     manual.until_parked(1)
@@ -276,6 +276,20 @@ def test_reconfigure_removes_it(make: Make, clock: VirtualClock, server: Server)
     pool.reconfigure(breaker=None)
     assert "circuit" not in pool.stats()
     pool.acquire(60).release()
+
+
+def test_metrics_tell_of_it(make: Make, clock: VirtualClock, server: Server) -> None:
+    pool = opened(make, clock, server, name="breaker")
+    recorder = Recorder(lambda: [(pool.engine.ref, pool.metrics)])
+    figures = recorder.sample()["breaker"]
+    assert figures["gauges"]["circuits_open"] == 1
+    assert figures["error"] == "circuit open: ConnectionRefusedError: down"
+    server.error = None
+    clock.advance(10.1)
+    pool.acquire().release()
+    figures = recorder.sample()["breaker"]
+    assert figures["gauges"]["circuits_open"] == 0
+    assert "error" not in figures
 
 
 @pytest.mark.parametrize(
