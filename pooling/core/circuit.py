@@ -105,7 +105,7 @@ class CircuitState:
 
     def _why(self) -> str:
         if self._in_a_row >= self.policy.failures:
-            return f"{self._in_a_row} failures in a row"
+            return "1 failure" if self._in_a_row == 1 else f"{self._in_a_row} failures in a row"
         return f"{self._failed} of {len(self._outcomes)} calls failed within {self.policy.window:g} s"
 
     def _open(self, now: float, reason: str) -> None:

@@ -89,6 +89,6 @@ def test_errors_of_a_redis_pool_are_those_of_redis_py() -> None:
         assert isinstance(caught.value, CircuitOpen)
         assert 0 < caught.value.retry_after <= 1
         server.start()
-        wait_until(lambda: pool.stats()["circuit"] == "half-open")
+        wait_until(lambda: pool.stats()["circuit"] != "open")  # min_size is 1, so the pool may have tried by itself
         client.set("a", 2)
         assert pool.stats()["circuit"] == "closed"
