@@ -49,6 +49,7 @@ class Wire(_Connection):
             those of a ``send`` that failed.
         maybe_sent: Whether the server may have received a part of that request.
         opened: Whether it was ever connected.
+        address: To connect to, instead of the addresses of the host.
         open_socket: The socket. Unlike ``sock``, which urllib3 resets when the
             server announces that it will close the connection, it is kept
             until the answer is read.
@@ -65,6 +66,7 @@ class Wire(_Connection):
     reused = maybe_sent = opened = authenticated = interrupted = False
     sent = received = 0
     open_socket: Any = None
+    address: str | None = None
     answer: Answer | None = None
     surplus_socket: Any = None
 
@@ -126,14 +128,14 @@ class Wire(_Connection):
 
     def _new_conn(self) -> socket.socket:
         limits = self.limits
-        if limits is None or limits.end == math.inf or not _plain(self):
+        if limits is None or (limits.end == math.inf and self.address is None) or not _plain(self):
             return super()._new_conn()
         return self._connect_in_time(limits)
 
     def _connect_in_time(self, limits: Limits) -> socket.socket:
         """Try the addresses of the host one by one, within the total time."""
         host, connect = self._dns_host, self.timeout
-        addresses = _addresses(self, host)
+        addresses = [self.address] if self.address is not None else _addresses(self, host)
         try:
             for number, address in enumerate(addresses):
                 self._dns_host = address
