@@ -49,6 +49,7 @@ class Wire(_Connection):
             those of a ``send`` that failed.
         maybe_sent: Whether the server may have received a part of that request.
         opened: Whether it was ever connected.
+        connected_at: When it was connected, by the monotonic clock; it has no such attribute while it is not.
         address: To connect to, instead of the addresses of the host.
         open_socket: The socket. Unlike ``sock``, which urllib3 resets when the
             server announces that it will close the connection, it is kept
@@ -62,6 +63,7 @@ class Wire(_Connection):
 
     on_connected: Callable[[float], object]
     on_closed: Callable[[float], object]
+    connected_at: float
     limits: Limits | None = None
     reused = maybe_sent = opened = authenticated = interrupted = False
     sent = received = 0
@@ -84,8 +86,8 @@ class Wire(_Connection):
         self.opened = True
         self.maybe_sent = self.interrupted = False
         self.sent = self.received = 0  # bytes of a proxy's tunnel do not count
-        self._connected_at = monotonic()
-        self.on_connected(self._connected_at - began)
+        self.connected_at = monotonic()
+        self.on_connected(self.connected_at - began)
 
     def getresponse(self) -> Any:
         sock = self.sock
@@ -201,7 +203,7 @@ class Wire(_Connection):
         self.open_socket = self.surplus_socket = self.answer = None
         self.authenticated = False
         if not is_read_later:
-            since = vars(self).pop("_connected_at", None)  # atomic: two threads may close it at once
+            since = vars(self).pop("connected_at", None)  # atomic: two threads may close it at once
             if since is not None:
                 self.on_closed(monotonic() - since)
 

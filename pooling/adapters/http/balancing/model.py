@@ -26,8 +26,7 @@ __all__ = ["Balancer", "RESERVE", "RetryBudget", "Server"]
 RESERVE = 10
 """Retries that are allowed before any request has been made."""
 
-_UNKNOWN = 1.0  # seconds: the latency of a server that has not answered yet
-_STEP = 0.1  # the weight of one request in the rate of failures
+_STEP = 0.1  # the weight of one request in the rate of failures, and in the typical latency
 _LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
 _LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
 _ZONE_RESERVE = 1.4  # the near zone gets all requests while 1 / 1.4 of it can take them, as in Envoy
@@ -75,27 +74,34 @@ class Server:
         failing = self.failing * rest
         self.failing = failing + ((1.0 if failed else 0.0) - failing) * _STEP
         before = self.latency
-        if before is None:
-            self.latency = max(seconds, _UNKNOWN) if failed else seconds
-            return
-        if failed and seconds < before:
+        if failed and (before is None or seconds < before):
             return  # that it fails fast makes it no faster
+        if before is None:
+            self.latency = seconds
+            return
         mixed = before * rest + seconds * (1 - rest)
         # It at most doubles, unless the last request was long ago: one slow answer is no slow server.
         self.latency = max(mixed, min(seconds, before * 2))
 
-    def cost(self, now: float, load: int, decay: float) -> float:
-        """Return what one more request costs, beside ``load`` others."""
-        latency = self.latency
-        if latency is None:
-            return load * _UNKNOWN
+    def cost(self, now: float, load: int, decay: float, typical: float) -> float:
+        """Return what one more request costs, beside ``load`` others.
+
+        Args:
+            now: The time.
+            load: Requests in progress or waiting.
+            decay: How fast averages fade.
+            typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
+        """
         rest = exp((self.seen - now) / decay)
         good = max(1.0 - self.failing * rest, _LEAST_GOOD)
+        latency = self.latency
+        if latency is None:
+            return typical * (load + 1 if self.failures else load) / (good * good)
         return latency * rest * (load + 1) / (good * good)
 
     def eject(self, now: float, policy: Balancing) -> float:
         """Eject it; return for how many seconds."""
-        if now - self.returned_at > self._last_ejection:
+        if self.ejected_until is None and now - self.returned_at > self._last_ejection:
             self._times = 0  # it has been in service for longer than it was ejected
         self._times += 1
         self.ejections += 1
@@ -129,6 +135,7 @@ class Balancer:
         self._random = random
         self.servers: Sequence[Server] = ()
         self._near: Sequence[Server] = ()
+        self._typical = 1.0  # latency in seconds, of all servers
         self._special: set[Server] = set()  # ejected, resting or in a slow start
 
     def use(self, servers: Iterable[Server], now: float) -> None:
@@ -254,8 +261,9 @@ class Balancer:
         first = servers[place]
         other = int(self._random() * (number - 1))
         second = servers[other if other < place else other + 1]
-        decay = self.policy.decay
-        return first if first.cost(now, load(first), decay) <= second.cost(now, load(second), decay) else second
+        decay, typical = self.policy.decay, self._typical
+        cost = first.cost(now, load(first), decay, typical)
+        return first if cost <= second.cost(now, load(second), decay, typical) else second
 
     # -- outcomes -----------------------------------------------------------------
 
@@ -263,6 +271,7 @@ class Balancer:
         """Note a request that was answered after ``seconds``; return whether it ends an ejection."""
         server.in_a_row = 0
         server.note(now, seconds, False, self.policy.decay)
+        self._typical += (seconds - self._typical) * _STEP
         if server.trial is not call or server.ejected_until is None:
             return False
         server.put_back(now, self.policy)

@@ -99,7 +99,7 @@ class SameServer(SameConnection):
 class _GroupAttempts(Attempts):
     """One request to the group."""
 
-    __slots__ = ("_transport", "_request", "_settings", "_group", "_backend", "_tried", "_began")
+    __slots__ = ("_transport", "_request", "_settings", "_group", "_backend", "_tried", "_began", "_hold")
 
     def __init__(self, transport: GroupTransport, request: Any, verify: Any, proxies: Any, cert: Any) -> None:
         self._connections, self._transport, self._group = transport.connections, transport, transport.group
@@ -156,13 +156,14 @@ class _GroupAttempts(Attempts):
         return response
 
     def take(self, limits: Limits) -> Hold:
-        hold = super().take(limits)
+        self._hold = hold = super().take(limits)
         self._began = monotonic()  # the wait says nothing about the server
         return hold
 
     def _note(self, backend: Backend, response: Any) -> None:
         response._backend = backend
-        status, seconds = response.status, monotonic() - self._began
+        # Without the time to connect, which only some requests need.
+        status, seconds = response.status, monotonic() - max(self._began, getattr(self._hold.wire, "connected_at", 0.0))
         if status < 500 and status != 429:
             self._group.succeeded(backend, self, seconds)
         elif status in _BUSY and "Retry-After" in response.headers:
