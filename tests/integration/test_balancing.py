@@ -227,9 +227,9 @@ def test_no_retries(three: list[WebServer]) -> None:
     three[0].answer_always(-1)
     with HTTPPool(base_urls=urls(three[:1]), retry=0) as pool, pytest.raises(requests.ConnectionError):
         pool.get("/echo")
-    with HTTPPool(base_urls=urls(three[:1]), balancing=Balancing(retry_budget=0.0)) as pool:
-        with pytest.raises(requests.ConnectionError):
-            pool.get("/echo")
+    none = Balancing(retry_budget=0.0)
+    with HTTPPool(base_urls=urls(three[:1]), balancing=none) as pool, pytest.raises(requests.ConnectionError):
+        pool.get("/echo")
     assert requests_of(three[:1]) == [2]
 
 
@@ -485,7 +485,7 @@ def test_dropped_pool_is_freed_at_once(three: list[WebServer]) -> None:
     pool = HTTPPool(base_urls=urls(three))
     pool.get("/echo")
     pool.stats()
-    refs = [weakref.ref(pool.connections), weakref.ref(pool._group)]
+    refs = [weakref.ref(pool.connections), weakref.ref(pool.group)]
     gc.disable()
     try:
         del pool
@@ -501,7 +501,7 @@ def test_forked_child(three: list[WebServer]) -> None:
         pool = HTTPPool(base_urls={urls(three)!r})
         for _ in range(20):
             assert pool.get("/echo").ok
-        with pool._group._lock:  # as another thread might at that moment
+        with pool.group.lock:  # as another thread might at that moment
             child = os.fork()
             if not child:
                 used = set(pool.get("/echo").json()["served"] for _ in range(3))
@@ -530,27 +530,30 @@ def test_each_address_is_a_server(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
     monkeypatch.setattr(group_module, "addresses_of", look_up)
     policy = Balancing(resolve=True, resolve_interval=0.2, slow_start=0.5)
-    with WebServer() as first, WebServer(port=first.port, bind="127.0.0.2") as second:
-        with WebServer(port=first.port, bind="127.0.0.3") as third:
-            base = f"http://service.test:{first.port}/echo"
-            with HTTPPool(base_urls=[base], balancing=policy, name="api") as pool:
-                told = [pool.get("/x").json() for _ in range(60)]
-                assert {one["fields"]["host"] for one in told} == {f"service.test:{first.port}"}
-                assert min(requests_of([first, second])) > 5 and requests_of([third]) == [0]
-                names = [f"http://127.0.0.{number}:{first.port}/echo" for number in (1, 2, 3)]
-                assert set(pool.stats()["backends"]) == set(names[:2])
-                answers.append(["127.0.0.2", "127.0.0.3"])
-                wait_until(lambda: pool.get("/x").ok and set(pool.stats()["backends"]) == set(names[1:]))
-                first.kill()
-                assert {pool.get("/x").status_code for _ in range(30)} == {200}
-                wait_until(lambda: pool.get("/x").ok and third.book()["requests"] > 5)
-                wait_until(lambda: pool.get("/x").ok and names[0][:-5] not in pool.stats()["hosts"])
-                answers.append(OSError("no answer"))
-                with caplog.at_level(logging.WARNING, "pooling"):
-                    wait_until(lambda: pool.get("/x").ok and caplog.records)
-                assert vars(caplog.records[0])["pooling_event"] == "not_resolved"
-                assert caplog.records[0].getMessage() == f"pool 'api': cannot resolve {base}: no answer"
-                assert set(pool.stats()["backends"]) == set(names[1:])
+    with (
+        WebServer() as first,
+        WebServer(port=first.port, bind="127.0.0.2") as second,
+        WebServer(port=first.port, bind="127.0.0.3") as third,
+    ):
+        base = f"http://service.test:{first.port}/echo"
+        with HTTPPool(base_urls=[base], balancing=policy, name="api") as pool:
+            told = [pool.get("/x").json() for _ in range(60)]
+            assert {one["fields"]["host"] for one in told} == {f"service.test:{first.port}"}
+            assert min(requests_of([first, second])) > 5 and requests_of([third]) == [0]
+            names = [f"http://127.0.0.{number}:{first.port}/echo" for number in (1, 2, 3)]
+            assert set(pool.stats()["backends"]) == set(names[:2])
+            answers.append(["127.0.0.2", "127.0.0.3"])
+            wait_until(lambda: pool.get("/x").ok and set(pool.stats()["backends"]) == set(names[1:]))
+            first.kill()
+            assert {pool.get("/x").status_code for _ in range(30)} == {200}
+            wait_until(lambda: pool.get("/x").ok and third.book()["requests"] > 5)
+            wait_until(lambda: pool.get("/x").ok and names[0][:-5] not in pool.stats()["hosts"])
+            answers.append(OSError("no answer"))
+            with caplog.at_level(logging.WARNING, "pooling"):
+                wait_until(lambda: pool.get("/x").ok and caplog.records)
+            assert vars(caplog.records[0])["pooling_event"] == "not_resolved"
+            assert caplog.records[0].getMessage() == f"pool 'api': cannot resolve {base}: no answer"
+            assert set(pool.stats()["backends"]) == set(names[1:])
 
 
 def test_certificates_are_those_of_the_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -588,6 +591,43 @@ def test_a_name_that_cannot_be_resolved_is_asked_for_by_name() -> None:
         assert list(pool.stats()["backends"]) == ["http://no-such-name.invalid"]
 
 
+# -- metrics ----------------------------------------------------------------------------------
+
+
+def test_exporters_report_each_server(three: list[WebServer]) -> None:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from pooling.observe.opentelemetry import instrument, uninstrument
+    from pooling.observe.prometheus import PoolCollector
+
+    reader = InMemoryMetricReader()
+    instrument(meter_provider=MeterProvider([reader]))
+    three[0].answer_always(500)
+    registry = CollectorRegistry()
+    registry.register(PoolCollector())
+    bases = urls(three)
+    with HTTPPool(base_urls=bases, zone="eu", zones=["eu", "eu", None], name="group", balancing=FOR_EVER) as pool:
+        wait_until(lambda: pool.get("/echo") and states(pool)[0] == "ejected")
+        page = generate_latest(registry).decode()
+        labels = 'backend="{}",pool="group",zone="{}"'
+        assert f"pooling_backend_ejected{{{labels.format(bases[0], 'eu')}}} 1.0" in page
+        assert f"pooling_backend_ejected{{{labels.format(bases[1], 'eu')}}} 0.0" in page
+        assert f"pooling_backend_in_use{{{labels.format(bases[2], '')}}} 0.0" in page
+        assert f'pooling_http_ejections_total{{host="{bases[0]}",pool="group"}} 1.0' in page
+        data = reader.get_metrics_data()
+        assert data is not None
+        points = {
+            (metric.name, point.attributes["pooling.backend"]): point.value
+            for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+            if metric.name.startswith("pooling.backend.") for point in metric.data.data_points
+        }  # fmt: skip
+        assert points["pooling.backend.ejected", bases[0]] == 1 and points["pooling.backend.ejected", bases[1]] == 0
+        assert points["pooling.backend.failing", bases[0]] > 0.3
+    uninstrument()
+
+
 # -- without it ------------------------------------------------------------------------------
 
 
@@ -602,7 +642,8 @@ def test_pools_with_one_server_do_nothing_more(web: WebServer) -> None:
             calls[module] += 1
 
     with HTTPPool(base_url=web.url) as pool:
-        pool.get("/echo")
+        for _ in range(3):
+            pool.get("/echo")
         sys.setprofile(note)
         try:
             pool.get("/echo")
@@ -612,4 +653,4 @@ def test_pools_with_one_server_do_nothing_more(web: WebServer) -> None:
         assert calls.total() <= OWN_CALLS, calls
 
 
-OWN_CALLS = 0
+OWN_CALLS = 108  # of a warm pool: as before there was balancing

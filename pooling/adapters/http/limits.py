@@ -108,12 +108,10 @@ class Limits(Timeout):
         answers: The answers so far, and whether each is streamed.
         outer: The request in whose response hook this one is made, if any.
         thread: The thread that makes it, see `Calls`.
-        grouped: Whether it went to the servers of a group.
         login: The `Hold` of a login that continues on the same connection.
     """
 
     outer: Limits | None = None
-    grouped = False
     thread = 0
     login: Any = None
 

@@ -140,7 +140,8 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         TypeError, ValueError: An argument has the wrong type or value.
     """
 
-    _group: Group | None = None
+    group: Group | None = None
+    """Internal, for the package's own use: the servers, if there are ``base_urls``."""
 
     def __init__(
         self,
@@ -204,7 +205,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         """The transport adapter, to be mounted on other sessions."""
         self._mounted = self.adapter.mounted
         if isinstance(self.adapter, GroupTransport):
-            self._group = self.adapter.use(Group(self.connections, bases, zone, balancing or Balancing()))
+            self.group = self.adapter.use(Group(self.connections, bases, zone, balancing or Balancing()))
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
         url = url if bases and is_path(url) else checked_url("health_url", url)
         self._health = start_health(self.connections, url, self._sessions, self.adapter) if url else None
@@ -416,7 +417,7 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         ``hosts`` has the counts of each host, and ``backends`` the state of each of the ``base_urls``.
         """
         found = self.connections.stats()
-        return found if self._group is None else found | {"backends": self._group.stats()}
+        return found if self.group is None else found | {"backends": self.group.stats()}
 
     def holders(self) -> list[Holder]:
         """Return the callers whose requests are in progress, and for how long; longest first."""

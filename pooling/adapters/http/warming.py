@@ -32,7 +32,7 @@ class Warming:
     """`warm_up` and `fill`."""
 
     _base_url: str
-    _group: Group | None
+    group: Group | None
     connections: Connections
     adapter: Transport
 
@@ -60,7 +60,7 @@ class Warming:
         """
         if isinstance(urls, str):
             raise TypeError("urls must be several URLs, not one string")
-        if urls is None and not self._base_url and self._group is None:
+        if urls is None and not self._base_url and self.group is None:
             raise ValueError("warm_up() needs urls if the pool has no base_url")
         checked_number("each", each)
         hosts = Counter(host for url in (["/"] if urls is None else urls) for host in self._hosts_of(url))
@@ -77,7 +77,7 @@ class Warming:
             if isinstance(result, Hold):
                 result.release()
         errors = [result for result in results if isinstance(result, BaseException)]
-        if errors and (self._group is None or len(errors) == len(results)):
+        if errors and (self.group is None or len(errors) == len(results)):
             raise _as_requests(errors[0])
 
     def fill(self, size: int | None = None) -> None:
@@ -91,10 +91,10 @@ class Warming:
         """
         connections = self.connections
         number = min(connections.settings.min_size, connections.max_per_host) if size is None else size
-        if not self._base_url and self._group is None:
+        if not self._base_url and self.group is None:
             raise ValueError("fill() needs a base_url; see warm_up()")
         if number:
-            servers = 1 if self._group is None else len(self._group.servers)
+            servers = 1 if self.group is None else len(self.group.servers)
             self._check_limits(checked_number("size", number), number * servers)
             connections.slots.engine.runtime.workers.submit(self._fill, number)
 
@@ -121,10 +121,10 @@ class Warming:
         request = session.prepare_request(requests.Request("GET", self._whole(url)))
         found = session.merge_environment_settings(request.url, {}, None, None, None)
         settings = (found["verify"], found["proxies"], found["cert"])
-        if self._group is None or not is_path(url):
+        if self.group is None or not is_path(url):
             return [self.connections.host_of(self.adapter, request, *settings)]
         self.connections.begin_request()
-        return self._group.all_hosts(self.adapter, request, *settings)
+        return self.group.all_hosts(self.adapter, request, *settings)
 
 
 def _open(connections: Connections, host: Host, limits: Limits, done: Any) -> None:

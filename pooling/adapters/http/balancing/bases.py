@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import requests
 
 from ..arguments import checked_base, shown
 
-__all__ = ["Base", "GroupURL", "MOST_SERVERS", "checked_bases", "is_path", "split_origin"]
+__all__ = ["Base", "GroupURL", "MOST_SERVERS", "checked_bases", "group_url", "is_path", "split_origin"]
 
 MOST_SERVERS = 100
 """Maximum number of servers, which bounds the number of metrics."""
@@ -24,6 +25,10 @@ class GroupURL(str):
     """The URL of a request that any server of the group may answer; it names the first one."""
 
     __slots__ = ()
+
+
+group_url = functools.lru_cache(maxsize=256)(GroupURL)
+"""Returns a URL as one of the group."""
 
 
 class Base(NamedTuple):

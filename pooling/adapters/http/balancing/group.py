@@ -22,6 +22,7 @@ __all__ = ["Backend", "Group"]
 
 logger = logging.getLogger("pooling")
 
+_NEVER = float("inf")
 _MOST_KEPT = 8  # hosts of a server that are found without building their key
 
 
@@ -95,10 +96,15 @@ class Group:
         bases: The base URLs; the first stands for the group in URLs, cookies and ``.netrc``.
         zone: The near zone.
         policy: The settings.
+
+    Attributes:
+        servers: The servers now.
+        lock: Guards what the balancer and the budget know.
     """
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
         self.first, self.policy = bases[0], policy
+        self._first_path, self._origin_length = self.first.path, len(self.first.origin)
         self._origins = {base.origin for base in bases}
         self._connections, self._bases = connections, bases
         self._places = min(connections.max_per_host, connections.settings.max_size)
@@ -115,48 +121,47 @@ class Group:
     def _renew(self) -> None:
         """Begin with no sockets, and with a lock that no thread holds: in a new process."""
         # Native and re-entrant, as the pool's own (see `runtime.gevent`): a destructor may end a request.
-        self._lock: Any = _thread.RLock()
+        self.lock: Any = _thread.RLock()
         self._process = self._connections.hosts
         self._departed = []
         for server in self.servers:
             server.forget_hosts()
         self._balancer.forget_calls()
-        self._due = 0.0 if self.policy.resolve else float("inf")
+        self._due = 0.0 if self.policy.resolve else _NEVER
 
     # -- requests -----------------------------------------------------------------
 
     def begin(self) -> None:
-        """Note a request, and look up the names if that is due."""
-        self._refresh()
-        with self._lock:
-            self._budget.deposit()
-
-    def _refresh(self) -> None:
+        """Look up the names if that is due."""
         if self._process is not self._connections.hosts:
             self._renew()
+        if self._due == _NEVER:
+            return
         now = self._now()
         if now < self._due:
             return
-        with self._lock:
+        with self.lock:
             due, self._due = self._due, max(self._due, now + self.policy.resolve_interval)
         if not due:  # the first time
             self._resolve()
         elif due <= now:  # else another thread does it
             self._connections.slots.engine.runtime.workers.submit(weakly(self._resolve))
 
-    def choose(self, call: object, safe: bool, tried: Collection[Server]) -> Backend | None:
-        """Return the server for a request, see `Balancer.choose`."""
-        with self._lock:
+    def choose(self, call: object, safe: bool, tried: Collection[Server], retry: bool) -> Backend | None:
+        """Return the server for a request, or for a ``retry`` of one, see `Balancer.choose`."""
+        with self.lock:
+            if not retry:
+                self._budget.deposit()
             return self._balancer.choose(self._now(), _load, call, safe, tried)  # type: ignore[return-value]
 
     def has_other(self, tried: Collection[Server]) -> bool:
         """Whether there is another server for a request that has tried these."""
-        with self._lock:
+        with self.lock:
             return self._balancer.has_other(self._now(), tried)
 
     def allows_retry(self) -> bool:
         """Return whether the budget allows one more retry, and count it."""
-        with self._lock:
+        with self.lock:
             return self._budget.withdraw()
 
     def host(self, backend: Backend, transport: Any, request: Any, verify: Any, proxies: Any, cert: Any) -> Host:
@@ -183,7 +188,7 @@ class Group:
 
     def all_hosts(self, transport: Any, request: Any, verify: Any, proxies: Any, cert: Any) -> list[Host]:
         """Return the sockets of all servers."""
-        self._refresh()
+        self.begin()
         return [self.host(backend, transport, request, verify, proxies, cert) for backend in self.servers]
 
     def backend_with(self, host: Host) -> Backend | None:
@@ -194,7 +199,7 @@ class Group:
 
     def succeeded(self, backend: Backend, call: object, seconds: float) -> None:
         """Note that it has answered."""
-        with self._lock:
+        with self.lock:
             returned = self._balancer.succeeded(backend, call, self._now(), seconds)
         if returned:
             name = self._connections.name
@@ -204,7 +209,7 @@ class Group:
 
     def failed(self, backend: Backend, call: object, seconds: float, reason: str) -> None:
         """Note that it has failed."""
-        with self._lock:
+        with self.lock:
             ejected = self._balancer.failed(backend, call, self._now(), seconds)
         if ejected is None:
             return
@@ -217,17 +222,17 @@ class Group:
 
     def left(self, call: object) -> None:
         """Note the end of a request, whatever came of it."""
-        with self._lock:
+        with self.lock:
             self._balancer.left(call)
 
     def rest(self, backend: Backend, seconds: float) -> None:
         """Leave it out for so long."""
-        with self._lock:
+        with self.lock:
             self._balancer.rest(backend, self._now() + min(seconds, self.policy.eject_for_max))
 
     def recover(self, backend: Backend) -> None:
         """Note that its circuit has closed again."""
-        with self._lock:
+        with self.lock:
             self._balancer.recover(backend, self._now())
 
     # -- URLs ---------------------------------------------------------------------
@@ -235,25 +240,16 @@ class Group:
     def canonical(self, location: str) -> str:
         """Return where a redirect leads: one to a server of the group leads to the group."""
         origin, rest = split_origin(location)
-        return self.first.origin + rest if origin in self._origins else location
-
-    def marked(self, url: str) -> str:
-        """Return a URL as one of the group, if it is."""
-        origin, rest = split_origin(url)
-        return GroupURL(origin + rest) if origin == self.first.origin else url
+        return GroupURL(self.first.origin + rest) if origin in self._origins else location
 
     def target(self, backend: Backend, url: str) -> str:
         """Return the URL, or the path, that a server is asked for instead of the group's."""
-        if url.startswith("/"):
-            return self._below(backend, url)
-        return backend.origin + self._below(backend, url[len(self.first.origin) :])
-
-    def _below(self, backend: Backend, path: str) -> str:
-        ours = self.first.path
-        if backend.path == ours or not (path == ours or path.startswith((ours + "/", ours + "?"))):
-            return path
-        path = backend.path + path[len(ours) :]
-        return path if path.startswith("/") else f"/{path}"
+        origin, path = ("", url) if url.startswith("/") else (backend.origin, url[self._origin_length :])
+        ours = self._first_path
+        if backend.path != ours and (path == ours or path.startswith((ours + "/", ours + "?"))):
+            path = backend.path + path[len(ours) :]
+            path = path if path.startswith("/") else f"/{path}"
+        return origin + path
 
     # -- names --------------------------------------------------------------------
 
@@ -276,7 +272,7 @@ class Group:
         self._use(servers[:MOST_SERVERS])
 
     def _use(self, servers: Sequence[Backend]) -> None:
-        with self._lock:
+        with self.lock:
             gone = [backend for backend in self.servers if backend not in servers]
             self.servers = servers
             self._balancer.use(servers, self._now())
@@ -299,7 +295,7 @@ class Group:
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return the state of each server, by its URL."""
         now, found = self._now(), {}
-        with self._lock:
+        with self.lock:
             for one in self.servers:
                 found[one.name] = {
                     "zone": one.zone, "state": one.state(now), "in_use": one.in_use, "waiting": one.waiting,

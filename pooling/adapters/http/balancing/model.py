@@ -27,6 +27,7 @@ RESERVE = 10
 """Retries that are allowed before any request has been made."""
 
 _STEP = 0.1  # the weight of one request in the rate of failures, and in the typical latency
+_NO_FAILURES = 0.001
 _LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
 _LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
 _ZONE_RESERVE = 1.4  # the near zone gets all requests while 1 / 1.4 of it can take them, as in Envoy
@@ -69,10 +70,11 @@ class Server:
 
     def note(self, now: float, seconds: float, failed: bool, decay: float) -> None:
         """Update the averages with one request."""
-        rest = exp(-max(0.0, now - self.seen) / decay)
+        rest = exp((self.seen - now) / decay) if self.seen < now else 1.0
         self.seen = now
-        failing = self.failing * rest
-        self.failing = failing + ((1.0 if failed else 0.0) - failing) * _STEP
+        if failed or self.failing:
+            failing = self.failing * rest
+            self.failing = failing + ((1.0 if failed else 0.0) - failing) * _STEP
         before = self.latency
         if failed and (before is None or seconds < before):
             return  # that it fails fast makes it no faster
@@ -80,11 +82,12 @@ class Server:
             self.latency = seconds
             return
         mixed = before * rest + seconds * (1 - rest)
-        # It at most doubles, unless the last request was long ago: one slow answer is no slow server.
-        self.latency = max(mixed, min(seconds, before * 2))
+        if seconds > before:  # it at most doubles, unless the last request was long ago
+            mixed = max(mixed, min(seconds, before * 2))
+        self.latency = mixed
 
     def cost(self, now: float, load: int, decay: float, typical: float) -> float:
-        """Return what one more request costs, beside ``load`` others.
+        """Return what one more request costs, beside ``load`` others. For every request, so it is short.
 
         Args:
             now: The time.
@@ -92,12 +95,12 @@ class Server:
             decay: How fast averages fade.
             typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
         """
-        rest = exp((self.seen - now) / decay)
-        good = max(1.0 - self.failing * rest, _LEAST_GOOD)
-        latency = self.latency
-        if latency is None:
-            return typical * (load + 1 if self.failures else load) / (good * good)
-        return latency * rest * (load + 1) / (good * good)
+        rest, latency = exp((self.seen - now) / decay), self.latency
+        cost = typical * (load + 1 if self.failures else load) if latency is None else latency * rest * (load + 1)
+        if self.failing < _NO_FAILURES:
+            return cost
+        good = 1.0 - self.failing * rest
+        return cost / (good * good if good > _LEAST_GOOD else _LEAST_GOOD * _LEAST_GOOD)
 
     def eject(self, now: float, policy: Balancing) -> float:
         """Eject it; return for how many seconds."""
@@ -128,6 +131,10 @@ class Balancer:
         zone: The near zone, which is preferred; ``None`` if there is none.
         places: With so many requests in progress or waiting, a server of the near zone has no priority any more.
         random: Returns a number from 0 up to 1.
+
+    Attributes:
+        servers: Those that requests are distributed over.
+        typical: Moving average of the latency of all servers, in seconds.
     """
 
     def __init__(self, policy: Balancing, zone: str | None, places: int, random: Callable[[], float]) -> None:
@@ -135,7 +142,7 @@ class Balancer:
         self._random = random
         self.servers: Sequence[Server] = ()
         self._near: Sequence[Server] = ()
-        self._typical = 1.0  # latency in seconds, of all servers
+        self.typical = 1.0  # latency in seconds, of all servers
         self._special: set[Server] = set()  # ejected, resting or in a slow start
 
     def use(self, servers: Iterable[Server], now: float) -> None:
@@ -255,13 +262,14 @@ class Balancer:
 
     def _better_of_two(self, servers: Sequence[Server], now: float, load: Load) -> Server:
         number = len(servers)
-        if number == 1:
-            return servers[0]
-        place = int(self._random() * number)
-        first = servers[place]
-        other = int(self._random() * (number - 1))
-        second = servers[other if other < place else other + 1]
-        decay, typical = self.policy.decay, self._typical
+        if number < 3:
+            first, second = servers[0], servers[-1]
+            if self._random() < 0.5:  # of equals, any
+                first, second = second, first
+        else:
+            place, other = int(self._random() * number), int(self._random() * (number - 1))
+            first, second = servers[place], servers[other if other < place else other + 1]
+        decay, typical = self.policy.decay, self.typical
         cost = first.cost(now, load(first), decay, typical)
         return first if cost <= second.cost(now, load(second), decay, typical) else second
 
@@ -271,7 +279,7 @@ class Balancer:
         """Note a request that was answered after ``seconds``; return whether it ends an ejection."""
         server.in_a_row = 0
         server.note(now, seconds, False, self.policy.decay)
-        self._typical += (seconds - self._typical) * _STEP
+        self.typical += (seconds - self.typical) * _STEP
         if server.trial is not call or server.ejected_until is None:
             return False
         server.put_back(now, self.policy)

@@ -3,59 +3,68 @@
 from __future__ import annotations
 
 import copy
-import re
+import functools
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urljoin
 
 import requests
 
 from ..arguments import joined
-from ..limits import Limits
 from ..sessions import Pooled
-from .bases import GroupURL
+from .bases import GroupURL, group_url
 from .transport import GroupTransport, backend_of
 
 __all__ = ["GroupSession"]
 
-_ABSOLUTE = re.compile("(https?:)?//", re.IGNORECASE)
+_joined = functools.lru_cache(maxsize=256)(lambda base, path: GroupURL(joined(base, path)))
 
 
 class GroupSession(Pooled):
     """What is added to a class of sessions, beside `Pooled`.
 
-    While a request is made, its URL is that of the first server, whichever
-    answers: so cookies, credentials and redirects work as with one server. In
-    the end, the response has the URL that was requested.
+    The URL of a request to the group is that of the first server, whichever
+    answers: so cookies, credentials and redirects work as with one server. The
+    URL of a response is the one that was requested.
     """
 
     _pooling: GroupTransport
 
+    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        return super().request(method, self._whole(url), *args, **kwargs)
+
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        url = request.url
-        if not isinstance(url, str) or not url.startswith("/"):
-            return super().prepare_request(request)
-        request = copy.copy(request)
-        request.url = joined(self._pooling.group.first.url, url)
+        if type(request.url) is not GroupURL:
+            whole = self._whole(request.url)
+            if whole is request.url:
+                return super().prepare_request(request)
+            request = copy.copy(request)
+            request.url = whole
         prepared = super().prepare_request(request)
-        prepared.url = GroupURL(prepared.url)
+        url = str(prepared.url)
+        prepared.url = GroupURL(url) if "?" in url else group_url(url)  # a query is often another one each time
         return prepared
 
-    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        given, group = kwargs.get("timeout"), self._pooling.group
-        if isinstance(given, Limits):  # this is a redirect of a request
-            if given.grouped:
-                request.url = group.marked(str(request.url))
-            return super().send(request, **kwargs)
-        response = super().send(request, **kwargs)
-        for one in (response, *getattr(response, "history", ())):
-            backend = backend_of(one)
-            if backend is not None and one.url is not None:
-                one.url = group.target(backend, str(one.url))
-        return response
+    def _whole(self, url: Any) -> Any:
+        if not isinstance(url, str) or not url.startswith("/"):
+            return url
+        base = self._pooling.group.first.url
+        return GroupURL(joined(base, url)) if "?" in url else _joined(base, url)
 
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        location = super().get_redirect_target(resp)
-        backend = backend_of(resp)
-        if location is None or backend is None or not _ABSOLUTE.match(location):
-            return location
-        return self._pooling.group.canonical(urljoin(backend.url, location))
+    # -- redirects ----------------------------------------------------------------
+
+    def rebuild_method(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        if backend_of(response) is not None:
+            prepared_request.url = self._pooling.group.canonical(str(prepared_request.url))
+        super().rebuild_method(prepared_request, response)
+
+    def resolve_redirects(self, resp: requests.Response, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for following in super().resolve_redirects(resp, *args, **kwargs):
+            self._name_server(resp)  # from now on, nothing is relative to its URL
+            yield following
+            resp = following
+        self._name_server(resp)
+
+    def _name_server(self, response: requests.Response) -> None:
+        backend = backend_of(response)
+        if backend is not None and type(response.url) is GroupURL:
+            response.url = self._pooling.group.target(backend, response.url)

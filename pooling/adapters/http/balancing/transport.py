@@ -26,6 +26,7 @@ DEFAULT_RETRIES = 2
 
 _NEUTRAL = {"other"}  # failures that are not the server's
 _BUSY = (429, 503)
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
 class GroupTransport(Transport):
@@ -42,17 +43,6 @@ class GroupTransport(Transport):
         self.group = group
         self.connections.metrics.backends = weakly(group.stats)
         return group
-
-    def send(
-        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None,
-        verify: Any = True, cert: Any = None, proxies: Any = None,
-    ) -> requests.Response:  # fmt: skip
-        response = super().send(request, stream, timeout, verify, cert, proxies)
-        if response.status_code == 401 and response.connection is self:
-            backend = backend_of(response)
-            if backend is not None:
-                response.connection = SameServer(self, backend)  # type: ignore[assignment]
-        return response
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -73,12 +63,16 @@ class GroupTransport(Transport):
         backend = getattr(resp, "_backend", None)
         if backend is not None:
             vars(response)["_backend"] = backend
+            if resp.status not in _REDIRECTS:  # else relative ones are resolved first
+                response.url = self.group.target(backend, req.url)
+            if resp.status == 401:
+                response.connection = SameServer(self, backend)  # type: ignore[assignment]
         return response
 
 
 def backend_of(response: requests.Response) -> Backend | None:
-    """Return the server of the group that has given a response."""
-    return vars(response).get("_backend")
+    """Return the server of the group that has given a response; ``None`` for anything else."""
+    return getattr(response, "_backend", None)
 
 
 class SameServer(SameConnection):
@@ -108,32 +102,28 @@ class _GroupAttempts(Attempts):
         self._began = 0.0
 
     def attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
-        limits.grouped = True
-        safe = replayable and method.upper() in IDEMPOTENT
-        tried, refused = self._tried, dict[Server, HTTPCircuitOpen]()
+        group, safe = self._group, replayable and method.upper() in IDEMPOTENT
+        tried, retry = self._tried, bool(self._tried)
+        refused: dict[Server, HTTPCircuitOpen] = {}
+        backend = None if limits.login is None else group.backend_with(limits.login.held_host)
         try:
             while True:
-                backend = self._next(limits, safe, (*tried, *refused))
+                if backend is None:
+                    backend = group.choose(self, safe, (*tried, *refused) if refused else tried, retry)
                 if backend is not None:
                     try:
                         return self._attempt_at(backend, method, url, options, limits, replayable)
                     except HTTPCircuitOpen as error:
-                        self._group.left(self)
-                        self._group.rest(backend, error.retry_after)
-                        refused[backend] = error
+                        group.left(self)
+                        group.rest(backend, error.retry_after)
+                        refused[backend], backend, retry = error, None, True
                 elif tried:
-                    tried = ()  # there is no other: again any of them
+                    tried, retry = (), True  # there is no other: again any of them
                 else:
                     raise min(refused.values(), key=lambda error: error.retry_after)
-        finally:
-            self._group.left(self)
-
-    def _next(self, limits: Limits, safe: bool, tried: tuple[Server, ...]) -> Backend | None:
-        if limits.login is not None:
-            found = self._group.backend_with(limits.login.held_host)
-            if found is not None:
-                return found
-        return self._group.choose(self, safe, tried)
+        except BaseException:
+            group.left(self)
+            raise
 
     def _attempt_at(
         self, backend: Backend, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool
@@ -142,7 +132,6 @@ class _GroupAttempts(Attempts):
         verify, proxies, cert = self._settings
         self._host = host = group.host(backend, self._transport, self._request, verify, proxies, cert)
         was_closed = host.circuit is None or host.circuit.state == "closed"
-        self._began = monotonic()
         try:
             response = super().attempt(method, group.target(backend, url), options, limits, replayable)
         except HTTPError as error:
@@ -162,11 +151,14 @@ class _GroupAttempts(Attempts):
 
     def _note(self, backend: Backend, response: Any) -> None:
         response._backend = backend
-        # Without the time to connect, which only some requests need.
-        status, seconds = response.status, monotonic() - max(self._began, getattr(self._hold.wire, "connected_at", 0.0))
+        status, wire, began = response.status, self._hold.wire, self._began
+        if not wire.reused:
+            began = max(began, getattr(wire, "connected_at", 0.0))  # without the time to connect
+        seconds = monotonic() - began
         if status < 500 and status != 429:
             self._group.succeeded(backend, self, seconds)
         elif status in _BUSY and "Retry-After" in response.headers:
+            self._group.left(self)
             self._group.rest(backend, retry_after(_ANY, response) or 0.0)
         elif status == 429:
             self._group.succeeded(backend, self, seconds)
