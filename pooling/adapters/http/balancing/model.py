@@ -27,6 +27,7 @@ RESERVE = 10
 """Retries that are allowed before any request has been made."""
 
 _STEP = 0.1  # the weight of one request in the rate of failures, and in the typical latency
+_RISE, _FALL = 0.25, 0.1  # the weight of a request that took longer than the average, and of a shorter one
 _NO_FAILURES = 0.001
 _LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
 _LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
@@ -81,10 +82,11 @@ class Server:
         if before is None:
             self.latency = seconds
             return
-        mixed = before * rest + seconds * (1 - rest)
         if seconds > before:  # it at most doubles, unless the last request was long ago
-            mixed = max(mixed, min(seconds, before * 2))
-        self.latency = mixed
+            slow = min(before * 2, before + (seconds - before) * _RISE)
+            self.latency = max(slow, before * rest + seconds * (1 - rest))
+        else:
+            self.latency = before + (seconds - before) * max(_FALL, 1 - rest)
 
     def cost(self, now: float, load: int, decay: float, typical: float) -> float:
         """Return what one more request costs, beside ``load`` others. For every request, so it is short.
