@@ -66,7 +66,10 @@ def run(plan: Plan) -> Table:
             Target("throughput, 3 equal, x round robin", _ratio(equal, "rate"), ">=", 0.97, " x"),
             Target("p99, one slow, round robin's x ours", _ratio(slow, "p99_ms", inverse=True), ">=", 3, " x"),
         ],
-        notes=("at once: one server, with three paths as base_urls", "µs CPU: of one thread that makes requests alone, the system's part included",),
+        notes=(
+            "at once: one server, with three paths as base_urls",
+            "µs CPU: of one thread that makes requests alone, the system's part included",
+        ),
         failures=[*cost.failures, *equal.failures, *slow.failures],
     )
 
