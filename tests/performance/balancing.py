@@ -21,7 +21,7 @@ __all__ = ["NAME", "run"]
 
 NAME = "balancing"
 THREADS = 8
-EQUAL, SLOW = (0.01, 0.01, 0.01), (0.01, 0.01, 0.1)  # seconds before the servers answer
+EQUAL, SLOW = (0.02, 0.02, 0.02), (0.02, 0.02, 0.2)  # seconds before the servers answer
 
 Get = Callable[[], int]
 

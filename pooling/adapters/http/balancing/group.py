@@ -244,8 +244,13 @@ class Group:
 
     def target(self, backend: Backend, url: str) -> str:
         """Return the URL, or the path, that a server is asked for instead of the group's."""
-        origin, path = ("", url) if url.startswith("/") else (backend.origin, url[self._origin_length :])
         ours = self._first_path
+        if url.startswith("/"):
+            if backend.path == ours:
+                return url
+            origin, path = "", url
+        else:
+            origin, path = backend.origin, url[self._origin_length :]
         if backend.path != ours and (path == ours or path.startswith((ours + "/", ours + "?"))):
             path = backend.path + path[len(ours) :]
             path = path if path.startswith("/") else f"/{path}"

@@ -75,7 +75,7 @@ class Server:
         self.seen = now
         if failed or self.failing:
             failing = self.failing * rest
-            self.failing = failing + ((1.0 if failed else 0.0) - failing) * _STEP
+            self.failing = failing + (failed - failing) * _STEP
         before = self.latency
         if failed and (before is None or seconds < before):
             return  # that it fails fast makes it no faster
@@ -264,13 +264,10 @@ class Balancer:
 
     def _better_of_two(self, servers: Sequence[Server], now: float, load: Load) -> Server:
         number = len(servers)
-        if number < 3:
-            first, second = servers[0], servers[-1]
-            if self._random() < 0.5:  # of equals, any
-                first, second = second, first
-        else:
-            place, other = int(self._random() * number), int(self._random() * (number - 1))
-            first, second = servers[place], servers[other if other < place else other + 1]
+        if number == 1:
+            return servers[0]
+        place, other = divmod(int(self._random() * number * (number - 1)), number - 1)  # any pair, in any order
+        first, second = servers[place], servers[other if other < place else other + 1]
         decay, typical = self.policy.decay, self.typical
         cost = first.cost(now, load(first), decay, typical)
         return first if cost <= second.cost(now, load(second), decay, typical) else second

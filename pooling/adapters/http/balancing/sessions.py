@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from .transport import GroupTransport, backend_of
 
 __all__ = ["GroupSession"]
 
-_joined = functools.lru_cache(maxsize=256)(lambda base, path: GroupURL(joined(base, path)))
+_joined = functools.lru_cache(maxsize=256)(joined)
 
 
 class GroupSession(Pooled):
@@ -29,26 +28,17 @@ class GroupSession(Pooled):
 
     _pooling: GroupTransport
 
-    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        return super().request(method, self._whole(url), *args, **kwargs)
-
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        if type(request.url) is not GroupURL:
-            whole = self._whole(request.url)
-            if whole is request.url:
-                return super().prepare_request(request)
-            request = copy.copy(request)
-            request.url = whole
-        prepared = super().prepare_request(request)
+        path, base = request.url, self._pooling.group.first.url
+        if not isinstance(path, str) or not path.startswith("/"):
+            return super().prepare_request(request)
+        copy = request.__class__.__new__(request.__class__)  # as `copy.copy`, in a tenth of the time
+        vars(copy).update(vars(request))
+        copy.url = joined(base, path) if "?" in path else _joined(base, path)
+        prepared = super().prepare_request(copy)
         url = str(prepared.url)
         prepared.url = GroupURL(url) if "?" in url else group_url(url)  # a query is often another one each time
         return prepared
-
-    def _whole(self, url: Any) -> Any:
-        if not isinstance(url, str) or not url.startswith("/"):
-            return url
-        base = self._pooling.group.first.url
-        return GroupURL(joined(base, url)) if "?" in url else _joined(base, url)
 
     # -- redirects ----------------------------------------------------------------
 

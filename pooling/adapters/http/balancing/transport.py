@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from time import monotonic
 from typing import Any
 
@@ -54,9 +55,10 @@ class GroupTransport(Transport):
         return _GroupAttempts(self, request, verify, proxies, cert)
 
     def request_url(self, request: Any, proxies: Any) -> str:
-        if type(request.url) is GroupURL and not (proxies and select_proxy(request.url, proxies)):
-            return str(request.path_url)
-        return super().request_url(request, proxies)
+        url = request.url
+        if type(url) is not GroupURL or (proxies and select_proxy(url, proxies)):
+            return super().request_url(request, proxies)
+        return str(request.path_url) if "?" in url else _path_of(url)
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         response = super().build_response(req, resp)
@@ -68,6 +70,13 @@ class GroupTransport(Transport):
             if resp.status == 401:
                 response.connection = SameServer(self, backend)  # type: ignore[assignment]
         return response
+
+
+@functools.lru_cache(maxsize=256)
+def _path_of(url: str) -> str:
+    request = requests.PreparedRequest()
+    request.url = url
+    return str(request.path_url)
 
 
 def backend_of(response: requests.Response) -> Backend | None:
