@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from requests.auth import HTTPDigestAuth
 from urllib3.util import Retry
 
 from pooling import Balancing, CircuitBreaker, CircuitOpen, HTTPPool, HTTPTimeout, LeaseError, Observer
+from pooling.adapters.http import transport
 from pooling.adapters.http.balancing import group as group_module
 from tests.integration.tools import run_forking, wait_until
 from tests.proxy import Proxy
@@ -185,15 +187,16 @@ def test_at_most_half_are_ejected(three: list[WebServer]) -> None:
 # -- retries ------------------------------------------------------------------------------
 
 
-def test_a_retry_goes_to_another_server(three: list[WebServer]) -> None:
+def test_a_retry_goes_to_another_server(three: list[WebServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(transport, "time", SimpleNamespace(sleep=pauses.append))
     three[0].answer_always(-1)
     three[1].answer_always(502)
     with HTTPPool(base_urls=urls(three), balancing=Balancing(eject_after=1000)) as pool:
-        began = time.monotonic()
         for _ in range(10):
             response = pool.get("/echo")
             assert (response.status_code, response.url) == (200, f"{three[2].url}/echo")
-        assert time.monotonic() - began < 1.0  # without a pause
+        assert pauses == []
         assert pool.stats()["backends"][three[0].url]["failures"] <= 10
 
 
@@ -262,7 +265,7 @@ def test_a_dead_server_is_no_error_for_anybody() -> None:
             wait_until(lambda: states(pool)[0] == "in service")
             wait_until(lambda: one.book()["requests"] > 10)
         assert traffic.errors == []
-        assert len(posts.errors) <= 1  # one that was in progress at the server that died
+        assert len(posts.errors) <= 4  # those in progress at the server that died
 
 
 def test_a_server_that_hangs_is_ejected(three: list[WebServer]) -> None:
@@ -280,14 +283,14 @@ def test_a_server_that_hangs_is_ejected(three: list[WebServer]) -> None:
 
 # -- circuit breakers -----------------------------------------------------------------------
 
-BREAKER = CircuitBreaker(failures=3, open_for=2.0)
+BREAKER = CircuitBreaker(failures=3, open_for=5.0)
 
 
 def test_an_open_circuit_leaves_its_server_out(three: list[WebServer]) -> None:
     three[0].answer_always(502)
     policy = Balancing(eject_after=1000, slow_start=0.5)
     with HTTPPool(base_urls=urls(three[:2]), breaker=BREAKER, balancing=policy, retry=0) as pool:
-        statuses = Counter(pool.get("/echo").status_code for _ in range(100))
+        statuses = Counter(pool.get("/echo").status_code for _ in range(50))
         wait_until(lambda: pool.get("/echo") and pool.stats()["backends"][three[0].url]["circuit"] == "open")
         assert statuses[502] <= 3
         assert {pool.get("/echo").status_code for _ in range(50)} == {200}
@@ -304,7 +307,7 @@ def test_all_circuits_open(three: list[WebServer]) -> None:
         with pytest.raises(CircuitOpen) as caught:
             for _ in range(20):
                 pool.get("/echo")
-        assert 0 < caught.value.retry_after <= 2.0
+        assert 0 < caught.value.retry_after <= 5.0
         before = sum(requests_of(three))
         assert before == 9
         with pytest.raises(CircuitOpen):
@@ -461,6 +464,11 @@ def test_health_and_warm_up(three: list[WebServer]) -> None:
     with HTTPPool(base_urls=[*dead, three[0].url], health_url="/status/200") as pool:
         pool.warm_up()  # one of them works
         assert pool.stats()["idle"] == 1 and pool.health_check(ask=True)["status"] == "healthy"
+    bases = [dead[0], three[0].url]
+    with HTTPPool(base_urls=bases, health_url="/status/200", max_size=1, balancing=FOR_EVER) as pool:
+        wait_until(lambda: pool.get("/echo") and pool.stats()["backends"][dead[0]]["failures"])
+        with pool.request_context("GET", "/stream?n=3", stream=True):
+            assert str(pool.probe()).startswith("exhausted")  # over a socket of its own, to the server that works
     with HTTPPool(base_urls=dead, health_url="/status/200") as pool:
         with pytest.raises(requests.ConnectionError):
             pool.warm_up()
@@ -496,20 +504,31 @@ def test_dropped_pool_is_freed_at_once(three: list[WebServer]) -> None:
 
 def test_forked_child(three: list[WebServer]) -> None:
     run_forking(textwrap.dedent(f"""
-        import os, sys
+        import os, threading
         from pooling import HTTPPool
         pool = HTTPPool(base_urls={urls(three)!r})
         for _ in range(20):
             assert pool.get("/echo").ok
-        with pool.group.lock:  # as another thread might at that moment
-            child = os.fork()
-            if not child:
-                used = set(pool.get("/echo").json()["served"] for _ in range(3))
-                assert 0 in used, used
-                assert len(pool.stats()["backends"]) == 3
-                print("child ok", flush=True)
-                os._exit(0)
+        locked, over = threading.Event(), threading.Event()
+
+        def hold():
+            with pool.group.lock:
+                locked.set()
+                over.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        locked.wait()
+        child = os.fork()
+        if not child:
+            first = pool.get("/echo").json()
+            assert first["served"] == 0, first
+            assert len(pool.stats()["backends"]) == 3 and len(pool.stats()["hosts"]) == 1
+            print("child ok", flush=True)
+            os._exit(0)
         os.waitpid(child, 0)
+        over.set()
+        thread.join()
         assert pool.get("/echo").ok
         print("parent ok", flush=True)
     """))

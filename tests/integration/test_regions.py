@@ -96,3 +96,6 @@ def test_a_full_near_zone_overflows(regions: dict[str, Region]) -> None:
         time.sleep(1.0)
         found = shares(regions, 3.0)
         assert found["us"] > 0.1, found
+        pool.reconfigure(max_per_host=50)
+        time.sleep(1.0)
+        assert shares(regions, 2.0)["eu"] == 1.0

@@ -314,6 +314,8 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             ValueError, TypeError: As for `PoolSettings`; nothing was changed.
         """
         self.connections.reconfigure(max_per_host, changes)
+        if self.group is not None:
+            self.group.configure()
         if self._health is not None:
             self._health.configure(self.settings)
 

@@ -56,6 +56,7 @@ def _requester(
         if not wait and connections.is_full_for(url):
             raise PoolTimeout(f"pool {connections.name!r}: no connection at once ({connections.counts()})")
         session = sessions.make(transport, transport.mounted if pooled else transport.unpooled)
+        url = url if pooled else transport.unpooled_url(url)
         return session.get(url, timeout=timeout, stream=True)  # type: ignore[arg-type]
 
     return request

@@ -57,6 +57,10 @@ class Transport(requests.adapters.HTTPAdapter):
         """The adapter that the pool's own sessions mount: this one, unless pooling is off."""
         return self if self._pooled else self.unpooled
 
+    def unpooled_url(self, url: str) -> str:
+        """Return what to request instead of a URL on a socket that is not the pool's."""
+        return url
+
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
         if isinstance(timeout, Limits):

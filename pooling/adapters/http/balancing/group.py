@@ -107,8 +107,8 @@ class Group:
         self._first_path, self._origin_length = self.first.path, len(self.first.origin)
         self._origins = {base.origin for base in bases}
         self._connections, self._bases = connections, bases
-        self._places = min(connections.max_per_host, connections.settings.max_size)
-        self._balancer = Balancer(policy, zone, self._places, random.random)
+        self._balancer = Balancer(policy, zone, 0, random.random)
+        self.configure()
         self._budget = RetryBudget(policy.retry_budget)
         self._departed: list[Backend] = []
         self._process: object = None
@@ -117,6 +117,11 @@ class Group:
         self.servers: Sequence[Backend] = [Backend(base) for base in bases]
         self._balancer.use(self.servers, self._now())
         self._renew()
+
+    def configure(self) -> None:
+        """Apply the settings of the pool."""
+        connections = self._connections
+        self._balancer.places = min(connections.max_per_host, connections.settings.max_size)
 
     def _renew(self) -> None:
         """Begin with no sockets, and with a lock that no thread holds: in a new process."""
@@ -153,6 +158,11 @@ class Group:
             if not retry:
                 self._budget.deposit()
             return self._balancer.choose(self._now(), _load, call, safe, tried)  # type: ignore[return-value]
+
+    def healthiest(self) -> Backend:
+        """Return the server that has failed least lately."""
+        with self.lock:
+            return min(self.servers, key=lambda server: (server.ejected_until is not None, server.failing))
 
     def has_other(self, tried: Collection[Server]) -> bool:
         """Whether there is another server for a request that has tried these."""

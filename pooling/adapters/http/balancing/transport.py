@@ -11,6 +11,7 @@ from requests.utils import select_proxy
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from ..arguments import joined
 from ..connections import weakly
 from ..errors import HTTPCircuitOpen, kind_of
 from ..hold import IDEMPOTENT, Hold
@@ -44,6 +45,9 @@ class GroupTransport(Transport):
         self.group = group
         self.connections.metrics.backends = weakly(group.stats)
         return group
+
+    def unpooled_url(self, url: str) -> str:
+        return joined(self.group.healthiest().url, url) if url.startswith("/") else url
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
