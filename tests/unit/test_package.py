@@ -111,16 +111,17 @@ FLEET = [
 ]
 HTTP = [
     {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
-    {"arguments"},
-    {"limits", "preparing", "verbs"},
+    {"arguments", "balancing.policy", "balancing.resolving"},
+    {"balancing.bases", "balancing.model", "limits", "preparing", "verbs"},
     {"calls", "health", "wire"},
     {"slots", "template"},
     {"hosts"},
     {"hold"},
     {"connections"},
-    {"unpooled"},
+    {"balancing.group", "unpooled"},
     {"transport"},
-    {"sessions", "warming"},
+    {"balancing.transport", "sessions"},
+    {"balancing.sessions", "probing", "warming"},
     {"pool"},
     {"client"},
 ]
