@@ -1,0 +1,32 @@
+"""Settings of Sphinx: python -m sphinx -W -b html docs docs/_build/html"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pooling
+
+project = "pooling"
+author = "pooling contributors"
+project_copyright = "pooling contributors"
+version = release = pooling.__version__
+exclude_patterns = ["_build"]
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "py:obj"  # `Pool` in a docstring is a link where there is a target, else the name
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"pooling {release}"
+html_static_path = ["_static"]
+html_css_files = ["pooling.css"]
+html_show_sphinx = False
+html_copy_source = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
