@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sphinx.domains.python import PyObject
+
 import pooling
 
 project = "pooling"
@@ -30,3 +32,7 @@ html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
+
+for _field in PyObject.doc_field_types:
+    if _field.name == "variable":  # an attribute in a docstring; as a link it would lead to another class's
+        _field.rolename = ""
