@@ -51,3 +51,4 @@ def setup(app):
 for _field in PyObject.doc_field_types:
     if _field.name == "variable":  # an attribute in a docstring; as a link it would lead to another class's
         _field.rolename = ""
+        _field.label = "Attributes"

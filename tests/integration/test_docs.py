@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,10 @@ import pytest
 
 from tests.docs import PAGES, ROOT, steps
 from tests.mail import MailServer
+from tests.servers import _free_port
+
+PORT = re.compile(r"""(127\.0\.0\.1(?::|", ))(8\d\d\d)\b""")
+"""A port of a server that a page starts: runs at the same time must not use the same one."""
 
 
 class Api(BaseHTTPRequestHandler):
@@ -80,9 +85,14 @@ def test_examples_run(page: Path, request: pytest.FixtureRequest, tmp_path: Path
     found = steps(page.read_text("utf-8"))
     if not found:
         return
+    ports: dict[str, int] = {}
+
+    def with_free_ports(text: str) -> str:
+        return PORT.sub(lambda found: f"{found[1]}{ports.setdefault(found[2], _free_port())}", text)
+
     folder = tmp_path / "page"
     folder.mkdir()
-    given = [step._replace(code=with_servers(step.code, request)) for step in found]
+    given = [step._replace(code=with_servers(with_free_ports(step.code), request)) for step in found]
     listed = tmp_path / "steps.json"
     listed.write_text(json.dumps([str(page.relative_to(ROOT)), given]), "utf-8")
     environment = {

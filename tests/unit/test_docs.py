@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_examples_compile(page: Path) -> None:
     for step in steps(page.read_text("utf-8")):
         if step.kind in ("python", "skip"):
             compile("\n" * (step.line - 1) + step.code, str(page), "exec")
+
+
+README = (ROOT / "README.rst").read_text("utf-8")
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200, "what users need goes into docs/"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"<([\w./-]+)>`_|^\.\. image:: (\S+)", README, re.M))))
+def test_links_of_the_readme_exist(target: tuple[str, str]) -> None:
+    assert (ROOT / "".join(target)).exists()
