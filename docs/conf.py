@@ -32,7 +32,7 @@ html_css_files = ["pooling.css"]
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 
 _SEVERAL = re.compile(r"( +[a-z]\w*(?:, [a-z]\w*)+):(?: |$)")
 
