@@ -317,7 +317,7 @@ def test_pgbouncer_ends_idle_connections(server: PostgresServer, way: str, mode:
                         " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
                     )
 
-        # Its own statements in transaction mode: see the README.
+        # Its own statements in transaction mode: see docs/howto/pgbouncer.rst.
         spend(
             bouncer.dsn, leave, bouncer.start, rest,
             session="clean" if mode == "session" else "trust", kwargs={"prepare_threshold": None},

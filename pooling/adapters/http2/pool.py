@@ -47,7 +47,7 @@ class HTTP2Pool(Pool[httpx.Client]):
     asked by HTTP/1.1. The environment's proxies and ``.netrc`` are not used.
 
     No stream is shared between threads. A client that two threads use at once
-    raises `LeaseError`. For most programs `HTTPPool` is faster, see the README.
+    raises `LeaseError`. For most programs `HTTPPool` is faster.
 
     Args:
         settings: ``None`` means up to 10 connections, opened when needed.

@@ -313,7 +313,7 @@ class PostgresPool(Pool[Connection]):
         """Run a unit of work in a transaction, and again in a new one where that helps.
 
         It is run again after a serialization failure or a deadlock (40001,
-        40P01), if a prepared statement was stale (see the README), and if the
+        40P01), if a prepared statement was stale ("cached plan"), and if the
         connection was lost before the commit was sent, or the server rolled it
         back. Other errors are raised, a `CommandTimeout` among them. It is never
         run again when it may have been committed.
