@@ -16,7 +16,7 @@ from .._fields import fields
 from .._masking import shown
 from ..settings import PoolSettings
 
-__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
+__all__ = ["HOOKS", "Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -29,6 +29,10 @@ _LOST = {  # further system errors that mean a descriptor is no longer usable
         "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO", "EIO",
     )
 } - {None}  # fmt: skip
+
+
+HOOKS = ("is_alive", "validate", "reset", "close", "created", "refuse", "evicted")
+"""Methods of `Adapter` that are called for each resource or lease, and not at all where they are not overridden."""
 
 
 class Verdicts(NamedTuple):

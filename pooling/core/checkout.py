@@ -64,7 +64,11 @@ class Checkout(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        token = doubtful.pop() if doubtful else self._take_idle() or self._wait()
+        token = doubtful.pop() if doubtful else None
+        if token is None and engine.state.lanes is not None:
+            token = self._take_idle()
+        if token is None:
+            token = self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
@@ -120,8 +124,7 @@ class Checkout(Generic[R]):
     def _take_idle(self) -> Token | None:
         """Take an idle resource that no waiter may have, in a pool with lanes; in others, the fast path does this."""
         engine, state = self.engine, self.engine.state
-        if not isinstance(state, LaneState):
-            return None
+        assert isinstance(state, LaneState)
         line = state.line(self.lane)
         with engine.lock:
             return state.take(line, engine.fast.now(), engine.fast.pop)
@@ -143,7 +146,7 @@ class Checkout(Generic[R]):
                 exhausted = self._admit_locked(waiter)
                 if line is not None and taken:
                     line.at_once -= 1  # the resource that it took proved dead
-                if not state.waiters.blocks(waiter, state.exhausted):
+                if not (state.exhausted if line is None else state.lanes.blocks(waiter, state.exhausted)):
                     if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
@@ -204,10 +207,12 @@ class Checkout(Generic[R]):
             counts, where = format_counts(engine.adapter, state), _lane(waiter, "of")
             raise TooManyWaiting(f"pool {engine.name!r}: the wait queue{where} is full (max_waiting={limit}; {counts})")
         state.started = True
-        queue = state.waiters.line_of(waiter)
+        queue = state.waiters if waiter.line is None else waiter.line.queue
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
-        exhausted = not queue.exhaustion_reported and state.waiters.blocks(waiter, state.exhausted)
+        exhausted: bool = not queue.exhaustion_reported and (
+            state.exhausted if waiter.line is None else state.lanes.blocks(waiter, state.exhausted)
+        )
         if exhausted:
             queue.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1

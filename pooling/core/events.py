@@ -58,7 +58,8 @@ class Events:
 
     def created(self, seconds: float) -> None:
         """A resource was created."""
-        self.notify("created", seconds)
+        if self.observers:
+            self.notify("created", seconds)
 
     def create_failed(self, error: BaseException) -> None:
         """A creation failed; it was counted together with its slot."""
@@ -98,7 +99,8 @@ class Events:
 
     def exhausted(self, waiting: int) -> None:
         """A borrower has to wait for a release; counted when it entered the wait queue."""
-        self.notify("exhausted", waiting)
+        if self.observers:
+            self.notify("exhausted", waiting)
 
     def timed_out(self, waited: float) -> None:
         """An acquire timed out."""
@@ -197,7 +199,8 @@ class Events:
 
     def closed(self, reason: str) -> None:
         """A resource was closed; it was counted together with its slot."""
-        self.notify("closed", reason)
+        if self.observers:
+            self.notify("closed", reason)
 
 
 # "Resets keep failing" means three failures in a row, or more than one failure in five resets: a failure counts as

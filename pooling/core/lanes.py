@@ -185,10 +185,6 @@ class LaneQueue(WaitQueue):
         heads = [line.queue[0] for line in self._all if line.queue]
         return sorted(heads, key=lambda waiter: waiter.arrived)[index]
 
-    def line_of(self, waiter: Waiter) -> WaitQueue:
-        found: WaitQueue = waiter.line.queue
-        return found
-
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter into the queue of its lane, at its time of arrival."""
         if not waiter.line.queue:
@@ -216,7 +212,7 @@ class LaneQueue(WaitQueue):
         return False
 
     def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
-        """Whether there is nothing that a waiter's lane may use."""
+        """Whether there is nothing that a waiter's lane may use; ``exhausted``: nothing is idle, no slot is free."""
         self.collect()
         return exhausted or not self.may_have_one(waiter.line)
 

@@ -10,7 +10,7 @@ from ..lanes import DEFAULT, Lanes, current_lane
 from ..settings import PoolSettings
 from .entry import Entry, LaneEntry, Token
 from .lanes import LaneQueue, Line, lane_snapshots
-from .state import MOST_AHEAD, PoolState
+from .state import MOST_AHEAD, UNLIMITED, PoolState
 
 __all__ = ["LaneState", "state_for"]
 
@@ -93,7 +93,7 @@ class LaneState(PoolState):
 
     def hand_over_one(self) -> bool:
         """Take back what was released; return whether there is nothing more to do, which is so without waiters."""
-        if self.lanes or self.closed or self.filling or self.max_idle is not None:
+        if self.lanes or self.closed or self.filling or self.max_idle != UNLIMITED:
             return False
         current = all(entry.generation is self.generation for entry in self.lanes.collect())
         size = len(self.entries)

@@ -1,6 +1,6 @@
 """Probe: a health check of the server that never waits behind borrowers.
 
-It takes an idle resource, or one that is created for it where there is room,
+It takes an idle resource, or one that is created for it where a slot is free,
 and never enters the wait queue. If every resource is in use, it answers at
 once: exhausted, which is no outage, unless creations fail, or the server does
 not answer outside of the pool either (`Adapter.ping`). That is asked only if
@@ -92,7 +92,7 @@ class Probe(Generic[R]):
     # -- take a resource ------------------------------------------------------
 
     def _take(self, timeout: float, began: float) -> Token | str | None:
-        """Take an idle resource, waiting for a new one where there is room.
+        """Take an idle resource, waiting for a new one where a slot is free.
 
         Returns:
             The token; why there is none, if the pool is full or paused; ``None`` if another health check has succeeded
@@ -144,8 +144,7 @@ class Probe(Generic[R]):
             return True
         if outage.final and not state.live:
             return True
-        room = not state.creating and len(state.entries) < state.max_size
-        return room and outage.allowed(engine.fast.now()) > 0
+        return not state.creating and state.creatable(outage.allowed(engine.fast.now())) > 0
 
     def _take_idle(self) -> Token | None:
         """Take an idle resource that is alive as far as that is known without a round trip."""

@@ -80,10 +80,6 @@ class WaitQueue(deque[Waiter]):
         """Number of waiters that may be served, if there are resources for them."""
         return len(self)
 
-    def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
-        """Whether there is nothing for a waiter; ``exhausted``: nothing is idle and no slot is free."""
-        return exhausted
-
     def needing_release(self, waiter: Waiter, of_all: int, closing: int) -> int:
         """Number of waiters that need a release, as ``max_waiting`` counts them for a new one.
 
@@ -96,10 +92,6 @@ class WaitQueue(deque[Waiter]):
 
     def take_back(self, entry: Entry) -> None:
         """Note that an entry is not lent any more."""
-
-    def line_of(self, waiter: Waiter) -> WaitQueue:
-        """Return the queue in which a waiter waits: this one, where there are no lanes."""
-        return self
 
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter at its time of arrival."""

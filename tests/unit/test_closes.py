@@ -11,11 +11,11 @@ from tests.unit.conftest import Make, run_jobs
 
 def test_resource_evicted_twice_is_closed_once(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
     """Two threads may find the same resource dead, and the second must not close it again (P1)."""
+    evicted: list[str] = []
+    adapter.evicted = lambda resource, reason: evicted.append(reason)  # type: ignore[assignment, method-assign]
     pool = make(clock=manual)
     pool.fill(1)
     run_jobs(manual)
-    evicted: list[str] = []
-    adapter.evicted = lambda resource, reason: evicted.append(reason)  # type: ignore[assignment, method-assign]
     token = pool.engine.state.idle[-1]
     assert pool.engine.state.idle.take(token)
     pool.engine.evict(token, "dead")

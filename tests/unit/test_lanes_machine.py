@@ -116,7 +116,7 @@ def test_reserved_place_stays_idle_without_its_lane() -> None:
     creations, closes = state.serve(UNLIMITED, NOW)
     assert served(waiters) == [0, 1] and len(state.idle) == 1
     assert (creations, closes) == (0, [])
-    assert state.waiters.demand == 0 and state.waiters.blocks(waiters[2], state.exhausted)
+    assert state.waiters.demand == 0 and state.lanes.blocks(waiters[2], state.exhausted)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(lane=st.sampled_from(NAMES))
     def arrive(self, lane: str) -> None:
         arrived = next(self.numbers)
-        blocked = bool(self.state.waiters.line_of(lane_waiter(self.state, lane)))
+        blocked = bool(self.state.line(lane).queue)
         token = self.state.take(self.state.line(lane), self.now, self.state.idle.pop)
         if token is None:
             self.queue_up(lane, arrived, again=False)

@@ -124,9 +124,10 @@ HTTP = [
     {"pool"},
     {"client"},
 ]
+HTTP2 = [{"frames"}, {"connection"}, {"adapter", "client"}, {"pool"}]
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
-    "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
+    "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP, "adapters.http2": HTTP2,
     "fleet": FLEET,
 }  # fmt: skip
 LAYER = {
@@ -382,6 +383,11 @@ def test_every_module_has_a_step() -> None:
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     names |= {f"tools.{path.parent.name}" for path in PACKAGE.glob("tools/*/__init__.py")}
     assert names <= STEP.keys(), "add it to STEPS"
+
+
+def test_every_package_of_adapters_has_layers() -> None:
+    packages = {f"adapters.{path.parent.name}" for path in PACKAGE.glob("adapters/*/__init__.py")}
+    assert packages == {name for name in LAYERS if name.startswith("adapters.")}
 
 
 @pytest.mark.parametrize("package", LAYERS)

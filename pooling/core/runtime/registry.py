@@ -42,13 +42,15 @@ class Runtime:
     @property
     def workers(self) -> Workers:
         """The threads for slow work: creating, validating, resetting, closing."""
-        self.settle()
+        if queue.SimpleQueue is not self.queue_class:
+            self.settle()
         return self._workers
 
     @property
     def reaper(self) -> Reaper:
         """The thread for scheduled work."""
-        self.settle()
+        if queue.SimpleQueue is not self.queue_class:
+            self.settle()
         return self._reaper
 
     def settle(self) -> None:
@@ -71,20 +73,20 @@ class Runtime:
 runtimes: list[Runtime] = []
 """The runtimes of the clocks in use; they live as long as the process."""
 
-guests: weakref.WeakSet[Runtime] = weakref.WeakSet()
+test_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 """The runtimes of test clocks. Internal."""
 
 
 def all_runtimes() -> list[Runtime]:
     """Return the runtimes of this process, including those of test clocks."""
-    return [*runtimes, *guests]
+    return [*runtimes, *test_runtimes]
 
 
 def runtime_of(clock: Clock) -> Runtime:
     """Return the background threads of the pools that use this clock."""
     own = getattr(clock, "runtime", None)  # a test clock has its own
     if own is not None:
-        guests.add(own)
+        test_runtimes.add(own)
         return own  # type: ignore[no-any-return]
     for runtime in runtimes:
         if runtime.clock is clock:
