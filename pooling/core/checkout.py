@@ -125,9 +125,9 @@ class Checkout(Generic[R]):
         """Take an idle resource that no waiter may have, in a pool with lanes; in others, the fast path does this."""
         engine, state = self.engine, self.engine.state
         assert isinstance(state, LaneState)
-        line = state.line(self.lane)
+        lane = state.lane(self.lane)
         with engine.lock:
-            return state.take(line, engine.fast.now(), engine.fast.pop)
+            return state.take(lane, engine.fast.now(), engine.fast.pop)
 
     # -- wait -----------------------------------------------------------------
 
@@ -136,17 +136,17 @@ class Checkout(Generic[R]):
         engine = self.engine
         taken, self.waited = not self.waited and self._reject is not None, True
         state = engine.state  # a forked child has another one, with other lines
-        line = state.line(self.lane) if isinstance(state, LaneState) else None
-        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, line)
+        lane = state.lane(self.lane) if isinstance(state, LaneState) else None
+        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, lane)
         item: Token | BaseException | None
         try:
             creations, closes = EMPTY_PLAN
             deadlocked = False
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
-                if line is not None and taken:
-                    line.at_once -= 1  # the resource that it took proved dead
-                if not (state.exhausted if line is None else state.lanes.blocks(waiter, state.exhausted)):
+                if lane is not None and taken:
+                    lane.at_once -= 1  # the resource that it took proved dead
+                if not (state.exhausted if lane is None else state.lanes.blocks(waiter, state.exhausted)):
                     if self._reject is None:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
@@ -202,16 +202,16 @@ class Checkout(Generic[R]):
         if limit is not None and not waiter.again and (
             state.waiters.needing_release(waiter, state.waiting_for_release, len(state.closing)) >= limit
         ):
-            if waiter.line is not None:
-                waiter.line.refusals += 1
+            if waiter.lane is not None:
+                waiter.lane.refusals += 1
             counts, where = format_counts(engine.adapter, state), _lane(waiter, "of")
             raise TooManyWaiting(f"pool {engine.name!r}: the wait queue{where} is full (max_waiting={limit}; {counts})")
         state.started = True
-        queue = state.waiters if waiter.line is None else waiter.line.queue
+        queue = state.waiters if waiter.lane is None else waiter.lane.queue
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
         exhausted: bool = not queue.exhaustion_reported and (
-            state.exhausted if waiter.line is None else state.lanes.blocks(waiter, state.exhausted)
+            state.exhausted if waiter.lane is None else state.lanes.blocks(waiter, state.exhausted)
         )
         if exhausted:
             queue.exhaustion_reported = True
@@ -239,8 +239,8 @@ class Checkout(Generic[R]):
             cause = down or engine.outage.full
             lent = engine.state.lent()
             now = engine.fast.now()
-            if waiter.line is not None:
-                waiter.line.timeouts += 1
+            if waiter.lane is not None:
+                waiter.lane.timeouts += 1
         when = f"within {timeout:.1f} s" if timeout else "at once"
         text = f"pool {engine.name!r}: no {engine.adapter.noun} {when}{_lane(waiter, 'in')} ({counts})"
         if lent and engine.fast.track_holders:
@@ -264,7 +264,7 @@ class Checkout(Generic[R]):
         """
         state, me = self.engine.state, waiter.thread
         if isinstance(state, LaneState):
-            return not waiter.given and state.is_stuck(waiter.line, me) and not any(map(has_ended, state.lent()))
+            return not waiter.given and state.is_stuck(waiter.lane, me) and not any(map(has_ended, state.lent()))
         first: Any = next(iter(state.entries), None)
         if first is None or not first.held or first.thread not in state.waiters.threads:
             return False  # the usual case: the holder is working
@@ -280,4 +280,4 @@ class Checkout(Generic[R]):
 
 
 def _lane(waiter: Waiter, word: str) -> str:
-    return "" if waiter.line is None else f" {word} lane {waiter.line.name!r}"
+    return "" if waiter.lane is None else f" {word} lane {waiter.lane.name!r}"

@@ -46,7 +46,7 @@ from .report.messages import format_error
 from .report.metrics import PoolMetrics
 from .runtime import fork, registry
 from .runtime.fork import SAME_PROCESS
-from .runtime.gevent import Weak, hand
+from .runtime.gevent import Weak, put
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
@@ -190,7 +190,7 @@ class Engine(Generic[R]):
             for reference in self.watchers.copy():
                 watch = reference()
                 if watch is not None and watch.reached():
-                    hand(watch.box, None)
+                    put(watch.box, None)
         return creations, closes
 
     def carry_out(self, creations: list[Creation], closes: list[tuple[Token, str]]) -> None:

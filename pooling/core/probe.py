@@ -131,13 +131,13 @@ class Probe(Generic[R]):
         """Whether borrowers hold every resource; those of other health checks do not count. Needs the lock."""
         state = self.engine.state
         if isinstance(state, LaneState):
-            return not (self._checking or state.lanes.may_have_one(state.probe_line()))
+            return not (self._checking or state.lanes.may_have_one(state.probe_lane()))
         return not state.idle and state.in_use - self._checking >= state.max_size
 
     def _may_go_on(self, failed: int, began: float) -> bool:
         """Whether there is something new for `_take`. Needs the lock."""
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
-        mine = not isinstance(state, LaneState) or state.lanes.may_have_one(state.probe_line())
+        mine = not isinstance(state, LaneState) or state.lanes.may_have_one(state.probe_lane())
         if (state.idle and mine) or state.closed or state.paused or self._full() or self._succeeded >= began:
             return True
         if outage.failures > max(failed, 1):
@@ -165,7 +165,7 @@ class Probe(Generic[R]):
         engine, state = self.engine, self.engine.state
         if isinstance(state, LaneState):
             with engine.lock:
-                return state.take(state.probe_line(), engine.fast.now(), engine.fast.pop)
+                return state.take(state.probe_lane(), engine.fast.now(), engine.fast.pop)
         if state.waiters or state.paused:
             return None
         try:

@@ -78,4 +78,4 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
 
 def _lost_reserves(engine: Engine[Any]) -> int:
     lanes = engine.state.lanes
-    return 0 if lanes is None else sum(line.lane.reserve - line.reserve for line in lanes.lines.values())
+    return 0 if lanes is None else sum(lane.settings.reserve - lane.reserve for lane in lanes.by_name.values())

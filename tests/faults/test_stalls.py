@@ -22,6 +22,7 @@ from pooling import CommitUnknown, PoolSettings, PostgresPool
 from pooling.adapters import sqlalchemy as ours
 from pooling.adapters.postgres import adapter as pg_adapter
 from pooling.adapters.postgres import stalls
+from pooling.adapters.postgres.tracking import notes_of
 from pooling.compat.psycopg_pool import ConnectionPool
 from tests.faults.conftest import Note
 from tests.faults.load import leaked_transactions, wait_until
@@ -397,7 +398,7 @@ def test_verdict(row: list[bytes | None] | None, server: stalls.Server, stalled:
 def test_transfer_in_progress_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
-        watch: Any = vars(conn)["_pooling"]
+        watch: Any = notes_of(conn)
         first = stalls.bytes_transferred(conn.fileno())
         conn.execute("SELECT 1")
         second = stalls.bytes_transferred(conn.fileno())

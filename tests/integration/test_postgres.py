@@ -691,7 +691,7 @@ def test_statement_lost_in_autocommit_raises_commit_unknown(
 def test_connection_lost_after_the_commit_is_no_error(make: Make, postgres: PostgresServer, table: str) -> None:
     """In the cleaning, which is sent with it: that costs the connection, and no error."""
     pool = make()
-    pool.session_rules._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
+    pool.session_rules.commit_command = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
     with pool.connection() as conn:
         conn.execute("INSERT INTO t VALUES (1)")
     with pool.acquire() as again:
@@ -817,7 +817,7 @@ def test_commit_during_a_query_is_refused(make: Make) -> None:
 
 
 def test_what_was_cut_off_is_not_run_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+    monkeypatch.setattr(limits, "cancel_command", lambda conn, timeout: wire.Cancel(conn))  # not through in time
     pool = make(command_timeout=0.2)
     runs: list[int] = []
 
@@ -985,7 +985,7 @@ def test_timed_out_command_ends_on_the_server_before_its_slot_is_free(
     pool = make(settings=TWO, name="cut-off")
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+        patch.setattr(limits, "cancel_command", lambda conn, timeout: wire.Cancel(conn))  # not through in time
         for _ in range(6):
             with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not respond to the c"):
                 pool.execute_query("SELECT pg_sleep(600)", timeout=0.2)

@@ -533,9 +533,9 @@ def nothing_lost(pool: Pool[Any], clock: VirtualClock) -> None:
     clock.settle()
     assert in_use(pool) == {} and pool.stats()["waiting"] == 0
     assert not pool.engine.state.waiters.threads
-    most = [state_of(pool).line(name).lane.most for name in ("web", "batch")]
+    most = [state_of(pool).lane(name).settings.most for name in ("web", "batch")]
     for name, limit in zip(("web", "batch"), most):
-        free = pool.settings.max_size - sum(line.reserve for line in state_of(pool).lanes.lines.values())
+        free = pool.settings.max_size - sum(line.reserve for line in state_of(pool).lanes.by_name.values())
         leases = [pool.acquire(lane=name, timeout=0.01) for _ in range(min(limit or 99, free))]
         with pytest.raises(PoolTimeout):
             pool.acquire(lane=name, timeout=0)
@@ -643,7 +643,7 @@ def test_hand_over_to_a_waiter_that_left_frees_the_limit(make: Make, clock: Virt
     pool = make(max_size=2, lanes={"web": Lane(), "batch": Lane(most=1)})
     lease = pool.acquire(lane="batch")
     late = waiting(pool, clock, "batch", 1)
-    stale = state_of(pool).line("batch").queue[0]
+    stale = state_of(pool).lane("batch").queue[0]
     with pool.engine.lock:
         stale.given = True
     lease.release()
@@ -751,7 +751,7 @@ def test_interrupted_anywhere(
     def whole_with_lanes(scene: Scene) -> None:
         whole(scene)
         lanes = state_of(scene.pool).lanes
-        assert not any(line.lent or line.queue for line in lanes.lines.values()) and not lanes.returned
+        assert not any(line.lent or line.queue for line in lanes.by_name.values()) and not lanes.returned
 
     monkeypatch.setattr(test_interruptions, "whole", whole_with_lanes)
     monkeypatch.setattr(test_interruptions, "_CORE", core_lanes.__file__)  # the rest is interrupted there
@@ -814,7 +814,7 @@ def test_churn_of_real_threads_ends_whole() -> None:
                 lease = pool.acquire(lane=name, timeout=(0, 0.001, 0.5)[turn % 3])
             except PoolTimeout:
                 continue
-            used = {line.name: len(line.lent) for line in state_of(pool).lanes.lines.values()}
+            used = {line.name: len(line.lent) for line in state_of(pool).lanes.by_name.values()}
             if used["batch"] > 2 or sum(used.values()) > 4:
                 over.append(str(used))
             if turn % 17 == 0:

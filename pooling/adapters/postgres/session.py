@@ -93,7 +93,7 @@ class Session:
     def take_steps(self) -> None:
         steps = [step for step in self.steps if step not in self.missing]
         self._clean = _joined(steps)
-        self._commit = b"COMMIT" + self._clean
+        self.commit_command = b"COMMIT" + self._clean
         self._cleaning = steps, self._clean  # together: another thread may change them
 
     def prepare(self, conn: Connection, owner: object) -> None:
@@ -277,7 +277,7 @@ class Session:
                 cut_off(conn)  # in this thread: another one's close would interrupt the pipeline's own end
             return
         try:
-            text = self._commit + notes.configuration.statements
+            text = self.commit_command + notes.configuration.statements
             committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), False)
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
