@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pooling.core.entry import LaneEntry, Token
-from pooling.core.lanes import Line
+from pooling.core.lanes import LaneRecord
 from pooling.core.lanestate import LaneState
 from pooling.core.outage import Outage
 from pooling.core.state import UNLIMITED
@@ -270,7 +270,7 @@ class Load:
         self.random = random.Random(seed)
         self.now = 0.0
         self.numbers = itertools.count()
-        self.ends: list[tuple[float, int, Token, Line]] = []
+        self.ends: list[tuple[float, int, Token, LaneRecord]] = []
         self.waiting: list[Waiter] = []
         self.held: Counter[str] = Counter()
         self.leases: Counter[str] = Counter()

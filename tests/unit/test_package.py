@@ -329,6 +329,19 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     return found
 
 
+def members(node: ast.ClassDef) -> Iterator[str]:
+    """Yield the names that a class defines: methods, classes, variables with a value, and slots."""
+    for item in node.body:
+        if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield item.name
+        elif isinstance(item, ast.Assign):
+            yield from (target.id for target in item.targets if isinstance(target, ast.Name))
+            if any(ast.unparse(target) == "__slots__" for target in item.targets):
+                yield from (one.value for one in ast.walk(item.value) if isinstance(one, ast.Constant))
+        elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+            yield item.target.id
+
+
 def private_overrides(sources: dict[str, str]) -> list[str]:
     """Say which classes override a private method or attribute of a class of another module."""
     classes: dict[tuple[str, str], tuple[list[tuple[str, str]], set[str]]] = {}
@@ -344,11 +357,10 @@ def private_overrides(sources: dict[str, str]) -> list[str]:
             if isinstance(node, ast.ClassDef):
                 bare = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
                 bases = [origins.get(base.id, (module, base.id)) for base in bare if isinstance(base, ast.Name)]
-                names = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-                for item in node.body:
-                    if isinstance(item, ast.Assign):
-                        names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
-                private = {name for name in names if name.startswith("_") and not name.endswith("__")}
+                for base in bare:  # `module.Class`
+                    if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+                        bases.append((".".join(origins.get(base.value.id, (base.value.id,))), base.attr))
+                private = {name for name in members(node) if name.startswith("_") and not name.endswith("__")}
                 classes[module, node.name] = bases, private
     found = []
     for (module, name), (bases, private) in classes.items():
@@ -370,9 +382,18 @@ def test_no_class_overrides_a_private_name_of_another_module() -> None:
     assert private_overrides(sources) == []
 
 
-def test_override_of_a_private_name_is_seen() -> None:
+@pytest.mark.parametrize(
+    "below",
+    [
+        "from .above import Base\nclass Mine(Base[int]):\n    def _step(self): ...\n    def step(self): ...",
+        "from . import above\nclass Mine(above.Base):\n    async def _step(self): ...",
+        "from .above import Base as Above\ndef make():\n    class Mine(Above):\n        _step: int = 1",
+        "from .above import Base\nclass Mine(Base):\n    __slots__ = ('_step',)",
+        "from .above import Base\nclass Between(Base): ...\nclass Mine(Between):\n    class _step: ...",
+    ],
+)
+def test_override_of_a_private_name_is_seen(below: str) -> None:
     above = "class Base:\n    def _step(self): ...\n    def step(self): ..."
-    below = "from .above import Base\nclass Mine(Base[int]):\n    def _step(self): ...\n    def step(self): ..."
     assert private_overrides({"pooling.above": above, "pooling.below": below}) == [
         "pooling.below.Mine overrides _step of pooling.above.Base"
     ]
