@@ -1,16 +1,16 @@
 """The wait queue of a pool with lanes: which waiter is served next (P3, P8 for each lane).
 
-It takes the place of `WaitQueue` in a pool that is made with lanes, as
-`lanestate` has that of `PoolState`; a pool without has nothing of them.
+It replaces `WaitQueue` in a pool that is made with lanes, as
+`lanestate` replaces `PoolState`; a pool without has nothing of them.
 Invariants, besides those of `PoolState`:
 
-- A lane never has more leases than its ``most``, and no lane takes a place that
+- A lane never has more leases than its ``most``, and no lane takes a slot that
   another has reserved: ``sum(max(leases, reserve)) <= max_size``.
 - P3: within a lane, waiters are in order of arrival, and the first is served first.
 - P8: no waiter waits while a resource is idle, or a slot is free that may be
   filled, *that its lane may use*. `demand` counts the waiters that may be served.
 
-Weights divide the places that are not reserved by start-time fair queueing
+Weights divide the slots that are not reserved by start-time fair queueing
 (P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queueing", SIGCOMM 1996), whose
 order needs no length in advance: a lease is charged while it lasts, as a thread's
 processor time is in P. Goyal, X. Guo, H. M. Vin, "A Hierarchical CPU Scheduler
@@ -20,7 +20,7 @@ with waiters, that with the lowest level is next. A lane that begins to wait is
 raised to the level that was served last, less one round of its leases, so that
 an idle lane saves nothing up. Leases that have just begun have cost nothing yet;
 each counts for as long as its lane's leases usually last (at most `_FORESEEN`),
-so that of many places that become free together not all go to one lane.
+so that of many slots that become free together not all go to one lane.
 
 The lock guards everything except ``returned``. Every acquire takes the slow
 path: whether a lane may have an idle resource is decided under the lock.
@@ -94,7 +94,7 @@ class LaneRecord:
 
     @property
     def by_reserve(self) -> int:
-        """Number of its waiters that its reserved places suffice for."""
+        """Number of its waiters that its reserved slots suffice for."""
         return min(self.wanted, max(0, self.reserve - len(self.lent)))
 
     def advance(self, now: float) -> None:
@@ -153,7 +153,7 @@ class LaneQueue(WaitQueue):
     def fit(self, size: int) -> None:
         """Set the pool's size; below the sum of the reserves, the lanes declared last lose theirs.
 
-        One place is kept for the lanes that have none reserved.
+        One slot is kept for the lanes that have none reserved.
         """
         self.size = size
         left = size - any(not lane.settings.reserve for lane in self._all)
@@ -231,7 +231,7 @@ class LaneQueue(WaitQueue):
 
     @property
     def free(self) -> int:
-        """Number of places that are neither lent nor reserved."""
+        """Number of slots that are neither lent nor reserved."""
         left = self.size
         for lane in self._all:
             lent = len(lane.lent)

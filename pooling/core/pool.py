@@ -170,6 +170,7 @@ class Pool(ManagedPool[R]):
                 pass  # leave the handler, so that later errors do not chain this one
         if token is None:
             token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
+            entry = token.entry
         else:
             entry = token.entry
             now = clock()
@@ -182,7 +183,7 @@ class Pool(ManagedPool[R]):
                 doubtful = [token]
                 del token, entry  # another thread may get it while this one waits
                 token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
-        entry = token.entry
+                entry = token.entry
         if fast.track_holders:
             entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
             try:
@@ -434,15 +435,13 @@ class Pool(ManagedPool[R]):
 
     def exhaustion(self) -> str | None:
         """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
-        engine = self.engine
-        with engine.lock:
-            return format_exhaustion(engine.state, engine.fast.now()) if all_lent(engine) else None
+        with self.engine.lock:
+            return format_exhaustion(self.engine.state, self.engine.fast.now()) if all_lent(self.engine) else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""
-        engine = self.engine
-        with engine.lock:
-            return holders_of(engine.state.lent(), engine.fast.now())
+        with self.engine.lock:
+            return holders_of(self.engine.state.lent(), self.engine.fast.now())
 
     def __repr__(self) -> str:
         with self.engine.lock:

@@ -47,10 +47,11 @@ def replace_ahead(settings: PoolSettings) -> float:
 
 def first_sweep(entry: Entry, settings: PoolSettings, adapter: Adapter[Any], validates: bool) -> float:
     """When a new entry may need a sweep for the first time; ``validates``: it may need a round trip."""
-    limits = [settings.idle_timeout, settings.leak_timeout]
-    if adapter.stall_timeout is not None:
-        limits.append(adapter.stall_timeout / 4)
+    soonest = NEVER if adapter.stall_timeout is None else adapter.stall_timeout / 4
+    limits: tuple[float | None, ...] = settings.idle_timeout, settings.leak_timeout
     if validates:
-        limits += [settings.keepalive_interval, settings.health_check_interval]
-    due = [entry.idle_since + limit for limit in limits if limit is not None]
-    return min([entry.expires - replace_ahead(settings), *due])
+        limits += settings.keepalive_interval, settings.health_check_interval
+    for limit in limits:
+        if limit is not None and limit < soonest:
+            soonest = limit
+    return min(entry.expires - replace_ahead(settings), entry.idle_since + soonest)

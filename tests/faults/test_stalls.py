@@ -143,7 +143,7 @@ def test_twelve_threads_on_eight_recover(
     unit = kind(8)
     with Workers(12, lambda: unit("SELECT pg_sleep(0.02)")) as workers:
         proxy.drop()
-        time.sleep(0.5)  # whoever is still at work gets into it
+        time.sleep(0.5)  # commands that still run are hit by it
         note(recovery_s=workers.until_all_work_again(60))
     assert 1 <= len(workers.errors) <= 8
     told = [f"{error}; {error.__cause__}" for error in workers.errors]  # of a CommitUnknown it is the cause

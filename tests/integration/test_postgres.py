@@ -356,7 +356,7 @@ def test_notifications_of_the_last_borrower_are_dropped(make: Make, postgres: Po
     assert got == ["new"]
 @everywhere
 def test_notifications_that_come_with_the_commit_reach_the_handlers(make: Make) -> None:
-    """As psycopg's own commit() does it. Where sessions are cleaned nobody listens any more by then."""
+    """As psycopg's own commit() does it. Where sessions are cleaned, LISTEN has ended by then."""
     pool = make(session="trust")
     heard: list[str] = []
     with pool.connection() as conn:
@@ -376,7 +376,7 @@ def test_notifications_that_come_with_the_commit_reach_the_handlers(make: Make) 
 @everywhere
 @pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this psycopg keeps none")
 def test_notifications_without_a_handler_are_kept(make: Make) -> None:
-    """Until somebody asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
+    """Until a caller asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
     pool = make()
     with pool.acquire() as conn:
         conn.execute("LISTEN news")
@@ -796,7 +796,7 @@ def test_commit_can_be_interrupted(postgres: PostgresServer, slow: str, session:
 
 @everywhere
 def test_a_connection_lost_before_its_begin_is_an_operational_error(make: Make, postgres: PostgresServer) -> None:
-    """Whoever says so: where the server cannot, libpq does, and psycopg would make a DatabaseError of its words."""
+    """From the server or from libpq, of whose words psycopg would make a DatabaseError."""
     with Proxy(postgres.port) as proxy:
         pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
         with pytest.raises(psycopg.OperationalError), pool.acquire() as conn:
@@ -1338,7 +1338,7 @@ def test_rotate_and_open_end_an_outage(make: Make, postgres: PostgresServer) -> 
         )
         with pytest.raises(pooling.PoolTimeout):
             pool.acquire(timeout=1.0)
-        assert pool.stats()["down"]  # and nobody would try again for minutes
+        assert pool.stats()["down"]  # and without an acquire it is not tried again for minutes
         port[0] = str(postgres.port)
         getattr(pool, mend)()
         assert one(pool, "SELECT 1") == 1

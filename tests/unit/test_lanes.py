@@ -83,7 +83,7 @@ def test_lanes_in_a_url_and_the_environment() -> None:
         ("a,a", ValueError, "a is given twice"),
         ({f"lane{n}": Lane() for n in range(33)}, ValueError, "at most 32 lanes"),
         ({"a": Lane(reserve=6), "b": Lane(reserve=5)}, ValueError, r"at most max_size \(10\) .*\(default\): a 6, b 5"),
-        ({"a": Lane(reserve=10)}, ValueError, "leave a place for the lanes without"),
+        ({"a": Lane(reserve=10)}, ValueError, "leave a slot for the lanes without"),
         ({"a": Lane(reserve=9), "default": Lane(reserve=2)}, ValueError, "at most max_size"),
     ],
 )
@@ -135,7 +135,7 @@ def test_lanes_cannot_be_removed_or_begun_later(make: Make) -> None:
 
 def test_resize_below_the_reserves_is_refused(make: Make) -> None:
     pool = make(max_size=5, lanes={"a": Lane(reserve=3)})
-    with pytest.raises(ValueError, match=r"must reserve at most max_size \(3\) places together.*a 3"):
+    with pytest.raises(ValueError, match=r"must reserve at most max_size \(3\) slots together.*a 3"):
         pool.resize(3)
     pool.resize(4)
     assert pool.stats()["max_size"] == 4
@@ -147,7 +147,7 @@ def test_limit_below_the_reserves_is_kept_and_reported(make: Make, caplog: pytes
     caplog.set_level(logging.WARNING, "pooling")
     limit_size(pool.engine, "budget", 3)
     assert {name: each["reserve"] for name, each in pool.stats()["lanes"].items()} == {"a": 2, "b": 0, "default": 0}
-    assert "limited to 3, so 3 reserved places of its lanes are given up" in caplog.text
+    assert "limited to 3, so 3 reserved slots of its lanes are given up" in caplog.text
     limit_size(pool.engine, "budget", 3)
     assert len(caplog.records) == 1
     limit_size(pool.engine, "budget", None)
@@ -758,7 +758,7 @@ def test_interrupted_anywhere(
     gc.collect()
     gc.freeze()
     try:
-        alike = kind in (TakeIdle, TakeDead, WaiterAtTheLimit)  # nobody else is served meanwhile
+        alike = kind in (TakeIdle, TakeDead, WaiterAtTheLimit)  # no other waiter is served meanwhile
         points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
         _known.update(points if alike else ())
     finally:

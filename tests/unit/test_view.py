@@ -243,8 +243,8 @@ def test_nothing_is_archived_twice(retired: SlotFile) -> None:
     archive.store(NOON + 200, {"a"})
     again = Archive(retired)
     assert (again.after("a"), sums(again.book)) == (NOON + 60, {"acquired": 3})
-    again.bury("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
-    again.bury("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
+    again.add_ended("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
+    again.add_ended("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
     again.store(NOON + 200, {"a"})
     assert sums(Archive(retired).book) == {"acquired": 7}
     again.store(NOON + 200, set())
@@ -254,7 +254,7 @@ def test_nothing_is_archived_twice(retired: SlotFile) -> None:
 def test_what_lasted_ends_with_the_process(retired: SlotFile) -> None:
     event = {"pool": "db", "kind": "outage", "start": NOON, "end": None, "count": 1, "text": "", "peak": 0}
     archive = Archive(retired)
-    archive.bury("a", {"pid": 7, "time": NOON + 9, "events": [event]})
+    archive.add_ended("a", {"pid": 7, "time": NOON + 9, "events": [event]})
     assert archive.events == [{**event, "end": NOON + 9, "pid": 7}]
     archive.events *= 1000
     archive.store(NOON, set())
@@ -389,7 +389,7 @@ def test_view_of_a_process(viewer: Viewer, name: str) -> None:
 
 
 def test_exhausted_means_what_it_does_for_health(viewer: Viewer, name: str) -> None:
-    """All are in use, whether or not somebody waits; the event is about those that wait."""
+    """All are in use, whether or not a borrower waits; the event is about those that wait."""
     pool: Pool[Any] = Pool(object, name=name, max_size=1)
     with pool.acquire():
         found = viewer.view()
