@@ -1074,7 +1074,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
 def test_timeout_of_a_call_covers_all_its_commands(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
-        pool._limit_to(conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
+        pool.session_rules.limit_to(conn, 3.0, 0.5)  # the rest was spent in line
         with pytest.raises(psycopg.errors.QueryCanceled):
             for _ in range(30):
                 conn.execute("SELECT pg_sleep(0.4)")

@@ -96,6 +96,10 @@ class Session:
         self.commit_command = b"COMMIT" + self._clean
         self._cleaning = steps, self._clean  # together: another thread may change them
 
+    def limit_to(self, conn: Connection, timeout: float | None, left: float) -> None:
+        """Limit the commands of a lease, all together, to what is left of ``timeout``."""
+        notes_of(conn).limit = Limit(self.command_timeout, timeout, left)
+
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new.
 
