@@ -47,7 +47,8 @@ class Adapter(Generic[R]):
     """Creates and maintains one kind of resource; a new kind is one subclass.
 
     Only :meth:`create` is required. Methods that a subclass does not override
-    cost nothing, because the pool skips them.
+    cost nothing, because the pool skips them; it finds out which when it is
+    made or reconfigured. A subclass overrides public methods only.
 
     Attributes:
         noun: The word for the resource in messages (``"connection"``, ``"session"``).

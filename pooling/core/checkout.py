@@ -64,11 +64,10 @@ class Checkout(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        token = doubtful.pop() if doubtful else None
-        if token is None and engine.state.lanes is not None:
-            token = self._take_idle()
-        if token is None:
-            token = self._wait()
+        if doubtful:
+            token = doubtful.pop()
+        else:
+            token = (engine.state.lanes is not None and self._take_idle()) or self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
@@ -89,7 +88,6 @@ class Checkout(Generic[R]):
     def _is_lendable(self, token: Token, now: float) -> bool:
         """Check a resource; reject it if it may not be lent."""
         engine, liveness, entry = self.engine, self.liveness, token.entry
-        state, adapter = engine.state, engine.adapter
         if (
             entry.generation is engine.fast.lendable_generation
             and now < entry.expires
@@ -101,6 +99,7 @@ class Checkout(Generic[R]):
             )
         ):
             return True
+        state, adapter = engine.state, engine.adapter
         if entry.generation is DEAD:
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif state.fast_path_closed or state.unfit(entry, now):
@@ -133,31 +132,31 @@ class Checkout(Generic[R]):
 
     def _wait(self) -> Token:
         """Wait in the queue for a resource, or for the error that another thread puts into the box."""
-        engine = self.engine
-        taken, self.waited = not self.waited and self._reject is not None, True
-        state = engine.state  # a forked child has another one, with other lines
+        engine, rejected, first = self.engine, self._reject is not None, not self.waited
+        self.waited = True
+        state = engine.state  # a forked child has another one, with other lanes
         lane = state.lane(self.lane) if isinstance(state, LaneState) else None
-        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, lane)
+        waiter = Waiter(self.arrived, threading.get_ident(), rejected, lane)
         item: Token | BaseException | None
         try:
             creations, closes = EMPTY_PLAN
             deadlocked = False
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
-                if lane is not None and taken:
+                if lane is not None and first and rejected:
                     lane.at_once -= 1  # the resource that it took proved dead
                 if not (state.exhausted if lane is None else state.lanes.blocks(waiter, state.exhausted)):
-                    if self._reject is None:  # otherwise plan after the rejected resource is disposed of
+                    if not rejected:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
                 elif engine.fast.track_holders:
                     deadlocked = self._is_deadlocked_locked(waiter)
-            if self._reject is not None:
+            if rejected:
                 self._dispose_rejected()
             elif creations or closes:
                 engine.carry_out(creations, closes)
             if exhausted:
-                engine.events.exhausted(len(engine.state.waiters))
+                engine.events.exhausted(len(state.waiters))
             if deadlocked and self.timeout:
                 engine.events.deadlocked(describe(holders_of(engine.state.lent(), engine.fast.now())))
             item = engine.clock.get(waiter.box, self.arrived + self.timeout - engine.fast.now())
