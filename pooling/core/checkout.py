@@ -64,10 +64,8 @@ class Checkout(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        if doubtful:
-            token = doubtful.pop()
-        else:
-            token = (engine.state.lanes is not None and self._take_idle()) or self._wait()
+        take = engine.state.lanes is not None  # in other pools, the fast path has done so
+        token = doubtful.pop() if doubtful else (take and self._take_idle()) or self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
