@@ -20,7 +20,8 @@ and release read without a lock. `Events` counts, logs and notifies. Beside the 
 - `Probe` makes the round trips of health checks, which never enter the wait queue.
 - `LaneState` and `LaneQueue` take the place of `PoolState` and `WaitQueue` in a pool with lanes.
 - `Limits` bound the size below ``max_size``: `Adapting` sets one where the settings ask for it, a `Budget` another.
-- `Stalls` interrupts holders whose connections nothing passes through; `Circuit` leaves a failing host alone.
+- The `CircuitState` of a pool with a breaker is pure, too; the outage opens and closes it.
+- `Stalls` interrupts holders whose connections nothing passes through.
 - `ManagedPool` is the interface of every pool of this package, `Adapter` that of a kind of resource.
 
 `report` has metrics, holders and messages; `runtime` the background threads, fork, exit and gevent. No module here
