@@ -153,7 +153,7 @@ class Checkout(Generic[R]):
                 self._dispose_rejected()
             elif creations or closes:
                 engine.carry_out(creations, closes)
-            if exhausted:
+            if exhausted and engine.events.observers:
                 engine.events.exhausted(len(state.waiters))
             if deadlocked and self.timeout:
                 engine.events.deadlocked(describe(holders_of(engine.state.lent(), engine.fast.now())))
@@ -216,7 +216,10 @@ class Checkout(Generic[R]):
             engine.metrics.count["exhausted"] += 1
             engine.metrics.note_in_use()
         state.waiters.join(waiter)
-        engine.schedule_sweep(now + AUDIT)
+        if now + AUDIT < engine.sweep_due:
+            engine.schedule_sweep(now + AUDIT)
+        else:
+            engine.runtime.reaper.ensure()
         return exhausted
 
     def _cancel_wait(self, waiter: Waiter) -> None:
@@ -264,7 +267,7 @@ class Checkout(Generic[R]):
         if isinstance(state, LaneState):
             return not waiter.given and state.is_stuck(waiter.lane, me) and not any(map(has_ended, state.lent()))
         first: Any = next(iter(state.entries), None)
-        if first is None or not first.held or first.thread not in state.waiters.threads:
+        if first is None or first.thread not in state.waiters.threads or not first.held:
             return False  # the usual case: the holder is working
         if any(has_ended(entry) for entry in state.entries):
             return False  # its identifier may belong to another thread now

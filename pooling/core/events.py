@@ -100,8 +100,7 @@ class Events:
 
     def exhausted(self, waiting: int) -> None:
         """A borrower has to wait for a release; counted when it entered the wait queue."""
-        if self.observers:
-            self.notify("exhausted", waiting)
+        self.notify("exhausted", waiting)
 
     def timed_out(self, waited: float) -> None:
         """An acquire timed out."""

@@ -90,7 +90,10 @@ class Reaper:
 
     def ensure(self) -> None:
         """Start the thread if it does not run."""
-        if self._runs() or self._stopped or call_in_hub(self.inbox, self.ensure):
+        life = self._life
+        if life is not None and life() is not None:  # as `_runs`, without the call: each borrower that waits comes here
+            return
+        if self._stopped or call_in_hub(self.inbox, self.ensure):
             return
         if self._lock._is_owned():
             return  # called by a handler that interrupted this thread while it starts the reaper
