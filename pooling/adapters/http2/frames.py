@@ -23,11 +23,11 @@ import httpx
 
 from ..._plain import switched_off
 
-__all__ = ["is_alive"]
+__all__ = ["AVAILABLE", "is_alive"]
 
 _LOST = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
 _AT_ONCE = httpcore.Request("GET", "https://localhost", extensions={"timeout": {"read": 0.001, "write": 0.001}})
-_PLAIN = switched_off("frames")
+AVAILABLE = not switched_off("frames")
 
 
 def is_alive(transport: httpx.HTTPTransport, stream: Any) -> bool:
@@ -37,7 +37,7 @@ def is_alive(transport: httpx.HTTPTransport, stream: Any) -> bool:
         transport: It has one connection at most.
         stream: That connection's `httpcore.NetworkStream`; ``None`` if there is none yet.
     """
-    if not _PLAIN:
+    if AVAILABLE:
         try:
             return _has_no_end(transport)
         except AttributeError:  # another version, with other names
