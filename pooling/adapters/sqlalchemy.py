@@ -21,11 +21,9 @@ SQLAlchemy's own tests of ``QueuePool`` pass with it, with these intended except
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 from sqlalchemy import exc, pool
@@ -36,7 +34,7 @@ from ..core.adapter import Adapter, Verdicts
 from ..core.hangup import connected, watchable
 from ..core.lease import Lease
 from ..core.pool import Pool as Core
-from ..core.report.holders import Holder, borrower
+from ..core.report.holders import Holder, borrower, depth_of_borrower
 from ..core.report.metrics import PoolMetrics
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
@@ -136,7 +134,7 @@ class Pool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = self.core.acquire(self._acquire_timeout, _steps_to_borrower())
+            lease = self.core.acquire(self._acquire_timeout, depth_of_borrower(_BETWEEN))
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
@@ -422,18 +420,6 @@ class _Fairy(_ConnectionFairy):
 
 _slot: Any = _ConnectionFairy.dbapi_connection  # the descriptor of the attribute
 _get_connection, _set_connection = _slot.__get__, _slot.__set__
-
-
-def _steps_to_borrower() -> int:
-    """Return the depth, for `acquire`, of the frame that called SQLAlchemy: the connection's holder."""
-    steps = 1
-    frame: FrameType | None = sys._getframe(1).f_back
-    while frame is not None:
-        steps += 1
-        if not frame.f_globals.get("__name__", "").startswith(_BETWEEN):
-            return steps
-        frame = frame.f_back
-    return 1
 
 
 def _check(**sizes: int) -> None:

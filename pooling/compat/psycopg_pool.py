@@ -464,7 +464,7 @@ class ConnectionPool(Generic[CT]):
             raise ValueError(f"pool {self.name!r}: cannot return a connection that this pool has not lent: {conn}")
         # Without a resource it belongs to the parent process.
         if (SAME_PROCESS[0] or fork.ensure_process()) and lease._token.entry.resource is not None:
-            self._take_back(lease, conn, None)
+            self._check_in(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
         if not self._ready:
@@ -485,7 +485,7 @@ class ConnectionPool(Generic[CT]):
         vars(conn)["_pool"] = self  # its close() asks this what to do
         return lease
 
-    def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
+    def _check_in(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
         assert lease._token is not None  # it was lent until now
         entry = lease._token.entry
         try:
@@ -770,9 +770,9 @@ class Block(Generic[CT]):
         except BaseException as problem:
             if conn is None:
                 return  # a child's copy: connection and transaction belong to the parent (checked only here, P9)
-            self._pool._take_back(lease, conn, problem)
+            self._pool._check_in(lease, conn, problem)
             raise
-        self._pool._take_back(lease, conn, error)
+        self._pool._check_in(lease, conn, error)
 
     def __del__(self) -> None:
         if getattr(self, "_lease", None) is not None:  # dropped inside the block, as a generator may be

@@ -45,7 +45,7 @@ from .outage import SETTLE, Outage
 from .report.metrics import PoolMetrics
 from .runtime import fork, registry
 from .runtime.fork import SAME_PROCESS
-from .runtime.gevent import Weak, hand
+from .runtime.gevent import Weak, put
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
 from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
@@ -190,7 +190,7 @@ class Engine(Generic[R]):
             for reference in self.watchers.copy():
                 watch = reference()
                 if watch is not None and watch.reached():
-                    hand(watch.box, None)
+                    put(watch.box, None)
         return creations, closes
 
     def carry_out(self, creations: list[Creation], closes: list[tuple[Token, str]]) -> None:
@@ -206,9 +206,8 @@ class Engine(Generic[R]):
 
     def fill_locked(self, missing: int) -> list[Creation]:
         """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
-        state, allowed = self.state, self.outage.allowed(self.fast.now())
-        room = min(state.max_size - len(state.entries), allowed - len(state.creating))
-        return self.reserve_locked(0 if state.closed else min(missing, room))
+        most = self.state.creatable(self.outage.allowed(self.fast.now()))
+        return self.reserve_locked(0 if self.state.closed else min(missing, most))
 
     # -- create ---------------------------------------------------------------
 
@@ -260,8 +259,7 @@ class Engine(Generic[R]):
             self.create_failed(entry, error)
             return
         # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
-        may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
-        watched = may_watch and watchable(entry.resource)
+        watched = self.adapter.blocking and "is_alive" not in self.fast.hooks and watchable(entry.resource)
         entry.checked = now = self.fast.now()
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
@@ -279,12 +277,13 @@ class Engine(Generic[R]):
         if self.settings.enable_metrics:
             self.metrics.durations.create.record(now - started)
         self.make_available(token)
-        self.schedule_sweep(first_sweep(entry, self.settings, self.adapter))
+        self.schedule_sweep(first_sweep(entry, self.settings, self.adapter, "validate" in self.fast.hooks))
         if recovered:
             self.events.outage_ended(now - down_since)
             report_circuit(self.events, self.outage)
         self.events.created(now - started)
-        call_hook(self.adapter, self.name, "created")
+        if "created" in self.fast.hooks:
+            call_hook(self.adapter, self.name, "created")
         self.serve()
 
     def create_failed(self, entry: Entry, error: BaseException) -> None:
@@ -346,7 +345,8 @@ class Engine(Generic[R]):
             if reason in DEATHS:
                 self.note_death_locked(token.entry)  # before its replacement is planned
             self.refresh_fast_path_locked()
-        call_hook(self.adapter, self.name, "evicted", resource, reason)
+        if "evicted" in self.fast.hooks:
+            call_hook(self.adapter, self.name, "evicted", resource, reason)
         del resource  # it is to be destroyed before its slot is free (P2)
         self.close(token, reason)
         self.serve()
@@ -360,7 +360,7 @@ class Engine(Generic[R]):
         """Close the resource of an entry in `closing`: on a worker, unless its close cannot block."""
         entry = token.entry
         entry.since = self.fast.now()
-        if overridden(self.adapter, "close") is not None and not self.adapter.close_inline:
+        if "close" in self.fast.hooks and not self.adapter.close_inline:
             self.schedule_sweep(entry.since + self.settings.close_timeout)
             self.runtime.workers.submit(self.close_entry, entry, reason, token, self.ref())
         else:

@@ -151,7 +151,7 @@ class FleetBudget:
         limit_first(engine, BY, 0)
         self._engines[id(engine)] = weakref.ref(engine)
         engine.observe((*engine.events.observers, self._wake))
-        if not registry.runtime_of(SYSTEM)._reaper.asleep:  # else it begins with the reaper
+        if not registry.runtime_of(SYSTEM).current_reaper.ended:  # else it begins with the reaper
             self.wake()
 
     def wake(self) -> None:
@@ -247,7 +247,7 @@ def budget_from_env(environ: Mapping[str, str] | None = None) -> FleetBudget | N
 
 
 def _listen(reaper: Reaper, dropped: PoolRef | None) -> None:
-    if dropped is None and reaper is registry.runtime_of(SYSTEM)._reaper:
+    if dropped is None and reaper is registry.runtime_of(SYSTEM).current_reaper:
         for budget in _alive():
             budget.begin(reaper)
 

@@ -256,8 +256,7 @@ def standby(server: PostgresServer) -> Iterator[PostgresServer]:
         assert row is not None
         (standby.data / "backup_label").write_text(row[0])
         (standby.data / "standby.signal").touch()
-        standby._settings["primary_conninfo"] = f"host={LOOPBACK} port={server.port} user=postgres"
-        standby._write_settings()
+        standby.configure(primary_conninfo=f"host={LOOPBACK} port={server.port} user=postgres")
         account = _account()
         if account is not None:
             for path in (standby.data, *standby.data.rglob("*")):

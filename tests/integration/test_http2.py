@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from pooling import HTTP2Pool, HTTPTimeout, LeaseError, PoolTimeout
+from pooling.adapters.http2 import frames
 from tests.conftest import Authority
 from tests.http2server import HTTP2Server
 from tests.integration.tools import wait_until
@@ -182,6 +183,19 @@ def test_frames_for_an_idle_connection_are_answered(pool: HTTP2Pool, server: HTT
     assert pool.get("/hello").text == "hello"
     wait_until(lambda: served.pongs == 1)
     assert server.opened == 1
+
+
+def test_without_httpcores_private_names_a_pinged_connection_is_replaced(
+    pool: HTTP2Pool, server: HTTP2Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "AVAILABLE", False)
+    for _ in range(2):
+        assert pool.get("/hello").text == "hello"
+    before = server.opened
+    server.each("ping")
+    time.sleep(0.1)
+    assert pool.get("/hello").text == "hello"
+    assert server.opened == before + 1
 
 
 def test_end_announced_with_an_answer(pool: HTTP2Pool, server: HTTP2Server) -> None:

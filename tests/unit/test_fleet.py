@@ -343,7 +343,7 @@ def test_viewers_show_the_share(path: str, pools: list[Pool[Any]]) -> None:
     history = LocalHistory()
     try:
         with pool.acquire(30):
-            found = {one["name"]: one["budget"] for one in Viewer(history.everything).view()["pools"]}
+            found = {one["name"]: one["budget"] for one in Viewer(history.all_records).view()["pools"]}
         assert (found["viewed"], found["viewed-without"]) == ([1, 4], None)
         assert str(budget_of({"budget": [1, 4]})) == "  budget: 1 of 4" and budget_of({}) is None
     finally:

@@ -648,9 +648,9 @@ def threads_end(turns: Turns) -> None:
     """Check that no thread is counted that does not run: a fork and the exit would wait for it."""
     turns.advance(10)
     runtime = turns.runtime
-    assert runtime.workers.asleep and runtime.workers.started
+    assert runtime.workers.ended and runtime.workers.started
     assert not has_work(runtime)
-    assert runtime.reaper.asleep and runtime.reaper.started
+    assert runtime.reaper.ended and runtime.reaper.started
     assert not turns._threads
 
 

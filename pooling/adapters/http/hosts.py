@@ -295,12 +295,12 @@ class Hosts:
             return known
         changed = weakref.WeakMethod(self._circuit_changed)  # no cycle: a dropped pool is freed at once
 
-        def tell(reason: str | None) -> None:
+        def notify(reason: str | None) -> None:
             method = changed()
             if method is not None:
                 method(label, reason)
 
-        return self.circuits.setdefault(label, Circuit(self._breaker, label, tell))
+        return self.circuits.setdefault(label, Circuit(self._breaker, label, notify))
 
     def _circuit_changed(self, label: str, reason: str | None) -> None:
         if reason is None:

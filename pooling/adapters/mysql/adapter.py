@@ -176,7 +176,7 @@ class MySQLAdapter(Adapter[Connection]):
         """End a session on the server, over a connection of its own.
 
         Only the session of this number that has this side's address: through a
-        proxy, the number may be that of somebody else's.
+        proxy, the number may be that of another client's.
         """
         driver = self.driver
         assert notes.place is not None

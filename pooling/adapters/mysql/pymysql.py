@@ -4,6 +4,8 @@ It has no method for COM_RESET_CONNECTION, so its private names are used, which
 ``tests/integration/test_mysql_drivers.py`` compares with the installed version:
 `NEEDED`. They also make it possible to clean a session in the round trip of the
 COMMIT, to note whether a lease sent anything, and to limit the time of a command.
+Gain: connections are used again at all, without a login for each lease; and a
+COMMIT with its cleaning takes one round trip instead of two.
 Without (other names, or ``POOLING_PLAIN=1``) each connection that was lent is
 closed afterwards.
 """

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.pq.abc import PGconn
 
 from ...core.adapter import Adapter, Verdicts
+from ...core.descriptors import redirect_to_null
 from ...settings import PoolSettings
 from . import connecting, failures, greenlets, stalls, trace
 from .address import Address, Answer
@@ -285,9 +286,7 @@ class PostgresAdapter(Adapter[Connection]):
         if notes_of(resource).foreign:
             return
         # libpq sends Terminate when it is freed, at the latest at exit; this way it goes nowhere.
-        sink = os.open(os.devnull, os.O_RDWR)
-        os.dup2(sink, resource.fileno())
-        os.close(sink)
+        redirect_to_null(resource.fileno())
 
     def is_broken(self, resource: Connection, error: BaseException) -> bool:
         if getattr(resource, "closed", False) or failures.ended_by(error) is not None or failures.is_stale(error):

@@ -31,7 +31,7 @@ from .address import Address, Answer, program
 from .advice import advise
 from .blocks import Block, CommitUnknown, Transaction, commit, may_run_again
 from .client_state import begin_autocommit
-from .limits import CommandTimeout, Limit, check_limit, server_limits
+from .limits import CommandTimeout, check_limit, server_limits
 from .session import Hook, Session, SessionMode
 from .statistics import QueryStatistics, pool_stats
 from .tracking import Connection, notes_of
@@ -274,7 +274,8 @@ class PostgresPool(Pool[Connection]):
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._limit_to(conn, timeout, deadline)
+            if deadline is not None:
+                self.session_rules.limit_to(conn, timeout, deadline - self.engine.clock.now())
             # A statement outside of a transaction is one by itself, which saves two round trips.
             if not notes_of(conn).foreign and (conn.isolation_level, conn.read_only, conn.deferrable) == (None,) * 3:
                 begin_autocommit(conn)
@@ -304,7 +305,8 @@ class PostgresPool(Pool[Connection]):
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._limit_to(conn, timeout, deadline)
+            if deadline is not None:
+                self.session_rules.limit_to(conn, timeout, deadline - self.engine.clock.now())
             with Transaction(self, conn), conn.cursor() as cursor:
                 cursor.executemany(sql, params)
                 return cursor.rowcount
@@ -440,12 +442,6 @@ class PostgresPool(Pool[Connection]):
             raise CommitUnknown(
                 f"pool {self.name!r}: the connection was lost during a statement: it is unknown whether it took effect"
             ) from error
-
-    def _limit_to(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
-        """Limit the commands of this lease, all together, to what is left of ``timeout``."""
-        if deadline is not None:
-            left = deadline - self.engine.clock.now()
-            notes_of(conn).limit = Limit(self.session_rules.command_timeout, timeout, left)
 
 
 PostgresPool.__module__ = "pooling"  # where users import them from

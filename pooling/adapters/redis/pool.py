@@ -64,7 +64,7 @@ class RedisPool(Pool[Client], ConnectionPool):
     Waiting threads are served in order of arrival. A connection that died while
     it was idle is not lent, nor one that a borrower left in a state of its own:
     in MULTI, WATCH, SUBSCRIBE, MONITOR, CLIENT REPLY OFF, another database, or
-    with replies that nobody has read.
+    with unread replies.
 
     Args:
         connection_class: redis-py's class of the connections.
@@ -253,7 +253,7 @@ class RedisPool(Pool[Client], ConnectionPool):
             connection._token = None
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
-            connection.told = True
+            connection.reported = True
             end(connection, redis.ConnectionError, redis.ConnectionError("lost"), None)
         else:
             end(connection, None, None, None)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..._fields import fields
-from .gevent import Life, Weak, call_home, mark_native, start
+from .gevent import Life, Weak, call_in_hub, mark_native, start
 
 __all__ = ["Job", "Workers"]
 
@@ -54,7 +54,7 @@ class Workers:
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
         self._backlog: deque[Job] = deque()  # jobs that no thread could be started for
         self.queue_class: Any = queue.SimpleQueue  # looked up at each call: gevent replaces it
-        self._home: Any = self.queue_class()  # tells the thread of a gevent hub from others
+        self._hub_box: Any = self.queue_class()  # tells the thread of a gevent hub from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
@@ -63,7 +63,7 @@ class Workers:
         that becomes idle.
         """
         job = (function, args)
-        if not call_home(self._home, self._hand_over, job):
+        if not call_in_hub(self._hub_box, self._hand_over, job):
             self._hand_over(job)
 
     def nudge(self) -> None:
@@ -86,7 +86,7 @@ class Workers:
                 return
 
     @property
-    def asleep(self) -> bool:
+    def ended(self) -> bool:
         """Whether all threads have ended."""
         return not self._lives
 
