@@ -64,6 +64,7 @@ Plan = tuple[list[Creation], list[tuple[Token, str]]]
 EMPTY_PLAN: Plan = ([], [])
 
 DEATHS = {"broken", "dead", "invalid"}  # close reasons of resources that proved dead
+LOST = 1.0  # seconds after which a sweep that is late counts as lost: the reaper was interrupted
 
 
 class Engine(Generic[R]):
@@ -383,8 +384,8 @@ class Engine(Generic[R]):
             if resource is not None:
                 (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
         except BaseException as error:
-            if self.adapter.close_inline and not isinstance(error, Exception):
-                raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
+            if not isinstance(error, Exception) and (self.adapter.close_inline or token is not None):
+                raise  # this thread was interrupted; the reaper closes the resource when the token is gone
             self.events.close_failed(error)
         del resource
         if reason is not None:
@@ -408,7 +409,7 @@ class Engine(Generic[R]):
     def schedule_sweep(self, due: float) -> None:
         """Ask the reaper for a sweep at that time, unless one is due before."""
         with self.lock:
-            if due < self.sweep_due:
+            if due < self.sweep_due or self.sweep_due < self.fast.now() - LOST:
                 self.runtime.reaper.post(SweepRequest(self.ref, due))
                 self.sweep_due = due  # after it: an exception between the two loses no sweep
             else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import redis.connection
 
-from ..._masking import shown
+from ..._masking import shown, split
 from ...settings import _OWN_NAMES, PoolSettings, truth, with_options
 
 __all__ = ["checked", "from_query", "settings_of"]
@@ -83,6 +83,7 @@ def from_query(url: str) -> dict[str, Any]:
     Raises:
         ValueError: It is not a URL of Redis, or a value is invalid.
     """
+    split(url)  # redis-py would quote what it takes for the port
     parse: Any = redis.connection.parse_url
     found: dict[str, Any] = dict(parse(url))
     own = {name: text for name, text in found.items() if name in OWN and isinstance(text, str)}
