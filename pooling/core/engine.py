@@ -49,7 +49,7 @@ from .runtime.fork import SAME_PROCESS
 from .runtime.gevent import Weak, hand
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
-from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
+from .schedule import LOST, NEVER, first_sweep, lifetime, prepare_random, uniform
 from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
@@ -64,7 +64,6 @@ Plan = tuple[list[Creation], list[tuple[Token, str]]]
 EMPTY_PLAN: Plan = ([], [])
 
 DEATHS = {"broken", "dead", "invalid"}  # close reasons of resources that proved dead
-LOST = 1.0  # seconds after which a sweep that is late counts as lost: the reaper was interrupted
 
 
 class Engine(Generic[R]):

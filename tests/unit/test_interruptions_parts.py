@@ -80,7 +80,7 @@ class LaneWaiting(Waiting):
 
         self.turns.start(wait)
         self.borrowers += 1
-        self.turns._run()
+        self.turns.run()
 
 
 class LaneRelease(LaneWaiting):
@@ -205,7 +205,7 @@ class _Traced(base._Thread):
         if not self._call[0].__module__.startswith("pooling."):  # a borrower of the scene
             super()._do()
             return
-        sys.setprofile(lambda frame, event, arg: self._ask("_profile", frame, event, arg))
+        sys.setprofile(lambda frame, event, arg: self.pass_on("_profile", frame, event, arg))
         sys.settrace(self._trace)
         try:
             super()._do()
@@ -218,10 +218,10 @@ class _Traced(base._Thread):
     def _trace(self, frame: Any, event: str, arg: object) -> Any:
         if not frame.f_code.co_filename.startswith(base._CORE):
             return None
-        self._ask("_trace", frame, event, arg)
+        self.pass_on("_trace", frame, event, arg)
         return self._trace
 
-    def _ask(self, name: str, frame: Any, event: str, arg: object) -> None:
+    def pass_on(self, name: str, frame: Any, event: str, arg: object) -> None:
         if InThreads.active is not None:
             getattr(InThreads.active, name)(frame, event, arg)
 
@@ -229,10 +229,10 @@ class _Traced(base._Thread):
 class Idle(Again):
     """A sweep that finds idle resources that are due."""
 
-    settings = {"idle_timeout": 5, "keepalive_interval": 4, "min_size": 1, "max_lifetime": 9}
+    settings = {"idle_timeout": 2, "keepalive_interval": 1, "min_size": 1, "max_lifetime": 3}
 
     def act(self) -> None:
-        self.turns.advance(10)
+        self.turns.advance(3)
 
 
 class Adaptive(Waiting):
@@ -246,6 +246,8 @@ class Adaptive(Waiting):
 
 class Dropped(Lent):
     """A lease that nothing refers to any more."""
+
+    settings = {"close_timeout": 2}  # a worker may be interrupted, too
 
     def act(self) -> None:
         del self.lease
@@ -271,11 +273,14 @@ def test_interrupted_anywhere_in_the_librarys_threads(kind: type[Scene], monkeyp
         def let_go(self) -> None:
             """Use the pool: a call that waits finds what a thread that has ended left."""
             super().let_go()
-            InThreads.active = None
+            leases = []
             try:
-                self.pool.acquire(timeout=3).release()
+                for _ in range(self.pool.stats()["max_size"]):
+                    leases.append(self.pool.acquire(timeout=3))
             except PoolError:
                 pass
+            for lease in leases:
+                lease.release()
 
     monkeypatch.setattr(base, "_Thread", _Traced)
     monkeypatch.setattr(base, "Strikes", InThreads)
