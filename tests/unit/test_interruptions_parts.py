@@ -174,7 +174,19 @@ PARTS = [
 
 @pytest.mark.parametrize("kind", PARTS, ids=lambda kind: kind.__name__)
 def test_interrupted_anywhere(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    strike_everywhere(kind, frozenset(), monkeypatch)
+    strike_anew(kind, kind, _known, monkeypatch)
+
+
+_known: set[object] = set()
+_known_in_threads: set[object] = set()
+
+
+def strike_anew(kind: type[Scene], scene: type[Scene], known: set[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a scene at the points that no other one has passed; where others wait, at all of them."""
+    alike = not issubclass(kind, (Waiting, Served))
+    points = strike_everywhere(scene, known if alike else frozenset(), monkeypatch)
+    if alike:
+        known.update(points)
 
 
 # -- the library's own threads ------------------------------------------------------------------
@@ -284,4 +296,4 @@ def test_interrupted_anywhere_in_the_librarys_threads(kind: type[Scene], monkeyp
 
     monkeypatch.setattr(base, "_Thread", _Traced)
     monkeypatch.setattr(base, "Strikes", InThreads)
-    strike_everywhere(Longer, frozenset(), monkeypatch)
+    strike_anew(kind, Longer, _known_in_threads, monkeypatch)
