@@ -6,12 +6,14 @@ And for the library's own threads: an exception is raised at each point of the r
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
 import pytest
 
-from pooling import Lane, PoolError, PoolTimeout
+from pooling import CircuitBreaker, Lane, PoolError, PoolTimeout
+from pooling.core.circuit import Circuit
 from pooling.core.sizing import limit_size
 from pooling.testing import FakeAdapter
 from tests.unit import test_interruptions as base
@@ -166,9 +168,24 @@ class ProbeFull(Waiting):
         self.pool.probe(1)
 
 
+class Trial(Scene):
+    """The creation with which a pool with a circuit breaker finds out whether the server is up again."""
+
+    settings = {"breaker": CircuitBreaker(failures=1, open_for=1)}
+
+    def prepare(self) -> None:
+        self.adapter.fail("create", ConnectionError("down"))
+        with pytest.raises(PoolError):
+            self.pool.acquire(timeout=60)
+        self.turns.advance(2)
+
+    def act(self) -> None:
+        self.pool.acquire(timeout=60).release()
+
+
 PARTS = [
     LaneFirst, LaneAgain, LaneDiscard, LaneRelease, LaneDiscardWithWaiters, LaneTimeout, LaneReconfigure, Limited,
-    LimitedLanes, Probing, ProbeCreates, ProbeDead, ProbeFull,
+    LimitedLanes, Probing, ProbeCreates, ProbeDead, ProbeFull, Trial,
 ]  # fmt: skip
 
 
@@ -187,6 +204,27 @@ def strike_anew(kind: type[Scene], scene: type[Scene], known: set[object], monke
     points = strike_everywhere(scene, known if alike else frozenset(), monkeypatch)
     if alike:
         known.update(points)
+
+
+def test_circuit_interrupted_anywhere() -> None:
+    """A call of the half-open circuit that is interrupted, wherever, is not the last one."""
+    for place in itertools.count():
+        now = [0.0]
+        circuit = Circuit(CircuitBreaker(failures=1, open_for=1), "x", now=lambda: now[0])
+        circuit.failed(circuit.enter(), "down")
+        now[0] = 2.0
+        strikes = Strikes(place)
+        try:
+            with strikes:
+                circuit.succeeded(circuit.enter())
+        except Struck:
+            pass
+        now[0] = 4.0
+        circuit.succeeded(circuit.enter())
+        assert circuit.state == "closed", strikes.where
+        if not strikes.where:
+            break
+    assert place > 10
 
 
 # -- the library's own threads ------------------------------------------------------------------
@@ -271,7 +309,7 @@ class Dropped(Lent):
 
 THREADS = [
     First, Opening, InlineFails, CheckedOnWorker, Discard, Broken, Release, ReleaseSlowly, Served, ThirdWaiter, Idle,
-    Adaptive, Dropped, LaneRelease, LimitedLanes, ProbeFull,
+    Adaptive, Dropped, LaneRelease, LimitedLanes, ProbeFull, Trial,
 ]  # fmt: skip
 
 
