@@ -171,7 +171,7 @@ class ProbeFull(Waiting):
 class Trial(Scene):
     """The creation with which a pool with a circuit breaker finds out whether the server is up again."""
 
-    settings = {"breaker": CircuitBreaker(failures=1, open_for=1)}
+    settings = {"breaker": CircuitBreaker(failures=1, open_for=0.1)}
 
     def prepare(self) -> None:
         self.adapter.fail("create", ConnectionError("down"))
