@@ -71,7 +71,7 @@ def test_twelve_threads_on_eight_recover(make: Make, proxy: Proxy, server: Maria
     with Workers(12, lambda: work(pool)) as workers:
         proxy.drop()
         workers.until_all_work_again(60)
-    assert 1 <= len(workers.errors) <= 8
+    assert len(workers.errors) <= 8  # none, if all were being cleaned
     told = [f"{error}; {error.__cause__}" for error in workers.errors]  # of a CommitUnknown it is the cause
     assert all("stalled" in text for text in told), told
     wait_until(lambda: transactions(server) == 0, 30)  # nor are theirs left open at the server
