@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
-from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote_plus, urlunsplit
 
-from ._masking import masked, shown
+from ._masking import masked, shown, split
 from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
@@ -298,7 +298,7 @@ def http_pool(
 
     if "@" in url.partition("?")[2]:  # urlsplit ends the host at the ?
         raise ValueError("user, password and parameters must be percent-encoded, ? as %3F and @ as %40")
-    parts = urlsplit(url)
+    parts = split(url)
     given: dict[str, Any] = {}
     times: dict[str, float] = {}
     for key, text in parse_qsl(parts.query, keep_blank_values=True):

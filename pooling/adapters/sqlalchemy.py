@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
@@ -35,6 +35,7 @@ from ..core.hangup import connected, watchable
 from ..core.lease import Lease
 from ..core.pool import Pool as Core
 from ..core.report.holders import Holder, borrower, depth_of_borrower
+from ..core.report.messages import no_copy
 from ..core.report.metrics import PoolMetrics
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
@@ -153,6 +154,9 @@ class Pool(pool.Pool):
         lease = self._lent.pop(record, None)  # type: ignore[call-overload]
         if lease is not None:  # otherwise the connection belongs to the parent process
             lease.__exit__(None, None, None)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def recreate(self) -> Pool:
         """Return a new, empty pool with the same settings."""

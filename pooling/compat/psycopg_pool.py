@@ -103,7 +103,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -116,6 +116,7 @@ from ..adapters.postgres.session import left_open, notes_of
 from ..core.entry import Entry
 from ..core.lease import Lease
 from ..core.report.holders import borrower
+from ..core.report.messages import no_copy
 from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
@@ -657,6 +658,9 @@ class ConnectionPool(Generic[CT]):
             "requests_waiting": seen.waiting,
             **self.core._ledger.counters(pop),
         }
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def __repr__(self) -> str:
         seen = self.core.metrics.snapshot()

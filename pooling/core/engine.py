@@ -48,7 +48,7 @@ from .runtime.fork import SAME_PROCESS
 from .runtime.gevent import Weak, put
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
-from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
+from .schedule import LOST, NEVER, first_sweep, lifetime, prepare_random, uniform
 from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
@@ -385,8 +385,8 @@ class Engine(Generic[R]):
             if resource is not None:
                 (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
         except BaseException as error:
-            if self.adapter.close_inline and not isinstance(error, Exception):
-                raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
+            if not isinstance(error, Exception) and (self.adapter.close_inline or token is not None):
+                raise  # this thread was interrupted; the reaper closes the resource when the token is gone
             self.events.close_failed(error)
         del resource
         if reason is not None:
@@ -410,7 +410,7 @@ class Engine(Generic[R]):
     def schedule_sweep(self, due: float) -> None:
         """Ask the reaper for a sweep at that time, unless one is due before."""
         with self.lock:
-            if due < self.sweep_due:
+            if due < self.sweep_due or self.sweep_due < self.fast.now() - LOST:
                 self.runtime.reaper.post(SweepRequest(self.ref, due))
                 self.sweep_due = due  # after it: an exception between the two loses no sweep
             else:

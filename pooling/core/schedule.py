@@ -9,9 +9,12 @@ from ..settings import PoolSettings
 from .adapter import Adapter
 from .entry import Entry
 
-__all__ = ["NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
+__all__ = ["LOST", "NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
 
 NEVER = float("inf")
+
+LOST = 1.0
+"""Seconds after which a sweep that is late counts as lost: the reaper was interrupted."""
 
 REPLACE_AHEAD = 2.0
 """At most so many seconds before it expires, a resource that ``min_size`` needs is replaced."""

@@ -7,12 +7,13 @@ import os
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from .._masking import shown
 from ..core.clock import SYSTEM
 from ..core.engine import Engine
 from ..core.observer import Observer
+from ..core.report.messages import no_copy
 from ..core.runtime import registry, shutdown
 from ..core.runtime.fork import SAME_PROCESS, ensure_process
 from ..core.runtime.immortal import keep_forever
@@ -107,6 +108,9 @@ class FleetBudget:
 
     def __repr__(self) -> str:
         return f"<FleetBudget {self.name!r}: {self._membership().note()}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "a process has one of a name; pools share it, and forked processes inherit it")
 
     def stats(self) -> dict[str, Any]:
         """Return total, share, and what others hold, as this process knows it."""

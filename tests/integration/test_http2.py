@@ -145,6 +145,18 @@ def test_unread_body_closes_the_connection(pool: HTTP2Pool, server: HTTP2Server)
     assert pool.get("/hello").text == "hello"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_body_read_after_the_lease_is_an_error(pool: HTTP2Pool, server: HTTP2Server, begun: bool) -> None:
+    """Neither a short body that looks complete, nor the error of a socket."""
+    with pool.acquire() as client:
+        response = client.send(client.build_request("GET", f"{server.url}/big?3000000"), stream=True)
+        pieces = response.iter_bytes()
+        if begun:
+            next(pieces)
+    with pytest.raises(LeaseError, match="released before its body was read to the end"):
+        list(pieces)
+
+
 def test_two_hosts_share_one_connection_in_turn(pool: HTTP2Pool, server: HTTP2Server, authority: Authority) -> None:
     with HTTP2Server(authority.server) as other, pool.acquire() as client:
         for _ in range(2):

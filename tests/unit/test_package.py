@@ -76,12 +76,13 @@ POSTGRES = [
     {"adapter", "advice", "blocks"},
     {"pool"},
 ]
-SHARED = [{"adapted", "blocks", "budgets", "hooks", "limits", "retrying", "rotation", "statistics"}]
+SHARED = [{"adapted", "blocks", "budgets", "hooks", "limits", "progress", "retrying", "rotation", "statistics"}]
 MYSQL = [
     {"address", "failures", "wire"},
     {"statistics"},
     {"tracking"},
     {"driver"},
+    {"stalls"},
     {"connector", "drivers", "mysqlclient", "pymysql", "session"},
     {"adapter", "blocks"},
     {"pool"},

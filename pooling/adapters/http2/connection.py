@@ -108,6 +108,8 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; sends nothing."""
+        for body in self.answers:
+            body.lost = True
         self._stream = None
         self._transport.close()
 
@@ -130,17 +132,23 @@ class Connection:
 
 
 class Body(httpx.SyncByteStream):
-    """The body of a response."""
+    """The body of a response.
+
+    Attributes:
+        lost: Whether the connection was closed before its end.
+    """
 
     def __init__(self, connection: Connection, request: httpx.Request, response: httpx.Response) -> None:
         self._connection = connection
         self._request = request
         self._stream: Any = response.stream
-        self._complete = False
+        self._complete = self.lost = False
 
     def __iter__(self) -> Iterator[bytes]:
         chunks = iter(self._stream)
         while True:
+            if self.lost:
+                raise LeaseError("this response was released before its body was read to the end")
             with self._connection.alone():
                 limit(self._request)
                 chunk = next(chunks, None)

@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
-from ..._masking import shown, slip
+from ..._masking import shown, slip, split
 from ...settings import truth, variable
 from ..shared.rotation import Answer
 
@@ -114,7 +114,10 @@ def _parsed(conninfo: str, source: str) -> dict[str, Any]:
     authority, at, tail = rest.rpartition("@")
     if "@" in tail.partition("?")[2] or re.search(r"[/?#]", authority):
         raise ValueError(f"{source}: user and password must be percent-encoded, @ as %40 and / as %2F")
-    parts = urlsplit(f"//{rest}")
+    try:
+        parts = split(f"//{rest}", port=False)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     if parts.fragment:
         raise ValueError(f"{source}: parameters must be percent-encoded, # as %23")
     place = parts.netloc.rpartition("@")[2]

@@ -93,6 +93,8 @@ class MySQLPool(Pool[Connection]):
             The server stops it shortly before (MySQL only a SELECT). If it does
             not respond, the holder gets `CommandTimeout` at the limit, and the
             session is ended on the server.
+        stall_timeout: As for `PostgresPool`: if a holder waits for one command
+            for this long, the server is asked about it.
         query_statistics: Count and time queries; see `query_statistics`.
         name: The pool's name in messages, and on the server (``program_name``).
         budget: A `FleetBudget`, or its text as for `FleetBudget.parse`; ``None`` means that in ``POOLING_BUDGET``,
@@ -121,6 +123,7 @@ class MySQLPool(Pool[Connection]):
         validation_query: str | None = None,
         session: SessionMode = "clean",
         command_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
         query_statistics: bool = False,
         name: str | None = None,
         budget: Budget | str | None = None,
@@ -154,6 +157,7 @@ class MySQLPool(Pool[Connection]):
         adapter = MySQLAdapter(
             self.driver, self._address, self.session_rules, settings, check=check, proved=weakly(self._note_proved),
             on_created=weakly(self._replace_if_changed), unable=weakly(self._warn_unable), queries=self._queries,
+            stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(
             adapter=adapter, settings=settings, name=name, budget=database_budget(budget), observers=observers,

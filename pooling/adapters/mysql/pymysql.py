@@ -83,9 +83,12 @@ class Tracking(Ending):
         limit = notes.limit
         if limit is not None:
             self._read_timeout = self._write_timeout = limit.left()
+        notes.waits = True
         try:
             result = super().query(sql, unbuffered)  # type: ignore[misc]
         except err.MySQLError as error:
+            if notes.stalled is not None:
+                raise self._driver.lost(notes.stalled) from error
             notes.note_failure(error, sql)
             if isinstance(error.__context__, TimeoutError):
                 notes.unfinished = True
@@ -95,6 +98,8 @@ class Tracking(Ending):
         except BaseException:
             notes.unfinished = True
             raise
+        finally:
+            notes.waits = False
         if notes.failed is not None:
             notes.note_success(sql)
         return result

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import redis.connection
 
-from ..._masking import shown
+from ..._masking import shown, split
 from ...settings import _OWN_NAMES, PoolSettings, _unknown, truth, with_options
 
 __all__ = ["checked", "from_query", "named", "settings_of"]
@@ -96,6 +96,7 @@ def from_query(url: str) -> dict[str, Any]:
     Raises:
         ValueError: It is not a URL of Redis, or a value is invalid.
     """
+    split(url)  # redis-py would quote what it takes for the port
     parse: Any = redis.connection.parse_url
     found: dict[str, Any] = dict(parse(url))
     own = {name: text for name, text in found.items() if name in OWN and isinstance(text, str)}

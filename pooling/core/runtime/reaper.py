@@ -166,6 +166,10 @@ class Reaper:
                     self.step(True)
                 except Exception:
                     logger.exception("the reaper failed; this is a bug in pooling", extra=fields("internal_error"))
+                except BaseException:  # raised in this thread from outside; borrowers may wait for what it does
+                    self._life = None
+                    self.ensure()
+                    raise
             if self.successor is not None:
                 self._pass_on(self.successor)
             # A sender posts its message and then checks for the thread. So the
@@ -254,10 +258,14 @@ class Reaper:
         swept = 0
         now = self._clock.now()
         while self._due and self._due[0][0] <= now:
-            due, _, reference = heapq.heappop(self._due)
+            due, _, reference = self._due[0]
             pool = reference()
-            if pool is not None and pool.sweep(due, now):
-                swept += 1
+            try:
+                swept += pool is not None and pool.sweep(due, now)
+            except Exception:
+                heapq.heappop(self._due)
+                raise
+            heapq.heappop(self._due)  # last: an interruption loses no request
         return swept
 
     def _close_dropped_pool(self, reference: PoolRef) -> None:

@@ -19,6 +19,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..._fields import fields
@@ -155,11 +156,18 @@ class Workers:
     def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
         life.started = True
         mark_native(self.queue_class)
-        job: Job | None = box.get()
-        while job is not None:
-            self.do(*job)
-            job = None  # its arguments must not stay alive here
-            job = self._next(box)
+        try:
+            job: Job | None = box.get()
+            while job is not None:
+                self.do(*job)
+                job = None  # its arguments must not stay alive here
+                job = self._next(box)
+        except BaseException:  # raised in this thread from outside: it takes no more jobs
+            with suppress(ValueError):
+                self._parked.remove(box)
+            if not box.empty():
+                self._hand_over(box.get(False))
+            raise
 
     def _next(self, box: queue.SimpleQueue[Job]) -> Job | None:
         """Wait for a job; return ``None`` if none came for a while."""

@@ -199,6 +199,6 @@ def _no_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "note",
             "there is no command_timeout: a command that waits for a lock, or that a proxy never answers, keeps its "
-            "connection",
+            "connection at least until the pool asks the server about it (stall_timeout)",
             "Set command_timeout to the longest time a command may take",
         )
