@@ -28,6 +28,7 @@ RESERVE = 10
 
 _STEP = 0.1  # the weight of one request in the rate of failures, and in the typical latency
 _RISE, _FALL = 0.25, 0.1  # the weight of a request that took longer than the average, and of a shorter one
+_IDLE = 2  # added to the load: else a slow server that is idle would look as good as a fast one that is busy
 _NO_FAILURES = 0.001
 _LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
 _LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
@@ -97,11 +98,14 @@ class Server:
             decay: How fast averages fade.
             typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
         """
-        rest, latency = exp((self.seen - now) / decay), self.latency
-        cost = typical * (load + 1 if self.failures else load) if latency is None else latency * rest * (load + 1)
+        fade = rest = exp((self.seen - now) / decay)
+        latency = self.latency
+        if latency is None:
+            latency, rest, load = typical, 1.0, load if self.failures else load - _IDLE
+        cost = latency * rest * (load + _IDLE)
         if self.failing < _NO_FAILURES:
             return cost
-        good = 1.0 - self.failing * rest
+        good = 1.0 - self.failing * fade
         return cost / (good * good if good > _LEAST_GOOD else _LEAST_GOOD * _LEAST_GOOD)
 
     def eject(self, now: float, policy: Balancing) -> float:

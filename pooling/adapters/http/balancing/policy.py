@@ -42,7 +42,7 @@ class Balancing:
     eject_for_max: float = 300.0
     max_ejected: float = 0.5
     slow_start: float = 10.0
-    decay: float = 3.0
+    decay: float = 5.0
     retry_budget: float = 0.2
     resolve: bool = False
     resolve_interval: float = 30.0
