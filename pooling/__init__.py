@@ -38,6 +38,7 @@ from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
     from .adapters.http import HTTPPool, HTTPTimeout
+    from .adapters.http.balancing.policy import Balancing
     from .adapters.http.client import (
         get_http_pool,
         init_http_pool,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
-    from .core.circuit import CircuitBreaker
+    from .breaker import CircuitBreaker
     from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Backoff",
+    "Balancing",
     "CircuitBreaker",
     "CircuitOpen",
     "CommandTimeout",
@@ -99,7 +101,8 @@ __all__ = [
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
-    "CircuitBreaker": ".core.circuit",
+    "Balancing": ".adapters.http.balancing.policy",
+    "CircuitBreaker": ".breaker",
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",
     "get_http_pool": ".adapters.http.client",

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pooling"
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
-    {"lanes"},
+    {"breaker", "lanes"},
     {"settings", "adaptive"},
     {"core"},
     {"tools.doctor", "fleet"},
@@ -111,16 +111,17 @@ FLEET = [
 ]
 HTTP = [
     {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
-    {"arguments"},
-    {"limits", "preparing", "verbs"},
+    {"arguments", "balancing.policy", "balancing.resolving"},
+    {"balancing.bases", "balancing.model", "limits", "preparing", "verbs"},
     {"calls", "health", "wire"},
     {"slots", "template"},
     {"hosts"},
     {"hold"},
     {"connections"},
-    {"unpooled"},
+    {"balancing.group", "unpooled"},
     {"transport"},
-    {"sessions", "warming"},
+    {"balancing.transport", "sessions"},
+    {"balancing.sessions", "probing", "warming"},
     {"pool"},
     {"client"},
 ]
@@ -464,6 +465,7 @@ ALLOWED = {
     ("test_http_tools.py", "_connection"): "an attribute of urllib3's responses",
     ("test_postgres.py", "_adapters"): "an attribute of psycopg's connections",
     ("test_recipes.py", "_sock"): "an attribute of pika's connections",
+    ("test_hangup.py", "_sock"): "an attribute of PyMySQL's connections",
     ("test_http2.py", "_pool"): "an attribute of httpx's transports",
     ("test_http2.py", "_connection"): "an attribute of httpcore's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",

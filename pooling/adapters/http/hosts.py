@@ -26,8 +26,9 @@ from urllib3.poolmanager import PoolManager
 from urllib3.util import parse_url
 
 from ..._fields import fields
+from ...breaker import CircuitBreaker
 from ...core.adapter import Adapter
-from ...core.circuit import Circuit, CircuitBreaker
+from ...core.circuit import Circuit
 from ...core.entry import Token
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
@@ -55,6 +56,7 @@ class HostKey(NamedTuple):
     proxy: str | None
     verify: Any
     cert: Any
+    address: str | None = None  # to connect to, instead of the addresses of the host
 
     @classmethod
     def of(cls, request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
@@ -87,7 +89,8 @@ class HostKey(NamedTuple):
     def label(self) -> str:
         """The host, as messages and metrics name it."""
         port = "" if self.port in (None, {"http": 80, "https": 443}.get(self.scheme)) else f":{self.port}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.address or self.host
+        host = f"[{host}]" if ":" in host else host
         return f"{self.scheme}://{host}{port}"
 
 
@@ -101,6 +104,7 @@ class Wires(Adapter[Wire]):
         template: Makes connections.
         metrics: The host's.
         refresh: Returns the TLS settings of a new connection, which change with `drain`.
+        address: To connect to, see `HostKey`.
     """
 
     noun = "connection"
@@ -108,13 +112,17 @@ class Wires(Adapter[Wire]):
     enforces_timeouts = True
     close_inline = True
 
-    def __init__(self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]]) -> None:
-        self._template, self._metrics, self._refresh = template, metrics, refresh
+    def __init__(
+        self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]],
+        address: str | None = None,
+    ) -> None:  # fmt: skip
+        self._template, self._metrics, self._refresh, self._address = template, metrics, refresh, address
 
     def create(self) -> Wire:
         self._template.conn_kw.update(self._refresh())
         wire: Wire = self._template._new_conn()  # type: ignore[assignment]
         wire.on_connected, wire.on_closed = self._metrics.connected, self._metrics.closed
+        wire.address = self._address
         return wire
 
     def is_alive(self, resource: Wire) -> bool:
@@ -131,7 +139,13 @@ class Wires(Adapter[Wire]):
 
 
 class Host:
-    """The sockets of one host, its metrics, and its circuit breaker if there is one."""
+    """The sockets of one host, its metrics, and its circuit breaker if there is one.
+
+    Attributes:
+        kept: Whether it is never forgotten, because a group of servers refers to it.
+    """
+
+    kept = False
 
     def __init__(self, pool: Pool[Wire], template: Template, metrics: HostMetrics, circuit: Circuit | None) -> None:
         self.pool, self.template, self.metrics, self.circuit = pool, template, metrics, circuit
@@ -193,12 +207,10 @@ class Hosts:
     Assumes: getting, setting and deleting a dict's item are atomic.
     """
 
-    def __init__(
-        self, name: str, settings: PoolSettings, max_per_host: int, breaker: CircuitBreaker | None = None
-    ) -> None:
+    def __init__(self, name: str, settings: PoolSettings, max_per_host: int) -> None:
         self.name = name
         self.circuits: dict[str, Circuit] = {}  # by label
-        self._breaker = breaker
+        self._breaker: CircuitBreaker | None = None
         self.metrics: dict[str, HostMetrics] = {}
         self.forgotten = Forgotten()
         self.contexts = TLSContexts()
@@ -212,8 +224,13 @@ class Hosts:
         self._max_idle = settings.max_idle
         self._settings = settings.replace(
             min_size=0, max_size=max_per_host, max_idle=None, max_attempts=None, leak_timeout=None,
-            health_check_interval=None, keepalive_interval=None,
+            health_check_interval=None, keepalive_interval=None, breaker=None,
         )  # fmt: skip
+        if settings.breaker != self._breaker:
+            self._breaker = settings.breaker
+            self.circuits.clear()
+            for host in self.all():
+                host.circuit = self._circuit_of(host.metrics.host)
         for metrics in list(self.metrics.values()):
             metrics.on = settings.enable_metrics
         for host in self.all():
@@ -238,6 +255,18 @@ class Hosts:
         key = HostKey.of(request, verify, proxies, cert)
         return self._hosts.get(key) or self._add(key, transport, request)
 
+    def at(self, key: HostKey, transport: Any, request: Any) -> Host:
+        """Return the host with this key, a new one if it is not known."""
+        return self._hosts.get(key) or self._add(key, transport, request)
+
+    def retire(self, host: Host) -> None:
+        """Forget a host without a socket, which is not used any more."""
+        for key, one in list(self._hosts.items()):
+            if one is host:
+                self._hosts.pop(key, None)
+                self.circuits.pop(key.label, None)
+                self.forgotten.add(host)
+
     def _add(self, key: HostKey, transport: Any, request: Any) -> Host:
         if len(self._hosts) >= MOST_HOSTS:
             self._forget()
@@ -249,7 +278,8 @@ class Hosts:
             return {"ssl_context": contexts.get(key.verify, key.cert)} if secure else {}
 
         pool = Pool(
-            adapter=Wires(template, metrics, refresh), settings=self._settings, name=f"{self.name} {key.label}",
+            adapter=Wires(template, metrics, refresh, key.address), settings=self._settings,
+            name=f"{self.name} {key.label}",
         )  # fmt: skip
         pool.engine.observe(self._observers)  # in place of those that every pool has: they observe the HTTPPool
         pool.engine.owner = None  # a part of the HTTPPool
@@ -297,7 +327,7 @@ class Hosts:
     def _forget(self) -> None:
         """Forget the hosts without a socket."""
         for key, host in list(self._hosts.items()):
-            if host.empty:
+            if host.empty and not host.kept:
                 self._hosts.pop(key, None)
                 self.circuits.pop(key.label, None)
                 self.forgotten.add(host)
