@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
+    from .cluster import PostgresCluster
     from .core.circuit import CircuitBreaker
     from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
@@ -83,6 +84,7 @@ __all__ = [
     "PoolSnapshot",
     "PoolTimeout",
     "PoolUnavailable",
+    "PostgresCluster",
     "PostgresPool",
     "RedisPool",
     "SQLitePool",
@@ -109,6 +111,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "HTTP2Pool": ".adapters.http2",
     "FleetBudget": ".fleet",
     "MySQLPool": ".adapters.mysql",
+    "PostgresCluster": ".cluster",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",

@@ -29,7 +29,7 @@ STEPS = [
     {"core"},
     {"tools.doctor", "fleet"},
     {"adapters", "testing"},
-    {"compat"},
+    {"cluster", "compat"},
     {"_attach", "_urls", "_members", "_signals"},
     {"_reports", "config"},
     {"manager"},
@@ -74,6 +74,7 @@ POSTGRES = [
     {"committing", "foreign", "unfinished"},
     {"session"},
     {"adapter", "advice", "blocks"},
+    {"executing"},
     {"pool"},
 ]
 SHARED = [{"adapted", "blocks", "budgets", "hooks", "limits", "retrying", "rotation", "statistics"}]
@@ -109,6 +110,16 @@ FLEET = [
     {"membership"},
     {"budget"},
 ]
+CLUSTER = [
+    {"addresses", "history", "position"},
+    {"choosing"},
+    {"server"},
+    {"standing"},
+    {"watch"},
+    {"routing"},
+    {"group"},
+    {"pool"},
+]
 HTTP = [
     {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
     {"arguments"},
@@ -127,7 +138,7 @@ HTTP = [
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
     "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP,
-    "fleet": FLEET,
+    "cluster": CLUSTER, "fleet": FLEET,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -138,8 +149,8 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
-    "tools.top", "__main__",
+    "adapters", "cluster", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor",
+    "tools.soak", "tools.top", "__main__",
 }  # fmt: skip
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
