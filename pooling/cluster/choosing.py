@@ -2,8 +2,9 @@
 
 Two replicas are drawn at random, and the one with the lower cost is taken ("power of two choices", M. Mitzenmacher,
 2001): as good as comparing all of them, without all threads taking the same one. The cost is the number of leases in
-use and of waiters, times a moving average of the time that a lease takes. A server that is not used approaches the
-others' cost, so that one that has recovered is tried again.
+use and of waiters, times a moving average of the time that a lease takes. What was measured fades each time that a
+server is passed over, and with time: one that is ten times slower than another gets about one read in a hundred, which
+tells when it has recovered.
 
 A server that comes back after an outage gets its full share only after `RAMP` seconds: its caches are cold.
 """
@@ -16,11 +17,17 @@ from typing import Protocol, TypeVar
 from .position import Position
 
 __all__ = [
-    "HALF_LIFE", "RAMP", "Average", "Candidate", "Judged", "choose", "covers", "find_primary", "obstacle", "share",
+    "RAMP", "Average", "Candidate", "Judged", "choose", "covers", "find_primary", "obstacle", "share",
 ]  # fmt: skip
 
 HALF_LIFE = 2.0
-"""Seconds after which a measured time counts half."""
+"""Seconds after which a measured time counts half among newer ones."""
+
+FADES = 10.0
+"""Seconds after which the average itself counts half if there are no newer ones."""
+
+PASSED = 0.98
+"""What is left of it each time that the server is passed over."""
 
 RAMP = 10.0
 """Seconds until a server that has come back gets its full share of the reads."""
@@ -42,6 +49,9 @@ class Candidate(Protocol):
     def cost(self, now: float) -> float:
         """Return what one more lease costs."""
 
+    def passed(self) -> None:
+        """Take that another server was cheaper."""
+
 
 class Judged(Protocol):
     """What the other functions need to know of a server."""
@@ -49,6 +59,7 @@ class Judged(Protocol):
     role: str
     down: str | None
     suspect: bool
+    checked: bool
     timeline: int | None
     lsn: int
     lag: float
@@ -64,23 +75,28 @@ class Average:
     Threads may update it at the same time: the worst is that one duration is not counted.
     """
 
-    __slots__ = ("value", "at")
+    __slots__ = ("value", "at", "left")
 
     def __init__(self) -> None:
         self.value = 0.0
         self.at = float("-inf")
+        self.left = 1.0  # of the value, after it was passed over
 
     def note(self, took: float, now: float) -> None:
         """Count a duration."""
-        weight: float = 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
+        weight: float = self.left * 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
         self.value = took + (self.value - took) * weight
-        self.at = now
+        self.at, self.left = now, 1.0
+
+    def fade(self) -> None:
+        """Take that the server was passed over."""
+        self.left *= PASSED
 
     def get(self, now: float) -> float:
-        """Return the average; it falls while nothing is counted."""
+        """Return the average, as far as it has not faded."""
         if self.value <= FLOOR:
             return FLOOR
-        weight: float = 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
+        weight: float = self.left * 0.5 ** (max(0.0, now - self.at) / FADES)
         return max(FLOOR, self.value * weight)
 
 
@@ -109,7 +125,10 @@ def choose(servers: Sequence[S], now: float, random: Callable[[], float]) -> S:
         return servers[0]
     first, second = int(random() * number), int(random() * (number - 1))
     one, other = servers[first], servers[second + (second >= first)]
-    return one if one.cost(now) <= other.cost(now) else other
+    if one.cost(now) > other.cost(now):
+        one, other = other, one
+    other.passed()
+    return one
 
 
 def obstacle(server: Judged, max_lag: float, timeline: int) -> str | None:
@@ -126,6 +145,8 @@ def obstacle(server: Judged, max_lag: float, timeline: int) -> str | None:
         return server.role
     if server.suspect:
         return "a connection was lost"
+    if not server.checked:
+        return "not compared with the primary yet"
     if server.timeline is not None and server.timeline < timeline:
         return f"follows a former primary (timeline {server.timeline}, not {timeline})"
     if server.lag > max_lag:

@@ -25,6 +25,9 @@ class History:
         self._span = span
         self._samples: deque[tuple[float, int]] = deque(maxlen=_MOST)
 
+    def __bool__(self) -> bool:
+        return bool(self._samples)
+
     def note(self, now: float, lsn: int) -> None:
         """Note where the primary stood at this time."""
         samples = self._samples

@@ -14,7 +14,7 @@ from ..core.lease import Lease, once
 from ..core.pool import Pool
 from ..errors import CreateFailed, PoolClosed, PoolTimeout, PoolUnavailable
 from ..lanes import named
-from .choosing import STANDBY, choose, covers
+from .choosing import choose, covers
 from .position import Position
 from .server import Rerouted, Server, ServerPool, ask, is_standby, lost, made_at
 from .standing import Standing
@@ -89,9 +89,8 @@ class Router:
                 if standing.view.primary is server:
                     raise
             else:
-                if not is_standby(lease.__enter__()):
+                if self._is_primary(server, lease):
                     return lease
-                self._was_standby(server, lease)
         return self._write_elsewhere(self._deadline(timeout), depth + 1, lane)
 
     def _write_elsewhere(self, deadline: float, depth: int, lane: str | None) -> Lease[Connection]:
@@ -111,14 +110,28 @@ class Router:
                 if standing.view.primary is server or SYSTEM.now() >= deadline:
                     raise
                 continue
-            if not is_standby(lease.__enter__()):
+            if self._is_primary(server, lease):
                 return lease
-            self._was_standby(server, lease)
 
-    def _was_standby(self, server: Server, lease: Lease[Connection]) -> None:
-        lease.release()
-        self.standing.demoted(server, STANDBY)
+    def _is_primary(self, server: Server, lease: Lease[Connection]) -> bool:
+        """Whether a lease is one to the primary; otherwise it is ended.
+
+        A connection that was made before a promotion learns of it with the next answer, so the server is asked.
+        """
+        conn = lease.__enter__()
+        if not is_standby(conn):
+            return True
+        try:
+            answer = ask(conn, _ASK_LIMIT)
+        except Exception:
+            lease.discard()
+        else:
+            if not answer.standby:
+                return True
+            lease.release()
+            self.standing.demoted(server)
         self.watch.hurry()
+        return False
 
     # -- reads -----------------------------------------------------------------------
 
@@ -269,7 +282,7 @@ class ReadLease(Lease[Connection]):
             now = SYSTEM.now()
             if error is not None:
                 self._router.failed(self.server, self, error)
-            else:
+            elif token.entry.uses:  # the first lease of a connection tells about the connection
                 self.server.took.note(now - token.entry.since, now)
         try:
             super().__exit__(exc_type, error, traceback)

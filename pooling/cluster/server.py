@@ -187,6 +187,10 @@ class Server:
         state = self.pool.engine.state
         return (state.in_use + len(state.waiters) + 1) * self.took.get(now)
 
+    def passed(self) -> None:
+        """Take that another server was cheaper."""
+        self.took.fade()
+
     def learn(self, answer: Answer, asked_at: float) -> None:
         """Take an answer to a question that was asked at this time."""
         if asked_at < self.seen_at:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .._fields import fields
 from ..core.clock import SYSTEM
 from ..core.runtime.gevent import hand
-from .choosing import PRIMARY, find_primary, obstacle
+from .choosing import PRIMARY, STANDBY, find_primary, obstacle
 from .history import History
 from .server import Answer, Server
 
@@ -61,7 +61,7 @@ class Standing:
 
     @property
     def known(self) -> bool:
-        """Whether each server was asked, or is known to be down."""
+        """Whether each server was asked, and compared with the primary, or is known to be down."""
         return all(server.checked or server.down is not None for server in self.servers)
 
     # -- news of a server ------------------------------------------------------------
@@ -71,11 +71,15 @@ class Standing:
         with self._lock:
             came_back = server.down is not None or (server.checked and server.obstacle is not None)
             server.learn(answer, asked_at)
-            server.down, server.suspect, server.checked = None, False, True
-            if answer.standby:
+            server.down, server.suspect = None, False
+            primary = self.view.primary
+            if not answer.standby:
+                server.checked = True
+                if server is primary:
+                    self.history.note(asked_at, answer.lsn)
+            elif self.history or primary is None or primary.down is not None:
+                server.checked = True
                 server.lag = self.history.lag(answer.lsn, asked_at, answer.age)
-            elif server is self.view.primary:
-                self.history.note(asked_at, answer.lsn)
         self.refresh(server if came_back else None)
 
     def advanced(self, server: Server, answer: Answer, asked_at: float) -> None:
@@ -98,10 +102,10 @@ class Standing:
             server.suspect = True
         self.refresh()
 
-    def demoted(self, server: Server, role: str) -> None:
-        """Take that a server is not the primary: a connection to it says so."""
+    def demoted(self, server: Server) -> None:
+        """Take that a server is a standby: it has just said so."""
         with self._lock:
-            server.role = role
+            server.role = STANDBY
         self.refresh()
 
     # -- conclusions -----------------------------------------------------------------

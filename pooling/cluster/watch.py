@@ -16,6 +16,7 @@ from ..core.observer import Observer
 from ..core.runtime import registry
 from ..core.runtime.fork import SAME_PROCESS, ensure_process
 from ..core.runtime.reaper import OptionalRef, SweepRequest
+from .choosing import STANDBY
 from .server import Server
 from .standing import Standing
 
@@ -108,7 +109,7 @@ class Watch:
         urgent = not resting and (primary is None or primary.down is not None or not self.standing.known)
         self._ask_at(now + (RESTING if resting else min(HURRY, self.interval) if urgent else self.interval))
         others = [server for server in self.standing.servers if server is not primary]
-        if primary is None or primary.checking_since is not None or primary.down is not None or not primary.checked:
+        if primary is None or primary.checking_since is not None or primary.down is not None:
             self._submit(primary, ())  # the others do not wait for its answer
             for server in others:
                 self._submit(server, ())
@@ -140,6 +141,10 @@ class Watch:
             server.checking_since = None
             for other in then:
                 self._submit(other, ())
+            if server is self.standing.view.primary:  # found just now: what the others said could not be compared
+                for other in self.standing.servers:
+                    if other.role == STANDBY and not other.checked:
+                        self._submit(other, ())
 
 
 class Outages(Observer):
