@@ -109,6 +109,11 @@ class Replication:
         """Let it replay again."""
         self.execute(replica, "SELECT pg_wal_replay_resume()")
 
+    def furthest_first(self) -> list[PostgresServer]:
+        """Return the replicas, the one that has received most first: the others can follow only that one."""
+        received = "SELECT pg_last_wal_receive_lsn() - '0/0'::pg_lsn"
+        return sorted(self.replicas, key=lambda replica: -self.execute(replica, received))
+
     def promote(self, replica: PostgresServer) -> None:
         """Make a replica the primary; the other servers are left as they are."""
         assert self.execute(replica, "SELECT pg_promote(true, 20)")

@@ -167,7 +167,7 @@ def test_both_replicas_killed_and_the_primary_serves_reads(db: PostgresCluster, 
 
 def test_writers_follow_a_failover(db: PostgresCluster, servers: Replication, caplog: Any) -> None:
     """Each connection in use costs at most one error. The old primary comes back as a replica, and is read."""
-    old, (new, third) = servers.primary, servers.replicas
+    old = servers.primary
     acknowledged: list[tuple[int, int]] = []
 
     def write(who: int, number: int) -> None:
@@ -183,6 +183,7 @@ def test_writers_follow_a_failover(db: PostgresCluster, servers: Replication, ca
         old.kill()
         before = len(acknowledged)
         time.sleep(0.5)  # nobody is the primary
+        new, third = servers.furthest_first()
         servers.promote(new)
         promoted = time.monotonic()
         writers.progress()
@@ -190,7 +191,7 @@ def test_writers_follow_a_failover(db: PostgresCluster, servers: Replication, ca
         assert db.primary == label(new)
         readers.progress()
         third.stop()
-        third.follow(new)
+        follow(third, new)
         until(lambda: about(db, third)["readable"], "the other replica follows the new primary")
         old.start()  # for a moment there are two that say that they are the primary
         until(lambda: about(db, old)["role"] == "primary" and not about(db, old)["down"], "it was asked")
@@ -215,17 +216,19 @@ def test_writers_follow_a_failover(db: PostgresCluster, servers: Replication, ca
 def test_run_goes_on_at_the_new_primary(db: PostgresCluster, servers: Replication) -> None:
     """Work that was not committed is run again there, without an error."""
     runs: list[int] = []
+    promotion = threading.Thread(target=servers.promote, args=(servers.replicas[0],))
 
     def work(conn: Any) -> int:
         runs.append(conn.execute(PORT).fetchone()[0])
         if len(runs) == 1:
             servers.primary.kill()
-            threading.Thread(target=servers.promote, args=(servers.replicas[0],)).start()
+            promotion.start()
         conn.execute("INSERT INTO log (who, number) VALUES (1, 1)")
         return int(runs[-1])
 
     assert db.run(work) == servers.replicas[0].port
     assert runs == [servers.primary.port, servers.replicas[0].port]
+    promotion.join(30)
 
 
 def test_waiting_for_a_primary_ends_in_time(db: PostgresCluster, servers: Replication) -> None:
