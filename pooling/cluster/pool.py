@@ -20,6 +20,7 @@ from ..lanes import named
 from ..settings import PoolSettings
 from .group import ServerGroup
 from .position import Position
+from .readers import Readers
 from .routing import ReadBlock, Reading, WriteBlock, Writing
 from .server import Server, ask
 
@@ -164,6 +165,11 @@ class PostgresCluster(ServerGroup):
 
     def _of(self, lease: Lease[Connection]) -> Server:
         return next(server for server in self._all if server.pool is lease._pool)
+
+    @property
+    def readers(self) -> Readers:
+        """The replicas as a pool: its ``acquire()`` is `acquire_read`. For what takes a pool."""
+        return Readers(self)
 
     # -- replicas --------------------------------------------------------------------
 

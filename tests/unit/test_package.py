@@ -117,7 +117,7 @@ CLUSTER = [
     {"standing"},
     {"watch"},
     {"routing"},
-    {"group"},
+    {"group", "readers"},
     {"pool"},
 ]
 HTTP = [
