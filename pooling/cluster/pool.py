@@ -152,6 +152,7 @@ class PostgresCluster(ServerGroup):
 
         Raises:
             PoolTimeout, PoolUnavailable: The primary cannot be asked.
+            psycopg.NotSupportedError: The server, or the role's privileges, do not allow that.
             psycopg.Error: As from psycopg.
         """
         lease = self.acquire(timeout, 2)
@@ -160,6 +161,8 @@ class PostgresCluster(ServerGroup):
             answer = ask(conn, self.settings.health_check_timeout if timeout is None else timeout)
             if answer.standby:
                 raise PoolUnavailable(f"cluster {self.name!r}: the server is not the primary any more")
+            if not answer.lsn:
+                raise psycopg.NotSupportedError(f"cluster {self.name!r}: the server does not tell its position")
             self._standing.learned(self._of(lease), answer, asked_at)
             return answer.position.token
 

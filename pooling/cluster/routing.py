@@ -10,7 +10,7 @@ from ..adapters.postgres.blocks import Block, CommitUnknown, may_run_again
 from ..adapters.postgres.tracking import Connection, notes_of
 from ..core.clock import SYSTEM, seconds
 from ..core.engine import Engine
-from ..core.lease import Lease, once
+from ..core.lease import Lease
 from ..core.pool import Pool
 from ..errors import CreateFailed, PoolClosed, PoolTimeout, PoolUnavailable
 from ..lanes import named
@@ -273,7 +273,6 @@ class ReadLease(Lease[Connection]):
         if not is_standby(conn) and not notes_of(conn).foreign:
             conn.read_only = True  # a replica refuses writes anyway
 
-    @once
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

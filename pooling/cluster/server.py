@@ -29,6 +29,9 @@ _QUESTION = b"""
         current_setting('wal_block_size'), pg_size_bytes(current_setting('wal_segment_size'))
     FROM (SELECT pg_is_in_recovery() AS standby OFFSET 0) AS server
 """
+# For servers that do not answer that one, such as some clouds': neither lag nor positions are known then.
+_ROLE = b"SELECT pg_is_in_recovery(), NULL, NULL, NULL, NULL, NULL"
+_REFUSED = {"42501", "42883", "42P01", "0A000"}  # no privilege, no such function or table, not supported
 
 
 class Rerouted(PoolUnavailable):
@@ -62,16 +65,15 @@ def ask(conn: Connection, timeout: float) -> Answer:
     Raises:
         TimeoutError, psycopg.Error: It did not answer.
     """
-    if notes_of(conn).foreign:
-        values: Any = conn.execute(_QUESTION).fetchone()
-        conn.rollback()
-        texts = [None if value is None else str(value).encode() for value in values]
-        texts[0] = b"t" if values[0] else b"f"
-    else:
-        result = round_trip(conn, _QUESTION, timeout)[-1]
-        texts = [result.get_value(0, column) for column in range(result.nfields)]
-    standby, lsn, timeline, age, page, segment = texts
-    if lsn is None:  # a standby that has replayed nothing yet
+    began = time.monotonic()
+    try:
+        values = _values(conn, _QUESTION, timeout)
+    except psycopg.Error as error:
+        if error.sqlstate not in _REFUSED:
+            raise
+        values = _values(conn, _ROLE, max(0.0, began + timeout - time.monotonic()))
+    standby, lsn, timeline, age, page, segment = values
+    if lsn is None:  # it is not known, or a standby has replayed nothing yet
         return Answer(standby == b"t", 0, None, None)
     number = int(lsn)
     if standby != b"t":
@@ -79,6 +81,17 @@ def ask(conn: Connection, timeout: float) -> Answer:
     return Answer(
         standby == b"t", number, None if timeline is None else int(timeline), None if age is None else float(age)
     )
+
+
+def _values(conn: Connection, question: bytes, timeout: float) -> list[bytes | None]:
+    if not notes_of(conn).foreign:
+        result = round_trip(conn, question, timeout)[-1]
+        return [result.get_value(0, column) for column in range(result.nfields)]
+    try:
+        found: Any = conn.execute(question).fetchone()
+    finally:
+        conn.rollback()
+    return [b"t" if found[0] else b"f", *(None if value is None else str(value).encode() for value in found[1:])]
 
 
 def is_standby(conn: Connection) -> bool:

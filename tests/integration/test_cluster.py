@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -302,6 +303,35 @@ def test_a_role_that_cannot_see_timelines_reads_as_before(cluster: Any, servers:
     until(lambda: servers.primary.port not in ports_read(db, 5, after=token), "replicas are read")
     db._standing.view = db._standing.view._replace(timeline=2)  # as after a failover
     until(lambda: set(ports_read(db, 5, after="2:0/1")) == {servers.primary.port}, "the primary is read", 3)
+
+
+def test_a_server_that_refuses_positions_is_used_without_them(cluster: Any, servers: Replication) -> None:
+    """As some clouds' do: its role is known, its lag is not, and reads with a token go to the primary."""
+    functions = "pg_last_wal_replay_lsn(), pg_current_wal_insert_lsn()"
+    with suppress(psycopg.errors.DuplicateObject):
+        servers.execute(servers.primary, "CREATE ROLE limited LOGIN")
+    servers.execute(servers.primary, f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC")
+    servers.catch_up()
+    try:
+        db = cluster(servers.url(query="?user=limited"))
+        assert db.execute_query(PORT) == [(servers.primary.port,)]
+        assert set(ports_read(db, 20)) <= {one.port for one in servers.replicas}
+        assert set(ports_read(db, 5, after="1:0/1")) == {servers.primary.port}
+        with pytest.raises(psycopg.NotSupportedError, match="does not tell its position"):
+            db.position()
+    finally:
+        servers.execute(servers.primary, f"GRANT EXECUTE ON FUNCTION {functions} TO PUBLIC")
+
+
+def test_a_cluster_that_is_dropped_closes_its_connections(cluster: Any, servers: Replication) -> None:
+    db = PostgresCluster(servers.url(), name="dropped", max_size=3)
+    ports_read(db, 20)
+    name = f"dropped.{label(servers.primary)}"
+    count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%{name}'"
+    until(lambda: servers.execute(servers.primary, count) >= 1, "it has connections")
+    gone = weakref.ref(db)
+    del db
+    until(lambda: gone() is None and servers.execute(servers.primary, count) == 0, "they are closed")
 
 
 # -- processes --------------------------------------------------------------------------------
