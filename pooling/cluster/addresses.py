@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from .._masking import shown
 from ..adapters.postgres.address import Address
 
-__all__ = ["Place", "places_of"]
+__all__ = ["Place", "places_of", "split_url"]
 
 #: Parameters that choose one of several hosts, which the cluster does itself.
 _CHOOSING = ("target_session_attrs", "load_balance_hosts")
@@ -67,6 +68,31 @@ def places_of(primary: str, replicas: Iterable[str] | Mapping[str, str]) -> list
             raise ValueError(f"replicas: the name {shown(own)} is given twice")
         places[own] = Place(own, make_conninfo("", **parameters))
     return list(places.values())
+
+
+def split_url(url: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL for libpq, and the arguments of the cluster that were in its query.
+
+    Raises:
+        ValueError: One of these is no number.
+    """
+    rest, given = f"postgresql://{url.partition('://')[2]}", dict[str, Any]()
+    for name, kind in (("max_lag", float), ("primary_reads", _number)):
+        found = re.search(rf"(?<=[?&]){name}=([^&@]*)(?:&|$)", rest)
+        if found is not None:
+            rest = (rest[: found.start()] + rest[found.end() :]).rstrip("?&")
+            try:
+                given[name] = kind(found[1])
+            except ValueError:
+                raise ValueError(f"invalid value: {name}={shown(found[1])}") from None
+    return rest, given
+
+
+def _number(text: str) -> float | None:
+    """Return a number of reads, a part of the size if there is a point in it, or ``None``."""
+    if text.lower() in ("none", "never"):
+        return None
+    return float(text) if "." in text else int(text)
 
 
 def _split(conninfo: str, what: str) -> list[tuple[str, str, dict[str, Any]]]:

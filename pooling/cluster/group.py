@@ -56,12 +56,14 @@ class ServerGroup(ManagedPool[Connection]):
             ))
             for place in places
         )  # fmt: skip
-        self._standing = Standing(name, self._all, float(max_lag))
-        self._watch = Watch(self._standing)
+        self.standing = Standing(name, self._all, float(max_lag))
+        """What is known of the servers. Internal."""
+        self.watch = Watch(self.standing)
+        """Finds that out. Internal."""
         self._permits = self._make_permits(primary_reads)
-        self._router = Router(self._standing, self._watch, self._permits, primary_reads != 0 or len(self._all) == 1)
+        self._router = Router(self.standing, self.watch, self._permits, primary_reads != 0 or len(self._all) == 1)
         for server in self._all:
-            watch, standing = weakref.ref(self._watch), weakref.ref(self._standing)
+            watch, standing = weakref.ref(self.watch), weakref.ref(self.standing)
             server.pool.add_observer(Outages(weakref.ref(server), watch, standing))
 
     def _make_permits(self, primary_reads: float | None) -> Pool[object] | None:
@@ -87,7 +89,7 @@ class ServerGroup(ManagedPool[Connection]):
     @property
     def primary(self) -> str | None:
         """The name of the server that writes go to, as far as it is known; ``None`` while there is none."""
-        server = self._standing.view.primary
+        server = self.standing.view.primary
         return None if server is None else server.label
 
     def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[Connection]:
@@ -132,9 +134,9 @@ class ServerGroup(ManagedPool[Connection]):
         """
         limit = self.settings.close_timeout if timeout is None else seconds(timeout)
         deadline = time.monotonic() + limit
-        self._watch.stop()
+        self.watch.stop()
         self._router.closed = True
-        self._standing.wake()
+        self.standing.wake()
         for pool in self._pools():
             pool.close(max(0.0, deadline - time.monotonic()), interrupt=interrupt)
 
@@ -167,12 +169,12 @@ class ServerGroup(ManagedPool[Connection]):
         """Check the idle connections of all pools, and ask each server, now."""
         for server in self._all:
             server.pool.check()
-        self._watch.hurry()
+        self.watch.hurry()
 
     def probe(self, timeout: float | None = None) -> str | None:
         """Make a round trip to the primary, see `Pool.probe`; return a warning if replicas cannot be read."""
         text = self._primary.probe(timeout)
-        if text is None and self._watch.current:
+        if text is None and self.watch.current:
             primary = self._primary_server
             missing = [server for server in self._all if server.obstacle is not None and server is not primary]
             if missing:
@@ -216,7 +218,7 @@ class ServerGroup(ManagedPool[Connection]):
 
     @property
     def _primary_server(self) -> Server:
-        return self._standing.view.primary or self._all[0]
+        return self.standing.view.primary or self._all[0]
 
     @property
     def _primary(self) -> ServerPool:
@@ -250,7 +252,7 @@ class ServerGroup(ManagedPool[Connection]):
         return self._primary.exhaustion()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}: {self._standing.describe()}{', closed' if self.closed else ''}>"
+        return f"<{type(self).__name__} {self.name!r}: {self.standing.describe()}{', closed' if self.closed else ''}>"
 
 
 def _check_share(value: float | None) -> None:

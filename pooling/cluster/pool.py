@@ -18,6 +18,7 @@ from ..core.observer import Observer
 from ..errors import PoolUnavailable
 from ..lanes import named
 from ..settings import PoolSettings
+from .addresses import split_url
 from .group import ServerGroup
 from .position import Position
 from .readers import Readers
@@ -79,6 +80,22 @@ class PostgresCluster(ServerGroup):
         **arguments: Any,
     ) -> None:
         super().__init__(primary, settings, replicas, max_lag, primary_reads, name, observers, arguments)
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, settings: PoolSettings | None = None, name: str | None = None, **arguments: Any
+    ) -> PostgresCluster:
+        """Create a cluster from ``postgresql+cluster://app@db1,db2/orders?max_lag=5&primary_reads=0.5``.
+
+        Args:
+            url: As for libpq, but for the scheme; its query may contain ``max_lag`` and ``primary_reads``.
+            settings, name, arguments: As for the class; they override the URL.
+
+        Raises:
+            ValueError, TypeError: As for the class.
+        """
+        rest, given = split_url(url)
+        return cls(rest, settings, name=name or "cluster", **{**given, **arguments})
 
     # -- the primary -----------------------------------------------------------------
 
@@ -163,7 +180,7 @@ class PostgresCluster(ServerGroup):
                 raise PoolUnavailable(f"cluster {self.name!r}: the server is not the primary any more")
             if not answer.lsn:
                 raise psycopg.NotSupportedError(f"cluster {self.name!r}: the server does not tell its position")
-            self._standing.learned(self._of(lease), answer, asked_at)
+            self.standing.learned(self._of(lease), answer, asked_at)
             return answer.position.token
 
     def _of(self, lease: Lease[Connection]) -> Server:

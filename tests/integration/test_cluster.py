@@ -270,7 +270,7 @@ def test_what_was_seen_before_a_connection_was_made_does_not_count(cluster: Any,
         servers.pause_replay(replica)
     db.execute_query("INSERT INTO counters VALUES (-30, 1)")
     token = db.position()
-    for server in db._standing.servers:
+    for server in db.standing.servers:
         if server.role == "standby":  # as if it had been there, a minute ago
             server.lsn, server.seen_at = 1 << 60, time.monotonic() - 60
     for _ in range(10):
@@ -301,7 +301,7 @@ def test_a_role_that_cannot_see_timelines_reads_as_before(cluster: Any, servers:
     token = db.position()
     assert token.startswith("1:")
     until(lambda: servers.primary.port not in ports_read(db, 5, after=token), "replicas are read")
-    db._standing.view = db._standing.view._replace(timeline=2)  # as after a failover
+    db.standing.view = db.standing.view._replace(timeline=2)  # as after a failover
     until(lambda: set(ports_read(db, 5, after="2:0/1")) == {servers.primary.port}, "the primary is read", 3)
 
 
@@ -395,9 +395,9 @@ def test_close_ends_everything(cluster: Any, servers: Replication) -> None:
             call("SELECT 1")
     assert db.closed and "closed" in repr(db)
     until(lambda: all(pool.stats()["size"] == 0 for pool in db.servers.values()), "all are closed")
-    asked = [server.seen_at for server in db._standing.servers]
+    asked = [server.seen_at for server in db.standing.servers]
     time.sleep(1.5)
-    assert asked == [server.seen_at for server in db._standing.servers]  # nothing is asked any more
+    assert asked == [server.seen_at for server in db.standing.servers]  # nothing is asked any more
 
 
 def test_it_asks_less_often_while_it_is_not_used(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,13 +405,13 @@ def test_it_asks_less_often_while_it_is_not_used(cluster: Any, monkeypatch: pyte
     monkeypatch.setattr("pooling.cluster.watch.RESTING", 60.0)
     db = cluster(max_lag=0.4)
     ports_read(db, 1)
-    until(lambda: not db._watch.ready, "it rests")
+    until(lambda: not db.watch.ready, "it rests")
     time.sleep(0.5)
-    asked = [server.seen_at for server in db._standing.servers]
+    asked = [server.seen_at for server in db.standing.servers]
     time.sleep(1.0)
-    assert asked == [server.seen_at for server in db._standing.servers]
+    assert asked == [server.seen_at for server in db.standing.servers]
     ports_read(db, 1)
-    assert all(server.seen_at > before for server, before in zip(db._standing.servers, asked))
+    assert all(server.seen_at > before for server, before in zip(db.standing.servers, asked))
 
 
 # -- management and metrics -------------------------------------------------------------------

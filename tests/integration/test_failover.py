@@ -116,7 +116,7 @@ def test_no_reader_sees_that_a_replica_is_killed(db: PostgresCluster, servers: R
         victim.start()
         until(lambda: about(db, victim)["readable"], "it is back")
         came_back = time.monotonic()
-        server = next(one for one in db._standing.servers if one.label == label(victim))
+        server = next(one for one in db.standing.servers if one.label == label(victim))
         assert came_back - server.back_at < 5  # so it gets its share little by little
         until(lambda: victim.port in ports, "it is read again")
     assert load.errors == []

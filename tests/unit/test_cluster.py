@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooling import PostgresCluster
+from pooling import PoolManager, PostgresCluster, from_url
 from pooling.cluster.addresses import places_of
 from pooling.cluster.choosing import (
     FLOOR,
@@ -426,6 +426,31 @@ def test_bad_arguments(arguments: dict[str, object], error: type[Exception], mat
 def test_the_budget_for_reads_on_the_primary(given: float | None, number: int | None) -> None:
     found = PostgresCluster("postgresql://a,b/db", max_size=10, primary_reads=given).stats()["primary_reads"]
     assert (None if found is None else found["max_size"]) == number
+
+
+@pytest.mark.parametrize(
+    ("query", "lag", "reads"),
+    [
+        ("", 10.0, 5), ("?max_lag=2.5", 2.5, 5), ("?primary_reads=3&max_lag=1&sslmode=require", 1.0, 3),
+        ("?sslmode=require&primary_reads=0.2", 10.0, 2), ("?primary_reads=none", 10.0, None),
+    ],
+)  # fmt: skip
+def test_a_cluster_by_url(query: str, lag: float, reads: int | None) -> None:
+    manager = PoolManager()
+    manager.create_pool("orders", f"postgresql+cluster://app:secret@a,b/db{query}", max_size=10)
+    found = manager["orders"]
+    assert isinstance(found, PostgresCluster) and found.name == "orders" and set(found.servers) == {"a", "b"}
+    assert found.standing.max_lag == lag and found.settings.max_size == 10
+    permits = found.stats()["primary_reads"]
+    assert (permits and permits["max_size"]) == reads
+    assert isinstance(from_url("postgresql+cluster://a,b/db?max_size=3"), PostgresCluster)
+
+
+@pytest.mark.parametrize("query", ["max_lag=x", "max_lag=0", "primary_reads=half", "primary_reads=1.5", "max_lags=1"])
+def test_a_wrong_url_of_a_cluster(query: str) -> None:
+    with pytest.raises(ValueError, match=query.partition("=")[0]) as caught:
+        from_url(f"postgresql+cluster://app:secret@a,b/db?{query}")
+    assert "secret" not in str(caught.value)
 
 
 def test_what_it_shows_before_its_first_use() -> None:

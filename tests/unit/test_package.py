@@ -478,6 +478,7 @@ ALLOWED = {
     ("test_http2.py", "_pool"): "an attribute of httpx's transports",
     ("test_http2.py", "_connection"): "an attribute of httpcore's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
+    ("replicas_site.py", "_state"): "an attribute of Django's models, which routers get",
     ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
 }
 MOST_PRIVATES = 14  # other uses, all in tests of PostgreSQL, which may only become fewer
