@@ -2,7 +2,7 @@
 
 `pool`       `PostgresCluster` and its verbs
 `group`      the servers as one pool, for a `PoolManager`
-`readers`    the replicas as a pool
+`replicas`   the replicas as a pool
 `routing`    where a request goes, and the leases it gets
 `standing`   which server is the primary, and which replicas can be read
 `watch`      asks the servers at intervals, and when something happens

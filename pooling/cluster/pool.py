@@ -21,7 +21,7 @@ from ..settings import PoolSettings
 from .addresses import split_url
 from .group import ServerGroup
 from .position import Position
-from .readers import Readers
+from .replicas import Replicas
 from .routing import ReadBlock, Reading, WriteBlock, Writing
 from .server import Server, ask
 
@@ -187,9 +187,9 @@ class PostgresCluster(ServerGroup):
         return next(server for server in self._all if server.pool is lease._pool)
 
     @property
-    def readers(self) -> Readers:
+    def replicas(self) -> Replicas:
         """The replicas as a pool: its ``acquire()`` is `acquire_read`. For what takes a pool."""
-        return Readers(self)
+        return Replicas(self)
 
     # -- replicas --------------------------------------------------------------------
 

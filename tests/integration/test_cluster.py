@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from pooling import PoolClosed, PoolManager, PoolTimeout, PoolUnavailable, PostgresCluster
+from pooling.observe.sources import source_of
 from tests.replication import Replication
 from tests.servers import PostgresServer, find_postgres, requires
 
@@ -427,7 +428,11 @@ def test_a_manager_manages_it(servers: Replication) -> None:
         assert health.status == "up", health
         db = manager["db"]
         assert ports_read(db, 10)
-        assert manager.get_performance_summary()["status"] == "up"
+        summary = manager.get_performance_summary()
+        assert summary["status"] == "up" and set(summary["pools"]["db"]["servers"]) == set(db.servers)
+        seen = dict(source_of(manager, "pools").pools())  # what a monitor and alerts look at
+        assert seen == {f"db.{name}": pool for name, pool in db.servers.items()}
+        assert source_of(db, "pools").pools() == list(seen.items())
         assert "db" in repr(manager)
     assert db.closed
 
@@ -445,7 +450,7 @@ def test_exporters_show_each_server(cluster: Any, servers: Replication) -> None:
     registry.register(PoolCollector())
     text = generate_latest(registry).decode()
     for name in db.servers:
-        assert f'db_client_connection_pool_name="orders.{name}"' in text
+        assert f'db_client_connection_max{{pool="orders.{name}"}} 5.0' in text
     assert "reads on the primary" not in text
     shown = {pool["name"] for pool in Viewer.of_process().view()["pools"]}
     assert {f"orders.{name}" for name in db.servers} <= shown

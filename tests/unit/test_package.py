@@ -117,7 +117,7 @@ CLUSTER = [
     {"standing"},
     {"watch"},
     {"routing"},
-    {"group", "readers"},
+    {"group", "replicas"},
     {"pool"},
 ]
 HTTP = [

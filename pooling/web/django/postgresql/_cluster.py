@@ -11,10 +11,10 @@ from psycopg.conninfo import make_conninfo
 
 from ...._masking import shown
 from ....cluster import PostgresCluster
-from ....cluster.readers import Readers
+from ....cluster.replicas import Replicas
 from ....settings import PoolSettings
 
-__all__ = ["cluster_of", "make_cluster", "readers_of"]
+__all__ = ["cluster_of", "make_cluster", "replica_pool_of"]
 
 _OWN = ("max_lag", "primary_reads", "replicas")
 _PLACE = ("host", "hostaddr", "port")
@@ -65,6 +65,6 @@ def cluster_of(alias: object) -> PostgresCluster:
     return pool
 
 
-def readers_of(alias: object) -> Readers:
+def replica_pool_of(alias: object) -> Replicas:
     """Return the replicas of another alias's cluster, as a pool."""
-    return cluster_of(alias).readers
+    return cluster_of(alias).replicas

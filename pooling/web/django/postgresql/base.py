@@ -18,7 +18,7 @@ from ....adapters.postgres.session import IDLE
 from ....core.pool import Pool
 from .._engine import AliasPools, Known, PooledWrapper
 from .._statements import leaves_traces
-from ._cluster import cluster_of, make_cluster, readers_of
+from ._cluster import cluster_of, make_cluster, replica_pool_of
 
 __all__ = ["DatabaseWrapper"]
 
@@ -83,7 +83,7 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     def make_pool(self, params: dict[str, Any]) -> Any:
         options = self.pool_options()
         if self._replicas_of is not None:
-            return readers_of(self._replicas_of)
+            return replica_pool_of(self._replicas_of)
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
         cluster = arguments.pop("cluster", False)
         watched = arguments["session"] == "watch"

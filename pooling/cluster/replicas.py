@@ -12,7 +12,7 @@ from ..core.report.holders import Holder
 from ..core.report.metrics import PoolMetrics
 from ..settings import PoolSettings
 
-__all__ = ["Readers"]
+__all__ = ["Replicas"]
 
 
 class Readable(Protocol):
@@ -24,7 +24,7 @@ class Readable(Protocol):
         """Lend a connection for reading."""
 
 
-class Readers(ManagedPool[Connection]):
+class Replicas(ManagedPool[Connection]):
     """What a cluster lends for reading. It belongs to the cluster: its `close` does nothing."""
 
     def __init__(self, cluster: Any) -> None:
@@ -42,8 +42,8 @@ class Readers(ManagedPool[Connection]):
 
     @property
     def name(self) -> str:
-        """The cluster's name, with ``" readers"``."""
-        return f"{self.cluster.name} readers"
+        """The cluster's name, with ``" replicas"``."""
+        return f"{self.cluster.name} replicas"
 
     @property
     def closed(self) -> bool:
