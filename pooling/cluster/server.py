@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
+from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple
 
 import psycopg
@@ -130,6 +133,17 @@ class ServerPool(PostgresPool):
     """The connections to one server of a cluster."""
 
     adapter_class = ServerAdapter
+    server: Callable[[], Server | None] = staticmethod(lambda: None)
+    """A weak reference to what is known of the server. Internal."""
+
+    def server_gauges(self) -> dict[str, float]:
+        """Return the metrics that only a server of a cluster has."""
+        server = self.server()
+        if server is None:
+            return {}
+        found: dict[str, float] = {"primary": int(server.role == PRIMARY), "readable": int(server.obstacle is None)}
+        known = server.role == STANDBY and server.checked and server.lag < inf
+        return {**found, "lag": server.lag} if known else found
 
     def ask(self, timeout: float) -> Answer:
         """Ask the server, over an idle or a new connection; if all are in use, over one outside of the pool.
@@ -177,6 +191,7 @@ class Server:
     def __init__(self, label: str, pool: ServerPool) -> None:
         self.label = label
         self.pool = pool
+        pool.server = weakref.ref(self)
         self.back_at = float("-inf")
         self.took = Average()
         self.renew()

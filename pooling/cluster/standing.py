@@ -52,7 +52,7 @@ class Standing:
 
     def renew(self) -> None:
         """Begin anew in a forked child, but with the parent's primary."""
-        self._lock: Any = _thread.RLock()  # native, under gevent too, as the pool's own
+        self.lock: Any = _thread.RLock()  # native, under gevent too, as the pool's own
         self._boxes: deque[Any] = deque()
         self.history = History(max(60.0, 2 * min(self.max_lag, 3600.0)))
         for server in self.servers:
@@ -68,7 +68,7 @@ class Standing:
 
     def learned(self, server: Server, answer: Answer, asked_at: float) -> None:
         """Take what a server has said."""
-        with self._lock:
+        with self.lock:
             came_back = server.down is not None or (server.checked and server.obstacle is not None)
             server.learn(answer, asked_at)
             server.down, server.suspect = None, False
@@ -84,7 +84,7 @@ class Standing:
 
     def advanced(self, server: Server, answer: Answer, asked_at: float) -> None:
         """Take what a server has said on a borrower's connection: only that it has come further."""
-        with self._lock:
+        with self.lock:
             if answer.standby and server.checked and answer.lsn >= server.lsn:
                 server.learn(answer, asked_at)
         if not answer.standby:
@@ -92,19 +92,19 @@ class Standing:
 
     def failed(self, server: Server, error: BaseException) -> None:
         """Take that a server does not answer."""
-        with self._lock:
+        with self.lock:
             server.fail(error)
         self.refresh()
 
     def suspected(self, server: Server) -> None:
         """Take that a connection to a server was lost: no reads go there until it has answered."""
-        with self._lock:
+        with self.lock:
             server.suspect = True
         self.refresh()
 
     def demoted(self, server: Server) -> None:
         """Take that a server is a standby: it has just said so."""
-        with self._lock:
+        with self.lock:
             server.role = STANDBY
         self.refresh()
 
@@ -112,7 +112,7 @@ class Standing:
 
     def refresh(self, came_back: Server | None = None) -> None:
         """Draw the conclusions; have those who wait at the wrong server ask again."""
-        with self._lock:
+        with self.lock:
             before, now = self.view, SYSTEM.now()
             primary = find_primary(self.servers, before.primary)
             timeline = before.timeline

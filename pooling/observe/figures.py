@@ -58,7 +58,7 @@ _HOST_TIMES = ("latency", "lifetime")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
 # Of several the highest counts, not the sum.
-_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total"}
+_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total", "primary", "readable", "lag"}
 
 
 def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
@@ -261,6 +261,9 @@ def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict
     budget = getattr(owner, "budget", None)
     if budget is not None:
         limits |= {"budget_share": state.limits.get("budget", 0), "budget_total": budget.stats()["total"]}
+    more = getattr(owner, "server_gauges", None)  # of a server of a cluster
+    if more is not None:
+        limits |= more()
     return {
         "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
         "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),
