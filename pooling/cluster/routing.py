@@ -65,9 +65,8 @@ class Router:
         if self.closed:
             raise PoolClosed(f"cluster {self.standing.name!r} is closed")
 
-    def _deadline(self, timeout: float | None) -> float:
-        limit = self.engine.settings.acquire_timeout if timeout is None else seconds(timeout)
-        return SYSTEM.now() + limit
+    def _deadline(self, timeout: float | None, began: float) -> float:
+        return began + (self.engine.settings.acquire_timeout if timeout is None else seconds(timeout))
 
     # -- writes ----------------------------------------------------------------------
 
@@ -77,21 +76,24 @@ class Router:
         Raises:
             As for `Pool.acquire`.
         """
-        watch, standing = self.watch, self.standing
+        watch, standing, began = self.watch, self.standing, SYSTEM.now()
         if not watch.current:
-            self.learn(self._deadline(timeout))
+            deadline = self._deadline(timeout, began)
+            self.learn(deadline)
+            timeout = max(0.0, deadline - SYSTEM.now())
+            began = SYSTEM.now()
         watch.used = True
         server = standing.view.primary
         if server is not None:
             try:
                 lease = server.pool.acquire(timeout, depth + 1, *named(lane))
-            except (PoolUnavailable, CreateFailed):
-                if standing.view.primary is server:
+            except (PoolUnavailable, CreateFailed) as error:
+                if standing.view.primary is server and not isinstance(error, Rerouted):
                     raise
             else:
                 if self._is_primary(server, lease):
                     return lease
-        return self._write_elsewhere(self._deadline(timeout), depth + 1, lane)
+        return self._write_elsewhere(self._deadline(timeout, began), depth + 1, lane)
 
     def _write_elsewhere(self, deadline: float, depth: int, lane: str | None) -> Lease[Connection]:
         """Lend a connection to the server that becomes the primary."""
@@ -106,8 +108,8 @@ class Router:
                 continue
             try:
                 lease = server.pool.acquire(max(0.0, deadline - SYSTEM.now()), depth + 1, *named(lane))
-            except (PoolUnavailable, CreateFailed):
-                if standing.view.primary is server or SYSTEM.now() >= deadline:
+            except (PoolUnavailable, CreateFailed) as error:
+                if standing.view.primary is server and not isinstance(error, Rerouted):
                     raise
                 continue
             if self._is_primary(server, lease):
@@ -151,19 +153,21 @@ class Router:
         Raises:
             As for `Pool.acquire`.
         """
-        watch, standing = self.watch, self.standing
+        watch, standing, now = self.watch, self.standing, SYSTEM.now()
+        deadline: float | None = None
         if not watch.current:
-            self.learn(self._deadline(timeout))
+            deadline = self._deadline(timeout, now)
+            self.learn(deadline)
+            now = SYSTEM.now()
+            timeout = max(0.0, deadline - now)
         watch.used = True
         tried = set() if tried is None else tried
-        deadline: float | None = None
         while True:
-            now = SYSTEM.now()
             replicas = standing.view.replicas
             if tried or after is not None:
                 replicas = self._suitable(after, tried, now)
             if not replicas:
-                deadline = self._deadline(timeout) if deadline is None else deadline
+                deadline = self._deadline(timeout, now) if deadline is None else deadline
                 return self._read_on_primary(after, deadline, depth + 1, lane)
             server = choose(replicas, now, self.random)
             try:
@@ -182,8 +186,9 @@ class Router:
                 if lease.active:
                     lease.release()
             if deadline is None:
-                deadline = now + (server.pool.settings.acquire_timeout if timeout is None else timeout)
-            timeout = max(0.0, deadline - SYSTEM.now())
+                deadline = self._deadline(timeout, now)
+            now = SYSTEM.now()
+            timeout = max(0.0, deadline - now)
 
     def _suitable(self, after: Position | None, tried: set[Server], now: float) -> tuple[Server, ...]:
         """Return the replicas that a read may go to: if it needs a position, those that have it, or may have it."""
@@ -223,12 +228,16 @@ class Router:
     ) -> ReadLease:
         standing = self.standing
         permit: Lease[object] | None = None
-        if not self.allowed:
-            if not standing.wait(lambda: self._suitable(after, set(), SYSTEM.now()), deadline):
-                raise PoolUnavailable(
-                    f"cluster {standing.name!r}: no replica to read from, and primary_reads=0 ({standing.describe()})"
-                )
-            return self.read(after, max(0.0, deadline - SYSTEM.now()), depth)
+        if not self._may_read_primary():
+            if not standing.wait(
+                lambda: self._may_read_primary() or self._suitable(after, set(), SYSTEM.now()) or self.closed, deadline
+            ):
+                text = f"cluster {standing.name!r}: no replica to read from, and "
+                if not self.allowed:
+                    raise PoolUnavailable(f"{text}primary_reads=0 ({standing.describe()})")
+                raise PoolTimeout(f"{text}no primary in time ({standing.describe()})")
+            self.refuse_closed()
+            return self.read(after, max(0.0, deadline - SYSTEM.now()), depth + 1, lane)
         if self.permits is not None:
             try:
                 permit = self.permits.acquire(max(0.0, deadline - SYSTEM.now()), depth + 1)
@@ -246,6 +255,10 @@ class Router:
         found = self.standing.view.primary
         server = found if found is not None and found.pool is lease._pool else self._server_of(lease)
         return ReadLease(self, server, lease, permit)
+
+    def _may_read_primary(self) -> bool:
+        primary = self.standing.view.primary
+        return self.allowed and primary is not None and primary.down is None
 
     def _server_of(self, lease: Lease[Connection]) -> Server:
         return next(server for server in self.standing.servers if server.pool is lease._pool)

@@ -37,6 +37,7 @@ RESTING = 10.0
 HANGS = 2.0
 """Seconds after which a server that does not answer is down."""
 
+_GIVEN_UP = 5 * HANGS  # seconds after which another check begins although one has not ended: its thread died
 _LEAST = 0.05
 
 
@@ -124,7 +125,8 @@ class Watch:
         if server.checking_since is not None:
             if now - server.checking_since > HANGS:
                 self.standing.failed(server, TimeoutError(f"no answer within {HANGS:g} s"))
-            return
+            if now - server.checking_since < _GIVEN_UP:
+                return
         server.checking_since = now
         registry.runtime_of(SYSTEM).workers.submit(self._check, server, then, self._state)
 

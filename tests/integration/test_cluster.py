@@ -353,6 +353,7 @@ def test_a_forked_child_finds_out_by_itself(cluster: Any, servers: Replication) 
     learning = threading.Thread(target=learn, daemon=True)
     learning.start()
     locked.wait(30)
+    began = time.monotonic()
     child = os.fork()
     if child == 0:
         code = 1
@@ -360,7 +361,8 @@ def test_a_forked_child_finds_out_by_itself(cluster: Any, servers: Replication) 
             fresh = [pool.stats()["size"] for pool in db.servers.values()] == [0, 0, 0]
             wrote = db.execute_query(PORT) == [(servers.primary.port,)]
             read = set(ports_read(db, 30)) <= {one.port for one in servers.replicas}
-            code = 0 if fresh and wrote and read else 2
+            asked = all(server.seen_at > began for server in db.standing.servers)
+            code = 0 if fresh and wrote and read and asked else 2
         finally:
             os._exit(code)
     forked.set()

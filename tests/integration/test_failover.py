@@ -98,7 +98,7 @@ def test_no_reader_sees_that_a_replica_is_killed(db: PostgresCluster, servers: R
     ports: set[int] = set()
 
     def read(who: int, number: int) -> None:
-        sql = "SELECT inet_server_port(), pg_sleep(0.01)"
+        sql = "SELECT inet_server_port(), pg_sleep(0.05)"  # so there is always one under way
         if who % 2:
             ports.add(db.read_query(sql)[0][0])
         else:
