@@ -28,6 +28,7 @@ import pooling
 from pooling import CommandTimeout, CreateFailed, Observer, PoolSettings, PostgresPool
 from pooling.adapters.postgres import address, committing, failures, limits, steps, trace, wire
 from pooling.adapters.postgres.adapter import PostgresAdapter
+from pooling.adapters.postgres.executing import limit_to
 from pooling.adapters.postgres.tracking import notes_of, tracked
 from pooling.adapters.shared import blocks
 from tests.proxy import Proxy
@@ -1074,7 +1075,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
 def test_timeout_of_a_call_covers_all_its_commands(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
-        pool._limit_to(conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
+        limit_to(pool, conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
         with pytest.raises(psycopg.errors.QueryCanceled):
             for _ in range(30):
                 conn.execute("SELECT pg_sleep(0.4)")
