@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .breaker import CircuitBreaker
+    from .cluster import PostgresCluster
     from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -85,6 +86,7 @@ __all__ = [
     "PoolSnapshot",
     "PoolTimeout",
     "PoolUnavailable",
+    "PostgresCluster",
     "PostgresPool",
     "RedisPool",
     "SQLitePool",
@@ -112,6 +114,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "HTTP2Pool": ".adapters.http2",
     "FleetBudget": ".fleet",
     "MySQLPool": ".adapters.mysql",
+    "PostgresCluster": ".cluster",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",

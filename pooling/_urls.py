@@ -34,6 +34,7 @@ GROUP = "pooling.schemes"
 SCHEMES = {
     "postgresql": "pooling.adapters.postgres:PostgresPool",
     "postgres": "pooling.adapters.postgres:PostgresPool",
+    "postgresql+cluster": "pooling.cluster:PostgresCluster.from_url",
     **{
         f"{server}{driver}": "pooling.adapters.mysql:MySQLPool"
         for server in ("mysql", "mariadb") for driver in ("", "+pymysql", "+mysqldb", "+mysqlconnector")
@@ -79,6 +80,7 @@ def from_url(
     ::
 
         from_url("postgresql://app@db/orders?max_size=20&sslmode=require")
+        from_url("postgresql+cluster://app@db1,db2/orders?max_lag=5")
         from_url("mysql://app@db/orders?max_size=20&charset=utf8mb4")
         from_url("sqlite:///app.db?readers=4")
         from_url("https://api.example.com?max_connections=50&timeout=5")

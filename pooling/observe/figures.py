@@ -61,6 +61,7 @@ _NONE = Buckets({}, 0.0, 0.0)
 # Of several the highest counts, not the sum.
 _HIGHEST = {
     "acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total", "backend_latency", "backend_failing",
+    "primary", "readable", "lag",
 }  # fmt: skip
 
 
@@ -269,6 +270,9 @@ def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict
     circuits = _open_circuits(engine, owner)
     if circuits is not None:
         limits["circuits_open"] = circuits
+    more = getattr(owner, "server_gauges", None)  # of a server of a cluster
+    if more is not None:
+        limits |= more()
     return {
         "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
         "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),

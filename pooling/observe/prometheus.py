@@ -68,6 +68,11 @@ _BUDGETS = (
     ("budget_total", "pooling_budget_total", "The connections that the budget allows to all processes together."),
 )
 _CIRCUITS = ("circuits_open", "pooling_circuits_open", "Circuit breakers that are open or half-open.")
+_SERVERS = (
+    ("primary", "pooling_server_primary", "Whether the server is the primary of its cluster."),
+    ("readable", "pooling_server_readable", "Whether the server is a replica that reads go to."),
+    ("lag", "pooling_server_lag_seconds", "How many seconds a replica is behind."),
+)
 _PEAKS = (
     ("in_use", "pooling_in_use_peak", "The most connections in use at once since the last scrape."),
     ("waiting", "pooling_pending_requests_peak", "The most pending requests at once since the last scrape."),
@@ -240,6 +245,9 @@ class _Families:
         if any(_CIRCUITS[0] in one["gauges"] for _, one in self._pools):
             key, name, text = _CIRCUITS
             yield self._gauge(name, text, "gauges", key)
+        if any("primary" in one["gauges"] for _, one in self._pools):
+            for key, name, text in _SERVERS:
+                yield self._gauge(name, text, "gauges", key)
         for key, name, text in _PEAKS:
             yield self._gauge(name, text, "peaks", key)
         for key, name, text in _COUNTERS:

@@ -29,7 +29,7 @@ STEPS = [
     {"core"},
     {"tools.doctor", "fleet"},
     {"adapters", "testing"},
-    {"compat"},
+    {"cluster", "compat"},
     {"_attach", "_urls", "_members", "_signals"},
     {"_reports", "config"},
     {"manager"},
@@ -74,6 +74,7 @@ POSTGRES = [
     {"committing", "foreign", "unfinished"},
     {"session"},
     {"adapter", "advice", "blocks"},
+    {"executing"},
     {"pool"},
 ]
 SHARED = [{"adapted", "blocks", "budgets", "hooks", "limits", "progress", "retrying", "rotation", "statistics"}]
@@ -110,6 +111,16 @@ FLEET = [
     {"membership"},
     {"budget"},
 ]
+CLUSTER = [
+    {"addresses", "history", "position"},
+    {"choosing"},
+    {"server"},
+    {"standing"},
+    {"watch"},
+    {"routing"},
+    {"group", "replicas"},
+    {"pool"},
+]
 HTTP = [
     {"bodies", "environment", "errors", "listeners", "logins", "metrics", "sending", "tls"},
     {"arguments", "balancing.policy", "balancing.resolving"},
@@ -130,7 +141,7 @@ HTTP2 = [{"frames"}, {"connection"}, {"adapter", "client"}, {"pool"}]
 LAYERS = {
     "core": CORE, "adapters.shared": SHARED, "adapters.postgres": POSTGRES, "adapters.mysql": MYSQL,
     "adapters.sqlite": SQLITE, "adapters.redis": REDIS, "adapters.http": HTTP, "adapters.http2": HTTP2,
-    "fleet": FLEET,
+    "cluster": CLUSTER, "fleet": FLEET,
 }  # fmt: skip
 LAYER = {
     f"pooling.{package}.{module}": number
@@ -141,8 +152,8 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor", "tools.soak",
-    "tools.top", "__main__",
+    "adapters", "cluster", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor",
+    "tools.soak", "tools.top", "__main__",
 }  # fmt: skip
 
 FOR_TYPES = "typing_extensions"  # imported by type checkers only
@@ -501,6 +512,7 @@ ALLOWED = {
     ("test_http2.py", "_pool"): "an attribute of httpx's transports",
     ("test_http2.py", "_connection"): "an attribute of httpcore's connections",
     ("test_psycopg_pool.py", "_pool"): "where programs for psycopg_pool < 3.3 find the pool of a connection",
+    ("replicas_site.py", "_state"): "an attribute of Django's models, which routers get",
     ("test_sqlalchemy.py", "_max_overflow"): "an attribute of SQLAlchemy's pools, which `recreate` has to copy",
 }
 MOST_PRIVATES = 2  # other uses, all in tests of PostgreSQL, which may only become fewer

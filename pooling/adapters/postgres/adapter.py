@@ -196,20 +196,28 @@ class PostgresAdapter(Adapter[Connection]):
             completing.reset(token)
 
     def ping(self, timeout: float) -> None:
+        try:
+            self.connect_aside(timeout).close()
+        except psycopg.Error as error:
+            if not failures.is_answer(error):
+                raise
+
+    def connect_aside(self, timeout: float) -> Connection:
+        """Make a connection outside of the pool, which the caller closes.
+
+        Raises:
+            psycopg.Error: As from psycopg.
+        """
         greenlets.adopt()
         answer = self._address.ask()
         limit = {"connect_timeout": max(2, int(timeout))}  # libpq takes 1 for 2
         answer = answer._replace(arguments={**answer.arguments, **limit})
         try:
-            try:
-                self._connect(answer).close()
-            except psycopg.Error:
-                if not self._listener.asks_again():
-                    raise
-                self._connect(answer).close()  # again, to find out the SQLSTATE
-        except psycopg.Error as error:
-            if not failures.is_answer(error):
+            return self._connect(answer)
+        except psycopg.Error:
+            if not self._listener.asks_again():
                 raise
+            return self._connect(answer)  # again, to find out the SQLSTATE
 
     def is_alive(self, resource: Connection) -> bool:
         # Reads what has come, without waiting, and faster than a poll(). Data alone does not mean that the connection
