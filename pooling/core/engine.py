@@ -27,6 +27,7 @@ import _thread
 import queue
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -381,13 +382,18 @@ class Engine(Generic[R]):
         if reason is not None and not self.state.owns(entry):
             return
         resource = entry.resource
+        end = self.adapter.close if entry.pool is self.ref else self.adapter.abandon
         try:
             if resource is not None:
-                (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
+                end(resource)
         except BaseException as error:
-            if not isinstance(error, Exception) and (self.adapter.close_inline or token is not None):
-                raise  # this thread was interrupted; the reaper closes the resource when the token is gone
+            interrupted = not isinstance(error, Exception)  # perhaps before the resource was closed
+            if interrupted and self.adapter.close_inline:
+                raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
             self.events.close_failed(error)
+            if interrupted and token is not None:
+                with suppress(Exception):
+                    end(resource)
         del resource
         if reason is not None:
             entry.resource = None  # it must not be closed twice; and is destroyed before its slot is free (P2)

@@ -112,8 +112,8 @@ class Maintenance(Generic[R]):
             if unmade:
                 state.retire(entry)
             else:
-                entry.since = engine.fast.now()
                 state.close(entry)
+                entry.since = engine.fast.now()  # after it: `close_timeout` counts from now
             engine.refresh_fast_path_locked()
         if not unmade:
             if dropped:
