@@ -265,20 +265,7 @@ class Adaptive(Waiting):
         self.turns.advance(3)
 
 
-class Dropped(Lent):
-    """A lease that nothing refers to any more."""
-
-    settings = {"close_timeout": 2}  # a worker may be interrupted, too
-
-    def act(self) -> None:
-        del self.lease
-        self.turns.advance(1)
-
-    def let_go(self) -> None:
-        vars(self).pop("lease", None)
-
-
-THREADS = [First, Discard, CheckedOnWorker, Release, Idle, Adaptive, Dropped, ProbeFull, Trial]
+THREADS = [First, Discard, CheckedOnWorker, Release, Idle, Adaptive, ProbeFull]
 
 
 @pytest.mark.parametrize("kind", THREADS, ids=lambda kind: kind.__name__)
