@@ -38,6 +38,7 @@ from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
     from .adapters.http import HTTPPool, HTTPTimeout
+    from .adapters.http.balancing.policy import Balancing
     from .adapters.http.client import (
         get_http_pool,
         init_http_pool,
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Backoff",
+    "Balancing",
     "CircuitBreaker",
     "CircuitOpen",
     "CommandTimeout",
@@ -99,6 +101,7 @@ __all__ = [
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
+    "Balancing": ".adapters.http.balancing.policy",
     "CircuitBreaker": ".breaker",
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",

@@ -12,7 +12,7 @@ def fields(event: str, pool: str | None = None, **values: object) -> dict[str, o
     one that the application's own record factory sets.
 
     Args:
-        event: The name of the event, as the README lists it: ``pooling_event``.
+        event: The name of the event, as docs/reference/events.rst lists it: ``pooling_event``.
         pool: The name of the pool: ``pooling_pool``; ``None`` if it concerns no pool.
         values: Figures and texts of the message, without secrets: ``seconds`` becomes ``pooling_seconds``.
     """

@@ -66,7 +66,7 @@ _OWN_PARAMETERS = {
 _BUDGETED = {"postgresql", "mysql", "mariadb", "redis", "rediss", "unix"}  # whose pools have an argument ``budget``
 _ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
+_SQLITE = re.compile(r"(?is)(sqlite|sqlite3|sqlite\+pysqlite):(?!//)(.*)")
 # What precedes the query: a ? followed by an @ before the next slash is part of a user or password.
 _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?")
 

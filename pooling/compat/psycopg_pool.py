@@ -75,7 +75,8 @@ Differences, and the reasons:
 - *A check that fails* closes its connection, where psycopg_pool rolls it back and
   keeps it. If a new connection fails it, that counts as a failed attempt to connect.
 
-psycopg_pool's own tests of its documented behaviour pass, with these intended
+Of psycopg_pool's own tests, 144 use its documented behaviour. 136 of them pass, and
+three of these not always, because they measure tenths of a second. The intended
 exceptions:
 
 - ``test_connect_no_check`` expects a dead connection to be lent.
@@ -85,7 +86,10 @@ exceptions:
 - ``test_max_lifetime`` and, occasionally, ``test_close_returns_no_loop`` and
   ``test_override_close_no_loop_subclass`` expect an expired connection to be lent
   or kept idle; see *Age*.
-- ``test_check_returns_an_ok_connection``: see *A check that fails*.
+- ``test_reconnect_failure``, occasionally, expects the pool to give up after exactly
+  ``reconnect_timeout``; see *Reconnecting*. It takes 30 s longer, because it expects
+  a dead connection to be lent.
+- ``test_check_returns_an_ok_connection`` (two cases): see *A check that fails*.
 
 Tests of private parts (``_workers``, ``_sched_runner``, ``_jitter``,
 ``_add_to_pool``, ``ShrinkPool``, ``AttemptWithBackoff``) do not apply.

@@ -47,7 +47,7 @@ NAMES = ("otel", "hikari")
 """The sets of names that a collector can export."""
 
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "lane", "code", "le", "quantile"}
+_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "lane", "code", "le", "quantile", "backend", "zone"}
 
 # Bounds of the pools' own buckets, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts of 4.
 PLACES = range(14, 54, 2)
@@ -115,6 +115,14 @@ _HOST_COUNTERS = (
     ("reused", "pooling_http_connections_reused", "Requests on a connection that was open already."),
     ("bytes_sent", "pooling_http_sent_bytes", "Bytes sent, without TLS."),
     ("bytes_received", "pooling_http_received_bytes", "Bytes received, without TLS."),
+)
+_BACKENDS = (  # of HTTP pools with several servers only
+    ("backend_used", "pooling_backend_in_use", "Requests in progress at the server."),
+    ("backend_pending", "pooling_backend_pending_requests", "Requests that wait for a connection to the server."),
+    ("backend_latency", "pooling_backend_latency_seconds", "Moving average of the latency; of processes the highest."),
+    ("backend_failing", "pooling_backend_failing_ratio", "Moving average of failures; of processes the highest."),
+    ("backend_ejected", "pooling_backend_ejected", "The number of processes that have ejected the server."),
+    ("backend_circuit_open", "pooling_backend_circuit_open", "The number of processes with an open circuit."),
 )
 _HOST_KINDS = (
     ("statuses", "pooling_http_responses", "code", "Responses, by status code."),
@@ -216,6 +224,12 @@ class _Families:
             for pool, one in self._pools for host, counters in sorted(by_host(one["counters"]).items())
         ]  # fmt: skip
 
+        self._backends = [
+            (pool, name, gauges, next(iter(kinds_of(gauges, "backend_zone"))))
+            for pool, one in self._pools for name, gauges in sorted(by_host(one["gauges"]).items())
+            if "backend_used" in gauges
+        ]  # fmt: skip
+
     def otel(self) -> Iterator[Metric]:
         yield self._states("db_client_connection_count", "used", "The number of connections in this state.")
         for key, name, text in _GAUGES:
@@ -240,6 +254,8 @@ class _Families:
             yield self._histogram(name, text, key)
         if self._hosts:
             yield from self._http()
+        if self._backends:
+            yield from self._of_backends()
 
     def hikari(self) -> Iterator[Metric]:
         for key, name, text in _HIKARI_GAUGES:
@@ -292,6 +308,20 @@ class _Families:
             buckets, total = _cumulated(one["counters"], key, PLACES)
             found.add_metric([*self._values, pool], buckets, total)
         return found
+
+    def _of_backends(self) -> Iterator[Metric]:
+        for key, name, text in _BACKENDS:
+            found = GaugeMetricFamily(name, text, labels=[*self._names, "pool", "backend", "zone"])
+            for pool, backend, gauges, zone in self._backends:
+                found.add_metric([*self._values, pool, backend, zone], gauges.get(key, 0))
+            yield found
+        text = "How often a server of several was ejected."
+        ejections = CounterMetricFamily("pooling_http_ejections", text, labels=[*self._names, "pool", "host"])
+        pools = {pool for pool, *_ in self._backends}
+        for pool, host, counters in self._hosts:
+            if pool in pools:
+                ejections.add_metric([*self._values, pool, host], counters.get("ejections", 0))
+        yield ejections
 
     def _http(self) -> Iterator[Metric]:
         pools = {pool for pool, _, _ in self._hosts}

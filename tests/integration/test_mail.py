@@ -15,7 +15,7 @@ import pytest
 from pooling import Pool
 from pooling.core import hangup
 from tests.conftest import Authority
-from tests.integration.test_readme import blocks
+from tests.docs import ROOT, steps
 from tests.mail import MailServer
 
 
@@ -61,23 +61,25 @@ def until_ended(sock: socket.socket) -> None:
     assert poll.poll(20_000), "the server did not hang up"
 
 
-# -- the README's first example ---------------------------------------------------------------
+# -- the first example of docs/reference/pool.rst -----------------------------------------------
 
 
 @pytest.fixture
 def example(server: MailServer) -> Iterator[dict[str, Any]]:
-    """The names that the README's first example defines, with our server's address."""
+    """The names that it defines, with our server's address."""
     names: dict[str, Any] = {}
-    block = blocks()[0].replace('SMTP("mail.example.com"', f'SMTP("127.0.0.1", {server.port}')
+    page = ROOT / "docs" / "reference" / "pool.rst"
+    block = steps(page.read_text("utf-8"))[0].code
+    block = block.replace('SMTP("mail.example.com"', f'SMTP("127.0.0.1", {server.port}')
     assert "127.0.0.1" in block
-    exec(compile(block, "README.rst", "exec"), names)  # noqa: S102
+    exec(compile(block, str(page), "exec"), names)  # noqa: S102
     # Checked at each lease, so that no time has to pass.
     names["mail"].reconfigure(validation_interval=0)
     yield names
     names["mail"].close()
 
 
-def test_the_first_example_of_the_readme_sends(example: dict[str, Any], server: MailServer) -> None:
+def test_the_first_example_sends(example: dict[str, Any], server: MailServer) -> None:
     for text in ("one", "two"):
         example["send"]("a@example.com", "b@example.com", f"Subject: {text}")
     assert server.mails == ["Subject: one", "Subject: two"]

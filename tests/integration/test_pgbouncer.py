@@ -18,7 +18,7 @@ from tests.servers import PostgresServer
 PATIENCE = 30.0
 SETTINGS = PoolSettings(min_size=0, max_size=4, acquire_timeout=PATIENCE)
 FOLLOWS = (1, 21)  # the first PgBouncer that can track prepared statements
-# The README's settings for transaction mode.
+# The settings of docs/howto/pgbouncer.rst for transaction mode.
 TRANSACTION_MODE = {"session": "trust", "kwargs": {"prepare_threshold": None}}
 
 

@@ -1,6 +1,6 @@
 """What a program writes so that Django's cache, django-redis, Flask-Caching and Celery use a `RedisPool`.
 
-Each case runs in a process of its own, as it stands in the README.
+Each case runs in a process of its own, as it stands in docs/howto/redis-frameworks.rst.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The structured fields of log records: as the README lists them, on each record, and printed by a JSON formatter."""
+"""The structured fields of log records: as documented, on each record, and printed by a JSON formatter."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def all_calls() -> list[Call]:
 
 
 def documented() -> dict[str, tuple[set[str], set[str]]]:
-    """Return the levels and the fields of each event, as the README lists them."""
-    section = (ROOT / "README.rst").read_text("utf-8").partition("\nLogs\n----\n")[2].partition("\nMonitoring\n")[0]
+    """Return the levels and the fields of each event, as the documentation lists them."""
+    page = (ROOT / "docs" / "reference" / "events.rst").read_text("utf-8")
+    section = page.partition("\nLogs\n----\n")[2].partition("\nObservers\n")[0]
     rows = re.findall(r"^``(\w+)`` +([a-z]+(?:, [a-z]+)*) {2,}(.*)$", section, re.M)
     found = {}
     for event, levels, text in rows:
@@ -89,13 +90,13 @@ def documented() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def test_every_record_has_fields() -> None:
-    """Pass ``extra=fields("event", pool, ...)``, and list the event in the README, section Logs."""
+    """Pass ``extra=fields("event", pool, ...)``, and list the event in docs/reference/events.rst."""
     calls = all_calls()
     assert len(calls) > 50
     assert [call.place for call in calls if call.event is None] == []
 
 
-def test_readme_lists_what_the_code_logs() -> None:
+def test_documentation_lists_what_the_code_logs() -> None:
     levels, names = defaultdict(set), defaultdict(set)
     for call in all_calls():
         levels[call.event].add(call.level)

@@ -594,6 +594,18 @@ def test_the_adaptive_size_is_quoted_and_not_contradicted() -> None:
     assert advice_for(incidents=[proposal, step], adaptive="on") == []
 
 
+def test_no_second_writer_is_proposed_for_sqlite() -> None:
+    minute = busy_minute(20, 0.25, 0.8, exhausted=50)
+    minute.max_size = 1
+    assert advice_for(minute, kind="SQLitePool", max_size=1) == []
+    (found,) = advice_for(minute, kind="PostgresPool", max_size=1)
+    assert found["setting"] == "max_size"
+    failing = busy_minute(20, 0.25, 0.8, exhausted=50, timeouts=7)
+    failing.max_size = 1
+    (found,) = advice_for(failing, kind="SQLitePool", max_size=1)
+    assert "Look for leases" in found["title"]
+
+
 def test_size_by_littles_law() -> None:
     """20 a second of 0.25 s each are 5 at once: 4 are too few, and somewhat more than 5 are needed."""
     (found,) = advice_for(busy_minute(20, 0.25, 0.8, exhausted=50, timeouts=7))

@@ -79,7 +79,14 @@ def get_http_pool() -> HTTPPool:
 
 
 def make_http_request(method: str, url: str, **kwargs: Any) -> requests.Response:
-    """Make a request with the pool of the process; see `HTTPPool.request`."""
+    """Make a request with the pool of the process.
+
+    Args:
+        method, url, kwargs: As for `HTTPPool.request`.
+
+    Raises:
+        ValueError: As for `init_http_pool`.
+    """
     return get_http_pool().request(method, url, **kwargs)
 
 

@@ -15,7 +15,7 @@ from ...core.pool import Pool
 from ...core.sizing import Budget
 from ...errors import CommandTimeout
 from ...lanes import named
-from ...settings import PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, check_flag, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
@@ -138,10 +138,10 @@ class MySQLPool(Pool[Connection]):
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         command = check_limit("command_timeout", command_timeout)
-        self.driver = load(driver or driver_of(conninfo), connection_class)
+        self.driver = load(driver or driver_of(conninfo, kwargs), connection_class)
         """What the pool uses of the driver. Internal."""
         self.driver.limit_to(command)
-        self._queries = _statistics() if query_statistics else None
+        self._queries = _statistics() if check_flag("query_statistics", query_statistics) else None
         self._unable: set[str] = set()  # what was warned of; guarded by the lock
         create_timeout, complete = settings.create_timeout, self.driver.complete
         self._address = Address(conninfo, kwargs, lambda given: complete(given, create_timeout, name))

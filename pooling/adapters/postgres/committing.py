@@ -5,7 +5,7 @@ whether a COMMIT is allowed, and clears its list of prepared statements after
 a ROLLBACK, as psycopg does: they may refer to tables that are gone.
 
 Gain: one of two round trips for each block that ends with a commit
-(README, "Clean": 73 µs instead of 132 µs with the server on the same machine;
+(docs/reference/postgres.rst, "Session state": 73 µs instead of 132 µs with the server on the same machine;
 more over a network).
 Without (other names, or ``POOLING_PLAIN=1``) psycopg's ``commit()`` and
 ``rollback()`` are called, and the session is cleaned afterwards.

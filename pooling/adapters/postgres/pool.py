@@ -17,7 +17,7 @@ from ...core.pool import Pool
 from ...core.report.messages import format_error
 from ...core.sizing import Budget
 from ...lanes import named
-from ...settings import PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, check_flag, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
 from ..shared.adapted import with_adaptive
@@ -152,7 +152,7 @@ class PostgresPool(Pool[Connection]):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
-        self._queries = QueryStatistics() if query_statistics else None
+        self._queries = QueryStatistics() if check_flag("query_statistics", query_statistics) else None
         self._learnt_of: object = None  # the generation for which `Session.missing` holds
         self._warned_of: set[str] = set()  # missing steps of the cleaning; guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
@@ -315,7 +315,7 @@ class PostgresPool(Pool[Connection]):
         """Run a unit of work in a transaction, and again in a new one where that helps.
 
         It is run again after a serialization failure or a deadlock (40001,
-        40P01), if a prepared statement was stale (see the README), and if the
+        40P01), if a prepared statement was stale ("cached plan"), and if the
         connection was lost before the commit was sent, or the server rolled it
         back. Other errors are raised, a `CommandTimeout` among them. It is never
         run again when it may have been committed.

@@ -27,7 +27,7 @@ from ...errors import PoolError
 from ...settings import PoolSettings
 from ..shared.budgets import as_budget
 from .adapter import RedisAdapter
-from .arguments import checked, from_query, settings_of
+from .arguments import checked, from_query, named, settings_of
 from .client import Client
 from .errors import as_redis_error
 from .holder import frame_of_borrower
@@ -104,7 +104,10 @@ class RedisPool(Pool[Client], ConnectionPool):
         self.redis_adapter = self.adapter_class(connection_class, self.connection_kwargs, settings)
         """How connections are made and kept. Internal."""
         self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
-        self.make_connection()  # not connected: it only checks the arguments
+        try:
+            self.make_connection()  # not connected: it only checks the arguments
+        except TypeError as error:
+            raise named(error) from None
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, budget=as_budget(budget),
             observers=observers, clock=clock,
