@@ -43,7 +43,7 @@ def run(plan: Plan) -> Table:
     """Measure a request alone, then threads at three equal servers, and at three of which one is slow."""
     rounds = plan.count(full=15, quick=5)
     seconds = plan.choose(2.0, 1.0)
-    cost = _cost(plan.count(full=101, quick=31), plan.choose(0.1, 0.05))
+    cost = _cost(rounds * 20, 0.02)  # many short slices: a difference of microseconds is below the noise of each
     equal = _traffic(EQUAL, rounds, seconds)
     slow = _traffic(SLOW, rounds, seconds)
     rows = [*_cost_rows(cost), *_traffic_rows("equal", equal), *_traffic_rows("one 10 x slower", slow)]
@@ -67,7 +67,7 @@ def run(plan: Plan) -> Table:
             Target("p99, one slow, round robin's x ours", _ratio(slow, "p99_ms", inverse=True), ">=", 3, " x"),
         ],
         notes=(
-            "at once: one server, with three paths as base_urls; the bound of the lowest tenth of the rounds",
+            "at once: one server, with three paths as base_urls",
             "µs CPU: of one thread that makes requests alone, the system's part included",
         ),
         failures=[*cost.failures, *equal.failures, *slow.failures],
@@ -141,12 +141,7 @@ def _measure(way: Way, seconds: float) -> dict[str, float]:
 def _more(cost: Rounds[float]) -> float | None:
     if len(cost.samples) < 2:
         return None
-    return _low(cost.samples[SEVERAL]) - _low(cost.samples[ONE])
-
-
-def _low(samples: Sequence[float]) -> float:
-    """Return the bound of the lowest tenth: what others do on the machine only adds to processor time."""
-    return sorted(samples)[len(samples) // 10]
+    return figures.median(cost.samples[SEVERAL]) - figures.median(cost.samples[ONE])
 
 
 def _ratio(found: Rounds[dict[str, float]], key: str, inverse: bool = False) -> float | None:
@@ -159,7 +154,7 @@ def _ratio(found: Rounds[dict[str, float]], key: str, inverse: bool = False) -> 
 def _cost_rows(cost: Rounds[float]) -> list[dict[str, Any]]:
     rows = []
     for name, samples in cost.samples.items():
-        row = {"name": name, "servers": "at once", "us": _low(samples), "spread": figures.spread(samples)}
+        row = {"name": name, "servers": "at once", "us": figures.median(samples), "spread": figures.spread(samples)}
         rows.append(row | ({"more": _more(cost)} if name == SEVERAL else {}))
     return rows
 
