@@ -234,7 +234,7 @@ def documented_names() -> set[str]:
     for path in REFERENCE.glob("*.rst"):
         module = ""
         for line in path.read_text("utf-8").splitlines():
-            if line.startswith(".. currentmodule:: "):
+            if re.match(r"\.\. (py:)?(current)?module:: ", line):
                 module = line.split()[-1]
             elif match := re.fullmatch(r"\.\. auto(\w+):: ([\w.]+)", line):
                 kind, name = match.groups()
