@@ -79,7 +79,8 @@ def lifespan(app: Flask) -> Iterator[None]:
     # The limits are short, so that a demonstration of 20 seconds shows alerts that begin and end.
     rules = [replace(rule, clear=3.0) for rule in usual_rules(outage=2.0, exhausted=2.0)]
     targets: list[Any] = ["log"] if market.config.alerts is None else ["log", _append_to(market.config.alerts)]
-    with application_lifespan(manager=market.manager):
+    # Less than gunicorn's graceful_timeout, after which the worker would be killed in the middle of the closing.
+    with application_lifespan(manager=market.manager, shutdown_timeout=5.0):
         market.create_tables()
         alerts = Alerts(market.manager, rules=rules, to=targets, interval=0.5, group="market")
         try:

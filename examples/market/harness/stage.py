@@ -176,7 +176,7 @@ class Stage:
         listener = _listen(self._port)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         environment = {
-            **os.environ, **self.environment(orders or self.orders), "MARKET_FAULTS": str(int(faults)),
+            **os.environ, **self.environment(orders or self.orders), **({"MARKET_FAULTS": "1"} if faults else {}),
             "MARKET_BIND": f"fd://{listener.fileno()}", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         with listener, self.log.open("ab") as log:
@@ -210,13 +210,16 @@ class Stage:
 
     def _stop_application(self) -> None:
         assert self._web is not None
-        with contextlib.suppress(ProcessLookupError):
+        workers: list[psutil.Process] = []
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            workers = psutil.Process(self._web.pid).children()
             self._web.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._web.wait(_GRACE)
         with contextlib.suppress(ProcessLookupError):  # workers that hang
             os.killpg(self._web.pid, signal.SIGKILL)
         self._web.wait()
+        psutil.wait_procs(workers, 5)  # a worker that was killed is left to the system
 
 
 def _end(process: subprocess.Popen[str]) -> None:
