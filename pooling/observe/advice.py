@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .._console import duration as duration_text
+from .._console import times as times_text
 from ..tools.doctor.sizing import Load, size_for
 from .history import Minute, ProcessMinute, Series
 
@@ -316,20 +318,6 @@ def advise_process(minutes: Sequence[ProcessMinute]) -> list[dict[str, Any]]:
     return found
 
 
-def times_text(number: int) -> str:
-    """Return how often something happened, in words."""
-    return "once" if number == 1 else f"{number:,} times"
-
-
 def number_text(number: int, noun: str) -> str:
     """Return a number of things, in words."""
     return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration in a suitable unit."""
-    if seconds >= 120:
-        return f"{seconds / 60:.3g} min"
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

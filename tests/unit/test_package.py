@@ -23,7 +23,7 @@ PACKAGE = ROOT / "pooling"
 
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
-    {"errors", "_fields", "_masking", "_plain"},
+    {"errors", "_fields", "_masking", "_plain", "_console"},
     {"lanes"},
     {"settings", "adaptive"},
     {"core"},

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ..._console import Screen
 from ..dashboard import DashboardServer
 from .child import Child, DemoError, Message
 from .place import Database, PostgresDatabase, SQLiteDatabase
 from .quotes import SYMBOLS, Quote, compare
-from .screen import Screen
 from .stage import Stage
 from .table import table
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 
 from ... import __version__
+from ..._console import Screen
 from ..demo.child import Child, DemoError
 from ..demo.run import number
-from ..demo.screen import Screen
 from .echo import Connection
 from .load import Load
 from .target import BadOption, Target, echo_target, user_target
