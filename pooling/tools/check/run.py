@@ -108,18 +108,23 @@ def _run_all(targets: list[Target], results: list[Results], screen: Screen, *, q
         results.append(result)
         say(f"\n{screen.paint('title', target.text)}")
         for check in checks:
+            if result.outcomes and result.outcomes[0].good is False:
+                rest = checks[len(result.outcomes) :]
+                outcome = Outcome("others", None, f"{len(rest)} checks were not run, because the first failed", 0.0)
+                result.outcomes.append(outcome)
+                say(outcome.line(screen.paint))
+                number, remaining = number + len(rest), remaining - sum(one.seconds for one in rest)
+                break
             number += 1
             screen.progress(f"  {number} of {count}: {check.name}, about {max(1.0, remaining):.0f} s left")
-            outcome = _run_one(target, check, result)
+            outcome = _run_one(target, check)
             result.outcomes.append(outcome)
             result.kind = target.kind
             say(outcome.line(screen.paint))
             remaining -= check.seconds
 
 
-def _run_one(target: Target, check: Check, result: Results) -> Outcome:
-    if result.outcomes and result.outcomes[0].good is False:
-        return Outcome(check.name, None, "not run, because the first check failed", 0.0)
+def _run_one(target: Target, check: Check) -> Outcome:
     began = time.perf_counter()
     try:
         good, text = True, check.run()
