@@ -96,7 +96,8 @@ def timeout(target: Target) -> str:
     with target.pool(max_size=1) as pool, pool.acquire():
         began = time.perf_counter()
         try:
-            pool.acquire(_SHORT).release()
+            with pool.acquire(_SHORT):
+                pass
         except PoolTimeout as error:
             took, text = time.perf_counter() - began, str(error)
         else:
@@ -136,21 +137,21 @@ def fork(target: Target) -> str:
         raise Skipped("this system has no fork")
     with target.pool(max_size=2) as pool:
         with pool.acquire() as resource:
-            ours = target.identity(resource)
-        theirs = _in_child(lambda: _identity_in(target, pool))
+            ours = target.link(resource)
+        theirs = _in_child(lambda: _link_in(target, pool))
         with pool.acquire() as resource:
             target.ping(resource)
-            if target.identity(resource) != ours:
+            if target.link(resource) != ours:
                 raise Failed("the parent lost its connection when the child used the pool")
     if theirs == repr(ours) and ours is not None:
         raise Failed("the child used its parent's connection")
     return "a child process opened a connection of its own; the parent's still works"
 
 
-def _identity_in(target: Target, pool: Any) -> str:
+def _link_in(target: Target, pool: Any) -> str:
     with pool.acquire(TIMEOUT) as resource:
         target.ping(resource)
-        return repr(target.identity(resource))
+        return repr(target.link(resource))
 
 
 def _in_child(work: Callable[[], str]) -> str:

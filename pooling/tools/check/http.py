@@ -22,7 +22,7 @@ __all__ = ["HTTP"]
 _REQUESTS = 8  # for keep-alive, and by threads
 _SIZE = 2
 _SHORT = 0.3  # seconds of a wait that is to time out
-_TINY = 0.001  # seconds in which no server answers
+_TINY = 0.0001  # seconds in which no server answers
 _LATE = 5.0  # seconds that it may take longer on a busy machine
 
 

@@ -46,6 +46,10 @@ class MySQL(Target):
     def identity(self, resource: Any) -> Any:
         return _query(resource, "SELECT CONNECTION_ID()")[0]
 
+    def link(self, resource: Any) -> Any:
+        found = getattr(resource, "thread_id", None) or getattr(resource, "connection_id", None)
+        return found() if callable(found) else found
+
     def describe(self, resource: Any) -> str:
         version = str(_query(resource, "SELECT VERSION()")[0])
         self.kind = "MariaDB" if "maria" in version.lower() else "MySQL"
@@ -95,9 +99,7 @@ class MySQL(Target):
 
     def _dead(self) -> str:
         def end(number: Any, conn: Any) -> None:
-            name = getattr(conn, "thread_id", None) or getattr(conn, "connection_id", None)
-            known = name() if callable(name) else name
-            if known != self.identity(conn):
+            if self.link(conn) != self.identity(conn):
                 raise Skipped("not tried: behind a proxy, the connection may be another client's by now")
             try:
                 _run(conn, f"KILL {int(number)}")

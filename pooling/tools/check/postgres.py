@@ -59,6 +59,9 @@ class Postgres(Target):
     def identity(self, resource: Any) -> Any:
         return resource.execute("SELECT pg_backend_pid()").fetchone()[0]
 
+    def link(self, resource: Any) -> Any:
+        return resource.info.backend_pid
+
     def describe(self, resource: Any) -> str:
         version = resource.execute("SHOW server_version").fetchone()[0]
         tls = "TLS" if resource.pgconn.ssl_in_use else "not encrypted"
@@ -67,7 +70,7 @@ class Postgres(Target):
 
     def _behind_pooler(self, resource: Any) -> bool:
         """Whether the process id that libpq was told is another one than the server's."""
-        return bool(resource.info.backend_pid != self.identity(resource))
+        return bool(self.link(resource) != self.identity(resource))
 
     def checks(self) -> list[Check]:
         general = general_checks(self)

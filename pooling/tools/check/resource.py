@@ -64,6 +64,10 @@ class Target:
         """Return what the server calls this connection; ``None`` if it has no name."""
         return None
 
+    def link(self, resource: Any) -> Any:
+        """Return what this side knows the connection by, which a pooler in between does not change."""
+        return self.identity(resource)
+
     def describe(self, resource: Any) -> str:
         """Return what the target is, such as ``PostgreSQL 18.1``."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ from .outcome import Failed, Outcome, Results, Skipped, verdict
 from .resource import Check, Target
 from .targets import VARIABLES, from_environment, target_of
 
-__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run", "run_all"]
 
 HELP = "run the essential checks of a pool against your own databases and services, in a minute"
 DESCRIPTION = """
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     screen = Screen(sys.stderr if options.json else sys.stdout)
     code = 0
     try:
-        _run_all(targets, results, screen, quiet=options.json)
+        run_all(targets, results, screen, quiet=options.json)
     except _Interrupted as signalled:
         code = 128 + signalled.number  # as shells number them
         screen.say("interrupted")
@@ -96,8 +96,15 @@ def _target(address: str, parser: argparse.ArgumentParser) -> Target:
         parser.error(f"{masked(address)}: {without_secrets(str(error))}")
 
 
-def _run_all(targets: list[Target], results: list[Results], screen: Screen, *, quiet: bool) -> None:
-    """Run all checks of all targets; the results are complete as far as it got, whatever ends it."""
+def run_all(targets: list[Target], results: list[Results], screen: Screen, *, quiet: bool) -> None:
+    """Run all checks of all targets. Internal.
+
+    Args:
+        targets: The targets.
+        results: Where the results go; they are complete as far as it got, whatever ends it.
+        screen: Where progress is shown.
+        quiet: Whether nothing but progress is shown.
+    """
     plan = [(target, target.checks()) for target in targets]
     remaining = sum(check.seconds for _, checks in plan for check in checks)
     number, count = 0, sum(len(checks) for _, checks in plan)
