@@ -150,7 +150,7 @@ def test_broken_pool_fails(name: str, pool: Callable[[], Stub], words: str) -> N
 
 
 def test_file_that_is_left_open_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pooling.tools.check.general._PATIENCE", 0.0)
+    monkeypatch.setattr("pooling.tools.check.general.PATIENCE", 0.0)
     try:
         with pytest.raises(Failed, match=r"0 connections and \d+ open files are left"):
             general_checks(Leaving())["close"].run()

@@ -26,7 +26,9 @@ _WAITERS = 10
 _SHORT = 0.3  # seconds of a wait that is to time out
 _LATE = 5.0  # seconds that it may take longer on a busy machine
 _SETTLE = 0.1  # seconds until the end of a connection has arrived here
-_PATIENCE = 8.0  # seconds for descriptors and threads to be gone, and for a child process
+
+PATIENCE = 8.0
+"""Seconds for open files to be gone, and for a child process. Internal."""
 
 
 def general_checks(target: Target) -> dict[str, Check]:
@@ -170,7 +172,7 @@ def _in_child(work: Callable[[], str]) -> str:
         os._exit(0)
     os.close(writing)
     try:
-        ready, _, _ = select.select([reading], [], [], TIMEOUT + _PATIENCE)
+        ready, _, _ = select.select([reading], [], [], TIMEOUT + PATIENCE)
         answer = os.read(reading, 4096).decode() if ready else "-it did not answer"
     finally:
         os.close(reading)
@@ -198,7 +200,7 @@ def close(target: Target) -> str:
     opened = count() - before
     pool.close(TIMEOUT)
     size = pool.stats()["size"]
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while count() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     if size or count() > before:

@@ -76,7 +76,7 @@ class SQLite(Target):
                 try:
                     conn.execute("INSERT INTO pooling_check VALUES (1)")  # which begins a transaction
                 except sqlite3.OperationalError as error:
-                    _read_only(error)
+                    _skip_if_read_only(error)
             with pool.acquire() as conn:
                 if conn.in_transaction:
                     raise Failed("the next borrower is in the transaction of the one before")
@@ -95,7 +95,7 @@ class SQLite(Target):
                 with pool.connection() as conn:
                     conn.execute("INSERT INTO pooling_check VALUES (1)")
             except sqlite3.OperationalError as error:
-                _read_only(error)
+                _skip_if_read_only(error)
             with contextlib.suppress(_Intended), pool.connection() as conn:
                 conn.execute("INSERT INTO pooling_check VALUES (2)")
                 raise _Intended
@@ -109,7 +109,7 @@ class _Intended(Exception):
     pass
 
 
-def _read_only(error: sqlite3.OperationalError) -> None:
+def _skip_if_read_only(error: sqlite3.OperationalError) -> None:
     if "readonly" not in str(error):
         raise error
     raise Skipped("not tried: the file can only be read") from None
