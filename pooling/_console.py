@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-__all__ = ["MARKS", "Paint", "Screen", "duration", "left", "marked", "table", "times"]
+__all__ = ["MARKS", "Paint", "Screen", "duration", "left", "marked", "table", "times", "verdict_line"]
 
 _CODES = {"good": "32", "warning": "33", "bad": "1;31", "faint": "2", "title": "1"}
 
@@ -87,6 +87,21 @@ def marked(mark: str, text: str, indent: int = 0, width: int = 100) -> str:
     )  # fmt: skip
 
 
+def verdict_line(good: bool | None, name: str, text: str, width: int, paint: Paint, indent: int = 0) -> str:
+    """Return one line of a verdict: the mark in its colour, the name, and what was seen.
+
+    Args:
+        good: Whether it is; ``None`` if there is no result.
+        name: What was judged.
+        text: What was seen.
+        width: Of the column of names.
+        paint: The colours.
+        indent: Spaces at the beginning.
+    """
+    word, role = MARKS[good]
+    return marked(f"{word:4} {name:{width}} ", text, indent).replace(word, paint(role, word), 1)
+
+
 class Paint:
     """Colours for one stream; without a terminal, or with ``NO_COLOR``, it changes nothing.
 
@@ -110,8 +125,6 @@ class Paint:
 
     def words(self, text: str, roles: dict[str, str]) -> str:
         """Return a text in which some words, each followed by a space, begin a line in a colour."""
-        if not self.on:
-            return text
         lines = []
         for line in text.split("\n"):
             for word, role in roles.items():

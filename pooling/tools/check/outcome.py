@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..._console import MARKS, Paint, duration, marked
+from ..._console import Paint, duration, verdict_line
 
 __all__ = ["Failed", "Outcome", "Results", "Skipped", "verdict"]
 
-_WIDTH = 110
-_NAME = 16
+_NAME = 16  # characters of the longest name, and one
 
 
 class Failed(Exception):
@@ -39,9 +38,7 @@ class Outcome:
 
     def line(self, paint: Paint) -> str:
         """Return it as text: the mark, the name, and what was seen."""
-        word, role = MARKS[self.good]
-        plain = marked(f"{word:4} {self.name:{_NAME}} ", self.text, indent=2, width=_WIDTH)
-        return plain.replace(word, paint(role, word), 1)
+        return verdict_line(self.good, self.name, self.text, _NAME, paint, indent=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""

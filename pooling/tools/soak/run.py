@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from ... import __version__
-from ..._console import Screen
+from ..._console import Screen, left
 from ..demo.child import Child, DemoError
 from ..demo.run import number
 from .echo import Connection
@@ -164,7 +164,9 @@ class _Soak:
                 self._screen.say("interrupted")
                 return
             load.steer()
-            self._screen.progress(self._progress(load, machine.look(), time.monotonic() - began))
+            passed = time.monotonic() - began
+            estimate = left(passed, self._seconds, passed)
+            self._screen.progress(f"{self._progress(load, machine.look(), passed)}  {estimate}")
 
     @staticmethod
     def _progress(load: Load, memory: float, passed: float) -> str:
@@ -200,9 +202,11 @@ class _Soak:
         say(f"{'borrowers':12} met {_list(load.failures()) or 'no error'}")
         for mistake in load.mistakes:
             say(f"{'':12} {mistake}")
-        say("\n" + "\n".join(map(str, verdict)))
+        paint = self._screen.paint
+        say("\n" + "\n".join(check.line(paint) for check in verdict))
         bad = [check.name for check in verdict if check.good is False]
-        say(f"\nBAD: {', '.join(bad)}" if bad else "\ngood: memory and descriptors are flat, nothing was lost")
+        good = f"{paint('good', 'good')}: memory and descriptors are flat, nothing was lost"
+        say(f"\n{paint('bad', 'BAD')}: {', '.join(bad)}" if bad else f"\n{good}")
         with contextlib.suppress(queue.Empty):
             return 128 + self._signals.get(False)  # as shells number them
         return 1 if bad else 0
