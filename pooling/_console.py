@@ -170,6 +170,7 @@ class Screen:
             if self._closed:
                 return
             if self._terminal:
+                text = text[: self._width() - 1]  # a second line would stay
                 self._write(text)
                 self._shown = len(text)
             elif time.monotonic() >= self._due:
@@ -181,6 +182,12 @@ class Screen:
         self.say(text)
         with self._lock:
             self._closed = True
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _write(self, text: str) -> None:
         if self._shown:
