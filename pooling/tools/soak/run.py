@@ -164,16 +164,14 @@ class _Soak:
                 self._screen.say("interrupted")
                 return
             load.steer()
-            passed = time.monotonic() - began
-            estimate = left(passed, self._seconds, passed)
-            self._screen.progress(f"{self._progress(load, machine.look(), passed)}  {estimate}")
+            self._screen.progress(self._progress(load, machine.look(), time.monotonic() - began))
 
-    @staticmethod
-    def _progress(load: Load, memory: float, passed: float) -> str:
+    def _progress(self, load: Load, memory: float, passed: float) -> str:
         stats, leases = load.pool.stats(), load.count("leases")
         failures = sum(load.failures().values())
         return (
             f"{passed:7.1f} s  {leases:9,} leases  {leases / max(passed, 0.1):7,.0f}/s  "
+            f"{left(passed, self._seconds, passed):>10}  "
             f"{stats['in_use']:3} in use {stats['idle']:3} idle {stats['waiting']:3} waiting  "
             f"{load.target.ledger.made:6,} made  {failures:5,} failed  {memory:7.1f} MB"
         )
