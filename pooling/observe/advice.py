@@ -134,6 +134,12 @@ def _size(
     severity = ACT if failed else CONSIDER
     if wanted > size and series.settings.get("adaptive") == "on" and size < (series.settings.get("max_size") or 0):
         return []  # the adaptive size may grow, and had a reason not to
+    if wanted > size == 1 and series.kind == "SQLitePool":
+        return [_item(
+            series.label, severity, "Write in fewer or shorter transactions",
+            f"{facts} SQLite has one writer at a time, so more connections do not help writers; readers= serves reads "
+            "beside them.",
+        )]  # fmt: skip
     if wanted > size:
         limit = " First compare the limit of the server: python -m pooling doctor." * (series.kind in _DATABASES)
         why = f"{facts} With {wanted}, 99 % of the waits stay below {duration_text(target)} (Erlang C).{limit}"
