@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pooling import PoolSettings, PostgresPool, SQLitePool
+from pooling import PoolSettings, SQLitePool
 
 from .model import Order, Quote
+
+if TYPE_CHECKING:
+    from pooling import PostgresPool
 
 __all__ = ["OrderStore", "is_postgres"]
 
@@ -41,7 +44,9 @@ class OrderStore:
         )
         self.pool: SQLitePool | PostgresPool
         if is_postgres(address):
-            import psycopg
+            import psycopg  # here: SQLite needs neither psycopg nor libpq
+
+            from pooling import PostgresPool
 
             self.errors = (psycopg.Error,)
             self.pool = PostgresPool(address, settings, command_timeout=5.0, name="orders")

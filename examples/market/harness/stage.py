@@ -119,10 +119,12 @@ class Stage:
         """Create the schema in PostgreSQL; return the server's version.
 
         Raises:
-            HarnessError: The server cannot be reached, or refuses.
+            HarnessError: The server cannot be reached, or refuses; or psycopg is not installed.
         """
-        import psycopg
-
+        try:
+            import psycopg
+        except ImportError as error:
+            raise HarnessError(f"--dsn needs psycopg and libpq (pip install 'pooling[binary]'): {error}") from None
         assert self.dsn is not None
         try:
             with psycopg.connect(self.dsn, autocommit=True, connect_timeout=10) as conn:
