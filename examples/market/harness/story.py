@@ -7,6 +7,7 @@ import json
 import re
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ class Story:
         self._kinds: set[str] = set()
         self._alerts_read, self._log_read = 0, stage.log.stat().st_size
         self._alerts: dict[str, set[int]] = {}  # processes in which an alert lasts, by its key
+        self._open: Counter[str] = Counter()  # circuits, in all workers, by backend
         self._failed = self._stored = 0  # at the beginning of the phase
         self._failed_before = self._new_failures = 0  # at the last look, and since
 
@@ -55,8 +57,9 @@ class Story:
 
     @property
     def calm(self) -> bool:
-        """Whether health is up, no alert lasts, and no request failed since the last look."""
-        return self._health == "up" and not any(self._alerts.values()) and not self._new_failures
+        """Whether health is up, no alert lasts, all backends are asked, and no request failed since the last look."""
+        lasting = any(self._alerts.values()) or any(self._open.values())
+        return self._health == "up" and not lasting and not self._new_failures
 
     def look(self) -> None:
         """Look at everything, and tell what is new."""
@@ -102,6 +105,9 @@ class Story:
         for line in whole.decode(errors="replace").splitlines():
             found = _LOGGED.search(line)
             text = "" if found is None else found[1] or found[2]
+            for state, change in (("no requests to (\\S+) for now", 1), ("(http\\S+) answers again", -1)):
+                if circuit := re.search(state, text):
+                    self._open[circuit[1]] += change
             if text and self._is_new_kind(text):
                 self.tell("log", text)
 
