@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 
-logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # the pools' warnings, with the time
+logging.basicConfig(format="%(asctime)s [%(process)d] %(levelname)s %(name)s: %(message)s")  # the pools' warnings
 
 wsgi_app = "examples.market.app:create_app()"
 bind = os.environ.get("MARKET_BIND") or "127.0.0.1:8000"

@@ -7,7 +7,6 @@ import json
 import re
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,9 @@ __all__ = ["Story"]
 _WIDE, _INDENT = 118, 21
 _LONGEST = 330  # characters of a message
 _STEADY = 1.5  # seconds: each request is answered by another worker, and some may be well
-_LOGGED = re.compile(r" pooling: (?!alert)(.*)|\[(?:ERROR|CRITICAL)\] (.*)")
+_LOGGED = re.compile(r"\[(\d+)\] \w+ pooling: (?!alert)(.*)|\[(?:ERROR|CRITICAL)\] (.*)")
+_LEFT_OUT = re.compile(r"no requests to (\S+) for now|(http\S+) is left out")
+_BACK = re.compile(r"(http\S+) answers again")
 
 
 class Story:
@@ -44,7 +45,7 @@ class Story:
         self._kinds: set[str] = set()
         self._alerts_read, self._log_read = 0, stage.log.stat().st_size
         self._alerts: dict[str, set[int]] = {}  # processes in which an alert lasts, by its key
-        self._open: Counter[str] = Counter()  # circuits, in all workers, by backend
+        self._left_out: set[tuple[str, str]] = set()  # worker, and the backend that it does not ask
         self._failed = self._stored = 0  # at the beginning of the phase
         self._failed_before = self._new_failures = 0  # at the last look, and since
 
@@ -58,7 +59,7 @@ class Story:
     @property
     def calm(self) -> bool:
         """Whether health is up, no alert lasts, all backends are asked, and no request failed since the last look."""
-        lasting = any(self._alerts.values()) or any(self._open.values())
+        lasting = any(self._alerts.values()) or self._left_out
         return self._health == "up" and not lasting and not self._new_failures
 
     def look(self) -> None:
@@ -104,10 +105,11 @@ class Story:
         self._log_read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             found = _LOGGED.search(line)
-            text = "" if found is None else found[1] or found[2]
-            for state, change in (("no requests to (\\S+) for now", 1), ("(http\\S+) answers again", -1)):
-                if circuit := re.search(state, text):
-                    self._open[circuit[1]] += change
+            text = "" if found is None else found[2] or found[3]
+            if found is not None and (left_out := _LEFT_OUT.search(text)):
+                self._left_out.add((found[1], left_out[1] or left_out[2]))
+            elif found is not None and (back := _BACK.search(text)):
+                self._left_out.discard((found[1], back[1]))
             if text and self._is_new_kind(text):
                 self.tell("log", text)
 
