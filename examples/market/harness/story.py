@@ -165,6 +165,11 @@ class Story:
             self.tell("alert", f"over after {lasted:.0f} s: {alert['kind']} of pool {alert['pool']!r}")
 
     def forget(self, pids: list[int]) -> None:
-        """Forget alerts of processes that do not live any more."""
+        """Forget what processes told that do not live any more.
+
+        Args:
+            pids: Those that live.
+        """
         for where in self._alerts.values():
             where &= set(pids)
+        self._left_out = {one for one in self._left_out if int(one[0]) in pids}
