@@ -38,7 +38,7 @@ class Market:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.cache = make_cache(config.cache)
-        self.stocks = StockService(config.backends, make_http(), self.cache)
+        self.stocks = StockService(make_http(config.backends), self.cache)
         self.fetcher = DataFetcher(self.stocks)
         self.orders = OrderStore(config.orders, config.schema)
         self.monitor: PerformanceMonitor | None = None

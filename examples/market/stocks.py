@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import requests
 
-from pooling import CircuitBreaker, HTTPPool, HTTPTimeout
+from pooling import Balancing, HTTPPool, HTTPTimeout
 
 from .cache import QuoteCache
 from .model import Quote
@@ -19,12 +18,12 @@ class ProviderDown(Exception):
     """No backend of the provider answers."""
 
 
-def make_http() -> HTTPPool:
-    """Return the pool of connections to the provider's backends."""
+def make_http(backends: Sequence[str]) -> HTTPPool:
+    """Return the pool of connections to the provider's backends, which chooses one for each request."""
     return HTTPPool(
-        max_size=100, max_per_host=30, acquire_timeout=5.0, idle_timeout=30.0,
+        base_urls=backends, max_size=100, max_per_host=30, acquire_timeout=5.0, idle_timeout=30.0,
         timeout=HTTPTimeout(connect=1.0, read=3.0, total=5.0),
-        breaker=CircuitBreaker(failures=3, open_for=1.0, open_for_max=4.0),  # for each backend
+        balancing=Balancing(eject_after=3, eject_for=1.0, eject_for_max=4.0),
         name="provider",
     )  # fmt: skip
 
@@ -33,16 +32,13 @@ class StockService:
     """Returns quotes: from the cache if they are fresh, otherwise from a backend.
 
     Args:
-        backends: The addresses of the provider's backends.
-        http: The pool for requests to them.
+        http: The pool for requests to the provider's backends.
         cache: Where quotes are kept.
     """
 
-    def __init__(self, backends: Sequence[str], http: HTTPPool, cache: QuoteCache) -> None:
-        self.backends = tuple(backends)
+    def __init__(self, http: HTTPPool, cache: QuoteCache) -> None:
         self.http = http
         self.cache = cache
-        self._turns = itertools.count()
 
     def quote(self, symbol: str) -> Quote:
         """Return a fresh quote.
@@ -63,25 +59,9 @@ class StockService:
         Raises:
             ProviderDown: No backend answers.
         """
-        response = self._get(f"/quotes/{symbol}")
-        response.raise_for_status()
+        try:
+            response = self.http.get(f"/quotes/{symbol}")  # a retry goes to another backend
+            response.raise_for_status()
+        except requests.RequestException as error:
+            raise ProviderDown(f"no backend answers; the last error: {error}") from error
         return Quote(**response.json())
-
-    def _get(self, path: str) -> requests.Response:
-        """Ask one backend after the other, beginning with another one each time, until one answers.
-
-        A backend that keeps failing costs nothing: its circuit is open, so it is not asked.
-        """
-        first = next(self._turns)
-        error: object = "no backends are configured"
-        for number in range(len(self.backends)):
-            backend = self.backends[(first + number) % len(self.backends)]
-            try:
-                response = self.http.get(backend + path)
-            except (requests.ConnectionError, requests.Timeout) as failure:
-                error = failure
-                continue
-            if response.status_code < 500:
-                return response
-            error = f"{backend} answers {response.status_code}"
-        raise ProviderDown(f"none of the {len(self.backends)} backends answers; the last error: {error}")

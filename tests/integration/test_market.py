@@ -83,8 +83,8 @@ def test_cache_config_is_that_of_the_pool(tmp_path: Path) -> None:
 def test_quotes_come_from_the_cache_and_from_the_backend_that_answers(tmp_path: Path, backend: Backend) -> None:
     cache = make_cache(cache_at(tmp_path, False))
     cache.create_table()
-    with make_http() as http:
-        stocks = StockService(["http://127.0.0.1:9", address(backend)], http, cache)
+    with make_http(["http://127.0.0.1:9", address(backend)]) as http:
+        stocks = StockService(http, cache)
         quotes = [stocks.fetch("ALD") for _ in range(6)]
         assert len({quote.serial for quote in quotes}) == 6
         assert all(quote.price == price_of("ALD", quote.serial) for quote in quotes)
@@ -95,9 +95,9 @@ def test_quotes_come_from_the_cache_and_from_the_backend_that_answers(tmp_path: 
 def test_provider_is_down(tmp_path: Path) -> None:
     cache = make_cache(cache_at(tmp_path, False))
     cache.create_table()
-    with make_http() as http:
-        stocks = StockService(["http://127.0.0.1:9"], http, cache)
-        with pytest.raises(ProviderDown, match="none of the 1 backends answers; the last error: "):
+    with make_http(["http://127.0.0.1:9"]) as http:
+        stocks = StockService(http, cache)
+        with pytest.raises(ProviderDown, match="no backend answers; the last error: "):
             stocks.quote("ALD")
         assert set(DataFetcher(stocks, 2).fetch(["ALD", "ALK"])) == {"ALD", "ALK"}
 
@@ -105,10 +105,10 @@ def test_provider_is_down(tmp_path: Path) -> None:
 def test_fetcher_shows_progress(tmp_path: Path, backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
     cache = make_cache(cache_at(tmp_path))
     assert isinstance(cache, PooledCache)
-    with cache.pool, make_http() as http:
+    with cache.pool, make_http([address(backend)]) as http:
         cache.create_table()
         with Progress("fetcher", len(SYMBOLS)) as progress:
-            assert DataFetcher(StockService([address(backend)], http, cache)).fetch(SYMBOLS, progress) == {}
+            assert DataFetcher(StockService(http, cache)).fetch(SYMBOLS, progress) == {}
         assert all(cache.get(symbol) for symbol in SYMBOLS)
     assert f"of {len(SYMBOLS)} quotes, 0 failed" in capsys.readouterr().out
 
