@@ -21,8 +21,8 @@ __all__ = ["main"]
 
 # Each has HELP, DESCRIPTION, add_arguments(parser) and run(options, parser) -> exit code.
 _COMMANDS = {
-    "config": ".config", "dashboard": ".tools.dashboard", "demo": ".tools.demo.run", "doctor": ".tools.diagnose",
-    "report": ".tools.report", "soak": ".tools.soak.run", "top": ".tools.top.run",
+    "check": ".tools.check.run", "config": ".config", "dashboard": ".tools.dashboard", "demo": ".tools.demo.run",
+    "doctor": ".tools.diagnose", "report": ".tools.report", "soak": ".tools.soak.run", "top": ".tools.top.run",
 }  # fmt: skip
 
 _PIPE = 128 + 13  # a shell's exit code for a program ended by SIGPIPE

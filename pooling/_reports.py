@@ -6,15 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ._console import Paint, duration
+from ._console import table as aligned
 from ._members import Member, reason_of
 from .core.report.messages import printable
 
 __all__ = [
-    "DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "judge", "overall",
+    "DEGRADED", "DOWN", "UP", "Health", "PoolHealth", "Readiness", "Startup", "health_lines", "judge", "overall",
     "status_of", "table",
 ]  # fmt: skip
 
 UP, DEGRADED, DOWN = "up", "degraded", "down"
+_ROLES = {UP: "good", DEGRADED: "warning", DOWN: "bad"}
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,33 @@ def judge(member: Member, result: object, took: float) -> PoolHealth:
     return PoolHealth(DEGRADED if reason else UP, took, reason or None, member.critical)
 
 
-def table(members: Mapping[str, Member], figures: Mapping[str, dict[str, Any]]) -> str:
+def table(members: Mapping[str, Member], figures: Mapping[str, dict[str, Any]], paint: Paint) -> str:
     """Return a table of all pools as text."""
-    head = ("pool", "kind", "in use", "idle", "waiting", "requests", "errors", "wait ms")
+    head = ("pool", "kind", "in use", "idle", "waiting", "requests", "errors", "mean wait")
     rows = [head, *(_row(name, members[name], found) for name, found in figures.items())]
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    heading, *others = aligned(rows, texts=2)
+    return "\n".join([paint("title", heading), *others])
+
+
+def health_lines(health: Health, paint: Paint) -> list[str]:
+    """Return the health of every pool, and of all together, as text.
+
+    Args:
+        health: The result of a check.
+        paint: The colours.
+    """
+    width = max((len(printable(name)) for name in health), default=0)
     lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
-        cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    for name, one in health.items():
+        reason = f"  {one.reason}" if one.reason else ""
+        status = paint(_ROLES[one.status], f"{one.status:8}")
+        lines.append(f"{status}  {printable(name):{width}}  {duration(one.seconds):>7}{reason}")
+    return [*lines, f"overall: {paint(_ROLES[health.status], health.status)}"]
 
 
 def _row(name: str, member: Member, found: dict[str, Any]) -> tuple[str, ...]:
     state = f"{found['in_use']}/{found['max_size'] or 'any'}"  # 0: a foreign pool without a limit
     counts = (found.get(key, 0) for key in ("idle", "waiting_requests", "connection_requests", "connection_errors"))
-    wait = f"{found.get('avg_acquisition_time_ms', 0.0):.2f}"
-    return (printable(name), member.kind, "closed" if member.closed else state, *map(str, counts), wait)
+    wait = duration(found.get("avg_acquisition_time_ms", 0.0) / 1e3)
+    shown = "closed" if member.closed else state
+    return (printable(name), member.kind, shown, *(f"{number:,}" for number in counts), wait)

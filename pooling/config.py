@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from ._console import Paint, table
 from ._masking import SECRETS, masked, shown, suspicious
 from ._members import member_of
 from ._urls import _SQLITE, engine_url, from_url, names_of, normal, parameters, settings_for
@@ -67,10 +68,10 @@ class PoolConfig:
         made = _flat(member_of(self.create()).settings)  # opens nothing
         settings, others = parameters(self.url)
         rows = [("url", masked(self.url), self._source("url"))]
-        rows += [(key, f"{_shown(key, value)}", self._source(key)) for key, value in self.arguments.items()]
+        rows += [(key, _with_unit(key, value), self._source(key)) for key, value in self.arguments.items()]
         rows += [(key, f"{_shown(key, text)}", "the URL") for key, text in others.items() if key not in self.arguments]
         for key, value in made.items():
-            rows.append((key, f"{_shown(key, value)}", "the URL" if key in settings else self._source(key)))
+            rows.append((key, _with_unit(key, value), "the URL" if key in settings else self._source(key)))
         return rows
 
     def _source(self, key: str) -> str:
@@ -277,6 +278,8 @@ def _lower_min_size(base: PoolSettings, given: Mapping[str, str]) -> PoolSetting
 
 # -- the command -------------------------------------------------------------------
 
+_TIMES = ("_timeout", "_interval", "_lifetime", "_initial", "_maximum")  # ends of the names of settings in seconds
+
 HELP = "print the settings in force and the source of each"
 DESCRIPTION = """
 Reads the environment like application_lifespan() and PoolManager.from_env(), and prints the
@@ -310,10 +313,23 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _block(config: PoolConfig) -> str:
-    rows = config.lines()
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"  {what:{widths[0]}}  {value:{widths[1]}}  {source}" for what, value, source in rows]
-    return "\n".join([config.name, *lines])
+    paint, rows = Paint(), config.lines()
+    lines = [paint("title", config.name)]
+    for line, (_, _, source) in zip(table(rows, texts=3), rows):
+        lines.append("  " + (paint("faint", line) if source == "default" else line))
+    return "\n".join(lines)
+
+
+def _with_unit(name: str, value: object) -> str:
+    """The value of a setting for display: as the environment takes it, times with their unit."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and name.endswith(_TIMES):
+        return f"{value:g} s"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and name == "timeout":  # an `HTTPTimeout`
+        limits = dataclasses.asdict(value)
+        return ", ".join(f"{key} none" if limit is None else f"{key} {limit:g} s" for key, limit in limits.items())
+    return f"{_shown(name, value)}"
 
 
 def _shown(name: str, value: object) -> object:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from . import config
+from ._console import Paint
 from ._fields import fields
 from ._masking import masked, shown
 from ._members import Member, in_parallel, member_of
@@ -382,7 +383,8 @@ class PoolManager:
 
     def print_summary(self, file: IO[str] | None = None) -> None:
         """Print a table of all pools, to standard output by default."""
-        print(table(self._members, self.metrics()), file=file or sys.stdout)
+        stream = file or sys.stdout
+        print(table(self._members, self.metrics(), Paint(stream)), file=stream)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .._console import duration as duration_text
+from .._console import times as times_text
 from ..tools.doctor.sizing import Load, size_for
 from .history import Minute, ProcessMinute, Series
 
@@ -134,6 +136,12 @@ def _size(
         wanted = 1  # the writer beside readers: SQLite allows one
     if wanted > size and series.settings.get("adaptive") == "on" and size < (series.settings.get("max_size") or 0):
         return []  # the adaptive size may grow, and had a reason not to
+    if wanted > size == 1 and series.kind == "SQLitePool":
+        return [_item(
+            series.label, severity, "Write in fewer or shorter transactions",
+            f"{facts} SQLite has one writer at a time, so more connections do not help writers; readers= serves reads "
+            "beside them.",
+        )]  # fmt: skip
     if wanted > size:
         limit = " First compare the limit of the server: python -m pooling doctor." * (series.kind in _DATABASES)
         why = f"{facts} With {wanted}, 99 % of the waits stay below {duration_text(target)} (Erlang C).{limit}"
@@ -318,20 +326,6 @@ def advise_process(minutes: Sequence[ProcessMinute]) -> list[dict[str, Any]]:
     return found
 
 
-def times_text(number: int) -> str:
-    """Return how often something happened, in words."""
-    return "once" if number == 1 else f"{number:,} times"
-
-
 def number_text(number: int, noun: str) -> str:
     """Return a number of things, in words."""
     return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration in a suitable unit."""
-    if seconds >= 120:
-        return f"{seconds / 60:.3g} min"
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

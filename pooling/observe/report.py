@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from .._console import marked
 from .advice import advise, advise_process, duration_text, number_text, times_text
 from .history import COUNTERS, Minute, ProcessMinute, Series, start_of
 from .incidents import MOMENTS, WORDS, Incidents
@@ -256,7 +257,10 @@ def render_text(report: dict[str, Any]) -> str:
 
 def _advice_lines(item: dict[str, Any]) -> list[str]:
     where = item["pool"] or "process"
-    return [f"{'!' if item['severity'] == 'act' else '-'} {where}: {item['title']}", f"    {item['why']}"]
+    return [
+        f"{'!' if item['severity'] == 'act' else '-'} {where}: {item['title']}",
+        *marked("", item["why"], indent=4).split("\n"),
+    ]  # fmt: skip
 
 
 def _incident_line(one: dict[str, Any]) -> str:
@@ -284,8 +288,8 @@ def _pool_lines(label: str, pool: dict[str, Any]) -> list[str]:
         f"{label} ({pool['kind']}{state})",
         f"  in use    {pool['in_use']['mean']:.2f} on average, {pool['in_use']['peak']} at the peak, of {limit}",
         f"            {_chart(series['in_use_peak'])}",
-        f"  requests  {pool['requests']} ({pool['requests_per_second']:.2f}/s), {pool['timeouts']} timed out, "
-        f"{pool['refusals']} refused, {pool['turned_away']} failed otherwise; "
+        f"  requests  {pool['requests']:,} ({pool['requests_per_second']:,.2f}/s), {pool['timeouts']:,} timed out, "
+        f"{pool['refusals']:,} refused, {pool['turned_away']:,} failed otherwise; "
         f"exhausted {times_text(pool['exhausted'])}",
         f"            {_chart(series['requests_per_second'])}",
     ]
@@ -295,18 +299,19 @@ def _pool_lines(label: str, pool: dict[str, Any]) -> list[str]:
             lines.append(f"  {name:<9} {_durations(found)}")
             if name == "wait":
                 lines.append(f"            {_chart(series['wait_p99'])}  p99")
-    closed = ", ".join(f"{number} {reason}" for reason, number in pool["closed"].items())
+    closed = ", ".join(f"{number:,} {reason}" for reason, number in pool["closed"].items())
     number = sum(pool["closed"].values())
-    lines.append(f"  opened    {pool['created']}, closed {number}" + (f" ({closed})" if closed else ""))
+    lines.append(f"  opened    {pool['created']:,}, closed {number:,}" + (f" ({closed})" if closed else ""))
     if pool["errors"]:
-        lines.append("  errors    " + ", ".join(f"{number} {kind}" for kind, number in pool["errors"].items()))
+        lines.append("  errors    " + ", ".join(f"{number:,} {kind}" for kind, number in pool["errors"].items()))
     for host in pool.get("hosts", ()):
-        answers = ", ".join(f"{number} x {status}" for status, number in (host["statuses"] | host["failures"]).items())
+        counts = host["statuses"] | host["failures"]
+        answers = ", ".join(f"{number:,} x {status}" for status, number in counts.items())
         latency = _durations(host["latency"])
-        lines.append(f"  host      {host['host']}: {host['requests']} requests ({answers}), {latency}")
+        lines.append(f"  host      {host['host']}: {host['requests']:,} requests ({answers}), {latency}")
     queries = pool.get("queries")
     if queries:
-        lines.append(f"  queries   {queries['count']}, {queries['errors']} failed, {_durations(queries)}")
+        lines.append(f"  queries   {queries['count']:,}, {queries['errors']:,} failed, {_durations(queries)}")
         lines += [f"            {duration_text(one['seconds'])}  {one['query']}" for one in queries["slowest"]]
     return lines
 

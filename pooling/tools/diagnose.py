@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .._console import Paint
 from .._masking import slip, without_secrets
 from ..settings import PoolSettings
 from .doctor.calculator import calculate
@@ -31,6 +32,7 @@ few free connections beside the current clients, which may be this application's
 With --strict, warnings count too.
 """
 
+_ROLES = {"BREAKS": "bad", "warning": "warning", "note": "faint"}
 _PATIENCE = 10  # seconds to connect
 _MYSQL = re.compile(r"(?i)(mysql|mariadb)(\+\w+)?://")
 
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     report = inspect(options.dsn, plan, parser)
     if report is None:
         return 1
-    print(report)
+    print(Paint().words(str(report), _ROLES))
     return int(report.breaks or (options.strict and report.warns))
 
 

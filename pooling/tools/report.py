@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .._console import Paint
 from .metrics_dir import VARIABLE, existing
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
@@ -37,6 +38,13 @@ def _hours(text: str) -> float:
     return hours
 
 
+def _painted(text: str) -> str:
+    """Return the report with its headings, and what has to be done, in colour."""
+    paint = Paint()
+    lines = (paint("title", line) if line[:1].strip() else line for line in text.split("\n"))
+    return paint.words("\n".join(lines), {"!": "bad"})
+
+
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Print the report and return the exit code.
 
@@ -54,6 +62,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if not has_figures(path):  # before it is opened, which leaves a file in a directory that was mistyped
             raise FileNotFoundError(f"no process has shared figures in {path!r}: is it the {VARIABLE}?")
         text = render(SharedDirectory(path), options.hours, options.format)
+        if options.format == "text":
+            text = _painted(text)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

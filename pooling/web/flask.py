@@ -27,6 +27,8 @@ from flask import Blueprint, Flask, Response, current_app, g, has_request_contex
 from flask.cli import AppGroup
 from werkzeug.local import LocalProxy
 
+from .._console import Paint
+from .._reports import health_lines
 from ..manager import PoolManager
 from ._health import HealthEndpoint
 from ._lanes import ByPath, LanePaths
@@ -338,9 +340,8 @@ def _commands() -> AppGroup:
             click.echo('no pools: app.config["POOLING"] is empty')
             sys.exit(1)
         health = manager.health_check(timeout)
-        for name, one in health.items():
-            click.echo(f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms" + (f": {one.reason}" if one.reason else ""))
-        click.echo(f"overall: {health.status}")
+        for line in health_lines(health, Paint()):
+            click.echo(line)
         sys.exit(0 if health else 1)
 
     return group

@@ -271,8 +271,8 @@ def test_config_command_shows_values_and_their_sources(
     assert found["url"] == ["postgresql://app:***@h/x?max_uses=7", "--database"]
     assert found["max_size"] == ["8", "DB_MAX_CONNECTIONS"]
     assert found["max_uses"] == ["7", "the", "URL"]
-    assert found["max_lifetime"] == ["3600.0", "default"]
-    assert found["backoff_initial"] == ["0.05", "default"]
+    assert found["max_lifetime"] == ["3600", "s", "default"]
+    assert found["backoff_initial"] == ["0.05", "s", "default"]
     assert "s3cret" not in output
 
 
@@ -292,7 +292,7 @@ def test_config_command_shows_other_url_parameters(capsys: pytest.CaptureFixture
     assert main(["config", "--url", "sqlite:///x.db?readers=3&statement_timeout=5&max_lifetime=3600"]) == 0
     found = lines(capsys.readouterr().out)
     assert (found["readers"], found["statement_timeout"]) == (["3", "the", "URL"], ["5", "the", "URL"])
-    assert found["max_lifetime"] == ["3600.0", "the", "URL"]  # which is the default, too
+    assert found["max_lifetime"] == ["3600", "s", "the", "URL"]  # which is the default, too
     assert main(["config", "--url", "postgresql://a:s?3cret@h/x?sslmode=require&sslpassword=s3cret"]) == 0
     output = capsys.readouterr().out
     assert lines(output)["sslmode"] == ["require", "the", "URL"]

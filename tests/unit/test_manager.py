@@ -409,7 +409,7 @@ def test_the_table(manager: PoolManager) -> None:
     with pool.acquire():
         manager.print_summary(out)
     head, orders, over = out.getvalue().splitlines()
-    assert head.split() == ["pool", "kind", "in", "use", "idle", "waiting", "requests", "errors", "wait", "ms"]
+    assert head.split() == ["pool", "kind", "in", "use", "idle", "waiting", "requests", "errors", "mean", "wait"]
     assert orders.split()[:5] == ["orders", "Pool", "1/2", "0", "0"]
     assert over.split()[2] == "closed"
 

@@ -573,7 +573,7 @@ def test_summary_states_counts_and_durations(make: Make, clock: VirtualClock, ad
         "  resources 1 created, 1 closed (1 reset)",
         "  errors    1 (1 reset)",
     ]
-    assert "  use       mean 3.00 s, p50 " in out.getvalue()
+    assert "  use       mean 3 s, p50 " in out.getvalue()
 
 
 def test_summary_goes_to_standard_output(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

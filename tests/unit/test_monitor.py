@@ -612,6 +612,10 @@ def test_size_by_littles_law() -> None:
     assert (found["setting"], found["current"], found["severity"]) == ("max_size", 4, "act")
     assert 6 <= found["suggested"] <= 14
     assert str(found["suggested"]) in found["title"] and "Little" not in found["title"]
+    minute = busy_minute(20, 0.25, 0.8, exhausted=50)
+    minute.max_size = 1
+    (writer,) = advice_for(minute, kind="SQLitePool", max_size=1)
+    assert (writer["title"], writer["setting"]) == ("Write in fewer or shorter transactions", None)
     (server,) = advice_for(busy_minute(20, 0.25, 0.8, exhausted=50), kind="PostgresPool")
     assert "doctor" in server["why"] and server["severity"] == "consider"
 

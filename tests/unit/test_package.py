@@ -23,7 +23,7 @@ PACKAGE = ROOT / "pooling"
 
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
-    {"errors", "_fields", "_masking", "_plain"},
+    {"errors", "_fields", "_masking", "_plain", "_console"},
     {"breaker", "lanes"},
     {"settings", "adaptive"},
     {"core"},
@@ -38,7 +38,7 @@ STEPS = [
     {"__init__"},
     {"tools"},
     {"tools.demo"},
-    {"tools.soak", "tools.top"},
+    {"tools.check", "tools.soak", "tools.top"},
     {"__main__"},
 ]
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
@@ -152,7 +152,8 @@ LAYER = {
 
 # Only these may import what is not in the standard library (`testing`: pytest).
 WITH_DRIVERS = {
-    "adapters", "cluster", "compat", "fleet", "observe", "testing", "web", "tools", "tools.demo", "tools.doctor",
+    "adapters", "cluster", "compat", "fleet", "observe", "testing", "web", "tools", "tools.check", "tools.demo",
+    "tools.doctor",
     "tools.soak", "tools.top", "__main__",
 }  # fmt: skip
 
@@ -204,6 +205,13 @@ def test_the_parts_of_the_dashboard_are_packed() -> None:
     patterns = config["options.package_data"]["pooling.web"].split(", ")
     parts = [f"page/{path.name}" for path in (PACKAGE / "web" / "page").iterdir()]
     assert len(parts) == 6 and all(any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts)
+
+
+def test_examples_are_in_the_sdist_and_not_in_the_wheel() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["options.packages.find"]["include"].split() == ["pooling*"]
+    assert "graft examples" in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", ["grafana-board.json", "prometheus-alerts.yml"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..._console import duration, times
 from .histogram import HistogramSnapshot
 
 __all__ = ["LaneSnapshot", "PoolSnapshot", "summary"]
@@ -146,34 +147,28 @@ class PoolSnapshot(NamedTuple):
 
 def summary(s: PoolSnapshot) -> str:
     """Return a snapshot as text."""
-    closed = ", ".join(f"{number} {reason}" for reason, number in sorted(s.closed.items()))
-    errors = ", ".join(f"{number} {kind}" for kind, number in sorted(s.errors.items()))
+    closed = ", ".join(f"{number:,} {reason}" for reason, number in sorted(s.closed.items()))
+    errors = ", ".join(f"{number:,} {kind}" for kind, number in sorted(s.errors.items()))
     lines = [
         f"pool {s.name!r} over {s.duration:.1f} s",
         f"  now       {s.in_use} in use, {s.idle} idle, {s.waiting} waiting, "
         f"{s.size} open of at most {s.max_size}; peak {s.peak_in_use} in use",
-        f"  requests  {s.requests}: {s.acquired} served, {s.timeouts} timed out, "
-        f"{s.refusals} refused, {s.turned_away} other errors; exhausted {s.exhausted} times",
-        f"  resources {s.created} created, {sum(s.closed.values())} closed"
+        f"  requests  {s.requests:,}: {s.acquired:,} served, {s.timeouts:,} timed out, "
+        f"{s.refusals:,} refused, {s.turned_away:,} other errors; exhausted {times(s.exhausted)}",
+        f"  resources {s.created:,} created, {sum(s.closed.values()):,} closed"
         + (f" ({closed})" if closed else ""),
         f"  errors    {sum(s.errors.values())}" + (f" ({errors})" if errors else ""),
     ]
     for name, lane in (s.lanes or {}).items():
         lines.append(
             f"  lane      {name}: {lane.in_use} in use, {lane.waiting} waiting, {lane.acquired} served, "
-            f"{lane.timeouts} timed out, {lane.refusals} refused; p95 wait {_time(lane.wait.p95)}"
+            f"{lane.timeouts} timed out, {lane.refusals} refused; p95 wait {duration(lane.wait.p95)}"
         )
     for label in ("wait", "use", "create", "validate", "release"):
         h: HistogramSnapshot = getattr(s, label)
         if h.count:
             lines.append(
-                f"  {label:<9} mean {_time(h.mean)}, p50 {_time(h.p50)}, "
-                f"p95 {_time(h.p95)}, p99 {_time(h.p99)}, max {_time(h.max)}"
+                f"  {label:<9} mean {duration(h.mean)}, p50 {duration(h.p50)}, "
+                f"p95 {duration(h.p95)}, p99 {duration(h.p99)}, max {duration(h.max)}"
             )
     return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"

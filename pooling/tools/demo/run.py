@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ..._console import Screen, left
 from ..dashboard import DashboardServer
 from .child import Child, DemoError, Message
 from .place import Database, PostgresDatabase, SQLiteDatabase
 from .quotes import SYMBOLS, Quote, compare
-from .screen import Screen
 from .stage import Stage
 from .table import table
 
@@ -271,15 +271,16 @@ class _Demo:
             if "result" in message:
                 self._screen.say(text)
                 return result
-            self._screen.progress(text)
+            self._screen.progress(f"{text}  {left(seconds, self._seconds, seconds)}")
 
     def _show(self, results: Mapping[str, Message], seconds: float) -> None:
         say = self._screen.say
         if all(result["done"] for result in results.values()):
             say("\n" + table(results["unpooled"], results["pooled"]))
         say("\n" + results["pooled"]["summary"])
-        right = "" if all(result["right"] for result in results.values()) else "NOT "
-        say(f"{right}every row is right; {seconds:.1f} s in total")
+        right, paint = all(result["right"] for result in results.values()), self._screen.paint
+        text = paint("good", "every row is right") if right else paint("bad", "NOT every row is right")
+        say(f"{text}; {seconds:.1f} s in total")
 
 
 def _describe(market: Message) -> str:

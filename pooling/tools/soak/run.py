@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 
 from ... import __version__
+from ..._console import Screen, left
 from ..demo.child import Child, DemoError
 from ..demo.run import number
-from ..demo.screen import Screen
 from .echo import Connection
 from .load import Load
 from .target import BadOption, Target, echo_target, user_target
@@ -166,12 +166,12 @@ class _Soak:
             load.steer()
             self._screen.progress(self._progress(load, machine.measure(), time.monotonic() - began))
 
-    @staticmethod
-    def _progress(load: Load, memory: float, passed: float) -> str:
+    def _progress(self, load: Load, memory: float, passed: float) -> str:
         stats, leases = load.pool.stats(), load.count("leases")
         failures = sum(load.failures().values())
         return (
             f"{passed:7.1f} s  {leases:9,} leases  {leases / max(passed, 0.1):7,.0f}/s  "
+            f"{left(passed, self._seconds, passed):>10}  "
             f"{stats['in_use']:3} in use {stats['idle']:3} idle {stats['waiting']:3} waiting  "
             f"{load.target.ledger.made:6,} made  {failures:5,} failed  {memory:7.1f} MB"
         )
@@ -200,9 +200,11 @@ class _Soak:
         say(f"{'borrowers':12} met {_list(load.failures()) or 'no error'}")
         for mistake in load.mistakes:
             say(f"{'':12} {mistake}")
-        say("\n" + "\n".join(map(str, verdict)))
+        paint = self._screen.paint
+        say("\n" + "\n".join(check.line(paint) for check in verdict))
         bad = [check.name for check in verdict if check.good is False]
-        say(f"\nBAD: {', '.join(bad)}" if bad else "\ngood: memory and descriptors are flat, nothing was lost")
+        good = f"{paint('good', 'good')}: memory and descriptors are flat, nothing was lost"
+        say(f"\n{paint('bad', 'BAD')}: {', '.join(bad)}" if bad else f"\n{good}")
         with contextlib.suppress(queue.Empty):
             return 128 + self._signals.get(False)  # as shells number them
         return 1 if bad else 0

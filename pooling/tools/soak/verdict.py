@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from ..._console import Paint, verdict_line
 from .load import TIMEOUT, Load
 
 __all__ = ["Check", "Machine", "checks"]
@@ -28,9 +29,9 @@ class Check(NamedTuple):
     good: bool | None
     text: str
 
-    def __str__(self) -> str:
-        mark = {True: "ok", False: "BAD", None: "--"}[self.good]
-        return f"{mark:4} {self.name:12} {self.text}"
+    def line(self, paint: Paint) -> str:
+        """Return it as text."""
+        return verdict_line(self.good, self.name, self.text, 12, paint)
 
 
 class Machine:

@@ -10,6 +10,8 @@ from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, connections
 
+from ....._console import Paint
+from ....._reports import health_lines
 from .....core.report.messages import format_error, printable
 from ..._pools import all_pools, database_pools
 from ..._servers import SERVERS, activity, clients_allowed
@@ -45,7 +47,8 @@ class Command(BaseCommand):  # noqa: D101
         self.stdout.write("")
         table = io.StringIO()  # Django's stdout ends a line of its own after each write
         all_pools().print_summary(table)
-        self.stdout.write(table.getvalue())
+        heading, newline, rest = table.getvalue().partition("\n")
+        self.stdout.write(Paint(self.stdout)("title", heading) + newline + rest)
 
     def _activity(self, alias: str) -> None:
         try:
@@ -67,14 +70,14 @@ class Command(BaseCommand):  # noqa: D101
         if not len(manager):
             raise CommandError("no pools: no database uses an engine of pooling.web.django, and POOLING is empty")
         health = manager.health_check(timeout)
-        for name, one in health.items():
-            line = f"{name}: {one.status}, {one.seconds * 1e3:.1f} ms"
-            self.stdout.write(f"{line}: {one.reason}" if one.reason else line)
+        lines = health_lines(health, Paint(self.stdout))
+        for line in lines[:-1]:
+            self.stdout.write(line)
         up = [alias for alias in database_pools() if health[f"database:{alias}"]]
         self._report(messages + check_server(None, databases=up))
         if not health:
             raise CommandError(f"overall: {health.status}")
-        self.stdout.write(f"overall: {health.status}")
+        self.stdout.write(lines[-1])
 
     def _report(self, messages: list[CheckMessage]) -> None:
         for message in messages:
