@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .adapters.postgres import PostgresPool
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
-    from .core.circuit import CircuitBreaker
+    from .breaker import CircuitBreaker
     from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -99,7 +99,7 @@ __all__ = [
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
-    "CircuitBreaker": ".core.circuit",
+    "CircuitBreaker": ".breaker",
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",
     "get_http_pool": ".adapters.http.client",

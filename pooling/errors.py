@@ -3,7 +3,7 @@
     PoolError
     ├── PoolTimeout (TimeoutError)   no resource in time: exhausted (names the holders) or down (cause chained)
     ├── PoolUnavailable              the server is down and the caller did not want to wait (cause chained)
-    ├── CircuitOpen                  the server keeps failing, so the call was not made
+    │   └── CircuitOpen              the server keeps failing, so the call was not made
     ├── TooManyWaiting               max_waiting reached
     ├── PoolClosed                   the pool was closed before or during the call
     ├── CreateFailed                 final: wrong password, unknown database (cause chained)
@@ -50,7 +50,7 @@ class PoolUnavailable(PoolError):
     """
 
 
-class CircuitOpen(PoolError):
+class CircuitOpen(PoolUnavailable):
     """The server keeps failing, so this call was not made; see `CircuitBreaker`.
 
     Attributes:

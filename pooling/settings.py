@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 
 from ._fields import fields
 from ._masking import shown
+from .breaker import CircuitBreaker
 from .lanes import Lane, Lanes
 
 __all__ = ["Backoff", "PoolOptions", "PoolSettings", "with_options"]
@@ -248,6 +249,11 @@ class PoolSettings:
             waiters are served strictly in order of arrival. A string such as
             ``"health:reserve=1,web:weight=4,batch:most=5"``, for URLs and the
             environment, or mappings with the fields of a lane mean the same.
+        breaker: A :class:`CircuitBreaker`: while creations keep failing, a
+            borrower that would need one gets :class:`CircuitOpen` at once, and
+            the next attempt is when the breaker says. ``None`` means that
+            borrowers wait. A string such as ``"failures=3,open_for=10"`` or
+            ``"on"``, for URLs and the environment, means the same.
 
     Raises:
         TypeError: A value has the wrong type: a string or a bool for a number.
@@ -281,6 +287,7 @@ class PoolSettings:
     metrics_interval: float = 5.0
     adaptive: str = "off"
     lanes: Mapping[str, Lane] | None = None
+    breaker: CircuitBreaker | None = None
 
     def __post_init__(self) -> None:
         _check(self, ("min_size", "max_size"), ("min_size", "max_idle"))
@@ -434,6 +441,7 @@ class _Options(TypedDict, total=False):
     metrics_interval: float
     adaptive: str
     lanes: Mapping[str, Lane] | None
+    breaker: CircuitBreaker | None
 
 
 class PoolOptions(_Options, total=False):
@@ -472,6 +480,7 @@ _KINDS: dict[str, tuple[Any, str, _Bounds, Callable[[str], object]]] = {
     "bool": (bool, "true or false", (), truth),
     "str": (str, "a string", (), str),
     "Backoff": (Backoff, "a Backoff", (), str),
+    "CircuitBreaker": ((CircuitBreaker, str), "a CircuitBreaker", (), str),
     "Mapping[str, Lane]": ((Mapping, str), "a mapping of Lane objects by name", (), str),
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(PoolSettings)}
@@ -506,6 +515,8 @@ def _accept(field: dataclasses.Field[Any], value: Any) -> object:
         raise TypeError(f"must be {noun}{or_none}")
     if field.name == "lanes":
         return Lanes.of(value)
+    if field.name == "breaker":
+        return CircuitBreaker.of(value)
     for words, bound in _BOUNDS.get(field.name, usual):
         if not _HOLDS[words](value, bound):
             raise ValueError(f"must be {words} {bound:.0f}{or_none}")

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, NoReturn, TypeVar
 
-from ..errors import PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
+from ..errors import CircuitOpen, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 from .engine import EMPTY_PLAN, Engine
 from .entry import DEAD, LaneEntry, Token
 from .lanestate import LaneState
@@ -22,7 +22,7 @@ from .report.holders import borrower, describe, has_ended, holders_of
 from .report.messages import format_counts, format_error
 from .waiter import Waiter
 
-__all__ = ["AUDIT", "Checkout"]
+__all__ = ["AUDIT", "Checkout", "instead_of_lease"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -194,8 +194,9 @@ class Checkout(Generic[R]):
             raise PoolClosed(f"pool {engine.name!r} is closed")
         if outage.error is not None and outage.hurry(now, engine.settings.backoff):
             engine.schedule_sweep(outage.retry_at)
-        if outage.final and not state.live and now < outage.retry_at:
-            raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
+        refusal = outage.refusal(engine.name, engine.adapter.noun, state, now)
+        if refusal is not None:
+            raise refusal from outage.error
         if limit is not None and not waiter.again and (
             state.waiters.needing_release(waiter, state.waiting_for_release, len(state.closing)) >= limit
         ):
@@ -272,6 +273,14 @@ class Checkout(Generic[R]):
         if state.max_size < self.engine.settings.max_size:
             return False  # a limit may be raised
         return all(entry.held and entry.thread in state.waiters.threads for entry in state.entries)
+
+
+def instead_of_lease(engine: Engine[R], error: CircuitOpen) -> Any:
+    """Return what the breaker's ``fallback`` gives in place of a lease, or raise the error if there is none."""
+    breaker = engine.settings.breaker
+    if breaker is None or breaker.fallback is None or engine.owner is None:
+        raise error
+    return breaker.fallback(engine.owner(), error)
 
 
 def _lane(waiter: Waiter, word: str) -> str:

@@ -1,20 +1,8 @@
-"""Circuit breaker: calls fail at once while a server keeps failing.
+"""The states of a circuit breaker, see `pooling.breaker`.
 
-Closed: every call is made, and counted. It opens after ``failures`` failed
-calls in a row, or when ``rate`` of at least ``calls`` calls in the last
-``window`` seconds have failed: the first is for a server that is down, the
-second for one that fails now and then.
-
-Open: every call raises `CircuitOpen` until ``open_for`` seconds have passed.
-
-Half-open: exactly one call is made. If it succeeds, the circuit closes; if it
-fails, it opens again, for twice as long (at most ``open_for_max``). Any other
-end of the call, such as a ``KeyboardInterrupt`` or a wait that timed out, says
-nothing about the server: the next call is the one that is made.
-
-The terms are those of M. Nygard, Release It! (2007); consecutive failures and
-a rate over a window are the two triggers of Envoy's outlier detection and of
-resilience4j.
+`CircuitState` decides, from times and outcomes alone. `Outage` has one for the
+creations of a pool with a breaker; `Circuit` is one for calls of many threads,
+such as the requests to a host.
 """
 
 from __future__ import annotations
@@ -22,70 +10,111 @@ from __future__ import annotations
 import _thread
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from time import monotonic
 from typing import Any
 
-from .._masking import shown
+from ..breaker import CircuitBreaker
 from ..errors import CircuitOpen
 
-__all__ = ["Circuit", "CircuitBreaker"]
+__all__ = ["CLOSED", "Circuit", "CircuitState", "HALF_OPEN", "OPEN"]
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CircuitBreaker:
-    """When a circuit opens, and for how long.
+class CircuitState:
+    """Whether calls may be made, from the outcomes of those before.
 
-    Attributes:
-        failures: It opens after so many failed calls in a row.
-        rate: It opens when this part of the calls of the last ``window`` seconds has failed; ``None`` for never.
-        calls: The least number of calls in the window for which the ``rate`` counts.
-        window: Seconds.
-        open_for: Seconds before a call is made again; doubled after each that fails.
-        open_for_max: The longest that it is doubled to, in seconds.
-        fallback: Called with the request and the `CircuitOpen` instead of raising that; its result is the answer.
-
-    Raises:
-        TypeError, ValueError: A value has the wrong type, or is out of its range.
+    Pure: values in, values out; guarded by its owner's lock.
     """
 
-    failures: int = 5
-    rate: float | None = 0.5
-    calls: int = 20
-    window: float = 10.0
-    open_for: float = 5.0
-    open_for_max: float = 60.0
-    fallback: Callable[[Any, CircuitOpen], Any] | None = None
+    __slots__ = ("policy", "state", "reason", "retry_at", "reported", "_open_for", "_in_a_row", "_failed", "_outcomes")
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "fallback":
-                if value is not None and not callable(value):
-                    raise TypeError(f"fallback must be callable, not {shown(value)}")
-            elif field.name in ("failures", "calls"):
-                if isinstance(value, bool) or not isinstance(value, int):
-                    raise TypeError(f"{field.name} must be a whole number, not {shown(value)}")
-                if value < 1:
-                    raise ValueError(f"{field.name} must be at least 1, not {value}")
-            elif not (field.name == "rate" and value is None):
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise TypeError(f"{field.name} must be a number, not {shown(value)}")
-                if not 0 < value < float("inf"):
-                    raise ValueError(f"{field.name} must be above 0 and finite, not {value}")
-        if self.rate is not None and self.rate > 1:
-            raise ValueError(f"rate must be at most 1, not {self.rate}")
-        if self.open_for_max < self.open_for:
-            raise ValueError(f"open_for_max must be at least open_for={self.open_for}, not {self.open_for_max}")
+    def __init__(self, policy: CircuitBreaker) -> None:
+        self.policy = policy
+        self.state = CLOSED
+        self.reason = ""  # why it is not closed
+        self.retry_at = 0.0  # when a call may be made again
+        self.reported = False  # that it is open; see `events.report_circuit`
+        self._open_for = policy.open_for
+        self._in_a_row = 0
+        self._failed = 0  # of the outcomes
+        self._outcomes: deque[tuple[float, bool]] = deque()  # time, whether it failed
 
+    def at(self, now: float) -> str:
+        """Return the state at a time: an open circuit is half-open from ``retry_at`` on."""
+        if self.state == OPEN and now >= self.retry_at:
+            self.state = HALF_OPEN
+        return self.state
 
-CircuitBreaker.__module__ = "pooling"
+    def failed(self, now: float, reason: str, trial: bool) -> bool:
+        """Record a failed call; return whether the circuit opens, having been closed.
+
+        Args:
+            now: The time.
+            reason: In a few words, for messages.
+            trial: It was the call of the half-open circuit. Others that end while it is not closed began before.
+        """
+        if trial:
+            self._open_for = min(self._open_for * 2, self.policy.open_for_max)
+            self._open(now, reason)
+        elif self.state == CLOSED:
+            self._in_a_row += 1
+            self._count(now, True)
+            if self._must_open():
+                self._open_for = self.policy.open_for
+                self._open(now, f"{self._why()}, the last: {reason}")
+                return True
+        return False
+
+    def succeeded(self, now: float, trial: bool) -> bool:
+        """Record a call that succeeded; return whether the circuit closes."""
+        if trial:
+            self.state, self.reason = CLOSED, ""
+            self._in_a_row = self._failed = 0
+            self._outcomes.clear()
+        elif self.state == CLOSED:
+            self._in_a_row = 0
+            self._count(now, False)
+        return trial
+
+    def error(self, name: str, now: float) -> CircuitOpen:
+        """Return the error for a call that is not made.
+
+        Args:
+            name: What the message calls the server.
+            now: The time.
+        """
+        left = max(0.0, self.retry_at - now)
+        when = "being tried now" if self.at(now) == HALF_OPEN else f"again in {left:.1f} s"
+        return CircuitOpen(f"{name}: circuit open ({self.reason}; {when})", left)
+
+    def _count(self, now: float, failed: bool) -> None:
+        if self.policy.rate is None:
+            return
+        outcomes = self._outcomes
+        outcomes.append((now, failed))
+        self._failed += failed
+        while outcomes[0][0] < now - self.policy.window:
+            self._failed -= outcomes.popleft()[1]
+
+    def _must_open(self) -> bool:
+        policy, calls = self.policy, len(self._outcomes)
+        if self._in_a_row >= policy.failures:
+            return True
+        return policy.rate is not None and calls >= policy.calls and self._failed >= policy.rate * calls
+
+    def _why(self) -> str:
+        if self._in_a_row >= self.policy.failures:
+            return "1 failure" if self._in_a_row == 1 else f"{self._in_a_row} failures in a row"
+        return f"{self._failed} of {len(self._outcomes)} calls failed within {self.policy.window:g} s"
+
+    def _open(self, now: float, reason: str) -> None:
+        self.state, self.reason = OPEN, reason
+        self.retry_at = now + self._open_for
 
 
 class Circuit:
-    """The state of one circuit.
+    """The circuit of one server that many threads call.
 
     Args:
         policy: When it opens.
@@ -101,30 +130,28 @@ class Circuit:
         changed: Callable[[str | None], object] = lambda reason: None,
         now: Callable[[], float] = monotonic,
     ) -> None:
-        self.policy = policy
         self.name = name
         self._changed = changed
         self._now = now
         # Native and re-entrant, as the pool's own (see `runtime.gevent`): a destructor may end a call.
         self._lock: Any = _thread.RLock()
-        self._state = CLOSED
-        self._in_a_row = 0
-        self._failed = 0  # of the outcomes
-        self._outcomes: deque[tuple[float, bool]] = deque()  # time, whether it failed
-        self._retry_at = 0.0
-        self._open_for = policy.open_for
-        self._reason = ""
+        self._state = CircuitState(policy)
         self._trial: object = None  # the call of the half-open circuit
+
+    @property
+    def policy(self) -> CircuitBreaker:
+        """When it opens."""
+        return self._state.policy
 
     @property
     def state(self) -> str:
         """``"closed"``, ``"open"`` or ``"half-open"``."""
-        return self._state
+        return self._state.state
 
     @property
     def reason(self) -> str | None:
         """Why it is not closed."""
-        return None if self._state == CLOSED else self._reason
+        return self._state.reason or None
 
     def enter(self) -> object:
         """Begin a call.
@@ -137,29 +164,19 @@ class Circuit:
         """
         call = object()
         with self._lock:
-            if self._state == CLOSED:
+            if self._state.state == CLOSED:
                 return call
             now = self._now()
-            if self._state == OPEN and now >= self._retry_at:
-                self._state = HALF_OPEN
-            if self._state == HALF_OPEN and self._trial is None:
+            if self._state.at(now) == HALF_OPEN and self._trial is None:
                 self._trial = call
                 return call
-            when = f"again in {self._retry_at - now:.1f} s" if self._state == OPEN else "being tried now"
-        raise CircuitOpen(f"{self.name}: circuit open ({self._reason}; {when})", max(0.0, self._retry_at - now))
+            error = self._state.error(self.name, now)
+        raise error
 
     def succeeded(self, call: object) -> None:
         """End a call that the server has answered."""
         with self._lock:
-            if call is self._trial:
-                self._trial = None
-                self._close()
-                closed = True
-            else:
-                closed = False
-                if self._state == CLOSED:
-                    self._in_a_row = 0
-                    self._count(False)
+            closed = self._state.succeeded(self._now(), self._is_trial(call))
         if closed:
             self._changed(None)
 
@@ -171,55 +188,19 @@ class Circuit:
             reason: In a few words, for messages.
         """
         with self._lock:
-            opened = False
-            if call is self._trial:
-                self._trial = None
-                self._open_for = min(self._open_for * 2, self.policy.open_for_max)
-                self._open(reason)
-            elif self._state == CLOSED:  # else it began before the circuit opened
-                self._in_a_row += 1
-                self._count(True)
-                opened = self._must_open()
-                if opened:
-                    self._open_for = self.policy.open_for
-                    self._open(f"{self._why()}, the last: {reason}")
-            reason = self._reason
+            opened = self._state.failed(self._now(), reason, self._is_trial(call))
+            reason = self._state.reason
         if opened:
             self._changed(reason)
 
     def left(self, call: object) -> None:
         """End a call that says nothing about the server; harmless after its end."""
         with self._lock:
-            if call is self._trial:
-                self._trial = None
+            self._is_trial(call)
 
-    # -- internals, with the lock ----------------------------------------------------
-
-    def _count(self, failed: bool) -> None:
-        if self.policy.rate is None:
-            return
-        now, outcomes = self._now(), self._outcomes
-        outcomes.append((now, failed))
-        self._failed += failed
-        while outcomes[0][0] < now - self.policy.window:
-            self._failed -= outcomes.popleft()[1]
-
-    def _must_open(self) -> bool:
-        policy, calls = self.policy, len(self._outcomes)
-        if self._in_a_row >= policy.failures:
-            return True
-        return policy.rate is not None and calls >= policy.calls and self._failed >= policy.rate * calls
-
-    def _why(self) -> str:
-        if self._in_a_row >= self.policy.failures:
-            return f"{self._in_a_row} failures in a row"
-        return f"{self._failed} of {len(self._outcomes)} calls failed within {self.policy.window:g} s"
-
-    def _open(self, reason: str) -> None:
-        self._state, self._reason = OPEN, reason
-        self._retry_at = self._now() + self._open_for
-
-    def _close(self) -> None:
-        self._state, self._reason = CLOSED, ""
-        self._in_a_row = self._failed = 0
-        self._outcomes.clear()
+    def _is_trial(self, call: object) -> bool:
+        """Whether it was the call of the half-open circuit; another may be made after it. Needs the lock."""
+        if call is not self._trial:
+            return False
+        self._trial = None
+        return True

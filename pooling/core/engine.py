@@ -31,18 +31,17 @@ from contextvars import Context, copy_context
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from ..errors import CreateFailed, PoolError, PoolUnavailable
+from ..errors import PoolError
 from ..settings import PoolSettings
 from .adapter import Adapter, ask, call_hook, overridden
 from .clock import Clock
 from .entry import Entry, Token
-from .events import Events
+from .events import Events, report_circuit
 from .fastpath import FastPath
 from .hangup import watchable
 from .lanestate import state_for
 from .observer import Observer
 from .outage import SETTLE, Outage
-from .report.messages import format_error
 from .report.metrics import PoolMetrics
 from .runtime import fork, registry
 from .runtime.fork import SAME_PROCESS
@@ -108,6 +107,7 @@ class Engine(Generic[R]):
         self.state.waiters.use(settings.lanes)  # first: it may refuse them
         self.settings = settings
         self.state.resize(settings.min_size, settings.max_size, settings.max_idle)
+        self.outage.use(settings.breaker)
         self.fast.configure(settings, self.adapter, any(entry.watched for entry in self.state.entries))
         self.refresh_fast_path_locked()
 
@@ -282,6 +282,7 @@ class Engine(Generic[R]):
         self.schedule_sweep(first_sweep(entry, self.settings, self.adapter))
         if recovered:
             self.events.outage_ended(now - down_since)
+            report_circuit(self.events, self.outage)
         self.events.created(now - started)
         call_hook(self.adapter, self.name, "created")
         self.serve()
@@ -305,7 +306,7 @@ class Engine(Generic[R]):
                 waiting = bool(state.waiters or self.watchers) and not final
                 took = now - entry.since
                 began = outage.failed(error, final, now, self.settings.backoff, waiting, uniform, took)
-                _fail_waiters(self, error)
+                outage.fail_waiters(self.name, self.adapter.noun, state, now, self.settings.max_attempts)
                 if final and (state.waiters or self.watchers):  # they wait for a resource in use
                     outage.hurry(now, self.settings.backoff)
                 news = began and self.outage.incident.begins(now)
@@ -318,6 +319,7 @@ class Engine(Generic[R]):
             # Not logged for an attempt that was in progress when the pool was closed.
             self.events.outage_began(error, log=news and not self.state.closed)
         self.events.create_failed(error)
+        report_circuit(self.events, self.outage)
         self.serve()
 
     # -- close ----------------------------------------------------------------
@@ -436,15 +438,3 @@ def report_recovery(engine: Engine[Any], now: float, settle: float = SETTLE) -> 
     if over is not None:
         engine.events.recovered(*over)
     return due
-
-
-def _fail_waiters(engine: Engine[Any], error: BaseException) -> None:
-    """Fail waiters after a final error, or after ``max_attempts``. Needs the lock."""
-    state, most = engine.state, engine.settings.max_attempts
-    if engine.outage.final and not state.live:
-        state.waiters.fail(CreateFailed, str(engine.outage.cannot_create(engine.name, engine.adapter.noun)), error)
-    if most is not None:
-        for waiter in state.waiters:
-            waiter.attempts += 1
-        text = f"pool {engine.name!r}: {most} attempts to create a {engine.adapter.noun} failed"
-        state.waiters.fail(PoolUnavailable, f"{text}: {format_error(error)}", error, most)

@@ -14,11 +14,12 @@ from .._fields import fields
 from ..errors import PoolError
 from .entry import Entry
 from .observer import Observer, notify
+from .outage import Outage
 from .report.holders import place_of
 from .report.messages import format_error
 from .report.metrics import PoolMetrics
 
-__all__ = ["Events", "Resets"]
+__all__ = ["Events", "Resets", "report_circuit"]
 
 logger = logging.getLogger("pooling")
 
@@ -198,6 +199,28 @@ class Events:
     def closed(self, reason: str) -> None:
         """A resource was closed; it was counted together with its slot."""
         self.notify("closed", reason)
+
+
+def report_circuit(events: Events, outage: Outage) -> None:
+    """Report that the circuit has opened or closed, if it has since the last call."""
+    circuit = outage.circuit
+    if circuit is None:
+        return
+    with events.metrics.lock:
+        reason = circuit.reason
+        if bool(reason) == circuit.reported:
+            return
+        circuit.reported = bool(reason)
+    if reason:
+        logger.warning(
+            "pool %r: circuit open, no %s is created for now: %s", events.name, events.noun, reason,
+            extra=fields("circuit_opened", events.name, host=None, error=reason),
+        )  # fmt: skip
+        events.notify("circuit_opened", None, reason)
+    else:
+        extra = fields("circuit_closed", events.name, host=None)
+        logger.warning("pool %r: circuit closed, a %s was created", events.name, events.noun, extra=extra)
+        events.notify("circuit_closed", None)
 
 
 # "Resets keep failing" means three failures in a row, or more than one failure in five resets: a failure counts as

@@ -29,7 +29,7 @@ path: whether a lane may have an idle resource is decided under the lock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
 from ..lanes import Lane, Lanes
@@ -200,7 +200,7 @@ class LaneQueue(WaitQueue):
         return waiter.line.queue.leave(waiter)  # type: ignore[no-any-return]
 
     def fail(
-        self, error: type[BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
+        self, error: Callable[[str], BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
     ) -> None:
         """As `WaitQueue.fail`."""
         for line in self._all:

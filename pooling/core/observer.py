@@ -82,11 +82,11 @@ class Observer:
     def drained(self, pool: str) -> None:
         """A new generation began: every resource will be replaced."""
 
-    def circuit_opened(self, pool: str, host: str, reason: str) -> None:
-        """A circuit breaker opened: no requests are made to ``host`` for now."""
+    def circuit_opened(self, pool: str, host: str | None, reason: str) -> None:
+        """A circuit breaker opened: no requests to ``host`` for now; no creations if that is ``None``."""
 
-    def circuit_closed(self, pool: str, host: str) -> None:
-        """A circuit breaker closed again: the host has answered."""
+    def circuit_closed(self, pool: str, host: str | None) -> None:
+        """A circuit breaker closed again: the host has answered, or a resource was created if it is ``None``."""
 
     def adapted(self, pool: str, before: int, after: int, reason: str, applied: bool) -> None:
         """The adaptive size took a step from one size to another, for a reason in words and figures.

@@ -31,17 +31,24 @@ die all the time are still replaced. Consequently:
   begins with a burst: more attempts than necessary, but better than a pool that
   fills slowly.
 
+With a `CircuitBreaker`, creations that keep failing open a circuit: it says when
+the next attempt is, and until then a borrower that would need a creation is
+refused instead of waiting for it.
+
 Pure: values in, values out; guarded by the pool's lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from ..errors import CreateFailed
+from ..breaker import CircuitBreaker
+from ..errors import CircuitOpen, CreateFailed, PoolError, PoolUnavailable
 from ..settings import Backoff
+from .circuit import CLOSED, HALF_OPEN, OPEN, CircuitState
 from .report.messages import format_error
-from .state import UNLIMITED
+from .state import UNLIMITED, PoolState
 
 __all__ = ["Incident", "Outage"]
 
@@ -69,12 +76,13 @@ class Outage:
 
     __slots__ = (
         "error", "final", "failures", "since", "retry_at", "full", "lapses_at", "again_at",
-        "incident", "succeeded_at", "most", "_ramp", "_settled", "full_at",
+        "incident", "succeeded_at", "most", "_ramp", "_settled", "full_at", "circuit",
     )
 
     def __init__(self, most: int | None = None) -> None:
         self.most = UNLIMITED if most is None else most  # creations at once, also while the server is up
         self.incident = Incident()
+        self.circuit: CircuitState | None = None  # in a pool with a breaker
         self.succeeded_at = -_NEVER  # when a creation worked last
         self.error: BaseException | None = None  # the last real cause; None: up
         self.final = False  # another attempt would not help
@@ -92,6 +100,51 @@ class Outage:
     def text(self) -> str | None:
         """The last real cause in one line, or ``None`` while the server is up."""
         return None if self.error is None else format_error(self.error)
+
+    def use(self, breaker: CircuitBreaker | None) -> None:
+        """Have this breaker from now on, with a closed circuit if it is another one."""
+        if breaker != (self.circuit and self.circuit.policy):
+            self.circuit = None if breaker is None else CircuitState(breaker)
+            self.retry_at = 0.0
+
+    def stats(self, now: float) -> dict[str, str | None]:
+        """Return why the server is down, and the state of the circuit if there is one."""
+        return {"down": self.text, **({} if self.circuit is None else {"circuit": self.circuit.at(now)})}
+
+    @property
+    def circuit_is_open(self) -> bool:
+        """Whether creations are held back by a circuit; also while it is half-open."""
+        return self.circuit is not None and self.circuit.state != CLOSED
+
+    def circuit_open(self, pool: str, now: float) -> CircuitOpen:
+        """Return the error for a borrower that would need a creation."""
+        assert self.circuit is not None
+        return self.circuit.error(f"pool {pool!r}", now)
+
+    def refusal(self, pool: str, noun: str, state: PoolState, now: float) -> PoolError | None:
+        """Return the error for a borrower that is not to wait for a creation; ``None`` if it may wait."""
+        if self.final and not state.live and now < self.retry_at:
+            return self.cannot_create(pool, noun)
+        if self._circuit_refuses(state) and (now < self.retry_at or state.creating or state.waiters):
+            return self.circuit_open(pool, now)
+        return None
+
+    def fail_waiters(self, pool: str, noun: str, state: PoolState, now: float, most: int | None) -> None:
+        """Fail waiters after a failed creation that is final, opened a circuit, or was their ``most``-th."""
+        if self.final and not state.live:
+            state.waiters.fail(CreateFailed, str(self.cannot_create(pool, noun)), self.error)
+        if self._circuit_refuses(state):
+            error = self.circuit_open(pool, now)
+            state.waiters.fail(partial(CircuitOpen, retry_after=error.retry_after), str(error), self.error)
+        if most is not None:
+            for waiter in state.waiters:
+                waiter.attempts += 1
+            text = f"pool {pool!r}: {most} attempts to create a {noun} failed: {self.text}"
+            state.waiters.fail(PoolUnavailable, text, self.error, most)
+
+    def _circuit_refuses(self, state: PoolState) -> bool:
+        """Whether a circuit is not closed, and a borrower would need a creation rather than a release."""
+        return self.circuit_is_open and not state.idle and state.live < state.max_size
 
     def cannot_create(self, pool: str, noun: str) -> CreateFailed:
         """Return the error for a creation that can never succeed."""
@@ -141,6 +194,11 @@ class Outage:
             delay = backoff.delay(self.failures, waiting=waiting, random=uniform)
             pace = min(PACE, backoff.probe_interval / 2)  # jitter may give short delays, but not on average
             self.retry_at = max(now + delay, self.since + pace * (self.failures - 1))
+        if self.circuit is not None:
+            # A creation that was in progress when the circuit opened is not the one that was to try again.
+            self.circuit.failed(now, format_error(error), trial=self.circuit.at(now) == HALF_OPEN)
+            if self.circuit.state == OPEN:
+                self.retry_at = self.circuit.retry_at
         self.again_at = now + max(REMEMBERED, took)
         self.error = _bare(error)
         self.final = final
@@ -163,7 +221,7 @@ class Outage:
     def hurry(self, now: float, backoff: Backoff) -> bool:
         """Try again within ``probe_interval``, or `REMEMBERED`, for a borrower; return whether that is sooner."""
         soon = self.again_at if self.final else now + backoff.probe_interval
-        if self.error is None or self.retry_at <= soon:
+        if self.error is None or self.retry_at <= soon or self.circuit_is_open:
             return False
         self.retry_at = soon
         return True
@@ -176,6 +234,8 @@ class Outage:
             now: The time.
         """
         self.succeeded_at = now
+        if self.circuit is not None:
+            self.circuit.succeeded(now, trial=self.circuit.state != CLOSED)
         ends = self.error is not None
         if ends or self.full is not None or now < self._settled:
             self._settled = now

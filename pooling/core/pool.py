@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._masking import masked, shown
-from ..errors import PoolClosed, PoolTimeout
+from ..errors import CircuitOpen, PoolClosed, PoolTimeout
 from ..settings import PoolOptions, PoolSettings, with_options
 from .adapter import Adapter, as_adapter
 from .checkin import Checkin
-from .checkout import Checkout
+from .checkout import Checkout, instead_of_lease
 from .clock import SYSTEM, Clock, seconds
 from .engine import Engine, report_recovery
 from .entry import Token
@@ -25,7 +25,7 @@ from .managed import ManagedPool
 from .observer import EVERYWHERE, Observer
 from .probe import Probe
 from .report.holders import Holder, holders_of
-from .report.messages import format_counts, format_error, format_exhaustion
+from .report.messages import format_counts, format_error, format_exhaustion, format_late
 from .report.metrics import PoolMetrics
 from .runtime.fork import SAME_PROCESS
 from .sizing import Budget, attach
@@ -150,8 +150,8 @@ class Pool(ManagedPool[R]):
 
         Raises:
             PoolTimeout: None came in time. The message states counts and holders.
-            PoolUnavailable: The server is down, and ``timeout`` is 0 or
-                ``max_attempts`` creations failed while this call waited.
+            PoolUnavailable: The server is down, and ``timeout`` is 0, or ``max_attempts`` creations
+                failed meanwhile, or the pool's ``breaker`` allows none now (`CircuitOpen`).
             TooManyWaiting: ``max_waiting`` borrowers wait already.
             PoolClosed: The pool was closed before or during the wait.
             CreateFailed: Creation can never succeed; the driver's error is the cause.
@@ -169,7 +169,10 @@ class Pool(ManagedPool[R]):
             except IndexError:
                 pass  # leave the handler, so that later errors do not chain this one
         if token is None:
-            token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
+            try:
+                token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
+            except CircuitOpen as error:
+                return instead_of_lease(self.engine, error)  # type: ignore[no-any-return]
         else:
             entry = token.entry
             now = clock()
@@ -181,7 +184,10 @@ class Pool(ManagedPool[R]):
             ):
                 doubtful = [token]
                 del token, entry  # another thread may get it while this one waits
-                token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
+                try:
+                    token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
+                except CircuitOpen as error:
+                    return instead_of_lease(self.engine, error)  # type: ignore[no-any-return]
         entry = token.entry
         if fast.track_holders:
             entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
@@ -229,13 +235,8 @@ class Pool(ManagedPool[R]):
                 raise PoolClosed(f"pool {self.name!r} was closed while it opened")
             if outage.final:
                 raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
-            noun = engine.adapter.noun
-            text = (
-                f"pool {self.name!r}: {state.ready} of {state.min_size} {noun}s "
-                f"ready within {limit:.1f} s ({format_counts(engine.adapter, engine.state)})"
-            )
-            if outage.error is not None:
-                text += f"; last {noun} error: {format_error(outage.error)}"
+            what = f"{state.ready} of {state.min_size} {engine.adapter.noun}s ready"
+            text = format_late(self.name, what, limit, engine.adapter, state, outage.error)
             raise PoolTimeout(text) from outage.error
 
     def close(self, timeout: float | None = None, *, interrupt: bool = True) -> None:
@@ -426,7 +427,7 @@ class Pool(ManagedPool[R]):
         with engine.lock:
             failing, adapting = self._liveness.resets.error, self._maintenance.adapting
             return {
-                "name": self.name, **engine.state.stats(), "down": engine.outage.text,
+                "name": self.name, **engine.state.stats(), **engine.outage.stats(engine.fast.now()),
                 "resets_failing": None if failing is None else format_error(failing),
                 **({} if adapting is None else {"adaptive": adapting.stats()}),
                 **({} if self.budget is None else {"budget": self.budget.stats()}),
@@ -440,9 +441,8 @@ class Pool(ManagedPool[R]):
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""
-        engine = self.engine
-        with engine.lock:
-            return holders_of(engine.state.lent(), engine.fast.now())
+        with self.engine.lock:
+            return holders_of(self.engine.state.lent(), self.engine.fast.now())
 
     def __repr__(self) -> str:
         with self.engine.lock:

@@ -24,7 +24,7 @@ from .entry import Token
 from .hangup import connected
 from .lanestate import LaneState
 from .liveness import Liveness
-from .report.messages import format_counts, format_error, format_exhaustion
+from .report.messages import format_error, format_exhaustion, format_late
 from .waiting import wait_until
 
 __all__ = ["Probe"]
@@ -108,8 +108,9 @@ class Probe(Generic[R]):
                 now = engine.fast.now()
                 if state.closed:
                     raise PoolClosed(f"pool {engine.name!r} is closed")
-                if outage.final and not state.live and now < outage.retry_at:
-                    raise outage.cannot_create(engine.name, engine.adapter.noun) from outage.error
+                refusal = outage.refusal(engine.name, engine.adapter.noun, state, now)
+                if refusal is not None:
+                    raise refusal from outage.error
                 if self._succeeded >= began:
                     return None
                 if state.paused or self._full():
@@ -177,10 +178,8 @@ class Probe(Generic[R]):
     def _raise_unavailable(self, timeout: float) -> None:
         engine, noun = self.engine, self.engine.adapter.noun
         with engine.lock:
-            counts, error, live = format_counts(engine.adapter, engine.state), engine.outage.error, engine.state.live
-        text = f"pool {engine.name!r}: no {noun} for a health check within {timeout:.1f} s ({counts})"
-        if error is not None:
-            text += f"; last {noun} error: {format_error(error)}"
+            error, live, what = engine.outage.error, engine.state.live, f"no {noun} for a health check"
+            text = format_late(engine.name, what, timeout, engine.adapter, engine.state, error)
         raise (PoolTimeout if live and error is None else PoolUnavailable)(text) from error
 
     # -- with a resource ------------------------------------------------------

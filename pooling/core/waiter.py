@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -150,7 +151,7 @@ class WaitQueue(deque[Waiter]):
         return False
 
     def fail(
-        self, error: type[BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
+        self, error: Callable[[str], BaseException], text: str, cause: BaseException | None = None, attempts: int = 0
     ) -> None:
         """Fail the waiters that waited through at least ``attempts`` failed creations, each with its own error."""
         for waiter in list(self):

@@ -201,7 +201,9 @@ class _Source:
         counters = self.counters
         owner = None if engine.owner is None else engine.owner()
         with engine.lock:
-            now, error = engine.clock.now(), engine.outage.text
+            now, error, circuit = engine.clock.now(), engine.outage.text, engine.outage.circuit
+            if error is not None and circuit is not None and circuit.reason:
+                error = f"circuit {circuit.at(now)}: {error}"
             holders = holders_of(engine.state.lent(), now)
         gauges = {**_gauges(engine, owner, snapshot, now), "down": int(error is not None)}
         recent = self._note_peaks(snapshot, metrics, counters, before, gauges["oldest_wait"])
@@ -261,11 +263,24 @@ def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict
     budget = getattr(owner, "budget", None)
     if budget is not None:
         limits |= {"budget_share": state.limits.get("budget", 0), "budget_total": budget.stats()["total"]}
+    circuits = _open_circuits(engine, owner)
+    if circuits is not None:
+        limits["circuits_open"] = circuits
     return {
         "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
         "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),
         **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
     }  # fmt: skip
+
+
+def _open_circuits(engine: Any, owner: Any) -> int | None:
+    """Return how many circuits are not closed: one of a pool, or those of an HTTP pool's hosts; `None` without any."""
+    connections = getattr(owner, "connections", None)
+    if connections is not None:
+        circuits = connections.hosts.circuits.values()
+        return sum(circuit.state != "closed" for circuit in list(circuits)) if owner.settings.breaker else None
+    circuit = engine.outage.circuit
+    return None if circuit is None else int(circuit.state != "closed")
 
 
 def _longest(name: str, counters: Mapping[str, float], before: Mapping[str, float], all_of_them: Any) -> float:

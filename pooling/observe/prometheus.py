@@ -67,6 +67,7 @@ _BUDGETS = (
     ("budget_share", "pooling_budget_share", "The connections that the budget allows to these processes now."),
     ("budget_total", "pooling_budget_total", "The connections that the budget allows to all processes together."),
 )
+_CIRCUITS = ("circuits_open", "pooling_circuits_open", "Circuit breakers that are open or half-open.")
 _PEAKS = (
     ("in_use", "pooling_in_use_peak", "The most connections in use at once since the last scrape."),
     ("waiting", "pooling_pending_requests_peak", "The most pending requests at once since the last scrape."),
@@ -222,6 +223,9 @@ class _Families:
         if any("budget_total" in one["gauges"] for _, one in self._pools):
             for key, name, text in _BUDGETS:
                 yield self._gauge(name, text, "gauges", key)
+        if any(_CIRCUITS[0] in one["gauges"] for _, one in self._pools):
+            key, name, text = _CIRCUITS
+            yield self._gauge(name, text, "gauges", key)
         for key, name, text in _PEAKS:
             yield self._gauge(name, text, "peaks", key)
         for key, name, text in _COUNTERS:

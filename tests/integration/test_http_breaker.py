@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from pooling import CircuitBreaker, CircuitOpen, HTTPPool, Observer
+from pooling.observe.figures import Recorder
 from tests.integration.tools import wait_until
 from tests.web import WebServer
 
@@ -24,10 +25,10 @@ class Events(Observer):
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
 
-    def circuit_opened(self, pool: str, host: str, reason: str) -> None:
+    def circuit_opened(self, pool: str, host: str | None, reason: str) -> None:
         self.seen.append(("opened", pool, host, reason))
 
-    def circuit_closed(self, pool: str, host: str) -> None:
+    def circuit_closed(self, pool: str, host: str | None) -> None:
         self.seen.append(("closed", pool, host))
 
 
@@ -46,6 +47,7 @@ def test_failing_server_is_left_alone(web: WebServer, caplog: pytest.LogCaptureF
         with caplog.at_level(logging.WARNING, "pooling"):
             fail(pool)
             assert circuit(pool, web) == "open"
+            assert Recorder().sample()["api"]["gauges"]["circuits_open"] == 1
             with pytest.raises(requests.ConnectionError) as caught:
                 pool.get("/echo")
             assert isinstance(caught.value, CircuitOpen) and 0 < caught.value.retry_after <= 0.5
@@ -70,6 +72,18 @@ def test_what_counts(web: WebServer) -> None:
                 pool.get("/slow?s=1")
         with pytest.raises(CircuitOpen, match="3 failures in a row, the last: read timeout"):
             pool.get("/echo")
+
+
+def test_reconfigure_gives_all_hosts_another_breaker(web: WebServer) -> None:
+    with HTTPPool(base_url=web.url, breaker=QUICK) as pool:
+        fail(pool)
+        pool.reconfigure(breaker=CircuitBreaker(failures=1))
+        assert circuit(pool, web) == "closed"
+        fail(pool, times=1)
+        assert circuit(pool, web) == "open"
+        pool.reconfigure(breaker=None)
+        assert pool.get("/echo").status_code == 200
+        assert "circuit" not in pool.stats()["hosts"][web.url]
 
 
 def test_dead_server_and_its_return() -> None:
@@ -173,5 +187,5 @@ def test_dropped_pool_is_freed_at_once(web: WebServer) -> None:
 
 
 def test_breaker_must_be_one() -> None:
-    with pytest.raises(TypeError, match="breaker must be a CircuitBreaker, not True"):
+    with pytest.raises(TypeError, match="breaker must be a CircuitBreaker or None, not True"):
         HTTPPool(breaker=True)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_one_call_is_made_when_it_is_time(clock: Clock) -> None:
         assert (circuit.state, circuit.reason) == ("open", "connect")
     clock.time += 15
     succeed(circuit)
-    assert circuit.state == "closed" and told == ["1 failures in a row, the last: status 502", None]
+    assert circuit.state == "closed" and told == ["1 failure, the last: status 502", None]
     fail(circuit, 1)
     clock.time += 5  # as short as at first
     assert circuit.enter()

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pooling"
 # A part may import the parts of lower steps, and its own modules.
 STEPS = [
     {"errors", "_fields", "_masking", "_plain"},
-    {"lanes"},
+    {"breaker", "lanes"},
     {"settings", "adaptive"},
     {"core"},
     {"tools.doctor", "fleet"},

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pooling import (
+    CircuitBreaker,
+    CircuitOpen,
     CreateFailed,
     Lease,
     Pool,
@@ -38,6 +40,7 @@ from tests.unit.conftest import Make, fill, run_jobs
 
 PATIENCE = 30.0  # real seconds before a thread is called stuck
 TICK = 2.0**-10  # seconds between two arrivals
+BREAKER = CircuitBreaker(failures=2, rate=None, open_for=4, open_for_max=8)
 
 
 @pytest.fixture(autouse=True)
@@ -288,7 +291,9 @@ class PoolMachine(RuleBasedStateMachine):
         blocking=st.booleans(),
         enforces_timeouts=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
-        limits=some({}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}),
+        limits=some(
+            {}, {"max_idle": 2}, {"max_uses": 2}, {"max_attempts": 2}, {"max_waiting": 2}, {"breaker": BREAKER},
+        ),
         ages=some(
             {}, {"idle_timeout": 8, "max_lifetime": 40}, {"validation_interval": 0}, {"health_check_interval": 2},
             {"keepalive_interval": 3, "leak_timeout": 5, "max_validation_failures": 1},
@@ -302,7 +307,7 @@ class PoolMachine(RuleBasedStateMachine):
         blocking: bool,
         enforces_timeouts: bool,
         sizes: tuple[int, int],
-        limits: dict[str, int],
+        limits: dict[str, Any],
         ages: dict[str, float],
         abrupt: bool,
         ahead: int,
@@ -631,6 +636,7 @@ class PoolMachine(RuleBasedStateMachine):
         return {
             PoolTimeout: self.clock.now() >= borrower.deadline,
             PoolUnavailable: borrower.timeout == 0 or settings.max_attempts is not None,
+            CircuitOpen: settings.breaker is not None,
             TooManyWaiting: settings.max_waiting is not None,
             PoolClosed: self.pool.closed,
             CreateFailed: self.final,

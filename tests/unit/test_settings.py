@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pooling.breaker import CircuitBreaker
 from pooling.lanes import Lane
 from pooling.settings import OTHER_NAMES, Backoff, PoolSettings
 
@@ -49,6 +50,7 @@ DEFAULTS = {
     "metrics_interval": 5.0,
     "adaptive": "off",
     "lanes": None,
+    "breaker": None,
 }
 BACKOFF_DEFAULTS = {
     "initial": 0.05,
@@ -59,7 +61,7 @@ BACKOFF_DEFAULTS = {
 }
 OPTIONAL = {
     "max_idle", "max_waiting", "max_lifetime", "idle_timeout", "max_uses", "validation_query",
-    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout", "lanes",
+    "keepalive_interval", "max_attempts", "health_check_interval", "leak_timeout", "lanes", "breaker",
 }  # fmt: skip
 KINDS = {  # what a message calls the type, and the fields of that type
     "a whole number": {
@@ -70,6 +72,7 @@ KINDS = {  # what a message calls the type, and the fields of that type
     "a string": {"validation_query", "adaptive"},
     "a Backoff": {"backoff"},
     "a mapping of Lane objects by name": {"lanes"},
+    "a CircuitBreaker": {"breaker"},
 }  # fmt: skip
 SECONDS = {
     "acquire_timeout", "create_timeout", "max_lifetime", "idle_timeout", "validation_interval",
@@ -219,6 +222,7 @@ def test_a_value_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
         "a string": type(value) is str,
         "a Backoff": False,
         "a mapping of Lane objects by name": type(value) is str,
+        "a CircuitBreaker": type(value) is str,
     }
     for name in [] if right[kind] else KINDS[kind]:
         or_none = " or None" if name in OPTIONAL else ""
@@ -403,6 +407,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "true or false": ("off", False),
     "a string": ("SELECT 2", "SELECT 2"),
     "a mapping of Lane objects by name": ("web:weight=2", {"web": Lane(weight=2), "default": Lane()}),
+    "a CircuitBreaker": ("failures=3", CircuitBreaker(failures=3)),
 }
 
 

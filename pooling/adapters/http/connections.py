@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ...core.circuit import CircuitBreaker
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
 from ...core.report.histogram import SHORT
@@ -44,7 +43,6 @@ class Connections:
         max_per_host: Maximum number of requests in progress to one host.
         name: The pool's name; ``None`` for a number.
         after_fork: Called in a forked child, when this object has been renewed.
-        breaker: When requests to a host are not made for a while; ``None`` for never.
 
     Attributes:
         slots: The pool of request slots. Its name, state, holders and metrics are those of the `HTTPPool`.
@@ -55,10 +53,8 @@ class Connections:
 
     def __init__(
         self, settings: PoolSettings, max_per_host: int, name: str | None, after_fork: Callable[[], object],
-        breaker: CircuitBreaker | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
-        self._breaker = breaker
         self.max_per_host = max_per_host
         self.observers: tuple[Observer, ...] = ()
         self.before_request: Callable[[], object] | None = None
@@ -73,7 +69,7 @@ class Connections:
     def _renew(self) -> None:
         """Begin with no host and no request; a lock of the parent process may guard what there was."""
         self.calls = Calls()
-        self.hosts = Hosts(self.name, self.settings, min(self.max_per_host, self.settings.max_size), self._breaker)
+        self.hosts = Hosts(self.name, self.settings, min(self.max_per_host, self.settings.max_size))
         self.metrics.sockets = self.hosts
         self.hosts.observe(self._socket_observers())
 

@@ -26,8 +26,9 @@ from urllib3.poolmanager import PoolManager
 from urllib3.util import parse_url
 
 from ..._fields import fields
+from ...breaker import CircuitBreaker
 from ...core.adapter import Adapter
-from ...core.circuit import Circuit, CircuitBreaker
+from ...core.circuit import Circuit
 from ...core.entry import Token
 from ...core.observer import Observer, notify
 from ...core.pool import Pool
@@ -193,12 +194,10 @@ class Hosts:
     Assumes: getting, setting and deleting a dict's item are atomic.
     """
 
-    def __init__(
-        self, name: str, settings: PoolSettings, max_per_host: int, breaker: CircuitBreaker | None = None
-    ) -> None:
+    def __init__(self, name: str, settings: PoolSettings, max_per_host: int) -> None:
         self.name = name
         self.circuits: dict[str, Circuit] = {}  # by label
-        self._breaker = breaker
+        self._breaker: CircuitBreaker | None = None
         self.metrics: dict[str, HostMetrics] = {}
         self.forgotten = Forgotten()
         self.contexts = TLSContexts()
@@ -212,8 +211,13 @@ class Hosts:
         self._max_idle = settings.max_idle
         self._settings = settings.replace(
             min_size=0, max_size=max_per_host, max_idle=None, max_attempts=None, leak_timeout=None,
-            health_check_interval=None, keepalive_interval=None,
+            health_check_interval=None, keepalive_interval=None, breaker=None,
         )  # fmt: skip
+        if settings.breaker != self._breaker:
+            self._breaker = settings.breaker
+            self.circuits.clear()
+            for host in self.all():
+                host.circuit = self._circuit_of(host.metrics.host)
         for metrics in list(self.metrics.values()):
             metrics.on = settings.enable_metrics
         for host in self.all():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import requests
 from urllib3.util import Retry
 
-from ...core.circuit import CircuitBreaker
 from ...core.clock import seconds
 from ...core.lease import Lease
 from ...core.managed import ManagedPool
@@ -114,17 +113,17 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             unhealthy. After ``max_validation_failures`` in a row without an
             answer below 500, all sockets are replaced. A probe that finds no
             free connection has no result. See `health_check`.
-        breaker: When no requests are sent to a host for a while, because it
-            keeps failing: they raise `CircuitOpen` at once, or its ``fallback``
-            answers, which returns a ``requests.Response``. Failures are those
-            to connect, timeouts, lost connections and statuses of 502, 504 and
-            503 without ``Retry-After``. ``None`` for never.
         pooled: ``False`` switches pooling off, for comparisons: each request
             opens its own socket, and nothing is limited. Statuses, failures and
             latencies are counted in ``metrics.hosts()``.
         observers: Notified of requests (as leases) and of sockets.
         name: The pool's name in messages and metrics.
-        options: Fields of `PoolSettings`; they override ``settings``.
+        options: Fields of `PoolSettings`; they override ``settings``. With a
+            ``breaker``, no requests are sent to a host for a while that keeps
+            failing: they raise `CircuitOpen` at once, or its ``fallback``
+            answers, which returns a ``requests.Response``. Failures are those
+            to connect, timeouts, lost connections and statuses of 502, 504 and
+            503 without ``Retry-After``.
 
     Raises:
         TypeError, ValueError: An argument has the wrong type or value.
@@ -149,7 +148,6 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         trust_env: bool = True,
         session_factory: Callable[[], requests.Session] = requests.Session,
         health_url: str | None = None,
-        breaker: CircuitBreaker | None = None,
         pooled: bool = True,
         observers: Iterable[Observer] = (),
         name: str | None = None,
@@ -172,14 +170,11 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
         }  # fmt: skip
         self._sessions = Sessions(session_factory, defaults, headers, cookies)
-        if breaker is not None and not isinstance(breaker, CircuitBreaker):
-            raise TypeError(f"breaker must be a CircuitBreaker, not {shown(breaker)}")
-        self.connections = Connections(settings, max_per_host, name, self._sessions.renew, breaker)
+        self.connections = Connections(settings, max_per_host, name, self._sessions.renew)
         self.connections.slots.engine.owner = weakref.ref(self)
         """Internal, for the package's own use: the hosts with their sockets, and the request slots."""
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
-        fallback = None if breaker is None else breaker.fallback
-        self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled, fallback)
+        self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled)
         """The transport adapter, to be mounted on other sessions."""
         self._mounted = self.adapter.mounted
         url = self._whole(health_url) if isinstance(health_url, str) else health_url

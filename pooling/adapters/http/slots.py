@@ -92,7 +92,7 @@ def slot_settings(settings: PoolSettings) -> PoolSettings:
         )
     return settings.replace(
         min_size=0, max_idle=None, max_lifetime=None, idle_timeout=None, max_uses=None,
-        health_check_interval=None, keepalive_interval=None,
+        health_check_interval=None, keepalive_interval=None, breaker=None,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import requests
@@ -42,7 +41,7 @@ class Transport(requests.adapters.HTTPAdapter):
     """
 
     def __init__(
-        self, connections: Connections, timeout: HTTPTimeout, retry: Retry, pooled: bool, fallback: Any = None
+        self, connections: Connections, timeout: HTTPTimeout, retry: Retry, pooled: bool
     ) -> None:
         super().__init__()
         self.max_retries = retry
@@ -50,7 +49,6 @@ class Transport(requests.adapters.HTTPAdapter):
         self._timeout = timeout
         self.unpooled = Unpooled(connections, timeout, retry)
         self._pooled = pooled
-        self._fallback: Callable[[Any, Any], requests.Response] | None = fallback
 
     @property
     def mounted(self) -> requests.adapters.BaseAdapter:
@@ -83,8 +81,9 @@ class Transport(requests.adapters.HTTPAdapter):
             return response
         except exceptions.RequestException as error:
             translated = translate_error(error, limits)
-            if self._fallback is not None and isinstance(translated, CircuitOpen):
-                return self._fallback(request, translated)
+            breaker = self.connections.settings.breaker
+            if isinstance(translated, CircuitOpen) and breaker is not None and breaker.fallback is not None:
+                return breaker.fallback(request, translated)  # type: ignore[no-any-return]
             if translated is error:
                 raise
             raise translated from translated.__cause__ or error

@@ -6,7 +6,7 @@ from typing import Any
 
 import redis.exceptions as theirs
 
-from ...errors import CreateFailed, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
+from ...errors import CircuitOpen, CreateFailed, PoolClosed, PoolError, PoolTimeout, PoolUnavailable, TooManyWaiting
 
 __all__ = ["as_redis_error"]
 
@@ -37,6 +37,10 @@ class RedisPoolUnavailable(PoolUnavailable, theirs.ConnectionError):
     """The server is down, and the caller did not want to wait."""
 
 
+class RedisCircuitOpen(CircuitOpen, theirs.ConnectionError):
+    """The server keeps failing, so no connection was made."""
+
+
 class RedisPoolClosed(PoolClosed, theirs.ConnectionError):
     """The pool was closed."""
 
@@ -51,6 +55,7 @@ class RedisLoginFailed(CreateFailed, theirs.AuthenticationError):
 
 _KINDS: dict[type[PoolError], type[PoolError]] = {
     TooManyWaiting: RedisTooManyWaiting, PoolUnavailable: RedisPoolUnavailable, PoolClosed: RedisPoolClosed,
+    CircuitOpen: RedisCircuitOpen,
 }  # fmt: skip
 
 
@@ -61,4 +66,8 @@ def as_redis_error(error: PoolError) -> PoolError:
         kind = RedisPoolExhausted if error.__cause__ is None else RedisPoolTimeout
     elif type(error) is CreateFailed:
         kind = RedisLoginFailed if isinstance(error.__cause__, theirs.AuthenticationError) else RedisCreateFailed
-    return error if kind is type(error) else kind(*error.args)
+    if kind is type(error):
+        return error
+    translated = kind(*error.args)
+    vars(translated).update(vars(error))  # `CircuitOpen.retry_after`
+    return translated

@@ -8,7 +8,7 @@ from ..._masking import without_secrets
 from ..adapter import Adapter
 from ..state import PoolState
 
-__all__ = ["format_counts", "format_error", "format_exhaustion", "format_lanes", "no_copy", "printable"]
+__all__ = ["format_counts", "format_error", "format_exhaustion", "format_lanes", "format_late", "no_copy", "printable"]
 
 
 def format_counts(adapter: Adapter[Any], state: PoolState) -> str:
@@ -64,6 +64,12 @@ def no_copy(thing: object, instead: str) -> NoReturn:
     For ``__reduce_ex__``, which ``copy``, ``deepcopy`` and ``pickle`` all call.
     """
     raise TypeError(f"{type(thing).__name__} objects cannot be copied or pickled: {instead}")
+
+
+def format_late(pool: str, what: str, timeout: float, adapter: Adapter[Any], state: PoolState, error: Any) -> str:
+    """Return what was not there in time, with the counts and the last error of a creation. Needs the pool's lock."""
+    text = f"pool {pool!r}: {what} within {timeout:.1f} s ({format_counts(adapter, state)})"
+    return text if error is None else f"{text}; last {adapter.noun} error: {format_error(error)}"
 
 
 def format_error(error: BaseException | None) -> str:

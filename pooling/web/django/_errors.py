@@ -26,6 +26,7 @@ def _class_of(*bases: type[Exception]) -> type[errors.PoolError]:
 
 _CONCERNED = {
     errors.PoolTimeout, errors.PoolUnavailable, errors.TooManyWaiting, errors.PoolClosed, errors.CreateFailed,
+    errors.CircuitOpen,
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def as_django(
         return error
     further = [others[kind]] if kind in others else []
     both = _class_of(kind, OperationalError, *further)(*error.args)
+    vars(both).update(vars(error))  # `CircuitOpen.retry_after`
     both.__cause__ = error.__cause__
     both.__traceback__ = error.__traceback__
     return both
