@@ -19,8 +19,9 @@ The life of one resource, with the names to look for:
 
 `Probe` makes the round trips of health checks, which never enter the wait queue.
 `Adapting` steers the size while borrowers wait, where the settings ask for it.
-`PoolState` and `Outage` decide and are pure; `Events` counts, logs and
-notifies. `report` has metrics, holders and messages; `runtime` the background
+`PoolState` and `Outage` decide and are pure, and so is the `CircuitState` of a
+pool with a breaker, which the outage opens and closes; `Events` counts,
+logs and notifies. `report` has metrics, holders and messages; `runtime` the background
 threads, fork, exit and gevent. No module here imports one above it:
 ``tests/unit/test_package.py`` lists the order.
 """
