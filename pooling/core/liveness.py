@@ -97,9 +97,9 @@ class Liveness(Generic[R]):
     def validate(self, token: Token, limit: float) -> Exception | None:
         """Make a round trip; return the error if the resource is dead."""
         engine, entry = self.engine, token.entry
-        self.report_frozen()
         started = engine.fast.now()
         try:
+            self.report_frozen()
             engine.adapter.validate(entry.resource, limit)
         except Exception as error:
             return error.with_traceback(None)  # its frames refer to the token
