@@ -30,6 +30,7 @@ html_title = f"pooling {release}"
 html_static_path = ["_static"]
 html_css_files = ["pooling.css"]
 html_show_sphinx = False
+smartquotes_action = "qe"  # no dashes: options begin with two
 html_copy_source = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"

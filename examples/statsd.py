@@ -16,7 +16,7 @@ from pooling import Observer, Pool
 
 
 class StatsD(Observer):
-    """Sends events; a UDP packet never blocks, and is lost if nobody listens."""
+    """Sends events; a UDP packet never blocks, and is lost if no server listens."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8125, prefix: str = "pooling") -> None:
         self._address, self._prefix = (host, port), prefix

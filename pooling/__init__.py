@@ -38,6 +38,7 @@ from .settings import Backoff, PoolSettings
 
 if TYPE_CHECKING:
     from .adapters.http import HTTPPool, HTTPTimeout
+    from .adapters.http.balancing.policy import Balancing
     from .adapters.http.client import (
         get_http_pool,
         init_http_pool,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .adapters.redis import RedisPool
     from .adapters.sqlite import SQLitePool
     from .breaker import CircuitBreaker
+    from .cluster import PostgresCluster
     from .fleet import FleetBudget
     from .manager import PoolManager, application_lifespan, from_url
 
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Backoff",
+    "Balancing",
     "CircuitBreaker",
     "CircuitOpen",
     "CommandTimeout",
@@ -83,6 +86,7 @@ __all__ = [
     "PoolSnapshot",
     "PoolTimeout",
     "PoolUnavailable",
+    "PostgresCluster",
     "PostgresPool",
     "RedisPool",
     "SQLitePool",
@@ -99,6 +103,7 @@ __all__ = [
 ]
 
 _LAZY = {  # loaded on first use, so that the import stays light
+    "Balancing": ".adapters.http.balancing.policy",
     "CircuitBreaker": ".breaker",
     "HTTPPool": ".adapters.http",
     "HTTPTimeout": ".adapters.http",
@@ -109,6 +114,7 @@ _LAZY = {  # loaded on first use, so that the import stays light
     "HTTP2Pool": ".adapters.http2",
     "FleetBudget": ".fleet",
     "MySQLPool": ".adapters.mysql",
+    "PostgresCluster": ".cluster",
     "PostgresPool": ".adapters.postgres",
     "RedisPool": ".adapters.redis",
     "SQLitePool": ".adapters.sqlite",

@@ -25,7 +25,7 @@ from .core.runtime import registry
 from .core.runtime.poolref import PoolRef
 from .core.runtime.reaper import LISTENERS, OptionalRef, Reaper, SweepRequest
 
-__all__ = ["EVERY", "LOOKS", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched", "offer", "Look"]
+__all__ = ["EVERY", "CHECKS", "VARIABLE", "WATCH", "WATCHED", "directories", "is_watched", "offer", "WatcherCheck"]
 
 VARIABLE = "POOLING_ATTACH"
 """The environment variable that switches it off, with ``0``."""
@@ -78,7 +78,7 @@ def is_watched(path: str, directory: int | None = None) -> bool:
 _MODULE = "pooling.observe.attach"
 
 
-class Look:
+class WatcherCheck:
     """Looks for a watcher, in the reaper."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Look:
 
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Begin to look. Called by the reaper when its thread begins."""
-        if dropped is None and not _is_uwsgi_master() and reaper in (one._reaper for one in registry.runtimes):
+        if dropped is None and not _is_uwsgi_master() and reaper in (one.current_reaper for one in registry.runtimes):
             self._due = SYSTEM.now()
             reaper.inbox.put(SweepRequest(self._reference, self._due))
 
@@ -153,7 +153,7 @@ def _attach(path: str) -> None:
     importlib.import_module(_MODULE).attach(path)
 
 
-LOOKS: list[Look] = []
+CHECKS: list[WatcherCheck] = []
 """That of this process, once it is offered."""
 
 
@@ -167,9 +167,9 @@ def offer() -> None:
     wanted = {"": True, "1": True, "0": False}.get(text)
     if wanted is None:
         raise ValueError(f"{VARIABLE} must be 0 or 1, not {shown(text)}")
-    if wanted and not LOOKS and sys.platform != "win32":  # which has no record locks
-        LOOKS.append(Look())
-        LISTENERS.append(LOOKS[0].listen)
+    if wanted and not CHECKS and sys.platform != "win32":  # which has no record locks
+        CHECKS.append(WatcherCheck())
+        LISTENERS.append(CHECKS[0].listen)
         os.register_at_fork(
             before=_imports.before_fork, after_in_parent=_imports.after_fork, after_in_child=_imports.after_fork
         )

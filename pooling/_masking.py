@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["SECRETS", "is_address", "is_secret", "masked", "shown", "slip", "suspicious", "without_secrets"]
+__all__ = ["SECRETS", "is_address", "is_secret", "masked", "shown", "slip", "split", "suspicious", "without_secrets"]
 
 SECRETS = ("pass", "secret", "token", "key", "pwd", "credential")
 """A parameter whose name contains one of these is a secret."""
@@ -91,7 +91,8 @@ def _without_parameters(text: str, web: bool) -> str:
     for index in range(0, len(parts), 2):
         name, separator, value = parts[index].partition("=")
         if separator:
-            hiding = is_secret(name) or _PAIR.search(value) is not None or (not web and suspicious(value))
+            plain = unquote(value)
+            hiding = is_secret(name) or _PAIR.search(plain) is not None or (not web and suspicious(plain))
             if hiding:
                 parts[index] = parts[index].partition("=")[0] + "=" + _HIDDEN
         elif hiding and parts[index - 1] != "#":  # the rest of a secret that should have been escaped
@@ -124,7 +125,7 @@ def _without_user(token: str) -> str:
             return token  # only a user
         kept = "" if prefix.lower().lstrip("'\"(<[").startswith("http") else user + ":" * rest.startswith(":")
         return f"{prefix}{kept}{_HIDDEN}@{after}"
-    if ":" in before:
+    if ":" in before or "@" in before:
         return f"{_HIDDEN}@{after}"
     quote = before[:1] if before[:1] in "'\"" else ""
     if quote and quote not in before[1:]:  # a "host name", for example
@@ -150,6 +151,28 @@ def slip(parameters: Mapping[str, object], *, url: bool) -> str | None:
     if (url and "@" in dbname) or "://" in dbname or _PAIR.search(dbname):
         return "dbname looks like an address, not a name" + _ENCODE * url
     return None
+
+
+def split(url: str, *, port: bool = True) -> SplitResult:
+    """Split a URL as `urlsplit` does, whose errors may quote part of a password.
+
+    Args:
+        url: The URL.
+        port: Whether to check the port.
+
+    Raises:
+        ValueError: It is malformed; the message omits it.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("the host is malformed" + _ENCODE) from None
+    try:
+        if port:
+            parts.port  # noqa: B018
+    except ValueError:
+        raise ValueError("the port is not a number" + _ENCODE) from None
+    return parts
 
 
 _ENCODE = "; user and password must be percent-encoded, @ as %40 and / as %2F"

@@ -130,6 +130,9 @@ class Ours(Member):
             found["queries"] = statistics.to_dict()
         if isinstance(readers, ManagedPool):
             found["readers"] = readers.metrics.to_dict()
+        servers = getattr(self.pool, "servers", None)  # of a cluster: pools of their own
+        if isinstance(servers, Mapping):
+            found["servers"] = {name: pool.metrics.to_dict() for name, pool in servers.items()}
         return found
 
 

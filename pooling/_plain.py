@@ -1,4 +1,4 @@
-"""The switch for code that uses internals of psycopg, libc or CPython.
+"""The switch for code that uses internals of drivers, libc or CPython.
 
 Each such spot is a module of its own. It says why it is there, what it gains,
 and what happens without it. The plain way is also taken, automatically, when

@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
-from urllib.parse import parse_qsl, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote_plus, urlunsplit
 
-from ._masking import masked, shown
+from ._masking import masked, shown, split
 from .core.managed import ManagedPool
 from .settings import _ALL_NAMES, _OWN_NAMES, OTHER_SCHEMES, PoolSettings, _closest, _hikari, _meant, truth
 
@@ -34,6 +34,7 @@ GROUP = "pooling.schemes"
 SCHEMES = {
     "postgresql": "pooling.adapters.postgres:PostgresPool",
     "postgres": "pooling.adapters.postgres:PostgresPool",
+    "postgresql+cluster": "pooling.cluster:PostgresCluster.from_url",
     **{
         f"{server}{driver}": "pooling.adapters.mysql:MySQLPool"
         for server in ("mysql", "mariadb") for driver in ("", "+pymysql", "+mysqldb", "+mysqlconnector")
@@ -66,7 +67,7 @@ _OWN_PARAMETERS = {
 _BUDGETED = {"postgresql", "mysql", "mariadb", "redis", "rediss", "unix"}  # whose pools have an argument ``budget``
 _ENGINE = "sqlalchemy+"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_SQLITE = re.compile(r"(?is)(sqlite3?):(?!//)(.*)")
+_SQLITE = re.compile(r"(?is)(sqlite|sqlite3|sqlite\+pysqlite):(?!//)(.*)")
 # What precedes the query: a ? followed by an @ before the next slash is part of a user or password.
 _AUTHORITY = re.compile(r"[^:/?#]*://(?:[^/?#]*@|(?![^@/?#]*\?[\w.-]+=)[^/]*@)?")
 
@@ -79,6 +80,7 @@ def from_url(
     ::
 
         from_url("postgresql://app@db/orders?max_size=20&sslmode=require")
+        from_url("postgresql+cluster://app@db1,db2/orders?max_lag=5")
         from_url("mysql://app@db/orders?max_size=20&charset=utf8mb4")
         from_url("sqlite:///app.db?readers=4")
         from_url("https://api.example.com?max_connections=50&timeout=5")
@@ -298,7 +300,7 @@ def http_pool(
 
     if "@" in url.partition("?")[2]:  # urlsplit ends the host at the ?
         raise ValueError("user, password and parameters must be percent-encoded, ? as %3F and @ as %40")
-    parts = urlsplit(url)
+    parts = split(url)
     given: dict[str, Any] = {}
     times: dict[str, float] = {}
     for key, text in parse_qsl(parts.query, keep_blank_values=True):

@@ -1,4 +1,4 @@
-"""Lanes: what shares a pool, each with reserved places, a weight and a limit.
+"""Lanes: what shares a pool, each with reserved slots, a weight and a limit.
 
 ::
 
@@ -49,17 +49,17 @@ class Lane:
 
     Within a lane, waiters are served in order of arrival. Between lanes:
 
-    - A lane with fewer leases than its ``reserve`` comes first, and no other lane can take these places.
-    - All other places are divided by ``weight`` among the lanes that have waiters: by the *time* for which connections
+    - A lane with fewer leases than its ``reserve`` comes first, and no other lane can take these slots.
+    - All other slots are divided by ``weight`` among the lanes that have waiters: by the *time* for which connections
       are held, not by the number of leases. Otherwise a lane of long leases would get nearly all connections. A lane
       that needs less than its share leaves the rest to the others, and saves nothing up.
-    - A lease is never interrupted. Only ``reserve``, and ``most`` of the other lanes, keep a place free for a lane that
+    - A lease is never interrupted. Only ``reserve``, and ``most`` of the other lanes, keep a slot free for a lane that
       has had nothing to do.
 
     Attributes:
-        reserve: The number of places that only this lane may use. The connection in a reserved place is opened when it
+        reserve: The number of slots that only this lane may use. The connection in a reserved slot is opened when it
             is needed first.
-        weight: The lane's part of the places that are not reserved, relative to the weights of the others.
+        weight: The lane's part of the slots that are not reserved, relative to the weights of the others.
         most: The maximum number of leases at once; ``None`` means all that the other lanes have not reserved.
 
     Raises:
@@ -123,7 +123,7 @@ class Lanes(Mapping[str, Lane]):
         return cls(found)
 
     def check(self, max_size: int) -> None:
-        """Check that the reserved places leave one for each lane.
+        """Check that the reserved slots leave one for each lane.
 
         Raises:
             ValueError: They do not. The message is the rule only.
@@ -133,8 +133,8 @@ class Lanes(Mapping[str, Lane]):
         total = sum(reserved.values())
         if total + bool(others) > max_size:
             listed = ", ".join(f"{name} {number}" for name, number in reserved.items())
-            left = f", and leave a place for the lanes without ({', '.join(others)})" if others else ""
-            raise ValueError(f"must reserve at most max_size ({max_size}) places together{left}: {listed}")
+            left = f", and leave a slot for the lanes without ({', '.join(others)})" if others else ""
+            raise ValueError(f"must reserve at most max_size ({max_size}) slots together{left}: {listed}")
 
     def __getitem__(self, name: str) -> Lane:
         return self._lanes[name]

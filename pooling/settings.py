@@ -120,6 +120,17 @@ def truth(text: str) -> bool:
         raise ValueError("must be true or false") from None
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return an argument that is a boolean; a text such as ``"off"`` would count as true.
+
+    Raises:
+        TypeError: It is not a boolean.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, not {shown(value)}")
+    return value
+
+
 def variable(environ: Mapping[str, str], name: str) -> str | None:
     """Return the value of a variable; ``None`` if it is unset or empty (compose files pass unset ones as empty)."""
     text = environ.get(name)

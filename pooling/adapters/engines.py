@@ -9,7 +9,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from .._masking import shown
+from .._masking import shown, slip
 from ..settings import PoolSettings
 from .sqlalchemy import Pool
 
@@ -46,7 +46,8 @@ def engine_of(
         arguments: Further arguments of ``create_engine``.
 
     Raises:
-        ValueError: SQLAlchemy cannot read the URL, or it names a SQLite database in memory.
+        ValueError: SQLAlchemy cannot read the URL, or it names a SQLite database in memory;
+            or its host, port or database contains part of a password.
         TypeError: An argument is unknown, or the pool's own.
         ImportError: The driver is not installed.
     """
@@ -74,13 +75,19 @@ def engine_of(
 def _target(url: str) -> URL:
     try:
         target = make_url(url.partition("+")[2])
-    except ArgumentError as error:
-        raise ValueError(f"SQLAlchemy cannot read this URL: {error}") from None
+    except (ArgumentError, ValueError):  # which may quote part of a password
+        raise ValueError(
+            "SQLAlchemy cannot read this URL: user and password must be percent-encoded, and the port be a number"
+        ) from None
     if target.drivername.startswith("sqlite") and target.database in (None, "", ":memory:"):
         raise ValueError(
             "a SQLite database in memory exists once for each connection; "
             f"write sqlalchemy+sqlite:///file.db, not {shown(url)}"
         )
+    if not target.drivername.startswith("sqlite"):
+        wrong = slip({"host": target.host, "port": target.port, "dbname": target.database}, url=True)
+        if wrong is not None:  # SQLAlchemy would show it
+            raise ValueError(wrong)
     driver = _DRIVERS.get(target.drivername)
     if driver is not None and not (driver == "pymysql" and find_spec("MySQLdb")):
         backend = "postgresql" if target.drivername == "postgres" else target.drivername

@@ -11,26 +11,31 @@ recycles and invalidates its connection, and fires the events. A pool class only
 decides which borrower gets which record, and when; here our pool does that. So
 all settings of SQLAlchemy keep their meaning, with any driver.
 
+SQLAlchemy's own tests of ``QueuePool`` pass with it, with these intended exceptions:
+
+- those that read private attributes (``_pool``, ``_overflow``), or compare all of two pools (``test_recreate_state``);
+- ``test_dispose_closes_pooled`` expects a connection that was in use at `Pool.dispose` to be lent again; it is closed.
+
 `DBAPIAdapter` is for the connections of any DB-API driver without SQLAlchemy.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, _ConnectionFairy, _ConnectionRecord
 
 from .._masking import shown
 from ..core.adapter import Adapter, Verdicts
+from ..core.hangup import connected, watchable
 from ..core.lease import Lease
 from ..core.pool import Pool as Core
-from ..core.report.holders import Holder, borrower
+from ..core.report.holders import Holder, borrower, depth_of_borrower
+from ..core.report.messages import no_copy
 from ..core.report.metrics import PoolMetrics
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
@@ -59,6 +64,9 @@ class Pool(pool.Pool):
     - A forked child finds the pool empty and usable, and does not affect the
       parent's connections. An inherited connection can be closed, which sends
       nothing; any other use raises a `LeaseError`.
+    - A connection that the server has closed is not lent, even without
+      ``pool_pre_ping``, if the driver provides its socket (psycopg, psycopg2,
+      PyMySQL). This takes no round trip.
     - `holders` returns where and when each connection in use was acquired, and
       the error of a timeout contains it.
 
@@ -127,7 +135,7 @@ class Pool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = self.core.acquire(self._acquire_timeout, _steps_to_borrower())
+            lease = self.core.acquire(self._acquire_timeout, depth_of_borrower(_BETWEEN))
         except PoolTimeout as error:
             raise exc.TimeoutError(f"{error}; size {self.size()}, overflow {self.overflow()}", code="3o7r") from None
         record = lease.resource()
@@ -146,6 +154,9 @@ class Pool(pool.Pool):
         lease = self._lent.pop(record, None)  # type: ignore[call-overload]
         if lease is not None:  # otherwise the connection belongs to the parent process
             lease.__exit__(None, None, None)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
 
     def recreate(self) -> Pool:
         """Return a new, empty pool with the same settings."""
@@ -209,7 +220,7 @@ class _Core(Core[_Slot]):
     def __init__(self, owner: Pool) -> None:
         unbounded = owner._max_overflow == -1
         super().__init__(
-            adapter=_PostgresRecords(owner) if owner._is_postgres else _Records(owner),
+            adapter=_adapter_for(owner),
             settings=PoolSettings(
                 min_size=0, max_size=_UNBOUNDED if unbounded else owner._pool_size + owner._max_overflow,
                 max_idle=owner._pool_size or None, acquire_timeout=owner._acquire_timeout,
@@ -262,7 +273,16 @@ class _Records(Adapter[_Slot]):
         return record
 
 
-class _PostgresRecords(_Records):
+class _RemoteRecords(_Records):
+    """Records of connections to a server: one that the server has closed is not lent."""
+
+    def is_alive(self, resource: _Slot) -> bool:
+        record: Any = resource()
+        watched = None if record is None else record._watched
+        return watched is None or connected(watched)
+
+
+class _PostgresRecords(_RemoteRecords):
     """Records of psycopg's connections, with validation and stall detection."""
 
     enforces_timeouts = True
@@ -333,6 +353,12 @@ def _connection_of(resource: _Slot) -> Any:
     return None if record is None else bare_of(record._connected)
 
 
+def _adapter_for(owner: Pool) -> _Records:
+    if owner._is_postgres:
+        return _PostgresRecords(owner)
+    return _Records(owner) if getattr(owner._dialect, "name", None) == "sqlite" else _RemoteRecords(owner)
+
+
 def _is_psycopg(dialect: Any) -> bool:
     return (getattr(dialect, "name", None), getattr(dialect, "driver", None)) == ("postgresql", "psycopg")
 
@@ -344,7 +370,7 @@ def _is_psycopg(dialect: Any) -> bool:
 class _Record(_ConnectionRecord):
     """A slot's record."""
 
-    __slots__ = ("_connected",)
+    __slots__ = ("_connected", "_watched")
 
     @property
     def dbapi_connection(self) -> Any:
@@ -356,6 +382,7 @@ class _Record(_ConnectionRecord):
             from .postgres.stalls import watched
 
             watched(value)
+        self._watched = value if value is not None and watchable(value) else None
         self._connected = value
 
 
@@ -397,18 +424,6 @@ class _Fairy(_ConnectionFairy):
 
 _slot: Any = _ConnectionFairy.dbapi_connection  # the descriptor of the attribute
 _get_connection, _set_connection = _slot.__get__, _slot.__set__
-
-
-def _steps_to_borrower() -> int:
-    """Return the depth, for `acquire`, of the frame that called SQLAlchemy: the connection's holder."""
-    steps = 1
-    frame: FrameType | None = sys._getframe(1).f_back
-    while frame is not None:
-        steps += 1
-        if not frame.f_globals.get("__name__", "").startswith(_BETWEEN):
-            return steps
-        frame = frame.f_back
-    return 1
 
 
 def _check(**sizes: int) -> None:

@@ -178,28 +178,28 @@ class Controller:
             return None
         self._closed_for = min(_AGAIN_MOST, max(_AGAIN, 2 * self._closed_for))
         self._settle(window.rate, self._time(window), window.at)
-        told = f"{trial.before} -> {window.size} changed the completions by {gain:+.1%}: {self._figures(window)}"
+        outcome = f"{trial.before} -> {window.size} changed the completions by {gain:+.1%}: {self._figures(window)}"
         lost = -gain > self._clear(window)
         longer = self._time(window) > _CONTENDED * trial.time
         if window.size - trial.before > 1 and (lost or longer):
             back = (trial.before + window.size) // 2
             if lost or self._may(-1, window):
-                return back, f"half of the last step back, {told}"
+                return back, f"half of the last step back, {outcome}"
         if lost:
-            return self._restore(trial, told)
+            return self._restore(trial, outcome)
         self._undo = trial.before
-        return self.size, f"no further growth, {told}"
+        return self.size, f"no further growth, {outcome}"
 
     def _after_shrink(self, window: Window, trial: _Trial) -> tuple[int, str] | None:
         """Judge a shrink: it goes on while it helps, and is undone if it clearly cost completions."""
         change, share = window.rate / trial.rate - 1, 1 - window.size / trial.before
         time = self._time(window)
-        told = f"{trial.before} -> {window.size} changed the completions by {change:+.1%}: {self._figures(window)}"
+        outcome = f"{trial.before} -> {window.size} changed the completions by {change:+.1%}: {self._figures(window)}"
         self._settle(window.rate, time, window.at)
         if change < 0 and 1 - time / trial.time < share / 2:  # the work takes longer now, however many do it at once
             self._usual, self._usual_size = time, window.size
         if -change > max(self._clear(window), share / 3):
-            return self._restore(trial, told)
+            return self._restore(trial, outcome)
         known = self._usual_size < window.size
         if known:
             helped = change > 0.01 or time > _OVERLOADED * self._usual
@@ -208,10 +208,10 @@ class Controller:
             helped = change > -0.02
             contended = 1 - time / trial.time > share / 2
         if helped and contended:
-            return window.size - self._decrease(window), f"a smaller size helps, {told}"
+            return window.size - self._decrease(window), f"a smaller size helps, {outcome}"
         if change < -share / 3:
             self._undo = trial.before
-        return self.size, f"best size so far, {told}"
+        return self.size, f"best size so far, {outcome}"
 
     def _undo_later(self, window: Window) -> tuple[int, str] | None:
         """Undo the last step, which did not help, as soon as the cool-down permits."""
@@ -281,10 +281,10 @@ class Controller:
         """Whether the cool-down permits a step in this direction."""
         return direction != -self._direction or window.at >= self._reversed_at + COOL_DOWN
 
-    def _restore(self, trial: _Trial, told: str) -> tuple[int, str]:
+    def _restore(self, trial: _Trial, outcome: str) -> tuple[int, str]:
         """Undo the last step at once. That is no trial: the size is known."""
         self._settled, self._restoring = (trial.rate, trial.time), True
-        return trial.before, f"the last step is undone, {told}"
+        return trial.before, f"the last step is undone, {outcome}"
 
     def _settle(self, rate: float, time: float, at: float) -> None:
         """Close the growth until the load differs from this one, or for some minutes."""

@@ -75,7 +75,8 @@ Differences, and the reasons:
 - *A check that fails* closes its connection, where psycopg_pool rolls it back and
   keeps it. If a new connection fails it, that counts as a failed attempt to connect.
 
-psycopg_pool's own tests of its documented behaviour pass, with these intended
+Of psycopg_pool's own tests, 144 use its documented behaviour. 136 of them pass, and
+three of these not always, because they measure tenths of a second. The intended
 exceptions:
 
 - ``test_connect_no_check`` expects a dead connection to be lent.
@@ -85,7 +86,10 @@ exceptions:
 - ``test_max_lifetime`` and, occasionally, ``test_close_returns_no_loop`` and
   ``test_override_close_no_loop_subclass`` expect an expired connection to be lent
   or kept idle; see *Age*.
-- ``test_check_returns_an_ok_connection``: see *A check that fails*.
+- ``test_reconnect_failure``, occasionally, expects the pool to give up after exactly
+  ``reconnect_timeout``; see *Reconnecting*. It takes 30 s longer, because it expects
+  a dead connection to be lent.
+- ``test_check_returns_an_ok_connection`` (two cases): see *A check that fails*.
 
 Tests of private parts (``_workers``, ``_sched_runner``, ``_jitter``,
 ``_add_to_pool``, ``ShrinkPool``, ``AttemptWithBackoff``) do not apply.
@@ -99,7 +103,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -112,6 +116,7 @@ from ..adapters.postgres.session import left_open, notes_of
 from ..core.entry import Entry
 from ..core.lease import Lease
 from ..core.report.holders import borrower
+from ..core.report.messages import no_copy
 from ..core.report.snapshot import PoolSnapshot
 from ..core.runtime import fork
 from ..core.runtime.fork import SAME_PROCESS
@@ -460,7 +465,7 @@ class ConnectionPool(Generic[CT]):
             raise ValueError(f"pool {self.name!r}: cannot return a connection that this pool has not lent: {conn}")
         # Without a resource it belongs to the parent process.
         if (SAME_PROCESS[0] or fork.ensure_process()) and lease._token.entry.resource is not None:
-            self._take_back(lease, conn, None)
+            self._check_in(lease, conn, None)
 
     def _lend(self, timeout: float | None) -> Lease[CT]:
         if not self._ready:
@@ -481,7 +486,7 @@ class ConnectionPool(Generic[CT]):
         vars(conn)["_pool"] = self  # its close() asks this what to do
         return lease
 
-    def _take_back(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
+    def _check_in(self, lease: Lease[CT], conn: CT, error: BaseException | None) -> None:
         assert lease._token is not None  # it was lent until now
         entry = lease._token.entry
         try:
@@ -654,6 +659,9 @@ class ConnectionPool(Generic[CT]):
             **self.core._ledger.counters(pop),
         }
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "threads share one, forked processes inherit it, and other processes make their own")
+
     def __repr__(self) -> str:
         seen = self.core.metrics.snapshot()
         return (
@@ -766,9 +774,9 @@ class Block(Generic[CT]):
         except BaseException as problem:
             if conn is None:
                 return  # a child's copy: connection and transaction belong to the parent (checked only here, P9)
-            self._pool._take_back(lease, conn, problem)
+            self._pool._check_in(lease, conn, problem)
             raise
-        self._pool._take_back(lease, conn, error)
+        self._pool._check_in(lease, conn, error)
 
     def __del__(self) -> None:
         if getattr(self, "_lease", None) is not None:  # dropped inside the block, as a generator may be

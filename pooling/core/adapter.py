@@ -16,7 +16,7 @@ from .._fields import fields
 from .._masking import shown
 from ..settings import PoolSettings
 
-__all__ = ["Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
+__all__ = ["HOOKS", "Adapter", "FunctionAdapter", "Verdicts", "as_adapter", "ask", "call_hook", "overridden"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -31,6 +31,10 @@ _LOST = {  # further system errors that mean a descriptor is no longer usable
 } - {None}  # fmt: skip
 
 
+HOOKS = ("is_alive", "validate", "reset", "close", "created", "refuse", "evicted")
+"""Methods of `Adapter` that are called for each resource or lease, and not at all where they are not overridden."""
+
+
 class Verdicts(NamedTuple):
     """The result of :meth:`Adapter.end_stalled`."""
 
@@ -43,7 +47,8 @@ class Adapter(Generic[R]):
     """Creates and maintains one kind of resource; a new kind is one subclass.
 
     Only :meth:`create` is required. Methods that a subclass does not override
-    cost nothing, because the pool skips them.
+    cost nothing, because the pool skips them; it finds out which when it is
+    made or reconfigured. A subclass overrides public methods only.
 
     Attributes:
         noun: The word for the resource in messages (``"connection"``, ``"session"``).

@@ -1,8 +1,8 @@
 """Adaptive size of one pool: samples while borrowers wait, and the limit or the proposal that follows.
 
-The samples are taken in the sweeps that the pool makes anyway while borrowers wait. When nobody waits there is
+The samples are taken in the sweeps that the pool makes anyway while borrowers wait. While no borrower waits there is
 nothing to decide, and nothing is read or scheduled (P11). Acquire and release do not know of it: what they count,
-and what the adapter tells about blocked holders, is enough. The decisions are `pooling.adaptive`'s.
+and what the adapter reports about blocked holders, is enough. The decisions are `pooling.adaptive`'s.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Adapting(Generic[R]):
         name = self.engine.name
         logger.debug("pool %r: %s() failed", name, hook, exc_info=True, extra=fields("hook_failed", name, hook=hook))
 
-    # -- tell ------------------------------------------------------------------------
+    # -- report ----------------------------------------------------------------------
 
     def _tell(self, decision: Decision, steers: bool, now: float) -> None:
         """Report a step; and a proposal, unless it is the last one again, or that was a moment ago."""

@@ -14,7 +14,8 @@ from .adapter import overridden
 from .engine import Engine
 from .entry import Entry, Token
 from .liveness import Liveness
-from .report.histogram import SHORT
+from .report.histogram import FOLD_AT, SHORT
+from .runtime.fork import SAME_PROCESS
 from .state import WorkerTask
 
 __all__ = ["Checkin"]
@@ -43,7 +44,7 @@ class Checkin(Generic[R]):
             reason: Why it must be closed, if that is already known.
         """
         engine, entry = self.engine, token.entry
-        if entry() is not token or not engine.owns(entry):
+        if entry() is not token or not (entry in engine.state.entries if SAME_PROCESS[0] else engine.owns(entry)):
             return  # the garbage collector, or the parent process, owns it
         if engine.lock._is_owned():  # the rest calls the adapter
             engine.defer(self.run, token, error, reason)
@@ -60,7 +61,7 @@ class Checkin(Generic[R]):
         if engine.events.leases_observed:
             engine.events.notify("released", held)
         most = engine.settings.max_uses
-        if reason is None:
+        if reason is None and "refuse" in engine.fast.hooks:
             try:
                 reason = engine.adapter.refuse(entry.resource, bool(engine.state.waiters))
             except Exception:
@@ -165,7 +166,10 @@ class Checkin(Generic[R]):
             self.liveness.resets.succeeded()
         now = engine.fast.now()
         if engine.settings.enable_metrics:
-            engine.metrics.durations.release.record(now - entry.idle_since)
+            durations = engine.metrics.durations.release
+            durations.recent.append(now - entry.idle_since)  # as `record`, without the call
+            if not len(durations.recent) % FOLD_AT:
+                durations.fold()
         entry.idle_since = now
         entry.answered = False
         if answered and self._resets_inline:  # the return value of a plain function means nothing

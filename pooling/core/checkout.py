@@ -64,7 +64,8 @@ class Checkout(Generic[R]):
         """
         engine = self.engine
         engine.ensure_usable()
-        token = doubtful.pop() if doubtful else self._take_idle() or self._wait()
+        take = engine.state.lanes is not None  # in other pools, the fast path has done so
+        token = doubtful.pop() if doubtful else (take and self._take_idle()) or self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
@@ -85,7 +86,6 @@ class Checkout(Generic[R]):
     def _is_lendable(self, token: Token, now: float) -> bool:
         """Check a resource; reject it if it may not be lent."""
         engine, liveness, entry = self.engine, self.liveness, token.entry
-        state, adapter = engine.state, engine.adapter
         if (
             entry.generation is engine.fast.lendable_generation
             and now < entry.expires
@@ -97,6 +97,7 @@ class Checkout(Generic[R]):
             )
         ):
             return True
+        state, adapter = engine.state, engine.adapter
         if entry.generation is DEAD:
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif state.fast_path_closed or state.unfit(entry, now):
@@ -120,41 +121,40 @@ class Checkout(Generic[R]):
     def _take_idle(self) -> Token | None:
         """Take an idle resource that no waiter may have, in a pool with lanes; in others, the fast path does this."""
         engine, state = self.engine, self.engine.state
-        if not isinstance(state, LaneState):
-            return None
-        line = state.line(self.lane)
+        assert isinstance(state, LaneState)
+        lane = state.lane(self.lane)
         with engine.lock:
-            return state.take(line, engine.fast.now(), engine.fast.pop)
+            return state.take(lane, engine.fast.now(), engine.fast.pop)
 
     # -- wait -----------------------------------------------------------------
 
     def _wait(self) -> Token:
         """Wait in the queue for a resource, or for the error that another thread puts into the box."""
-        engine = self.engine
-        taken, self.waited = not self.waited and self._reject is not None, True
-        state = engine.state  # a forked child has another one, with other lines
-        line = state.line(self.lane) if isinstance(state, LaneState) else None
-        waiter = Waiter(self.arrived, threading.get_ident(), self._reject is not None, line)
+        engine, rejected, first = self.engine, self._reject is not None, not self.waited
+        self.waited = True
+        state = engine.state  # a forked child has another one, with other lanes
+        lane = state.lane(self.lane) if isinstance(state, LaneState) else None
+        waiter = Waiter(self.arrived, threading.get_ident(), rejected, lane)
         item: Token | BaseException | None
         try:
             creations, closes = EMPTY_PLAN
             deadlocked = False
             with engine.lock:
                 exhausted = self._admit_locked(waiter)
-                if line is not None and taken:
-                    line.at_once -= 1  # the resource that it took proved dead
-                if not state.waiters.blocks(waiter, state.exhausted):
-                    if self._reject is None:  # otherwise plan after the rejected resource is disposed of
+                if lane is not None and first and rejected:
+                    lane.at_once -= 1  # the resource that it took proved dead
+                if not (state.exhausted if lane is None else state.lanes.blocks(waiter, state.exhausted)):
+                    if not rejected:  # otherwise plan after the rejected resource is disposed of
                         creations, closes = engine.plan_locked()
                         engine.metrics.note_in_use()
                 elif engine.fast.track_holders:
                     deadlocked = self._is_deadlocked_locked(waiter)
-            if self._reject is not None:
+            if rejected:
                 self._dispose_rejected()
             elif creations or closes:
                 engine.carry_out(creations, closes)
-            if exhausted:
-                engine.events.exhausted(len(engine.state.waiters))
+            if exhausted and engine.events.observers:
+                engine.events.exhausted(len(state.waiters))
             if deadlocked and self.timeout:
                 engine.events.deadlocked(describe(holders_of(engine.state.lent(), engine.fast.now())))
             item = engine.clock.get(waiter.box, self.arrived + self.timeout - engine.fast.now())
@@ -200,21 +200,26 @@ class Checkout(Generic[R]):
         if limit is not None and not waiter.again and (
             state.waiters.needing_release(waiter, state.waiting_for_release, len(state.closing)) >= limit
         ):
-            if waiter.line is not None:
-                waiter.line.refusals += 1
+            if waiter.lane is not None:
+                waiter.lane.refusals += 1
             counts, where = format_counts(engine.adapter, state), _lane(waiter, "of")
             raise TooManyWaiting(f"pool {engine.name!r}: the wait queue{where} is full (max_waiting={limit}; {counts})")
         state.started = True
-        queue = state.waiters.line_of(waiter)
+        queue = state.waiters if waiter.lane is None else waiter.lane.queue
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
-        exhausted = not queue.exhaustion_reported and state.waiters.blocks(waiter, state.exhausted)
+        exhausted: bool = not queue.exhaustion_reported and (
+            state.exhausted if waiter.lane is None else state.lanes.blocks(waiter, state.exhausted)
+        )
         if exhausted:
             queue.exhaustion_reported = True
             engine.metrics.count["exhausted"] += 1
             engine.metrics.note_in_use()
         state.waiters.join(waiter)
-        engine.schedule_sweep(now + AUDIT)
+        if now + AUDIT < engine.sweep_due:
+            engine.schedule_sweep(now + AUDIT)
+        else:
+            engine.runtime.reaper.ensure()
         return exhausted
 
     def _cancel_wait(self, waiter: Waiter) -> None:
@@ -235,8 +240,8 @@ class Checkout(Generic[R]):
             cause = down or engine.outage.full
             lent = engine.state.lent()
             now = engine.fast.now()
-            if waiter.line is not None:
-                waiter.line.timeouts += 1
+            if waiter.lane is not None:
+                waiter.lane.timeouts += 1
         when = f"within {timeout:.1f} s" if timeout else "at once"
         text = f"pool {engine.name!r}: no {engine.adapter.noun} {when}{_lane(waiter, 'in')} ({counts})"
         if lent and engine.fast.track_holders:
@@ -260,9 +265,9 @@ class Checkout(Generic[R]):
         """
         state, me = self.engine.state, waiter.thread
         if isinstance(state, LaneState):
-            return not waiter.given and state.is_stuck(waiter.line, me) and not any(map(has_ended, state.lent()))
+            return not waiter.given and state.is_stuck(waiter.lane, me) and not any(map(has_ended, state.lent()))
         first: Any = next(iter(state.entries), None)
-        if first is None or not first.held or first.thread not in state.waiters.threads:
+        if first is None or first.thread not in state.waiters.threads or not first.held:
             return False  # the usual case: the holder is working
         if any(has_ended(entry) for entry in state.entries):
             return False  # its identifier may belong to another thread now
@@ -284,4 +289,4 @@ def instead_of_lease(engine: Engine[R], error: CircuitOpen) -> Any:
 
 
 def _lane(waiter: Waiter, word: str) -> str:
-    return "" if waiter.line is None else f" {word} lane {waiter.line.name!r}"
+    return "" if waiter.lane is None else f" {word} lane {waiter.lane.name!r}"

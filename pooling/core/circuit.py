@@ -8,6 +8,7 @@ such as the requests to a host.
 from __future__ import annotations
 
 import _thread
+import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -136,7 +137,8 @@ class Circuit:
         # Native and re-entrant, as the pool's own (see `runtime.gevent`): a destructor may end a call.
         self._lock: Any = _thread.RLock()
         self._state = CircuitState(policy)
-        self._trial: object = None  # the call of the half-open circuit
+        # The call of the half-open circuit; weak, because a call may be lost: an exception may interrupt its thread.
+        self._trial: weakref.ref[_Call] | None = None
 
     @property
     def policy(self) -> CircuitBreaker:
@@ -162,13 +164,13 @@ class Circuit:
         Raises:
             CircuitOpen: No call may be made now.
         """
-        call = object()
+        call = _Call()
         with self._lock:
             if self._state.state == CLOSED:
                 return call
             now = self._now()
-            if self._state.at(now) == HALF_OPEN and self._trial is None:
-                self._trial = call
+            if self._state.at(now) == HALF_OPEN and (self._trial is None or self._trial() is None):
+                self._trial = weakref.ref(call)
                 return call
             error = self._state.error(self.name, now)
         raise error
@@ -200,7 +202,13 @@ class Circuit:
 
     def _is_trial(self, call: object) -> bool:
         """Whether it was the call of the half-open circuit; another may be made after it. Needs the lock."""
-        if call is not self._trial:
+        if self._trial is None or call is not self._trial():
             return False
         self._trial = None
         return True
+
+
+class _Call:
+    """A call, as long as something refers to it."""
+
+    __slots__ = ("__weakref__",)

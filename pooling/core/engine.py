@@ -45,10 +45,10 @@ from .outage import SETTLE, Outage
 from .report.metrics import PoolMetrics
 from .runtime import fork, registry
 from .runtime.fork import SAME_PROCESS
-from .runtime.gevent import Weak, hand
+from .runtime.gevent import Weak, put
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
-from .schedule import NEVER, first_sweep, lifetime, prepare_random, uniform
+from .schedule import LOST, NEVER, first_sweep, lifetime, prepare_random, uniform
 from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
@@ -190,7 +190,7 @@ class Engine(Generic[R]):
             for reference in self.watchers.copy():
                 watch = reference()
                 if watch is not None and watch.reached():
-                    hand(watch.box, None)
+                    put(watch.box, None)
         return creations, closes
 
     def carry_out(self, creations: list[Creation], closes: list[tuple[Token, str]]) -> None:
@@ -206,9 +206,8 @@ class Engine(Generic[R]):
 
     def fill_locked(self, missing: int) -> list[Creation]:
         """Reserve up to ``missing`` slots, as far as ``max_size`` and an outage allow."""
-        state, allowed = self.state, self.outage.allowed(self.fast.now())
-        room = min(state.max_size - len(state.entries), allowed - len(state.creating))
-        return self.reserve_locked(0 if state.closed else min(missing, room))
+        most = self.state.creatable(self.outage.allowed(self.fast.now()))
+        return self.reserve_locked(0 if self.state.closed else min(missing, most))
 
     # -- create ---------------------------------------------------------------
 
@@ -260,8 +259,7 @@ class Engine(Generic[R]):
             self.create_failed(entry, error)
             return
         # Without an `is_alive` of the adapter, sockets are watched: see `hangup`.
-        may_watch = self.adapter.blocking and overridden(self.adapter, "is_alive") is None
-        watched = may_watch and watchable(entry.resource)
+        watched = self.adapter.blocking and "is_alive" not in self.fast.hooks and watchable(entry.resource)
         entry.checked = now = self.fast.now()
         with self.lock:
             if watched:  # under the lock, because `configure` looks at all entries
@@ -279,12 +277,13 @@ class Engine(Generic[R]):
         if self.settings.enable_metrics:
             self.metrics.durations.create.record(now - started)
         self.make_available(token)
-        self.schedule_sweep(first_sweep(entry, self.settings, self.adapter))
+        self.schedule_sweep(first_sweep(entry, self.settings, self.adapter, "validate" in self.fast.hooks))
         if recovered:
             self.events.outage_ended(now - down_since)
             report_circuit(self.events, self.outage)
         self.events.created(now - started)
-        call_hook(self.adapter, self.name, "created")
+        if "created" in self.fast.hooks:
+            call_hook(self.adapter, self.name, "created")
         self.serve()
 
     def create_failed(self, entry: Entry, error: BaseException) -> None:
@@ -346,7 +345,8 @@ class Engine(Generic[R]):
             if reason in DEATHS:
                 self.note_death_locked(token.entry)  # before its replacement is planned
             self.refresh_fast_path_locked()
-        call_hook(self.adapter, self.name, "evicted", resource, reason)
+        if "evicted" in self.fast.hooks:
+            call_hook(self.adapter, self.name, "evicted", resource, reason)
         del resource  # it is to be destroyed before its slot is free (P2)
         self.close(token, reason)
         self.serve()
@@ -360,7 +360,7 @@ class Engine(Generic[R]):
         """Close the resource of an entry in `closing`: on a worker, unless its close cannot block."""
         entry = token.entry
         entry.since = self.fast.now()
-        if overridden(self.adapter, "close") is not None and not self.adapter.close_inline:
+        if "close" in self.fast.hooks and not self.adapter.close_inline:
             self.schedule_sweep(entry.since + self.settings.close_timeout)
             self.runtime.workers.submit(self.close_entry, entry, reason, token, self.ref())
         else:
@@ -385,8 +385,8 @@ class Engine(Generic[R]):
             if resource is not None:
                 (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
         except BaseException as error:
-            if self.adapter.close_inline and not isinstance(error, Exception):
-                raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
+            if not isinstance(error, Exception) and (self.adapter.close_inline or token is not None):
+                raise  # this thread was interrupted; the reaper closes the resource when the token is gone
             self.events.close_failed(error)
         del resource
         if reason is not None:
@@ -410,7 +410,7 @@ class Engine(Generic[R]):
     def schedule_sweep(self, due: float) -> None:
         """Ask the reaper for a sweep at that time, unless one is due before."""
         with self.lock:
-            if due < self.sweep_due:
+            if due < self.sweep_due or self.sweep_due < self.fast.now() - LOST:
                 self.runtime.reaper.post(SweepRequest(self.ref, due))
                 self.sweep_due = due  # after it: an exception between the two loses no sweep
             else:

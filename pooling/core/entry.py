@@ -110,7 +110,7 @@ class LaneEntry(Entry):
 
     __slots__ = ("lane",)
 
-    lane: Any  # a `lanes.Line` while it is lent, or on its way to a borrower
+    lane: Any  # a `lanes.LaneRecord` while it is lent, or on its way to a borrower
 
     def begin(self, generation: object, expires: float, now: float) -> None:
         super().begin(generation, expires, now)

@@ -59,7 +59,8 @@ class Events:
 
     def created(self, seconds: float) -> None:
         """A resource was created."""
-        self.notify("created", seconds)
+        if self.observers:
+            self.notify("created", seconds)
 
     def create_failed(self, error: BaseException) -> None:
         """A creation failed; it was counted together with its slot."""
@@ -198,7 +199,8 @@ class Events:
 
     def closed(self, reason: str) -> None:
         """A resource was closed; it was counted together with its slot."""
-        self.notify("closed", reason)
+        if self.observers:
+            self.notify("closed", reason)
 
 
 def report_circuit(events: Events, outage: Outage) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..settings import PoolSettings
-from .adapter import Adapter, overridden
+from .adapter import HOOKS, Adapter, overridden
 from .entry import Token
 from .lanestate import LaneState
 from .state import PoolState
@@ -27,7 +27,7 @@ class FastPath:
 
     __slots__ = (
         "waiters", "pop", "push", "now", "lendable_generation", "returnable_generation",
-        "track_holders", "checks_on_acquire", "slow_release", "notes_release", "_always_slow", "_counts_uses",
+        "track_holders", "checks_on_acquire", "slow_release", "notes_release", "hooks", "_always_slow", "_counts_uses",
     )  # fmt: skip
 
     waiters: Any
@@ -40,6 +40,7 @@ class FastPath:
     checks_on_acquire: bool
     slow_release: bool
     notes_release: bool  # an observer is notified of it, or the resource's uses are limited
+    hooks: frozenset[str]  # what the adapter overrides of `HOOKS`; the pool skips the others
     _always_slow: bool
     _counts_uses: bool
 
@@ -61,7 +62,7 @@ class FastPath:
             adapter: The adapter, whose hooks decide what a fast acquire and release must do.
             watched: Whether sockets of resources are watched.
         """
-        hooks = {name for name in ("is_alive", "validate", "reset", "refuse") if overridden(adapter, name) is not None}
+        self.hooks = hooks = frozenset(name for name in HOOKS if overridden(adapter, name) is not None)
         self.track_holders = settings.track_holders
         self.checks_on_acquire = watched or not hooks.isdisjoint(("is_alive", "validate"))
         self._counts_uses = settings.max_uses is not None
@@ -75,7 +76,7 @@ class FastPath:
             observed: Whether an observer is notified of each lease.
         """
         current = _NO_GENERATION if state.fast_path_closed else state.generation
-        max_idle_binds = state.max_idle is not None and state.max_idle < state.max_size
+        max_idle_binds = state.max_idle < state.max_size
         self.notes_release = observed or self._counts_uses
         self.slow_release = self.notes_release or self._always_slow
         self.lendable_generation = _NO_GENERATION if observed else current

@@ -19,7 +19,7 @@ from typing import Any
 
 __all__ = ["connected", "native_poll", "watchable"]
 
-_SOCKETS = ("sock", "socket")  # smtplib, ftplib, imaplib, poplib, http.client, paramiko; ldap3
+_SOCKETS = ("sock", "socket", "_sock")  # smtplib, ftplib, imaplib, poplib, http.client, paramiko; ldap3; PyMySQL
 _RDHUP = getattr(select, "POLLRDHUP", 0)
 _PEEKED = 4096  # bytes; before the end of a TLS session a peer sends at most a few tickets unasked
 _ALERT, _DATA = 21, 23  # types of TLS records

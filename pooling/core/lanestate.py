@@ -9,8 +9,8 @@ from .._masking import shown
 from ..lanes import DEFAULT, Lanes, current_lane
 from ..settings import PoolSettings
 from .entry import Entry, LaneEntry, Token
-from .lanes import LaneQueue, Line, lane_snapshots
-from .state import MOST_AHEAD, PoolState
+from .lanes import LaneQueue, LaneRecord, lane_snapshots
+from .state import MOST_AHEAD, UNLIMITED, PoolState
 
 __all__ = ["LaneState", "state_for"]
 
@@ -36,24 +36,24 @@ class LaneState(PoolState):
         super().resize(min_size, max_size, max_idle)
         self.lanes.fit(self.max_size)
 
-    def line(self, name: str | None) -> Line:
+    def lane(self, name: str | None) -> LaneRecord:
         """Return a lane; for ``None`` that of the current code, or the default.
 
         Raises:
             ValueError, TypeError: The pool has no lane of this name, or it is not a string.
         """
-        lines = self.lanes.lines
+        lanes = self.lanes.by_name
         if name is None:
-            return lines.get(current_lane() or DEFAULT) or lines[DEFAULT]
+            return lanes.get(current_lane() or DEFAULT) or lanes[DEFAULT]
         if not isinstance(name, str):
             raise TypeError(f"lane must be the name of a lane, not {shown(name)}")
-        if name not in lines:
-            raise ValueError(f"lane must be one of {', '.join(lines)}, not {shown(name)}")
-        return lines[name]
+        if name not in lanes:
+            raise ValueError(f"lane must be one of {', '.join(lanes)}, not {shown(name)}")
+        return lanes[name]
 
-    def probe_line(self) -> Line:
+    def probe_lane(self) -> LaneRecord:
         """Return the lane of health checks."""
-        return self.lanes.lines.get("health") or self.lanes.lines[DEFAULT]
+        return self.lanes.by_name.get("health") or self.lanes.by_name[DEFAULT]
 
     # -- counts ---------------------------------------------------------------------
 
@@ -67,20 +67,20 @@ class LaneState(PoolState):
         self.lanes.returned.append(token.entry)  # first: once it is idle, it may be lent again, after a `collect`
         self.idle.append(token)
 
-    def take(self, line: Line, now: float, pop: Callable[[], Token]) -> Token | None:
+    def take(self, lane: LaneRecord, now: float, pop: Callable[[], Token]) -> Token | None:
         """Take an idle resource for a lane, unless there are waiters that come first."""
         lanes = self.lanes
         lanes.tick(now)
-        if self.fast_path_closed or not lanes.may_have_one(line) or (lanes and lanes.demand):
+        if self.fast_path_closed or not lanes.may_have_one(lane) or (lanes and lanes.demand):
             return None
         try:
             token = pop()
         except IndexError:
             return None
-        if lanes.served > line.level:
-            lanes.catch_up(line)
-        lanes.lend(line, token.entry)
-        line.at_once += 1
+        if lanes.served > lane.level:
+            lanes.catch_up(lane)
+        lanes.lend(lane, token.entry)
+        lane.at_once += 1
         return token
 
     def accept(self, token: Token, now: float) -> str | None:
@@ -93,7 +93,7 @@ class LaneState(PoolState):
 
     def hand_over_one(self) -> bool:
         """Take back what was released; return whether there is nothing more to do, which is so without waiters."""
-        if self.lanes or self.closed or self.filling or self.max_idle is not None:
+        if self.lanes or self.closed or self.filling or self.max_idle != UNLIMITED:
             return False
         current = all(entry.generation is self.generation for entry in self.lanes.collect())
         size = len(self.entries)
@@ -101,37 +101,37 @@ class LaneState(PoolState):
 
     def settle(self, entry: Entry) -> None:
         super().settle(entry)
-        line: Line | None = getattr(entry, "lane", None)
-        if line is not None:
-            line.advance(entry.idle_since)  # the end of its lease, if it was released
+        lane: LaneRecord | None = getattr(entry, "lane", None)
+        if lane is not None:
+            lane.advance(entry.idle_since)  # the end of its lease, if it was released
             self.lanes.take_back(entry)
 
     # -- deadlocks ------------------------------------------------------------------
 
-    def blockers(self, line: Line) -> list[Entry]:
+    def blockers(self, lane: LaneRecord) -> list[Entry]:
         """Return the leases of which one must end before a lane that is full may have one more."""
-        lines = [line] if line.full else self.lanes.lines.values()
-        return [entry for one in lines for entry in one.lent]
+        lanes = [lane] if lane.full else self.lanes.by_name.values()
+        return [entry for one in lanes for entry in one.lent]
 
-    def is_stuck(self, line: Line, thread: int) -> bool:
+    def is_stuck(self, lane: LaneRecord, thread: int) -> bool:
         """Whether only a timeout can help the waiters of a lane, and this thread is one of those that block it."""
-        if any(not entry.held or entry.thread not in self.lanes.threads for entry in self.blockers(line)):
+        if any(not entry.held or entry.thread not in self.lanes.threads for entry in self.blockers(lane)):
             return False  # the usual case: a holder is working
         if self.creating or self.checking or self.closing:
             return False
-        return line in self.stuck() and any(entry.thread == thread for entry in self.blockers(line))
+        return lane in self.stuck() and any(entry.thread == thread for entry in self.blockers(lane))
 
-    def stuck(self) -> list[Line]:
+    def stuck(self) -> list[LaneRecord]:
         """Return the lanes that only a timeout can help: the threads that block them wait in such lanes themselves."""
-        lines = self.lanes.lines.values()
-        places = {waiter.thread: line for line in lines for waiter in line.queue if not waiter.given}
-        stuck = [line for line in lines if line.queue and not self.lanes.may_have_one(line)]
+        lanes = self.lanes.by_name.values()
+        waits_in = {waiter.thread: lane for lane in lanes for waiter in lane.queue if not waiter.given}
+        stuck = [lane for lane in lanes if lane.queue and not self.lanes.may_have_one(lane)]
 
         def waits(entry: Entry) -> bool:
-            return entry.held and places.get(entry.thread) in stuck
+            return entry.held and waits_in.get(entry.thread) in stuck
 
         while True:
-            left = [line for line in stuck if all(map(waits, self.blockers(line)))]
+            left = [lane for lane in stuck if all(map(waits, self.blockers(lane)))]
             if left == stuck:
                 return stuck
             stuck = left

@@ -36,6 +36,7 @@ logger = logging.getLogger("pooling")
 
 _OVERDUE = 1.0  # seconds of waiting after which dropped leases in reference cycles are collected
 _COLLECT_EVERY = 10.0  # minimum seconds between two such collections
+_RECLAIMED = object()  # the generation of an orphan that is being closed
 
 
 class Maintenance(Generic[R]):
@@ -94,7 +95,7 @@ class Maintenance(Generic[R]):
         engine = self.engine
         with engine.lock:
             state = engine.state
-            if not state.owns(entry):
+            if not state.owns(entry) or entry.generation is _RECLAIMED:
                 return
             dropped = entry.resource is not None and entry.held and not (
                 entry in state.closing or entry in state.checking
@@ -108,14 +109,15 @@ class Maintenance(Generic[R]):
             if unmade:
                 state.retire(entry)
             else:
-                state.close(entry)
                 entry.since = engine.fast.now()
+                state.close(entry)
             engine.refresh_fast_path_locked()
         if not unmade:
             if dropped:
                 engine.events.lease_dropped(entry)
             engine.schedule_sweep(engine.fast.now() + engine.settings.close_timeout)
             engine.runtime.workers.submit(engine.close_entry, entry, "orphaned", None, self)
+            entry.generation = _RECLAIMED  # last: if this thread is interrupted, the next audit tries again
         engine.serve()
 
     # -- parts of a sweep ------------------------------------------------------
@@ -281,6 +283,9 @@ class Maintenance(Generic[R]):
     def _audit(self, now: float) -> float:
         """Serve waiters again; due soon while borrowers wait, and when a probe of the server is due."""
         engine = self.engine
+        for entry in list(engine.state.entries):
+            if entry() is None:  # its message is still to come, or was lost when the reaper was interrupted
+                self.reclaim(entry)
         engine.serve(audit=True)
         outage = engine.outage
         holding = outage.error is not None or outage.full is not None

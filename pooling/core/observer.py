@@ -88,6 +88,12 @@ class Observer:
     def circuit_closed(self, pool: str, host: str | None) -> None:
         """A circuit breaker closed again: the host has answered, or a resource was created if it is ``None``."""
 
+    def server_ejected(self, pool: str, server: str, reason: str, seconds: float) -> None:
+        """One of several servers of an HTTP pool keeps failing, and is left out for ``seconds``."""
+
+    def server_returned(self, pool: str, server: str) -> None:
+        """One that was left out has answered, and gets requests again."""
+
     def adapted(self, pool: str, before: int, after: int, reason: str, applied: bool) -> None:
         """The adaptive size took a step from one size to another, for a reason in words and figures.
 

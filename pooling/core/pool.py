@@ -173,6 +173,7 @@ class Pool(ManagedPool[R]):
                 token, now = Checkout(self.engine, self._liveness, timeout, clock(), lane).run()
             except CircuitOpen as error:
                 return instead_of_lease(self.engine, error)  # type: ignore[no-any-return]
+            entry = token.entry
         else:
             entry = token.entry
             now = clock()
@@ -188,7 +189,7 @@ class Pool(ManagedPool[R]):
                     token, now = Checkout(self.engine, self._liveness, timeout, now, lane).run(doubtful)
                 except CircuitOpen as error:
                     return instead_of_lease(self.engine, error)  # type: ignore[no-any-return]
-        entry = token.entry
+                entry = token.entry
         if fast.track_holders:
             entry.thread = threading.get_ident()  # looked up at each call: gevent replaces it
             try:
@@ -435,9 +436,8 @@ class Pool(ManagedPool[R]):
 
     def exhaustion(self) -> str | None:
         """Return how many are in use and wait, as text, if every resource is in use; otherwise ``None``."""
-        engine = self.engine
-        with engine.lock:
-            return format_exhaustion(engine.state, engine.fast.now()) if all_lent(engine) else None
+        with self.engine.lock:
+            return format_exhaustion(self.engine.state, self.engine.fast.now()) if all_lent(self.engine) else None
 
     def holders(self) -> list[Holder]:
         """Return who holds a resource, where it was acquired and for how long; longest first."""

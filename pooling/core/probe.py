@@ -1,6 +1,6 @@
 """Probe: a health check of the server that never waits behind borrowers.
 
-It takes an idle resource, or one that is created for it where there is room,
+It takes an idle resource, or one that is created for it where a slot is free,
 and never enters the wait queue. If every resource is in use, it answers at
 once: exhausted, which is no outage, unless creations fail, or the server does
 not answer outside of the pool either (`Adapter.ping`). That is asked only if
@@ -92,7 +92,7 @@ class Probe(Generic[R]):
     # -- take a resource ------------------------------------------------------
 
     def _take(self, timeout: float, began: float) -> Token | str | None:
-        """Take an idle resource, waiting for a new one where there is room.
+        """Take an idle resource, waiting for a new one where a slot is free.
 
         Returns:
             The token; why there is none, if the pool is full or paused; ``None`` if another health check has succeeded
@@ -132,21 +132,20 @@ class Probe(Generic[R]):
         """Whether borrowers hold every resource; those of other health checks do not count. Needs the lock."""
         state = self.engine.state
         if isinstance(state, LaneState):
-            return not (self._checking or state.lanes.may_have_one(state.probe_line()))
+            return not (self._checking or state.lanes.may_have_one(state.probe_lane()))
         return not state.idle and state.in_use - self._checking >= state.max_size
 
     def _may_go_on(self, failed: int, began: float) -> bool:
         """Whether there is something new for `_take`. Needs the lock."""
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
-        mine = not isinstance(state, LaneState) or state.lanes.may_have_one(state.probe_line())
+        mine = not isinstance(state, LaneState) or state.lanes.may_have_one(state.probe_lane())
         if (state.idle and mine) or state.closed or state.paused or self._full() or self._succeeded >= began:
             return True
         if outage.failures > max(failed, 1):
             return True
         if outage.final and not state.live:
             return True
-        room = not state.creating and len(state.entries) < state.max_size
-        return room and outage.allowed(engine.fast.now()) > 0
+        return not state.creating and state.creatable(outage.allowed(engine.fast.now())) > 0
 
     def _take_idle(self) -> Token | None:
         """Take an idle resource that is alive as far as that is known without a round trip."""
@@ -167,7 +166,7 @@ class Probe(Generic[R]):
         engine, state = self.engine, self.engine.state
         if isinstance(state, LaneState):
             with engine.lock:
-                return state.take(state.probe_line(), engine.fast.now(), engine.fast.pop)
+                return state.take(state.probe_lane(), engine.fast.now(), engine.fast.pop)
         if state.waiters or state.paused:
             return None
         try:

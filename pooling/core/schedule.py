@@ -6,12 +6,15 @@ import math
 from typing import Any
 
 from ..settings import PoolSettings
-from .adapter import Adapter, overridden
+from .adapter import Adapter
 from .entry import Entry
 
-__all__ = ["NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
+__all__ = ["LOST", "NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
 
 NEVER = float("inf")
+
+LOST = 1.0
+"""Seconds after which a sweep that is late counts as lost: the reaper was interrupted."""
 
 REPLACE_AHEAD = 2.0
 """At most so many seconds before it expires, a resource that ``min_size`` needs is replaced."""
@@ -45,12 +48,13 @@ def replace_ahead(settings: PoolSettings) -> float:
     return REPLACE_AHEAD if settings.max_lifetime is None else min(REPLACE_AHEAD, settings.max_lifetime / 10)
 
 
-def first_sweep(entry: Entry, settings: PoolSettings, adapter: Adapter[Any]) -> float:
-    """When a new entry may need a sweep for the first time."""
-    limits = [settings.idle_timeout, settings.leak_timeout]
-    if adapter.stall_timeout is not None:
-        limits.append(adapter.stall_timeout / 4)
-    if overridden(adapter, "validate") is not None:
-        limits += [settings.keepalive_interval, settings.health_check_interval]
-    due = [entry.idle_since + limit for limit in limits if limit is not None]
-    return min([entry.expires - replace_ahead(settings), *due])
+def first_sweep(entry: Entry, settings: PoolSettings, adapter: Adapter[Any], validates: bool) -> float:
+    """When a new entry may need a sweep for the first time; ``validates``: it may need a round trip."""
+    soonest = NEVER if adapter.stall_timeout is None else adapter.stall_timeout / 4
+    limits: tuple[float | None, ...] = settings.idle_timeout, settings.leak_timeout
+    if validates:
+        limits += settings.keepalive_interval, settings.health_check_interval
+    for limit in limits:
+        if limit is not None and limit < soonest:
+            soonest = limit
+    return min(entry.expires - replace_ahead(settings), entry.idle_since + soonest)

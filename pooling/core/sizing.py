@@ -51,7 +51,7 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     Growing serves waiters at once. After shrinking, idle resources are closed now, and the rest of the surplus
     when it is released. ``min_size`` is filled up to the limit only. A forked child begins without limits, except
     those of `limit_first`. A limit below the sum of what lanes reserve is kept, too: the lanes declared last lose
-    their reserved places, and one place is left for those that have none; the log says so.
+    their reserved slots, and one slot is left for those that have none; the log says so.
 
     Args:
         engine: The pool's.
@@ -71,11 +71,11 @@ def limit_size(engine: Engine[Any], by: str, most: int | None) -> None:
     engine.serve()
     if lost > before:
         logger.warning(
-            "pool %r: its size is limited to %d, so %d reserved places of its lanes are given up",
+            "pool %r: its size is limited to %d, so %d reserved slots of its lanes are given up",
             engine.name, size, lost, extra=fields("reserves_lost", engine.name, size=size, lost=lost),
         )
 
 
 def _lost_reserves(engine: Engine[Any]) -> int:
     lanes = engine.state.lanes
-    return 0 if lanes is None else sum(line.lane.reserve - line.reserve for line in lanes.lines.values())
+    return 0 if lanes is None else sum(lane.settings.reserve - lane.reserve for lane in lanes.by_name.values())

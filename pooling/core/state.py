@@ -98,7 +98,7 @@ class PoolState:
         """Set the bounds; the size stays below the `limits`, too."""
         self.max_size = max_size = min([max_size, *self.limits.values()])
         self.min_size = min(min_size, max_size)
-        self.max_idle = max_idle
+        self.max_idle = UNLIMITED if max_idle is None else max_idle
         self.filling = max(0, min(self.filling, max_size - len(self.entries)))
 
     # -- counts -------------------------------------------------------------
@@ -132,8 +132,8 @@ class PoolState:
     @property
     def waiting_for_release(self) -> int:
         """Number of waiters that need a release: no idle resource, creation or free slot is left for them."""
-        room = max(0, self.max_size - len(self.entries))
-        return len(self.waiters) - len(self.idle) - len(self.creating) - len(self.checking) - room
+        free = max(0, self.max_size - len(self.entries))
+        return len(self.waiters) - len(self.idle) - len(self.creating) - len(self.checking) - free
 
     @property
     def fast_path_closed(self) -> bool:
@@ -198,20 +198,16 @@ class PoolState:
         reason = self.unfit(entry, now)
         if reason is None and self.surplus > 0:
             reason = "surplus"
-        if reason is None and not self.waiters and self._full(len(self.idle) + 1):
+        if reason is None and not self.waiters and len(self.idle) >= self.max_idle:
             reason = "max_idle"
         if reason is None:
             if entry in self.creating:  # measured under the lock, the times are in the order of the idle stack
                 entry.idle_since = now
             self.settle(entry)
             entry.since = _NOT_LENT
-            if self.paused or not self.waiters.hand_over(token):
+            if self.paused or not self.waiters or not self.waiters.hand_over(token):
                 self.idle.put_back(token)
         return reason
-
-    def _full(self, resting: int) -> bool:
-        """Whether ``resting`` idle resources exceed ``max_idle``."""
-        return self.max_idle is not None and resting > self.max_idle
 
     def unfit(self, entry: Entry, now: float) -> str | None:
         """Return the reason why an entry must not be lent any more, or ``None``."""
@@ -260,7 +256,7 @@ class PoolState:
             if entry.generation is not self.generation or now >= entry.expires:
                 self.close(entry)
                 closes.append((token, self.unfit(entry, now) or "drained"))
-            elif self.paused or not waiters.hand_over(token):
+            elif self.paused or not waiters or not waiters.hand_over(token):
                 idle.append(token)
                 break
         return closes
@@ -277,16 +273,22 @@ class PoolState:
         Returns:
             The number of creations to start, and the resources to close with their reasons.
         """
-        room = self.max_size - len(self.entries)
-        closes = self._excess() if self.closed or (room < 0 and self.surplus > 0) else []
+        free = self.max_size - len(self.entries)
+        closes = self._excess() if self.closed or (free < 0 and self.surplus > 0) else []
         if self.idle:
             closes += self.match_waiters(now)
-            if self.max_idle is not None and self._full(len(self.idle)):
+            if len(self.idle) > self.max_idle:
                 closes += self._excess()
-        if room <= 0:
+        if free <= 0:
             return 0, closes
-        room = min(room, allowed - len(self.creating))
-        return max(0, min(self._missing(ahead), room)), closes
+        return max(0, min(self._missing(ahead), self.creatable(allowed))), closes
+
+    def creatable(self, allowed: int) -> int:
+        """Number of creations that may begin: there must be a free slot for each, and ``allowed`` bounds those at once.
+
+        It may be negative.
+        """
+        return min(self.max_size - len(self.entries), allowed - len(self.creating))
 
     def _missing(self, most_ahead: int) -> int:
         """Number of creations needed to serve every waiter and to fill up to ``min_size`` and as a fill requested."""
@@ -305,7 +307,7 @@ class PoolState:
                 reason = "closed"
             elif self.surplus > 0:
                 reason = "surplus"
-            elif self._full(len(self.idle)):
+            elif len(self.idle) > self.max_idle:
                 reason = "max_idle"
             else:
                 return closes

@@ -10,7 +10,7 @@ from typing import Any
 
 from .clock import Box
 from .entry import Entry, Token
-from .runtime.gevent import NATIVE, hand, wake
+from .runtime.gevent import NATIVE, put, wake
 
 __all__ = ["WaitQueue", "Waiter"]
 
@@ -22,16 +22,16 @@ class Waiter:
     asynchronous exception there would leave the lock held for ever.
     """
 
-    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context", "line")
+    __slots__ = ("box", "given", "arrived", "again", "thread", "attempts", "context", "lane")
 
-    def __init__(self, arrived: float, thread: int, again: bool = False, line: Any = None) -> None:
+    def __init__(self, arrived: float, thread: int, again: bool = False, lane: Any = None) -> None:
         # Looked up at each call: gevent replaces it when it patches the process.
         self.box: Box = queue.SimpleQueue()
         self.given = False  # guarded by the pool's lock
         self.arrived = arrived  # when its acquire began; orders the wait queue
         self.again = again  # its idle resource proved dead, and it keeps its position in the queue
         self.thread = thread
-        self.line = line  # a `lanes.Line`; None in a pool without lanes
+        self.lane = lane  # a `lanes.LaneRecord`; None in a pool without lanes
         # Creations for this waiter run in a copy of it. Dropped when the waiter leaves the queue. Guarded by the lock.
         self.context: Context | None = copy_context()
         self.attempts = 0  # failed creations it has waited through; guarded by the lock
@@ -48,7 +48,7 @@ class Waiter:
         if type(box) is NATIVE:
             box.put(item)  # stores the item and wakes the waiter in one C call
         else:
-            hand(box, item)
+            put(box, item)
         self.given = True  # set last: otherwise an exception in between would leave the waiter waiting for ever
         self.context = None
         return True
@@ -81,10 +81,6 @@ class WaitQueue(deque[Waiter]):
         """Number of waiters that may be served, if there are resources for them."""
         return len(self)
 
-    def blocks(self, waiter: Waiter, exhausted: bool) -> bool:
-        """Whether there is nothing for a waiter; ``exhausted``: nothing is idle and no slot is free."""
-        return exhausted
-
     def needing_release(self, waiter: Waiter, of_all: int, closing: int) -> int:
         """Number of waiters that need a release, as ``max_waiting`` counts them for a new one.
 
@@ -97,10 +93,6 @@ class WaitQueue(deque[Waiter]):
 
     def take_back(self, entry: Entry) -> None:
         """Note that an entry is not lent any more."""
-
-    def line_of(self, waiter: Waiter) -> WaitQueue:
-        """Return the queue in which a waiter waits: this one, where there are no lanes."""
-        return self
 
     def join(self, waiter: Waiter) -> None:
         """Insert a waiter at its time of arrival."""

@@ -7,12 +7,13 @@ import os
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from .._masking import shown
 from ..core.clock import SYSTEM
 from ..core.engine import Engine
 from ..core.observer import Observer
+from ..core.report.messages import no_copy
 from ..core.runtime import registry, shutdown
 from ..core.runtime.fork import SAME_PROCESS, ensure_process
 from ..core.runtime.immortal import keep_forever
@@ -108,6 +109,9 @@ class FleetBudget:
     def __repr__(self) -> str:
         return f"<FleetBudget {self.name!r}: {self._membership().note()}>"
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        no_copy(self, "a process has one of a name; pools share it, and forked processes inherit it")
+
     def stats(self) -> dict[str, Any]:
         """Return total, share, and what others hold, as this process knows it."""
         return self._membership().stats()
@@ -151,7 +155,7 @@ class FleetBudget:
         limit_first(engine, BY, 0)
         self._engines[id(engine)] = weakref.ref(engine)
         engine.observe((*engine.events.observers, self._wake))
-        if not registry.runtime_of(SYSTEM)._reaper.asleep:  # else it begins with the reaper
+        if not registry.runtime_of(SYSTEM).current_reaper.ended:  # else it begins with the reaper
             self.wake()
 
     def wake(self) -> None:
@@ -247,7 +251,7 @@ def budget_from_env(environ: Mapping[str, str] | None = None) -> FleetBudget | N
 
 
 def _listen(reaper: Reaper, dropped: PoolRef | None) -> None:
-    if dropped is None and reaper is registry.runtime_of(SYSTEM)._reaper:
+    if dropped is None and reaper is registry.runtime_of(SYSTEM).current_reaper:
         for budget in _alive():
             budget.begin(reaper)
 

@@ -18,6 +18,7 @@ from typing import Any
 from .._fields import fields
 from ..core.clock import SYSTEM
 from ..core.engine import Engine
+from ..core.outage import Incident
 from ..core.report.messages import format_error
 from ..core.runtime import registry
 from ..core.sizing import limit_size
@@ -25,7 +26,7 @@ from .kinds import open_store
 from .model import MARGIN, Holding, PoolNeed, Terms, raised, split
 from .stores import PATIENCE, Store
 
-__all__ = ["BY", "HANGS", "Membership"]
+__all__ = ["BY", "HANGS", "SETTLED", "Membership"]
 
 logger = logging.getLogger("pooling")
 
@@ -34,6 +35,10 @@ BY = "budget"
 
 HANGS = 3 * PATIENCE
 """Seconds after which a store that gives neither an answer nor an error is reported."""
+
+SETTLED = 12.0
+"""Seconds, two renewals, for which a store must answer before the log reports it: failures until then are one incident.
+"""
 
 _SOON = 0.25  # seconds until the next look at pools that lack something, or have a surplus
 _UNUSED = 0.5  # seconds until the next look at pools that were never used, while others of the process are
@@ -63,6 +68,7 @@ class Membership:
         self._since = 0.0  # when it began
         self._peak, self._peak_at = 0, -inf  # the highest need of the last second
         self._down_since: float | None = None
+        self._incident = Incident()  # answers that fail again soon are one incident in the log
         self._error = ""
         self._warned = False
 
@@ -170,8 +176,10 @@ class Membership:
 
     def _no_answer(self, error: BaseException) -> None:
         self._error = format_error(error)
-        if self._down_since is None:
-            self._down_since = SYSTEM.now()
+        if self._down_since is not None:
+            return
+        self._down_since = SYSTEM.now()
+        if self._incident.begins(self._down_since):
             terms = self.holding.terms
             number = min(self.holding.share, terms.floor)
             keeps = f"; {terms.ttl - MARGIN:.0f} s after its last renewal it keeps at most {number}"
@@ -183,10 +191,16 @@ class Membership:
             )  # fmt: skip
 
     def _answered(self) -> None:
+        now = SYSTEM.now()
         if self._down_since is not None:
-            seconds, self._down_since = SYSTEM.now() - self._down_since, None
+            self._down_since = None
+            self._incident.ends(now)
+        over = self._incident.over(now, SETTLED)
+        if over is not None:
+            seconds, flaps = over
             logger.warning(
-                "budget %r: the store answers again after %.1f s", self.name, seconds,
+                "budget %r: the store answers again after %.1f s%s", self.name, seconds,
+                f", in which it was silent {flaps + 1} times" if flaps else "",
                 extra=fields("budget_found", budget=self.name, seconds=seconds),
             )  # fmt: skip
         answer, terms = self.holding.answer, self.holding.terms

@@ -11,7 +11,7 @@ Invariants:
   only while it is within the total.
 - F2: a member's limit is at most what its row holds; once its row may be gone,
   at most its floor.
-- F3: shares are max-min fair: whoever gets less than it needs gets as much as
+- F3: shares are max-min fair: a process that gets less than it needs gets as much as
   anyone else, or 1 less.
 """
 
@@ -68,7 +68,7 @@ class Request(NamedTuple):
     member: str
     number: int
     need: int  # connections in use, and borrowers waiting
-    like: int  # what it has open, or `min_size`: it keeps them if nobody lacks them
+    like: int  # what it has open, or `min_size`: it keeps them if no process lacks them
     held: int  # the most it may have from now on
 
 
@@ -152,7 +152,7 @@ class Ledger:
                 share = max(holds, min(terms.floor, holds + free))
             else:
                 share = min(mine, holds + free)
-                # Nobody takes more than it needs, or than others have, while one of them has less.
+                # No process takes more than it needs, or than others have, while one of them has less.
                 short -= max(0, mine - holds)
                 most = holds + max(0, free - short)
                 more = min(request.like, most) if top == inf else min(want, top + (over > 0), most)
@@ -216,7 +216,7 @@ class Holding:
         self.leave()
 
     def leave(self) -> None:
-        """Begin anew: it holds nothing, and the store has been told so."""
+        """Begin anew: it holds nothing, and the store knows it."""
         self.share = 0 if self.terms.max_members is None else self.terms.floor
         self.until = -inf  # when its lease ends, by its own clock
         self.sent = -inf  # when the last request was sent

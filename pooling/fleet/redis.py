@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._masking import split
 from .model import TTL, Answer, Request, Terms
 from .stores import PATIENCE, StoreError
 
@@ -132,6 +133,7 @@ class RedisStore:
             from redis.retry import Retry
         except ImportError as error:
             raise ImportError(f'a store in Redis needs redis-py: {error}; pip install "pooling[redis]"') from error
+        split(url)  # redis-py would quote what it takes for the port
         # No retries: a repeated request would be a late one.
         self._client = redis.Redis.from_url(
             url, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, retry=Retry(NoBackoff(), 0),

@@ -182,7 +182,7 @@ class Alerts:
             now = self._clock.now()
             present = self._find(process)
             for pool, watch in present:
-                found += self._look_at(process, pool, watch, now)
+                found += self._check_pool(process, pool, watch, now)
             found += self._forget(process, {watch.label for _, watch in present}, now)
             process.samples += 1
         finally:
@@ -226,7 +226,7 @@ class Alerts:
                 found.append((pool, watch))
         return found
 
-    def _look_at(self, process: _Process, pool: Any, watch: Watch, now: float) -> list[Alert]:
+    def _check_pool(self, process: _Process, pool: Any, watch: Watch, now: float) -> list[Alert]:
         try:
             sample = watch.sample(pool, now)
         except Exception as error:

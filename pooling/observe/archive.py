@@ -1,4 +1,4 @@
-"""The minutes and incidents of an application that its processes do not tell themselves any more.
+"""The minutes and incidents of an application that its processes do not record themselves any more.
 
 They are the second record of the file ``retired``: those of processes that have
 ended, and what live ones have moved there a few minutes after it happened. The
@@ -60,8 +60,8 @@ class Archive:
                     known[start] = sum_of(known[start], minute) if start in known else minute
         self.book, self.taken = own, {**self.taken, name: last}
 
-    def bury(self, name: str, record: dict[str, Any]) -> None:
-        """Add all that a process that has ended has told. What lasted ended with it."""
+    def add_ended(self, name: str, record: dict[str, Any]) -> None:
+        """Add the last record of a process that has ended. What lasted ended with it."""
         self.take(name, by_start(record.get("minutes", {})), _ALL)
         self.events = [*self.events, *(
             {**one, "pid": record.get("pid", 0), "end": record["time"] if one["end"] is None else one["end"]}

@@ -1,4 +1,7 @@
-"""The instruments and attributes of OpenTelemetry's semantic conventions 1.44 that describe pools."""
+"""The instruments and attributes of OpenTelemetry's semantic conventions 1.44 that describe pools.
+
+Beside them, `BACKENDS` describe the servers of HTTP pools with several, for which there are no conventions.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ except ImportError as error:
     raise ImportError("opentelemetry-api is missing: pip install 'pooling[opentelemetry]'") from error
 
 from ..core.report.histogram import bound_of
-from .figures import Figures, add, by_host
+from .figures import Figures, add, by_host, kinds_of
 
 __all__ = [
-    "METHODS", "OBSERVED", "POOL", "SYSTEM", "TIMES", "Instruments", "Pools", "server_of", "totals_by_host",
+    "BACKENDS", "METHODS", "OBSERVED", "POOL", "SYSTEM", "TIMES", "Instruments", "Pools", "server_of", "totals_by_host",
 ]  # fmt: skip
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
@@ -63,13 +66,24 @@ def _open_connections(pools: Pools) -> Iterable[Observation]:
     states = (("idle", "idle"), ("used", "active"))
     return [
         Observation(numbers.get(key, 0), {**server_of(host), _HTTP_STATE: state})
-        for host, numbers in totals_by_host(pools, "gauges").items() for key, state in states
+        for host, numbers in totals_by_host(pools, "gauges").items() if "used" in numbers for key, state in states
     ]  # fmt: skip
 
 
 def _active_requests(pools: Pools) -> Iterable[Observation]:
     by_server = totals_by_host(pools, "gauges").items()
-    return [Observation(numbers.get("used", 0), server_of(host)) for host, numbers in by_server]
+    return [Observation(numbers["used"], server_of(host)) for host, numbers in by_server if "used" in numbers]
+
+
+def _backend(key: str) -> Callable[[Pools], Iterable[Observation]]:
+    def observe(pools: Pools) -> Iterable[Observation]:
+        return [
+            Observation(gauges.get(key, 0), {POOL: pool, "pooling.backend": name, "pooling.zone": zone})
+            for pool, one in pools.items() for name, gauges in by_host(one["gauges"]).items()
+            for zone in kinds_of(gauges, "backend_zone")
+        ]  # fmt: skip
+
+    return observe
 
 
 def totals_by_host(pools: Pools, part: str) -> dict[str, dict[str, float]]:
@@ -111,6 +125,17 @@ OBSERVED: tuple[tuple[str, bool, str, str, Callable[[Pools], Iterable[Observatio
      "Number of outbound HTTP connections that are currently active or idle on the client.", _open_connections),
     ("http.client.active_requests", False, "{request}", "Number of active HTTP requests.", _active_requests),
 )  # fmt: skip
+BACKENDS: tuple[tuple[str, str, str, Callable[[Pools], Iterable[Observation]]], ...] = tuple(
+    (f"pooling.backend.{name}", unit, text, _backend(f"backend_{key}"))
+    for name, key, unit, text in (
+        ("in_use", "used", "{request}", "Requests in progress at a server of several."),
+        ("pending_requests", "pending", "{request}", "Requests that wait for a connection to it."),
+        ("latency", "latency", "s", "Moving average of its latency; of processes the highest."),
+        ("failing", "failing", "1", "Moving average of its failures; of processes the highest."),
+        ("ejected", "ejected", "{process}", "The number of processes that have ejected it."),
+        ("circuit_open", "circuit_open", "{process}", "The number of processes with an open circuit."),
+    )
+)
 _HISTOGRAMS = {
     "create": ("db.client.connection.create_time", "The time it took to create a new connection.", _BOUNDS),
     "wait": ("db.client.connection.wait_time", "The time it took to obtain an open connection from the pool.", _BOUNDS),
@@ -149,6 +174,9 @@ class Instruments:
         for name, counts, unit, description, observe in OBSERVED:
             create = meter.create_observable_counter if counts else meter.create_observable_up_down_counter
             create(name, [partial(self._observe, name, observe)], unit=unit, description=description)
+        for name, unit, description, observe in BACKENDS:
+            callbacks = [partial(self._observe, name, observe)]
+            meter.create_observable_gauge(name, callbacks, unit=unit, description=description)
         self.histograms = {
             key: meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=bounds)
             for key, (name, description, bounds) in _HISTOGRAMS.items()

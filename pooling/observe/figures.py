@@ -10,9 +10,10 @@ Counters are one flat mapping, which is easy to add and to store. Its keys:
 ``wait/17`` by the place of the bucket (see `histogram.bound_of`), ``wait.short``
 for those that are shorter than `histogram.SHORT`, and ``wait.ns``, the sum of
 all in nanoseconds. What was counted for one host has the host and a tab before
-its key; so have the gauges ``idle`` and ``used`` of a host. All counters are
-whole numbers: a sum of floats depends on the order of the addends, so it could
-decrease in the last digit from one reader to the next.
+its key; so have the gauges ``idle`` and ``used`` of a host, and those of a
+server of several (``backend_...``). All counters are whole numbers: a sum of
+floats depends on the order of the addends, so it could decrease in the last
+digit from one reader to the next.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ _HOST_TIMES = ("latency", "lifetime")
 _HOLDERS = 10
 _NONE = Buckets({}, 0.0, 0.0)
 # Of several the highest counts, not the sum.
-_HIGHEST = {"acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total"}
+_HIGHEST = {
+    "acquire_timeout", "oldest_wait", "wait", "use", "create", "budget_total", "backend_latency", "backend_failing",
+    "primary", "readable", "lag",
+}  # fmt: skip
 
 
 def all_pools() -> list[tuple[PoolRef, PoolMetrics]]:
@@ -266,10 +270,13 @@ def _gauges(engine: Any, owner: Any, snapshot: PoolSnapshot, now: float) -> dict
     circuits = _open_circuits(engine, owner)
     if circuits is not None:
         limits["circuits_open"] = circuits
+    more = getattr(owner, "server_gauges", None)  # of a server of a cluster
+    if more is not None:
+        limits |= more()
     return {
         "idle": snapshot.idle, "used": snapshot.in_use, "size": snapshot.size, "pending": snapshot.waiting,
         "oldest_wait": max(oldest, _oldest_of_hosts(metrics, now)), "open": int(is_open), "exhausted": int(exhausted),
-        **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics),
+        **(limits if is_open or snapshot.size else {}), **_of_hosts(metrics), **_of_backends(metrics),
     }  # fmt: skip
 
 
@@ -311,6 +318,7 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             own: dict[str, float] = {
                 "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
                 "bytes_received": host.bytes_received, "opened": host.opened, "reused": host.reused,
+                "ejections": host.ejections,
             }  # fmt: skip
             _by_kind(own, "statuses", host.statuses)
             _by_kind(own, "failures", host.failures)
@@ -329,6 +337,21 @@ def _of_hosts(metrics: PoolMetrics) -> dict[str, int]:
         f"{host}{HOST}{state}": number
         for host, numbers in connections().items() for state, number in zip(("idle", "used"), numbers)
     }  # fmt: skip
+
+
+def _of_backends(metrics: PoolMetrics) -> dict[str, float]:
+    """Return the state of each server of an HTTP pool with several."""
+    backends = getattr(metrics, "backends", None)
+    found: dict[str, float] = {}
+    for name, one in ((backends() if backends is not None else None) or {}).items():
+        own = {
+            "backend_used": one["in_use"], "backend_pending": one["waiting"], "backend_latency": one["latency"] or 0.0,
+            "backend_failing": one["failing"], "backend_ejected": int(one["ejected_for"] is not None),
+            "backend_circuit_open": int(one["circuit"] not in (None, "closed")),
+            f"backend_zone/{one['zone'] or ''}": 1,
+        }  # fmt: skip
+        found.update({f"{name}{HOST}{key}": value for key, value in own.items()})
+    return found
 
 
 def _oldest_of_hosts(metrics: PoolMetrics, now: float) -> float:
@@ -390,7 +413,8 @@ def add_up(figures: Iterable[Figures]) -> Figures:
             if part in one:
                 into = found.setdefault(part, {})
                 for key, value in one[part].items():
-                    into[key] = max(into.get(key, 0), value) if key in _HIGHEST else into.get(key, 0) + value
+                    highest = key.rpartition(HOST)[2] in _HIGHEST
+                    into[key] = max(into.get(key, 0), value) if highest else into.get(key, 0) + value
         found.update({part: one[part] for part in ("kind", "error") if part in one})
         found["holders"] += one.get("holders", [])
     found["holders"] = sorted(found["holders"], key=lambda holder: holder["since"])[:_HOLDERS]

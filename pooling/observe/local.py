@@ -1,6 +1,6 @@
 """The figures of one process, and what it holds to record them.
 
-A `Record` is what one process tells, by key, as it is stored in its file: ``pid``; ``time``, when it was sampled;
+A `Record` is what one process records, by key, as it is stored in its file: ``pid``; ``time``, when it was sampled;
 ``pools``, see `figures`; ``process``, its command and what it uses; ``minutes``, see `minutes`; ``errors``, the last
 one of each pool with its time; and ``events``, see `Incident`.
 """
@@ -41,7 +41,7 @@ INTERVAL = 1.0
 """Seconds between two samples of a process."""
 
 MOST_EVENTS = 50
-"""Incidents that one process tells."""
+"""Incidents that one process records."""
 
 _HOUR = 3660.0  # seconds of minutes that a process keeps that shares them with no other
 
@@ -292,13 +292,13 @@ class LocalHistory(Source):
         self.step()  # what comes after it is counted
         LISTENERS.append(self.listen)
         for runtime in registry.runtimes:
-            if not runtime._reaper.asleep:
-                self.begin(runtime._reaper)
+            if not runtime.current_reaper.ended:
+                self.begin(runtime.current_reaper)
 
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Begin to take samples, or count a pool that was dropped. Called by the reaper."""
         super().listen(reaper, dropped)
-        if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
+        if dropped is None and reaper in (runtime.current_reaper for runtime in registry.runtimes):
             self.begin(reaper)
 
     def step(self) -> None:
@@ -315,7 +315,7 @@ class LocalHistory(Source):
             process.log.book = compact(process.log.book, time.time(), _HOUR)
         return pools, details
 
-    def everything(self) -> tuple[dict[str, Record], Past]:
+    def all_records(self) -> tuple[dict[str, Record], Past]:
         """Return the record of this process, by its name, and the past of the others, of which there is none."""
         process = self.process()
         with self.exclusive(process):

@@ -23,7 +23,7 @@ from ..core.report.histogram import SHORT, Buckets, bound_of
 from .figures import HOST, Figures, add, by_host, kinds_of
 from .history import COUNTERS, MOST_HOSTS, OTHERS, HostMinute, Minute, ProcessMinute, start_of
 from .process import ProcessReading
-from .spread import NOTHING, Spread, Totals
+from .spread import NO_TOTALS, Spread, Totals
 
 __all__ = [
     "BLOCK", "PROCESS", "Flat", "MinuteLog", "by_start", "compact", "mean_of_one", "merge", "minute_of",
@@ -245,7 +245,7 @@ def spread_of(counters: Mapping[str, float], name: str) -> Spread:
     timed = min(total, sum(number * _middle(place) for place, number in counts.items()))
     most = min(total, bound_of(max(counts))) if counts else min(total, SHORT)
     found = Spread()
-    found.add(NOTHING, Totals(short + sum(counts.values()), total, Buckets(counts, timed, most)))
+    found.add(NO_TOTALS, Totals(short + sum(counts.values()), total, Buckets(counts, timed, most)))
     return found
 
 

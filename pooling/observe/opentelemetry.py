@@ -70,7 +70,7 @@ from ..core.runtime.immortal import keep_forever
 from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS
 from .backlog import MOST, UNTIMED, Backlog, Series
-from .conventions import METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of, totals_by_host
+from .conventions import BACKENDS, METHODS, OBSERVED, POOL, SYSTEM, TIMES, Instruments, Pools, server_of, totals_by_host
 from .figures import all_pools, kinds_of
 from .local import Local, Process
 from .sources import OfProcess, Source, source_of
@@ -140,7 +140,8 @@ class _State:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.pools: Pools = {}
-        self.read_by = {name for name, *_ in OBSERVED}  # the instruments that have used `pools`: a new one is needed
+        # The instruments that have used `pools`: a new one is needed.
+        self.read_by = {name for name, *_ in (*OBSERVED, *BACKENDS)}
         self.backlog = Backlog()
         self.statistics: dict[int, tuple[weakref.ref[Any], Any]] = {}  # pools and their queries, by the latter's id
         self.late = False

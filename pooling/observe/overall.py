@@ -61,7 +61,7 @@ def report_of(directory: SharedDirectory, hours: float = LONGEST_HOURS) -> dict[
     ended. The advice is about an average process, because settings are those of
     one process, and says so: what each one did is kept for minutes only.
     """
-    records, past = directory.everything()
+    records, past = directory.all_records()
     book: Book = {}
     merge(book, past.book)
     events = list(past.events)

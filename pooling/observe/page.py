@@ -183,12 +183,12 @@ def _incident(one: dict[str, Any], report: dict[str, Any]) -> str:
     facts = span_text(one).strip(" ,")
     detail = f"<code>{escape(one['text'])}</code>" if one["text"] else ""
     return (
-        f'<li><time>{_moment(one["start"], report)}</time><b class="{_grave(one)}">{escape(WORDS[one["kind"]])}</b>'
+        f'<li><time>{_moment(one["start"], report)}</time><b class="{_severity(one)}">{escape(WORDS[one["kind"]])}</b>'
         f'<span>{escape(one["pool"])}</span><i>{escape(facts)}</i>{detail}</li>'
     )
 
 
-def _grave(incident: dict[str, Any]) -> str:
+def _severity(incident: dict[str, Any]) -> str:
     return "bad" if incident["kind"] in _GRAVE else "warn"
 
 
@@ -200,12 +200,12 @@ def _strip(report: dict[str, Any]) -> str:
     for label in dict.fromkeys(one["pool"] for one in report["incidents"]):
         marks = []
         own = [one for one in report["incidents"] if one["pool"] == label]
-        for one in sorted(own, key=lambda one: _grave(one) == "bad"):  # the grave ones on top
+        for one in sorted(own, key=lambda one: _severity(one) == "bad"):  # the serious ones on top
             left = max(0.0, (one["start"] - begin) / width * _WIDTH)
             right = ((end if one["end"] is None else one["end"]) - begin) / width * _WIDTH
             left = min(left, _WIDTH - 4.0)
             text = f"{_moment(one['start'], report)} {WORDS[one['kind']]}{span_text(one)}"
-            css = "fail" if _grave(one) == "bad" else "note"
+            css = "fail" if _severity(one) == "bad" else "note"
             marks.append(
                 f'<rect class="{css}" x="{left:.1f}" y="0" width="{max(4.0, right - left):.1f}" height="10">'
                 f"<title>{escape(text)}</title></rect>"

@@ -47,7 +47,7 @@ class ProcessReading(NamedTuple):
 
 
 def read() -> ProcessReading:
-    """Return the figures of this process now; what the system does not tell is 0."""
+    """Return the figures of this process now; what the system does not report is 0."""
     process = psutil.Process(os.getpid())
     with process.oneshot():
         times = process.cpu_times()

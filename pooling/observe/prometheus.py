@@ -47,7 +47,7 @@ NAMES = ("otel", "hikari")
 """The sets of names that a collector can export."""
 
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "lane", "code", "le", "quantile"}
+_OWN_LABELS = {"pool", "host", "state", "reason", "kind", "lane", "code", "le", "quantile", "backend", "zone"}
 
 # Bounds of the pools' own buckets, so that the counts are exact: 128 µs to 67 s in steps of 2, for hosts of 4.
 PLACES = range(14, 54, 2)
@@ -68,6 +68,11 @@ _BUDGETS = (
     ("budget_total", "pooling_budget_total", "The connections that the budget allows to all processes together."),
 )
 _CIRCUITS = ("circuits_open", "pooling_circuits_open", "Circuit breakers that are open or half-open.")
+_SERVERS = (
+    ("primary", "pooling_server_primary", "Whether the server is the primary of its cluster."),
+    ("readable", "pooling_server_readable", "Whether the server is a replica that reads go to."),
+    ("lag", "pooling_server_lag_seconds", "How many seconds a replica is behind."),
+)
 _PEAKS = (
     ("in_use", "pooling_in_use_peak", "The most connections in use at once since the last scrape."),
     ("waiting", "pooling_pending_requests_peak", "The most pending requests at once since the last scrape."),
@@ -115,6 +120,14 @@ _HOST_COUNTERS = (
     ("reused", "pooling_http_connections_reused", "Requests on a connection that was open already."),
     ("bytes_sent", "pooling_http_sent_bytes", "Bytes sent, without TLS."),
     ("bytes_received", "pooling_http_received_bytes", "Bytes received, without TLS."),
+)
+_BACKENDS = (  # of HTTP pools with several servers only
+    ("backend_used", "pooling_backend_in_use", "Requests in progress at the server."),
+    ("backend_pending", "pooling_backend_pending_requests", "Requests that wait for a connection to the server."),
+    ("backend_latency", "pooling_backend_latency_seconds", "Moving average of the latency; of processes the highest."),
+    ("backend_failing", "pooling_backend_failing_ratio", "Moving average of failures; of processes the highest."),
+    ("backend_ejected", "pooling_backend_ejected", "The number of processes that have ejected the server."),
+    ("backend_circuit_open", "pooling_backend_circuit_open", "The number of processes with an open circuit."),
 )
 _HOST_KINDS = (
     ("statuses", "pooling_http_responses", "code", "Responses, by status code."),
@@ -216,6 +229,12 @@ class _Families:
             for pool, one in self._pools for host, counters in sorted(by_host(one["counters"]).items())
         ]  # fmt: skip
 
+        self._backends = [
+            (pool, name, gauges, next(iter(kinds_of(gauges, "backend_zone"))))
+            for pool, one in self._pools for name, gauges in sorted(by_host(one["gauges"]).items())
+            if "backend_used" in gauges
+        ]  # fmt: skip
+
     def otel(self) -> Iterator[Metric]:
         yield self._states("db_client_connection_count", "used", "The number of connections in this state.")
         for key, name, text in _GAUGES:
@@ -226,6 +245,9 @@ class _Families:
         if any(_CIRCUITS[0] in one["gauges"] for _, one in self._pools):
             key, name, text = _CIRCUITS
             yield self._gauge(name, text, "gauges", key)
+        if any("primary" in one["gauges"] for _, one in self._pools):
+            for key, name, text in _SERVERS:
+                yield self._gauge(name, text, "gauges", key)
         for key, name, text in _PEAKS:
             yield self._gauge(name, text, "peaks", key)
         for key, name, text in _COUNTERS:
@@ -240,6 +262,8 @@ class _Families:
             yield self._histogram(name, text, key)
         if self._hosts:
             yield from self._http()
+        if self._backends:
+            yield from self._of_backends()
 
     def hikari(self) -> Iterator[Metric]:
         for key, name, text in _HIKARI_GAUGES:
@@ -292,6 +316,20 @@ class _Families:
             buckets, total = _cumulated(one["counters"], key, PLACES)
             found.add_metric([*self._values, pool], buckets, total)
         return found
+
+    def _of_backends(self) -> Iterator[Metric]:
+        for key, name, text in _BACKENDS:
+            found = GaugeMetricFamily(name, text, labels=[*self._names, "pool", "backend", "zone"])
+            for pool, backend, gauges, zone in self._backends:
+                found.add_metric([*self._values, pool, backend, zone], gauges.get(key, 0))
+            yield found
+        text = "How often a server of several was ejected."
+        ejections = CounterMetricFamily("pooling_http_ejections", text, labels=[*self._names, "pool", "host"])
+        pools = {pool for pool, *_ in self._backends}
+        for pool, host, counters in self._hosts:
+            if pool in pools:
+                ejections.add_metric([*self._values, pool, host], counters.get("ejections", 0))
+        yield ejections
 
     def _http(self) -> Iterator[Metric]:
         pools = {pool for pool, _, _ in self._hosts}

@@ -10,7 +10,7 @@ from ..core.report.histogram import Buckets
 from ..core.report.metrics import PoolMetrics
 from ..core.report.snapshot import PoolSnapshot
 from .history import COUNTERS, HostMinute, Minute, Series
-from .spread import NOTHING, Totals
+from .spread import NO_TOTALS, Totals
 
 __all__ = ["Reading", "note", "read", "read_foreign", "read_metrics"]
 
@@ -57,7 +57,7 @@ def read(pool: ManagedPool[Any]) -> Reading:
 
 
 def read_metrics(metrics: PoolMetrics) -> Reading:
-    """Read what the metrics of a pool tell, without queries and hosts."""
+    """Read the metrics of a pool, without queries and hosts."""
     snapshot: PoolSnapshot = metrics.snapshot()
     buckets = metrics.buckets()
 
@@ -79,7 +79,7 @@ def read_metrics(metrics: PoolMetrics) -> Reading:
         wait=totals("wait"),
         use=totals("use"),
         create=totals("create"),
-        queries=NOTHING,
+        queries=NO_TOTALS,
         query_errors=0,
         slowest=(),
         hosts={},
@@ -94,7 +94,7 @@ def _queries(pool: Any) -> tuple[Totals, int, tuple[tuple[float, str], ...]]:
     else:
         statistics = getattr(pool, "query_statistics", None)
         if statistics is None:
-            return NOTHING, 0, ()
+            return NO_TOTALS, 0, ()
         found = statistics.to_dict()
     slowest = tuple((one["seconds"], one.get("query") or one.get("sql") or "") for one in found["slowest"])
     return Totals.of(found["count"], found["mean"], statistics.buckets()), found.get("errors", 0), slowest
@@ -141,9 +141,9 @@ def read_foreign(figures: Mapping[str, Any], duration: float) -> Reading:
         closed={},
         errors={"connect": int(figures.get("connection_errors", 0))} if figures.get("connection_errors") else {},
         wait=Totals(counted["acquired"], counted["acquired"] * waits, _NO_BUCKETS),
-        use=NOTHING,
-        create=NOTHING,
-        queries=NOTHING,
+        use=NO_TOTALS,
+        create=NO_TOTALS,
+        queries=NO_TOTALS,
         query_errors=0,
         slowest=(),
         hosts={},
@@ -176,7 +176,7 @@ def note(series: Series, before: Reading | None, after: Reading, seconds: float,
     minute.size, minute.max_size, minute.min_size = after.size, after.max_size, after.min_size
     minute.count(max(0, now - then) for now, then in zip(after.counts, old.counts if old else (0,) * len(COUNTERS)))
     for name in ("wait", "use", "create", "queries"):
-        getattr(minute, name).add(getattr(old, name) if old else NOTHING, getattr(after, name))
+        getattr(minute, name).add(getattr(old, name) if old else NO_TOTALS, getattr(after, name))
     minute.closed.add(_more(old.closed if old else {}, after.closed))
     minute.errors.add(_more(old.errors if old else {}, after.errors))
     minute.query_errors += max(0, after.query_errors - (old.query_errors if old else 0))
@@ -197,7 +197,7 @@ def _note_host(minute: Minute, host: str, old: Host | None, new: Host) -> None:
         found.statuses.add(statuses)
         found.failures.add(failures)
         found.retries += retries
-        found.latency.add(old.latency if old else NOTHING, new.latency)
+        found.latency.add(old.latency if old else NO_TOTALS, new.latency)
 
 
 def _more(old: Mapping[Any, int], new: Mapping[Any, int]) -> dict[Any, int]:

@@ -10,7 +10,7 @@ from .figures import Figures, add_up
 from .local import Record
 from .slotfile import SlotFile
 
-__all__ = ["counters_only", "encode", "look", "merge", "unlink"]
+__all__ = ["counters_only", "encode", "read_record", "merge", "unlink"]
 
 
 def encode(values: Record) -> bytes:
@@ -18,7 +18,7 @@ def encode(values: Record) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode()
 
 
-def look(name: str, directory: int, whole: bool) -> tuple[Record, bool]:
+def read_record(name: str, directory: int, whole: bool) -> tuple[Record, bool]:
     """Return what another process has written, all of it if it is dead, and whether that is so."""
     try:
         file = SlotFile.open(name, directory)

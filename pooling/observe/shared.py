@@ -46,7 +46,7 @@ from ..core.runtime.poolref import PoolRef
 from ..core.runtime.reaper import LISTENERS, Reaper
 from .archive import Archive
 from .local import INTERVAL, PATIENCE, Local, Past, Process, Record, Source, Totals, pause
-from .records import counters_only, encode, look, merge, unlink
+from .records import counters_only, encode, merge, read_record, unlink
 from .slotfile import SlotFile, open_private
 
 __all__ = [
@@ -100,7 +100,7 @@ class SharedDirectory(Source):
     def listen(self, reaper: Reaper, dropped: PoolRef | None) -> None:
         """Begin to write, or count a pool that was dropped. Called by the reaper, at the first use of a pool."""
         super().listen(reaper, dropped)
-        if dropped is None and reaper in (runtime._reaper for runtime in registry.runtimes):
+        if dropped is None and reaper in (runtime.current_reaper for runtime in registry.runtimes):
             self.begin(reaper)
 
     def step(self) -> None:
@@ -241,7 +241,7 @@ class SharedDirectory(Source):
         """
         return self._read(scrape=True)[0]
 
-    def everything(self) -> tuple[dict[str, Record], Past]:
+    def all_records(self) -> tuple[dict[str, Record], Past]:
         """Return the records of all processes, by their files, and the past. Peaks do not begin again.
 
         Raises:
@@ -328,7 +328,7 @@ class SharedDirectory(Source):
             if own is not None and own.pid == os.getpid() and own.joined:
                 live[name] = dict(own.written)  # to open and close the file would release its lock
             else:
-                found, is_dead = look(name, process.directory, whole)
+                found, is_dead = read_record(name, process.directory, whole)
                 (dead if is_dead else live)[name] = found
         counted = [past, *({"pools": counters_only(one)} for one in dead.values())]
         if dead or scrape:
@@ -337,7 +337,7 @@ class SharedDirectory(Source):
             epoch = (0 if record is None else record.tag) + scrape
             try:
                 if dead:
-                    self._bury(process, retired, dead, names)  # first: what is in ``retired`` is not read again
+                    self._archive(process, retired, dead, names)  # first: what is in ``retired`` is not read again
                 retired.write(encode(commit), epoch)
             except (OSError, ValueError) as error:
                 self._complain(error)  # nothing is lost: the files of the dead stay
@@ -348,12 +348,12 @@ class SharedDirectory(Source):
         live = {name: one for name, one in live.items() if one}
         return Totals(merge([*counted, *live.values()]), len(live)), live
 
-    def _bury(self, process: Process, retired: SlotFile, dead: dict[str, Record], names: set[str]) -> None:
+    def _archive(self, process: Process, retired: SlotFile, dead: dict[str, Record], names: set[str]) -> None:
         """Keep the minutes and incidents of dead processes."""
         archive = Archive(retired, process.archive)
         process.archive = None
         for name, record in dead.items():
-            archive.bury(name, record)
+            archive.add_ended(name, record)
         archive.store(time.time(), names)
         process.archive = archive
 
@@ -401,8 +401,8 @@ def share(path: str | os.PathLike[str]) -> SharedDirectory:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=directory.write_before_quick_exits)
     for runtime in registry.runtimes:
-        if not runtime._reaper.asleep:  # a pool was used before
-            directory.listen(runtime._reaper, None)
+        if not runtime.current_reaper.ended:  # a pool was used before
+            directory.listen(runtime.current_reaper, None)
     return directory
 
 

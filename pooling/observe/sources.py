@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from .._masking import shown
@@ -43,7 +43,7 @@ class Managed:
         found = []
         for name in manager or ():
             try:
-                found.append((name, manager[name]))  # type: ignore[index]
+                found += _servers(name, manager[name])  # type: ignore[index]
             except KeyError:  # removed meanwhile
                 continue
         return found
@@ -63,7 +63,15 @@ class Given:
     def pools(self) -> list[tuple[str, Any]]:
         """Return those that exist, by their own names."""
         found = ((label, reference()) for label, reference in self._pools)
-        return [(label, pool) for label, pool in found if pool is not None]
+        return [one for label, pool in found if pool is not None for one in _servers(label, pool)]
+
+
+def _servers(label: str, pool: Any) -> list[tuple[str, Any]]:
+    """Return the pools of its servers in place of a cluster; any other pool as it is."""
+    servers = getattr(pool, "servers", None) if isinstance(pool, ManagedPool) else None
+    if not isinstance(servers, Mapping):
+        return [(label, pool)]
+    return [(f"{label}.{name}", one) for name, one in servers.items()]
 
 
 class OfProcess:

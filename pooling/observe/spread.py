@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..core.report.histogram import SHORT, Buckets, bound_of, percentile, place_of
 
-__all__ = ["NOTHING", "Spread", "Totals"]
+__all__ = ["NO_TOTALS", "Spread", "Totals"]
 
 _PAIR = struct.Struct("<BI")  # a bucket's place and its count
 
@@ -28,7 +28,7 @@ class Totals(NamedTuple):
         return cls(max(count, counted), max(count * mean, timed.total), timed)
 
 
-NOTHING = Totals(0, 0.0, Buckets({}, 0.0, 0.0))
+NO_TOTALS = Totals(0, 0.0, Buckets({}, 0.0, 0.0))
 """The totals before the first duration."""
 
 
@@ -45,7 +45,7 @@ class Spread:
     def add(self, before: Totals, after: Totals) -> None:
         """Add what was recorded between two readings; all of ``after`` if the histogram was cleared meanwhile."""
         if after.count < before.count:
-            before = NOTHING
+            before = NO_TOTALS
         old = before.timed.counts
         new = {place: number - old.get(place, 0) for place, number in after.timed.counts.items()}
         new = {place: number for place, number in new.items() if number > 0}

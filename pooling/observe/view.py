@@ -6,14 +6,14 @@ seconds since the epoch. There is no secret in it, no SQL and no parameter::
     {"time": ..., "processes": [...], "pools": [...], "events": [...]}
 
 ``processes``  a list: ``pid``, ``command``, ``cpu`` (processors in use; ``None`` at first), ``memory`` (bytes),
-               ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it told its figures)
+               ``threads``, ``descriptors``, ``started``, ``age`` (seconds since it recorded its figures)
 ``pools``      a list: ``name``, ``kind``, ``processes`` (how many have it); ``idle``, ``in_use``, ``size``,
                ``max_size``; ``budget`` (the share of these processes, and the total; or ``None``); ``waiting``,
                ``oldest_wait``; ``state``, see `state_of`; ``last_error``, ``last_error_at``; ``leases_per_second``;
                ``timeouts_per_minute`` (of this minute and the last one);
                ``wait`` and ``use`` (``p50``, ``p99``, over the last minute); ``by_process`` (``pid``, ``in_use``,
                ``size``, ``waiting``); ``holders``, the longest first, at most 10: ``where``, ``thread``, ``pid``,
-               ``since``, and ``seconds``, how long it was held when its process told its figures; ``minutes``, the
+               ``since``, and ``seconds``, how long it was held when its process recorded them; ``minutes``, the
                last hour: ``start``, ``step``, and 60 numbers each, ``None`` where nothing was recorded: ``in_use``
                (on average), ``waiting`` (at most), ``leases``, ``timeouts``, ``p99_wait``
 ``events``     a list, the newest first, at most 100: ``pool``, ``kind`` (see `incidents.WORDS`), ``start``, ``end``
@@ -71,7 +71,7 @@ class Viewer:
         current = shared.current()
         if isinstance(current, SharedDirectory):
             return cls._of_shared(current)
-        return cls(_local_history().everything)
+        return cls(_local_history().all_records)
 
     @classmethod
     def of_directory(cls, path: str | os.PathLike[str] | None = None) -> Viewer:
@@ -102,7 +102,7 @@ class Viewer:
             for directory in directories:
                 try:
                     directory.watch()
-                    found, past = directory.everything()
+                    found, past = directory.all_records()
                 except OSError as error:
                     failed += 1
                     if failed == len(directories):
@@ -154,7 +154,7 @@ class Viewer:
 
 
 class _Trail:
-    """What one process has told in the last minute, for rates."""
+    """What one process has recorded in the last minute, for rates."""
 
     def __init__(self) -> None:
         self._points: deque[Record] = deque()

@@ -89,8 +89,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.dsn is None:
         print(calculate(plan))
         return 0
-    look = _look_at_mysql if _MYSQL.match(options.dsn) else _look
-    report = look(options.dsn, plan, parser)
+    inspect = _inspect_mysql if _MYSQL.match(options.dsn) else _inspect
+    report = inspect(options.dsn, plan, parser)
     if report is None:
         return 1
     print(report)
@@ -107,7 +107,7 @@ def _advise_size(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     return sizing.size
 
 
-def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
+def _inspect(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
     try:
         import psycopg  # here: the other commands work without libpq
     except ImportError as error:
@@ -132,7 +132,7 @@ def _look(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | Non
         return None
 
 
-def _look_at_mysql(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
+def _inspect_mysql(dsn: str, plan: Plan, parser: argparse.ArgumentParser) -> Report | None:
     from .._urls import from_url  # here: the other commands work without a driver
 
     try:

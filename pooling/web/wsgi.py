@@ -138,8 +138,8 @@ class PoolingMiddleware:
         if options and not targets:
             PoolSettings.from_mapping(options, base=settings)  # refuses misspelt names even without a URL
         for name, url in targets.items():
-            laid = settings_for(url, options, settings) if options else settings
-            self.manager.create_pool(name, url, settings=laid)
+            merged = settings_for(url, options, settings) if options else settings
+            self.manager.create_pool(name, url, settings=merged)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._health_path is not None and environ.get("PATH_INFO") == self._health_path:

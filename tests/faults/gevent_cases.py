@@ -846,7 +846,7 @@ def use_natively(pool: Pool[Resource]) -> None:
             start_native(lambda: done.append(use(pool, 0.01)), ())
         while len(done) < 4:
             native_sleep(0.001)
-    assert not pool.engine.runtime.reaper.asleep, "no native reaper"
+    assert not pool.engine.runtime.reaper.ended, "no native reaper"
 
 
 def watch_the_hub() -> Callable[[], float]:

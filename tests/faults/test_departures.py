@@ -15,9 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy
 
 from pooling import PoolSettings, PostgresPool
 from pooling.adapters.postgres.client_state import KEEPS_NOTIFICATIONS
+from pooling.adapters.sqlalchemy import Pool as EnginePool
+from pooling.compat.psycopg_pool import ConnectionPool
 from pooling.core.clock import SystemClock
 from tests.faults.load import wait_until
 from tests.pgbouncer import PgBouncer, needs_pgbouncer
@@ -195,6 +198,48 @@ def test_messages_of_the_server_that_do_not_end_the_connection(server: PostgresS
         assert len(pids) == 1
 
 
+# -- the drop-ins -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rest", [0, 0.05])
+@pytest.mark.parametrize("kind", ["psycopg_pool", "sqlalchemy"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "fast shutdown", "immediate shutdown", "crash of another backend", "kill -9 of one backend",
+        "kill -9 of all", "pg_terminate_backend",
+    ],
+)  # fmt: skip
+def test_drop_ins_lend_no_ended_connection(server: PostgresServer, way: str, kind: str, rest: float) -> None:
+    """Without a check= and without pre_ping."""
+    get: Callable[[], Any]
+    if kind == "psycopg_pool":
+        pool = ConnectionPool(server.dsn, min_size=0, max_size=SIZE, open=True)
+        get, close = pool.connection, pool.close
+    else:
+        url = server.dsn.replace("postgresql://", "postgresql+psycopg://")
+        engine = sqlalchemy.create_engine(url, poolclass=EnginePool, pool_size=SIZE, max_overflow=0)
+        get, close = (lambda: contextlib.closing(engine.raw_connection())), engine.dispose
+
+    def use() -> list[psycopg.Connection[Any]]:
+        with contextlib.ExitStack() as stack:
+            conns = [stack.enter_context(get()) for _ in range(SIZE)]
+            for conn in conns:
+                conn.cursor().execute("SELECT 1")
+            return [conn if kind == "psycopg_pool" else conn.driver_connection for conn in conns]
+
+    conns = use()
+    ways(server)[way]({conn.info.backend_pid for conn in conns})
+    wait_until(lambda: any(map(ended, conns)))
+    began = time.monotonic()
+    wait_until(lambda: all(map(ended, conns)) or time.monotonic() - began > 1)
+    accepts(server)
+    time.sleep(rest)
+    use()
+    use()
+    close()
+
+
 # -- a standby ----------------------------------------------------------------------
 
 
@@ -211,8 +256,7 @@ def standby(server: PostgresServer) -> Iterator[PostgresServer]:
         assert row is not None
         (standby.data / "backup_label").write_text(row[0])
         (standby.data / "standby.signal").touch()
-        standby._settings["primary_conninfo"] = f"host={LOOPBACK} port={server.port} user=postgres"
-        standby._write_settings()
+        standby.configure(primary_conninfo=f"host={LOOPBACK} port={server.port} user=postgres")
         account = _account()
         if account is not None:
             for path in (standby.data, *standby.data.rglob("*")):

@@ -52,11 +52,11 @@ def server() -> Iterator[PostgresServer]:
 def threads(at_most: int = 0) -> int:
     """Return how many threads there are beside those of ours that are idle; wait a while for so few."""
     gc.collect()
-    ours = [kind for each in registry.runtimes for kind in (each._workers, each._reaper)]
+    ours = [kind for each in registry.runtimes for kind in (each.current_workers, each.current_reaper)]
     for each in ours:
         each.suspend()
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: all(each.asleep for each in ours) and psutil.Process().num_threads() <= at_most, 10)
+        wait_until(lambda: all(each.ended for each in ours) and psutil.Process().num_threads() <= at_most, 10)
     number = psutil.Process().num_threads()
     for each in ours:
         each.resume()

@@ -22,6 +22,7 @@ from pooling import CommitUnknown, PoolSettings, PostgresPool
 from pooling.adapters import sqlalchemy as ours
 from pooling.adapters.postgres import adapter as pg_adapter
 from pooling.adapters.postgres import stalls
+from pooling.adapters.postgres.tracking import notes_of
 from pooling.compat.psycopg_pool import ConnectionPool
 from tests.faults.conftest import Note
 from tests.faults.load import leaked_transactions, wait_until
@@ -142,7 +143,7 @@ def test_twelve_threads_on_eight_recover(
     unit = kind(8)
     with Workers(12, lambda: unit("SELECT pg_sleep(0.02)")) as workers:
         proxy.drop()
-        time.sleep(0.5)  # whoever is still at work gets into it
+        time.sleep(0.5)  # commands that still run are hit by it
         note(recovery_s=workers.until_all_work_again(60))
     assert 1 <= len(workers.errors) <= 8
     told = [f"{error}; {error.__cause__}" for error in workers.errors]  # of a CommitUnknown it is the cause
@@ -397,7 +398,7 @@ def test_verdict(row: list[bytes | None] | None, server: stalls.Server, stalled:
 def test_transfer_in_progress_is_no_stall(dsn: str) -> None:
     """Many bytes over a slow link take their time, with the server idle before and after."""
     with contextlib.closing(PostgresPool(dsn, SETTINGS)) as db, db.acquire() as conn:
-        watch: Any = vars(conn)["_pooling"]
+        watch: Any = notes_of(conn)
         first = stalls.bytes_transferred(conn.fileno())
         conn.execute("SELECT 1")
         second = stalls.bytes_transferred(conn.fileno())

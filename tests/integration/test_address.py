@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from pooling import CreateFailed, PoolManager, PoolSettings, PoolTimeout, PostgresPool
+from pooling.adapters.mysql.address import WHERE as MYSQL_WHERE
+from pooling.adapters.mysql.address import Address as MySQLAddress
+from pooling.adapters.mysql.address import driver_of
 from pooling.adapters.postgres.address import Address
 from pooling.compat.psycopg_pool import ConnectionPool
 from pooling.tools.demo.place import PostgresDatabase
@@ -197,3 +200,24 @@ def test_djangos_engine_connects_as_djangos_settings_say(
     assert b"pg\0" in other.heard
     nothing_of_main(other.heard)
     assert main.heard == b""
+
+
+@pytest.mark.parametrize("name", sorted(MYSQL_WHERE))
+def test_a_mysql_server_named_in_kwargs_gets_nothing_of_database_url(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither its password nor its options nor its driver."""
+    monkeypatch.setenv("DATABASE_URL", "mysql+mysqldb://app:MAIN-SECRET@db1/main?charset=latin1")
+    for kwargs in ({name: "other"}, lambda: {name: "other"}):
+        assert MySQLAddress("", kwargs, dict).ask().arguments == {name: "other"}
+    assert MySQLAddress("", {"autocommit": True}, dict).ask().arguments["password"] == "MAIN-SECRET"
+    assert driver_of("", {name: "other"}) is None
+    assert driver_of("", {name: None}) == driver_of("", None) == "mysqlclient"
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_database_url_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", text)
+    assert "host" not in Address("", None, 30.0, {}).ask().arguments
+    assert MySQLAddress("", None, dict).ask().arguments == {}
+    assert driver_of("", None) is None

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from pooling import HTTP2Pool, HTTPTimeout, LeaseError, PoolTimeout
+from pooling.adapters.http2 import frames
 from tests.conftest import Authority
 from tests.http2server import HTTP2Server
 from tests.integration.tools import wait_until
@@ -144,6 +145,18 @@ def test_unread_body_closes_the_connection(pool: HTTP2Pool, server: HTTP2Server)
     assert pool.get("/hello").text == "hello"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_body_read_after_the_lease_is_an_error(pool: HTTP2Pool, server: HTTP2Server, begun: bool) -> None:
+    """Neither a short body that looks complete, nor the error of a socket."""
+    with pool.acquire() as client:
+        response = client.send(client.build_request("GET", f"{server.url}/big?3000000"), stream=True)
+        pieces = response.iter_bytes()
+        if begun:
+            next(pieces)
+    with pytest.raises(LeaseError, match="released before its body was read to the end"):
+        list(pieces)
+
+
 def test_two_hosts_share_one_connection_in_turn(pool: HTTP2Pool, server: HTTP2Server, authority: Authority) -> None:
     with HTTP2Server(authority.server) as other, pool.acquire() as client:
         for _ in range(2):
@@ -182,6 +195,19 @@ def test_frames_for_an_idle_connection_are_answered(pool: HTTP2Pool, server: HTT
     assert pool.get("/hello").text == "hello"
     wait_until(lambda: served.pongs == 1)
     assert server.opened == 1
+
+
+def test_without_httpcores_private_names_a_pinged_connection_is_replaced(
+    pool: HTTP2Pool, server: HTTP2Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "AVAILABLE", False)
+    for _ in range(2):
+        assert pool.get("/hello").text == "hello"
+    before = server.opened
+    server.each("ping")
+    time.sleep(0.1)
+    assert pool.get("/hello").text == "hello"
+    assert server.opened == before + 1
 
 
 def test_end_announced_with_an_answer(pool: HTTP2Pool, server: HTTP2Server) -> None:

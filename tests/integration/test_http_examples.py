@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     [
         ("http_script.py", r"\d+ requests to http://127\.0\.0\.1:\d+ over 1 socket\(s\)"),
         ("http_fetcher.py", r"200 of 200, 169,000 bytes\n.*: 200 requests over \d+ sockets"),
+        ("http_balancing.py", r"(?s)all work: .*a fails: .*a is back: .*a \d+%.*no request failed\n$"),
         ("http_oauth.py", r"ann is known as token-of-ann\nbob is known as token-of-bob\n1 socket for all"),
         ("reverse_proxy.py", r"200 answers over \d+ sockets"),
     ],

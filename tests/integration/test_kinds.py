@@ -10,6 +10,17 @@ from typing import Any
 
 import pytest
 
+from pooling import (
+    HTTP2Pool,
+    HTTPPool,
+    MySQLPool,
+    PoolManager,
+    PoolSettings,
+    PostgresPool,
+    RedisPool,
+    SQLitePool,
+    from_url,
+)
 from pooling.web.wsgi import PoolingMiddleware, lease
 from tests.integration.tools import ROOT, environment
 from tests.redisserver import RedisServer
@@ -22,6 +33,58 @@ class Queue(Pool):
         super().__init__(dict, settings=settings, name=name)
         self.url, self.arguments = url, arguments
 """
+
+
+#: Those of an extra; tests/unit/test_options.py has the others.
+KINDS: dict[str, Any] = {
+    "MySQLPool": lambda **given: MySQLPool("mysql://db.example.com/app", **given),
+    "RedisPool": lambda **given: RedisPool(host="redis.example.com", **given),
+    "RedisPool.from_url": lambda **given: RedisPool.from_url("redis://redis.example.com", **given),
+    "HTTP2Pool": HTTP2Pool,
+    "from_url, mysql": lambda **given: from_url("mysql://db.example.com/app", **given),
+    "from_url, redis": lambda **given: from_url("redis://redis.example.com", **given),
+    "manager, mysql": lambda **given: PoolManager().create_pool("p", "mysql://db.example.com/app", **given),
+    "manager, redis": lambda **given: PoolManager().create_pool("p", "redis://redis.example.com", **given),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_pools_of_an_extra_take_settings_as_arguments(make: Any) -> None:
+    pool = make(settings=PoolSettings(max_size=7, acquire_timeout=3), max_size=5, backoff_initial=0.5, min_size=0)
+    found = pool.settings
+    assert (found.max_size, found.acquire_timeout, found.backoff.initial) == (5, 3, 0.5)
+    pool.close()
+    with pytest.raises(ValueError, match=r"PoolSettings\.max_size must be at least 1, not 0"):
+        make(max_size=0)
+    with pytest.raises(TypeError, match=r"unknown setting 'max_sise'; did you mean 'max_size'\?"):
+        make(max_sise=3)
+    with pytest.raises(TypeError, match="unknown setting 'pasword'") as caught:
+        make(pasword="hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+FLAGS: dict[str, Any] = {
+    "compression": HTTPPool,
+    "trust_env": HTTPPool,
+    "pooled": HTTPPool,
+    "follow_redirects": HTTP2Pool,
+    "prior_knowledge": HTTP2Pool,
+    "optimize": lambda **given: SQLitePool(":memory:", **given),
+    "query_statistics": lambda **given: PostgresPool("host=db.example.com", **given),
+    "query_statistics of MySQL": lambda **given: MySQLPool("mysql://db.example.com/app", **given),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", ["off", "", 0, None])
+def test_only_booleans_are_booleans(name: str, value: object) -> None:
+    """A text from a configuration file is true, whatever it says."""
+    argument = name.partition(" ")[0]
+    with pytest.raises(TypeError, match=f"{argument} must be true or false, not "):
+        FLAGS[name](**{argument: value})
+    if argument in ("pooled", "compression"):
+        with pytest.raises(TypeError, match=f"{argument} must be true or false, not "):
+            PoolManager.from_mapping({"api": {"url": "https://api.example.com", argument: value}})
 
 
 def run(code: str, **env: str) -> str:

@@ -345,6 +345,21 @@ def test_half_read_result(make: Make, driver: str) -> None:
 # -- errors --------------------------------------------------------------------------
 
 
+def test_changed_record_that_is_caught_is_not_committed(make: Make, server: MariaDBServer) -> None:
+    """With innodb_snapshot_isolation, the default since MariaDB 11.6.2, the server rolls back as after a deadlock."""
+    pool = make(configure=lambda conn: run(conn, "SET innodb_snapshot_isolation = 1"))
+    server.ask("INSERT INTO t VALUES (1), (2)")
+    with pytest.raises(TransactionRolledBack, match="what failed: UPDATE t"), pool.connection() as conn:
+        run(conn, "INSERT INTO t VALUES (10)")
+        run(conn, "SELECT * FROM t")
+        server.ask("UPDATE t SET n = 3 WHERE n = 1")
+        with pytest.raises(pool.driver.error) as caught:
+            run(conn, "UPDATE t SET n = 4 WHERE n = 1 OR n = 3")
+        assert code(caught.value) == 1020
+        run(conn, "INSERT INTO t VALUES (11)")
+    assert pool.execute_query("SELECT n FROM t ORDER BY n") == [(2,), (3,)]
+
+
 def test_deadlock_that_is_caught_is_not_committed(make: Make, server: MariaDBServer) -> None:
     """The server has rolled back all that came before it."""
     pool = make(settings=ONE.replace(max_size=2))

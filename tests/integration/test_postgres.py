@@ -356,7 +356,7 @@ def test_notifications_of_the_last_borrower_are_dropped(make: Make, postgres: Po
     assert got == ["new"]
 @everywhere
 def test_notifications_that_come_with_the_commit_reach_the_handlers(make: Make) -> None:
-    """As psycopg's own commit() does it. Where sessions are cleaned nobody listens any more by then."""
+    """As psycopg's own commit() does it. Where sessions are cleaned, LISTEN has ended by then."""
     pool = make(session="trust")
     heard: list[str] = []
     with pool.connection() as conn:
@@ -376,7 +376,7 @@ def test_notifications_that_come_with_the_commit_reach_the_handlers(make: Make) 
 @everywhere
 @pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this psycopg keeps none")
 def test_notifications_without_a_handler_are_kept(make: Make) -> None:
-    """Until somebody asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
+    """Until a caller asks for them, as psycopg does it; here they come with a COMMIT of psycopg's own."""
     pool = make()
     with pool.acquire() as conn:
         conn.execute("LISTEN news")
@@ -691,7 +691,7 @@ def test_statement_lost_in_autocommit_raises_commit_unknown(
 def test_connection_lost_after_the_commit_is_no_error(make: Make, postgres: PostgresServer, table: str) -> None:
     """In the cleaning, which is sent with it: that costs the connection, and no error."""
     pool = make()
-    pool.session_rules._commit = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
+    pool.session_rules.commit_command = b"COMMIT; SELECT pg_terminate_backend(pg_backend_pid())"
     with pool.connection() as conn:
         conn.execute("INSERT INTO t VALUES (1)")
     with pool.acquire() as again:
@@ -796,7 +796,7 @@ def test_commit_can_be_interrupted(postgres: PostgresServer, slow: str, session:
 
 @everywhere
 def test_a_connection_lost_before_its_begin_is_an_operational_error(make: Make, postgres: PostgresServer) -> None:
-    """Whoever says so: where the server cannot, libpq does, and psycopg would make a DatabaseError of its words."""
+    """From the server or from libpq, of whose words psycopg would make a DatabaseError."""
     with Proxy(postgres.port) as proxy:
         pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)))
         with pytest.raises(psycopg.OperationalError), pool.acquire() as conn:
@@ -817,7 +817,7 @@ def test_commit_during_a_query_is_refused(make: Make) -> None:
 
 
 def test_what_was_cut_off_is_not_run_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+    monkeypatch.setattr(limits, "cancel_command", lambda conn, timeout: wire.Cancel(conn))  # not through in time
     pool = make(command_timeout=0.2)
     runs: list[int] = []
 
@@ -985,7 +985,7 @@ def test_timed_out_command_ends_on_the_server_before_its_slot_is_free(
     pool = make(settings=TWO, name="cut-off")
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "_cancel", lambda conn, timeout: wire.Cancel(conn))  # not through in time
+        patch.setattr(limits, "cancel_command", lambda conn, timeout: wire.Cancel(conn))  # not through in time
         for _ in range(6):
             with pytest.raises(CommandTimeout, match="^not done within 0.2 s, and the server did not respond to the c"):
                 pool.execute_query("SELECT pg_sleep(600)", timeout=0.2)
@@ -1074,7 +1074,7 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
 def test_timeout_of_a_call_covers_all_its_commands(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
-        pool._limit_to(conn, 3.0, pool.engine.clock.now() + 0.5)  # the rest was spent in line
+        pool.session_rules.limit_to(conn, 3.0, 0.5)  # the rest was spent in line
         with pytest.raises(psycopg.errors.QueryCanceled):
             for _ in range(30):
                 conn.execute("SELECT pg_sleep(0.4)")
@@ -1338,7 +1338,7 @@ def test_rotate_and_open_end_an_outage(make: Make, postgres: PostgresServer) -> 
         )
         with pytest.raises(pooling.PoolTimeout):
             pool.acquire(timeout=1.0)
-        assert pool.stats()["down"]  # and nobody would try again for minutes
+        assert pool.stats()["down"]  # and without an acquire it is not tried again for minutes
         port[0] = str(postgres.port)
         getattr(pool, mend)()
         assert one(pool, "SELECT 1") == 1

@@ -122,7 +122,7 @@ def test_connect_that_returns_a_proxy(
     works(pool, postgres)
     with pool.connection() as conn:
         assert type(conn) is Proxy and conn.execute("SHOW work_mem").fetchone() == ("5MB",)
-        assert conn.executed[-1] == "SHOW work_mem"  # what the borrower does is seen by whoever watches
+        assert conn.executed[-1] == "SHOW work_mem"  # the borrower's commands are seen by its own hooks
 
 
 def test_wrapt(make: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:

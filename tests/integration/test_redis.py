@@ -323,6 +323,18 @@ def test_pubsub_and_monitor(make: Make, protocol: int) -> None:
     assert pool.metrics.snapshot().closed == {"disconnected": 2}
 
 
+@pytest.mark.parametrize("name", ["decode_responses", "retry_on_timeout", "socket_keepalive", "ssl_check_hostname"])
+def test_booleans_of_a_url_are_those_of_all_urls(name: str) -> None:
+    for text, value in (("off", False), ("No", False), ("0", False), ("on", True), ("yes", True), ("TRUE", True)):
+        pool = RedisPool.from_url(f"rediss://h?{name}={text}")
+        assert pool.connection_kwargs[name] is value
+        pool.close()
+    with pytest.raises(ValueError, match=f"{name}='maybe': must be true or false"):
+        RedisPool.from_url(f"rediss://h?{name}=maybe")
+    with pytest.raises(ValueError, match=f"{name}='maybe': must be true or false"):
+        pooling.from_url(f"rediss://h?{name}=maybe")
+
+
 def test_unix_socket_and_url(redis_server: RedisServer) -> None:
     with RedisPool.from_url(f"unix://{redis_server.socket}?db=3&max_size=2") as pool:
         assert redis.Redis(connection_pool=pool).client_info()["db"] == 3

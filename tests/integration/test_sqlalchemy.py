@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -492,10 +493,10 @@ def test_disconnect_invalidates_all(engines: Callable[..., sqlalchemy.Engine], p
     engine = engines(pool_size=3)
     conns = [engine.connect() for _ in range(3)]
     pids = list(map(backend, conns))
-    for conn in conns:
+    for conn in conns[1:]:
         conn.close()
     kill(postgres, *pids)
-    with engine.connect() as conn, pytest.raises(exc.DBAPIError) as caught:
+    with conns[0] as conn, pytest.raises(exc.DBAPIError) as caught:
         backend(conn)
     assert caught.value.connection_invalidated
     for _ in range(4):  # one error for all of them
@@ -615,6 +616,39 @@ def test_thread_that_ended_with_a_connection_is_named(maker: Maker) -> None:
     with pytest.raises(exc.TimeoutError, match=r" in importer, ended \d+ s ago, for "):
         pool.connect()
     kept.pop().close()
+
+
+def ended_by(port: int) -> int:
+    """How many of this process's connections the server at the port has ended."""
+    found = psutil.Process().net_connections()
+    return sum(one.status == psutil.CONN_CLOSE_WAIT and one.raddr[1:] == (port,) for one in found)
+
+
+def test_connection_that_a_mysql_server_ended_is_not_lent(mariadb: MariaDBServer) -> None:
+    engine = sqlalchemy.create_engine(mariadb.url, poolclass=Pool, pool_size=3)
+    conns = [engine.connect() for _ in range(3)]
+    drivers: list[Any] = [conn.connection.driver_connection for conn in conns]
+    for conn in conns:
+        conn.close()
+    with engine.connect() as admin:
+        kept = admin.connection.driver_connection
+        for driver in drivers:
+            if driver is not kept:
+                admin.exec_driver_sql(f"KILL {driver.thread_id()}")
+    end = time.monotonic() + PATIENCE
+    while ended_by(mariadb.port) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for _ in range(2):
+        conns = [engine.connect() for _ in range(3)]
+        assert [conn.exec_driver_sql("SELECT 1").scalar() for conn in conns] == [1, 1, 1]
+        for conn in conns:
+            conn.close()
+    raw = [engine.raw_connection() for _ in range(3)]
+    assert kept in [conn.driver_connection for conn in raw]
+    for one in raw:
+        one.close()
+    engine.dispose()
 
 
 def test_idle_connections_are_closed_when_dispose_returns(postgres: PostgresServer) -> None:

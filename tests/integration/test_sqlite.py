@@ -1266,6 +1266,9 @@ def test_old_sqlite_cannot_share_memory(monkeypatch: pytest.MonkeyPatch) -> None
         ("", ValueError, "path must not be empty; use ':memory:'"),
         ("a\0b", ValueError, "path must not contain a null character"),
         (b"x.db", TypeError, "path must be a string or a path, not b'x.db'"),
+        ("sqlite:app.db", ValueError, "path looks like an address; use from_url"),
+        ("SQLite3:/var/app.db", ValueError, "path looks like an address; use from_url"),
+        ("sqlite+pysqlite:app.db", ValueError, "path looks like an address; use from_url"),
     ],
 )
 def test_bad_paths(path: Any, error: type[Exception], text: str) -> None:

@@ -1,4 +1,4 @@
-"""urllib3-future, which other packages may pull in, replaces urllib3 for everybody: `HTTPPool` refuses it by name."""
+"""urllib3-future, which other packages pull in, replaces urllib3 for all programs: `HTTPPool` refuses it by name."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import (
     ample,
+    balancing,
     dropin,
     flat,
     fleet,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Table]] = {
     requests.NAME: requests.run,
     **http.BENCHMARKS,
     http2.NAME: http2.run,
+    balancing.NAME: balancing.run,
     "postgres": postgres.run_select,
     "orders": postgres.run_orders,
     "mysql": mysql.run_select,

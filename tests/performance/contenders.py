@@ -168,7 +168,7 @@ class PoolingWithoutHolders(Pooling):
 
 
 class Wire:
-    """A real connection, to nobody: both ends of a socket pair, and a poll on one."""
+    """A real connection without a server: both ends of a socket pair, and a poll on one."""
 
     def __init__(self) -> None:
         self.near, self.far = socket.socketpair()
@@ -230,7 +230,7 @@ class _Lease:
 
 
 class _LockedDeque:
-    """A pool as anyone would begin it: no waiting, no checks, nobody counted."""
+    """A pool as anyone would begin it: no waiting, no checks, no counts."""
 
     def __init__(self, slots: int) -> None:
         self.lock = threading.Lock()
@@ -296,7 +296,7 @@ class _Turn:
 class HandOff(Contender):
     """A line of boxes behind a lock, and not a thing more: the ceiling for pools that are fair.
 
-    Whoever hands over has to wake a thread, so a fair pool cannot reach the
+    A hand-over has to wake a thread, so a fair pool cannot reach the
     throughput of one that lets the thread that just released go on.
     """
 

@@ -15,7 +15,7 @@ from pooling import PoolSettings, PostgresPool
 
 __all__ = ["MAKERS", "Database", "Ours"]
 
-PATIENCE = 60.0  # seconds that a borrower waits: nobody is to fail for it
+PATIENCE = 60.0  # seconds that a borrower waits: no wait is to time out
 
 
 class Database:

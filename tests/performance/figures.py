@@ -16,7 +16,7 @@ STARVED_BELOW = 0.1
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """Return the items beginning with another one each round: nobody is always first."""
+    """Return the items beginning with another one each round: none is always first."""
     first = by % len(items) if items else 0
     return [*items[first:], *items[:first]]
 

@@ -24,7 +24,7 @@ from .harness import Plan, Rounds, Wrong, interleave, opened
 from .http_client import installed
 from .http_server import serving
 from .plot import Bars
-from .postgres_client import Errand
+from .postgres_client import Task
 from .table import Column, Table, Target
 
 __all__ = ["NAME", "Goal", "run"]
@@ -155,26 +155,26 @@ def _postgres(found: _Found) -> None:
     with PostgresServer(max_connections=120, fsync="on") as server:
         postgres.make_table(server)
         what = "SELECT 1, autocommit, 1 thread"
-        rounds = _errands(found, what, server, threads=1, size=1)
+        rounds = _tasks(found, what, server, threads=1, size=1)
         # The median lease: with a single thread, what others do on the machine decides on the rate.
         unit = "leases/s of their median time"
         found.add(f"{what}, back to back", unit, peer, ">=", 0.8, rounds, lambda one: 1e6 / one["lease_us"])
-        rounds = _errands(found, what, server, threads=1, size=1, pause=PAUSE)
+        rounds = _tasks(found, what, server, threads=1, size=1, pause=PAUSE)
         found.add(
             f"{what}, 0.2 ms between leases", unit, peer, ">=", 1.0, rounds, lambda one: 1e6 / one["lease_us"]
         )
         what = "SELECT 1, autocommit, 20 threads on 10"
-        rounds = _errands(found, what, server, threads=20, size=10)
+        rounds = _tasks(found, what, server, threads=20, size=10)
         found.add(what, "leases/s", peer, ">=", 1.1, rounds, lambda one: one["rate"])
         for autocommit, way, wanted in ((True, "autocommit", 1.0), (False, "connection()", 1.05)):
             for size in (100, 20):
                 what = f"Order inserts, {way}, 100 threads on {size}"
-                rounds = _errands(found, what, server, threads=100, size=size, autocommit=autocommit, order=True)
+                rounds = _tasks(found, what, server, threads=100, size=size, autocommit=autocommit, order=True)
                 found.add(what, "leases/s", peer, ">=", wanted, rounds, lambda one: one["rate"])
                 found.add(f"{what}: p99", "ms", peer, "<=", 1.0, rounds, lambda one: one["p99_ms"])
 
 
-def _errands(
+def _tasks(
     found: _Found, what: str, server: PostgresServer, *, threads: int, size: int, autocommit: bool = True,
     order: bool = False, pause: float = 0.0,
 ) -> Rounds[Any]:  # fmt: skip
@@ -183,7 +183,7 @@ def _errands(
     def measure(way: type[databases.Database]) -> dict[str, float]:
         before = _orders(server, way.name)
         one = postgres_client.run(
-            Errand(way.name, server.dsn, threads, size, autocommit, order, pause, seconds)
+            Task(way.name, server.dsn, threads, size, autocommit, order, pause, seconds)
         )
         stored = _orders(server, way.name) - before
         if order and stored != one["done"]:

@@ -29,7 +29,7 @@ __all__ = [
 T = TypeVar("T")
 
 LEAD = 0.05
-"""Seconds before counting begins. Whoever is first on the scene is alone there, and
+"""Seconds before counting begins. The first thread to run is alone, and
 would make thousands of checkouts before the second thread gets the interpreter."""
 
 PATIENCE = 60.0
@@ -139,7 +139,7 @@ def crowd(
         meanwhile: What the calling thread does from the moment they begin.
 
     Raises:
-        Wrong: A thread never came back: somebody sleeps beside a free resource.
+        Wrong: A thread never came back: it sleeps although a resource is free.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""A busy web application: are the slots always at work, and does everybody get a turn?"""
+"""A busy web application: are the slots always at work, and is each thread served?"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ NAME = "sqlite"
 THREADS = 16
 ROWS = 20_000
 WRITES = 0.2  # of the operations
-BUSY = 5.0  # seconds that everybody's connections wait for a lock
+BUSY = 5.0  # seconds that all connections wait for a lock
 
 SUM = "SELECT count(*), sum(n), max(word) FROM t WHERE id <> ?"  # some 2 ms, without the GIL
 ROW = "SELECT n, word FROM t WHERE id = ?"  # some 5 µs, most of them with it
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 class Way:
-    """One way to use a database from many threads: what everybody sets is the same."""
+    """One way to use a database from many threads: all of them set the same."""
 
     name: ClassVar[str]
 
@@ -215,7 +215,7 @@ def run(plan: Plan) -> Table:
         rows=rows,
         targets=targets,
         notes=(
-            f"{ROWS:,} rows; a write is one UPDATE and its commit; everybody waits {BUSY:g} s for SQLite's lock",
+            f"{ROWS:,} rows; a write is one UPDATE and its commit; all wait {BUSY:g} s for SQLite's lock",
             "one lock: a thread that comes back at once overtakes those that wait for it, see the worst",
             "least: what the thread that did least has done, of the mean; who waits for SQLite's lock by its busy "
             "handler may do nothing for a whole round, of which a percentile of operations tells nothing",

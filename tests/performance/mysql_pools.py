@@ -15,7 +15,7 @@ from tests.mariadb import MariaDBServer
 
 __all__ = ["MAKERS", "Contender", "Ours"]
 
-PATIENCE = 60.0  # seconds that a borrower waits: nobody is to fail for it
+PATIENCE = 60.0  # seconds that a borrower waits: no wait is to time out
 
 
 class Contender:

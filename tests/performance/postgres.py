@@ -1,7 +1,7 @@
 """What is a pool worth on a real PostgreSQL, and what does it take of it?
 
 100 threads without a pause. The server runs on the same machine and takes its
-part of it, so these are ratios, and no throughput of anybody's production.
+part of it, so these are ratios, and no throughput in production.
 """
 
 from __future__ import annotations

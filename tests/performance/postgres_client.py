@@ -1,7 +1,7 @@
 """One pool of PostgreSQL connections, measured in a process of its own.
 
 ``python -m tests.performance.postgres_client '{"way": "pooling", ...}'`` prints
-what it measured as JSON; the fields are those of `Errand`. A process of its
+what it measured as JSON; the fields are those of `Task`. A process of its
 own, because threads fall into one of two gaits, which can last as long as the
 process: each runs until the server answers, or all compete for the interpreter.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from . import databases
 from .harness import LEAD, crowd
 
-__all__ = ["WAYS", "Errand", "run"]
+__all__ = ["WAYS", "Task", "run"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 WAYS: Sequence[type[databases.Database]] = (
@@ -33,7 +33,7 @@ WAYS: Sequence[type[databases.Database]] = (
 
 
 @dataclass(frozen=True)
-class Errand:
+class Task:
     """What is done, and by which pool.
 
     Attributes:
@@ -56,7 +56,7 @@ class Errand:
     seconds: float
 
 
-def run(errand: Errand) -> dict[str, float]:
+def run(task: Task) -> dict[str, float]:
     """Do that in a new process; return what it measured.
 
     Returns:
@@ -68,8 +68,8 @@ def run(errand: Errand) -> dict[str, float]:
         RuntimeError: It failed; the message is its last line.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.performance.postgres_client", json.dumps(asdict(errand))],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=errand.seconds + 60,
+        [sys.executable, "-m", "tests.performance.postgres_client", json.dumps(asdict(task))],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=task.seconds + 60,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
@@ -77,16 +77,16 @@ def run(errand: Errand) -> dict[str, float]:
     return found
 
 
-def _measure(errand: Errand) -> dict[str, float]:
-    make = next(way for way in WAYS if way.name == errand.way)
-    with contextlib.closing(make(errand.dsn, errand.size, errand.autocommit)) as pool:
+def _measure(task: Task) -> dict[str, float]:
+    make = next(way for way in WAYS if way.name == task.way)
+    with contextlib.closing(make(task.dsn, task.size, task.autocommit)) as pool:
         pool.fill()
-        return _leases(pool, errand)
+        return _leases(pool, task)
 
 
-def _leases(pool: databases.Database, errand: Errand) -> dict[str, float]:
+def _leases(pool: databases.Database, task: Task) -> dict[str, float]:
     counting, running, cpu, elapsed = False, True, 0.0, 0.0
-    order, pause, clock = errand.order, errand.pause, time.perf_counter
+    order, pause, clock = task.order, task.pause, time.perf_counter
 
     def work() -> tuple[int, list[float]]:
         done, times = 0, []
@@ -108,11 +108,11 @@ def _leases(pool: databases.Database, errand: Errand) -> dict[str, float]:
         nonlocal counting, running, cpu, elapsed
         time.sleep(LEAD)
         counting, cpu, began = True, time.process_time(), clock()
-        time.sleep(errand.seconds)
+        time.sleep(task.seconds)
         counting, cpu, elapsed = False, time.process_time() - cpu, clock() - began
         running = False
 
-    results = crowd(work, errand.threads, watch)
+    results = crowd(work, task.threads, watch)
     times = sorted(one for _, found in results for one in found)
     return {
         "rate": len(times) / elapsed,
@@ -124,4 +124,4 @@ def _leases(pool: databases.Database, errand: Errand) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(Errand(**json.loads(sys.argv[1])))))
+    print(json.dumps(_measure(Task(**json.loads(sys.argv[1])))))

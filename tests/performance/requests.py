@@ -129,7 +129,7 @@ def run(plan: Plan) -> Table:
         times = {served.name: calibrate(served.loop, seconds) for served in apps}
 
         def measure(served: Served) -> float:
-            began = thread_time()  # this thread's own: what others do meanwhile is nobody's overhead
+            began = thread_time()  # this thread's own: what others do meanwhile is not counted
             served.loop(times[served.name])
             return (thread_time() - began) / times[served.name] * 1e6
 

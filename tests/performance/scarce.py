@@ -1,4 +1,4 @@
-"""What is left of throughput, and for whom, when almost everybody waits?"""
+"""Throughput, and its fairness, when almost all threads wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first second after a deployment: everybody comes at once and nothing is there yet."""
+"""The first second after a deployment: all borrowers come at once, and nothing is open yet."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Rush:
-    """How long it took to serve everybody once, and what was made for it."""
+    """How long it took to serve each borrower once, and what was made for it."""
 
     seconds: float
     made: int

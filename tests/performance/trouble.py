@@ -1,6 +1,7 @@
-"""``python -m tests.performance.trouble``: what pools do on a restart, after a fork, under contention and with a leak.
+"""``python -m tests.performance.trouble [SCENE...]``: what pools do on a restart, after a fork, in a crowd, on a leak.
 
-Prints the figures of the README's table "Why not ...". Not a benchmark: the counts matter, not the times.
+Prints the figures of the README's table "Why not ...", in about 5 minutes; a scene is ``restart``, ``fork``,
+``starvation`` or ``leak``. Not a benchmark: the counts matter, not the times.
 """
 
 from __future__ import annotations
@@ -261,7 +262,8 @@ PEERS: dict[str, tuple[type, Callable[[str, int], Peer]]] = {
 
 def main() -> None:
     """Run each scene with each pool in a process of its own."""
-    for scene, (play, size) in SCENES.items():
+    for scene in sys.argv[1:] or SCENES:
+        play, size = SCENES[scene]
         print(f"{scene}: {play.__doc__}", flush=True)
         for name, (kind, make) in PEERS.items():
             pid = os.fork()

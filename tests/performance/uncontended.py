@@ -1,4 +1,4 @@
-"""What does a checkout cost when nobody else wants one?"""
+"""The cost of a checkout without contention."""
 
 from __future__ import annotations
 

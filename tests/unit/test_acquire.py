@@ -14,6 +14,7 @@ import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from pooling.core.checkout import AUDIT
+from pooling.core.engine import EMPTY_PLAN
 from pooling.core.liveness import ANSWER_TTL
 from pooling.core.waiting import wait_until
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
@@ -118,6 +119,37 @@ def test_newcomer_does_not_overtake_waiters(make: Make, clock: VirtualClock) -> 
     with pytest.raises(PoolTimeout):
         pool.acquire(0)
     early.result().release()
+
+
+@pytest.fixture
+def left_over(make: Make, clock: VirtualClock) -> tuple[Pool[Any], Task]:
+    """A pool with an idle resource beside a waiter, as an interruption may leave it, and that waiter."""
+    pool = make(max_size=1)
+    fill(pool, 1)
+    pool.pause()
+    waiting = Task(pool.acquire)
+    clock.until_parked(1)
+    with mock.patch.object(pool.engine, "serve", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        pool.resume()
+    assert (pool.stats()["idle"], pool.stats()["waiting"]) == (1, 1)
+    return pool, waiting
+
+
+def test_interrupted_acquire_serves_the_waiters(left_over: tuple[Pool[Any], Task]) -> None:
+    """At once, and not by the next audit (P8)."""
+    pool, waiting = left_over
+    with mock.patch.object(pool.engine, "plan_locked", side_effect=KeyboardInterrupt):
+        pytest.raises(KeyboardInterrupt, pool.acquire)
+    waiting.result().release()
+    assert pool.metrics.snapshot().audit_repairs == 0
+
+
+def test_acquire_that_times_out_serves_the_waiters(left_over: tuple[Pool[Any], Task]) -> None:
+    pool, waiting = left_over
+    with mock.patch.object(pool.engine, "plan_locked", return_value=EMPTY_PLAN):
+        pytest.raises(PoolTimeout, pool.acquire, 0)
+    waiting.result().release()
+    assert pool.metrics.snapshot().audit_repairs == 0
 
 
 def test_borrower_of_a_dead_resource_keeps_its_queue_position(
@@ -711,6 +743,18 @@ def test_recently_answered_resource_is_not_checked_again(
     clock.advance(ANSWER_TTL / 2)
     pool.acquire().release()
     assert adapter.calls["is_alive"] == (0 if answers else 2)
+
+
+def test_answer_counts_for_the_release_in_which_it_came(
+    make: Make, adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the next one, whose resource is checked before it is lent."""
+    answers = iter([True, None])
+    monkeypatch.setattr(adapter, "reset", lambda resource: next(answers))
+    pool = make(max_size=1)
+    for answered in (True, False):
+        pool.acquire().release()
+        assert pool.engine.state.idle[-1].entry.answered is answered
 
 
 def test_validation_interval_zero_validates_every_acquire(

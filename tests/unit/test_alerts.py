@@ -366,7 +366,7 @@ def test_alerts_of_a_closed_pool_end(make: Make, clock: VirtualClock, seen: Seen
     clock.advance(3.0)
     assert sorted(seen.short) == ["a leak began", "b leak began", "c leak began"]
     pools["a"].close(0.0, interrupt=False)
-    pools.close_pool("b")  # which belongs to somebody else, and stays open
+    pools.close_pool("b")  # which belongs to other code, and stays open
     clock.advance(1.0)
     assert sorted(seen.short[3:]) == ["a leak ended", "b leak ended"]
     assert seen[3].text.endswith("the pool was closed or removed")

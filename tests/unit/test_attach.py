@@ -99,7 +99,7 @@ del pool
 gc.collect()
 from pooling.core.runtime import registry
 deadline = time.monotonic() + 20
-while not all(runtime._reaper.asleep for runtime in registry.runtimes):
+while not all(runtime.current_reaper.ended for runtime in registry.runtimes):
     assert time.monotonic() < deadline
     time.sleep(0.01)
 """
@@ -134,7 +134,7 @@ def test_switch_that_is_neither_on_nor_off() -> None:
 def test_windows_does_not_offer_it(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(_attach, "LISTENERS", [])
-    monkeypatch.setattr(_attach, "LOOKS", looks)
+    monkeypatch.setattr(_attach, "CHECKS", looks)
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
     monkeypatch.setenv("POOLING_ATTACH", "1")
     with monkeypatch.context() as patch:
@@ -155,7 +155,7 @@ def test_master_of_uwsgi_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaper, "inbox", SimpleNamespace(put=put.append))
     for worker, looks in ((0, 0), (3, 1)):
         monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(worker_id=lambda worker=worker: worker))
-        _attach.Look().listen(reaper, None)
+        _attach.WatcherCheck().listen(reaper, None)
         assert len(put) == looks
     monkeypatch.undo()
     pool.close()

@@ -33,7 +33,7 @@ class Struck(BaseException):
 def fork(monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, manual: VirtualClock) -> Iterator[Fork]:
     """Continue as if in a child, with the pools of this test's clocks only."""
     monkeypatch.setattr(registry, "runtimes", [])
-    monkeypatch.setattr(registry, "guests", {clock.runtime, manual.runtime})
+    monkeypatch.setattr(registry, "test_runtimes", {clock.runtime, manual.runtime})
 
     def fork() -> None:
         SAME_PROCESS[0] = 0

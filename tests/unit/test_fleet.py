@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -291,8 +292,9 @@ print("parent ok", flush=True)
 
 
 def test_the_store_that_gives_no_answer_is_logged_once(
-    tmp_path: Path, pools: list[Pool[Any]], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, pools: list[Pool[Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pooling.fleet.membership.SETTLED", 0.0)
     folder = tmp_path / "missing"
     pool = Pool(adapter=FakeAdapter(), budget=FleetBudget(6, floor=2, max_members=2, store=f"local:{folder / 'x'}"))
     pools.append(pool)
@@ -309,10 +311,35 @@ def test_the_store_that_gives_no_answer_is_logged_once(
         lease.release()
 
 
+def test_a_store_that_answers_now_and_then_is_one_incident(
+    path: str, pools: list[Pool[Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew, failures = LocalStore.renew, itertools.count()
+
+    def flap(*arguments: Any) -> Any:
+        if next(failures) % 2:
+            raise ConnectionError("reset by peer")
+        return renew(*arguments)
+
+    monkeypatch.setattr(LocalStore, "renew", flap)
+    pool = Pool(adapter=FakeAdapter(), max_size=6, budget=FleetBudget(2, store=path))
+    pools.append(pool)
+    leases = [pool.acquire(30) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while next(failures) < 12 and time.monotonic() < deadline:  # it renews while it lacks connections
+        with pytest.raises(PoolTimeout):
+            pool.acquire(0.5)
+    events = [getattr(record, "pooling_event", "") for record in caplog.records]
+    assert (events.count("budget_lost"), events.count("budget_found")) == (1, 0)
+    for lease in leases:
+        lease.release()
+
+
 def test_a_store_that_hangs_is_reported_too(
     path: str, pools: list[Pool[Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pooling.fleet.membership.HANGS", 0.5)
+    monkeypatch.setattr("pooling.fleet.membership.SETTLED", 0.0)
     go_on = threading.Event()
     renew = LocalStore.renew
 
@@ -343,7 +370,7 @@ def test_viewers_show_the_share(path: str, pools: list[Pool[Any]]) -> None:
     history = LocalHistory()
     try:
         with pool.acquire(30):
-            found = {one["name"]: one["budget"] for one in Viewer(history.everything).view()["pools"]}
+            found = {one["name"]: one["budget"] for one in Viewer(history.all_records).view()["pools"]}
         assert (found["viewed"], found["viewed-without"]) == ([1, 4], None)
         assert str(budget_of({"budget": [1, 4]})) == "  budget: 1 of 4" and budget_of({}) is None
     finally:

@@ -69,7 +69,10 @@ def closed(pool: Pool[Any]) -> dict[str, int]:
 def test_connected_socket_is_watched(connect: Callable[[], socket.socket]) -> None:
     sock = connect()
     assert hangup.watchable(sock)
-    assert hangup.watchable(Client(sock))
+    for name in ("sock", "socket", "_sock"):
+        client = Client(None)
+        setattr(client, name, sock)
+        assert hangup.watchable(client)
     assert hangup.watchable(Speaker(sock.fileno()))
 
 

@@ -83,7 +83,7 @@ def test_lanes_in_a_url_and_the_environment() -> None:
         ("a,a", ValueError, "a is given twice"),
         ({f"lane{n}": Lane() for n in range(33)}, ValueError, "at most 32 lanes"),
         ({"a": Lane(reserve=6), "b": Lane(reserve=5)}, ValueError, r"at most max_size \(10\) .*\(default\): a 6, b 5"),
-        ({"a": Lane(reserve=10)}, ValueError, "leave a place for the lanes without"),
+        ({"a": Lane(reserve=10)}, ValueError, "leave a slot for the lanes without"),
         ({"a": Lane(reserve=9), "default": Lane(reserve=2)}, ValueError, "at most max_size"),
     ],
 )
@@ -135,7 +135,7 @@ def test_lanes_cannot_be_removed_or_begun_later(make: Make) -> None:
 
 def test_resize_below_the_reserves_is_refused(make: Make) -> None:
     pool = make(max_size=5, lanes={"a": Lane(reserve=3)})
-    with pytest.raises(ValueError, match=r"must reserve at most max_size \(3\) places together.*a 3"):
+    with pytest.raises(ValueError, match=r"must reserve at most max_size \(3\) slots together.*a 3"):
         pool.resize(3)
     pool.resize(4)
     assert pool.stats()["max_size"] == 4
@@ -147,7 +147,7 @@ def test_limit_below_the_reserves_is_kept_and_reported(make: Make, caplog: pytes
     caplog.set_level(logging.WARNING, "pooling")
     limit_size(pool.engine, "budget", 3)
     assert {name: each["reserve"] for name, each in pool.stats()["lanes"].items()} == {"a": 2, "b": 0, "default": 0}
-    assert "limited to 3, so 3 reserved places of its lanes are given up" in caplog.text
+    assert "limited to 3, so 3 reserved slots of its lanes are given up" in caplog.text
     limit_size(pool.engine, "budget", 3)
     assert len(caplog.records) == 1
     limit_size(pool.engine, "budget", None)
@@ -533,9 +533,9 @@ def nothing_lost(pool: Pool[Any], clock: VirtualClock) -> None:
     clock.settle()
     assert in_use(pool) == {} and pool.stats()["waiting"] == 0
     assert not pool.engine.state.waiters.threads
-    most = [state_of(pool).line(name).lane.most for name in ("web", "batch")]
+    most = [state_of(pool).lane(name).settings.most for name in ("web", "batch")]
     for name, limit in zip(("web", "batch"), most):
-        free = pool.settings.max_size - sum(line.reserve for line in state_of(pool).lanes.lines.values())
+        free = pool.settings.max_size - sum(line.reserve for line in state_of(pool).lanes.by_name.values())
         leases = [pool.acquire(lane=name, timeout=0.01) for _ in range(min(limit or 99, free))]
         with pytest.raises(PoolTimeout):
             pool.acquire(lane=name, timeout=0)
@@ -643,7 +643,7 @@ def test_hand_over_to_a_waiter_that_left_frees_the_limit(make: Make, clock: Virt
     pool = make(max_size=2, lanes={"web": Lane(), "batch": Lane(most=1)})
     lease = pool.acquire(lane="batch")
     late = waiting(pool, clock, "batch", 1)
-    stale = state_of(pool).line("batch").queue[0]
+    stale = state_of(pool).lane("batch").queue[0]
     with pool.engine.lock:
         stale.given = True
     lease.release()
@@ -751,14 +751,14 @@ def test_interrupted_anywhere(
     def whole_with_lanes(scene: Scene) -> None:
         whole(scene)
         lanes = state_of(scene.pool).lanes
-        assert not any(line.lent or line.queue for line in lanes.lines.values()) and not lanes.returned
+        assert not any(line.lent or line.queue for line in lanes.by_name.values()) and not lanes.returned
 
     monkeypatch.setattr(test_interruptions, "whole", whole_with_lanes)
     monkeypatch.setattr(test_interruptions, "_CORE", core_lanes.__file__)  # the rest is interrupted there
     gc.collect()
     gc.freeze()
     try:
-        alike = kind in (TakeIdle, TakeDead, WaiterAtTheLimit)  # nobody else is served meanwhile
+        alike = kind in (TakeIdle, TakeDead, WaiterAtTheLimit)  # no other waiter is served meanwhile
         points = strike_everywhere(kind, _known if alike else frozenset(), monkeypatch)
         _known.update(points if alike else ())
     finally:
@@ -814,7 +814,7 @@ def test_churn_of_real_threads_ends_whole() -> None:
                 lease = pool.acquire(lane=name, timeout=(0, 0.001, 0.5)[turn % 3])
             except PoolTimeout:
                 continue
-            used = {line.name: len(line.lent) for line in state_of(pool).lanes.lines.values()}
+            used = {line.name: len(line.lent) for line in state_of(pool).lanes.by_name.values()}
             if used["batch"] > 2 or sum(used.values()) > 4:
                 over.append(str(used))
             if turn % 17 == 0:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pooling.core.entry import LaneEntry, Token
-from pooling.core.lanes import Line
+from pooling.core.lanes import LaneRecord
 from pooling.core.lanestate import LaneState
 from pooling.core.outage import Outage
 from pooling.core.state import UNLIMITED
@@ -45,7 +45,7 @@ def reserved(state: LaneState, expires: float = math.inf) -> Token:
 
 
 def lane_waiter(state: LaneState, lane: str, arrived: float = NOW, again: bool = False) -> Waiter:
-    waiter = Waiter(arrived, next(_threads), again, state.line(lane))
+    waiter = Waiter(arrived, next(_threads), again, state.lane(lane))
     waiter.box = Box()
     return waiter
 
@@ -71,7 +71,7 @@ def lent_to(state: LaneState, lane: str, number: int = 1) -> list[Token]:
     tokens = idle(state, number)
     for token in tokens:
         state.idle.remove(token)
-        state.lanes.lend(state.line(lane), token.entry)
+        state.lanes.lend(state.lane(lane), token.entry)
     return tokens
 
 
@@ -80,7 +80,7 @@ def served(waiters: list[Waiter]) -> list[int]:
 
 
 def counts(state: LaneState) -> dict[str, int]:
-    return {line.name: len(line.lent) for line in state.lanes.lines.values() if line.lent}
+    return {lane.name: len(lane.lent) for lane in state.lanes.by_name.values() if lane.lent}
 
 
 # -- reserves and limits -----------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_reserved_place_stays_idle_without_its_lane() -> None:
     creations, closes = state.serve(UNLIMITED, NOW)
     assert served(waiters) == [0, 1] and len(state.idle) == 1
     assert (creations, closes) == (0, [])
-    assert state.waiters.demand == 0 and state.waiters.blocks(waiters[2], state.exhausted)
+    assert state.waiters.demand == 0 and state.lanes.blocks(waiters[2], state.exhausted)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def test_limit_of_the_size_below_the_reserves(size: int, reserves: tuple[int, in
     state = a_state(6, {"a": Lane(reserve=2), "b": Lane(reserve=3)})
     state.limits["budget"] = size
     state.resize(0, 6, None)
-    assert tuple(state.line(name).reserve for name in "ab") == reserves
+    assert tuple(state.lane(name).reserve for name in "ab") == reserves
     del state.limits["budget"]
     state.resize(0, 6, None)
-    assert (state.line("a").reserve, state.line("b").reserve) == (2, 3)
+    assert (state.lane("a").reserve, state.lane("b").reserve) == (2, 3)
 
 
 def test_release_without_the_lock_is_counted_at_the_next_step() -> None:
@@ -220,10 +220,10 @@ def test_take_does_not_pass_waiters() -> None:
     state = a_state(5)
     idle(state, 1)
     put(state, "web")
-    assert state.take(state.line("batch"), NOW, state.idle.pop) is None
+    assert state.take(state.lane("batch"), NOW, state.idle.pop) is None
     state.serve(UNLIMITED, NOW)
     idle(state, 1)
-    assert state.take(state.line("batch"), NOW, state.idle.pop) is not None
+    assert state.take(state.lane("batch"), NOW, state.idle.pop) is not None
     assert counts(state) == {"web": 1, "batch": 1}
 
 
@@ -233,7 +233,7 @@ def test_take_passes_waiters_that_may_not_have_it() -> None:
     tokens = lent_to(state, "batch", 3)
     put(state, "batch")
     idle(state, 1)
-    assert state.take(state.line("web"), NOW, state.idle.pop) is not None
+    assert state.take(state.lane("web"), NOW, state.idle.pop) is not None
     del tokens
 
 
@@ -270,7 +270,7 @@ class Load:
         self.random = random.Random(seed)
         self.now = 0.0
         self.numbers = itertools.count()
-        self.ends: list[tuple[float, int, Token, Line]] = []
+        self.ends: list[tuple[float, int, Token, LaneRecord]] = []
         self.waiting: list[Waiter] = []
         self.held: Counter[str] = Counter()
         self.leases: Counter[str] = Counter()
@@ -288,10 +288,10 @@ class Load:
         for waiter in [one for one in self.waiting if one.given]:
             self.waiting.remove(waiter)
             token = waiter.box.get(False)
-            name = waiter.line.name
+            name = waiter.lane.name
             seconds = self.lasting[name] * (self.random.expovariate(1) if self.spread else 1)
             self.longest[name] = max(self.longest[name], self.now - waiter.arrived)
-            self.ends.append((self.now + seconds, next(self.numbers), token, waiter.line))
+            self.ends.append((self.now + seconds, next(self.numbers), token, waiter.lane))
             self.held[name] += seconds
             self.leases[name] += 1
 
@@ -303,10 +303,10 @@ class Load:
                 self.now = until
                 return
             self.ends.remove(end)
-            self.now, _, token, line = end
+            self.now, _, token, lane = end
             token.entry.idle_since = self.now
-            if refill and line.name != besides:
-                self.demand(line.name, 1)
+            if refill and lane.name != besides:
+                self.demand(lane.name, 1)
             self.state.give_back(token)
             del token, end
             self.begin()
@@ -396,7 +396,7 @@ def test_lane_that_asks_for_less_than_its_share_gets_it_all() -> None:
 def test_places_that_become_free_together_go_to_both_lanes() -> None:
     """Although nothing has been charged yet: a long lease counts from its beginning."""
     state = a_state(10, {"web": Lane(weight=4), "batch": Lane(weight=1)})
-    state.line("batch").usual, state.line("web").usual = 1.0, 0.02  # as learnt from leases before
+    state.lane("batch").usual, state.lane("web").usual = 1.0, 0.02  # as learnt from leases before
     idle(state, 10)
     put(state, *["batch"] * 10, *["web"] * 30)
     state.serve(UNLIMITED, NOW)
@@ -430,7 +430,7 @@ class LaneMachine(RuleBasedStateMachine):
         self.now = NOW
         self.outage = Outage()
         self.numbers = itertools.count()
-        self.lines: dict[str, list[Waiter]] = {name: [] for name in NAMES}
+        self.waiting_in: dict[str, list[Waiter]] = {name: [] for name in NAMES}
         self.awaking: list[Waiter] = []
         self.making: list[Token] = []
         self.checking: list[Token] = []
@@ -471,8 +471,8 @@ class LaneMachine(RuleBasedStateMachine):
 
     def queue_up(self, lane: str, arrived: float, again: bool) -> None:
         waiter = lane_waiter(self.state, lane, arrived, again)
-        self.lines[lane].append(waiter)
-        self.lines[lane].sort(key=lambda one: one.arrived)
+        self.waiting_in[lane].append(waiter)
+        self.waiting_in[lane].sort(key=lambda one: one.arrived)
         self.state.started = True
         self.state.waiters.join(waiter)
         self.serve()
@@ -495,8 +495,8 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(lane=st.sampled_from(NAMES))
     def arrive(self, lane: str) -> None:
         arrived = next(self.numbers)
-        blocked = bool(self.state.waiters.line_of(lane_waiter(self.state, lane)))
-        token = self.state.take(self.state.line(lane), self.now, self.state.idle.pop)
+        blocked = bool(self.state.lane(lane).queue)
+        token = self.state.take(self.state.lane(lane), self.now, self.state.idle.pop)
         if token is None:
             self.queue_up(lane, arrived, again=False)
         else:
@@ -509,14 +509,14 @@ class LaneMachine(RuleBasedStateMachine):
         waiter = self.awaking.pop(which % len(self.awaking))
         item = waiter.box.get(False)
         if isinstance(item, Token):
-            self.vet(item, waiter.line.name, waiter.arrived, alive)
+            self.vet(item, waiter.lane.name, waiter.arrived, alive)
 
-    @precondition(lambda self: any(self.lines.values()))
+    @precondition(lambda self: any(self.waiting_in.values()))
     @rule(which=WHICH)
     def leave(self, which: int) -> None:
-        everybody = [waiter for line in self.lines.values() for waiter in line]
-        waiter = everybody[which % len(everybody)]
-        self.lines[waiter.line.name].remove(waiter)
+        waiting = [waiter for lane in self.waiting_in.values() for waiter in lane]
+        waiter = waiting[which % len(waiting)]
+        self.waiting_in[waiter.lane.name].remove(waiter)
         assert self.state.waiters.leave(waiter) is None
         self.serve()
 
@@ -529,7 +529,7 @@ class LaneMachine(RuleBasedStateMachine):
         if isinstance(item, Token) and interrupted:
             self.deliver(item)
         elif isinstance(item, Token):
-            self.vet(item, waiter.line.name, waiter.arrived)
+            self.vet(item, waiter.lane.name, waiter.arrived)
 
     @precondition(lambda self: self.held)
     @rule(which=WHICH, hot=st.booleans())
@@ -556,7 +556,7 @@ class LaneMachine(RuleBasedStateMachine):
     def interrupted_hand_over(self) -> None:
         """An exception after the lease was recorded, before the waiter had it: the reaper closes the resource."""
         token = self.state.idle.pop()
-        self.state.lanes.lend(self.state.line("web"), token.entry)
+        self.state.lanes.lend(self.state.lane("web"), token.entry)
         self.evict(token)
         self.serve()
 
@@ -668,21 +668,21 @@ class LaneMachine(RuleBasedStateMachine):
 
     def served_in_order_of_arrival(self) -> None:
         """P3, within a lane."""
-        for name, line in self.lines.items():
-            given = [waiter for waiter in line if waiter.given]
-            assert given == line[: len(given)]
+        for name, lane in self.waiting_in.items():
+            given = [waiter for waiter in lane if waiter.given]
+            assert given == lane[: len(given)]
             assert not given or self.state.closed or self.state.surplus <= 0
-            self.lines[name] = line[len(given) :]
+            self.waiting_in[name] = lane[len(given) :]
             self.awaking += given
-            assert list(self.state.line(name).queue) == self.lines[name]
-        left = [waiter for line in self.lines.values() for waiter in line]
+            assert list(self.state.lane(name).queue) == self.waiting_in[name]
+        left = [waiter for lane in self.waiting_in.values() for waiter in lane]
         assert len(self.state.waiters) == len(left) and bool(self.state.waiters) is bool(left)
         assert set(self.state.waiters) == set(left)
         assert self.state.waiters.threads == {waiter.thread for waiter in left}
 
     def boxes(self) -> list[tuple[Token, str]]:
         return [
-            (item, waiter.line.name) for waiter in self.awaking for item in box_of(waiter) if isinstance(item, Token)
+            (item, waiter.lane.name) for waiter in self.awaking for item in box_of(waiter) if isinstance(item, Token)
         ]
 
     def each_lease_counts_once(self) -> None:
@@ -690,8 +690,8 @@ class LaneMachine(RuleBasedStateMachine):
         out = self.boxes() + self.held
         for name in NAMES:
             expected = {token.entry for token, lane in out if lane == name}
-            assert set(self.state.line(name).lent) == expected
-            assert all(entry.lane is self.state.line(name) for entry in expected)
+            assert set(self.state.lane(name).lent) == expected
+            assert all(entry.lane is self.state.lane(name) for entry in expected)
         assert not self.state.lanes.returned
 
     def one_place_each(self) -> None:
@@ -712,10 +712,10 @@ class LaneMachine(RuleBasedStateMachine):
 
         After a change of the lanes or of the size there may be more, but never more than before.
         """
-        lines = list(self.state.lanes.lines.values())
-        excess = {line.name: len(line.lent) - (line.lane.most or 99) for line in lines}
-        taken = sum(max(len(line.lent), line.reserve) for line in lines) - self.state.max_size
-        bounds = (self.state.max_size, tuple((line.lane, line.reserve) for line in lines))
+        lanes = list(self.state.lanes.by_name.values())
+        excess = {lane.name: len(lane.lent) - (lane.settings.most or 99) for lane in lanes}
+        taken = sum(max(len(lane.lent), lane.reserve) for lane in lanes) - self.state.max_size
+        bounds = (self.state.max_size, tuple((lane.settings, lane.reserve) for lane in lanes))
         before: Any = getattr(self, "_before", None)
         if before is None or before[0] != bounds:
             before = bounds, excess, taken
@@ -741,7 +741,7 @@ class LaneMachine(RuleBasedStateMachine):
             return
         allowed = self.outage.allowed(self.now) - len(state.creating)
         room = allowed > 0 and len(state.entries) < state.max_size
-        used = {line.name: len(line.lent) for line in state.lanes.lines.values()}
+        used = {lane.name: len(lane.lent) for lane in state.lanes.by_name.values()}
         coming = len(state.creating) + len(state.checking)
         for _ in range(coming):  # those that are on their way serve one each
             lane = self.next_able(used)
@@ -753,12 +753,13 @@ class LaneMachine(RuleBasedStateMachine):
         """Return a lane that may have one more, if it has so many leases and its waiters took what came before."""
         state = self.state
         for name in ("health", "web", "default", "batch"):
-            line = state.line(name)
-            took = used[name] - len(line.lent)
-            if len(line.queue) <= took or used[name] >= (line.lane.most or 99):
+            lane = state.lane(name)
+            took = used[name] - len(lane.lent)
+            if len(lane.queue) <= took or used[name] >= (lane.settings.most or 99):
                 continue
-            others = sum(max(used[other.name], other.reserve) for other in state.lanes.lines.values() if other != line)
-            if used[name] < line.reserve or others + used[name] + 1 <= state.max_size:
+            rest = [other for other in state.lanes.by_name.values() if other != lane]
+            others = sum(max(used[other.name], other.reserve) for other in rest)
+            if used[name] < lane.reserve or others + used[name] + 1 <= state.max_size:
                 return name
         return None
 
@@ -768,14 +769,14 @@ class LaneMachine(RuleBasedStateMachine):
         self.close(4)
         for token in [*self.making, *self.checking, *(token for token, _ in self.held)]:
             self.deliver(token)
-        for waiter in [*self.awaking, *(waiter for line in self.lines.values() for waiter in line)]:
+        for waiter in [*self.awaking, *(waiter for lane in self.waiting_in.values() for waiter in lane)]:
             item = self.state.waiters.leave(waiter)
             if isinstance(item, Token):
                 self.deliver(item)
         for token in self.closing:
             self.retire(token)
         assert not self.state.entries and not self.state.waiters
-        assert not any(line.lent for line in self.state.lanes.lines.values())
+        assert not any(lane.lent for lane in self.state.lanes.by_name.values())
 
 
 TestLanesInAnyOrder = LaneMachine.TestCase

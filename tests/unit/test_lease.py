@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import pooling
 from pooling import HTTPPool, Lease, LeaseError, Pool, PoolManager
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, run_jobs
@@ -415,3 +416,43 @@ def test_owners_of_resources_cannot_be_copied(make: Make, way: Callable[[object]
             way(thing)
     lease.release()
     assert pool.acquire().resource is not pool.acquire().resource
+
+
+def pools_of_all_kinds() -> dict[str, Callable[[], Any]]:
+    from sqlalchemy import create_engine
+
+    from pooling.adapters import sqlalchemy
+    from pooling.compat.psycopg_pool import ConnectionPool, NullConnectionPool
+    from pooling.observe import PerformanceMonitor
+
+    return {
+        "HTTPPool": pooling.HTTPPool,
+        "HTTP2Pool": pooling.HTTP2Pool,
+        "PostgresPool": lambda: pooling.PostgresPool("host=h"),
+        "MySQLPool": lambda: pooling.MySQLPool("mysql://h"),
+        "SQLitePool": lambda: pooling.SQLitePool(":memory:"),
+        "RedisPool": pooling.RedisPool,
+        "ConnectionPool": lambda: ConnectionPool("host=h", open=False),
+        "NullConnectionPool": lambda: NullConnectionPool("host=h", open=False),
+        "SQLAlchemy": lambda: create_engine("sqlite:///x.db", poolclass=sqlalchemy.Pool).pool,
+        "FleetBudget": lambda: pooling.FleetBudget(9, name="copied"),
+        "PerformanceMonitor": PerformanceMonitor,
+    }
+
+
+@pytest.mark.parametrize("kind", pools_of_all_kinds())
+def test_pools_of_all_kinds_cannot_be_copied(kind: str) -> None:
+    thing = pools_of_all_kinds()[kind]()
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=f"^{type(thing).__name__} objects cannot be copied or pickled: "):
+            way(thing)
+
+
+def test_leases_of_all_kinds_cannot_be_copied() -> None:
+    from pooling.adapters.http.sessions import SessionLease
+    from pooling.adapters.http2.client import ClientLease
+    from pooling.adapters.redis.lease import RedisLease
+
+    for kind in (SessionLease, ClientLease, RedisLease):
+        assert kind.__reduce_ex__ is Lease.__reduce_ex__
+        assert not {"__copy__", "__deepcopy__", "__reduce__"} & set(vars(kind))

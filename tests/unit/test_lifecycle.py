@@ -265,7 +265,7 @@ def test_reached_fill_is_not_kept(make: Make, manual: VirtualClock) -> None:
 
 
 def test_server_that_is_down_ends_a_fill(make: Make, adapter: FakeAdapter, manual: VirtualClock) -> None:
-    """P7: nobody needs them, so the pool does not go on asking."""
+    """P7: no borrower needs them, so the pool does not go on asking."""
     pool = make(max_size=2 * MOST_AHEAD, clock=manual)
     adapter.fail("create", ConnectionError("no"), times=10 * MOST_AHEAD)
     fill(pool, 2 * MOST_AHEAD)

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
-from pooling.core.report.histogram import SHORT, Histogram
+from pooling.core.report.histogram import FOLD_AT, SHORT, Histogram
 from pooling.core.state import PoolState
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
@@ -585,3 +585,13 @@ def test_short_release_is_timed_too(make: Make, clock: VirtualClock, adapter: Fa
     pool = make(adapter=Slow(clock, 2e-5))
     pool.acquire().release()
     assert pool.metrics.snapshot().release.mean == pytest.approx(2e-5)
+
+
+def test_releases_keep_few_durations_one_by_one(make: Make) -> None:
+    """However long a pool is used without a look at its metrics."""
+    pool = make(max_size=1)
+    for _ in range(3 * FOLD_AT + 1):
+        pool.acquire().release()
+    recent = pool.metrics.durations.release.recent
+    assert 0 < len(recent) < FOLD_AT
+    assert pool.metrics.snapshot().release.count == 3 * FOLD_AT + 1

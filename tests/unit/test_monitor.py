@@ -31,7 +31,7 @@ from pooling.observe.page import render_page
 from pooling.observe.process import ProcessReading, note
 from pooling.observe.reading import read_foreign
 from pooling.observe.report import MOST_POINTS, compile_report, render_text, span_text
-from pooling.observe.spread import NOTHING, Spread, Totals
+from pooling.observe.spread import NO_TOTALS, Spread, Totals
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, lent_elsewhere
 
@@ -221,7 +221,7 @@ def test_day_of_a_pool_takes_about_a_megabyte() -> None:
             minute.count(range(1000, 1010))
             for name in ("wait", "use", "create"):
                 getattr(minute, name).add(
-                    NOTHING, Totals(1000, 10.0, Buckets(dict.fromkeys(range(20), 50 + number), 10.0, 0.1))
+                    NO_TOTALS, Totals(1000, 10.0, Buckets(dict.fromkeys(range(20), 50 + number), 10.0, 0.1))
                 )
             minute.closed.add({"idle_timeout": 3, "lifetime": number})
         series.at(WALL + 60 * 1440)
@@ -562,8 +562,8 @@ def busy_minute(rate: float, hold: float, wait: float, **counts: int) -> Minute:
     number = int(rate * 60)
     given = {"acquired": number, **counts}
     minute.count(given.get(name, 0) for name in COUNTERS)
-    minute.use.add(NOTHING, Totals(number, number * hold, Buckets({place_of(hold): number}, number * hold, hold)))
-    minute.wait.add(NOTHING, Totals(number, number * wait, Buckets({place_of(wait): number}, number * wait, wait)))
+    minute.use.add(NO_TOTALS, Totals(number, number * hold, Buckets({place_of(hold): number}, number * hold, hold)))
+    minute.wait.add(NO_TOTALS, Totals(number, number * wait, Buckets({place_of(wait): number}, number * wait, wait)))
     return minute
 
 
@@ -663,7 +663,7 @@ def test_deaths_churn_idle_capacity_and_slow_creation() -> None:
     (found,) = advice_for(idle)
     assert (found["setting"], found["suggested"]) == ("min_size", 3)
     slow = busy_minute(1, 0.01, 0.0)
-    slow.create.add(NOTHING, Totals(5, 10.0, Buckets({place_of(2.0): 5}, 10.0, 2.0)))
+    slow.create.add(NO_TOTALS, Totals(5, 10.0, Buckets({place_of(2.0): 5}, 10.0, 2.0)))
     assert advice_for(slow)[0]["setting"] == "min_size"
 
 
@@ -671,7 +671,7 @@ def test_hosts_and_queries() -> None:
     minute = busy_minute(1, 0.01, 0.0)
     minute.hosts["api"] = figures = HostMinute()
     figures.statuses.add({200: 80, 503: 15, 429: 5})
-    minute.queries.add(NOTHING, Totals(20, 60.0, Buckets({place_of(3.0): 20}, 60.0, 3.0)))
+    minute.queries.add(NO_TOTALS, Totals(20, 60.0, Buckets({place_of(3.0): 20}, 60.0, 3.0)))
     minute.query_errors = 5
     titles = [one["title"] for one in advice_for(minute)]
     assert titles == ["api fails", "api limits the rate", "Queries are slow", "Queries fail"]

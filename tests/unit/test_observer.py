@@ -19,7 +19,8 @@ from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_j
 
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 HOT = ("acquired", "released")
-OF_REQUESTS = {"responded", "circuit_opened", "circuit_closed"}  # of HTTP pools, see their tests
+# Of HTTP pools, see their tests.
+OF_REQUESTS = {"responded", "circuit_opened", "circuit_closed", "server_ejected", "server_returned"}
 
 
 class Diary(Observer):
@@ -298,6 +299,7 @@ def test_every_event_has_an_empty_method() -> None:
     arguments = {"exhausted": (1,), "refused": (), "drained": (), "resets_recovered": (), "leaked": ("here", 1.0)}
     arguments["adapted"] = (10, 12, "why", True)
     arguments["responded"] = ("GET", "http://here", 200, 1.0)
+    arguments["server_ejected"] = ("http://here", "connect", 30.0)
     arguments["circuit_opened"] = ("http://here", "3 failures in a row")
     for event in EVENTS:
         assert getattr(observer, event)("test", *arguments.get(event, ("",))) is None

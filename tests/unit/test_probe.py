@@ -258,7 +258,7 @@ def test_late_answer_counts_for_the_next_check(make: Make, manual: VirtualClock)
     run_jobs(manual)
     with pytest.raises(PoolUnavailable, match="no answer"):
         pool.probe()
-    manual.advance(31.0)  # nobody has asked since then: what was known is too old
+    manual.advance(31.0)  # there was no acquire since then: what was known is too old
     last = Task(pool.probe)
     manual.until_parked(1)
     manual.advance(0.25)

@@ -250,6 +250,22 @@ def test_http_by_host() -> None:
     assert value(page, "pooling_http_sent_bytes_total", **host) == 100
 
 
+def test_servers_of_a_group() -> None:
+    gauges = {"backend_used": 2, "backend_latency": 0.25, "backend_ejected": 1, "backend_zone/eu": 3}
+    figures = {
+        "counters": {"http://a\tejections": 4, "http://elsewhere\topened": 1},
+        "gauges": {**{f"http://a/api\t{key}": number for key, number in gauges.items()}, "http://a\tidle": 1},
+    }
+    page = text(source=Fixed(group=figures, other={"counters": {"http://b\tejections": 9}, "gauges": {}}))
+    backend = {"pool": "group", "backend": "http://a/api", "zone": "eu"}
+    assert value(page, "pooling_backend_in_use", **backend) == 2
+    assert value(page, "pooling_backend_pending_requests", **backend) == 0
+    assert value(page, "pooling_backend_latency_seconds", **backend) == 0.25
+    assert value(page, "pooling_backend_ejected", **backend) == 1
+    assert value(page, "pooling_http_ejections_total", pool="group", host="http://a") == 4
+    assert page.count("pooling_backend_in_use{") == 1 and page.count("pooling_http_ejections_total{") == 2
+
+
 def test_pool_of_dead_processes_has_counters_only() -> None:
     page = text(source=Fixed(old={"counters": {"acquired": 3}}))
     assert value(page, "pooling_acquired_total", pool="old") == 3

@@ -629,11 +629,11 @@ def test_reaper_killed_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatc
     reaper = Reaper(SYSTEM, {})
     reaper.ensure()
     reaper.ensure()
-    assert len(kept) == 1 and not reaper.asleep  # it runs, for all that is known
+    assert len(kept) == 1 and not reaper.ended  # it runs, for all that is known
     kept.clear()
-    assert reaper.asleep
+    assert reaper.ended
     reaper.ensure()
-    assert len(kept) == 1 and not reaper.asleep
+    assert len(kept) == 1 and not reaper.ended
     assert not reaper.started
 
 
@@ -643,7 +643,7 @@ def test_ending_reaper_allows_one_successor(monkeypatch: pytest.MonkeyPatch) -> 
     reaper = Reaper(SYSTEM, {})
     for _ in range(3):
         reaper.ensure()
-        assert reaper.asleep and reaper.started
+        assert reaper.ended and reaper.started
 
 
 def test_timed_out_waiter_restarts_a_killed_reaper(

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
+import redis.sentinel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooling import Pool, PoolManager, PoolSettings, PoolTimeout, PostgresPool, SQLitePool, from_url
+from pooling import (
+    FleetBudget,
+    HTTPPool,
+    Lane,
+    MySQLPool,
+    Pool,
+    PoolManager,
+    PoolSettings,
+    PoolTimeout,
+    PostgresPool,
+    RedisPool,
+    SQLitePool,
+    from_url,
+)
 from pooling.__main__ import main
 from pooling._masking import masked, without_secrets
 from pooling.adapters.postgres.address import Address, Answer
+from pooling.adapters.redis import RedisSentinelPool
 from pooling.compat.psycopg_pool import ConnectionPool
 from pooling.config import from_env, from_mapping, url_of
+from pooling.fleet.budget import budget_from_env
+from pooling.observe import Alerts, Webhook
 from pooling.tools.demo.place import PostgresDatabase
 from pooling.web.wsgi import PoolingMiddleware
 
@@ -38,7 +58,7 @@ ADDRESSES = [
     "postgresql://u:x#s3cret@h/d", "postgresql://u:x:s3cret@h/d", "postgresql://u:x s3cret@h/d",
     "postgresql://u:%zz s3cret@h/d", "postgresql://u:[s3cret@h/d", "postgresql://u:1/s3cret@h/d",
     "postgresql://u:x&s3cret=1@h/d", "postgresql://u%3As3cret@h/d", "postgresql://u:x\ns3cret@h/d",
-    "sqlite://u:s3cret@h/d", "sqlite:u:s3cret@h/d", "https://u:x?s3cret=1@h/d",
+    "sqlite://u:s3cret@h/d", "sqlite:u:s3cret@h/d", "https://u:x?s3cret=1@h/d", "postgresql://u:s3cret\u2100@h/d",
     # no host, no @, the parameter in a wrong place or with a wrong name
     "postgresql://u:s3cret", "postgresql://u:s3cret/d", "postgresql://h/d&password=s3cret",
     "postgresql://h/d?pass%77ord=s3cret", "postgresql://h/d?password=x&s3cret", "postgresql://h/d;password=s3cret",
@@ -106,7 +126,89 @@ def quick(conninfo: str = "", **kwargs: Any) -> PostgresPool:
     return PostgresPool(conninfo, PoolSettings(min_size=0), **kwargs)
 
 
+def mysql(text: str) -> str:
+    """The same address, of MySQL."""
+    return re.sub("(?i)postgresql|postgis|psql", "mysql", text)
+
+
+def redis_url(text: str) -> str:
+    return re.sub("(?i)postgresql|postgis|psql", "redis", text)
+
+
+def http_url(text: str) -> str:
+    return re.sub("(?i)postgresql|postgis|psql", "https", text)
+
+
+def budget(store: str) -> Iterator[str]:
+    one = FleetBudget(9, store=store, name=f"b{next(_numbers)}")
+    yield repr(one)
+    yield repr(one.stats())
+    pool: Pool[Any] = Pool(object, budget=one)
+    yield from use(pool)
+
+
+def sentinels(text: str) -> Iterator[str]:
+    """A password of the sentinels, and of the servers."""
+    sentinel = redis.sentinel.Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": text}, password=text)
+    client: Any = sentinel.master_for("orders", connection_pool_class=RedisSentinelPool)
+    yield repr(client.connection_pool)
+    yield from use(client.connection_pool)
+
+
+def http2(text: str, argument: str) -> Iterator[str]:
+    from pooling import HTTP2Pool
+
+    return use(HTTP2Pool(**{argument: text}))
+
+
+_numbers = itertools.count()
+
+LATER_DOORS: dict[str, Callable[[str], Iterator[str]]] = {
+    "from_url(mysql)": lambda text: use(from_url(mysql(text))),
+    "MySQLPool": lambda text: use(MySQLPool(mysql(text), PoolSettings(min_size=0))),
+    "MySQLPool(kwargs host)": lambda text: use(MySQLPool("", PoolSettings(min_size=0), kwargs={"host": text})),
+    "MySQLPool(kwargs name)": lambda text: use(MySQLPool("", PoolSettings(min_size=0), kwargs={text: 1})),
+    "MySQLPool(settings)": lambda text: use(MySQLPool("mysql://h", text)),  # type: ignore[arg-type]
+    "MySQLPool(session)": lambda text: use(MySQLPool("mysql://h", session=text)),
+    "MySQLPool(command_timeout)": lambda text: use(MySQLPool("mysql://h", command_timeout=text)),  # type: ignore[arg-type]
+    "MySQLPool(driver)": lambda text: use(MySQLPool("mysql://h", driver=text)),
+    "MySQLPool(budget)": lambda text: use(MySQLPool("mysql://h", budget=text)),
+    "DATABASE_URL(mysql)": lambda text: configured(from_env("", {"DATABASE_URL": mysql(text)})),
+    "config --url (mysql)": lambda text: command("config", f"--url={mysql(text)}"),
+    "doctor --dsn (mysql)": lambda text: command("doctor", f"--dsn={mysql(text)}"),
+    "from_url(redis)": lambda text: use(from_url(redis_url(text))),
+    "RedisPool.from_url": lambda text: use(RedisPool.from_url(redis_url(text))),
+    "RedisPool(host)": lambda text: use(RedisPool(host=text)),
+    "RedisPool(max_connections)": lambda text: use(RedisPool(max_connections=text)),
+    "RedisSentinelPool": sentinels,
+    "from_url(https)": lambda text: use(from_url(http_url(text))),
+    "HTTPPool": lambda text: use(HTTPPool(http_url(text))),  # type: ignore[arg-type]
+    "HTTPPool(base_url)": lambda text: use(HTTPPool(base_url=http_url(text))),
+    "HTTPPool(health_url)": lambda text: use(HTTPPool(health_url=http_url(text))),
+    "HTTPPool(cookies)": lambda text: use(HTTPPool(cookies=text)),  # type: ignore[arg-type]
+    "HTTPPool(warm_up)": lambda text: use(HTTPPool(warm_up=http_url(text))),  # type: ignore[call-arg]
+    "HTTP2Pool": lambda text: http2(http_url(text), "settings"),
+    "HTTP2Pool(base_url)": lambda text: http2(http_url(text), "base_url"),
+    "HTTP2Pool(health_url)": lambda text: http2(http_url(text), "health_url"),
+    "HTTP2Pool(verify)": lambda text: http2(text, "verify"),
+    "FleetBudget(store)": budget,
+    "FleetBudget(store redis)": lambda text: budget(redis_url(text)),
+    "FleetBudget(name)": lambda text: iter([repr(FleetBudget(9, name=text))]),
+    "FleetBudget(total)": lambda text: iter([repr(FleetBudget(text))]),  # type: ignore[arg-type]
+    "FleetBudget.parse": lambda text: iter([repr(FleetBudget.parse(f"9,store={redis_url(text)}"))]),
+    "POOLING_BUDGET": lambda text: iter([repr(budget_from_env({"POOLING_BUDGET": text}))]),
+    "from_url(budget)": lambda text: use(from_url(f"postgresql://h/d?budget={quote(text)}")),
+    "Webhook": lambda text: iter([repr(Webhook(http_url(text)))]),
+    "Alerts(targets)": lambda text: iter([repr(Alerts(targets=[text]))]),  # type: ignore[list-item]
+    "create_engine": lambda text: iter([from_url(text, engine=True).pool.status()]),
+    "sqlalchemy+": lambda text: iter([from_url(f"sqlalchemy+{mysql(text)}").pool.status()]),
+    "acquire(lane)": lambda text: iter([repr(Pool(object, lanes={"a": Lane()}).acquire(lane=text))]),
+    "acquire(timeout)": lambda text: iter([repr(Pool(object).acquire(text))]),  # type: ignore[arg-type]
+    "settings(lanes)": lambda text: use(Pool(object, lanes=text)),  # type: ignore[arg-type]
+}
+
 DOORS: dict[str, Callable[[str], Iterator[str]]] = {
+    **LATER_DOORS,
     "from_url": lambda text: use(from_url(text)),
     "PostgresPool": lambda text: use(quick(text)),
     "PostgresPool(callable)": lambda text: iter([repr(Address(lambda: text, None, 30, {}).ask())]),

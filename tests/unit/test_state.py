@@ -293,6 +293,14 @@ def test_accept_ends_a_check_on_a_worker(place: str) -> None:
     assert list(state.idle) == [token]
 
 
+def test_accepted_resource_is_not_held() -> None:
+    """Its check began after its last release; its last borrower must not look like the holder of its next lease."""
+    state, (token,) = a_pool(checking=1)
+    token.entry.idle_since, token.entry.since = NOW - 5, NOW - 1
+    assert state.accept(token, NOW) is None
+    assert not state.idle.pop().entry.held
+
+
 def test_accept_refuses_after_close() -> None:
     state, (token,) = a_pool(in_use=1)
     state.closed = True

@@ -528,7 +528,7 @@ def test_json_respects_the_filters(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_processes_are_watched_between_two_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is attached to stops to tell its figures if nobody looks for five seconds."""
+    """A process that is attached to stops recording its figures if there is no watcher for five seconds."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: NOW, sleep=lambda s: now.__setitem__(0, now[0] + s))
     monkeypatch.setattr(command, "time", clock)

@@ -93,6 +93,8 @@ def test_other_names_of_postgresql(scheme: str, monkeypatch: pytest.MonkeyPatch)
         ("SQLite:///app.db", "app.db"),
         ("sqlite:app.db", "app.db"),
         ("sqlite:/var/app.db", "/var/app.db"),
+        ("sqlite3:/var/app.db", "/var/app.db"),
+        ("sqlite+pysqlite:/var/app.db", "/var/app.db"),
         ("sqlite:////var/app.db", "/var/app.db"),
         ("sqlite:/var/app.db?readers=2", "/var/app.db"),
     ],

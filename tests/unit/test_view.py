@@ -243,8 +243,8 @@ def test_nothing_is_archived_twice(retired: SlotFile) -> None:
     archive.store(NOON + 200, {"a"})
     again = Archive(retired)
     assert (again.after("a"), sums(again.book)) == (NOON + 60, {"acquired": 3})
-    again.bury("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
-    again.bury("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
+    again.add_ended("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
+    again.add_ended("a", {"pid": 1, "time": NOON, "minutes": minutes, "events": []})
     again.store(NOON + 200, {"a"})
     assert sums(Archive(retired).book) == {"acquired": 7}
     again.store(NOON + 200, set())
@@ -254,7 +254,7 @@ def test_nothing_is_archived_twice(retired: SlotFile) -> None:
 def test_what_lasted_ends_with_the_process(retired: SlotFile) -> None:
     event = {"pool": "db", "kind": "outage", "start": NOON, "end": None, "count": 1, "text": "", "peak": 0}
     archive = Archive(retired)
-    archive.bury("a", {"pid": 7, "time": NOON + 9, "events": [event]})
+    archive.add_ended("a", {"pid": 7, "time": NOON + 9, "events": [event]})
     assert archive.events == [{**event, "end": NOON + 9, "pid": 7}]
     archive.events *= 1000
     archive.store(NOON, set())
@@ -294,7 +294,7 @@ def test_old_minutes_move_to_the_archive_and_none_is_lost(
             assert report_of(SharedDirectory(path))["pools"][name]["acquired"] == 3 * (minute + 1)
     file = directory.process().file
     assert file is not None and len(directory.process().log.book[name]) <= 7
-    live, past = directory.everything()
+    live, past = directory.all_records()
     assert len(live) == 1 and sums(past.book, name)["acquired"] >= 3 * 193
     pool.close()
 
@@ -346,7 +346,7 @@ def pool_of(found: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.fixture
 def viewer() -> Iterator[Viewer]:
     history = LocalHistory()
-    yield Viewer(history.everything)
+    yield Viewer(history.all_records)
     history.observe_no_more()
     local.LISTENERS.remove(history.listen)
 
@@ -389,7 +389,7 @@ def test_view_of_a_process(viewer: Viewer, name: str) -> None:
 
 
 def test_exhausted_means_what_it_does_for_health(viewer: Viewer, name: str) -> None:
-    """All are in use, whether or not somebody waits; the event is about those that wait."""
+    """All are in use, whether or not a borrower waits; the event is about those that wait."""
     pool: Pool[Any] = Pool(object, name=name, max_size=1)
     with pool.acquire():
         found = viewer.view()
@@ -401,7 +401,7 @@ def test_exhausted_means_what_it_does_for_health(viewer: Viewer, name: str) -> N
 
 def test_rates_are_those_between_two_views(name: str, wall: Wall) -> None:
     history = LocalHistory()
-    viewer = Viewer(history.everything)
+    viewer = Viewer(history.all_records)
     pool: Pool[Any] = Pool(object, name=name)
     assert pool_of(viewer.view(), name)["leases_per_second"] == 0
     assert viewer.view()["processes"][0]["cpu"] is None
@@ -422,7 +422,7 @@ def test_rates_are_those_between_two_views(name: str, wall: Wall) -> None:
 
 def test_timeouts_are_those_of_the_last_minutes(name: str, wall: Wall) -> None:
     history = LocalHistory()
-    viewer = Viewer(history.everything)
+    viewer = Viewer(history.all_records)
     pool: Pool[Any] = Pool(object, name=name, max_size=1)
     viewer.view()
     with pool.acquire():
@@ -439,7 +439,7 @@ def test_timeouts_are_those_of_the_last_minutes(name: str, wall: Wall) -> None:
 
 def test_percentiles_forget_what_is_a_minute_old(name: str, wall: Wall) -> None:
     history = LocalHistory()
-    viewer = Viewer(history.everything)
+    viewer = Viewer(history.all_records)
     pool: Pool[Any] = Pool(object, name=name)
     viewer.view()
     pool.metrics.durations.wait.record(5.0)
@@ -503,7 +503,7 @@ def test_outage_that_began_before_the_viewer(name: str) -> None:
     with pytest.raises(Exception, match="down"):
         pool.acquire(0.01)
     history = LocalHistory()
-    found = Viewer(history.everything).view()
+    found = Viewer(history.all_records).view()
     local.LISTENERS.remove(history.listen)
     history.observe_no_more()
     assert pool_of(found, name)["last_error"] == "OSError: down"
@@ -610,7 +610,7 @@ def test_quiet_process_counts_until_now(wall: Wall) -> None:
 
     records = {"1": record(1, 5), "2": record(2, 55)}
     wall.now = NOON + 55
-    source: Any = SimpleNamespace(everything=lambda: (records, local.Past({}, [])))
+    source: Any = SimpleNamespace(all_records=lambda: (records, local.Past({}, [])))
     report = report_of(source, 1)
     assert report["status"] == "up"
     assert report["pools"]["db"]["max_size"] == 2 * figures()["gauges"]["max"]
@@ -632,7 +632,7 @@ def test_advice_about_several_processes_says_that_it_is_about_an_average_one(wal
     leak = {"pool": "db", "kind": "leak", "start": NOON, "end": NOON, "count": 1, "text": "x", "peak": 60.0}
     for number in (1, 4):
         records = {str(pid): {**record(pid), "events": [leak]} for pid in range(number)}
-        source: Any = SimpleNamespace(everything=lambda records=records: (records, local.Past({}, [])))
+        source: Any = SimpleNamespace(all_records=lambda records=records: (records, local.Past({}, [])))
         advice = {item["setting"]: item for item in report_of(source, 1)["advice"]}
         size = advice["max_size"]
         assert size["current"] == 4 and size["suggested"] > 200  # 111 leases a second of 2 s each, in each process

@@ -63,11 +63,11 @@ def checked_url(name: str, value: Any) -> str:
     return value
 
 
-def checked_base(value: Any) -> str:
+def checked_base(value: Any, name: str = "base_url") -> str:
     """Return a ``base_url`` without a trailing slash."""
-    url = checked_url("base_url", value)
+    url = checked_url(name, value)
     if "?" in url or "#" in url:
-        raise ValueError("base_url must have no query and no fragment: paths are appended to it")
+        raise ValueError(f"{name} must have no query and no fragment: paths are appended to it")
     return url.rstrip("/")
 
 

@@ -100,7 +100,7 @@ class Connections:
         Raises:
             requests.exceptions.InvalidURL, InvalidProxyURL: As in requests.
         """
-        self._begin_request()
+        self.begin_request()
         return self.hosts.find(transport, request, verify, proxies, cert)
 
     def host_metrics(self, request: Any) -> HostMetrics:
@@ -109,11 +109,12 @@ class Connections:
         Raises:
             PoolClosed: The pool was closed.
         """
-        self._begin_request()
+        self.begin_request()
         self.check_open()
         return self.hosts.metrics_for(request)
 
-    def _begin_request(self) -> None:
+    def begin_request(self) -> None:
+        """Do what comes before each request."""
         if not SAME_PROCESS[0]:
             fork.ensure_process()
         if self.before_request is not None:

@@ -19,9 +19,9 @@ from .logins import begins_login, is_challenge, is_remembered
 from .metrics import NOT_OPENED
 from .slots import RequestSlot, discard_lease
 
-__all__ = ["Hold"]
+__all__ = ["IDEMPOTENT", "Hold"]
 
-_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
 _DEATHS = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
@@ -53,6 +53,11 @@ class Hold:
         self.wire = connection.resource
         self.response: Callable[[], Any] = _no_response
         self._logs_in = self._login_continues = self._body_read = False
+
+    @property
+    def held_host(self) -> Host:
+        """The host that the connection belongs to."""
+        return self._host
 
     @property
     def sock(self) -> Any:
@@ -126,7 +131,7 @@ class Hold:
         wire = self.wire
         if not wire.reused or wire.received or not _is_death(error):
             return False
-        return not wire.maybe_sent or (replayable and method.upper() in _IDEMPOTENT)
+        return not wire.maybe_sent or (replayable and method.upper() in IDEMPOTENT)
 
     def close_dead_socket(self) -> None:
         """Close a kept socket that proved dead; the next attempt connects again, in the same slot."""

@@ -56,6 +56,7 @@ class HostKey(NamedTuple):
     proxy: str | None
     verify: Any
     cert: Any
+    address: str | None = None  # to connect to, instead of the addresses of the host
 
     @classmethod
     def of(cls, request: Any, verify: Any, proxies: Any, cert: Any) -> HostKey:
@@ -88,7 +89,8 @@ class HostKey(NamedTuple):
     def label(self) -> str:
         """The host, as messages and metrics name it."""
         port = "" if self.port in (None, {"http": 80, "https": 443}.get(self.scheme)) else f":{self.port}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.address or self.host
+        host = f"[{host}]" if ":" in host else host
         return f"{self.scheme}://{host}{port}"
 
 
@@ -102,6 +104,7 @@ class Wires(Adapter[Wire]):
         template: Makes connections.
         metrics: The host's.
         refresh: Returns the TLS settings of a new connection, which change with `drain`.
+        address: To connect to, see `HostKey`.
     """
 
     noun = "connection"
@@ -109,13 +112,17 @@ class Wires(Adapter[Wire]):
     enforces_timeouts = True
     close_inline = True
 
-    def __init__(self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]]) -> None:
-        self._template, self._metrics, self._refresh = template, metrics, refresh
+    def __init__(
+        self, template: Template, metrics: HostMetrics, refresh: Callable[[], dict[str, Any]],
+        address: str | None = None,
+    ) -> None:  # fmt: skip
+        self._template, self._metrics, self._refresh, self._address = template, metrics, refresh, address
 
     def create(self) -> Wire:
         self._template.conn_kw.update(self._refresh())
         wire: Wire = self._template._new_conn()  # type: ignore[assignment]
         wire.on_connected, wire.on_closed = self._metrics.connected, self._metrics.closed
+        wire.address = self._address
         return wire
 
     def is_alive(self, resource: Wire) -> bool:
@@ -132,7 +139,13 @@ class Wires(Adapter[Wire]):
 
 
 class Host:
-    """The sockets of one host, its metrics, and its circuit breaker if there is one."""
+    """The sockets of one host, its metrics, and its circuit breaker if there is one.
+
+    Attributes:
+        kept: Whether it is never forgotten, because a group of servers refers to it.
+    """
+
+    kept = False
 
     def __init__(self, pool: Pool[Wire], template: Template, metrics: HostMetrics, circuit: Circuit | None) -> None:
         self.pool, self.template, self.metrics, self.circuit = pool, template, metrics, circuit
@@ -242,6 +255,18 @@ class Hosts:
         key = HostKey.of(request, verify, proxies, cert)
         return self._hosts.get(key) or self._add(key, transport, request)
 
+    def at(self, key: HostKey, transport: Any, request: Any) -> Host:
+        """Return the host with this key, a new one if it is not known."""
+        return self._hosts.get(key) or self._add(key, transport, request)
+
+    def retire(self, host: Host) -> None:
+        """Forget a host without a socket, which is not used any more."""
+        for key, one in list(self._hosts.items()):
+            if one is host:
+                self._hosts.pop(key, None)
+                self.circuits.pop(key.label, None)
+                self.forgotten.add(host)
+
     def _add(self, key: HostKey, transport: Any, request: Any) -> Host:
         if len(self._hosts) >= MOST_HOSTS:
             self._forget()
@@ -253,7 +278,8 @@ class Hosts:
             return {"ssl_context": contexts.get(key.verify, key.cert)} if secure else {}
 
         pool = Pool(
-            adapter=Wires(template, metrics, refresh), settings=self._settings, name=f"{self.name} {key.label}",
+            adapter=Wires(template, metrics, refresh, key.address), settings=self._settings,
+            name=f"{self.name} {key.label}",
         )  # fmt: skip
         pool.engine.observe(self._observers)  # in place of those that every pool has: they observe the HTTPPool
         pool.engine.owner = None  # a part of the HTTPPool
@@ -269,12 +295,12 @@ class Hosts:
             return known
         changed = weakref.WeakMethod(self._circuit_changed)  # no cycle: a dropped pool is freed at once
 
-        def tell(reason: str | None) -> None:
+        def notify(reason: str | None) -> None:
             method = changed()
             if method is not None:
                 method(label, reason)
 
-        return self.circuits.setdefault(label, Circuit(self._breaker, label, tell))
+        return self.circuits.setdefault(label, Circuit(self._breaker, label, notify))
 
     def _circuit_changed(self, label: str, reason: str | None) -> None:
         if reason is None:
@@ -301,7 +327,7 @@ class Hosts:
     def _forget(self) -> None:
         """Forget the hosts without a socket."""
         for key, host in list(self._hosts.items()):
-            if host.empty:
+            if host.empty and not host.kept:
                 self._hosts.pop(key, None)
                 self.circuits.pop(key.label, None)
                 self.forgotten.add(host)

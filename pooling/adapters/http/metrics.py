@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from ...core.report.histogram import SHORT, Buckets, Histogram, HistogramSnapshot
@@ -33,7 +34,8 @@ class HostSnapshot(NamedTuple):
     arrived, ``connect`` includes the TLS handshake, ``lifetime`` is the time
     from there until the connection was closed. ``resent`` counts requests that
     were sent again because a kept connection proved dead, ``retries`` those
-    repeated by the ``retry`` policy.
+    repeated by the ``retry`` policy, ``ejections`` how often a server of
+    several was left out (see `Balancing`).
     """
 
     host: str
@@ -49,6 +51,7 @@ class HostSnapshot(NamedTuple):
     latency: HistogramSnapshot
     connect: HistogramSnapshot
     lifetime: HistogramSnapshot
+    ejections: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
@@ -126,7 +129,7 @@ class HostMetrics:
             self._count["received"] += received
 
     def count(self, what: str) -> None:
-        """Count a retry (``"retries"``), or a request that was sent again (``"resent"``)."""
+        """Count a retry (``"retries"``), a request sent again (``"resent"``), or an ejection (``"ejections"``)."""
         if not self.on:
             return
         with self.lock:
@@ -166,6 +169,7 @@ class HostMetrics:
                 latency=self._latency.snapshot(),
                 connect=self._connect.snapshot(),
                 lifetime=self._lifetime.snapshot(),
+                ejections=count["ejections"],
             )
 
 
@@ -191,6 +195,7 @@ class HTTPMetrics(PoolMetrics):
 
     kept = None  # they refer to the pools of the hosts
     sockets: Sockets  # set by `Connections`
+    backends: Callable[[], dict[str, dict[str, Any]] | None] | None = None  # set for a group of servers
 
     def renew(self, lock: Any, state: PoolState) -> None:
         super().renew(lock, state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import ssl
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -18,14 +17,18 @@ from ...core.observer import EVERYWHERE, Observer
 from ...core.report.holders import Holder
 from ...core.runtime import fork
 from ...core.runtime.fork import SAME_PROCESS
-from ...errors import PoolTimeout
-from ...settings import PoolOptions, PoolSettings, with_options
+from ...settings import PoolOptions, PoolSettings, check_flag, with_options
 from .arguments import checked_base, checked_number, checked_url, checked_verify, retries, shown
-from .connections import Connections, weakly
-from .health import Health, ping
+from .balancing.bases import checked_bases, is_path
+from .balancing.group import Group
+from .balancing.policy import Balancing, checked_balancing
+from .balancing.sessions import GroupSession
+from .balancing.transport import DEFAULT_RETRIES, GroupTransport
+from .connections import Connections
 from .limits import HTTPTimeout
 from .metrics import HTTPMetrics
-from .sessions import SessionLease, Sessions, View
+from .probing import start_health
+from .sessions import Pooled, SessionLease, Sessions, View
 from .tls import Cert, Verify
 from .transport import Transport
 from .verbs import Verbs
@@ -77,6 +80,13 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         max_per_host: Maximum number of requests in progress to one host.
             Requests with other TLS settings (``verify``, ``cert``) or another
             proxy count as requests to another host.
+        base_urls: Several servers of one service instead of one ``base_url``: each
+            request of a path goes to the one that is likely to answer it first,
+            also in an acquired session, and a retry goes to another one. Then
+            ``retry`` is 2 unless it is given. See `Balancing`.
+        zone: Where this process is: servers of the same zone are preferred while they are healthy.
+        zones: Where the servers are: a mapping of ``base_urls`` to zones, or a zone for each.
+        balancing: How requests are distributed; ``None`` for the defaults.
         retry: A ``urllib3.Retry``, or the number of retries: of idempotent
             methods, after a failed connection and a status of 429, 502, 503 or
             504, with exponential backoff, jitter and respect for
@@ -129,11 +139,18 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         TypeError, ValueError: An argument has the wrong type or value.
     """
 
+    group: Group | None = None
+    """Internal, for the package's own use: the servers, if there are ``base_urls``."""
+
     def __init__(
         self,
         settings: PoolSettings | None = None,
         *,
         base_url: str | None = None,
+        base_urls: Iterable[str] | None = None,
+        zone: str | None = None,
+        zones: Mapping[str, str | None] | Iterable[str | None] | None = None,
+        balancing: Balancing | None = None,
         timeout: Timeout = None,
         max_per_host: int = 30,
         retry: Retry | int | None = None,
@@ -157,49 +174,40 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             raise TypeError(f"settings must be a PoolSettings, not {shown(settings)}; a URL goes into base_url=")
         settings = with_options(settings or _DEFAULTS, options, HTTPPool.__init__)
         self._base_url = checked_base(base_url)
+        bases = checked_bases(base_urls, zone, zones)
+        checked_balancing(bases, balancing, base_url, pooled)
         checked_number("max_per_host", max_per_host)
         if cookies not in ("isolated", "shared"):
             raise ValueError(f'cookies must be "isolated" or "shared", not {shown(cookies)}')
         if not callable(session_factory):
             raise TypeError(f"session_factory must be callable, not {shown(session_factory)}")
         headers = dict(headers or {})
-        if not compression:
+        if not check_flag("compression", compression):
             headers.setdefault("Accept-Encoding", "identity")
         defaults = {
             "verify": checked_verify(verify, ssl_context, cert),
-            "cert": cert, "proxies": dict(proxies or {}), "auth": auth, "trust_env": trust_env,
+            "cert": cert, "proxies": dict(proxies or {}), "auth": auth,
+            "trust_env": check_flag("trust_env", trust_env),
         }  # fmt: skip
-        self._sessions = Sessions(session_factory, defaults, headers, cookies)
+        self._sessions = Sessions(session_factory, defaults, headers, cookies, GroupSession if bases else Pooled)
         self.connections = Connections(settings, max_per_host, name, self._sessions.renew)
         self.connections.slots.engine.owner = weakref.ref(self)
         """Internal, for the package's own use: the hosts with their sockets, and the request slots."""
         timeouts = HTTPTimeout.of(timeout, HTTPTimeout())
-        self.adapter: Transport = Transport(self.connections, timeouts, retries(retry), pooled)
+        transport = GroupTransport if bases else Transport
+        if bases and retry is None:
+            retry = DEFAULT_RETRIES
+        pooled = check_flag("pooled", pooled)
+        self.adapter: Transport = transport(self.connections, timeouts, retries(retry), pooled)
         """The transport adapter, to be mounted on other sessions."""
         self._mounted = self.adapter.mounted
+        if isinstance(self.adapter, GroupTransport):
+            self.group = self.adapter.use(Group(self.connections, bases, zone, balancing or Balancing()))
         url = self._whole(health_url) if isinstance(health_url, str) else health_url
-        url = checked_url("health_url", url)
-        self._health = self._start_health(url) if url else None
+        url = url if bases and is_path(url) else checked_url("health_url", url)
+        self._health = start_health(self.connections, url, self._sessions, self.adapter) if url else None
         for observer in (*observers, *EVERYWHERE):
             self.add_observer(observer)
-
-    def _start_health(self, url: str) -> Health:
-        """Return the health probe, which starts with the first request.
-
-        It lives as long as the transport, which sessions may use longer than
-        the pool. So it must refer to neither, except weakly.
-        """
-        connections = self.connections
-        health = Health(
-            self.name, url, self.settings,
-            request=_requester(self._sessions, self.adapter, wait=False),
-            drain=weakly(connections.drain),
-            record=weakly(connections.health_checked),
-        )  # fmt: skip
-        connections.before_request = health.ensure_started
-        outside = _requester(self._sessions, self.adapter, pooled=False)
-        vars(connections.slots.engine.adapter)["ping"] = functools.partial(ping, outside, url)
-        return health
 
     @property
     def name(self) -> str:
@@ -303,6 +311,8 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
             ValueError, TypeError: As for `PoolSettings`; nothing was changed.
         """
         self.connections.reconfigure(max_per_host, changes)
+        if self.group is not None:
+            self.group.configure()
         if self._health is not None:
             self._health.configure(self.settings)
 
@@ -401,8 +411,12 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
         self.connections.observe(tuple(one for one in self.connections.observers if one is not observer))
 
     def stats(self) -> dict[str, Any]:
-        """Return the current counts and the settings that bound them; ``hosts`` has the counts of each host."""
-        return self.connections.stats()
+        """Return the current counts and the settings that bound them.
+
+        ``hosts`` has the counts of each host, and ``backends`` the state of each of the ``base_urls``.
+        """
+        found = self.connections.stats()
+        return found if self.group is None else found | {"backends": self.group.stats()}
 
     def holders(self) -> list[Holder]:
         """Return the callers whose requests are in progress, and for how long; longest first."""
@@ -411,31 +425,6 @@ class HTTPPool(Verbs, Warming, ManagedPool[requests.Session]):
     def __repr__(self) -> str:
         counts, closed = self.connections.counts(), ", closed" if self.closed else ""
         return f"<{type(self).__name__} {self.name!r}: {counts}{closed}>"
-
-
-def _requester(
-    sessions: Sessions, transport: Transport, *, wait: bool = True, pooled: bool = True
-) -> Callable[[str, HTTPTimeout], requests.Response | None]:
-    """Return a function that requests a URL, or returns ``None`` when the transport no longer exists.
-
-    Args:
-        sessions, transport: Those of the pool.
-        wait: Whether to wait for a connection; otherwise it raises `PoolTimeout` if it would have to.
-        pooled: Whether to use a connection of the pool; otherwise one of its own.
-    """
-    reference = weakref.ref(transport)
-
-    def request(url: str, timeout: HTTPTimeout) -> requests.Response | None:
-        transport = reference()
-        if transport is None:
-            return None
-        connections = transport.connections
-        if not wait and connections.is_full_for(url):
-            raise PoolTimeout(f"pool {connections.name!r}: no connection at once ({connections.counts()})")
-        session = sessions.make(transport, transport.mounted if pooled else transport.unpooled)
-        return session.get(url, timeout=timeout, stream=True)  # type: ignore[arg-type]
-
-    return request
 
 
 HTTPPool.__module__ = "pooling"  # where users import it from

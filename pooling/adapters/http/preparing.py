@@ -36,8 +36,8 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
     headers, cookies = session.headers, session.cookies
     if (
         request.params or session.params or request.cookies or not isinstance(cookies, CookieJar) or len(cookies)
-        or type(request.url) is not str or type(headers) is not CaseInsensitiveDict or type(request.headers) is not dict
-        or request.method is None
+        or not isinstance(request.url, str) or request.method is None
+        or type(headers) is not CaseInsensitiveDict or type(request.headers) is not dict
         or _Session.prepare_request is not _BY_SESSION or _Prepared.prepare is not _BY_REQUEST  # replaced by a tool
     ):  # fmt: skip
         return None

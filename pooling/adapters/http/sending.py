@@ -105,7 +105,10 @@ def _read(response: requests.Response) -> None:
 
 def build_response(adapter: Any, request: requests.PreparedRequest, answer: Any) -> requests.Response | None:
     """Do what ``requests.adapters.HTTPAdapter.build_response`` does; ``None`` if requests has to do it."""
-    if type(answer) is not HTTPResponse or type(request.url) is not str or _Adapter.build_response is not _BY_ADAPTER:
+    if (
+        type(answer) is not HTTPResponse or not isinstance(request.url, str)
+        or _Adapter.build_response is not _BY_ADAPTER
+    ):  # fmt: skip
         return None
     response: Any = requests.Response()
     response.status_code = answer.status

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 else:
     _Session = object
 
-__all__ = ["SessionLease", "Sessions", "SharedJar"]
+__all__ = ["Pooled", "SessionLease", "Sessions", "SharedJar"]
 
 
 class Pooled(_Session):
@@ -118,7 +118,8 @@ class Pooled(_Session):
         plain = requests.adapters.HTTPAdapter(max_retries=self._pooling.max_retries)
         pairs = state["adapters"].items()
         state["adapters"] = OrderedDict((prefix, plain if _is_pooled(one) else one) for prefix, one in pairs)
-        return _new_session, (type(self).__mro__[2],), state
+        mro = type(self).__mro__
+        return _new_session, (mro[mro.index(Pooled) + 1],), state
 
     def __copy__(self) -> requests.Session:
         other = self.__class__.__new__(self.__class__)
@@ -169,8 +170,8 @@ def _auth_of_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 @functools.cache
-def _pooled(session_class: type[requests.Session]) -> type[requests.Session]:
-    """Return a class of sessions with `Pooled` added."""
+def _pooled(session_class: type[requests.Session], added: Any) -> type[requests.Session]:
+    """Return a class of sessions with `Pooled` added, or a subclass of that."""
     overridden = _overridden(session_class)
     own = {
         "__module__": session_class.__module__,
@@ -179,7 +180,7 @@ def _pooled(session_class: type[requests.Session]) -> type[requests.Session]:
         "_plain_preparing": "prepare_request" not in overridden,
         "_plain_sending": "send" not in overridden,
     }
-    return type(session_class.__name__, (Pooled, session_class), own)
+    return type(session_class.__name__, (added, session_class), own)
 
 
 def _overridden(session_class: type[requests.Session]) -> set[str]:
@@ -196,14 +197,15 @@ class Sessions:
         defaults: Attributes to set on each session.
         headers: Sent with every request, beside those of requests.
         cookies: ``"shared"`` for one jar in all sessions, else each has its own.
+        added: What is added to the class: `Pooled` or a subclass of that.
     """
 
     def __init__(
         self, factory: Callable[[], requests.Session], defaults: Mapping[str, Any],
-        headers: Mapping[str, str], cookies: str,
+        headers: Mapping[str, str], cookies: str, added: Any = Pooled,
     ) -> None:  # fmt: skip
         is_class = isinstance(factory, type) and issubclass(factory, requests.Session)
-        self._make = _pooled(factory) if is_class else functools.partial(_made_by, factory)
+        self._make = _pooled(factory, added) if is_class else functools.partial(_made_by, factory, added)
         self._defaults, self._headers = dict(defaults), dict(headers)
         if factory is requests.Session:
             pattern = self._make()
@@ -239,13 +241,13 @@ class Sessions:
             self._jar = self._jar.renewed()
 
 
-def _made_by(factory: Callable[[], requests.Session]) -> requests.Session:
+def _made_by(factory: Callable[[], requests.Session], added: Any) -> requests.Session:
     """Return the session of a factory, with `Pooled` added to its class."""
     session = factory()
     if not isinstance(session, requests.Session):
         raise TypeError(f"session_factory must make a requests.Session, not {shown(session)}")
     if not isinstance(session, Pooled):
-        session.__class__ = _pooled(type(session))  # type: ignore[arg-type]
+        session.__class__ = _pooled(type(session), added)  # type: ignore[arg-type]
     return session
 
 

@@ -26,7 +26,7 @@ from .limits import HTTPTimeout, Limits
 from .sending import build_response
 from .unpooled import Unpooled
 
-__all__ = ["SameConnection", "Transport", "translate_error"]
+__all__ = ["Attempts", "SameConnection", "Transport", "retry_after", "translate_error"]
 
 logger = logging.getLogger("pooling")
 
@@ -54,6 +54,10 @@ class Transport(requests.adapters.HTTPAdapter):
     def mounted(self) -> requests.adapters.BaseAdapter:
         """The adapter that the pool's own sessions mount: this one, unless pooling is off."""
         return self if self._pooled else self.unpooled
+
+    def unpooled_url(self, url: str) -> str:
+        """Return what to request instead of a URL on a socket that is not the pool's."""
+        return url
 
     def limits(self, timeout: Any) -> Limits:
         """Return the time limits of a request that begins now."""
@@ -91,7 +95,7 @@ class Transport(requests.adapters.HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        return _Attempts(self.connections, self.connections.host_of(self, request, verify, proxies, cert))
+        return Attempts(self.connections, self.connections.host_of(self, request, verify, proxies, cert))
 
     def request_url(self, request: Any, proxies: Any) -> str:
         url = str(request.path_url)
@@ -148,7 +152,7 @@ def translate_error(error: exceptions.RequestException, limits: Limits) -> excep
 class SameConnection(requests.adapters.BaseAdapter):
     """Sends the next message of a login on the same connection; sessions that the pool has not made need it."""
 
-    def __init__(self, transport: Transport, login: Hold) -> None:
+    def __init__(self, transport: Transport, login: Hold | None) -> None:
         super().__init__()
         self._transport, self._login = transport, login
 
@@ -163,7 +167,7 @@ class SameConnection(requests.adapters.BaseAdapter):
         """Do nothing, as `Transport.close`."""
 
 
-class _Attempts:
+class Attempts:
     """One request: takes a connection for each attempt, and retries where the policy allows it."""
 
     __slots__ = ("_connections", "_host")
@@ -188,15 +192,15 @@ class _Attempts:
         }  # fmt: skip
         while True:
             try:
-                response = self._attempt(method, url, options, timeout, replayable)
+                response = self.attempt(method, url, options, timeout, replayable)
             except HTTPError as error:
                 self._host.metrics.failed(kind_of(error))
-                retries, pause = self._after_failure(retries, method, url, error)
+                retries, pause = self.after_failure(retries, method, url, error)
                 if not (replayable and timeout.allows(pause)):
-                    self._give_up(method, url, error)
+                    self.give_up(method, url, error)
             else:
                 try:
-                    further, pause = self._after_answer(retries, method, url, response)
+                    further, pause = self.after_answer(retries, method, url, response)
                 except BaseException:
                     response.close()
                     raise
@@ -209,17 +213,17 @@ class _Attempts:
             if pause:
                 time.sleep(pause)
 
-    def _attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
+    def attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
         """Make one attempt, unless the host's circuit is open."""
         circuit = self._host.circuit
         if circuit is None:
-            return self._take(limits).exchange(method, url, options, limits, replayable)
+            return self.take(limits).exchange(method, url, options, limits, replayable)
         try:
             call = circuit.enter()
         except PoolError as error:
             raise refusal(error) from None
         try:
-            response = self._take(limits).exchange(method, url, options, limits, replayable)
+            response = self.take(limits).exchange(method, url, options, limits, replayable)
             if response.status in (502, 504) or (response.status == 503 and "Retry-After" not in response.headers):
                 circuit.failed(call, f"status {response.status}")
             else:
@@ -231,7 +235,7 @@ class _Attempts:
         finally:
             circuit.left(call)
 
-    def _take(self, limits: Limits) -> Hold:
+    def take(self, limits: Limits) -> Hold:
         login, limits.login = limits.login, None
         hold: Hold | None = None if login is None else login.continue_login(self._host)
         if hold is not None:
@@ -242,16 +246,16 @@ class _Attempts:
         except PoolError as error:
             raise refusal(error) from error.__cause__
 
-    def _after_failure(self, retries: Retry, method: str, url: str, error: HTTPError) -> tuple[Retry, float]:
+    def after_failure(self, retries: Retry, method: str, url: str, error: HTTPError) -> tuple[Retry, float]:
         """Return the remaining retries, and the pause before the next one; raise if none remains."""
         retries = retries.increment(
             method, url, error=error, _pool=self._host.template, _stacktrace=error.__traceback__
         )
         return retries, retries.get_backoff_time()
 
-    def _after_answer(self, retries: Retry, method: str, url: str, response: Any) -> tuple[Retry | None, float]:
+    def after_answer(self, retries: Retry, method: str, url: str, response: Any) -> tuple[Retry | None, float]:
         """Return the same for an answer that calls for a retry; ``None`` for one that does not."""
-        asked = _retry_after(retries, response)
+        asked = retry_after(retries, response)
         if not retries.is_retry(method, response.status, asked is not None):
             return None, 0.0
         try:
@@ -261,16 +265,21 @@ class _Attempts:
                 return None, 0.0
             response.drain_conn()
             raise
-        if asked and asked > further.backoff_max:
-            return None, 0.0  # a server must not make our thread sleep longer, and does not want a retry sooner
-        return further, asked or further.get_backoff_time()
+        pause = self.pause_after(asked, further)
+        return (None, 0.0) if pause is None else (further, pause)
 
-    def _give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:
-        self._after_failure(_NO_RETRIES, method, url, error)
+    def pause_after(self, asked: float | None, further: Retry) -> float | None:
+        """Return the pause after an answer, for which the server may have asked; ``None`` for no retry."""
+        if asked and asked > further.backoff_max:
+            return None  # a server must not make our thread sleep longer, and does not want a retry sooner
+        return asked or further.get_backoff_time()
+
+    def give_up(self, method: str, url: str, error: HTTPError) -> NoReturn:
+        self.after_failure(_NO_RETRIES, method, url, error)
         raise error
 
 
-def _retry_after(retries: Retry, response: Any) -> float | None:
+def retry_after(retries: Retry, response: Any) -> float | None:
     """Return the seconds that a server asks to wait; ``None`` if it does not, or if they cannot be parsed."""
     if not retries.respect_retry_after_header or "Retry-After" not in response.headers:
         return None

@@ -15,6 +15,8 @@ from requests import exceptions
 from ..._fields import fields
 from ...errors import PoolClosed, PoolError
 from .arguments import checked_number
+from .balancing.bases import is_path
+from .balancing.group import Group
 from .connections import Connections
 from .hold import Hold
 from .hosts import Host
@@ -30,6 +32,7 @@ class Warming:
     """`warm_up` and `fill`."""
 
     _base_url: str
+    group: Group | None
     connections: Connections
     adapter: Transport
 
@@ -44,12 +47,12 @@ class Warming:
 
         Args:
             urls: URLs, or paths if the pool has a ``base_url``; only their
-                hosts matter. ``None`` means the ``base_url``.
+                hosts matter. ``None`` means the ``base_url``, or all ``base_urls``.
             each: How many sockets to open to each host; at most ``max_per_host``.
             timeout: Seconds to wait; ``None`` means the ``connect`` timeout.
 
         Raises:
-            requests.RequestException: One could not be opened; the others were.
+            requests.RequestException: One could not be opened; the others were. With ``base_urls``: none could.
             PoolClosed: The pool was closed.
             ValueError: More sockets than ``max_per_host`` or ``max_size`` allows,
                 or ``urls`` is ``None`` and there is no ``base_url``.
@@ -57,10 +60,10 @@ class Warming:
         """
         if isinstance(urls, str):
             raise TypeError("urls must be several URLs, not one string")
-        if urls is None and not self._base_url:
+        if urls is None and not self._base_url and self.group is None:
             raise ValueError("warm_up() needs urls if the pool has no base_url")
         checked_number("each", each)
-        hosts = Counter(self._host_of(self._whole(url)) for url in (["/"] if urls is None else urls))
+        hosts = Counter(host for url in (["/"] if urls is None else urls) for host in self._hosts_of(url))
         self._check_limits(each * max(hosts.values(), default=0), each * hosts.total())
         wanted = list(hosts.elements()) * each
         total = timeout or self.adapter.limits(None).asked.connect
@@ -73,12 +76,12 @@ class Warming:
         for result in results:
             if isinstance(result, Hold):
                 result.release()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise _as_requests(result)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors and (self.group is None or len(errors) == len(results)):
+            raise _as_requests(errors[0])
 
     def fill(self, size: int | None = None) -> None:
-        """Open sockets to the host of the ``base_url`` ahead of need, without waiting for them.
+        """Open sockets to the host of the ``base_url``, or to each server, ahead of need, without waiting for them.
 
         Args:
             size: How many; ``None`` means ``min_size``, but at most ``max_per_host``.
@@ -88,10 +91,11 @@ class Warming:
         """
         connections = self.connections
         number = min(connections.settings.min_size, connections.max_per_host) if size is None else size
-        if not self._base_url:
+        if not self._base_url and self.group is None:
             raise ValueError("fill() needs a base_url; see warm_up()")
         if number:
-            self._check_limits(checked_number("size", number), number)
+            servers = 1 if self.group is None else len(self.group.servers)
+            self._check_limits(checked_number("size", number), number * servers)
             connections.slots.engine.runtime.workers.submit(self._fill, number)
 
     def _fill(self, number: int) -> None:
@@ -111,11 +115,16 @@ class Warming:
             if number > most:
                 raise ValueError(f"cannot open {number} sockets: {name} is {most}")
 
-    def _host_of(self, url: str) -> Host:
+    def _hosts_of(self, url: str) -> list[Host]:
+        """Return the host of a URL, or those of all servers for a path."""
         session = self.session()
-        request = session.prepare_request(requests.Request("GET", url))
+        request = session.prepare_request(requests.Request("GET", self._whole(url)))
         found = session.merge_environment_settings(request.url, {}, None, None, None)
-        return self.connections.host_of(self.adapter, request, found["verify"], found["proxies"], found["cert"])
+        settings = (found["verify"], found["proxies"], found["cert"])
+        if self.group is None or not is_path(url):
+            return [self.connections.host_of(self.adapter, request, *settings)]
+        self.connections.begin_request()
+        return self.group.all_hosts(self.adapter, request, *settings)
 
 
 def _open(connections: Connections, host: Host, limits: Limits, done: Any) -> None:

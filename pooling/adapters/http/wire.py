@@ -49,6 +49,8 @@ class Wire(_Connection):
             those of a ``send`` that failed.
         maybe_sent: Whether the server may have received a part of that request.
         opened: Whether it was ever connected.
+        connected_at: When it was connected, by the monotonic clock; it has no such attribute while it is not.
+        address: To connect to, instead of the addresses of the host.
         open_socket: The socket. Unlike ``sock``, which urllib3 resets when the
             server announces that it will close the connection, it is kept
             until the answer is read.
@@ -61,10 +63,12 @@ class Wire(_Connection):
 
     on_connected: Callable[[float], object]
     on_closed: Callable[[float], object]
+    connected_at: float
     limits: Limits | None = None
     reused = maybe_sent = opened = authenticated = interrupted = False
     sent = received = 0
     open_socket: Any = None
+    address: str | None = None
     answer: Answer | None = None
     surplus_socket: Any = None
 
@@ -82,8 +86,8 @@ class Wire(_Connection):
         self.opened = True
         self.maybe_sent = self.interrupted = False
         self.sent = self.received = 0  # bytes of a proxy's tunnel do not count
-        self._connected_at = monotonic()
-        self.on_connected(self._connected_at - began)
+        self.connected_at = monotonic()
+        self.on_connected(self.connected_at - began)
 
     def getresponse(self) -> Any:
         sock = self.sock
@@ -126,14 +130,14 @@ class Wire(_Connection):
 
     def _new_conn(self) -> socket.socket:
         limits = self.limits
-        if limits is None or limits.end == math.inf or not _plain(self):
+        if limits is None or (limits.end == math.inf and self.address is None) or not _plain(self):
             return super()._new_conn()
         return self._connect_in_time(limits)
 
     def _connect_in_time(self, limits: Limits) -> socket.socket:
         """Try the addresses of the host one by one, within the total time."""
         host, connect = self._dns_host, self.timeout
-        addresses = _addresses(self, host)
+        addresses = [self.address] if self.address is not None else _addresses(self, host)
         try:
             for number, address in enumerate(addresses):
                 self._dns_host = address
@@ -199,7 +203,7 @@ class Wire(_Connection):
         self.open_socket = self.surplus_socket = self.answer = None
         self.authenticated = False
         if not is_read_later:
-            since = vars(self).pop("_connected_at", None)  # atomic: two threads may close it at once
+            since = vars(self).pop("connected_at", None)  # atomic: two threads may close it at once
             if since is not None:
                 self.on_closed(monotonic() - since)
 

@@ -5,6 +5,8 @@
 3.  `connection.Connection` is the pool's resource: one connection, its requests and how they are sent again.
 4.  `adapter.HTTP2Adapter` checks it, and closes one that a borrower left with an unread body.
 
+`frames` reads what the server sent while a connection was idle, with private names of httpcore (``POOLING_PLAIN``).
+
 No stream is shared between threads: a connection is lent to one borrower at a time.
 """
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-import httpcore
 import httpx
 
 from ...errors import LeaseError
+from .frames import is_alive
 
 __all__ = ["Body", "Connection"]
 
@@ -21,7 +21,6 @@ _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
 """RFC 9110, section 9.2.2: their effect is the same if they arrive twice."""
 
 _LOST = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-_AT_ONCE = httpcore.Request("GET", "https://localhost", extensions={"timeout": {"read": 0.001, "write": 0.001}})
 
 
 class Connection:
@@ -105,23 +104,12 @@ class Connection:
 
         Frames that came while it was idle (settings, pings, windows) are handled here.
         """
-        for outer in self._transport._pool.connections:
-            inner = getattr(outer, "_connection", None)
-            if inner is None:
-                continue
-            if not hasattr(inner, "_receive_events"):  # HTTP/1.1
-                return not inner.has_expired()  # it is readable
-            try:
-                while inner._network_stream.get_extra_info("is_readable"):
-                    inner._receive_events(_AT_ONCE)
-            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
-                return False
-            if not inner.is_available() or inner._connection_terminated is not None:
-                return False
-        return True
+        return is_alive(self._transport, self._stream)
 
     def close(self) -> None:
         """Close the connection; sends nothing."""
+        for body in self.answers:
+            body.lost = True
         self._stream = None
         self._transport.close()
 
@@ -144,17 +132,23 @@ class Connection:
 
 
 class Body(httpx.SyncByteStream):
-    """The body of a response."""
+    """The body of a response.
+
+    Attributes:
+        lost: Whether the connection was closed before its end.
+    """
 
     def __init__(self, connection: Connection, request: httpx.Request, response: httpx.Response) -> None:
         self._connection = connection
         self._request = request
         self._stream: Any = response.stream
-        self._complete = False
+        self._complete = self.lost = False
 
     def __iter__(self) -> Iterator[bytes]:
         chunks = iter(self._stream)
         while True:
+            if self.lost:
+                raise LeaseError("this response was released before its body was read to the end")
             with self._connection.alone():
                 limit(self._request)
                 chunk = next(chunks, None)

@@ -15,7 +15,7 @@ from ...core.clock import Clock
 from ...core.lease import Lease
 from ...core.observer import Observer
 from ...core.pool import Pool
-from ...settings import PoolOptions, PoolSettings, with_options
+from ...settings import PoolOptions, PoolSettings, check_flag, with_options
 from ..http.arguments import checked_base, checked_url, checked_verify, joined
 from ..http.limits import HTTPTimeout
 from ..http.tls import Cert, TLSContexts, Verify
@@ -101,6 +101,7 @@ class HTTP2Pool(Pool[httpx.Client]):
         self._timeout = HTTPTimeout.of(timeout, HTTPTimeout())
         verify = checked_verify(verify, ssl_context, cert)
         contexts = TLSContexts()
+        check_flag("prior_knowledge", prior_knowledge)
 
         def arguments() -> dict[str, Any]:
             context = contexts.get(verify, cert) if verify else False
@@ -109,7 +110,8 @@ class HTTP2Pool(Pool[httpx.Client]):
         health_url = self._whole(health_url) if health_url else health_url
         adapter: Any = HTTP2Adapter(arguments, checked_url("health_url", health_url) or None)
         self._template = {
-            "headers": dict(headers or {}), "auth": auth, "follow_redirects": follow_redirects, "trust_env": False,
+            "headers": dict(headers or {}), "auth": auth, "trust_env": False,
+            "follow_redirects": check_flag("follow_redirects", follow_redirects),
         }  # fmt: skip
         self._client(View(None))  # it checks the arguments
         super().__init__(adapter=adapter, settings=settings, name=name, observers=observers, clock=clock)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ...core.adapter import Adapter
+from ...core.adapter import Adapter, Verdicts
 from ...core.descriptors import redirect_to_null
 from ...core.runtime.immortal import keep_forever
 from ...settings import PoolSettings
@@ -18,6 +18,7 @@ from . import failures
 from .address import Address
 from .driver import Driver
 from .session import Hook, NotPipelined, Session
+from .stalls import command_of, end_stalled
 from .tracking import Connection, Notes, notes_of
 from .wire import hang_up, keep_alive, spare_handle, wait_for_end
 
@@ -43,6 +44,7 @@ class MySQLAdapter(Adapter[Connection]):
         on_created: Called when a new connection is available.
         unable: Called when the server turns out to be unable to do something, with a text.
         queries: The statistics of queries, which start again in a forked child.
+        stall_timeout: See `MySQLPool`.
     """
 
     noun = "connection"
@@ -59,6 +61,7 @@ class MySQLAdapter(Adapter[Connection]):
         on_created: Callable[[], object] = lambda: None,
         unable: Callable[[str], object] = lambda text: None,
         queries: QueryStatistics | None = None,
+        stall_timeout: float | None = None,
     ) -> None:
         self.driver, self.session_rules = driver, session
         self.enforces_timeouts = driver.enforces_timeouts
@@ -66,6 +69,7 @@ class MySQLAdapter(Adapter[Connection]):
         self._check = check
         self._proved, self._on_created, self._unable = proved, on_created, unable
         self._queries = queries
+        self.stall_timeout = stall_timeout
         self.settings_changed(settings)
 
     def settings_changed(self, settings: PoolSettings) -> None:
@@ -176,7 +180,7 @@ class MySQLAdapter(Adapter[Connection]):
         """End a session on the server, over a connection of its own.
 
         Only the session of this number that has this side's address: through a
-        proxy, the number may be that of somebody else's.
+        proxy, the number may be that of another client's.
         """
         driver = self.driver
         assert notes.place is not None
@@ -202,6 +206,12 @@ class MySQLAdapter(Adapter[Connection]):
         keep_forever(resource)  # drivers say goodbye, or shut the socket down, when a connection is destroyed
         if fd is not None:
             redirect_to_null(fd)
+
+    def command_of(self, resource: Connection) -> object:
+        return command_of(self.driver, resource)
+
+    def end_stalled(self, waiting: Sequence[tuple[Connection, object]], seconds: float) -> Verdicts:
+        return end_stalled(self.driver, self._address.ask().arguments, waiting, seconds)
 
     # -- errors -------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
-from ..._masking import shown, slip
-from ...settings import truth
+from ..._masking import shown, slip, split
+from ...settings import truth, variable
 from ..shared.rotation import Answer
 
 __all__ = ["SCHEMES", "Address", "driver_of"]
@@ -81,17 +81,25 @@ class Address:
         if not all(isinstance(name, str) and name.isidentifier() for name in given):  # the message must not repeat them
             raise ValueError("kwargs: the names must be those of the driver's arguments")
         source = "conninfo"
-        if not conninfo and not WHERE & given.keys():
-            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+        if not conninfo and not _says_where(given):
+            source, conninfo = "DATABASE_URL", variable(os.environ, "DATABASE_URL") or ""
         parameters = {**_parsed(conninfo, source), **given}
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))
         return Answer(number, digest, self._complete(parameters), "", {})
 
 
-def driver_of(conninfo: Conninfo) -> str | None:
+def driver_of(conninfo: Conninfo, kwargs: Kwargs | None) -> str | None:
     """Return the driver that a URL's scheme names; ``None``: it names none, or the URL is not known yet."""
-    text = (conninfo or os.environ.get("DATABASE_URL", "")) if isinstance(conninfo, str) else ""
+    if not isinstance(conninfo, str):
+        return None
+    text = conninfo
+    if not text and not (isinstance(kwargs, Mapping) and _says_where(kwargs)):
+        text = variable(os.environ, "DATABASE_URL") or ""
     return SCHEMES.get(text.partition("://")[0].lower())
+
+
+def _says_where(kwargs: Mapping[str, Any]) -> bool:
+    return any(kwargs.get(name) is not None for name in WHERE)
 
 
 def _parsed(conninfo: str, source: str) -> dict[str, Any]:
@@ -106,7 +114,10 @@ def _parsed(conninfo: str, source: str) -> dict[str, Any]:
     authority, at, tail = rest.rpartition("@")
     if "@" in tail.partition("?")[2] or re.search(r"[/?#]", authority):
         raise ValueError(f"{source}: user and password must be percent-encoded, @ as %40 and / as %2F")
-    parts = urlsplit(f"//{rest}")
+    try:
+        parts = split(f"//{rest}", port=False)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     if parts.fragment:
         raise ValueError(f"{source}: parameters must be percent-encoded, # as %23")
     place = parts.netloc.rpartition("@")[2]

@@ -1,7 +1,8 @@
 """mysql-connector-python, in its pure form: the one in C does not tell its socket.
 
 Used are its private names in `NEEDED`, as with PyMySQL and for the same reasons;
-see there. Without them each connection that was lent is closed afterwards.
+see there. Gain: as with PyMySQL. Without (other names, or ``POOLING_PLAIN=1``)
+each connection that was lent is closed afterwards.
 """
 
 from __future__ import annotations
@@ -60,9 +61,12 @@ class Tracking(Ending):
         if limit is not None:
             kwargs["read_timeout"] = kwargs["write_timeout"] = left = limit.left()
             self._read_timeout = math.ceil(left)  # of the rows; the driver takes whole seconds only
+        notes.waits = True
         try:
             return super()._send_cmd(command, argument, *args, **kwargs)  # type: ignore[misc]
         except mysql.connector.Error as error:
+            if notes.stalled is not None:
+                raise self._driver.lost(notes.stalled) from error
             if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
                 notes.unfinished = True
                 if limit is not None:
@@ -71,6 +75,8 @@ class Tracking(Ending):
         except BaseException:
             notes.unfinished = True
             raise
+        finally:
+            notes.waits = False
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """As the driver's, which pings the server first."""
@@ -78,6 +84,8 @@ class Tracking(Ending):
             return super().cursor(*args, **kwargs)  # type: ignore[misc]
         except mysql.connector.OperationalError as error:
             notes: Notes = self._pooling  # type: ignore[attr-defined]
+            if notes.stalled is not None:
+                raise self._driver.lost(notes.stalled) from error
             if notes.unfinished and notes.limit is not None:  # the driver does not say that the ping took too long
                 raise self._driver.command_timeout(f"{notes.limit}, and the server did not answer") from error
             raise

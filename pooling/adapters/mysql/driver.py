@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import errors
 from ..._masking import shown
-from .tracking import Connection, Noted
+from .tracking import Connection, Noted, notes_of
 from .wire import ERROR, Commands, exchange, status_of
 
 __all__ = ["NAMES", "Driver", "WireDriver", "choose", "failed_at"]
@@ -203,6 +203,9 @@ class WireDriver(Driver):
         done, problem = 0, None
         answers: list[bytes] = []
         parts = [(commands.data, len(commands))] if pipelined else [(one, 1) for one in commands.packets]
+        notes = notes_of(conn)
+        notes.number += 1
+        notes.own = True
         try:
             sock = self.begin_raw(conn)
             for data, count in parts:
@@ -217,12 +220,14 @@ class WireDriver(Driver):
         except BaseException:
             self.cut_off(conn)
             raise
+        finally:
+            notes.own = False
         if problem is None:
             self.end_raw(conn, status_of(answers[-1]))
             return
         if not isinstance(problem, self.error):
             self.cut_off(conn)
-            problem, cause = self.lost(str(problem)), problem
+            problem, cause = self.lost(notes.stalled or str(problem)), problem
             problem.__cause__ = cause
         vars(problem)["_failed_at"] = done
         raise problem

@@ -37,7 +37,9 @@ _CREDENTIALS = {1045, 1698, 1862, 3118, 4151}  # access denied, password expired
 _HOPELESS = {1044, 1049, 1130, 1251, 1524, 2059}  # database denied or unknown, host denied, unknown authentication
 _FULL = {1040, 1203, 1226}  # too many connections: of the server, of the user, of the user's resources
 _REPEATABLE = {1020, 1205, 1213, 1614}  # record has changed, lock wait timeout, deadlock, XA deadlock
-_ROLLED_BACK = {1213, 1614}  # the server has rolled back the whole transaction
+# The server has rolled back the whole transaction: a deadlock, also of XA; the lock table is full; a record has changed
+# (InnoDB of MariaDB with innodb_snapshot_isolation, the default since 11.6.2).
+_ROLLED_BACK = {1020, 1206, 1213, 1614}
 _NO_COMMAND = 1047  # unknown command; of Galera: the node is not prepared
 
 

@@ -64,6 +64,7 @@ class Tracking(Ending):
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         notes.note_command(QUERY, query.encode() if isinstance(query, str) else query)
         began = monotonic()
+        notes.waits = True
         try:
             if notes.queries is None:
                 result = super().query(query)  # type: ignore[misc]
@@ -71,6 +72,8 @@ class Tracking(Ending):
                 with Timer(notes.queries, query):
                     result = super().query(query)  # type: ignore[misc]
         except MySQLdb.MySQLError as error:
+            if notes.stalled is not None:
+                raise self._driver.lost(notes.stalled) from error
             notes.note_failure(error, query)
             limit: float | None = self._driver.read_timeout
             if limit is not None and code_of(error) == LOST and monotonic() - began >= limit * 0.9:
@@ -82,6 +85,8 @@ class Tracking(Ending):
         except BaseException:
             notes.unfinished = True
             raise
+        finally:
+            notes.waits = False
         if notes.failed is not None:
             notes.note_success(query)
         return result
@@ -134,9 +139,10 @@ class MySQLClient(Driver):
             conn.close()
 
     def descriptor(self, conn: Connection) -> int | None:
-        if not self.is_open(conn):
-            return None
-        fd = int(conn.fileno())
+        try:
+            fd = int(conn.fileno()) if self.is_open(conn) else -1
+        except self.programming:  # newer versions: another thread is within a call
+            return notes_of(conn).fd
         return fd if fd >= 0 else None
 
     def is_open(self, conn: Connection) -> bool:
@@ -151,7 +157,9 @@ class MySQLClient(Driver):
     def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
         if not self.is_open(conn):
             raise self.lost("the connection is closed")  # change_user() of the library would write into freed memory
+        notes = notes_of(conn)
         for number, (command, body) in enumerate(commands.steps):
+            notes.own = True
             try:
                 if command == RESET:
                     place = conn._place
@@ -163,6 +171,8 @@ class MySQLClient(Driver):
             except self.error as error:
                 vars(error)["_failed_at"] = number
                 raise
+            finally:
+                notes.own = False
 
     def ask(self, conn: Connection, sql: str, timeout: float) -> tuple[Any, ...]:
         notes = notes_of(conn)

@@ -15,7 +15,7 @@ from ...core.pool import Pool
 from ...core.sizing import Budget
 from ...errors import CommandTimeout
 from ...lanes import named
-from ...settings import PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, check_flag, with_options
 from ...tools.doctor.mysql import examine, read
 from ...tools.doctor.plan import Plan
 from ...tools.doctor.report import Report
@@ -93,6 +93,8 @@ class MySQLPool(Pool[Connection]):
             The server stops it shortly before (MySQL only a SELECT). If it does
             not respond, the holder gets `CommandTimeout` at the limit, and the
             session is ended on the server.
+        stall_timeout: As for `PostgresPool`: if a holder waits for one command
+            for this long, the server is asked about it.
         query_statistics: Count and time queries; see `query_statistics`.
         name: The pool's name in messages, and on the server (``program_name``).
         budget: A `FleetBudget`, or its text as for `FleetBudget.parse`; ``None`` means that in ``POOLING_BUDGET``,
@@ -121,6 +123,7 @@ class MySQLPool(Pool[Connection]):
         validation_query: str | None = None,
         session: SessionMode = "clean",
         command_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
         query_statistics: bool = False,
         name: str | None = None,
         budget: Budget | str | None = None,
@@ -138,10 +141,10 @@ class MySQLPool(Pool[Connection]):
         if not (callable(session) or session in ("clean", "trust")):
             raise ValueError(f"session must be 'clean', 'trust' or a callable, not {shown(session)}")
         command = check_limit("command_timeout", command_timeout)
-        self.driver = load(driver or driver_of(conninfo), connection_class)
+        self.driver = load(driver or driver_of(conninfo, kwargs), connection_class)
         """What the pool uses of the driver. Internal."""
         self.driver.limit_to(command)
-        self._queries = _statistics() if query_statistics else None
+        self._queries = _statistics() if check_flag("query_statistics", query_statistics) else None
         self._unable: set[str] = set()  # what was warned of; guarded by the lock
         create_timeout, complete = settings.create_timeout, self.driver.complete
         self._address = Address(conninfo, kwargs, lambda given: complete(given, create_timeout, name))
@@ -154,6 +157,7 @@ class MySQLPool(Pool[Connection]):
         adapter = MySQLAdapter(
             self.driver, self._address, self.session_rules, settings, check=check, proved=weakly(self._note_proved),
             on_created=weakly(self._replace_if_changed), unable=weakly(self._warn_unable), queries=self._queries,
+            stall_timeout=check_limit("stall_timeout", stall_timeout),
         )  # fmt: skip
         super().__init__(
             adapter=adapter, settings=settings, name=name, budget=database_budget(budget), observers=observers,

@@ -4,6 +4,8 @@ It has no method for COM_RESET_CONNECTION, so its private names are used, which
 ``tests/integration/test_mysql_drivers.py`` compares with the installed version:
 `NEEDED`. They also make it possible to clean a session in the round trip of the
 COMMIT, to note whether a lease sent anything, and to limit the time of a command.
+Gain: connections are used again at all, without a login for each lease; and a
+COMMIT with its cleaning takes one round trip instead of two.
 Without (other names, or ``POOLING_PLAIN=1``) each connection that was lent is
 closed afterwards.
 """
@@ -81,9 +83,12 @@ class Tracking(Ending):
         limit = notes.limit
         if limit is not None:
             self._read_timeout = self._write_timeout = limit.left()
+        notes.waits = True
         try:
             result = super().query(sql, unbuffered)  # type: ignore[misc]
         except err.MySQLError as error:
+            if notes.stalled is not None:
+                raise self._driver.lost(notes.stalled) from error
             notes.note_failure(error, sql)
             if isinstance(error.__context__, TimeoutError):
                 notes.unfinished = True
@@ -93,6 +98,8 @@ class Tracking(Ending):
         except BaseException:
             notes.unfinished = True
             raise
+        finally:
+            notes.waits = False
         if notes.failed is not None:
             notes.note_success(sql)
         return result

@@ -24,6 +24,7 @@ from ..shared.limits import Limit, reserve
 from ..shared.statistics import QueryStatistics
 from .driver import Driver, failed_at
 from .failures import code_of, ended_by
+from .stalls import IDENTITY, note_server
 from .tracking import Connection, Notes, notes_of
 from .wire import INIT_DB, PING, QUERY, RESET, Commands
 
@@ -145,8 +146,9 @@ class Session:
         """Note what matters of the server's state; return whether a reset leaves what depends on the database."""
         driver, limit = self.driver, self.create_timeout
         # A reset makes the database's collation, which LOAD DATA uses, the server's.
-        asked = "SELECT @@global.read_only, @@collation_database = @@global.collation_database"
-        role, same = driver.ask(conn, asked, limit)
+        asked = f"SELECT @@global.read_only, @@collation_database = @@global.collation_database, {IDENTITY}"
+        role, same, *identity = driver.ask(conn, asked, limit)
+        note_server(driver, conn, identity)
         notes.role = str(role)
         try:
             (undoes,) = driver.ask(conn, "SELECT @@innodb_rollback_on_timeout", limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from ...core import hangup
@@ -65,13 +66,18 @@ class Notes:
         answered: The server has answered a COMMIT, and nothing was sent since.
         unfinished: A command may still be running on the server, or its answer
             is still to be read: the connection is closed when it comes back.
+        waits: Its holder waits for the answer to a command of its own.
+        own: Its holder waits for commands of the pool.
+        number: How many commands there were.
+        stalled: Why another thread has shut the connection down.
         failed: The statement at which the server has rolled back the transaction.
         block: Which block ends the transaction; ``commit()`` is refused in it.
     """
 
     __slots__ = (
         "dirty", "moved", "answered", "unfinished", "failed", "block", "limit", "queries", "client", "configuration",
-        "place", "peer", "role", "status", "undoes", "_poll", "_tcp_state",
+        "place", "peer", "role", "status", "undoes", "waits", "own", "number", "stalled", "server", "made_at", "fd",
+        "_poll", "_tcp_state",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -89,6 +95,12 @@ class Notes:
         self.role: str | None = None  # whether the server is read-only, as it said
         self.status = 0  # the server's flags, if the driver does not keep them
         self.undoes = False  # it rolls back the transaction after a lock wait timeout
+        self.waits = self.own = False
+        self.number = 0
+        self.stalled: str | None = None
+        self.server: tuple[str, ...] | None = None  # its name and port, if the session's number is its
+        self.made_at = monotonic()
+        self.fd: int | None = None  # the descriptor of its socket when it was made
         self._poll: Callable[[int], Any] | None = None
         self._tcp_state: Callable[[], bytes] | None = None
 
@@ -96,6 +108,7 @@ class Notes:
         """Note a command that is about to be sent."""
         self.dirty = True
         self.answered = False
+        self.number += 1
         if not self.moved and command != PING:
             # One statement that begins like this cannot contain a USE, nor can what it calls.
             self.moved = command != QUERY or bytes(text[:6]).upper() not in _STAYING or b";" in text
@@ -104,7 +117,7 @@ class Notes:
 
     def watch(self, fd: int | None, sock: Any) -> None:
         """Prepare `silent` and `hung_up` for the connection's descriptor, and its socket, if the driver has one."""
-        self._tcp_state = tcp_state(sock)
+        self.fd, self._tcp_state = fd, tcp_state(sock)
         poll = hangup.native_poll()
         if fd is None or poll is None:
             self._poll = None

@@ -9,6 +9,7 @@ The pool:
 
 `pool`          `PostgresPool` and its verbs
 `blocks`        ``with db.connection()`` and ``with db.transaction()``
+`executing`     statements of the verbs
 `advice`        `PostgresPool.advise`
 `adapter`       `PostgresAdapter`: how connections are made, checked and closed
 `address`       the connection parameters; `complaint` about malformed ones

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.pq.abc import PGconn
 
 from ...core.adapter import Adapter, Verdicts
+from ...core.descriptors import redirect_to_null
 from ...settings import PoolSettings
 from . import connecting, failures, greenlets, stalls, trace
 from .address import Address, Answer
@@ -195,20 +196,28 @@ class PostgresAdapter(Adapter[Connection]):
             completing.reset(token)
 
     def ping(self, timeout: float) -> None:
+        try:
+            self.connect_aside(timeout).close()
+        except psycopg.Error as error:
+            if not failures.is_answer(error):
+                raise
+
+    def connect_aside(self, timeout: float) -> Connection:
+        """Make a connection outside of the pool, which the caller closes.
+
+        Raises:
+            psycopg.Error: As from psycopg.
+        """
         greenlets.adopt()
         answer = self._address.ask()
         limit = {"connect_timeout": max(2, int(timeout))}  # libpq takes 1 for 2
         answer = answer._replace(arguments={**answer.arguments, **limit})
         try:
-            try:
-                self._connect(answer).close()
-            except psycopg.Error:
-                if not self._listener.asks_again():
-                    raise
-                self._connect(answer).close()  # again, to find out the SQLSTATE
-        except psycopg.Error as error:
-            if not failures.is_answer(error):
+            return self._connect(answer)
+        except psycopg.Error:
+            if not self._listener.asks_again():
                 raise
+            return self._connect(answer)  # again, to find out the SQLSTATE
 
     def is_alive(self, resource: Connection) -> bool:
         # Reads what has come, without waiting, and faster than a poll(). Data alone does not mean that the connection
@@ -285,9 +294,7 @@ class PostgresAdapter(Adapter[Connection]):
         if notes_of(resource).foreign:
             return
         # libpq sends Terminate when it is freed, at the latest at exit; this way it goes nowhere.
-        sink = os.open(os.devnull, os.O_RDWR)
-        os.dup2(sink, resource.fileno())
-        os.close(sink)
+        redirect_to_null(resource.fileno())
 
     def is_broken(self, resource: Connection, error: BaseException) -> bool:
         if getattr(resource, "closed", False) or failures.ended_by(error) is not None or failures.is_stale(error):

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..._masking import slip, without_secrets
-from ...settings import OTHER_SCHEMES
+from ...settings import OTHER_SCHEMES, variable
 from ..shared.rotation import Answer
 
 __all__ = ["KEEPALIVE", "OWN", "Address", "Answer", "program"]
@@ -80,7 +80,7 @@ class Address:
         given = {name: value for name, value in (kwargs or {}).items() if name not in OWN}
         source = "conninfo"
         if not conninfo and not any(given.get(name) is not None for name in WHERE):
-            source, conninfo = "DATABASE_URL", os.environ.get("DATABASE_URL", "")
+            source, conninfo = "DATABASE_URL", variable(os.environ, "DATABASE_URL") or ""
         conninfo = _normal(conninfo)  # connect() gets the same text that is parsed here
         parameters = _parameters(conninfo, given, source)
         digest = hash(frozenset((name, str(value)) for name, value in parameters.items()))

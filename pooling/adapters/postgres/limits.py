@@ -23,7 +23,7 @@ from ..._fields import fields
 from ..shared.limits import LEAST, Limit, check_limit, reserve
 from .wire import Cancel, spare_handle
 
-__all__ = ["LEAST", "CommandTimeout", "Limit", "check_limit", "limited", "pace", "server_limits"]
+__all__ = ["LEAST", "CommandTimeout", "Limit", "cancel_command", "check_limit", "limited", "pace", "server_limits"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -64,14 +64,14 @@ def limited(
                 if now >= end:
                     _cut_off(conn, limit, cancel)
                 cancel_at = end
-                cancel = _cancel(conn, end - now)
+                cancel = cancel_command(conn, end - now)
             wanted = steps.send(ready)
     except StopIteration as done:
         result: R = done.value
         return result
 
 
-def _cancel(conn: psycopg.Connection[Any], timeout: float) -> Cancel:
+def cancel_command(conn: psycopg.Connection[Any], timeout: float) -> Cancel:
     cancel = Cancel(conn)
     try:
         cancel.send(timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
@@ -17,7 +17,7 @@ from ...core.pool import Pool
 from ...core.report.messages import format_error
 from ...core.sizing import Budget
 from ...lanes import named
-from ...settings import PoolSettings, _Options, with_options
+from ...settings import PoolSettings, _Options, check_flag, with_options
 from ...tools.doctor.cleaning import STEPS
 from ...tools.doctor.report import Report
 from ..shared.adapted import with_adaptive
@@ -25,16 +25,15 @@ from ..shared.budgets import database_budget
 from ..shared.hooks import check_hooks, weakly
 from ..shared.retrying import run
 from ..shared.rotation import Rotation, rotate, try_again_now
-from . import failures
 from .adapter import PostgresAdapter
 from .address import Address, Answer, program
 from .advice import advise
-from .blocks import Block, CommitUnknown, Transaction, commit, may_run_again
-from .client_state import begin_autocommit
-from .limits import CommandTimeout, Limit, check_limit, server_limits
+from .blocks import Block, CommitUnknown, Transaction, may_run_again
+from .executing import Params, execute, execute_each, limit_to
+from .limits import CommandTimeout, check_limit, server_limits
 from .session import Hook, Session, SessionMode
 from .statistics import QueryStatistics, pool_stats
-from .tracking import Connection, notes_of
+from .tracking import Connection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +42,6 @@ __all__ = ["CommandTimeout", "CommitUnknown", "PostgresAdapter", "PostgresPool"]
 
 T = TypeVar("T")
 logger = logging.getLogger("pooling")
-Params = Sequence[Any] | Mapping[str, Any]
 
 
 class PostgresPool(Pool[Connection]):
@@ -116,6 +114,8 @@ class PostgresPool(Pool[Connection]):
             ``conninfo`` out, because it may contain a password.
     """
 
+    adapter_class = PostgresAdapter
+
     def __init__(
         self,
         conninfo: str | Callable[[], str] = "",
@@ -152,7 +152,7 @@ class PostgresPool(Pool[Connection]):
             raise TypeError(f"connection_class must be a psycopg.Connection, not {shown(connection_class)}")
         command = check_limit("command_timeout", command_timeout)
         idle = check_limit("idle_in_transaction_timeout", idle_in_transaction_timeout)
-        self._queries = QueryStatistics() if query_statistics else None
+        self._queries = QueryStatistics() if check_flag("query_statistics", query_statistics) else None
         self._learnt_of: object = None  # the generation for which `Session.missing` holds
         self._warned_of: set[str] = set()  # missing steps of the cleaning; guarded by the lock
         self._address = Address(conninfo, kwargs, settings.create_timeout, server_limits(command, idle))
@@ -163,7 +163,7 @@ class PostgresPool(Pool[Connection]):
             command_timeout=command, queries=self._queries, lacks=weakly(self._note_lacking),
         )  # fmt: skip
         """How sessions are configured, cleaned and limited. Internal."""
-        adapter = PostgresAdapter(
+        adapter = self.adapter_class(
             self._address, self.session_rules, settings, connection_class=connection_class,
             measuring=query_statistics, check=check, proved=weakly(self._note_proved),
             before_create=weakly(self._begin_creation), on_created=weakly(self._replace_if_changed),
@@ -274,19 +274,8 @@ class PostgresPool(Pool[Connection]):
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._limit_to(conn, timeout, deadline)
-            # A statement outside of a transaction is one by itself, which saves two round trips.
-            if not notes_of(conn).foreign and (conn.isolation_level, conn.read_only, conn.deferrable) == (None,) * 3:
-                begin_autocommit(conn)
-            cursor = conn.cursor(row_factory=row_factory) if row_factory else conn.cursor()
-            try:
-                cursor.execute(sql, params)
-            except psycopg.OperationalError as error:
-                self._refuse_unknown(conn, error)
-                raise
-            rows = cursor.fetchall() if cursor.description else []
-            commit(self, conn, brief=False)
-            return rows
+            limit_to(self, conn, timeout, deadline)
+            return execute(self, conn, sql, params, row_factory)
 
     def execute_many(self, sql: Any, params: Iterable[Params], *, timeout: float | None = None) -> int:
         """Execute one statement with many parameters, all in one transaction.
@@ -304,10 +293,8 @@ class PostgresPool(Pool[Connection]):
         """
         deadline = None if timeout is None else self.engine.clock.now() + seconds(timeout)
         with self.acquire(timeout, 2) as conn:
-            self._limit_to(conn, timeout, deadline)
-            with Transaction(self, conn), conn.cursor() as cursor:
-                cursor.executemany(sql, params)
-                return cursor.rowcount
+            limit_to(self, conn, timeout, deadline)
+            return execute_each(self, conn, sql, params)
 
     def run(self, function: Callable[[Connection], T], *, retries: int = 3, timeout: float | None = None) -> T:
         """Run a unit of work in a transaction, and again in a new one where that helps.
@@ -433,19 +420,6 @@ class PostgresPool(Pool[Connection]):
                 self.name, "; ".join(f"{step} ({format_error(error)})" for step, error in new.items()),
                 ", ".join(STEPS[step] for step in new), extra=fields("not_cleaned", self.name, what="; ".join(new)),
             )  # fmt: skip
-
-    def _refuse_unknown(self, conn: Connection, error: psycopg.OperationalError) -> None:
-        """Raise `CommitUnknown` if a statement outside of a transaction may have taken effect."""
-        if conn.closed and conn.autocommit and not isinstance(error, CommandTimeout) and failures.in_doubt(error):
-            raise CommitUnknown(
-                f"pool {self.name!r}: the connection was lost during a statement: it is unknown whether it took effect"
-            ) from error
-
-    def _limit_to(self, conn: Connection, timeout: float | None, deadline: float | None) -> None:
-        """Limit the commands of this lease, all together, to what is left of ``timeout``."""
-        if deadline is not None:
-            left = deadline - self.engine.clock.now()
-            notes_of(conn).limit = Limit(self.session_rules.command_timeout, timeout, left)
 
 
 PostgresPool.__module__ = "pooling"  # where users import them from

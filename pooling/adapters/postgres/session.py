@@ -93,8 +93,12 @@ class Session:
     def take_steps(self) -> None:
         steps = [step for step in self.steps if step not in self.missing]
         self._clean = _joined(steps)
-        self._commit = b"COMMIT" + self._clean
+        self.commit_command = b"COMMIT" + self._clean
         self._cleaning = steps, self._clean  # together: another thread may change them
+
+    def limit_to(self, conn: Connection, timeout: float | None, left: float) -> None:
+        """Limit the commands of a lease, all together, to what is left of ``timeout``."""
+        notes_of(conn).limit = Limit(self.command_timeout, timeout, left)
 
     def prepare(self, conn: Connection, owner: object) -> None:
         """Configure a new connection, and note what it is like as new.
@@ -277,7 +281,7 @@ class Session:
                 cut_off(conn)  # in this thread: another one's close would interrupt the pipeline's own end
             return
         try:
-            text = self._commit + notes.configuration.statements
+            text = self.commit_command + notes.configuration.statements
             committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), False)
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):

@@ -15,10 +15,7 @@ as PgBouncer; rows of another role) a query is left alone.
 
 from __future__ import annotations
 
-import _socket
 import functools
-import socket
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from time import monotonic
@@ -28,6 +25,7 @@ import psycopg
 from psycopg import pq
 
 from ...core.adapter import Verdicts
+from ..shared.progress import bytes_transferred
 from .wire import hang_up, round_trip
 
 __all__ = [
@@ -36,9 +34,6 @@ __all__ = [
 
 C = TypeVar("C", bound="psycopg.Connection[Any]")
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
-_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
-_BYTES = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received of Linux 4.2's struct tcp_info
-_BYTES_AT = 120
 
 IDLE_FOR = 10.0
 """Seconds for which a backend must be idle, so that its answer is lost and not just on its way."""
@@ -138,33 +133,6 @@ def command_of(conn: psycopg.Connection[Any], watch: Watch) -> Command | None:
     except (OSError, ValueError, psycopg.Error):  # an answer has come, or the connection has just been closed
         return None
     return Command(watch.backend.made_at, number, transferred, own)
-
-
-def bytes_transferred(fd: int) -> tuple[int, int] | None:
-    """Return how many bytes the peer has acknowledged and sent; ``None`` if the system does not tell.
-
-    Raises:
-        ValueError: Something was received that the holder has yet to read.
-        OSError: The socket is closed.
-    """
-    peer = _socket.socket(fileno=fd)  # gevent's would wait in spite of the flag
-    try:
-        if hasattr(socket, "MSG_DONTWAIT"):
-            with suppress(BlockingIOError):
-                peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-                raise ValueError("something was received")
-        if _TCP_INFO is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        try:
-            info = peer.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
-        except OSError:
-            return None
-        if len(info) < _BYTES_AT + _BYTES.size:
-            return None
-        acked, received = _BYTES.unpack_from(info, _BYTES_AT)
-        return acked, received
-    finally:
-        peer.detach()
 
 
 def server_of(conn: psycopg.Connection[Any], watch: Watch, timeout: float | None) -> None:

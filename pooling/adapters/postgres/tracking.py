@@ -71,6 +71,8 @@ class Notes(Watch):
         self.failed: str | None = None  # the statement that aborted the transaction
         self.limit: Limit | None = None  # of the commands
         self.role: tuple[bytes | None, bytes | None] | None = None  # of the server, if it matters
+        self.standby = False  # it was one when the connection was made; noted in a cluster only, as the time
+        self.made = 0.0
         self.queries: QueryStatistics | None = None
         self.configuration = Configuration()
         # When the connection was closed in the middle of a command:

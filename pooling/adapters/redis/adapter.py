@@ -118,7 +118,7 @@ class RedisAdapter(Adapter[Client]):
         if raw:
             resource.end_lease()
         if getattr(conn, "_sock", None) is None:
-            if conn.told:
+            if conn.reported:
                 return None  # `is_broken` is called next
             return "broken" if conn.lost else "disconnected"
         conn.lost = ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import redis.connection
 
-from ..._masking import shown
-from ...settings import _OWN_NAMES, PoolSettings, truth, with_options
+from ..._masking import shown, split
+from ...settings import _OWN_NAMES, PoolSettings, _unknown, truth, with_options
 
-__all__ = ["checked", "from_query", "settings_of"]
+__all__ = ["checked", "from_query", "named", "settings_of"]
 
 _REFUSED = {
     "cache": "client-side caching needs redis-py's own pool",
@@ -23,6 +25,11 @@ _REFUSED = {
 }
 # Arguments that redis-py's connections and `PoolSettings` both have; the former is meant.
 _THEIRS = {"health_check_interval"}
+# redis-py takes "off" for true, and leaves some as texts.
+_TRUTHS = {
+    "decode_responses", "legacy_responses", "retry_on_timeout", "socket_keepalive", "ssl_check_hostname",
+    "ssl_validate_ocsp", "ssl_validate_ocsp_stapled",
+}  # fmt: skip
 OWN = frozenset(_OWN_NAMES) - _THEIRS
 """The fields of `PoolSettings` that are arguments of a `RedisPool`."""
 
@@ -44,6 +51,12 @@ def checked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             "pool; pass MaintNotificationsConfig(enabled=False) or nothing"
         )
     return kwargs
+
+
+def named(error: TypeError) -> TypeError:
+    """Return redis-py's error about an unknown argument as one of `RedisPool`, with a hint; others unchanged."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return error if unknown is None else TypeError(f"RedisPool(): {_unknown(unknown[1], OWN)}")
 
 
 def settings_of(settings: PoolSettings | None, options: dict[str, Any], class_init: Any) -> PoolSettings:
@@ -83,6 +96,7 @@ def from_query(url: str) -> dict[str, Any]:
     Raises:
         ValueError: It is not a URL of Redis, or a value is invalid.
     """
+    split(url)  # redis-py would quote what it takes for the port
     parse: Any = redis.connection.parse_url
     found: dict[str, Any] = dict(parse(url))
     own = {name: text for name, text in found.items() if name in OWN and isinstance(text, str)}
@@ -92,8 +106,12 @@ def from_query(url: str) -> dict[str, Any]:
             found[name] = getattr(settings.backoff, name.removeprefix("backoff_"), None)
             if not name.startswith("backoff_"):
                 found[name] = getattr(settings, name)
-    if isinstance(found.get("decode_responses"), str):  # redis-py leaves it: "false" would be true
-        found["decode_responses"] = truth(found["decode_responses"])
+    for name, (text, *_) in parse_qs(urlsplit(url).query).items():
+        if name in _TRUTHS:
+            try:
+                found[name] = truth(text)
+            except ValueError as rule:
+                raise ValueError(f"{name}={shown(text)}: {rule}") from None
     if isinstance(found.get("timeout"), str):  # redis-py 5 leaves it a string
         found["timeout"] = float(found["timeout"])
     return found

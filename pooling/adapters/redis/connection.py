@@ -68,7 +68,7 @@ def _tracked(base: type[Any]) -> type[Any]:
             marks: What the session was left in, see `marks`.
             unread: Commands sent less replies read.
             lost: ``"ended"`` or ``"timed out"`` after it failed or did not answer in time, during this lease.
-            told: Its release has reported that.
+            reported: Its release has reported that.
             connecting: Above 0 while it logs in.
             replied: When the last reply was read.
             packed: The bytes that are sent next were packed here.
@@ -77,7 +77,7 @@ def _tracked(base: type[Any]) -> type[Any]:
         """
 
         unread = 0
-        packed = told = False
+        packed = reported = False
         lost = ""
         replied = 0.0
         connecting = 0

@@ -1,6 +1,12 @@
 """Packs the usual commands at a third of redis-py's cost: names, keys and values of ASCII text, and integers.
 
-The format is the protocol's, so the bytes are those of redis-py, which packs all other commands.
+Why: redis-py encodes each part of a command by itself. The format is the
+protocol's, so the bytes are those of redis-py, which packs all other commands.
+From ``_command_packer``, a private name of redis-py, it is known that a
+connection packs as redis-py does.
+
+Gain: a seventh of the client's processor time for a GET (29 µs instead of 34 µs, CPython 3.11).
+Without (another name, or ``POOLING_PLAIN=1``) redis-py packs all commands.
 """
 
 from __future__ import annotations
@@ -10,6 +16,8 @@ from typing import Any
 
 import redis.connection
 
+from ..._plain import switched_off
+
 __all__ = ["can_pack", "head_of", "packed"]
 
 _LONGEST = 4000  # characters; redis-py sends longer ones without copying them
@@ -17,7 +25,7 @@ _ASCII = bytes(range(128))
 _PACKERS = tuple(
     getattr(redis.connection, name)
     for name in ("PythonRespSerializer", "HiredisRespSerializer")
-    if hasattr(redis.connection, name)
+    if hasattr(redis.connection, name) and not switched_off("packing")
 )
 
 

@@ -27,7 +27,7 @@ from ...errors import PoolError
 from ...settings import PoolSettings
 from ..shared.budgets import as_budget
 from .adapter import RedisAdapter
-from .arguments import checked, from_query, settings_of
+from .arguments import checked, from_query, named, settings_of
 from .client import Client
 from .errors import as_redis_error
 from .holder import frame_of_borrower
@@ -64,7 +64,7 @@ class RedisPool(Pool[Client], ConnectionPool):
     Waiting threads are served in order of arrival. A connection that died while
     it was idle is not lent, nor one that a borrower left in a state of its own:
     in MULTI, WATCH, SUBSCRIBE, MONITOR, CLIENT REPLY OFF, another database, or
-    with replies that nobody has read.
+    with unread replies.
 
     Args:
         connection_class: redis-py's class of the connections.
@@ -104,7 +104,10 @@ class RedisPool(Pool[Client], ConnectionPool):
         self.redis_adapter = self.adapter_class(connection_class, self.connection_kwargs, settings)
         """How connections are made and kept. Internal."""
         self._notifies = kwargs.get("event_dispatcher") is not None and AfterConnectionReleasedEvent is not None
-        self.make_connection()  # not connected: it only checks the arguments
+        try:
+            self.make_connection()  # not connected: it only checks the arguments
+        except TypeError as error:
+            raise named(error) from None
         Pool.__init__(
             self, adapter=self.redis_adapter, settings=settings, name=name, budget=as_budget(budget),
             observers=observers, clock=clock,
@@ -250,7 +253,7 @@ class RedisPool(Pool[Client], ConnectionPool):
             connection._token = None
             connection.disconnect()  # the process has forked meanwhile
         elif connection.lost and connection._sock is None:
-            connection.told = True
+            connection.reported = True
             end(connection, redis.ConnectionError, redis.ConnectionError("lost"), None)
         else:
             end(connection, None, None, None)

@@ -1,20 +1,35 @@
 """Reads the usual replies at a third of the cost of redis-py's parsers in Python: one text, one number, or nothing.
 
-They parse all other replies, and any that has not come whole. hiredis's parser is left alone: it is faster still.
+Why: these parsers take most of the client's time for a reply. They still parse
+all other replies, and any that has not come whole. hiredis's parser is left
+alone: it is faster still.
 
-Assumes: these parsers keep what they have received and not parsed yet in ``_buffer._buffer``, a ``BytesIO``.
+Uses private names of redis-py: its two parsers, and ``_buffer._buffer``, a
+``BytesIO`` with what was received and not parsed yet; ``_buffer._sock``.
+``tests/integration/test_redis_short_ways.py`` compares them with the installed version.
+
+Gain: a fifth of the client's processor time for a GET (29 µs instead of 37 µs, CPython 3.11).
+Without (other names, or ``POOLING_PLAIN=1``) redis-py's parsers read all replies.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from redis._parsers.resp2 import _RESP2Parser
-from redis._parsers.resp3 import _RESP3Parser
+from ..._plain import switched_off
 
-__all__ = ["read_reply"]
+__all__ = ["AVAILABLE", "read_reply"]
 
-_PARSERS = (_RESP2Parser, _RESP3Parser)
+try:
+    from redis._parsers.resp2 import _RESP2Parser
+    from redis._parsers.resp3 import _RESP3Parser
+    from redis._parsers.socket import SocketBuffer
+except ImportError:  # another version
+    AVAILABLE = False
+else:
+    _names = vars(SocketBuffer(None, 1, 1)).keys()  # type: ignore[arg-type]
+    AVAILABLE = {"_buffer", "_sock", "socket_read_size"} <= _names and not switched_off("replies")
+_PARSERS: tuple[type, ...] = (_RESP2Parser, _RESP3Parser) if AVAILABLE else ()
 _TEXT, _STATUS, _NUMBER, _NULL = b"$+:_"
 
 

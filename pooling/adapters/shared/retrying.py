@@ -25,7 +25,9 @@ _PAUSE = Backoff(initial=0.01, maximum=1.0)
 class RunningPool(Protocol[C]):
     """The part of a pool that `run` needs."""
 
-    engine: Engine[C]
+    @property
+    def engine(self) -> Engine[C]:
+        """The mechanism."""
 
     def acquire(self, timeout: float | None = None, _depth: int = 1) -> Lease[C]:
         """Lend a connection."""

@@ -28,8 +28,9 @@ def checked_path(path: str | os.PathLike[str]) -> str:
         raise TypeError(f"path must be a string or a path, not {shown(text)}")
     if not text:  # SQLite would open a separate temporary database for each connection
         raise ValueError("path must not be empty; use ':memory:' for a database in memory")
-    if isinstance(path, str) and is_address(path):  # a `Path` is certainly the name of a file
-        raise ValueError("path looks like an address; use from_url for sqlite:// URLs, and pathlib.Path for a file")
+    # A `Path` is certainly the name of a file.
+    if isinstance(path, str) and (is_address(path) or re.match(r"(?i)sqlite3?(\+\w+)?:", path)):
+        raise ValueError("path looks like an address; use from_url for sqlite: URLs, and pathlib.Path for a file")
     if "\0" in text:
         raise ValueError("path must not contain a null character")
     return text

@@ -17,7 +17,7 @@ from ...core.managed import ManagedPool
 from ...core.pool import Pool
 from ...errors import PoolTimeout
 from ...lanes import named
-from ...settings import PoolOptions, PoolSettings, with_options
+from ...settings import PoolOptions, PoolSettings, check_flag, with_options
 from . import upkeep
 from .adapter import SQLiteAdapter
 from .arguments import check_connect, check_number
@@ -162,7 +162,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
             "timeout": timeout, "validation_query": settings.validation_query, "statement_timeout": statement_timeout,
             "configure": configure, "stats": self._queries if settings.enable_metrics else None, **connect,
         }  # fmt: skip
-        adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=optimize, **common)
+        adapter = SQLiteAdapter(path, pragmas=pragmas, optimize=check_flag("optimize", optimize), **common)
         self._memory = adapter.memory
         self._integrity_check_at = float("-inf")
         if readers is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-__all__ = ["SHORT", "Buckets", "Histogram", "HistogramSnapshot", "bound_of", "percentile", "place_of"]
+__all__ = ["FOLD_AT", "SHORT", "Buckets", "Histogram", "HistogramSnapshot", "bound_of", "percentile", "place_of"]
 
 SHORT = 1e-4
 """Seconds: uses shorter than this are counted and summed, not timed one by one."""
@@ -17,7 +17,7 @@ SHORT = 1e-4
 # bucket, so it is right within that factor.
 _BOUNDS = [1e-6 * 2 ** (step / 2) for step in range(61)]
 _bucket = partial(bisect, _BOUNDS)  # the index of a duration's bucket
-_FOLD_AT = 256
+FOLD_AT = 256  # recent durations
 
 
 class HistogramSnapshot(NamedTuple):
@@ -70,32 +70,41 @@ class Histogram:
 
     Args:
         lock: The pool's lock, which is re-entrant and reports its owner.
+
+    Attributes:
+        recent: Durations that are not sorted into the buckets yet. A release appends to it
+            itself, without the call of `record`, and calls `fold` at each `FOLD_AT`.
     """
 
-    __slots__ = ("_lock", "_fresh", "_counts", "_total", "_max")
+    __slots__ = ("_lock", "recent", "_counts", "_total", "_max")
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._fresh: deque[float] = deque()
+        self.recent: deque[float] = deque()
         self.clear()
 
     def clear(self) -> None:
         """Remove all durations."""
-        self._fresh.clear()
+        self.recent.clear()
         self._counts: Counter[int] = Counter()  # by the index of the bucket
         self._total = self._max = 0.0
 
     def record(self, seconds: float) -> None:
         """Record one duration; safe in any thread, destructor and signal handler."""
-        self._fresh.append(seconds)
+        self.recent.append(seconds)
+        if not len(self.recent) % FOLD_AT:
+            self.fold()
+
+    def fold(self) -> None:
+        """Sort the recent durations into the buckets, unless this thread has interrupted a holder of the lock."""
         # Only one thread sorts them; the others do not wait for the lock.
-        if not len(self._fresh) % _FOLD_AT and not self._lock._is_owned():
+        if not self._lock._is_owned():
             with self._lock:
                 self._fold()
 
     def _fold(self) -> None:
-        fresh = self._fresh
-        batch = [fresh.popleft() for _ in range(len(fresh))]
+        recent = self.recent
+        batch = [recent.popleft() for _ in range(len(recent))]
         if batch:
             self._counts.update(map(_bucket, batch))
             self._total += sum(batch)

@@ -34,13 +34,13 @@ def format_lanes(state: PoolState) -> str:
     if state.lanes is None:
         return ""
     parts = []
-    for line in state.lanes.lines.values():
-        most, reserve = line.lane.most, line.reserve
-        if line.lent or line.queue:
+    for lane in state.lanes.by_name.values():
+        most, reserve = lane.settings.most, lane.reserve
+        if lane.lent or lane.queue:
             of = "" if most is None else f"/{most}"
-            parts.append(f"{line.name} {len(line.lent)}{of} in use, {len(line.queue)} waiting")
+            parts.append(f"{lane.name} {len(lane.lent)}{of} in use, {len(lane.queue)} waiting")
         elif reserve:
-            parts.append(f"{line.name} {reserve} reserved")
+            parts.append(f"{lane.name} {reserve} reserved")
     return f"; lanes: {'; '.join(parts)}" if parts else ""
 
 
@@ -73,6 +73,6 @@ def format_late(pool: str, what: str, timeout: float, adapter: Adapter[Any], sta
 
 
 def format_error(error: BaseException | None) -> str:
-    """Return an error in one line, without the secrets of an address that it may quote."""
+    """Return an error in one lane, without the secrets of an address that it may quote."""
     text = printable(" ".join(without_secrets(str(error)).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -20,7 +20,7 @@ fork in C, the first use of a pool does it, or the child's exit. gevent may
 patch the process in between; the new objects can follow it (see `gevent`).
 
 A child that C code forked while another thread held the interpreter lock, or
-waited for it, finds that lock broken, and hangs. So our threads rest while
+waited for it, finds that lock broken, and hangs. So our threads are suspended while
 uWSGI's master forks. Not covered: other threads, and other programs in C.
 
 Assumes: Linux 4.14 for the page; process ids are compared elsewhere.
@@ -52,7 +52,7 @@ __all__ = ["EXIT", "SAME_PROCESS", "ensure_process"]
 logger = logging.getLogger("pooling")
 
 _MADV_WIPEONFORK = 18  # Linux's number; Python has no name for it
-_REST = 0.1  # seconds a fork waits for the background threads to end
+_SUSPEND_LIMIT = 0.1  # seconds a fork waits for the background threads to end
 
 _kept_forever: list[object] = []  # inherited objects: never used and never destroyed
 _inherited: dict[int, tuple[Adapter[Any], Any]] = {}  # inherited resources that are not yet abandoned
@@ -136,14 +136,14 @@ def _go_on_as_last_thread() -> None:
 
 
 def _renew_in_child(runtime: Runtime) -> None:
-    references, reaper = list(runtime.pools.values()), runtime._reaper
-    _kept_forever.append((runtime._workers, reaper, references))
+    references, reaper = list(runtime.pools.values()), runtime.current_reaper
+    _kept_forever.append((runtime.current_workers, reaper, references))
     keep_forever(_kept_forever)
     runtime.renew()
-    reaper.retire(runtime._reaper)  # greenlets go on in a child
-    nobodys = _unowned_token(runtime.clock.now())
+    reaper.retire(runtime.current_reaper)  # greenlets go on in a child
+    unowned = _unowned_token(runtime.clock.now())
     for reference in references:
-        _invalidate(reference, nobodys)
+        _invalidate(reference, unowned)
         pool = reference()
         if pool is None:
             runtime.pools.pop(id(reference), None)
@@ -159,16 +159,16 @@ def _unowned_token(now: float) -> Token:
     return token
 
 
-def _invalidate(reference: PoolRef, nobodys: Token) -> None:
+def _invalidate(reference: PoolRef, unowned: Token) -> None:
     state = reference.state
     for entry in list(state.entries):
         token = entry()
         if token is not None:
-            token.entry = nobodys.entry
+            token.entry = unowned.entry
         if entry.resource is not None:
             _inherited[id(entry)] = (reference.adapter, entry.resource)
     for waiter in list(state.waiters):
-        waiter.give(nobodys)  # if the waiter is this thread, it queues again in the child
+        waiter.give(unowned)  # if the waiter is this thread, it queues again in the child
 
 
 def _abandon_inherited() -> None:
@@ -189,14 +189,14 @@ def _before_fork() -> None:
     alone = threading.active_count() == 1 and threading.main_thread().ident == _thread.get_ident()
     if not alone or EXIT.process == os.getpid() or patched():
         return
-    threads = [kind for each in registry.runtimes for kind in (each._workers, each._reaper)]
-    awake = [each for each in threads if not each.asleep]
-    for each in awake:
+    threads = [kind for each in registry.runtimes for kind in (each.current_workers, each.current_reaper)]
+    running = [each for each in threads if not each.ended]
+    for each in running:
         each.suspend()
-    deadline = time.monotonic() + _REST
-    while not all(each.asleep for each in awake) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _SUSPEND_LIMIT
+    while not all(each.ended for each in running) and time.monotonic() < deadline:
         time.sleep(1e-4)
-    if awake:
+    if running:
         _wait_for_kernel()
 
 
@@ -213,11 +213,11 @@ def _wait_for_kernel() -> None:
 
 def _after_fork_in_parent() -> None:
     for runtime in registry.runtimes:
-        runtime._workers.resume()
-        runtime._reaper.resume()
+        runtime.current_workers.resume()
+        runtime.current_reaper.resume()
 
 
-def _rest_while_uwsgi_forks() -> None:
+def _suspend_while_uwsgi_forks() -> None:
     """Do the same for the forks of uWSGI's master, which respawns workers at any time and runs no hooks of Python."""
     import ctypes
 
@@ -236,4 +236,4 @@ if hasattr(os, "register_at_fork"):
     if sys.version_info >= (3, 12):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
     if "uwsgi" in sys.modules:
-        _rest_while_uwsgi_forks()
+        _suspend_while_uwsgi_forks()

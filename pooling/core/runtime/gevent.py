@@ -25,7 +25,7 @@ a Python one, which is not re-entrant and is not supported):
   the same way.
 - A destructor's ``put`` during a ``get`` on the same box may be noticed only by
   the next ``put``. For the reaper, while borrowers wait, the next is an audit.
-- It wakes only the hub of its own native thread; see `hand`.
+- It wakes only the hub of its own native thread; see `put`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["NATIVE", "Life", "call_home", "hand", "mark_native", "may_move", "patched", "start", "Weak"]
+__all__ = ["NATIVE", "Life", "Weak", "call_in_hub", "mark_native", "may_move", "patched", "put", "start", "wake"]
 
 #: The class of the boxes of native threads.
 NATIVE: Any = getattr(sys.modules.get("_queue"), "SimpleQueue", queue.SimpleQueue)
@@ -101,7 +101,7 @@ def may_move() -> bool:
     return bool(gevent.get_hub().main_hub)
 
 
-def hand(box: Any, item: object) -> None:
+def put(box: Any, item: object) -> None:
     """Put an item into a box, and wake a greenlet of another native thread."""
     box.put(item)
     if type(box) is not NATIVE:
@@ -110,10 +110,10 @@ def hand(box: Any, item: object) -> None:
 
 def wake(box: Any) -> None:
     """Wake a greenlet of another native thread that waits for this box."""
-    call_home(box, _nothing)
+    call_in_hub(box, _nothing)
 
 
-def call_home(box: Any, function: Callable[..., object], *args: Any) -> bool:
+def call_in_hub(box: Any, function: Callable[..., object], *args: Any) -> bool:
     """Make the hub of a box call a function, if the hub belongs to another thread.
 
     Returns:

@@ -28,7 +28,7 @@ from ..._fields import fields
 from ..adapter import Adapter
 from ..clock import Clock
 from ..entry import Entry
-from .gevent import Life, call_home, hand, mark_native, start
+from .gevent import Life, call_in_hub, mark_native, put, start
 from .poolref import PoolRef
 from .workers import Job, Workers
 
@@ -85,12 +85,15 @@ class Reaper:
 
     def post(self, message: object) -> None:
         """Put a message into the mailbox, and make sure that the thread runs."""
-        hand(self.inbox, message)
+        put(self.inbox, message)
         self.ensure()
 
     def ensure(self) -> None:
         """Start the thread if it does not run."""
-        if self._runs() or self._stopped or call_home(self.inbox, self.ensure):
+        life = self._life
+        if life is not None and life() is not None:  # as `_runs`, without the call: each borrower that waits comes here
+            return
+        if self._stopped or call_in_hub(self.inbox, self.ensure):
             return
         if self._lock._is_owned():
             return  # called by a handler that interrupted this thread while it starts the reaper
@@ -125,7 +128,7 @@ class Reaper:
             self.inbox.put(None)
 
     @property
-    def asleep(self) -> bool:
+    def ended(self) -> bool:
         """Whether the thread has ended."""
         return not self._runs()
 
@@ -150,7 +153,7 @@ class Reaper:
         """Run a worker's job in this thread; return ``False`` if the thread does not run."""
         if not self._runs():
             return False
-        hand(self.inbox, job)
+        put(self.inbox, job)
         return True
 
     def _run(self, life: Life) -> None:
@@ -163,6 +166,10 @@ class Reaper:
                     self.step(True)
                 except Exception:
                     logger.exception("the reaper failed; this is a bug in pooling", extra=fields("internal_error"))
+                except BaseException:  # raised in this thread from outside; borrowers may wait for what it does
+                    self._life = None
+                    self.ensure()
+                    raise
             if self.successor is not None:
                 self._pass_on(self.successor)
             # A sender posts its message and then checks for the thread. So the
@@ -196,25 +203,25 @@ class Reaper:
         optional = (PoolRef, OptionalRef)
         return any(not isinstance(reference, optional) and reference() is not None for _, _, reference in self._due)
 
-    def retire(self, heir: Reaper) -> None:
+    def retire(self, successor: Reaper) -> None:
         """Forward everything: in a child, where a greenlet of the parent's reaper continues to run."""
-        self.successor = heir
+        self.successor = successor
 
-    def hand_off_to(self, heir: Reaper) -> None:
+    def hand_off_to(self, successor: Reaper) -> None:
         """Hand all work to a greenlet; this thread, if it runs, stays and forwards messages.
 
         Entries and pools created before still use this inbox.
         """
-        self.successor = heir
+        self.successor = successor
         if self._runs() or not self.inbox.empty():
             self.post(None)
 
-    def _pass_on(self, heir: Reaper) -> None:
+    def _pass_on(self, successor: Reaper) -> None:
         for due, _, reference in self._due:
-            heir.post(SweepRequest(reference, due))
+            successor.post(SweepRequest(reference, due))
         self._due.clear()
         while True:
-            heir.post(self.inbox.get())
+            successor.post(self.inbox.get())
 
     def step(self, block: bool) -> bool:
         """Handle one message, if there is one, and all sweeps that are due; return whether there was any work.
@@ -251,10 +258,14 @@ class Reaper:
         swept = 0
         now = self._clock.now()
         while self._due and self._due[0][0] <= now:
-            due, _, reference = heapq.heappop(self._due)
+            due, _, reference = self._due[0]
             pool = reference()
-            if pool is not None and pool.sweep(due, now):
-                swept += 1
+            try:
+                swept += pool is not None and pool.sweep(due, now)
+            except Exception:
+                heapq.heappop(self._due)
+                raise
+            heapq.heappop(self._due)  # last: an interruption loses no request
         return swept
 
     def _close_dropped_pool(self, reference: PoolRef) -> None:

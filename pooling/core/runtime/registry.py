@@ -17,7 +17,12 @@ __all__ = ["Runtime", "all_runtimes", "pools", "runtime_of", "runtimes"]
 
 
 class Runtime:
-    """The background threads of all pools that share a clock; outside of tests, of all pools."""
+    """The background threads of all pools that share a clock; outside of tests, of all pools.
+
+    Attributes:
+        current_workers, current_reaper: As `workers` and `reaper`, without following gevent: for forks, the exit, and
+            those that only ask whether they run.
+    """
 
     def __init__(
         self,
@@ -35,21 +40,23 @@ class Runtime:
     def renew(self) -> None:
         """Start with no thread, no job and no scheduled sweep."""
         self.queue_class = queue.SimpleQueue
-        self._workers = self._make_workers()
-        self._reaper = self._make_reaper(self.clock, self.pools)
-        self._workers.run_at_exit = self._reaper.do
+        self.current_workers = self._make_workers()
+        self.current_reaper = self._make_reaper(self.clock, self.pools)
+        self.current_workers.run_at_exit = self.current_reaper.do
 
     @property
     def workers(self) -> Workers:
         """The threads for slow work: creating, validating, resetting, closing."""
-        self.settle()
-        return self._workers
+        if queue.SimpleQueue is not self.queue_class:
+            self.settle()
+        return self.current_workers
 
     @property
     def reaper(self) -> Reaper:
         """The thread for scheduled work."""
-        self.settle()
-        return self._reaper
+        if queue.SimpleQueue is not self.queue_class:
+            self.settle()
+        return self.current_reaper
 
     def settle(self) -> None:
         """Follow gevent if it has replaced the threading primitives; every slow path calls this.
@@ -59,9 +66,9 @@ class Runtime:
         """
         if queue.SimpleQueue is self.queue_class or not may_move():
             return
-        reaper = self._reaper
+        reaper = self.current_reaper
         self.renew()
-        reaper.hand_off_to(self._reaper)
+        reaper.hand_off_to(self.current_reaper)
         for reference in list(self.pools.values()):
             pool = reference()
             if pool is not None:
@@ -71,20 +78,20 @@ class Runtime:
 runtimes: list[Runtime] = []
 """The runtimes of the clocks in use; they live as long as the process."""
 
-guests: weakref.WeakSet[Runtime] = weakref.WeakSet()
+test_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 """The runtimes of test clocks. Internal."""
 
 
 def all_runtimes() -> list[Runtime]:
     """Return the runtimes of this process, including those of test clocks."""
-    return [*runtimes, *guests]
+    return [*runtimes, *test_runtimes]
 
 
 def runtime_of(clock: Clock) -> Runtime:
     """Return the background threads of the pools that use this clock."""
     own = getattr(clock, "runtime", None)  # a test clock has its own
     if own is not None:
-        guests.add(own)
+        test_runtimes.add(own)
         return own  # type: ignore[no-any-return]
     for runtime in runtimes:
         if runtime.clock is clock:

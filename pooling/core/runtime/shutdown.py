@@ -25,7 +25,7 @@ from ..._fields import fields
 from ..clock import Box, SystemClock
 from . import registry
 from .fork import EXIT, SAME_PROCESS, ensure_process
-from .gevent import hand
+from .gevent import put
 from .immortal import keep_forever
 from .registry import Runtime
 
@@ -70,11 +70,11 @@ def _at_exit() -> None:
 
 def _close_idle(runtime: Runtime, deadline: float) -> None:
     """Close idle resources on the reaper, because a close may hang, and wait. No thread can be started any more."""
-    threads = (runtime._workers, runtime._reaper)
+    threads = (runtime.current_workers, runtime.current_reaper)
     for each in threads:
         each.stop()
     done: Any = queue.SimpleQueue()
-    if runtime._reaper.do((_close_all, (runtime, done))):
+    if runtime.current_reaper.do((_close_all, (runtime, done))):
         try:
             done.get(True, max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -96,7 +96,7 @@ def _close_all(runtime: Runtime, done: Box) -> None:
             call()
         except Exception:
             logger.debug("a call at exit failed", exc_info=True, extra=fields("hook_failed", hook="exit"))
-    hand(done, None)
+    put(done, None)
 
 
 def _may_log(record: logging.LogRecord) -> bool:

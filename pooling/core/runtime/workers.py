@@ -19,10 +19,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..._fields import fields
-from .gevent import Life, Weak, call_home, mark_native, start
+from .gevent import Life, Weak, call_in_hub, mark_native, start
 
 __all__ = ["Job", "Workers"]
 
@@ -54,7 +55,7 @@ class Workers:
         self._parked: deque[Any] = deque()  # the boxes of idle workers; the last one parked first
         self._backlog: deque[Job] = deque()  # jobs that no thread could be started for
         self.queue_class: Any = queue.SimpleQueue  # looked up at each call: gevent replaces it
-        self._home: Any = self.queue_class()  # tells the thread of a gevent hub from others
+        self._hub_box: Any = self.queue_class()  # tells the thread of a gevent hub from others
 
     def submit(self, function: Callable[..., object], *args: Any) -> None:
         """Run ``function(*args)`` soon, in another thread.
@@ -63,7 +64,7 @@ class Workers:
         that becomes idle.
         """
         job = (function, args)
-        if not call_home(self._home, self._hand_over, job):
+        if not call_in_hub(self._hub_box, self._hand_over, job):
             self._hand_over(job)
 
     def nudge(self) -> None:
@@ -86,7 +87,7 @@ class Workers:
                 return
 
     @property
-    def asleep(self) -> bool:
+    def ended(self) -> bool:
         """Whether all threads have ended."""
         return not self._lives
 
@@ -155,11 +156,18 @@ class Workers:
     def _run(self, life: Life, box: queue.SimpleQueue[Job]) -> None:
         life.started = True
         mark_native(self.queue_class)
-        job: Job | None = box.get()
-        while job is not None:
-            self.do(*job)
-            job = None  # its arguments must not stay alive here
-            job = self._next(box)
+        try:
+            job: Job | None = box.get()
+            while job is not None:
+                self.do(*job)
+                job = None  # its arguments must not stay alive here
+                job = self._next(box)
+        except BaseException:  # raised in this thread from outside: it takes no more jobs
+            with suppress(ValueError):
+                self._parked.remove(box)
+            if not box.empty():
+                self._hand_over(box.get(False))
+            raise
 
     def _next(self, box: queue.SimpleQueue[Job]) -> Job | None:
         """Wait for a job; return ``None`` if none came for a while."""

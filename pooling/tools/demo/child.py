@@ -50,7 +50,7 @@ class Child:
             **_GROUP,
         )
 
-    def tell(self, **order: Any) -> None:
+    def send(self, **order: Any) -> None:
         """Send an order.
 
         Raises:
@@ -80,7 +80,7 @@ class Child:
 
     def ask(self, **order: Any) -> Message:
         """Send an order and wait for its answer; raises the errors of both."""
-        self.tell(**order)
+        self.send(**order)
         return self.hear()
 
     def kill(self) -> None:

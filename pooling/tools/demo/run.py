@@ -242,7 +242,7 @@ class _Demo:
     ) -> Message:
         """Run and check one phase, and return its figures."""
         place = database.place(phase)
-        worker.tell(
+        worker.send(
             pooled=phase == "pooled",
             url=market["url"],
             trusted=market["trusted"],

@@ -103,7 +103,7 @@ def _ask(conn: Any, sql: str) -> tuple[Any, ...]:
 
 def examine(facts: Facts, plan: Plan) -> Report:
     """Check a plan against the facts about a server."""
-    rules = (_room, _user_limit, _planned_workers, _hangs_up, _far_away, _role, _proxy, _no_limit)
+    rules = (_room, _user_limit, _planned_workers, _closes_idle, _far_away, _role, _proxy, _no_limit)
     return Report(facts, plan, tuple(finding for rule in rules for finding in rule(facts, plan)))
 
 
@@ -150,7 +150,7 @@ def _planned_workers(facts: Facts, plan: Plan) -> Iterator[Finding]:
         )
 
 
-def _hangs_up(facts: Facts, plan: Plan) -> Iterator[Finding]:
+def _closes_idle(facts: Facts, plan: Plan) -> Iterator[Finding]:
     limit, settings = facts.wait_timeout, plan.settings
     rest, alive = settings.idle_timeout, settings.keepalive_interval
     kept = settings.min_size or rest is None or rest >= limit
@@ -199,6 +199,6 @@ def _no_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "note",
             "there is no command_timeout: a command that waits for a lock, or that a proxy never answers, keeps its "
-            "connection",
+            "connection at least until the pool asks the server about it (stall_timeout)",
             "Set command_timeout to the longest time a command may take",
         )

@@ -22,7 +22,7 @@ _PREPARES_SINCE = (1, 21)  # the first PgBouncer that keeps prepared statements 
 def examine(facts: Facts, plan: Plan) -> Report:
     """Check a plan against the facts about a server."""
     rules = (
-        _room, _room_behind, _limits_of_names, _fence, _planned_workers, _hidden, _hangs_up, _time_limits,
+        _room, _room_behind, _limits_of_names, _fence, _planned_workers, _hidden, _closes_idle, _time_limits,
         _idle_transactions, _silent_clients, _far_away, _unclean, _failing_resets, _no_limit,
     )  # fmt: skip
     findings = [finding for rule in rules for finding in rule(facts, plan)]
@@ -121,7 +121,7 @@ def _hidden(facts: Facts, plan: Plan) -> Iterator[Finding]:
 # -- server settings that conflict with pooling ---------------------------------------------
 
 
-def _hangs_up(facts: Facts, plan: Plan) -> Iterator[Finding]:
+def _closes_idle(facts: Facts, plan: Plan) -> Iterator[Finding]:
     limits = {"idle_session_timeout": facts.settings.get("idle_session_timeout", 0)}
     if facts.pooler is not None:
         limits["PgBouncer's client_idle_timeout"] = facts.pooler.number("client_idle_timeout") or 0

@@ -164,7 +164,7 @@ class _Soak:
                 self._screen.say("interrupted")
                 return
             load.steer()
-            self._screen.progress(self._progress(load, machine.look(), time.monotonic() - began))
+            self._screen.progress(self._progress(load, machine.measure(), time.monotonic() - began))
 
     @staticmethod
     def _progress(load: Load, memory: float, passed: float) -> str:

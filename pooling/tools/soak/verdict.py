@@ -55,7 +55,7 @@ class Machine:
         descriptors = process.num_fds if hasattr(process, "num_fds") else process.num_handles
         return descriptors(), process.num_threads()
 
-    def look(self) -> float:
+    def measure(self) -> float:
         """Sample the memory, if a sample is due; return the last one in MB."""
         now = time.monotonic()
         if now >= self._due or not self.samples:

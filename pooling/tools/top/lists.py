@@ -15,7 +15,7 @@ from rich.text import Text
 from ...observe.incidents import WORDS
 from .grid import Column
 from .shown import Row, text
-from .units import NOTHING, clock, count, duration, is_known, memory, percent, rate
+from .units import UNKNOWN, clock, count, duration, is_known, memory, percent, rate
 
 __all__ = ["PLAIN", "RICH", "Signs", "budget_of", "columns", "error_of"]
 
@@ -79,7 +79,7 @@ def budget_of(pool: Row) -> Text | None:
 
 def state_of(pool: Row, signs: Signs) -> Text:
     """Return a pool's state, with a sign."""
-    state = text(pool.get("state")) or NOTHING
+    state = text(pool.get("state")) or UNKNOWN
     return Text(f"{signs.states.get(state, ' ')} {state}", _STYLES.get(state, ""))
 
 
@@ -149,14 +149,14 @@ Cell = Callable[[Row, int], Text]
 
 
 def _words(name: str, style: str = "") -> Cell:
-    return lambda row, width: Text(text(row.get(name)) or NOTHING, style)
+    return lambda row, width: Text(text(row.get(name)) or UNKNOWN, style)
 
 
 def _end_of(name: str) -> Cell:
     """Cut at the start: the end of a path or of a thread's name tells most."""
 
     def cell(row: Row, width: int) -> Text:
-        words = text(row.get(name)) or NOTHING
+        words = text(row.get(name)) or UNKNOWN
         extra = cell_len(words) - width
         return Text(words if extra <= 0 else f"…{set_cell_size(words[::-1], max(width - 1, 0))[::-1]}")
 
@@ -164,7 +164,7 @@ def _end_of(name: str) -> Cell:
 
 
 def _plain(name: str) -> Cell:
-    return lambda row, width: Text(NOTHING if row.get(name) is None else text(row[name]))
+    return lambda row, width: Text(UNKNOWN if row.get(name) is None else text(row[name]))
 
 
 def _number(name: str) -> Cell:
@@ -232,13 +232,13 @@ def _hour(pool: Row, width: int, signs: Signs) -> Text:
 
 def _kind(event: Row, width: int) -> Text:
     kind = text(event.get("kind"))
-    return Text(kind or NOTHING, _KINDS.get(kind, ""))
+    return Text(kind or UNKNOWN, _KINDS.get(kind, ""))
 
 
 def _lasted(event: Row, now: float) -> Text:
     start, end = event.get("start"), event.get("end")
     if start is None:
-        return Text(NOTHING)
+        return Text(UNKNOWN)
     if end is None:
         return Text(f"for {duration(now - start)}", ALARM)
     return Text(duration(end - start) if end > start else "")

@@ -30,7 +30,7 @@ no application was found or its figures cannot be read, 2 for an invalid option,
 """
 
 PATIENCE = 3.5
-"""Seconds after which a process that is attached to has told its first figures."""
+"""Seconds after which a process that is attached to has recorded its first figures."""
 
 _KEEP = 2.0  # seconds: processes that are attached to write only while they are watched
 _WIDE = 120  # characters a line, in a file or pipe
@@ -134,7 +134,7 @@ class _Source:
             yield self.view()
 
     def _is_complete(self, view: dict[str, Any]) -> bool:
-        """Whether no process is missing, and all have told their figures twice."""
+        """Whether no process is missing, and all have recorded their figures twice."""
         return self._path is not None and self.found and all(one["cpu"] is not None for one in view["processes"])
 
     def hint(self) -> str:

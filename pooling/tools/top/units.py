@@ -6,9 +6,9 @@ import math
 import time
 from typing import TypeGuard
 
-__all__ = ["NOTHING", "clock", "count", "duration", "is_known", "memory", "percent", "rate"]
+__all__ = ["UNKNOWN", "clock", "count", "duration", "is_known", "memory", "percent", "rate"]
 
-NOTHING = "-"
+UNKNOWN = "-"
 """What is not known."""
 
 _DAY = 86_400
@@ -17,7 +17,7 @@ _DAY = 86_400
 def duration(seconds: float | None) -> str:
     """Return seconds as ``420µs``, ``4.2ms``, ``42s``, ``7m12s``, ``25m``, ``3h05m`` or ``12d``."""
     if not is_known(seconds):
-        return NOTHING
+        return UNKNOWN
     seconds = max(seconds, 0.0)
     if seconds < 0.000_999_5:
         micros = round(seconds * 1e6)
@@ -36,25 +36,25 @@ def duration(seconds: float | None) -> str:
 
 def count(number: float | None) -> str:
     """Return a number as ``12345``, ``120k`` or ``1.2M``."""
-    return _short(number) if is_known(number) else NOTHING
+    return _short(number) if is_known(number) else UNKNOWN
 
 
 def rate(per_time: float | None) -> str:
     """Return a rate, with one digit after the point if it is small."""
     if not is_known(per_time):
-        return NOTHING
+        return UNKNOWN
     return _digits(per_time) if 0.05 <= per_time < 9.95 else _short(per_time)
 
 
 def percent(share: float | None) -> str:
     """Return a share: ``12%`` for 0.12."""
-    return f"{_short(share * 100)}%" if is_known(share) else NOTHING
+    return f"{_short(share * 100)}%" if is_known(share) else UNKNOWN
 
 
 def memory(size: float | None) -> str:
     """Return bytes as ``48M``: 1024 to a ``K``."""
     if not is_known(size):
-        return NOTHING
+        return UNKNOWN
     for unit in ("", "K", "M", "G", "T"):
         if size < 999.5:
             return f"{_digits(size)}{unit}" if unit else f"{size:.0f}"
@@ -65,11 +65,11 @@ def memory(size: float | None) -> str:
 def clock(moment: float | None, now: float) -> str:
     """Return a time of day; with month and day if it is not of the last 20 hours."""
     if not is_known(moment):
-        return NOTHING
+        return UNKNOWN
     try:
         return time.strftime("%H:%M:%S" if abs(now - moment) < 72_000 else "%m-%d %H:%M", time.localtime(moment))
     except (OverflowError, ValueError, OSError):
-        return NOTHING
+        return UNKNOWN
 
 
 def is_known(value: float | None) -> TypeGuard[float]:

@@ -83,6 +83,7 @@ class PooledWrapper:
     arguments: Set[str]  # the arguments of the pool's class that `OPTIONS["pool"]` may have, besides the settings
     other_errors: Mapping[type[PoolError], type[Exception]] = {}  # further base classes of the pool's errors
     _lease: Lease[Any] | None = None
+    _lender: Any = None  # the pool of the lease
 
     # Django's attributes.
     alias: str
@@ -135,7 +136,7 @@ class PooledWrapper:
     def pool(self) -> Any:
         """The pool of this alias; ``None`` if pooling is turned off."""
         if self._lease is not None:
-            return self._lease._pool
+            return self._lender
         return self.pool_for(self.get_connection_params()).pool if self.is_pooled() else None
 
     def pool_for(self, params: dict[str, Any]) -> Known:
@@ -173,6 +174,7 @@ class PooledWrapper:
             pool = self.pool_for(conn_params).pool
         try:
             self._lease = lease = pool.acquire(None, depth_of_borrower(_FRAMEWORK))
+            self._lender = pool
         except PoolError as error:
             raise as_django(error, self.other_errors) from error.__cause__
         return lease.__enter__()

@@ -21,10 +21,10 @@ __all__ = ["dashboard"]
 
 @functools.lru_cache(maxsize=4)
 def _endpoint(token: str | None) -> DashboardEndpoint:
-    return DashboardEndpoint(token=token, admit=_nobody)
+    return DashboardEndpoint(token=token, admit=_admit_none)
 
 
-def _nobody(environ: object) -> bool:
+def _admit_none(environ: object) -> bool:
     return False
 
 

@@ -20,10 +20,10 @@ __all__ = ["metrics"]
 
 @functools.lru_cache(maxsize=4)
 def _endpoint(token: str | None, names: str) -> MetricsEndpoint:
-    return MetricsEndpoint(token=token, admit=_nobody, names=names)
+    return MetricsEndpoint(token=token, admit=_admit_none, names=names)
 
 
-def _nobody(environ: object) -> bool:
+def _admit_none(environ: object) -> bool:
     return False
 
 

@@ -17,7 +17,7 @@ __all__ = ["DatabaseWrapper"]
 
 ARGUMENTS = frozenset({
     "check", "command_timeout", "connection_class", "kwargs", "name", "observers", "query_statistics", "reset",
-    "session", "validation_query",
+    "session", "stall_timeout", "validation_query",
 })  # fmt: skip
 """The arguments of `MySQLPool` that ``OPTIONS["pool"]`` may have, besides the settings."""
 

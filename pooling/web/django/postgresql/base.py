@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -18,15 +18,16 @@ from ....adapters.postgres.session import IDLE
 from ....core.pool import Pool
 from .._engine import AliasPools, Known, PooledWrapper
 from .._statements import leaves_traces
+from ._cluster import cluster_of, make_cluster, replica_pool_of
 
 __all__ = ["DatabaseWrapper"]
 
 READ_COMMITTED = psycopg.IsolationLevel.READ_COMMITTED
 ARGUMENTS = frozenset({
-    "check", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
-    "query_statistics", "reset", "session", "stall_timeout", "validation_query",
+    "check", "cluster", "command_timeout", "idle_in_transaction_timeout", "kwargs", "name", "observers",
+    "query_statistics", "replicas_of", "reset", "session", "stall_timeout", "validation_query",
 })  # fmt: skip
-"""The arguments of `PostgresPool` that ``OPTIONS["pool"]`` may have, besides the settings."""
+"""What ``OPTIONS["pool"]`` may have besides the settings: arguments of `PostgresPool`, and those of a cluster."""
 
 
 class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
@@ -45,6 +46,11 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     looks for these), statements on the raw ``pgconn``, or the state of
     ``lastval()`` and ``currval()``. ``"clean"`` resets after every request,
     except after use of the raw ``pgconn``.
+
+    With ``"cluster": True``, or a mapping of ``max_lag``, ``primary_reads`` and
+    ``replicas``, it is the primary of a `PostgresCluster` of all hosts in
+    ``HOST``; an alias with ``"replicas_of": "default"`` has its replicas. See
+    `pooling.web.django.routers`.
     """
 
     pools = AliasPools()
@@ -58,7 +64,15 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
     _params: dict[str, Any]
     _last_pool: Known | None = None  # the pool created from these
 
+    @property
+    def _replicas_of(self) -> Any:
+        """The alias of whose cluster this one has the replicas; ``None`` if it has a pool of its own."""
+        wish = self.settings_dict["OPTIONS"].get("pool", True)
+        return wish.get("replicas_of") if isinstance(wish, Mapping) else None
+
     def pool_recipe(self, params: dict[str, Any]) -> dict[str, Any]:
+        if self._replicas_of is not None:
+            return {"cluster": cluster_of(self._replicas_of)}
         given = self.settings_dict
         checks, options = given["CONN_HEALTH_CHECKS"], {**given["OPTIONS"]}
         recipe = {**params, "TIME_ZONE": self.timezone_name, "CONN_HEALTH_CHECKS": checks, "OPTIONS": options}
@@ -66,19 +80,22 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
             recipe.pop("password", None)
         return recipe
 
-    def make_pool(self, params: dict[str, Any]) -> PostgresPool:
+    def make_pool(self, params: dict[str, Any]) -> Any:
         options = self.pool_options()
+        if self._replicas_of is not None:
+            return replica_pool_of(self._replicas_of)
         arguments = {"name": self.alias, "session": "watch", **options.arguments}
+        cluster = arguments.pop("cluster", False)
         watched = arguments["session"] == "watch"
         if watched:
             arguments["session"] = "clean"
         make = functools.partial(type(self), self.settings_dict, self.alias)
-        return PostgresPool(
-            "client_encoding=UTF8",  # so that DATABASE_URL in the environment is ignored
-            options.settings,
-            **{**arguments, "kwargs": self.connect_kwargs(params, arguments.get("kwargs"))},
-            configure=_configure(make, self._isolation_level(), watched),
-        )
+        kwargs = self.connect_kwargs(params, arguments.pop("kwargs", None))
+        arguments["configure"] = _configure(make, self._isolation_level(), watched)
+        if cluster:
+            return make_cluster(cluster, params, kwargs, options.settings, arguments)
+        # with an encoding, so that DATABASE_URL in the environment is ignored
+        return PostgresPool("client_encoding=UTF8", options.settings, kwargs=kwargs, **arguments)
 
     def _isolation_level(self) -> psycopg.IsolationLevel | None:
         level = self.settings_dict["OPTIONS"].get("isolation_level")
@@ -96,6 +113,8 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return known
 
     def cached_pool(self) -> Pool[Any] | None:
+        if self._replicas_of is not None:
+            return None  # the other alias may have another pool now
         known = self._last_pool
         return known.pool if known is not None and self.pools.current(self.alias) is known else None
 

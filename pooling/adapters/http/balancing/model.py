@@ -1,0 +1,358 @@
+"""Which server a request goes to: values in, values out.
+
+No threads, no clock, no I/O; the time is an argument, and the user holds a
+lock. The choice is the better of two servers at random (M. Mitzenmacher, The
+Power of Two Choices, 2001). Better is the lower product of latency, load and
+failures. The latency is a moving average that rises quickly and falls slowly,
+as Finagle's peak EWMA; ejection follows Envoy's outlier detection. Invariants:
+
+- At most ``max_ejected`` of the servers are ejected, rounded down.
+- An ejected server gets no request before its time is over, and then one at a
+  time until one succeeds.
+- Over any number of requests there are at most ``retry_budget`` retries per
+  request, or `RESERVE` if that is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from math import exp
+from typing import Any
+
+from .policy import Balancing
+
+__all__ = ["Balancer", "RESERVE", "RetryBudget", "Server"]
+
+RESERVE = 10
+"""Retries that are allowed before any request has been made."""
+
+_STEP = 0.1  # the weight of one request in the rate of failures, and in the typical latency
+_RISE, _FALL = 0.25, 0.1  # the weight of a request that took longer than the average, and of a shorter one
+_IDLE = 2  # added to the load: else a slow server that is idle would look as good as a fast one that is busy
+_NO_FAILURES = 0.001
+_LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
+_LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
+_ZONE_RESERVE = 1.4  # the near zone gets all requests while 1 / 1.4 of it can take them, as in Envoy
+
+
+class Server:
+    """One server, as the balancer sees it.
+
+    Attributes:
+        name: In messages and metrics.
+        zone: Where it is.
+        latency: Moving average in seconds, ``None`` before the first request.
+        failing: Moving average of the failures per request.
+        failures: Failures in all.
+        in_a_row: Failures since the last success.
+        ejections: How often it has been ejected in all.
+        ejected_until: When it is tried again; ``None`` unless it is ejected.
+        resting_until: When it may be sent requests again that it, or its circuit, does not take now.
+        ramp_from: When its slow start began; ``None`` unless it is in one.
+    """
+
+    __slots__ = (
+        "name", "zone", "latency", "failing", "failures", "in_a_row", "seen", "ejections", "ejected_until",
+        "resting_until", "ramp_from", "returned_at", "trial", "_times", "_last_ejection",
+    )  # fmt: skip
+
+    def __init__(self, name: str, zone: str | None = None) -> None:
+        self.name, self.zone = name, zone
+        self.latency: float | None = None
+        self.failing = 0.0
+        self.failures = self.in_a_row = self.ejections = 0
+        self.seen = 0.0  # when the averages were updated
+        self.ejected_until: float | None = None
+        self.resting_until = 0.0
+        self.ramp_from: float | None = None
+        self.returned_at = 0.0
+        self.trial: object = None  # the request that tries it after its ejection
+        self._times = 0  # ejections, without those that are long ago
+        self._last_ejection = 0.0  # how long it was
+
+    def note(self, now: float, seconds: float, failed: bool, decay: float) -> None:
+        """Update the averages with one request."""
+        rest = exp((self.seen - now) / decay) if self.seen < now else 1.0
+        self.seen = now
+        if failed or self.failing:
+            failing = self.failing * rest
+            self.failing = failing + (failed - failing) * _STEP
+        before = self.latency
+        if failed and (before is None or seconds < before):
+            return  # that it fails fast makes it no faster
+        if before is None:
+            self.latency = seconds
+            return
+        if seconds > before:  # it at most doubles, unless the last request was long ago
+            slow = min(before * 2, before + (seconds - before) * _RISE)
+            self.latency = max(slow, before * rest + seconds * (1 - rest))
+        else:
+            self.latency = before + (seconds - before) * max(_FALL, 1 - rest)
+
+    def cost(self, now: float, load: int, decay: float, typical: float) -> float:
+        """Return what one more request costs, beside ``load`` others. For every request, so it is short.
+
+        Args:
+            now: The time.
+            load: Requests in progress or waiting.
+            decay: How fast averages fade.
+            typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
+        """
+        fade = rest = exp((self.seen - now) / decay)
+        latency = self.latency
+        if latency is None:
+            latency, rest, load = typical, 1.0, load if self.failures else load - _IDLE
+        cost = latency * rest * (load + _IDLE)
+        if self.failing < _NO_FAILURES:
+            return cost
+        good = 1.0 - self.failing * fade
+        return cost / (good * good if good > _LEAST_GOOD else _LEAST_GOOD * _LEAST_GOOD)
+
+    def eject(self, now: float, policy: Balancing) -> float:
+        """Eject it; return for how many seconds."""
+        if self.ejected_until is None and now - self.returned_at > self._last_ejection:
+            self._times = 0  # it has been in service for longer than it was ejected
+        self._times += 1
+        self.ejections += 1
+        self._last_ejection = seconds = min(policy.eject_for * self._times, policy.eject_for_max)
+        self.ejected_until, self.trial, self.ramp_from = now + seconds, None, None
+        return seconds
+
+    def put_back(self, now: float, policy: Balancing) -> None:
+        """Let it return to service, slowly."""
+        self.ejected_until, self.trial, self.in_a_row, self.failing = None, None, 0, 0.0
+        self.returned_at = now
+        self.ramp_from = now if policy.slow_start else None
+
+
+Load = Callable[[Any], int]
+"""Returns how many requests a server has in progress, or waiting."""
+
+
+class Balancer:
+    """Chooses servers. The caller holds a lock.
+
+    Args:
+        policy: The settings.
+        zone: The near zone, which is preferred; ``None`` if there is none.
+        places: With so many requests in progress or waiting, a server of the near zone has no priority any more.
+        random: Returns a number from 0 up to 1.
+
+    Attributes:
+        servers: Those that requests are distributed over.
+        typical: Moving average of the latency of all servers, in seconds.
+    """
+
+    def __init__(self, policy: Balancing, zone: str | None, places: int, random: Callable[[], float]) -> None:
+        self.policy, self.zone, self.places = policy, zone, places
+        self._random = random
+        self.servers: Sequence[Server] = ()
+        self._near: Sequence[Server] = ()
+        self.typical = 1.0  # latency in seconds, of all servers
+        self._special: set[Server] = set()  # ejected, resting or in a slow start
+
+    def use(self, servers: Iterable[Server], now: float) -> None:
+        """Balance over these servers. Those that are new begin slowly, unless all are."""
+        before = set(self.servers)
+        self.servers = tuple(servers)
+        self._near = tuple(server for server in self.servers if server.zone == self.zone is not None)
+        self._special.intersection_update(self.servers)
+        for server in self.servers:
+            if before and server not in before and self.policy.slow_start:
+                server.ramp_from = now
+                self._special.add(server)
+        ejected = sorted(self.ejected(), key=lambda server: server.ejected_until or 0.0)
+        for server in ejected[: max(0, len(ejected) - self._most_ejected())]:
+            server.put_back(now, self.policy)
+
+    def ejected(self) -> list[Server]:
+        """Return the servers that are ejected."""
+        return [server for server in self._special if server.ejected_until is not None]
+
+    def _most_ejected(self) -> int:
+        return int(self.policy.max_ejected * len(self.servers))
+
+    # -- choose -------------------------------------------------------------------
+
+    def choose(
+        self, now: float, load: Load, call: object, safe: bool = True, tried: Collection[Server] = ()
+    ) -> Server | None:
+        """Return the server for a request.
+
+        Args:
+            now: The time.
+            load: Returns the load of a server.
+            call: Stands for the request, see `left`.
+            safe: Whether the request can be sent again if it fails, so that it may try an ejected server.
+            tried: Servers to leave out.
+
+        Returns:
+            ``None`` if there are ``tried`` ones, and no other can take it.
+        """
+        if self._special or tried:
+            found = self._usable(now, call, safe, tried)
+            if isinstance(found, Server):
+                return found
+            if not found:
+                if tried:
+                    return None
+                found = [(server, 1.0) for server in self._not_ejected()]
+            servers = self._drawn(found)
+            rest: Sequence[Server] = [server for server, _ in found]
+        else:
+            servers = self._near or self.servers
+            rest = self.servers
+        best = self._better_of_two(servers, now, load)
+        if len(servers) < len(rest) and best.zone == self.zone and load(best) >= self.places:
+            return self._better_of_two(rest, now, load)  # the near zone is full
+        return best
+
+    def has_other(self, now: float, tried: Collection[Server]) -> bool:
+        """Whether there is another server for a request that has tried these."""
+        return any(
+            server not in tried and server.ejected_until is None and server.resting_until <= now
+            for server in self.servers
+        )
+
+    def _not_ejected(self) -> list[Server]:
+        return [server for server in self.servers if server.ejected_until is None]
+
+    def _usable(
+        self, now: float, call: object, safe: bool, tried: Collection[Server]
+    ) -> list[tuple[Server, float]] | Server:
+        """Return the servers that can take a request, with their weights; or the one that it has to try."""
+        found = []
+        for server in self.servers:
+            if server in tried:
+                continue
+            if server not in self._special:
+                found.append((server, 1.0))
+                continue
+            until = server.ejected_until
+            if until is not None:
+                # Requests that cannot be repeated wait, but not for ever: there may be no others.
+                if not safe:
+                    until += self.policy.eject_for
+                if server.trial is None and now >= max(until, server.resting_until):
+                    server.trial = call
+                    return server
+                continue
+            if now < server.resting_until:
+                continue
+            weight = self._weight(server, now)
+            if weight >= 1.0:
+                self._special.discard(server)
+            found.append((server, weight))
+        return found
+
+    def _weight(self, server: Server, now: float) -> float:
+        """Return the part of its share that a server gets."""
+        if server.ramp_from is None:
+            return 1.0
+        weight = (now - server.ramp_from) / self.policy.slow_start
+        if weight >= 1.0:
+            server.ramp_from = None
+            return 1.0
+        return max(weight, _LEAST_SHARE)
+
+    def _drawn(self, found: Sequence[tuple[Server, float]]) -> Sequence[Server]:
+        """Draw the servers to choose from: one zone, and those in a slow start with the probability of their weight."""
+        if self._near:
+            near = [one for one in found if one[0].zone == self.zone]
+            far = [one for one in found if one[0].zone != self.zone]
+            share = _ZONE_RESERVE * sum(weight for _, weight in near) / len(self._near)
+            if near and far:
+                found = near if share >= 1.0 or self._random() < share else far
+        drawn = [server for server, weight in found if weight >= 1.0 or self._random() < weight]
+        return drawn or [server for server, _ in found]
+
+    def _better_of_two(self, servers: Sequence[Server], now: float, load: Load) -> Server:
+        number = len(servers)
+        if number == 1:
+            return servers[0]
+        place, other = divmod(int(self._random() * number * (number - 1)), number - 1)  # any pair, in any order
+        first, second = servers[place], servers[other if other < place else other + 1]
+        decay, typical = self.policy.decay, self.typical
+        cost = first.cost(now, load(first), decay, typical)
+        return first if cost <= second.cost(now, load(second), decay, typical) else second
+
+    # -- outcomes -----------------------------------------------------------------
+
+    def succeeded(self, server: Server, call: object, now: float, seconds: float) -> bool:
+        """Note a request that was answered after ``seconds``; return whether it ends an ejection."""
+        server.in_a_row = 0
+        server.note(now, seconds, False, self.policy.decay)
+        self.typical += (seconds - self.typical) * _STEP
+        if server.trial is not call or server.ejected_until is None:
+            return False
+        server.put_back(now, self.policy)
+        return True
+
+    def failed(self, server: Server, call: object, now: float, seconds: float) -> float | None:
+        """Note a request at which the server failed.
+
+        Returns:
+            For how many seconds it is ejected now; ``None`` if it is not.
+        """
+        server.failures += 1
+        server.in_a_row += 1
+        server.note(now, seconds, True, self.policy.decay)
+        if server.ejected_until is not None:
+            # Else the request began before the server was ejected.
+            return server.eject(now, self.policy) if server.trial is call else None
+        if server.in_a_row < self.policy.eject_after or server not in self.servers:
+            return None
+        if len(self.ejected()) >= self._most_ejected():
+            return None
+        self._special.add(server)
+        return server.eject(now, self.policy)
+
+    def left(self, call: object) -> None:
+        """Note the end of a request, whatever came of it: another one may try the server. Harmless if repeated."""
+        for server in self._special:
+            if server.trial is call:
+                server.trial = None
+
+    def rest(self, server: Server, until: float) -> None:
+        """Send no requests to a server before this time, unless there is no other."""
+        if server in self.servers:
+            server.resting_until = max(server.resting_until, until)
+            self._special.add(server)
+
+    def recover(self, server: Server, now: float) -> None:
+        """Begin the slow start of a server that was left out for another reason than an ejection."""
+        if server in self.servers and server.ejected_until is None and self.policy.slow_start:
+            server.ramp_from = now
+            self._special.add(server)
+
+    def forget_calls(self) -> None:
+        """Forget the requests in progress: they are another process's."""
+        for server in self.servers:
+            server.trial = None
+
+
+class RetryBudget:
+    """Allows so many retries per request. The caller holds a lock.
+
+    The first requests pay for the `RESERVE`, so that all retries together are
+    within the budget after some time, and not above it by the reserve.
+    """
+
+    def __init__(self, part: float) -> None:
+        self._part = part
+        self._tokens = float(RESERVE) if part else 0.0
+        self._advance = self._tokens  # what was given before it was earned
+
+    def deposit(self) -> None:
+        """Note a request."""
+        if self._advance > 0:
+            self._advance -= self._part
+        elif self._tokens < RESERVE:
+            self._tokens += self._part
+
+    def withdraw(self) -> bool:
+        """Return whether one more retry is allowed, and count it."""
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
