@@ -21,6 +21,8 @@ _SERVERS = {"uwsgi": "uWSGI", "gunicorn.arbiter": "gunicorn"}
 
 def server_around() -> str | None:
     """Return the server that runs this process and handles its signals, or ``None``."""
+    if hasattr(sys.modules.get("mod_wsgi"), "process_group"):  # only inside Apache; the package of this name has none
+        return "mod_wsgi"
     return next((name for module, name in _SERVERS.items() if module in sys.modules), None)
 
 

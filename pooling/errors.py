@@ -44,8 +44,10 @@ class PoolTimeout(PoolError, TimeoutError):
 
 
 class PoolUnavailable(PoolError):
-    """The server is down, and the caller asked not to wait.
+    """The server is down, and the caller does not wait for it any longer.
 
+    That is so for ``acquire(timeout=0)``, after ``max_attempts`` failed
+    creations in a row, and while a circuit breaker is open (`CircuitOpen`).
     The last real error is the ``__cause__``.
     """
 

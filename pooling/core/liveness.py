@@ -99,6 +99,7 @@ class Liveness(Generic[R]):
         engine, entry = self.engine, token.entry
         started = engine.fast.now()
         try:
+            self.report_frozen()
             engine.adapter.validate(entry.resource, limit)
         except Exception as error:
             return error.with_traceback(None)  # its frames refer to the token
@@ -151,6 +152,17 @@ class Liveness(Generic[R]):
         """Validate a resource on a worker, then make it available or evict it."""
         task = WorkerTask(self.engine.settings.health_check_timeout, round_trip=True, health=health)
         self.run_on_worker(token, lambda token: self.check(token, health=health), task)
+
+    def report_frozen(self) -> None:
+        """Log that the process was frozen, once; whoever has noticed it: a borrower, or a sweep."""
+        engine = self.engine
+        if not self.suspicion.unreported:
+            return
+        with engine.lock:
+            frozen, self.suspicion.unreported = self.suspicion.unreported, False
+        if frozen:
+            extra = fields("frozen", engine.name)
+            logger.info("pool %r: the process was frozen; idle resources are suspect", engine.name, extra=extra)
 
     # -- deaths ---------------------------------------------------------------
 

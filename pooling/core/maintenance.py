@@ -75,11 +75,8 @@ class Maintenance(Generic[R]):
     def _sweep(self, now: float) -> float:
         engine = self.engine
         engine.runtime.workers.nudge()
-        if self.liveness.suspicion.jumped(now, engine.clock.wall()):
-            logger.info(
-                "pool %r: the process was frozen; idle resources are suspect", engine.name,
-                extra=fields("frozen", engine.name),
-            )  # fmt: skip
+        self.liveness.suspicion.compare(now, engine.clock.wall())
+        self.liveness.report_frozen()
         return min(
             self._hung_work(now),
             self._idle_too_long(now),

@@ -26,11 +26,12 @@ _JUMP = 2.0  # seconds; usually more than the wall clock is adjusted by in one s
 class Suspicion:
     """The time since which resources are suspect, and the number of consecutive failed round trips."""
 
-    __slots__ = ("since", "failures", "_offset")
+    __slots__ = ("since", "failures", "unreported", "_offset")
 
     def __init__(self, now: float, wall: float) -> None:
         self.since = float("-inf")  # resources not seen alive since then are suspect
         self.failures = 0  # consecutive failed round trips
+        self.unreported = False  # whether the process was frozen, and nobody has been told
         self._offset = wall - now
 
     def trusts(self, entry: Entry, now: float, wall: float, patience: float) -> bool:
@@ -43,7 +44,7 @@ class Suspicion:
         """
         offset, before = wall - now, self._offset
         if not before - _JUMP < offset < before + _JUMP:
-            self.jumped(now, wall)
+            self.compare(now, wall)
             return False
         self._offset = offset
         seen = entry.checked
@@ -66,10 +67,9 @@ class Suspicion:
         """Record a successful round trip."""
         self.failures = 0
 
-    def jumped(self, now: float, wall: float) -> bool:
-        """Compare the clocks; return whether the process was frozen since the last call."""
+    def compare(self, now: float, wall: float) -> None:
+        """Compare the clocks: suspect everything if the process was frozen since the last call."""
         offset, self._offset = self._offset, wall - now
-        if abs(self._offset - offset) < _JUMP:
-            return False
-        self.since = now
-        return True
+        if abs(self._offset - offset) >= _JUMP:
+            self.since = now
+            self.unreported = True

@@ -213,7 +213,7 @@ def test_methods_of_another_class_are_called(redis_server: RedisServer) -> None:
     called.add("now")
     pool.release(conn)
     called.discard("now")
-    assert pool.metrics.snapshot().closed == {"replaced": 1}
+    assert pool.metrics.snapshot().closed == {"reconnect": 1}
     pool.close()
 
 

@@ -622,6 +622,35 @@ def test_after_the_process_was_frozen_idle_resources_are_suspect(
     assert adapter.calls["validate"] == 2
 
 
+@pytest.mark.parametrize("first", ["borrower", "borrower that does not wait", "sweep"])
+@pytest.mark.parametrize("enforces", [True, False])
+def test_that_the_process_was_frozen_is_reported_once(
+    make: Make, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: str,
+    enforces: bool,
+) -> None:
+    """Whoever notices it first."""
+    caplog.set_level("INFO", "pooling")
+    wall = [0.0]
+    monkeypatch.setattr(clock, "wall", lambda: clock.now() + wall[0])
+    pool = make(adapter=FakeAdapter(enforces_timeouts=enforces))
+
+    def reported() -> list[str]:
+        return [record.getMessage() for record in caplog.records if vars(record)["pooling_event"] == "frozen"]
+
+    for number in (1, 2):
+        fill(pool, 2)
+        clock.advance(0.1)
+        wall[0] += 3600
+        if first == "sweep":
+            clock.advance(3600)
+        else:
+            pool.acquire(timeout=5 if first == "borrower" else 0).release()
+            assert first != "borrower" or len(reported()) == number
+        pool.acquire().release()
+        clock.advance(3600)
+        assert reported() == [f"pool {pool.name!r}: the process was frozen; idle resources are suspect"] * number
+
+
 @pytest.mark.parametrize("most", [1, 3])
 def test_max_validation_failures_replaces_the_rest_without_pings(
     make: Make, adapter: FakeAdapter, clock: VirtualClock, most: int

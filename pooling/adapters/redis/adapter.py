@@ -123,7 +123,7 @@ class RedisAdapter(Adapter[Client]):
             return "broken" if conn.lost else "disconnected"
         conn.lost = ""
         if conn.should_reconnect():
-            return "replaced"
+            return "reconnect"
         if (conn.marks or conn.unread) and not (raw and self._resets and self._can_reset(conn)):
             self._tell(conn)
             return "unclean"
