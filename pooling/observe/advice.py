@@ -132,8 +132,6 @@ def _size(
     if sizing is not None and sizing.explained > 1.01 * load.erlangs:
         facts += " They come in bursts."
     severity = ACT if failed else CONSIDER
-    if series.kind == "SQLitePool" and size == 1:
-        wanted = 1  # the writer beside readers: SQLite allows one
     if wanted > size and series.settings.get("adaptive") == "on" and size < (series.settings.get("max_size") or 0):
         return []  # the adaptive size may grow, and had a reason not to
     if wanted > size == 1 and series.kind == "SQLitePool":
