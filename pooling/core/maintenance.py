@@ -95,7 +95,7 @@ class Maintenance(Generic[R]):
         engine = self.engine
         with engine.lock:
             state = engine.state
-            if not state.owns(entry) or entry.generation is _RECLAIMED:
+            if not state.owns(entry) or (entry.generation is _RECLAIMED and entry in state.closing):
                 return
             dropped = entry.resource is not None and entry.held and not (
                 entry in state.closing or entry in state.checking
@@ -110,7 +110,6 @@ class Maintenance(Generic[R]):
                 state.retire(entry)
             else:
                 state.close(entry)
-                entry.since = engine.fast.now()  # after it: `close_timeout` counts from now
             engine.refresh_fast_path_locked()
         if not unmade:
             if dropped:
@@ -118,6 +117,7 @@ class Maintenance(Generic[R]):
             engine.schedule_sweep(engine.fast.now() + engine.settings.close_timeout)
             engine.runtime.workers.submit(engine.close_entry, entry, "orphaned", None, self)
             entry.generation = _RECLAIMED  # last: if this thread is interrupted, the next audit tries again
+            entry.since = engine.fast.now()  # and if a worker is, the slot is free after `close_timeout`
         engine.serve()
 
     # -- parts of a sweep ------------------------------------------------------

@@ -268,6 +268,7 @@ class Scene:
     settings: dict[str, Any] = {}
     size = 2
     where = ""  # where it was interrupted
+    may_lose_it = False  # a resource may be left to the garbage collector
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -609,7 +610,7 @@ def whole(scene: Scene) -> None:
     pool.close()
     turns.advance(1)
     assert pool.stats()["size"] == 0
-    assert not adapter.open
+    assert scene.may_lose_it or not adapter.open
     assert adapter.most_open <= max(scene.size, stats["max_size"])
 
 

@@ -265,7 +265,21 @@ class Adaptive(Waiting):
         self.turns.advance(3)
 
 
-THREADS = [First, Discard, CheckedOnWorker, Release, Idle, Adaptive, ProbeFull]
+class Dropped(Lent):
+    """A lease that nothing refers to any more."""
+
+    settings = {"close_timeout": 2}  # a worker may be interrupted, too
+    may_lose_it = True  # before it has closed the resource: then only the slot is free again
+
+    def act(self) -> None:
+        del self.lease
+        self.turns.advance(1)
+
+    def let_go(self) -> None:
+        vars(self).pop("lease", None)
+
+
+THREADS = [First, Discard, CheckedOnWorker, Release, Idle, Adaptive, Dropped, ProbeFull, Trial]
 
 
 @pytest.mark.parametrize("kind", THREADS, ids=lambda kind: kind.__name__)
