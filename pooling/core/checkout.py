@@ -20,15 +20,14 @@ from .lanestate import LaneState
 from .liveness import Liveness
 from .report.holders import borrower, describe, has_ended, holders_of
 from .report.messages import format_counts, format_error
+from .schedule import AUDIT
 from .waiter import Waiter
 
-__all__ = ["AUDIT", "Checkout", "instead_of_lease"]
+__all__ = ["Checkout", "instead_of_lease"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
-AUDIT = 0.25
-"""Seconds between audits while borrowers wait (P8); an audit should never find anything."""
 
 
 class Checkout(Generic[R]):

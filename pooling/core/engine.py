@@ -49,7 +49,7 @@ from .runtime.fork import SAME_PROCESS
 from .runtime.gevent import Weak, put
 from .runtime.poolref import PoolRef
 from .runtime.reaper import SweepRequest
-from .schedule import LOST, NEVER, first_sweep, lifetime, prepare_random, uniform
+from .schedule import AUDIT, LOST, NEVER, first_sweep, lifetime, prepare_random, uniform
 from .state import FILL_ATTEMPTS, MOST_AHEAD, UNLIMITED
 
 __all__ = ["EMPTY_PLAN", "Engine", "report_recovery"]
@@ -362,7 +362,8 @@ class Engine(Generic[R]):
         entry = token.entry
         entry.since = self.fast.now()
         if "close" in self.fast.hooks and not self.adapter.close_inline:
-            self.schedule_sweep(entry.since + self.settings.close_timeout)
+            # Soon, in case this thread is interrupted before it serves; the sweep looks for closes that hang, too.
+            self.schedule_sweep(entry.since + min(AUDIT, self.settings.close_timeout))
             self.runtime.workers.submit(self.close_entry, entry, reason, token, self.ref())
         else:
             self.close_entry(entry, reason)

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .._fields import fields
 from .adapter import call_hook
-from .checkout import AUDIT
 from .engine import Engine, report_recovery
 from .entry import Entry
 from .liveness import ABANDONED, Liveness
 from .report.holders import describe, holders_of
 from .runtime import shutdown
-from .schedule import NEVER, replace_ahead
+from .schedule import AUDIT, NEVER, replace_ahead
 from .stalls import Stalls
 
 if TYPE_CHECKING:

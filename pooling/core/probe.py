@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeVar
 from ..errors import PoolClosed, PoolTimeout, PoolUnavailable
 from .adapter import overridden
 from .checkin import Checkin
-from .checkout import AUDIT
 from .engine import Engine
 from .entry import Token
 from .hangup import connected
 from .lanestate import LaneState
 from .liveness import Liveness
 from .report.messages import format_error, format_exhaustion, format_late
+from .schedule import AUDIT
 from .waiting import wait_until
 
 __all__ = ["Probe"]

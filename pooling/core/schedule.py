@@ -9,9 +9,12 @@ from ..settings import PoolSettings
 from .adapter import Adapter
 from .entry import Entry
 
-__all__ = ["LOST", "NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
+__all__ = ["AUDIT", "LOST", "NEVER", "first_sweep", "lifetime", "prepare_random", "replace_ahead", "uniform"]
 
 NEVER = float("inf")
+
+AUDIT = 0.25
+"""Seconds between audits while borrowers wait (P8); an audit should never find anything."""
 
 LOST = 1.0
 """Seconds after which a sweep that is late counts as lost: the reaper was interrupted."""

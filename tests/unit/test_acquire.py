@@ -13,9 +13,9 @@ from unittest import mock
 import pytest
 
 from pooling import CreateFailed, Lease, Pool, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from pooling.core.checkout import AUDIT
 from pooling.core.engine import EMPTY_PLAN
 from pooling.core.liveness import ANSWER_TTL
+from pooling.core.schedule import AUDIT
 from pooling.core.waiting import wait_until
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, oversleep, run_jobs

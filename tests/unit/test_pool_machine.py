@@ -30,9 +30,9 @@ from pooling import (
     TooManyWaiting,
 )
 from pooling.core.adapter import Adapter
-from pooling.core.checkout import AUDIT
 from pooling.core.entry import Entry, Token
 from pooling.core.liveness import ANSWER_TTL
+from pooling.core.schedule import AUDIT
 from pooling.core.state import MOST_AHEAD
 from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
@@ -891,3 +891,25 @@ def test_error_of_an_outage_keeps_no_frame_of_a_borrower_alive(make: Make) -> No
     while error is not None:
         assert error.__traceback__ is None
         error = error.__context__
+
+
+def test_the_replacement_is_created_though_the_discard_was_interrupted() -> None:
+    """Found by the machine: the close was on a worker, so nothing served before it had ended."""
+    machine = PoolMachine()
+    machine.begin(
+        kind=PlainServer, blocking=False, enforces_timeouts=False, sizes=(1, 1), limits={}, ages={}, abrupt=False,
+        ahead=1,
+    )  # fmt: skip
+    for step in (
+        lambda: machine.acquire(timeout=2),
+        lambda: machine.acquire(timeout=2),
+        lambda: machine.delay(steps=1),
+        lambda: machine.release(which=0),
+        lambda: machine.disturb(what="strike", which=2),
+        *[lambda: machine.delay(steps=1)] * 3,
+        lambda: machine.steer(number=1, what="resize"),
+        lambda: machine.end_otherwise(how="discard", which=0),
+    ):
+        step()
+        machine.keeps_its_promises()
+    machine.teardown()

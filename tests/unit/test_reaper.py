@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pooling import Pool, PoolSettings, PoolTimeout
-from pooling.core.checkout import AUDIT
 from pooling.core.clock import SYSTEM, SystemClock
 from pooling.core.runtime.reaper import Reaper
 from pooling.core.runtime.registry import Runtime
+from pooling.core.schedule import AUDIT
 from pooling.testing import FakeAdapter, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
