@@ -34,7 +34,7 @@ from typing import Any
 
 from . import shared
 from .attach import watchable
-from .figures import HOST, Figures, add, add_up, state_of
+from .figures import HOST, Figures, add, add_up, by_host, kinds_of, state_of
 from .history import start_of
 from .local import LocalHistory, Past, Record
 from .minutes import Book, by_start, merge, spread_of
@@ -232,6 +232,8 @@ def _pool(
         "size": gauges.get("size", 0),
         "max_size": gauges.get("max", 0),
         "budget": [gauges.get("budget_share", 0), gauges["budget_total"]] if "budget_total" in gauges else None,
+        "servers": _servers(gauges),
+        "role": _role(gauges),
         "waiting": gauges.get("pending", 0),
         "oldest_wait": gauges.get("oldest_wait", 0.0),
         "state": state_of(gauges),
@@ -246,6 +248,26 @@ def _pool(
         "holders": _holders(figures, records),
         "minutes": _last_hour(minutes, now),
     }  # fmt: skip
+
+
+def _servers(gauges: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the servers of a balanced HTTP pool."""
+    return [
+        {
+            "name": name, "zone": next(iter(kinds_of(own, "backend_zone")), ""), "in_use": own["backend_used"],
+            "waiting": own["backend_pending"], "latency": own["backend_latency"], "failing": own["backend_failing"],
+            "ejected": own["backend_ejected"], "circuits_open": own["backend_circuit_open"],
+        }
+        for name, own in sorted(by_host(gauges).items()) if "backend_used" in own
+    ]  # fmt: skip
+
+
+def _role(gauges: Mapping[str, float]) -> dict[str, Any] | None:
+    """Return what a pool's server is in a cluster: the primary, a replica that is read, or one that is not."""
+    if "primary" not in gauges:
+        return None
+    role = "primary" if gauges["primary"] else "replica" if gauges.get("readable") else "replica, not read"
+    return {"name": role, "lag": gauges.get("lag", 0.0)}
 
 
 def _part(pid: int, gauges: Mapping[str, float]) -> dict[str, float]:

@@ -621,6 +621,7 @@ def test_exporters_report_each_server(three: list[WebServer]) -> None:
 
     from pooling.observe.opentelemetry import instrument, uninstrument
     from pooling.observe.prometheus import PoolCollector
+    from pooling.observe.view import Viewer
 
     reader = InMemoryMetricReader()
     instrument(meter_provider=MeterProvider([reader]))
@@ -636,6 +637,10 @@ def test_exporters_report_each_server(three: list[WebServer]) -> None:
         assert f"pooling_backend_ejected{{{labels.format(bases[1], 'eu')}}} 0.0" in page
         assert f"pooling_backend_in_use{{{labels.format(bases[2], '')}}} 0.0" in page
         assert f'pooling_http_ejections_total{{host="{bases[0]}",pool="group"}} 1.0' in page
+        (shown,) = [one for one in Viewer.of_process().view()["pools"] if one["name"] == "group"]
+        assert [(one["name"], one["zone"], one["ejected"]) for one in shown["servers"]] == sorted(
+            [(bases[0], "eu", 1), (bases[1], "eu", 0), (bases[2], "", 0)]
+        )
         data = reader.get_metrics_data()
         assert data is not None
         points = {

@@ -478,7 +478,10 @@ for _ in range(20):
 registry = CollectorRegistry()
 registry.register(PoolCollector())
 print(generate_latest(registry).decode())
-print("shown:", *sorted(pool["name"] for pool in viewer.view()["pools"]))
+shown = viewer.view()["pools"]
+print("shown:", *sorted(pool["name"] for pool in shown))
+for pool in shown:
+    print("role:", pool["name"], pool["role"]["name"], pool["role"]["lag"] < 60)
 db.close()
 """
 
@@ -495,6 +498,7 @@ def test_exporters_show_each_server(servers: Replication) -> None:
     for server in servers.servers:
         pool, is_primary = f'pool="orders.{label(server)}"', server is servers.primary
         assert f"db_client_connection_max{{{pool}}} 5.0" in text
+        assert f"role: orders.{label(server)} {'primary' if is_primary else 'replica'} True\n" in text
         assert f"pooling_server_primary{{{pool}}} {float(is_primary)}" in text
         assert f"pooling_server_readable{{{pool}}} {float(not is_primary)}" in text
         assert (f"pooling_server_lag_seconds{{{pool}}} " in text) == (not is_primary)

@@ -35,7 +35,8 @@ NOW = 1_764_400_000.0
 def a_pool(name: str = "orders", **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "PostgresPool", "processes": 2, "idle": 1, "in_use": 3, "size": 4, "max_size": 20,
-        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None,
+        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [],
+        "role": None,
         "leases_per_second": 120.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02},
         "by_process": [
@@ -228,6 +229,26 @@ def test_an_interval_beyond_the_bounds_stays() -> None:
 def test_a_budget_has_a_line_of_its_own() -> None:
     text = drawn(a_view(a_pool("x", budget=[12, 60]), a_pool("y", budget=None)))
     assert text.count("budget: 12 of 60") == text.count("budget") == 1
+
+
+def a_server(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name, "zone": "", "in_use": 1, "waiting": 0, "latency": 0.02, "failing": 0.0, "ejected": 0,
+        "circuits_open": 0, **changes,
+    }  # fmt: skip
+
+
+def test_servers_of_a_balanced_pool_have_a_line() -> None:
+    servers = [a_server("http://a:1"), a_server("http://b:1", ejected=2), a_server("http://c:1", circuits_open=1)]
+    text = drawn(a_view(a_pool("x", servers=servers), a_pool("y", servers=servers[:1])))
+    assert "servers: 1 of 3 in service; left out: http://b:1, http://c:1" in text
+    assert "servers: 1 of 1 in service" in text
+
+
+def test_a_server_of_a_cluster_has_its_role() -> None:
+    pools = [a_pool("a", role={"name": "primary", "lag": 0.0}), a_pool("b", role={"name": "replica", "lag": 0.25})]
+    text = drawn(a_view(*pools))
+    assert "  primary" in text and "  replica, 250ms behind" in text
 
 
 # -- rows ---------------------------------------------------------------------------------

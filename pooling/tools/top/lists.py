@@ -17,7 +17,7 @@ from .grid import Column
 from .shown import Row, text
 from .units import UNKNOWN, clock, count, duration, is_known, memory, percent, rate
 
-__all__ = ["PLAIN", "RICH", "Signs", "budget_of", "columns", "error_of"]
+__all__ = ["PLAIN", "RICH", "Signs", "budget_of", "columns", "error_of", "servers_of"]
 
 NOTE, ALARM = "yellow", "bold red"
 
@@ -75,6 +75,21 @@ def budget_of(pool: Row) -> Text | None:
     if not isinstance(budget, (list, tuple)) or len(budget) != 2:
         return None
     return Text(f"  budget: {count(budget[0])} of {count(budget[1])}", "dim")
+
+
+def servers_of(pool: Row) -> Text | None:
+    """Return the servers of a balanced pool in one line, or a server's role in its cluster; ``None`` otherwise."""
+    role, servers = pool.get("role"), pool.get("servers")
+    if isinstance(role, dict):
+        name, lag = text(role.get("name")), role.get("lag")
+        behind = f", {duration(lag)} behind" if isinstance(lag, (int, float)) and lag > 0 and name != "primary" else ""
+        return Text(f"  {name}{behind}", "dim")
+    if not isinstance(servers, list) or not servers:
+        return None
+    out = [one for one in servers if one.get("ejected") or one.get("circuits_open")]
+    line = f"  servers: {count(len(servers) - len(out))} of {count(len(servers))} in service"
+    names = ", ".join(text(one.get("name")) for one in out)
+    return Text(f"{line}; left out: {names}", ALARM) if out else Text(line, "dim")
 
 
 def state_of(pool: Row, signs: Signs) -> Text:

@@ -107,6 +107,7 @@ function poolRow(pool, open, id, toggle) {
         h("span", {class: "arrow", "aria-hidden": "true"}, open ? "▾" : "▸"),
         h("span", {class: "label", title: pool.name}, pool.name)),
       h("small", {}, pool.kind, pool.processes > 1 && `, ${plural(pool.processes, "process", "processes")}`,
+        pool.role && `, ${role(pool.role)}`,
         pool.budget && `, budget ${count(pool.budget[0])} of ${count(pool.budget[1])}`)),
     cell(null, "status", badge(pool)),
     cell("In use", "use", bar(pool), h("span", {class: "counts"},
@@ -118,6 +119,10 @@ function poolRow(pool, open, id, toggle) {
     number("Timeouts/min", pool.timeouts_per_minute, rate(pool.timeouts_per_minute), "bad strong"),
     cell("In use, last hour", "hour",
       chart(pool.minutes.in_use, {label: `In use of ${pool.name}`, format: rate, limit: pool.max_size || 0})));
+}
+
+function role({name, lag}) {
+  return lag > 0 && name !== "primary" ? `${name}, ${duration(lag)} behind` : name;
 }
 
 function lastError(pool, view) {
@@ -143,7 +148,22 @@ function details(pool, view) {
       h("div", {}, h("h3", {}, "Holders"), holderTable(holdersOf(pool), view, false)),
       h("div", {}, h("h3", {}, "By process"),
         table(`${pool.name} by process`, columns, rows, "No process uses it now."))),
+    pool.servers.length > 0 && h("div", {}, h("h3", {}, "Servers"), serverTable(pool)),
   ];
+}
+
+function serverTable(pool) {
+  const columns = [["Server", "where"], ["Zone", "text"],
+    ...["In use", "Waiting", "Latency", "Failing"].map(title => [title, "num"]), ["State", "text"]];
+  const rows = pool.servers.map(one => {
+    const states = [one.ejected > 0 && "ejected", one.circuits_open > 0 && "circuit open"].filter(Boolean);
+    return {key: one.name, cells: [
+      h("code", {}, one.name), one.zone, count(one.in_use), count(one.waiting), duration(one.latency),
+      `${Math.round(one.failing * 100)} %`,
+      h("span", {class: states.length ? "warn strong" : ""}, states.join(", ") || "in service"),
+    ]};
+  });
+  return table(`Servers of ${pool.name}`, columns, rows, "");
 }
 
 // -- holders, events, processes --------------------------------------------------------------------
