@@ -232,6 +232,7 @@ def _pool(
         "size": gauges.get("size", 0),
         "max_size": gauges.get("max", 0),
         "budget": [gauges.get("budget_share", 0), gauges["budget_total"]] if "budget_total" in gauges else None,
+        "circuits_open": gauges.get("circuits_open", 0),
         "servers": _servers(gauges),
         "role": _role(gauges),
         "waiting": gauges.get("pending", 0),

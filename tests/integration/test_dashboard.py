@@ -132,7 +132,7 @@ def a_pool(name: str, **more: Any) -> dict[str, Any]:
     series = [None] * 20 + [float(number % 7) for number in range(40)]
     return {
         "name": name, "kind": "PostgresPool", "processes": 2, "idle": 1, "in_use": 3, "size": 4, "max_size": 20,
-        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [],
+        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [], "circuits_open": 0,
         "role": None,
         "leases_per_second": 12.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02}, "by_process": [{"pid": 12, "in_use": 2, "size": 2, "waiting": 0}],
@@ -431,9 +431,10 @@ def test_servers_and_roles_are_shown(browser: Browser, site: Site) -> None:
         {"name": "https://<b>.example", **own, "failing": 0.5, "ejected": 2, "circuits_open": 1},
     ]
     replica = a_pool("shop.replica", role={"name": "replica", "lag": 0.25})
-    site.view = lambda: a_view([a_pool("api", servers=servers), replica])
+    site.view = lambda: a_view([a_pool("api", servers=servers, circuits_open=1), replica])
     browser.show(site.url)
     wait_until(lambda: browser.state("api") == "up")
+    assert "1 circuit open" in browser.text("[data-pool='api'] td.name")
     assert "replica, 250 ms behind" in browser.text("[data-pool='shop.replica'] td.name")
     browser.run("document.querySelector(\"[data-pool='api'] td.name button\").click()")
     text = browser.text("[data-pool='api'] .more")

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from pooling import CircuitBreaker, CircuitOpen, HTTPPool, Observer
-from pooling.observe.figures import Recorder
+from pooling.observe.view import Viewer
 from tests.integration.tools import wait_until
 from tests.web import WebServer
 
@@ -47,7 +47,8 @@ def test_failing_server_is_left_alone(web: WebServer, caplog: pytest.LogCaptureF
         with caplog.at_level(logging.WARNING, "pooling"):
             fail(pool)
             assert circuit(pool, web) == "open"
-            assert Recorder().sample()["api"]["gauges"]["circuits_open"] == 1
+            (shown,) = [one for one in Viewer.of_process().view()["pools"] if one["name"] == "api"]
+            assert shown["circuits_open"] == 1
             with pytest.raises(requests.ConnectionError) as caught:
                 pool.get("/echo")
             assert isinstance(caught.value, CircuitOpen) and 0 < caught.value.retry_after <= 0.5

@@ -35,7 +35,7 @@ NOW = 1_764_400_000.0
 def a_pool(name: str = "orders", **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "PostgresPool", "processes": 2, "idle": 1, "in_use": 3, "size": 4, "max_size": 20,
-        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [],
+        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [], "circuits_open": 0,
         "role": None,
         "leases_per_second": 120.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02},
@@ -243,6 +243,11 @@ def test_servers_of_a_balanced_pool_have_a_line() -> None:
     text = drawn(a_view(a_pool("x", servers=servers), a_pool("y", servers=servers[:1])))
     assert "servers: 1 of 3 in service; left out: http://b:1, http://c:1" in text
     assert "servers: 1 of 1 in service" in text
+
+
+def test_open_circuits_have_a_line() -> None:
+    text = drawn(a_view(a_pool("x", circuits_open=2), a_pool("y")))
+    assert text.count("2 circuits open") == text.count("circuit") == 1
 
 
 def test_a_server_of_a_cluster_has_its_role() -> None:

@@ -17,7 +17,7 @@ from .grid import Column
 from .shown import Row, text
 from .units import UNKNOWN, clock, count, duration, is_known, memory, percent, rate
 
-__all__ = ["PLAIN", "RICH", "Signs", "budget_of", "columns", "error_of", "servers_of"]
+__all__ = ["PLAIN", "RICH", "Signs", "budget_of", "circuits_of", "columns", "error_of", "servers_of"]
 
 NOTE, ALARM = "yellow", "bold red"
 
@@ -90,6 +90,14 @@ def servers_of(pool: Row) -> Text | None:
     line = f"  servers: {count(len(servers) - len(out))} of {count(len(servers))} in service"
     names = ", ".join(text(one.get("name")) for one in out)
     return Text(f"{line}; left out: {names}", ALARM) if out else Text(line, "dim")
+
+
+def circuits_of(pool: Row) -> Text | None:
+    """Return how many circuits of a pool are open in one line; ``None`` if none is."""
+    number = pool.get("circuits_open")
+    if not isinstance(number, (int, float)) or number <= 0:
+        return None
+    return Text(f"  {count(number)} circuit{'s' if number > 1 else ''} open", ALARM)
 
 
 def state_of(pool: Row, signs: Signs) -> Text:

@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from .grid import Grid, fit
-from .lists import ALARM, NOTE, PLAIN, RICH, Signs, budget_of, columns, error_of, servers_of, summary
+from .lists import ALARM, NOTE, PLAIN, RICH, Signs, budget_of, circuits_of, columns, error_of, servers_of, summary
 from .shown import LISTS, Row, Shown, View
 
 __all__ = ["picture"]
@@ -134,8 +134,8 @@ class _Block:
     def _draw(self, row: Row) -> list[Text]:
         lines = self._grid.row(row)
         pools = self._name == "pools"
-        more = [budget_of(row), servers_of(row), error_of(row, self._now, self._signs)] if pools else []
-        return [*lines, *(fit(line, self._width) for line in more if line is not None)]
+        more = [budget_of(row), servers_of(row), circuits_of(row), error_of(row, self._now, self._signs)]
+        return [*lines, *(fit(line, self._width) for line in more if pools and line is not None)]
 
     def lines(self, share: int) -> list[Text]:
         """Return that many lines: title, head and rows from where the list is scrolled to."""

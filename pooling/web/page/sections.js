@@ -107,6 +107,7 @@ function poolRow(pool, open, id, toggle) {
         h("span", {class: "arrow", "aria-hidden": "true"}, open ? "▾" : "▸"),
         h("span", {class: "label", title: pool.name}, pool.name)),
       h("small", {}, pool.kind, pool.processes > 1 && `, ${plural(pool.processes, "process", "processes")}`,
+        pool.circuits_open > 0 && `, ${plural(pool.circuits_open, "circuit")} open`,
         pool.role && `, ${role(pool.role)}`,
         pool.budget && `, budget ${count(pool.budget[0])} of ${count(pool.budget[1])}`)),
     cell(null, "status", badge(pool)),
