@@ -132,8 +132,8 @@ def a_pool(name: str, **more: Any) -> dict[str, Any]:
     series = [None] * 20 + [float(number % 7) for number in range(40)]
     return {
         "name": name, "kind": "PostgresPool", "processes": 2, "idle": 1, "in_use": 3, "size": 4, "max_size": 20,
-        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [], "circuits_open": 0,
-        "role": None,
+        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None,
+        "servers": [], "circuits_open": 0, "role": None,
         "leases_per_second": 12.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02}, "by_process": [{"pid": 12, "in_use": 2, "size": 2, "waiting": 0}],
         "holders": [

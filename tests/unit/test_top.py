@@ -35,8 +35,8 @@ NOW = 1_764_400_000.0
 def a_pool(name: str = "orders", **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "PostgresPool", "processes": 2, "idle": 1, "in_use": 3, "size": 4, "max_size": 20,
-        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None, "servers": [], "circuits_open": 0,
-        "role": None,
+        "waiting": 0, "oldest_wait": 0.0, "state": "up", "last_error": None, "last_error_at": None,
+        "servers": [], "circuits_open": 0, "role": None,
         "leases_per_second": 120.5, "timeouts_per_minute": 0.0, "wait": {"p50": 0.0, "p99": 0.004},
         "use": {"p50": 0.001, "p99": 0.02},
         "by_process": [
