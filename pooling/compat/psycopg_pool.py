@@ -180,10 +180,16 @@ class _Core(PostgresPool):
         adapter.renewed += [ledger.renew, self._came_back_bad.clear]
         weakly = weakref.ref(self)
         checks = options["check"] is not None
-        vars(adapter).update(
+        self._override(
             create=partial(_create, weakly, adapter.create, checks), close=partial(_close, weakly, adapter.close),
             evicted=partial(_evicted, weakly),
         )
+
+    def _override(self, **hooks: Callable[..., object]) -> None:
+        """Replace hooks of this pool's adapter, and have the engine look again which there are."""
+        vars(self.engine.adapter).update(hooks)
+        with self.engine.lock:
+            self.engine.configure(self.engine.settings)
 
     def check(self) -> None:
         self._inspector = threading.get_ident()
@@ -198,7 +204,7 @@ class _NullCore(_Core):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        vars(self.engine.adapter)["refuse"] = _refuse
+        self._override(refuse=_refuse)
 
     def acquire(self, timeout: float | None = None, _depth: int = 1, lane: str | None = None) -> Lease[Any]:
         exhausted, began = self.engine.state.exhausted, self.engine.clock.now()
