@@ -27,7 +27,6 @@ import _thread
 import queue
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context, copy_context
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -383,18 +382,13 @@ class Engine(Generic[R]):
         if reason is not None and not self.state.owns(entry):
             return
         resource = entry.resource
-        end = self.adapter.close if entry.pool is self.ref else self.adapter.abandon
         try:
             if resource is not None:
-                end(resource)
+                (self.adapter.close if entry.pool is self.ref else self.adapter.abandon)(resource)
         except BaseException as error:
-            interrupted = not isinstance(error, Exception)  # perhaps before the resource was closed
-            if interrupted and self.adapter.close_inline:
+            if self.adapter.close_inline and not isinstance(error, Exception):
                 raise  # raised in the borrower's thread; the reaper reclaims the slot when the token is gone
-            self.events.close_failed(error)
-            if interrupted and token is not None:
-                with suppress(Exception):
-                    end(resource)
+            self.events.close_failed(error)  # not tried again: an interruption does not tell whether it was closed
         del resource
         if reason is not None:
             entry.resource = None  # it must not be closed twice; and is destroyed before its slot is free (P2)

@@ -24,6 +24,7 @@ from .report.holders import describe, holders_of
 from .runtime import shutdown
 from .schedule import AUDIT, NEVER, replace_ahead
 from .stalls import Stalls
+from .state import NOT_BEGUN
 
 if TYPE_CHECKING:
     from .adapting import Adapting
@@ -114,9 +115,10 @@ class Maintenance(Generic[R]):
             if dropped:
                 engine.events.lease_dropped(entry)
             engine.schedule_sweep(engine.fast.now() + engine.settings.close_timeout)
+            # First: whatever interrupts this thread or the worker, it is not closed twice. Its slot is free after
+            # `close_timeout`, and the garbage collector has the resource.
+            entry.generation, entry.since = _RECLAIMED, engine.fast.now()
             engine.runtime.workers.submit(engine.close_entry, entry, "orphaned", None, self)
-            entry.generation = _RECLAIMED  # last: if this thread is interrupted, the next audit tries again
-            entry.since = engine.fast.now()  # and if a worker is, the slot is free after `close_timeout`
         engine.serve()
 
     # -- parts of a sweep ------------------------------------------------------
@@ -283,7 +285,9 @@ class Maintenance(Generic[R]):
         """Serve waiters again; due soon while borrowers wait, and when a probe of the server is due."""
         engine = self.engine
         for entry in list(engine.state.entries):
-            if entry() is None:  # its message is still to come, or was lost when the reaper was interrupted
+            # Its message is still to come, or was lost when the reaper was interrupted. If the close has begun, it has
+            # its time limit, and is not repeated: the resource may be closed already.
+            if entry() is None and (entry not in engine.state.closing or entry.since == NOT_BEGUN):
                 self.reclaim(entry)
         engine.serve(audit=True)
         outage = engine.outage

@@ -27,11 +27,11 @@ from .entry import Entry, Token
 from .idle import IdleStack
 from .waiter import WaitQueue
 
-__all__ = ["FILL_ATTEMPTS", "MOST_AHEAD", "WorkerTask", "PoolState", "UNLIMITED"]
+__all__ = ["FILL_ATTEMPTS", "MOST_AHEAD", "NOT_BEGUN", "WorkerTask", "PoolState", "UNLIMITED"]
 
 UNLIMITED = 1 << 60
 _NOT_LENT = float("-inf")
-_NOT_BEGUN = float("inf")
+NOT_BEGUN = float("inf")
 
 MOST_AHEAD = 64
 """How many resources are created at once on workers ahead of need; each that is ready starts the next. More would
@@ -320,7 +320,7 @@ class PoolState:
 
     def close(self, entry: Entry) -> None:
         """Mark an entry as closing; its slot stays taken (P2)."""
-        entry.since = _NOT_BEGUN  # set first: it must not look overdue in `closing`
+        entry.since = NOT_BEGUN  # set first: it must not look overdue in `closing`
         self.closing.add(entry)
         self.settle(entry)
 

@@ -269,7 +269,6 @@ class Dropped(Lent):
     """A lease that nothing refers to any more."""
 
     settings = {"close_timeout": 2}  # a worker may be interrupted, too
-    may_lose_it = True  # before it has closed the resource: then only the slot is free again
 
     def act(self) -> None:
         del self.lease
@@ -285,6 +284,9 @@ THREADS = [First, Discard, CheckedOnWorker, Release, Idle, Adaptive, Dropped, Pr
 @pytest.mark.parametrize("kind", THREADS, ids=lambda kind: kind.__name__)
 def test_interrupted_anywhere_in_the_librarys_threads(kind: type[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     class Longer(kind):  # type: ignore[misc, valid-type]
+        # A worker that is interrupted at a close does not try again: the resource may be closed already.
+        may_lose_it = kind in (Discard, Idle, Dropped)
+
         def act(self) -> None:
             super().act()
             self.turns.advance(1)
