@@ -100,6 +100,7 @@ class MariaDBServer:
                 self._install(data)
         self._process = self._run(
             "--no-defaults", f"--datadir={data}", f"--port={self.port}", f"--bind-address={LOOPBACK}",
+            f"--tmpdir={self._home.path}",  # of its own: names there are unique for one process only
             f"--socket={self._home.path / 'socket'}", f"--pid-file={self._home.path / 'pidfile'}",
             *([] if self._grants else ["--skip-grant-tables"]), "--skip-networking=0",
             "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", *self._user(), *self.options,
