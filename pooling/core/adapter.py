@@ -10,7 +10,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from .._fields import fields
 from .._masking import shown
@@ -95,15 +95,28 @@ class Adapter(Generic[R]):
     def validate(self, resource: R, timeout: float) -> None:
         """Make a round trip of at most ``timeout`` seconds; raise if the resource is dead."""
 
-    def reset(self, resource: R) -> bool | None:
+    def reset(self, resource: R) -> bool | Literal["sent"] | None:
         """Clean the resource for the next borrower, or raise.
 
         Returns:
             ``True`` if its peer has answered during this reset or right before
             it. The resource is then not checked again for a borrower that is
             already waiting, or acquires it within a tenth of a millisecond.
+            ``"sent"`` if the answer is still to come; `finish_reset` is called
+            before the resource is used again. Only with `enforces_timeouts`.
         """
         return None
+
+    def finish_reset(self, resource: R, timeout: float) -> bool:
+        """Return whether a reset that was sent has ended; wait for its end at most ``timeout`` seconds.
+
+        Called before the next borrower gets the resource, in his thread, and
+        again until it returns ``True`` or raises. ``0`` means do not wait.
+
+        Raises:
+            Exception: The reset has failed, or has taken longer than ``reset_timeout``.
+        """
+        return True
 
     def close(self, resource: R) -> None:
         """Close the resource; return when the peer has closed it too, if that can be detected."""

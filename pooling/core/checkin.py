@@ -155,14 +155,15 @@ class Checkin(Generic[R]):
         engine, entry = self.engine, token.entry
         try:
             answered = self._reset(entry.resource)  # type: ignore[misc]
+        except Exception as error:
+            self.liveness.reset_failed(token, error)
+            return False
         except BaseException as error:
             engine.events.reset_failed(error)
             engine.evict(token, "reset")
-            if not isinstance(error, Exception):
-                raise
-            self.liveness.resets.failed(error, engine.fast.now())
-            return False
-        if self.liveness.resets.trouble:
+            raise
+        sent = self._resets_inline and answered == "sent"  # the return value of a plain function means nothing
+        if self.liveness.resets.trouble and not sent:
             self.liveness.resets.succeeded()
         now = engine.fast.now()
         if engine.settings.enable_metrics:
@@ -171,8 +172,8 @@ class Checkin(Generic[R]):
             if not len(durations.recent) % FOLD_AT:
                 durations.fold()
         entry.idle_since = now
-        entry.answered = False
-        if answered and self._resets_inline:  # the return value of a plain function means nothing
+        entry.answered = None if sent else False
+        if answered and self._resets_inline and not sent:
             entry.answered, entry.checked = True, now
         return True
 

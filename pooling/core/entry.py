@@ -67,7 +67,9 @@ class Entry(weakref.ref):  # type: ignore[type-arg]
     expires: float  # end of its lifetime
     idle_since: float  # time of the last release
     checked: float  # time of the last round trip that proved it alive
-    answered: bool  # whether the peer answered during the last release, at `checked`
+    #: Whether the peer answered during the last release, at `checked`. ``None``: the answer to the reset is still to
+    #: come. An error: the reset has failed, and the generation is `DEAD`.
+    answered: bool | Exception | None
     since: float  # when its present state began: lent, creating, checking or closing
     uses: int  # finished leases
     busy: float  # total seconds of all finished leases

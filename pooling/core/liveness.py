@@ -64,6 +64,8 @@ class Liveness(Generic[R]):
         """Whether a resource is alive and needs no round trip. Marks a dead one."""
         if entry.answered and entry.checked > now - self.answer_ttl and entry.checked > self.suspicion.since:
             return True
+        if entry.answered is None and not self.has_ended_reset(entry):
+            return False
         is_alive = connected if entry.watched else self._is_alive
         if is_alive is not None:
             try:
@@ -87,10 +89,52 @@ class Liveness(Generic[R]):
             self._log_failed_check()
             return False
 
-    def _log_failed_check(self) -> None:
+    def _log_failed_check(self, hook: str = "is_alive") -> None:
         name = self.engine.name
-        extra = fields("hook_failed", name, hook="is_alive")
-        logger.debug("pool %r: is_alive() failed", name, exc_info=True, extra=extra)
+        extra = fields("hook_failed", name, hook=hook)
+        logger.debug("pool %r: %s() failed", name, hook, exc_info=True, extra=extra)
+
+    # -- the end of a reset ---------------------------------------------------
+
+    def has_ended_reset(self, entry: Entry, timeout: float = 0.0) -> bool:
+        """Whether the reset that its last release has sent has ended, at most ``timeout`` seconds from now.
+
+        Marks a resource whose reset has failed.
+        """
+        if entry.answered is not None:
+            return True
+        finish, waited = self.engine.adapter.finish_reset, False
+        try:
+            ended = finish(entry.resource, 0.0)
+            if not ended and timeout > 0:
+                ended, waited = finish(entry.resource, timeout), True
+        except Exception as error:
+            entry.generation = DEAD
+            entry.answered = False  # it is as dead as any other whose connection has ended
+            if not self._is_broken(entry, error):
+                entry.answered = error.with_traceback(None)
+            return False
+        if ended:
+            # The answer may have come at any time since the release.
+            entry.checked = self.engine.fast.now() if waited else max(entry.checked, entry.idle_since)
+            entry.answered = False
+            if self.resets.trouble:
+                self.resets.succeeded()
+        return ended
+
+    def _is_broken(self, entry: Entry, error: Exception) -> bool:
+        try:
+            return self.engine.adapter.is_broken(entry.resource, error)
+        except Exception:
+            self._log_failed_check("is_broken")
+            return True
+
+    def reset_failed(self, token: Token, error: Exception) -> None:
+        """Close a resource whose reset has failed."""
+        engine = self.engine
+        engine.events.reset_failed(error)
+        engine.evict(token, "reset")
+        self.resets.failed(error, engine.fast.now())
 
     # -- with a round trip ----------------------------------------------------
 
@@ -100,6 +144,8 @@ class Liveness(Generic[R]):
         started = engine.fast.now()
         try:
             self.report_frozen()
+            if not self.has_ended_reset(entry, limit):
+                raise TimeoutError(f"its reset had no answer within {limit:g} s")
             engine.adapter.validate(entry.resource, limit)
         except Exception as error:
             return error.with_traceback(None)  # its frames refer to the token
@@ -132,7 +178,9 @@ class Liveness(Generic[R]):
 
     def check_idle(self, token: Token) -> None:
         """Check a resource that was removed from the idle stack, and put it back or evict it."""
-        if not self.is_alive(token.entry):
+        if not self.has_ended_reset(token.entry) and token.entry.generation is not DEAD:
+            self.engine.make_available(token)  # the reset has its own time limit
+        elif token.entry.generation is DEAD or not self.is_alive(token.entry):
             self.found_dead(token, "dead", None)
         elif self.validate_hook is None:
             self.engine.make_available(token)
@@ -168,6 +216,9 @@ class Liveness(Generic[R]):
 
     def found_dead(self, token: Token, reason: str, error: Exception | None) -> None:
         """Evict a dead resource. Resources last seen alive earlier become suspect, or are replaced."""
+        if isinstance(token.entry.answered, Exception):
+            self.reset_failed(token, token.entry.answered)
+            return
         self.engine.evict(token, reason)
         self.suspect_older(by_round_trip=error is not None)
         self.engine.serve()

@@ -149,14 +149,14 @@ class Probe(Generic[R]):
 
     def _take_idle(self) -> Token | None:
         """Take an idle resource that is alive as far as that is known without a round trip."""
-        engine, state = self.engine, self.engine.state
+        engine, state, limit = self.engine, self.engine.state, self.engine.settings.health_check_timeout
         while True:
             token = self._pop()
             if token is None:
                 return None
             if state.fast_path_closed or state.unfit(token.entry, engine.fast.now()):
                 engine.make_available(token)  # which closes it
-            elif not self.liveness.is_alive(token.entry):
+            elif not (self.liveness.has_ended_reset(token.entry, limit) and self.liveness.is_alive(token.entry)):
                 self.liveness.found_dead(token, "dead", None)
             else:
                 return token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.pq.abc import PGconn
@@ -260,15 +260,21 @@ class PostgresAdapter(Adapter[Connection]):
         if notes_of(resource).role not in (None, role_of(resource)):  # after a failover
             raise psycopg.OperationalError("the server has changed its role: it became a standby, or is none any more")
 
-    def reset(self, resource: Connection) -> bool:
-        return self.session_rules.clean(resource) and self._check is None  # a check may look for more than an answer
+    def reset(self, resource: Connection) -> bool | Literal["sent"]:
+        answered = self.session_rules.clean(resource)
+        if answered == "sent" or self._check is None:
+            return answered
+        return False  # a check may look for more than an answer
+
+    def finish_reset(self, resource: Connection, timeout: float) -> bool:
+        return self.session_rules.finish(resource, timeout)
 
     def close(self, resource: Connection) -> None:
         notes, wait = notes_of(resource), CLOSE_WAIT
         if notes.foreign:
             resource.close()
             return
-        if resource.pgconn.transaction_status == ACTIVE:
+        if resource.pgconn.transaction_status == ACTIVE and notes.cleaning is None:
             notes.cancel = Cancel(resource)
         if notes.cancel is not None:
             wait = CANCELLED_WAIT

@@ -35,6 +35,7 @@ from .tracking import (
     IN_ERROR,
     IN_TRANSACTION,
     NO_PIPELINE,
+    Configuration,
     Connection,
     Notes,
     bare_of,
@@ -42,7 +43,7 @@ from .tracking import (
     rolled_back,
 )
 from .unfinished import PIPELINE, cut_off, is_unfinished, left_open
-from .wire import failed_at, notify, round_trip
+from .wire import Sent, failed_at, notify, round_trip
 
 __all__ = ["IDLE", "Connection", "Hook", "Session", "SessionMode", "bare_of", "left_open", "notes_of"]
 
@@ -73,6 +74,7 @@ class Session:
         self._configure = configure
         self._always = [] if reset is None else [reset]
         self._after_use = [mode, *self._always] if callable(mode) else self._always
+        self._sends = mode == "clean" and not self._always  # nothing follows the answer, so it can be read later
         self.create_timeout = create_timeout
         self.reset_timeout = reset_timeout
         self.command_timeout = command_timeout
@@ -134,21 +136,62 @@ class Session:
         notes.limit, notes.queries = self._limit, self._queries
         notes.dirty = notes.configuration.lost = False
 
-    def clean(self, conn: Connection) -> bool:
-        """Make a connection as good as new, or raise; return whether the server has answered just now."""
+    def clean(self, conn: Connection) -> bool | Literal["sent"]:
+        """Make a connection as good as new, or raise.
+
+        Returns:
+            Whether the server has answered just now; ``"sent"`` if `finish` has to follow.
+        """
         notes: Notes = conn._pooling  # type: ignore[attr-defined]
         if notes.foreign:
             return self._clean_foreign(conn)
         answered, notes.answered = notes.answered, False
+        sent = False
         status = conn.pgconn.transaction_status
         if answered and status == IDLE and not (self._after_use or notes.configuration.lost):
             _restore(conn, notes)
+        elif self._sends and status == IDLE and notes.dirty and self._takes_one_round_trip(conn, notes.configuration):
+            _restore(conn, notes)
+            notes.cleaning = Sent(conn, self._clean + notes.configuration.statements, self.reset_timeout)
+            sent = True
         else:
             answered = self._clean_up(conn, notes, status) or answered
         notes.limit = self._limit
         notes.dirty = False
         notes.failed = None
+        if sent:
+            return "sent"
         return answered and not notes.fatal and notes.role is None  # else `is_alive` has more to look at
+
+    def _takes_one_round_trip(self, conn: Connection, configuration: Configuration) -> bool:
+        """Whether nothing is under way, and statements are all that a cleaning takes."""
+        by_hook = configuration.by_hook or configuration.lost
+        return bool(self._clean) and not by_hook and not is_unfinished(conn, IDLE)
+
+    def finish(self, conn: Connection, timeout: float) -> bool:
+        """Return whether a cleaning that was sent has ended, at most ``timeout`` seconds from now.
+
+        Raises:
+            psycopg.Error, TimeoutError: It has failed, or has taken longer than ``reset_timeout``.
+        """
+        notes = notes_of(conn)
+        cleaning = notes.cleaning
+        if cleaning is None:
+            return True
+        try:
+            if not cleaning.has_ended(timeout):
+                return False
+        except (psycopg.Error, TimeoutError) as error:
+            notes.cleaning = None  # what the server still does is now a command to be cancelled
+            if isinstance(error, TimeoutError) or not error.sqlstate or failures.ended_by(error) is not None:
+                raise
+            self._clean_server(conn, notes, b"")  # which finds out what this server does not execute
+            if notes.configuration.lost:
+                self._configure_again(conn, notes)
+                notes.limit, notes.dirty = self._limit, False
+        notes.cleaning = None
+        _forget_notifications(conn)
+        return True
 
     def _clean_up(self, conn: Connection, notes: Notes, status: int) -> bool:
         """Clean after a borrower that did not end with a COMMIT of the pool; return whether the server was asked."""

@@ -22,7 +22,7 @@ from .client_state import ClientState
 from .limits import Limit, limited, pace
 from .stalls import Watch, bare_of, explained
 from .statistics import QueryStatistics, text_of
-from .wire import Cancel, hang_up, notify
+from .wire import Cancel, Sent, hang_up, notify
 
 __all__ = [
     "ACTIVE", "BETWEEN", "IDLE", "IN_ERROR", "IN_TRANSACTION", "NO_PIPELINE", "Connection", "Measuring", "Notes",
@@ -66,6 +66,7 @@ class Notes(Watch):
         self.changed = False  # an attribute was set since the connection was as new
         self.dirty = False  # something was executed since the session was clean
         self.answered = False  # the server has answered a COMMIT, and nothing was executed since
+        self.cleaning: Sent | None = None  # one that was sent, and whose answer was not read yet
         self.fatal = False  # the server has said that it is about to close the connection
         self.got_message = False  # it has sent a message since the last check
         self.failed: str | None = None  # the statement that aborted the transaction

@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
 __all__ = [
-    "Cancel", "answers", "copying", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
+    "Cancel", "Sent", "answers", "copying", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
     "round_trip", "spare_handle", "wait_for_end",
 ]  # fmt: skip
 
@@ -57,6 +57,48 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None, may_copy: 
         raise
     refuse_failed(results)
     return results
+
+
+class Sent:
+    """A query that was sent, and whose answer is still to come.
+
+    Args:
+        conn: A connection on which nothing is under way.
+        query: As for `round_trip`; none of it is a COPY.
+        timeout: Seconds for all of it.
+    """
+
+    __slots__ = ("_answers", "_end", "_pgconn", "_results", "_timeout")
+
+    def __init__(self, conn: Connection, query: bytes, timeout: float) -> None:
+        self._timeout, self._end = timeout, time.monotonic() + timeout
+        self._pgconn = conn.pgconn
+        self._results: list[PGresult] = []
+        self._pgconn.send_query(query)
+        self._answers = answers(self._pgconn, self._results, may_copy=False)
+        next(self._answers)  # as far as the wait for the answer
+
+    def has_ended(self, timeout: float) -> bool:
+        """Return whether the answer is complete; wait for that at most ``timeout`` seconds.
+
+        Raises:
+            TimeoutError, psycopg.Error: As `round_trip`.
+        """
+        until = time.monotonic() + timeout
+        try:
+            for wanted in self._answers:
+                now = time.monotonic()
+                if now >= self._end:
+                    raise TimeoutError(f"no answer from the server within {round(self._timeout, 3):g} s")
+                if now >= until:
+                    return False
+                _ready(self._pgconn.socket, min(until, self._end) - now, wanted)
+        except (psycopg.Error, TimeoutError) as problem:
+            refuse_failed(self._results)
+            vars(problem)["_failed_at"] = len(self._results)
+            raise
+        refuse_failed(self._results)
+        return True
 
 
 def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator[int, Any, None]:
