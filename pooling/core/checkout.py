@@ -29,8 +29,8 @@ R = TypeVar("R")
 logger = logging.getLogger("pooling")
 
 GRACE = 0.05
-"""Seconds that every acquire waits for the end of a reset, even with a shorter timeout: the release, which did not wait
-for it, has made the resource available."""
+"""Seconds that a borrower waits for the end of a reset, even with ``timeout=0``: a release that does not wait for it
+makes the resource available all the same. After that, a worker waits, and the borrower takes what comes first."""
 
 
 class Checkout(Generic[R]):
@@ -41,7 +41,7 @@ class Checkout(Generic[R]):
     came later (P3).
     """
 
-    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "lane", "_reject", "_late")
+    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "lane", "_reject")
 
     def __init__(
         self, engine: Engine[R], liveness: Liveness[R], timeout: float | None, arrived: float, lane: str | None = None
@@ -53,7 +53,6 @@ class Checkout(Generic[R]):
         self.waited = False
         self.lane = lane  # without effect in a pool without lanes
         self._reject: Callable[[], object] | None = None  # disposes of the rejected resource
-        self._late = False  # its reset has not ended in time
 
     def run(self, doubtful: list[Token] | None = None) -> tuple[Token, float]:
         """Check a doubtful resource, or wait for one.
@@ -105,11 +104,11 @@ class Checkout(Generic[R]):
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif state.fast_path_closed or state.unfit(entry, now):
             self._reject = lambda: engine.make_available(token)  # which keeps it idle or closes it
-        elif entry.answered is None and not self._has_ended_reset(token, now):
+        elif entry.answered is None and not self._has_ended_reset(token):
             if entry.generation is DEAD:
                 self._reject = lambda: liveness.found_dead(token, "dead", None)
             else:
-                self._late, self._reject = True, lambda: engine.make_available(token)
+                self._reject = lambda: liveness.finish_on_worker(token)  # it comes back through `make_available`
         elif not liveness.is_alive(entry):
             self._reject = lambda: liveness.found_dead(token, "dead", None)
         elif self.timeout == 0 or liveness.validate_hook is None or entry.checked >= self.arrived:
@@ -126,9 +125,9 @@ class Checkout(Generic[R]):
             self._reject = lambda: liveness.found_dead(token, "invalid", error)
         return False
 
-    def _has_ended_reset(self, token: Token, now: float) -> bool:
+    def _has_ended_reset(self, token: Token) -> bool:
         try:
-            return self.liveness.has_ended_reset(token.entry, max(GRACE, self.arrived + self.timeout - now))
+            return self.liveness.has_ended_reset(token.entry, GRACE)
         except BaseException:
             self.engine.evict(token, "interrupted")
             raise
@@ -150,9 +149,6 @@ class Checkout(Generic[R]):
         state = engine.state  # a forked child has another one, with other lanes
         lane = state.lane(self.lane) if isinstance(state, LaneState) else None
         waiter = Waiter(self.arrived, threading.get_ident(), rejected, lane)
-        if self._late:
-            self._dispose_rejected()
-            self._raise_timeout(waiter)
         item: Token | BaseException | None
         try:
             creations, closes = EMPTY_PLAN
@@ -267,8 +263,6 @@ class Checkout(Generic[R]):
             if mine:
                 text += f"; this thread holds {len(mine)} itself: {describe(holders_of(mine, now))}"
             text += f"; held by: {describe(holders_of(lent, now))}"
-        if self._late:
-            text += "; the last reset of an idle one has not ended yet"
         if cause is not None:
             text += f"; last {engine.adapter.noun} error: {format_error(cause)}"
         engine.runtime.reaper.ensure()  # the reaper audits for waiters; if it was killed, this starts it again

@@ -109,10 +109,11 @@ class Liveness(Generic[R]):
             if not ended and timeout > 0:
                 ended, waited = finish(entry.resource, timeout), True
         except Exception as error:
-            entry.generation = DEAD
-            entry.answered = False  # it is as dead as any other whose connection has ended
-            if not self._is_broken(entry, error):
-                entry.answered = error.with_traceback(None)
+            broken = self._is_broken(entry, error)  # as dead as any other whose connection has ended
+            entry.answered = False if broken else error.with_traceback(None)
+            with self.engine.lock:
+                if entry.generation is not ABANDONED:
+                    entry.generation = DEAD
             return False
         if ended:
             # The answer may have come at any time since the release.
@@ -121,6 +122,16 @@ class Liveness(Generic[R]):
             if self.resets.trouble:
                 self.resets.succeeded()
         return ended
+
+    def finish_on_worker(self, token: Token) -> None:
+        """Wait on a worker for the end of a reset, then make the resource available or evict it."""
+        self.run_on_worker(token, self._finish, WorkerTask(self.engine.settings.reset_timeout, round_trip=False))
+
+    def _finish(self, token: Token) -> None:
+        if self.has_ended_reset(token.entry, self.engine.settings.reset_timeout):
+            self.engine.make_available(token)
+        elif token.entry.generation is not ABANDONED:
+            self.found_dead(token, "dead", None)
 
     def _is_broken(self, entry: Entry, error: Exception) -> bool:
         try:

@@ -205,6 +205,9 @@ class Server(FakeAdapter):
         self.spoilt: set[FakeResource] = set()  # cannot be reset
         self.cut: set[FakeResource] = set()  # its check or its close took too long
         self.silent: set[FakeResource] = set()  # died, and only a round trip can tell
+        self.slow = False  # it answers no reset for the time being
+        self.sent: set[FakeResource] = set()  # their resets are not finished
+        self.unanswered: set[FakeResource] = set()  # and cannot be
         self.answers: dict[FakeResource, float] = {}  # when it answered at the end of a lease
         self.time: Callable[[], float] = float
         self.last_death = -math.inf  # when the pool could know of one
@@ -257,6 +260,31 @@ class AnsweringServer(Server):
         return True
 
 
+class SendingServer(Server):
+    """Its reset is only sent: whether it has succeeded shows when the answer is there, which may take long."""
+
+    def reset(self, resource: FakeResource) -> object:
+        if not self.enforces_timeouts:
+            return super().reset(resource)
+        self.sent.add(resource)
+        if self.slow or resource in self.silent:
+            self.unanswered.add(resource)
+        return "sent"
+
+    def finish_reset(self, resource: FakeResource, timeout: float) -> bool:
+        assert resource in self.sent
+        if resource in self.unanswered and (resource in self.silent or self.slow):
+            if timeout >= PoolSettings().reset_timeout:
+                raise TimeoutError("reset")
+            return False
+        if not (resource.alive or resource in self.silent):
+            self.noted(False)
+            raise ConnectionError("reset")
+        super().reset(resource)
+        self.sent.discard(resource)
+        return True
+
+
 class PlainServer(Server):
     """Without checks and resets: leases take no lock."""
 
@@ -287,7 +315,7 @@ class PoolMachine(RuleBasedStateMachine):
     workers = "manual"
 
     @initialize(
-        kind=some(Server, AnsweringServer, PlainServer),
+        kind=some(Server, AnsweringServer, SendingServer, PlainServer),
         blocking=st.booleans(),
         enforces_timeouts=st.booleans(),
         sizes=some((0, 1), (0, 2), (1, 1), (1, 3), (2, 3)),
@@ -500,7 +528,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(
         what=some(
-            "kill", "restart", "die_silently", "freeze", "come_back", "go_down", "refuse", "strike", "drop_job"
+            "kill", "restart", "die_silently", "freeze", "come_back", "go_down", "refuse", "strike", "drop_job",
+            "slow_down", "speed_up",
         ),
         which=WHICH,
     )
@@ -529,7 +558,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The process stands still for an hour, and all that it holds dies meanwhile."""
         self.clock.frozen += 3600
         for entry in self.state.entries:
-            entry.answered = False  # but a moment before, which no clock would show
+            entry.answered = entry.answered and False  # but a moment before, which no clock would show
         self.die_silently(99)
         self.server.noted(False)
 
@@ -541,6 +570,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def come_back(self, _: int) -> None:
         self.server.down = None
+
+    def slow_down(self, _: int) -> None:
+        self.server.slow = True
+
+    def speed_up(self, _: int) -> None:
+        self.server.slow = False
 
     def strike(self, readings: int) -> None:
         """Raise in the next call of a borrower, after so many readings of the clock (P8)."""
@@ -668,7 +703,8 @@ class PoolMachine(RuleBasedStateMachine):
         if self.server.enforces_timeouts and recent and answer >= self.server.last_death:
             return True
         seen = max(entry.idle_since, entry.checked)
-        beyond_suspicion = seen > self.server.last_death or self.struck  # interrupted: unreported
+        # Created at the same instant: after the death. Interrupted: unreported.
+        beyond_suspicion = seen >= self.server.last_death or self.struck
         asked = entry.checked >= borrower.arrived or borrower.timeout == 0
         fresh = entry.since - seen <= self.pool.settings.validation_interval
         return lease.resource in self.server.silent and (asked or (beyond_suspicion and fresh))
@@ -680,7 +716,7 @@ class PoolMachine(RuleBasedStateMachine):
         lent = [lease.resource for lease in self.leases]
         idle = [token.entry.resource for token in self.state.idle]
         assert len({*lent, *idle}) == len(lent) + len(idle)
-        assert self.struck or not self.condemned.intersection(idle)
+        assert self.struck or not self.condemned.difference(self.server.sent).intersection(idle)
         assert not any(resource.closed for resource in [*lent, *idle, *self.detached])
         assert all(resource.closed <= 1 for resource in self.server.every)
 
