@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
-from pooling import Observer, Pool, PoolManager, PoolSettings
-from pooling.testing import FakeAdapter, VirtualClock
+from pooling import Lease, Observer, Pool, PoolManager, PoolSettings, PoolTimeout
+from pooling.core.checkout import GRACE
+from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Task
 
 
@@ -98,3 +100,199 @@ def test_hung_resets_count_as_failures() -> None:
     for one in hanging:
         one.result()
     pool.close()
+
+
+# -- resets that are only sent ---------------------------------------------------------
+
+
+class Sending(FakeAdapter):
+    """Its resets are sent; the test gives the answer, or ends the wait for it with an error."""
+
+    def __init__(self) -> None:
+        super().__init__(enforces_timeouts=True)
+        self.answer: BaseException | bool = True
+        self.waits: list[float] = []
+        self.meanwhile: Callable[[], object] = int
+
+    def reset(self, resource: FakeResource) -> str:
+        return "sent"
+
+    def finish_reset(self, resource: FakeResource, timeout: float) -> bool:
+        self.waits.append(timeout)
+        if timeout:
+            self.meanwhile()
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        if self.answer:
+            super().reset(resource)
+        return self.answer
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.fixture
+def sending() -> Sending:
+    return Sending()
+
+
+def lent(adapter: Sending, clock: VirtualClock, size: int = 1, **settings: object) -> Pool[FakeResource]:
+    """Make a pool whose idle resources wait for the answers to their resets."""
+    given = PoolSettings(min_size=0, max_size=size, health_check_interval=None).replace(**settings)  # type: ignore[arg-type]
+    pool: Pool[FakeResource] = Pool(adapter=adapter, settings=given, clock=clock)
+    for lease in [pool.acquire() for _ in range(size)]:
+        lease.resource.dirty = True
+        lease.release()
+    adapter.waits.clear()
+    return pool
+
+
+def test_a_release_does_not_wait_and_the_next_borrower_does(sending: Sending, clock: VirtualClock) -> None:
+    pool = lent(sending, clock)
+    sending.answer = False
+    sending.meanwhile = lambda: setattr(sending, "answer", True)
+    with pool.acquire(timeout=0) as resource:
+        assert not resource.dirty
+    assert sending.waits[-1] == GRACE and set(sending.waits[:-1]) == {0.0}
+
+
+def test_an_answer_that_is_there_is_not_waited_for(sending: Sending, clock: VirtualClock) -> None:
+    pool = lent(sending, clock)
+    with pool.acquire() as resource:
+        assert not resource.dirty
+    assert sending.waits == [0.0]
+    assert sending.calls["validate"] == 0
+
+
+def test_a_worker_waits_for_a_late_answer_and_the_borrower_takes_what_comes_first(sending: Sending) -> None:
+    """P4, P8: two resources, one of which is lent and released while the other's answer is late."""
+    clock = VirtualClock(workers="manual")
+    given = PoolSettings(min_size=0, max_size=2, health_check_interval=None)
+    pool: Pool[FakeResource] = Pool(adapter=sending, settings=given, clock=clock)
+    first, second = [acquired(pool, clock) for _ in range(2)]
+    late = second.resource
+    second.release()
+    sending.answer = False
+    borrower = Task(pool.acquire, timeout=5)
+    clock.until_parked(1)
+    assert pool.stats()["checking"] == clock.jobs == 1
+    sending.answer = True  # but the worker does not know it yet
+    first.release()
+    clock.settle()
+    lease = borrower.result()
+    assert lease.resource is not late
+    clock.run_job()
+    assert (pool.stats()["idle"], pool.stats()["checking"]) == (1, 0)
+    with pool.acquire() as resource:
+        assert resource is late
+
+
+def acquired(pool: Pool[FakeResource], clock: VirtualClock) -> Lease[FakeResource]:
+    task = Task(pool.acquire)
+    clock.until_parked(1)
+    clock.run_job()
+    clock.settle()
+    lease: Lease[FakeResource] = task.result()
+    return lease
+
+
+def test_a_borrower_whose_time_is_up_before_the_answer(sending: Sending) -> None:
+    """P4: it fails in time, and the resource is lent again when the answer is there."""
+    clock = VirtualClock(workers="manual")
+    pool: Pool[FakeResource] = Pool(
+        adapter=sending, settings=PoolSettings(min_size=0, max_size=1, health_check_interval=None), clock=clock
+    )
+    acquired(pool, clock).release()
+    sending.answer = False
+    for timeout in (0, 3):
+        borrower = Task(pool.acquire, timeout=timeout)
+        if timeout:
+            clock.until_parked(1)
+            clock.advance(timeout)
+        with pytest.raises(PoolTimeout):
+            borrower.result()
+    sending.answer = True
+    clock.run_job()
+    assert pool.acquire(timeout=0).resource.number == 1
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_reset_that_has_failed_costs_no_borrower(
+    sending: Sending, clock: VirtualClock, caplog: pytest.LogCaptureFixture, lost: bool
+) -> None:
+    """P5, P6: the resource is replaced; a lost connection counts as a death, which makes older ones suspect."""
+    pool = lent(sending, clock, size=2)
+    sending.answer = ConnectionError("lost") if lost else RuntimeError("cannot clean")
+    sending.meanwhile = lambda: None
+    with pool.acquire() as resource:
+        assert not resource.dirty
+    snapshot = pool.metrics.snapshot()
+    assert snapshot.closed == ({"dead": 2} if lost else {"reset": 2})
+    assert snapshot.errors.get("reset", 0) == (0 if lost else 2)
+
+
+def test_resets_that_keep_failing_later_are_one_incident(sending: Sending, clock: VirtualClock) -> None:
+    ears = Ears()
+    pool = lent(sending, clock)
+    pool.add_observer(ears)
+    for answer in [RuntimeError("cannot clean")] * 4 + [True] * 50:
+        sending.answer = answer
+        pool.acquire().release()
+    assert [text.partition(": ")[2] for text in ears.heard] == ["cannot clean", "recovered"]
+
+
+def test_interrupted_while_it_waits_for_an_answer(sending: Sending, clock: VirtualClock) -> None:
+    """P8: the slot is free, and the resource, whose state nobody knows, is closed."""
+    pool = lent(sending, clock)
+    sending.answer = False
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    sending.meanwhile = interrupt
+    with pytest.raises(Interrupted):
+        pool.acquire()
+    clock.settle()
+    assert (pool.stats()["size"], pool.metrics.snapshot().closed) == (0, {"interrupted": 1})
+    sending.answer, sending.meanwhile = True, int
+    assert pool.acquire().resource.number == 2
+
+
+@pytest.mark.parametrize("what", ["keepalive", "health", "probe", "check"])
+def test_who_else_uses_idle_resources_waits_for_the_answer(sending: Sending, clock: VirtualClock, what: str) -> None:
+    """P5: no round trip is made before the answer to the reset, and a failed reset is found."""
+    pool = lent(sending, clock, keepalive_interval=30)
+
+    def act() -> None:
+        if what == "keepalive":
+            clock.advance(31)
+        elif what == "health":
+            pool.check_health_now()
+            pool.reconfigure(health_check_interval=1)
+            clock.advance(1)
+        else:
+            getattr(pool, what)()
+
+    act()
+    assert sending.waits[0] == 0.0 and sending.calls["validate"] >= 1
+    (entry,) = pool.engine.state.entries
+    assert not entry.resource.dirty
+    pool.acquire().release()
+    sending.answer = RuntimeError("cannot clean")
+    act()
+    assert pool.metrics.snapshot().closed == {"reset": 1}
+
+
+def test_check_leaves_a_resource_whose_answer_is_still_to_come(sending: Sending, clock: VirtualClock) -> None:
+    pool = lent(sending, clock)
+    sending.answer = False
+    pool.check()
+    assert pool.stats()["idle"] == 1 and sending.calls["validate"] == 0
+
+
+def test_only_an_adapter_that_enforces_its_limits_sends_resets(sending: Sending, clock: VirtualClock) -> None:
+    sending.enforces_timeouts = False
+    pool = lent(sending, clock)
+    pool.acquire().release()
+    assert sending.waits == []
