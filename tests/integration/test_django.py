@@ -28,6 +28,7 @@ from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 
 from tests.integration import django_site  # noqa: E402
 from tests.integration.django_site import SECRET, alter, end_of_request, one, route  # noqa: E402
+from tests.integration.tools import note_cleanings  # noqa: E402
 
 
 def test_django_is_installed() -> None:
@@ -91,18 +92,8 @@ class Answer:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return the number of statements that cleaning sends."""
-    from pooling.adapters.postgres import session
-
-    made: list[bytes] = []
-
-    def counted(conn: Any, query: bytes, timeout: float | None, *further: Any) -> Any:
-        made.append(query)
-        return original(conn, query, timeout, *further)
-
-    original = session.round_trip
-    monkeypatch.setattr(session, "round_trip", counted)
-    return made
+    """Return what cleaning sends."""
+    return note_cleanings(monkeypatch)
 
 
 # -- a request and its connection --------------------------------------------------

@@ -33,7 +33,7 @@ from pooling.adapters.shared import blocks
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
-from .tools import environment, everywhere, in_thread
+from .tools import environment, everywhere, in_thread, note_cleanings
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
 TWO = ONE.replace(max_size=2)
@@ -81,29 +81,6 @@ def backend(pool: PostgresPool) -> int:
 
 def one(pool: PostgresPool, query: str) -> Any:
     return pool.execute_query(query)[0][0]
-
-
-class Requests:
-    """Counts what a connection sends, by the statistics that the server keeps of it."""
-
-    def __init__(self, pool: PostgresPool) -> None:
-        self.pool = pool
-        with pool.acquire() as conn:
-            self.pgconn = conn.pgconn
-        self.sent: list[bytes] = []
-
-    @contextlib.contextmanager
-    def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-        from pooling.adapters.postgres import session
-
-        def noting(conn: Any, query: bytes, timeout: float | None, *further: Any) -> Any:
-            self.sent.append(query)
-            return real(conn, query, timeout, *further)
-
-        real = session.round_trip
-        with monkeypatch.context() as patch:
-            patch.setattr(session, "round_trip", noting)
-            yield self.sent
 
 
 # -- clean -----------------------------------------------------------------------
@@ -195,13 +172,13 @@ def test_session_is_cleaned_on_the_client(make: Make) -> None:
 
 def test_unused_lease_costs_no_round_trip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make()
-    with Requests(pool).watched(monkeypatch) as sent:
-        for _ in range(3):
-            with pool.acquire() as conn:
-                conn.row_factory = dict_row
-            with pool.connection():
-                pass
-        assert sent == []
+    sent = note_cleanings(monkeypatch)
+    for _ in range(3):
+        with pool.acquire() as conn:
+            conn.row_factory = dict_row
+        with pool.connection():
+            pass
+    assert sent == []
 
 
 @needs_own_commit
@@ -209,13 +186,13 @@ def test_cleaning_takes_no_round_trip_of_its_own_after_a_transaction(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make()
-    with Requests(pool).watched(monkeypatch) as sent:
-        with pool.connection() as conn:
-            conn.execute("SELECT 1")
-        assert [query.split(b";")[0] for query in sent] == [b"COMMIT"]  # one for both
-        with pool.acquire() as conn:
-            conn.execute("SELECT 1")
-        assert [query.split(b";")[0] for query in sent[1:]] == [b"ROLLBACK"]
+    sent = note_cleanings(monkeypatch)
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+    assert [query.split(b";")[0] for query in sent] == [b"COMMIT"]  # one for both
+    with pool.acquire() as conn:
+        conn.execute("SELECT 1")
+    assert [query.split(b";")[0] for query in sent[1:]] == [b"ROLLBACK"]
 
 
 def test_configure_holds_again(make: Make) -> None:

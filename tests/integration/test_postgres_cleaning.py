@@ -14,6 +14,8 @@ from pooling import Observer, PoolSettings, PostgresPool
 from pooling.adapters.postgres import committing
 from tests.servers import PostgresServer
 
+from .tools import note_cleanings
+
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
 ADVISORY = "SELECT pg_advisory_unlock_all()"
 
@@ -79,21 +81,12 @@ def test_what_a_server_does_not_execute_is_left_out(
 def test_missing_steps_are_found_once_for_each_generation(
     hardened: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pooling.adapters.postgres import session
-
-    sent: list[bytes] = []
-    real = session.round_trip
-
-    def noting(conn: Any, query: bytes, timeout: float | None, *further: Any) -> None:
-        sent.append(query)
-        real(conn, query, timeout, *further)
-
-    monkeypatch.setattr(session, "round_trip", noting)
+    sent = note_cleanings(monkeypatch)
     with contextlib.closing(PostgresPool(hardened, ONE)) as pool:
         use(pool, "block")
-        assert len(sent) == 1  # the COMMIT; the cleaning that it did not do was sent, and nobody has waited for it yet
+        assert len(sent) == 2  # the COMMIT; what it did not clean, anew: nobody has waited for the answer yet
         use(pool, "block")
-        assert len(sent) == 5  # the same anew; without the step; the step alone; the next COMMIT
+        assert len(sent) == 6  # the same again; without the step; the step alone; the next COMMIT
         sent.clear()
         for _ in range(5):
             use(pool, "block")
@@ -102,7 +95,7 @@ def test_missing_steps_are_found_once_for_each_generation(
         pool.drain()
         for _ in range(2):
             use(pool, "block")
-        assert sum(b"advisory" in query for query in sent) == 3
+        assert sum(b"advisory" in query for query in sent) == 4
         assert len(warnings_of(caplog)) == 1
 
 

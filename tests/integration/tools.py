@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["ROOT", "environment", "everywhere", "in_thread", "run_forking", "wait_until"]
+__all__ = ["ROOT", "environment", "everywhere", "in_thread", "note_cleanings", "run_forking", "wait_until"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +73,24 @@ def run_forking(program: str) -> None:
         process.communicate()
         raise
     assert (process.returncode, output, errors) == (0, "child ok\nparent ok\n", "")
+
+
+def note_cleanings(patch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list to which everything is added that is sent to clean PostgreSQL sessions, also COMMITs."""
+    from pooling.adapters.postgres import session
+
+    sent: list[bytes] = []
+    real = session.round_trip
+
+    def noting(conn: Any, query: bytes, *further: Any) -> Any:
+        sent.append(query)
+        return real(conn, query, *further)
+
+    class NotingSent(session.Sent):
+        def __init__(self, conn: Any, query: bytes, timeout: float) -> None:
+            sent.append(query)
+            super().__init__(conn, query, timeout)
+
+    patch.setattr(session, "round_trip", noting)
+    patch.setattr(session, "Sent", NotingSent)
+    return sent
