@@ -10,7 +10,7 @@ The life of one resource, with the names to look for:
 6.  `Checkin.run` does the same where a reset, a limit or an error asks for more.
 7.  `Engine.serve` hands a released resource to the oldest waiter.
 8.  The next `Pool.acquire` pops it without a lock; `Liveness.is_sound` checks it, and a `Checkout` validates
-    it where a round trip is needed.
+    it where a round trip is needed. If the release has only sent the reset, both first wait for the answer.
 9.  `Maintenance.sweep`, run by the `Reaper`, finds it idle for too long, or expired.
 10. `Engine.evict` closes it on a worker by `Engine.close_entry`; `Engine.retire` frees its slot.
 

@@ -6,7 +6,8 @@
   ``set_config()`` and ``pg_advisory_lock()`` look like a SELECT. So a session
   is dirty when anything at all was executed, which `tracking` notes.
 - A dirty session is cleaned in one round trip, together with the ROLLBACK or
-  COMMIT that its transaction needs anyway.
+  COMMIT that its transaction needs anyway. If there is no transaction, the
+  release only sends it, and the next acquire reads the answer.
 
 Prepared statements are kept: psycopg relies on them. So a borrower may get
 "cached plan must not change result type" when a table has the same name as one
