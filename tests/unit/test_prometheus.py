@@ -250,13 +250,15 @@ def test_http_by_host() -> None:
     assert value(page, "pooling_http_sent_bytes_total", **host) == 100
 
 
+OF_A_BACKEND = {"backend_used": 2, "backend_latency": 0.25, "backend_ejected": 1, "backend_zone/eu": 3}
+GROUP = {
+    "counters": {"http://a\tejections": 4, "http://elsewhere\topened": 1},
+    "gauges": {**{f"http://a/api\t{key}": number for key, number in OF_A_BACKEND.items()}, "http://a\tidle": 1},
+}
+
+
 def test_servers_of_a_group() -> None:
-    gauges = {"backend_used": 2, "backend_latency": 0.25, "backend_ejected": 1, "backend_zone/eu": 3}
-    figures = {
-        "counters": {"http://a\tejections": 4, "http://elsewhere\topened": 1},
-        "gauges": {**{f"http://a/api\t{key}": number for key, number in gauges.items()}, "http://a\tidle": 1},
-    }
-    page = text(source=Fixed(group=figures, other={"counters": {"http://b\tejections": 9}, "gauges": {}}))
+    page = text(source=Fixed(group=GROUP, other={"counters": {"http://b\tejections": 9}, "gauges": {}}))
     backend = {"pool": "group", "backend": "http://a/api", "zone": "eu"}
     assert value(page, "pooling_backend_in_use", **backend) == 2
     assert value(page, "pooling_backend_pending_requests", **backend) == 0
@@ -453,13 +455,15 @@ def test_django(settings: str, expected: str, tmp_path: Path) -> None:
 FILES = importlib.resources.files("pooling.observe")
 WORDS = {
     "sum", "max", "by", "on", "rate", "increase", "histogram_quantile", "label_values", "pool", "le",
-    "job", "instance", "state", "reason", "kind", "code", "host", "used", "m", "s", "interval", "rate_interval",
+    "job", "instance", "state", "reason", "kind", "code", "host", "backend", "used", "m", "s", "interval", "rate_interval",
 }  # fmt: skip
 
 
 def exported() -> set[str]:
     """The names of all series that the collector exports."""
-    return {name for name, _ in samples(text(source=FULL))}
+    of_servers = {"primary": 1, "readable": 0, "lag": 0.5, "circuits_open": 1}
+    pools = {"server": {"counters": {}, "gauges": of_servers}, "group": GROUP}
+    return {name for source in (FULL, Fixed(**pools)) for name, _ in samples(text(source=source))}
 
 
 def metric_names(expression: str) -> Iterator[str]:
