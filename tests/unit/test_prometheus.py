@@ -455,7 +455,8 @@ def test_django(settings: str, expected: str, tmp_path: Path) -> None:
 FILES = importlib.resources.files("pooling.observe")
 WORDS = {
     "sum", "max", "by", "on", "rate", "increase", "histogram_quantile", "label_values", "pool", "le",
-    "job", "instance", "state", "reason", "kind", "code", "host", "backend", "used", "m", "s", "interval", "rate_interval",
+    "job", "instance", "state", "reason", "kind", "code", "host", "backend", "used", "m", "s", "interval",
+    "rate_interval",
 }  # fmt: skip
 
 
