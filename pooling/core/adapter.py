@@ -31,7 +31,7 @@ _LOST = {  # further system errors that mean a descriptor is no longer usable
 } - {None}  # fmt: skip
 
 
-HOOKS = ("is_alive", "validate", "reset", "close", "created", "refuse", "evicted")
+HOOKS = ("is_alive", "validate", "reset", "close", "created", "refuse", "evicted", "finish_reset")
 """Methods of `Adapter` that are called for each resource or lease, and not at all where they are not overridden."""
 
 

@@ -13,7 +13,7 @@ from .._fields import fields
 from .adapter import overridden
 from .engine import Engine
 from .entry import Entry, Token
-from .liveness import Liveness
+from .liveness import LATE, Liveness
 from .report.histogram import FOLD_AT, SHORT
 from .runtime.fork import SAME_PROCESS
 from .state import WorkerTask
@@ -173,6 +173,8 @@ class Checkin(Generic[R]):
                 durations.fold()
         entry.idle_since = now
         entry.answered = None if sent else False
+        if sent:
+            engine.schedule_sweep(now + LATE)
         if answered and self._resets_inline and not sent:
             entry.answered, entry.checked = True, now
         return True

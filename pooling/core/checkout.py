@@ -41,7 +41,7 @@ class Checkout(Generic[R]):
     came later (P3).
     """
 
-    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "lane", "_reject")
+    __slots__ = ("engine", "liveness", "timeout", "arrived", "waited", "lane", "late", "_reject")
 
     def __init__(
         self, engine: Engine[R], liveness: Liveness[R], timeout: float | None, arrived: float, lane: str | None = None
@@ -51,6 +51,7 @@ class Checkout(Generic[R]):
         self.timeout = engine.settings.acquire_timeout if timeout is None else timeout
         self.arrived = arrived
         self.waited = False
+        self.late = False  # it has waited for the end of a reset
         self.lane = lane  # without effect in a pool without lanes
         self._reject: Callable[[], object] | None = None  # disposes of the rejected resource
 
@@ -73,6 +74,8 @@ class Checkout(Generic[R]):
             del token
             token = self._wait()
             now = engine.fast.now()
+        if self.late:
+            now, self.waited = engine.fast.now(), True
         if self.waited and engine.settings.enable_metrics:
             engine.metrics.durations.wait.record(now - self.arrived)
             if isinstance(token.entry, LaneEntry):
@@ -127,7 +130,8 @@ class Checkout(Generic[R]):
 
     def _has_ended_reset(self, token: Token) -> bool:
         try:
-            return self.liveness.has_ended_reset(token.entry, GRACE)
+            self.late = self.liveness.has_ended_reset(token.entry, 0.0 if self.waited else GRACE)
+            return self.late
         except BaseException:
             self.engine.evict(token, "interrupted")
             raise

@@ -64,7 +64,7 @@ class FastPath:
         """
         self.hooks = hooks = frozenset(name for name in HOOKS if overridden(adapter, name) is not None)
         self.track_holders = settings.track_holders
-        self.checks_on_acquire = watched or not hooks.isdisjoint(("is_alive", "validate"))
+        self.checks_on_acquire = watched or not hooks.isdisjoint(("is_alive", "validate", "finish_reset"))
         self._counts_uses = settings.max_uses is not None
         self._always_slow = not hooks.isdisjoint(("reset", "refuse"))
 

@@ -22,10 +22,11 @@ from .entry import DEAD, Entry, Token
 from .events import Resets
 from .hangup import connected
 from .report.messages import format_error
+from .schedule import NEVER
 from .state import WorkerTask
 from .suspicion import Suspicion
 
-__all__ = ["ANSWER_TTL", "Liveness"]
+__all__ = ["ANSWER_TTL", "LATE", "Liveness"]
 
 R = TypeVar("R")
 logger = logging.getLogger("pooling")
@@ -33,6 +34,12 @@ logger = logging.getLogger("pooling")
 ANSWER_TTL = 1e-4
 """Seconds for which a peer that answered during a release counts as alive: a check's result would be just as old by
 the time it is used. Not more, because a server that is told to end a session does so within half a millisecond (P6)."""
+
+LATE = 1.0
+"""Seconds after which a sweep reads the answer to a reset that nobody has needed: it may say that the reset has failed,
+and that the session still holds a lock."""
+
+_SLICE = 0.1  # seconds that a worker waits for the end of a reset before it looks whether the pool was closed
 
 ABANDONED = object()
 """The generation of an entry whose check or close exceeded its time limit."""
@@ -102,12 +109,9 @@ class Liveness(Generic[R]):
         Marks a resource whose reset has failed.
         """
         if entry.answered is not None:
-            return True
-        finish, waited = self.engine.adapter.finish_reset, False
+            return not isinstance(entry.answered, Exception)
         try:
-            ended = finish(entry.resource, 0.0)
-            if not ended and timeout > 0:
-                ended, waited = finish(entry.resource, timeout), True
+            ended = self.engine.adapter.finish_reset(entry.resource, timeout)
         except Exception as error:
             broken = self._is_broken(entry, error)  # as dead as any other whose connection has ended
             entry.answered = False if broken else error.with_traceback(None)
@@ -117,7 +121,7 @@ class Liveness(Generic[R]):
             return False
         if ended:
             # The answer may have come at any time since the release.
-            entry.checked = self.engine.fast.now() if waited else max(entry.checked, entry.idle_since)
+            entry.checked = max(entry.checked, entry.idle_since)
             entry.answered = False
             if self.resets.trouble:
                 self.resets.succeeded()
@@ -125,13 +129,21 @@ class Liveness(Generic[R]):
 
     def finish_on_worker(self, token: Token) -> None:
         """Wait on a worker for the end of a reset, then make the resource available or evict it."""
-        self.run_on_worker(token, self._finish, WorkerTask(self.engine.settings.reset_timeout, round_trip=False))
+        task = WorkerTask(self.engine.settings.reset_timeout, round_trip=False, late=True)
+        self.run_on_worker(token, self._finish, task)
+        self.engine.serve()  # its borrower may have another one
 
     def _finish(self, token: Token) -> None:
-        if self.has_ended_reset(token.entry, self.engine.settings.reset_timeout):
-            self.engine.make_available(token)
-        elif token.entry.generation is not ABANDONED:
-            self.found_dead(token, "dead", None)
+        engine, entry = self.engine, token.entry
+        while not self.has_ended_reset(entry, _SLICE):
+            if entry.generation is ABANDONED:
+                return
+            if entry.generation is DEAD:
+                self.found_dead(token, "dead", None)
+                return
+            if engine.state.closed:
+                break  # nobody needs the answer any more
+        engine.make_available(token)
 
     def _is_broken(self, entry: Entry, error: Exception) -> bool:
         try:
@@ -156,7 +168,8 @@ class Liveness(Generic[R]):
         try:
             self.report_frozen()
             if not self.has_ended_reset(entry, limit):
-                raise TimeoutError(f"its reset had no answer within {limit:g} s")
+                late = TimeoutError(f"its reset had no answer within {limit:g} s")
+                return entry.answered if isinstance(entry.answered, Exception) else late
             engine.adapter.validate(entry.resource, limit)
         except Exception as error:
             return error.with_traceback(None)  # its frames refer to the token
@@ -180,7 +193,7 @@ class Liveness(Generic[R]):
         error = self.validate(token, self.engine.settings.health_check_timeout)
         if token.entry.generation is ABANDONED:
             return  # it exceeded its time limit, and was reported then
-        if health:
+        if health and not isinstance(token.entry.answered, Exception):  # a failed reset says nothing about the server
             self.engine.events.health_checked(error, self.engine.clock.wall())
         if error is not None:
             self.found_dead(token, "invalid", error)
@@ -199,6 +212,24 @@ class Liveness(Generic[R]):
             self.validate_on_worker(token)
         else:
             self.check(token)
+
+    def finish_resets(self, now: float) -> float:
+        """Read the answers to resets that were sent at least `LATE` seconds ago; return when to call again."""
+        due = NEVER
+        for token in self.engine.state.idle.tokens():
+            entry = token.entry
+            if entry.answered is not None:
+                continue
+            if entry.idle_since + LATE > now:
+                due = min(due, entry.idle_since + LATE)
+            elif self.engine.state.idle.take(token):  # else it was lent meanwhile
+                if self.has_ended_reset(entry):
+                    self.engine.make_available(token)
+                elif entry.generation is DEAD:
+                    self.found_dead(token, "dead", None)
+                else:
+                    self.finish_on_worker(token)
+        return due
 
     def check_all_idle(self) -> None:
         """Check every idle resource."""

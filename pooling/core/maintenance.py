@@ -81,6 +81,7 @@ class Maintenance(Generic[R]):
             self._hung_work(now),
             self._idle_too_long(now),
             self._expired(now),
+            self.liveness.finish_resets(now),
             self._keepalive(now),
             self._health_check(now),
             self._leaks(now),

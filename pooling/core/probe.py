@@ -19,7 +19,7 @@ from ..errors import PoolClosed, PoolTimeout, PoolUnavailable
 from .adapter import overridden
 from .checkin import Checkin
 from .engine import Engine
-from .entry import Token
+from .entry import DEAD, Token
 from .hangup import connected
 from .lanestate import LaneState
 from .liveness import Liveness
@@ -101,7 +101,7 @@ class Probe(Generic[R]):
         engine, state, outage = self.engine, self.engine.state, self.engine.outage
         failures = outage.failures
         while True:
-            token = self._take_idle()
+            token = self._take_idle(began + timeout)
             if token is not None:
                 return token
             with engine.lock:
@@ -147,17 +147,21 @@ class Probe(Generic[R]):
             return True
         return not state.creating and state.creatable(outage.allowed(engine.fast.now())) > 0
 
-    def _take_idle(self) -> Token | None:
+    def _take_idle(self, deadline: float) -> Token | None:
         """Take an idle resource that is alive as far as that is known without a round trip."""
-        engine, state, limit = self.engine, self.engine.state, self.engine.settings.health_check_timeout
+        engine, state, liveness = self.engine, self.engine.state, self.liveness
         while True:
             token = self._pop()
             if token is None:
                 return None
             if state.fast_path_closed or state.unfit(token.entry, engine.fast.now()):
                 engine.make_available(token)  # which closes it
-            elif not (self.liveness.has_ended_reset(token.entry, limit) and self.liveness.is_alive(token.entry)):
-                self.liveness.found_dead(token, "dead", None)
+            elif not liveness.has_ended_reset(token.entry, max(0.0, deadline - engine.fast.now())) and (
+                token.entry.generation is not DEAD
+            ):
+                liveness.finish_on_worker(token)
+            elif token.entry.generation is DEAD or not liveness.is_alive(token.entry):
+                liveness.found_dead(token, "dead", None)
             else:
                 return token
 

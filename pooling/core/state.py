@@ -47,6 +47,7 @@ class WorkerTask(NamedTuple):
     limit: float
     round_trip: bool  # makes a round trip: one that hangs counts as a death
     health: bool = False  # part of the health check
+    late: bool = False  # the end of a reset: nobody knows when, and a waiter may have another resource before
 
 
 class Limits(dict[str, int]):
@@ -297,7 +298,8 @@ class PoolState:
         creating = len(self.creating)
         short = self.min_size - (len(self.entries) - len(self.closing))
         ahead = min(max(short, self.filling), most_ahead - creating)
-        return ahead if self.paused else max(self.waiters.demand - creating - len(self.checking), ahead)
+        coming = creating + sum(not task.late for task in self.checking.values())
+        return ahead if self.paused else max(self.waiters.demand - coming, ahead)
 
     def _excess(self) -> list[tuple[Token, str]]:
         """Remove surplus resources from the idle stack, longest unused first."""

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pooling import PoolSettings, PoolTimeout, PoolUnavailable, PostgresPool
+from pooling import PoolSettings, PoolTimeout, PostgresPool
 from pooling.adapters.postgres.tracking import notes_of
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
@@ -33,7 +33,15 @@ def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
 def opened(proxy: Proxy, settings: PoolSettings = ONE, **options: Any) -> Iterator[PostgresPool]:
     dsn = f"host={LOOPBACK} port={proxy.port} user=postgres dbname=postgres"
     with contextlib.closing(PostgresPool(dsn, settings, kwargs={"autocommit": True}, **options)) as pool:
+        use_all(pool)
         yield pool
+
+
+def use_all(pool: PostgresPool) -> None:
+    """Use each connection: the first cleaning of each is waited for."""
+    with contextlib.ExitStack() as stack:
+        for conn in [stack.enter_context(pool.acquire()) for _ in range(pool.settings.max_size)]:
+            conn.execute("SELECT 1")
 
 
 def use(pool: PostgresPool) -> int:
@@ -158,8 +166,11 @@ def test_a_cleaning_that_fails_costs_the_connection_and_no_borrower(postgres: Po
         session.steps = (b"SELECT 1 / current_setting('my.divisor')::int", *session.steps)
         session.take_steps()
         with pool.acquire() as conn:
+            conn.execute("SET my.divisor = 1")
+        with pool.acquire() as conn:
             conn.execute("SET my.divisor = 0")
             before = conn.info.backend_pid
+        assert pool.stats()["idle"] == 1
         with pool.acquire() as conn:
             assert conn.info.backend_pid != before
             conn.execute("SET my.divisor = 1")
@@ -196,14 +207,16 @@ def test_what_else_can_come_while_the_answer_is_to_come(proxy: Proxy, postgres: 
             pool.check_health_now()
             soon(lambda: pool.metrics.snapshot().closed)
         else:
-            with pytest.raises(PoolUnavailable):  # it is closed, and another one cannot be made
+            began = time.monotonic()
+            with pytest.raises(PoolTimeout):
                 pool.probe(1)
+            assert time.monotonic() - began < 4  # not reset_timeout
         proxy.release()
         if end in ("close", "drain"):
             soon(lambda: not other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).fetchall())
         if end != "close":
             assert left(pool) == [(0, True)]
-            assert (use(pool) == backend) is (end == "check")
+            assert (use(pool) == backend) is (end in ("check", "probe"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -268,6 +281,92 @@ def test_a_waiter_gets_the_connection_before_the_answer(proxy: Proxy) -> None:
         waiter.join(30)
         assert found == [[(0, True)]]
         assert use(pool) == backend
+
+
+def test_a_free_slot_is_used_while_an_answer_is_late(postgres: PostgresServer) -> None:
+    settings = ONE.replace(max_size=1)
+    with contextlib.closing(PostgresPool(postgres.dsn, settings, kwargs={"autocommit": True})) as pool:
+        use_all(pool)
+        pool.resize(max_size=3)
+        with pool.acquire() as conn:
+            conn.execute("SELECT 1")
+            late = conn.info.backend_pid
+            os.kill(late, _STOP)
+        try:
+            with pool.acquire(3) as conn:
+                assert conn.info.backend_pid != late
+        finally:
+            os.kill(late, _CONTINUE)
+
+
+def test_an_answer_in_many_pieces_that_has_come_in_time_is_read_later(postgres: PostgresServer) -> None:
+    """Notifications come before it, more than libpq reads at once."""
+    settings = ONE.replace(reset_timeout=0.5)
+    with contextlib.closing(PostgresPool(postgres.dsn, settings, kwargs={"autocommit": True})) as pool:
+        use_all(pool)
+        with postgres.connect(autocommit=True) as other, pool.acquire() as conn:
+            backend = conn.info.backend_pid
+            conn.execute("LISTEN news")
+            for number in range(40):
+                other.execute("SELECT pg_notify('news', %s)", [f"{number}" + "x" * 7000])
+        time.sleep(0.6)
+        with pool.acquire() as conn:
+            assert conn.info.backend_pid == backend
+        assert not pool.metrics.snapshot().errors
+
+
+def test_a_configure_that_listens_loses_no_notification(postgres: PostgresServer) -> None:
+    def listen(conn: psycopg.Connection[Any]) -> None:
+        conn.execute("LISTEN news")
+
+    pool = PostgresPool(postgres.dsn, ONE, configure=listen, kwargs={"autocommit": True})
+    with contextlib.closing(pool), postgres.connect(autocommit=True) as other:
+        use_all(pool)
+        use(pool)
+        other.execute("NOTIFY news")
+        with pool.acquire() as conn:
+            assert [one.channel for one in conn.notifies(timeout=5, stop_after=1)] == ["news"]
+
+
+def test_a_users_check_is_made_also_after_a_wait_for_the_answer(proxy: Proxy) -> None:
+    checked: list[int] = []
+    settings = ONE.replace(validation_interval=0)
+    with opened(proxy, settings, check=lambda conn: checked.append(conn.info.backend_pid)) as pool:
+        use(pool)
+        checked.clear()
+        with pool.acquire():
+            pass
+        assert len(checked) == 1
+
+
+def test_a_flood_of_notifications_does_not_keep_locks_for_long(postgres: PostgresServer) -> None:
+    """The server cannot go on until somebody reads what it has to say: a sweep does."""
+    with contextlib.closing(PostgresPool(postgres.dsn, ONE, kwargs={"autocommit": True})) as pool:
+        use_all(pool)
+        with postgres.connect(autocommit=True) as other:
+            with pool.acquire() as conn:
+                conn.execute("SELECT pg_advisory_lock(4711)")
+                conn.execute("LISTEN news")
+                for _ in range(400):
+                    other.execute("SELECT pg_notify('news', i || repeat('x', 7000)) FROM generate_series(1, 8) i")
+            other.execute("SET lock_timeout = '30s'")
+            other.execute("SELECT pg_advisory_lock(4711)")
+
+
+def test_a_connection_whose_cleaning_waits_is_not_left_to_the_server(postgres: PostgresServer) -> None:
+    """P2: its slot is free only when the server has ended it, or was told to."""
+    with contextlib.closing(PostgresPool(postgres.dsn, ONE, kwargs={"autocommit": True})) as pool:
+        use_all(pool)
+        session = pool.session_rules
+        session.steps = (b"SELECT pg_sleep(30)", *session.steps)
+        session.take_steps()
+        with pool.acquire() as conn:
+            conn.execute("SELECT 1")
+            backend = conn.info.backend_pid
+        pool.drain()
+        soon(lambda: not pool.stats()["size"])
+        with postgres.connect(autocommit=True) as other:
+            assert not other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).fetchall()
 
 
 _STOP, _CONTINUE = 19, 18  # SIGSTOP, SIGCONT

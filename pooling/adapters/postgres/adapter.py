@@ -274,17 +274,19 @@ class PostgresAdapter(Adapter[Connection]):
         if notes.foreign:
             resource.close()
             return
-        if resource.pgconn.transaction_status == ACTIVE and notes.cleaning is None:
+        if resource.pgconn.transaction_status == ACTIVE:
             notes.cancel = Cancel(resource)
-        if notes.cancel is not None:
+        cancels = notes.cancel is not None and notes.cleaning is None  # a cleaning is expected to end by itself
+        if cancels:
             wait = CANCELLED_WAIT
-            with suppress(Exception):  # otherwise the server would go on with it, beyond the pool's size
-                notes.cancel.send(CANCEL_WAIT)
+            _send(notes.cancel)
         peer = notes.peer or spare_handle(resource)
         resource.close()
         if peer is not None:
             with peer:
-                wait_for_end(peer, wait)
+                if not wait_for_end(peer, wait) and notes.cancel is not None and not cancels:
+                    _send(notes.cancel)
+                    wait_for_end(peer, CANCELLED_WAIT)
 
     def interrupt(self, resource: Connection) -> None:
         if notes_of(resource).foreign:
@@ -313,6 +315,13 @@ class PostgresAdapter(Adapter[Connection]):
 
     def is_full(self, error: BaseException) -> bool:
         return failures.is_full(error)
+
+
+def _send(cancel: Cancel | None) -> None:
+    """Send a cancel request: otherwise the server would go on with the command, beyond the pool's size."""
+    if cancel is not None:
+        with suppress(Exception):
+            cancel.send(CANCEL_WAIT)
 
 
 def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:

@@ -151,7 +151,7 @@ class Session:
         status = conn.pgconn.transaction_status
         if answered and status == IDLE and not (self._after_use or notes.configuration.lost):
             _restore(conn, notes)
-        elif self._sends and status == IDLE and notes.dirty and self._takes_one_round_trip(conn, notes.configuration):
+        elif notes.sends and status == IDLE and notes.dirty and self._takes_one_round_trip(conn, notes.configuration):
             _restore(conn, notes)
             notes.cleaning = Sent(conn, self._clean + notes.configuration.statements, self.reset_timeout)
             sent = True
@@ -167,7 +167,7 @@ class Session:
     def _takes_one_round_trip(self, conn: Connection, configuration: Configuration) -> bool:
         """Whether nothing is under way, and statements are all that a cleaning takes."""
         by_hook = configuration.by_hook or configuration.lost
-        return bool(self._clean) and not by_hook and not is_unfinished(conn, IDLE)
+        return self._sends and bool(self._clean) and not by_hook and not is_unfinished(conn, IDLE)
 
     def finish(self, conn: Connection, timeout: float) -> bool:
         """Return whether a cleaning that was sent has ended, at most ``timeout`` seconds from now.
@@ -182,14 +182,9 @@ class Session:
         try:
             if not cleaning.has_ended(timeout):
                 return False
-        except (psycopg.Error, TimeoutError) as error:
+        except (psycopg.Error, TimeoutError):
             notes.cleaning = None  # what the server still does is now a command to be cancelled
-            if isinstance(error, TimeoutError) or not error.sqlstate or failures.ended_by(error) is not None:
-                raise
-            self._clean_server(conn, notes, b"")  # which finds out what this server does not execute
-            if notes.configuration.lost:
-                self._configure_again(conn, notes)
-                notes.limit, notes.dirty = self._limit, False
+            raise
         notes.cleaning = None
         _forget_notifications(conn)
         return True
@@ -243,6 +238,8 @@ class Session:
             try:
                 round_trip(conn, first + text + configuration.statements, timeout, False)
                 configuration.lost = configuration.by_hook
+                # Notifications that come later are for the next borrower, if the hook LISTENs.
+                notes.sends = not failed and b"LISTEN" not in configuration.statements.upper()
                 break
             except psycopg.Error as error:
                 timeout = left()
@@ -329,6 +326,7 @@ class Session:
             committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), False)
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
+                notes.sends = False  # `clean` finds out why
                 return  # committed all the same; `clean` will find that the session is dirty
             raise
         if conn._notify_handlers:

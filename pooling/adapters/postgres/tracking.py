@@ -66,6 +66,7 @@ class Notes(Watch):
         self.changed = False  # an attribute was set since the connection was as new
         self.dirty = False  # something was executed since the session was clean
         self.answered = False  # the server has answered a COMMIT, and nothing was executed since
+        self.sends = False  # the last cleaning succeeded as a whole, so the next release need not wait for its answer
         self.cleaning: Sent | None = None  # one that was sent, and whose answer was not read yet
         self.fatal = False  # the server has said that it is about to close the connection
         self.got_message = False  # it has sent a message since the last check

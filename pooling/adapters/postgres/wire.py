@@ -88,11 +88,13 @@ class Sent:
         try:
             for wanted in self._answers:
                 now = time.monotonic()
+                # First: more may have come than was read at once.
+                if _ready(self._pgconn.socket, max(0.0, min(until, self._end) - now), wanted):
+                    continue
                 if now >= self._end:
                     raise TimeoutError(f"no answer from the server within {round(self._timeout, 3):g} s")
                 if now >= until:
                     return False
-                _ready(self._pgconn.socket, min(until, self._end) - now, wanted)
         except (psycopg.Error, TimeoutError) as problem:
             refuse_failed(self._results)
             vars(problem)["_failed_at"] = len(self._results)
@@ -287,11 +289,16 @@ class Cancel:
             raise psycopg.OperationalError(f"the cancel request could not be sent: {text}")
 
 
-def wait_for_end(peer: socket.socket, timeout: float) -> None:
-    """Wait until the server closes its side, at most ``timeout`` seconds: until then it counts the connection."""
+def wait_for_end(peer: socket.socket, timeout: float) -> bool:
+    """Wait until the server closes its side, at most ``timeout`` seconds: until then it counts the connection.
+
+    Returns:
+        Whether it has closed it.
+    """
     deadline = time.monotonic() + timeout
     with suppress(OSError):  # a timeout, or the peer's reset
         while (left := deadline - time.monotonic()) > 0:
             peer.settimeout(left)
             if not peer.recv(4096):
-                return
+                return True
+    return False
