@@ -83,11 +83,12 @@ class Server:
         if before is None:
             self.latency = seconds
             return
+        weight = 1 - rest
         if seconds > before:  # it at most doubles, unless the last request was long ago
             slow = min(before * 2, before + (seconds - before) * _RISE)
-            self.latency = max(slow, before * rest + seconds * (1 - rest))
+            self.latency = max(slow, before + (seconds - before) * weight)
         else:
-            self.latency = before + (seconds - before) * max(_FALL, 1 - rest)
+            self.latency = before + (seconds - before) * (weight if weight > _FALL else _FALL)
 
     def cost(self, now: float, load: int, decay: float, typical: float) -> float:
         """Return what one more request costs, beside ``load`` others. For every request, so it is short.
@@ -98,11 +99,11 @@ class Server:
             decay: How fast averages fade.
             typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
         """
-        fade = rest = exp((self.seen - now) / decay)
-        latency = self.latency
-        if latency is None:
-            latency, rest, load = typical, 1.0, load if self.failures else load - _IDLE
-        cost = latency * rest * (load + _IDLE)
+        fade, latency = exp((self.seen - now) / decay), self.latency
+        if latency is not None:
+            cost = latency * fade * (load + _IDLE)
+        else:
+            cost = typical * (load + _IDLE if self.failures else load)
         if self.failing < _NO_FAILURES:
             return cost
         good = 1.0 - self.failing * fade
@@ -270,8 +271,9 @@ class Balancer:
         number = len(servers)
         if number == 1:
             return servers[0]
-        place, other = divmod(int(self._random() * number * (number - 1)), number - 1)  # any pair, in any order
-        first, second = servers[place], servers[other if other < place else other + 1]
+        drawn = self._random() * number
+        place = int(drawn)
+        first, second = servers[place], servers[place - 1 - int((drawn - place) * (number - 1))]  # any other
         decay, typical = self.policy.decay, self.typical
         cost = first.cost(now, load(first), decay, typical)
         return first if cost <= second.cost(now, load(second), decay, typical) else second

@@ -10,7 +10,7 @@ import requests
 
 from ..arguments import joined
 from ..sessions import Pooled
-from .bases import GroupURL, group_url
+from .bases import GroupURL
 from .transport import GroupTransport, backend_of
 
 __all__ = ["GroupSession"]
@@ -28,16 +28,13 @@ class GroupSession(Pooled):
 
     _pooling: GroupTransport
 
-    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        path, base = request.url, self._pooling.group.first.url
+    def prepare_request(self, request: requests.Request, url: str | None = None) -> requests.PreparedRequest:
+        path, group = request.url, self._pooling.group
         if not isinstance(path, str) or not path.startswith("/"):
             return super().prepare_request(request)
-        copy = request.__class__.__new__(request.__class__)  # as `copy.copy`, in a tenth of the time
-        vars(copy).update(vars(request))
-        copy.url = joined(base, path) if "?" in path else _joined(base, path)
-        prepared = super().prepare_request(copy)
-        url = str(prepared.url)
-        prepared.url = GroupURL(url) if "?" in url else group_url(url)  # a query is often another one each time
+        base = group.first.url
+        prepared = super().prepare_request(request, joined(base, path) if "?" in path else _joined(base, path))
+        prepared.url = group.url(str(prepared.url))
         return prepared
 
     # -- redirects ----------------------------------------------------------------
@@ -57,4 +54,4 @@ class GroupSession(Pooled):
     def _name_server(self, response: requests.Response) -> None:
         backend = backend_of(response)
         if backend is not None and type(response.url) is GroupURL:
-            response.url = self._pooling.group.target(backend, response.url)
+            _, response.url = response.url.at(backend.base)
