@@ -272,7 +272,8 @@ def test_a_server_that_hangs_is_ejected(three: list[WebServer]) -> None:
     with Proxy(three[0].port) as proxy:
         bases = [f"http://127.0.0.1:{proxy.port}", three[1].url]
         timeout = HTTPTimeout(connect=2.0, read=0.3)
-        with HTTPPool(base_urls=bases, timeout=timeout, balancing=FOR_EVER) as pool:
+        policy = Balancing(eject_for=600.0, eject_for_max=600.0, decay=0.2)  # it is slow, and soon tried again
+        with HTTPPool(base_urls=bases, timeout=timeout, balancing=policy) as pool:
             wait_until(lambda: pool.get("/echo") and proxy.attempts)
             proxy.hold()
             with Traffic(pool) as traffic:

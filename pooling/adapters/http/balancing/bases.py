@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ..arguments import checked_base, shown
+from ..arguments import checked_base, joined, shown
 
 __all__ = ["Base", "GroupURL", "MOST_SERVERS", "checked_bases", "is_path", "split_origin"]
 
@@ -68,7 +68,12 @@ class GroupURL(str):
         made.target, _ = made.at(first)
         return made
 
-    def __getnewargs__(self) -> tuple[str, Base]:
+    @classmethod
+    def below(cls, first: Base, path: str) -> GroupURL:
+        """Return the URL of a path, see `joined`."""
+        return cls(joined(first.url, path), first)
+
+    def __getnewargs__(self) -> tuple[str, Base]:  # type: ignore[override]  # of `__new__`
         return str(self), self.first
 
     def at(self, base: Base) -> tuple[str, str]:

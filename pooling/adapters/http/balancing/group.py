@@ -104,7 +104,7 @@ class Group:
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
         self.first, self.policy = bases[0], policy
-        self._url = functools.lru_cache(maxsize=256)(functools.partial(GroupURL, first=self.first))
+        self._url = functools.lru_cache(maxsize=256)(functools.partial(GroupURL.below, self.first))
         self._origins = {base.origin for base in bases}
         self._connections, self._bases = connections, bases
         self._balancer = Balancer(policy, zone, 0, random.random)
@@ -248,9 +248,14 @@ class Group:
 
     # -- URLs ---------------------------------------------------------------------
 
-    def url(self, url: str) -> GroupURL:
-        """Return a URL of the first server as one of the group."""
-        return GroupURL(url, self.first) if "?" in url else self._url(url)  # a query is often another one each time
+    def url(self, path: str) -> GroupURL:
+        """Return the URL of a request.
+
+        Raises:
+            requests.exceptions.InvalidURL: See `joined`.
+        """
+        # A query is often another one each time, and there may be secrets in it.
+        return GroupURL.below(self.first, path) if "?" in path else self._url(path)
 
     def canonical(self, location: str) -> str:
         """Return where a redirect leads: one to a server of the group leads to the group."""

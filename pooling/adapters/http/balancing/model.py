@@ -16,6 +16,7 @@ as Finagle's peak EWMA; ejection follows Envoy's outlier detection. Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import permutations
 from math import exp
 from typing import Any
 
@@ -83,12 +84,10 @@ class Server:
         if before is None:
             self.latency = seconds
             return
-        weight = 1 - rest
-        if seconds > before:  # it at most doubles, unless the last request was long ago
-            slow = min(before * 2, before + (seconds - before) * _RISE)
-            self.latency = max(slow, before + (seconds - before) * weight)
-        else:
-            self.latency = before + (seconds - before) * (weight if weight > _FALL else _FALL)
+        more, weight, least = seconds - before, 1 - rest, _FALL
+        if more > 0:  # it at most doubles, unless the last request was long ago
+            least = _RISE if more * _RISE < before else before / more
+        self.latency = before + more * (weight if weight > least else least)
 
     def cost(self, now: float, load: int, decay: float, typical: float) -> float:
         """Return what one more request costs, beside ``load`` others. For every request, so it is short.
@@ -149,6 +148,7 @@ class Balancer:
         self._random = random
         self.servers: Sequence[Server] = ()
         self._near: Sequence[Server] = ()
+        self._pairs: Sequence[tuple[Server, Server]] = ()  # to choose from, unless a server is special
         self.typical = 1.0  # latency in seconds, of all servers
         self._special: set[Server] = set()  # ejected, resting or in a slow start
 
@@ -157,6 +157,8 @@ class Balancer:
         before = set(self.servers)
         self.servers = tuple(servers)
         self._near = tuple(server for server in self.servers if server.zone == self.zone is not None)
+        usual = self._near or self.servers
+        self._pairs = tuple(permutations(usual, 2)) or tuple(zip(usual, usual))
         self._special.intersection_update(self.servers)
         for server in self.servers:
             if before and server not in before and self.policy.slow_start:
@@ -200,12 +202,13 @@ class Balancer:
                 found = [(server, 1.0) for server in self._not_ejected()]
             servers = self._drawn(found)
             rest: Sequence[Server] = [server for server, _ in found]
+            pair = self._any_two(servers)
         else:
-            servers = self._near or self.servers
-            rest = self.servers
-        best = self._better_of_two(servers, now, load)
+            servers, rest, pairs = self._near or self.servers, self.servers, self._pairs
+            pair = pairs[int(self._random() * len(pairs))]
+        best = self._better(pair, now, load)
         if len(servers) < len(rest) and best.zone == self.zone and load(best) >= self.places:
-            return self._better_of_two(rest, now, load)  # the near zone is full
+            return self._better(self._any_two(rest), now, load)  # the near zone is full
         return best
 
     def has_other(self, now: float, tried: Collection[Server]) -> bool:
@@ -267,13 +270,14 @@ class Balancer:
         drawn = [server for server, weight in found if weight >= 1.0 or self._random() < weight]
         return drawn or [server for server, _ in found]
 
-    def _better_of_two(self, servers: Sequence[Server], now: float, load: Load) -> Server:
+    def _any_two(self, servers: Sequence[Server]) -> tuple[Server, Server]:
+        """Return two of the servers in any order, or the only one twice."""
         number = len(servers)
-        if number == 1:
-            return servers[0]
-        drawn = self._random() * number
-        place = int(drawn)
-        first, second = servers[place], servers[place - 1 - int((drawn - place) * (number - 1))]  # any other
+        place = int(self._random() * number)
+        return servers[place], servers[place - 1 - int(self._random() * (number - 1))]
+
+    def _better(self, pair: tuple[Server, Server], now: float, load: Load) -> Server:
+        first, second = pair
         decay, typical = self.policy.decay, self.typical
         cost = first.cost(now, load(first), decay, typical)
         return first if cost <= second.cost(now, load(second), decay, typical) else second

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import requests
 
-from ..arguments import joined
 from ..sessions import Pooled
 from .bases import GroupURL
 from .transport import GroupTransport, backend_of
 
 __all__ = ["GroupSession"]
-
-_joined = functools.lru_cache(maxsize=256)(joined)
-
 
 class GroupSession(Pooled):
     """What is added to a class of sessions, beside `Pooled`.
@@ -29,12 +24,12 @@ class GroupSession(Pooled):
     _pooling: GroupTransport
 
     def prepare_request(self, request: requests.Request, url: str | None = None) -> requests.PreparedRequest:
-        path, group = request.url, self._pooling.group
+        path = request.url
         if not isinstance(path, str) or not path.startswith("/"):
             return super().prepare_request(request)
-        base = group.first.url
-        prepared = super().prepare_request(request, joined(base, path) if "?" in path else _joined(base, path))
-        prepared.url = group.url(str(prepared.url))
+        url = self._pooling.group.url(path)
+        prepared = super().prepare_request(request, url)
+        prepared.url = url if prepared.url == url else GroupURL(str(prepared.url), url.first)
         return prepared
 
     # -- redirects ----------------------------------------------------------------

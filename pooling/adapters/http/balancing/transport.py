@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import Any
 
 import requests
@@ -13,7 +12,7 @@ from urllib3.util import Retry
 from ..arguments import joined
 from ..connections import weakly
 from ..errors import HTTPCircuitOpen, kind_of
-from ..hold import IDEMPOTENT, Hold
+from ..hold import IDEMPOTENT
 from ..limits import Limits
 from ..transport import Attempts, SameConnection, Transport, retry_after
 from .bases import GroupURL
@@ -98,13 +97,12 @@ class SameServer(SameConnection):
 class _GroupAttempts(Attempts):
     """One request to the group."""
 
-    __slots__ = ("_transport", "_request", "_settings", "_group", "_backend", "_tried", "_began", "_hold")
+    __slots__ = ("_transport", "_request", "_verify", "_proxies", "_cert", "_group", "_backend", "_tried")
 
     def __init__(self, transport: GroupTransport, request: Any, verify: Any, proxies: Any, cert: Any) -> None:
         self._connections, self._transport, self._group = transport.connections, transport, transport.group
-        self._request, self._settings = request, (verify, proxies, cert)
+        self._request, self._verify, self._proxies, self._cert = request, verify, proxies, cert
         self._tried: tuple[Server, ...] = ()
-        self._began = 0.0
 
     def attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
         group, safe = self._group, replayable and (method in IDEMPOTENT or method.upper() in IDEMPOTENT)
@@ -134,33 +132,30 @@ class _GroupAttempts(Attempts):
         self, backend: Backend, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool
     ) -> Any:
         group, self._backend = self._group, backend
-        self._host = host = group.host(backend, self._transport, self._request, *self._settings)
-        target, whole = self._request.url.at(backend.base)
+        request = self._request
+        self._host = host = group.host(backend, self._transport, request, self._verify, self._proxies, self._cert)
+        target, whole = request.url.at(backend.base)
         was_closed = host.circuit is None or host.circuit.state == "closed"
         try:
             # Else it is the URL, for a proxy.
-            target = target if url[0] == "/" else urldefragauth(whole)  # type: ignore[no-untyped-call]
+            target = target if url[0] == "/" else urldefragauth(whole)
             response = super().attempt(method, target, options, limits, replayable)
         except HTTPError as error:
             reason = kind_of(error)
             if reason not in _NEUTRAL and not (limits.over and self._tried):  # else the others have used up the time
-                group.failed(backend, self, self._began, reason.replace("_", " "))
+                group.failed(backend, self, self._hold.began, reason.replace("_", " "))
             raise
         self._note(backend, response)
         if not was_closed and host.circuit is not None and host.circuit.state == "closed":
             group.recover(backend)
         return response
 
-    def take(self, limits: Limits) -> Hold:
-        self._hold = hold = super().take(limits)
-        self._began = monotonic()  # the wait says nothing about the server
-        return hold
-
     def _note(self, backend: Backend, response: Any) -> None:
         response._backend = backend
-        status, wire, began = response.status, self._hold.wire, self._began
+        # The time to wait for a connection, and to connect, says nothing about the server.
+        status, wire, began = response.status, self._hold.wire, self._hold.began
         if not wire.reused:
-            began = max(began, getattr(wire, "connected_at", 0.0))  # without the time to connect
+            began = max(began, getattr(wire, "connected_at", 0.0))
         if status < 500 and status != 429:
             self._group.succeeded(backend, self, began)
         elif status in _BUSY and "Retry-After" in response.headers:
