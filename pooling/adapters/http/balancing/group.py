@@ -99,7 +99,7 @@ class Group:
 
     Attributes:
         servers: The servers now.
-        lock: Guards what the balancer and the budget know.
+        lock: Guards what the balancer and the budget know, except where they say that no lock is needed.
     """
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
@@ -153,10 +153,13 @@ class Group:
 
     def choose(self, call: object, safe: bool, tried: Collection[Server], retry: bool) -> Backend | None:
         """Return the server for a request, or for a ``retry`` of one, see `Balancer.choose`."""
+        if not retry:
+            self._budget.deposit()
+        balancer, now = self._balancer, monotonic()
+        if not balancer.special and not tried:
+            return balancer.choose_usual(now, _load)  # type: ignore[return-value]
         with self.lock:
-            if not retry:
-                self._budget.deposit()
-            return self._balancer.choose(monotonic(), _load, call, safe, tried)  # type: ignore[return-value]
+            return balancer.choose(now, _load, call, safe, tried)  # type: ignore[return-value]
 
     def healthiest(self) -> Backend:
         """Return the server that has failed least lately."""
