@@ -99,7 +99,7 @@ class Group:
 
     Attributes:
         servers: The servers now.
-        lock: Guards what the balancer and the budget know, except where they say that no lock is needed.
+        lock: Guards what the balancer and the budget know. A request takes it once, when it is answered.
     """
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
@@ -182,7 +182,7 @@ class Group:
         Raises:
             requests.exceptions.InvalidProxyURL: As in requests.
         """
-        settings = (verify, tuple(cert) if type(cert) is list else cert)
+        settings = (verify, tuple(cert) if isinstance(cert, list) else cert)
         if not proxies:
             found = backend.found.get(settings)
             if found is not None:

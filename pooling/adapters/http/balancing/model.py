@@ -1,7 +1,7 @@
 """Which server a request goes to: values in, values out.
 
 No threads, no clock, no I/O; the time is an argument, and the user holds a
-lock. The choice is the better of two servers at random (M. Mitzenmacher, The
+lock, except where a method needs none. The choice is the better of two servers at random (M. Mitzenmacher, The
 Power of Two Choices, 2001). Better is the lower product of latency, load and
 failures. The latency is a moving average that rises quickly and falls slowly,
 as Finagle's peak EWMA; ejection follows Envoy's outlier detection. Invariants:
@@ -130,7 +130,7 @@ Load = Callable[[Any], int]
 
 
 class Balancer:
-    """Chooses servers. The caller holds a lock.
+    """Chooses servers. The caller holds a lock, except for `choose_usual`.
 
     Args:
         policy: The settings.
@@ -347,7 +347,7 @@ class Balancer:
 
 
 class RetryBudget:
-    """Allows so many retries per request. The caller holds a lock.
+    """Allows so many retries per request. The caller holds a lock, except for `deposit`.
 
     The first requests pay for the `RESERVE`, so that all retries together are
     within the budget after some time, and not above it by the reserve.

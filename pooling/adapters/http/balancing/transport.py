@@ -135,10 +135,10 @@ class _GroupAttempts(Attempts):
         request = self._request
         self._host = host = group.host(backend, self._transport, request, self._verify, self._proxies, self._cert)
         target, whole = request.url.at(backend.base)
+        if not url.startswith("/"):
+            target = urldefragauth(whole)  # as a proxy expects it
         was_closed = host.circuit is None or host.circuit.state == "closed"
         try:
-            # Else it is the URL, for a proxy.
-            target = target if url[0] == "/" else urldefragauth(whole)
             response = super().attempt(method, target, options, limits, replayable)
         except HTTPError as error:
             reason = kind_of(error)
