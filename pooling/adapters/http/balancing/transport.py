@@ -135,7 +135,7 @@ class _GroupAttempts(Attempts):
         request = self._request
         self._host = host = group.host(backend, self._transport, request, self._verify, self._proxies, self._cert)
         target, whole = request.url.at(backend.base)
-        if not url.startswith("/"):
+        if url[0] != "/":
             target = urldefragauth(whole)  # as a proxy expects it
         was_closed = host.circuit is None or host.circuit.state == "closed"
         try:
