@@ -272,7 +272,8 @@ def test_a_server_that_hangs_is_ejected(three: list[WebServer]) -> None:
     with Proxy(three[0].port) as proxy:
         bases = [f"http://127.0.0.1:{proxy.port}", three[1].url]
         timeout = HTTPTimeout(connect=2.0, read=0.3)
-        with HTTPPool(base_urls=bases, timeout=timeout, balancing=FOR_EVER) as pool:
+        policy = Balancing(eject_for=600.0, eject_for_max=600.0, decay=0.2)  # it is slow, and soon tried again
+        with HTTPPool(base_urls=bases, timeout=timeout, balancing=policy) as pool:
             wait_until(lambda: pool.get("/echo") and proxy.attempts)
             proxy.hold()
             with Traffic(pool) as traffic:
@@ -433,6 +434,52 @@ def test_hooks_streams_and_prepared_requests(three: list[WebServer]) -> None:
         session = pool.session()
         assert session.get("/echo").ok
     assert seen == [200]
+
+
+def test_requests_are_not_changed(three: list[WebServer]) -> None:
+    class Own(requests.Session):
+        def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+            seen.append(request)
+            return super().prepare_request(request)
+
+    seen: list[requests.Request] = []
+    for factory in (requests.Session, Own):
+        with HTTPPool(base_urls=urls(three), session_factory=factory) as pool, pool.acquire() as session:
+            for given in (requests.Request("GET", "/echo"), requests.Request("GET", "/echo", params={"a": "b c"})):
+                prepared = session.prepare_request(given)
+                assert given.url == "/echo"
+                assert len({session.send(prepared.copy()).url for _ in range(50)}) > 1
+    assert [one.url for one in seen] == [f"{three[0].url}/echo"] * 2 and seen[1].params == {"a": "b c"}
+
+
+def test_paths_are_quoted_and_fragments_are_not_sent(three: list[WebServer]) -> None:
+    bases = [three[0].url, three[1].url + "/echo", three[2].url]
+    with HTTPPool(base_urls=bases) as pool:
+        for server, base in zip(three, bases):
+            response = until_from(server, lambda: pool.get("/echo/a b?c=d e#f g"))
+            assert response.url == f"{base}/echo/a%20b?c=d%20e#f%20g"
+            assert response.json()["target"] == f"{base[len(server.url) :]}/echo/a%20b?c=d%20e"
+
+
+def test_the_choice_needs_no_lock(three: list[WebServer]) -> None:
+    with HTTPPool(base_urls=urls(three)) as pool:
+        group, chosen = pool.group, list[object]()
+        assert group is not None
+
+        def choose() -> None:
+            chosen.append(group.choose(pool, True, (), False))
+
+        first, second = (threading.Thread(target=choose, daemon=True) for _ in range(2))
+        with group.lock:
+            first.start()
+            first.join(20)
+            assert len(chosen) == 1
+            group.rest(group.servers[0], 60.0)  # while a server is special, it does
+            second.start()
+            second.join(0.2)
+            assert len(chosen) == 1
+        second.join(20)
+        assert len(chosen) == 2 and chosen[1] is not group.servers[0]
 
 
 def test_session_of_ones_own_class(three: list[WebServer]) -> None:

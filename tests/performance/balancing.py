@@ -43,10 +43,15 @@ def run(plan: Plan) -> Table:
     """Measure a request alone, then threads at three equal servers, and at three of which one is slow."""
     rounds = plan.count(full=15, quick=5)
     seconds = plan.choose(2.0, 1.0)
-    cost = _cost(rounds * 20, 0.02)  # many short slices: a difference of microseconds is below the noise of each
+    # Many short slices: a difference of microseconds is below the noise of each.
+    cost = _cost(lambda base: [f"{base}/{path}" for path in "abc"], rounds * 20, 0.02)
+    names = _cost(lambda base: [base, base.replace("127.0.0.1", "localhost")], rounds * 20, 0.02)
     equal = _traffic(EQUAL, rounds, seconds)
     slow = _traffic(SLOW, rounds, seconds)
-    rows = [*_cost_rows(cost), *_traffic_rows("equal", equal), *_traffic_rows("one 10 x slower", slow)]
+    rows = [
+        *_cost_rows("at once", cost), *_cost_rows("two names", names),
+        *_traffic_rows("equal", equal), *_traffic_rows("one 10 x slower", slow),
+    ]  # fmt: skip
     return Table(
         name=NAME,
         title=f"three servers, {THREADS} threads, {rounds} rounds",
@@ -63,25 +68,26 @@ def run(plan: Plan) -> Table:
         rows=rows,
         targets=[
             Target("CPU of a request, more than with one base_url", _more(cost), "<=", 5.0, " µs", ".1f"),
+            Target("CPU of a request, more, by name", _more(names), "<=", 5.0, " µs", ".1f"),
             Target("throughput, 3 equal, x round robin", _ratio(equal, "rate"), ">=", 0.97, " x"),
             Target("p99, one slow, round robin's x ours", _ratio(slow, "p99_ms", inverse=True), ">=", 3, " x"),
         ],
         notes=(
-            "at once: one server, with three paths as base_urls",
+            "at once: one server, with three paths as base_urls; two names: one server, by address and as localhost",
             "µs CPU: of one thread that makes requests alone, the system's part included",
         ),
-        failures=[*cost.failures, *equal.failures, *slow.failures],
+        failures=[*cost.failures, *names.failures, *equal.failures, *slow.failures],
     )
 
 
 ONE, SEVERAL, ROBIN = "base_url", "base_urls", "three pools, round robin"
 
 
-def _cost(rounds: int, seconds: float) -> Rounds[float]:
+def _cost(bases: Callable[[str], list[str]], rounds: int, seconds: float) -> Rounds[float]:
     with contextlib.ExitStack() as stack:
         (base,) = _start(stack, (0.0,))  # one for all: the work of the network is the same
         one = stack.enter_context(HTTPPool(base_url=base))
-        several = stack.enter_context(HTTPPool(base_urls=[f"{base}/{name}" for name in "abc"]))
+        several = stack.enter_context(HTTPPool(base_urls=bases(base)))
         ways = [Way(ONE, _getter(one)), Way(SEVERAL, _getter(several))]
         times = [calibrate(way.loop, seconds) for way in ways][0]
 
@@ -151,10 +157,10 @@ def _ratio(found: Rounds[dict[str, float]], key: str, inverse: bool = False) -> 
     return figures.ratio(theirs, ours) if inverse else figures.ratio(ours, theirs)
 
 
-def _cost_rows(cost: Rounds[float]) -> list[dict[str, Any]]:
+def _cost_rows(servers: str, cost: Rounds[float]) -> list[dict[str, Any]]:
     rows = []
     for name, samples in cost.samples.items():
-        row = {"name": name, "servers": "at once", "us": figures.median(samples), "spread": figures.spread(samples)}
+        row = {"name": name, "servers": servers, "us": figures.median(samples), "spread": figures.spread(samples)}
         rows.append(row | ({"more": _more(cost)} if name == SEVERAL else {}))
     return rows
 

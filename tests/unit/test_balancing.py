@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pooling import Balancing, HTTPPool
-from pooling.adapters.http.balancing.bases import MOST_SERVERS, Base, checked_bases, split_origin
+from pooling.adapters.http.balancing.bases import MOST_SERVERS, Base, GroupURL, checked_bases, split_origin
 from pooling.adapters.http.balancing.model import RESERVE, Balancer, RetryBudget, Server
 
 CALL = object()
@@ -132,6 +134,37 @@ def test_tried_servers_are_left_out() -> None:
     assert made.choose(1.0, nothing, CALL, tried=[a, b]) is c
     assert made.choose(1.0, nothing, CALL, tried=[a, b, c]) is None
     assert made.has_other(1.0, [a, b]) and not made.has_other(1.0, [a, b, c])
+
+
+def test_usual_choices_change_nothing() -> None:
+    """So they need no lock."""
+    for among in (servers("a"), servers("a", "b"), servers(*ZONES, zones=ZONES)):
+        made = balancer(among=among, zone="eu", places=3)
+        know(made, 1.0, d=0.02)
+        before = [[getattr(server, name) for name in Server.__slots__] for server in among]
+        for load in (nothing, lambda server: 3):  # the near zone is full with that
+            assert {made.choose_usual(2.0, load) for _ in range(200)} <= set(among)
+        assert before == [[getattr(server, name) for name in Server.__slots__] for server in among]
+        assert made.special == set() and (made.typical, made.servers) == (made.typical, tuple(among))
+
+
+def test_any_two_of_the_servers_are_compared() -> None:
+    made, pairs = balancer(among=servers("a", "b", "c", "d")), Counter[tuple[str, ...]]()
+    loads: list[str] = []
+
+    def load(server: Server) -> int:
+        loads.append(server.name)
+        return 0
+
+    a = made.servers[0]
+    for tried in ((), (a,)):
+        for _ in range(3000):
+            loads.clear()
+            made.choose(1.0, load, CALL, tried=tried)
+            pairs[tuple(loads[:2])] += 1
+    assert len(pairs) == 4 * 3 and all(first != second for first, second in pairs)
+    for pair, number in pairs.items():  # each of 12 at first, then each of 6
+        assert 200 < number < 300 if "a" in pair else 650 < number < 850
 
 
 # -- ejection and return ---------------------------------------------------------------
@@ -311,6 +344,9 @@ def test_retries_are_limited_to_their_part_of_the_requests() -> None:
         retries += budget.withdraw()
         assert retries <= max(RESERVE, 0.2 * number + 1e-6)
     assert retries >= 0.2 * 5000 - 1
+    for _ in range(5000):  # and no retry
+        budget.deposit()
+    assert sum(budget.withdraw() for _ in range(5000)) == RESERVE
     none = RetryBudget(0.0)
     none.deposit()
     assert not none.withdraw()
@@ -438,6 +474,41 @@ def test_bases() -> None:
     by_url = checked_bases(["http://a", "http://b"], "eu", {"http://b": "eu"})
     assert [base.zone for base in by_url] == [None, "eu"]
     assert split_origin("https://A:443?x") == ("https://a", "?x")
+
+
+@pytest.mark.parametrize(
+    ("first", "path", "other", "target", "url"),
+    [
+        ("http://a", "/x?y=1", "http://b:81", "/x?y=1", "http://b:81/x?y=1"),
+        ("http://a", "/x", "http://b/v2", "/v2/x", "http://b/v2/x"),
+        ("http://a/v1", "/x", "http://b/v2", "/v2/x", "http://b/v2/x"),
+        ("http://a/v1", "/x#y?z", "http://b/v2", "/v2/x", "http://b/v2/x#y?z"),
+        ("http://a/v1", "/x", "http://b", "/x", "http://b/x"),
+        ("http://a/v1", "/", "http://b", "/", "http://b/"),
+        ("http://a/v1", "/v1", "http://b/v2", "/v2/v1", "http://b/v2/v1"),
+        ("http://a", "//x", "http://b", "//x", "http://b//x"),
+    ],
+)  # fmt: skip
+def test_url_at_another_server(first: str, path: str, other: str, target: str, url: str) -> None:
+    made, base = GroupURL.below(Base(first, None), path), Base(other, None)
+    assert made.at(base) == (target, url) == made.at(base)
+    assert made.at(made.first) == (made.target, made)
+
+
+def test_url_without_the_path_of_the_first_server() -> None:
+    """As after a redirect."""
+    first = Base("http://a/v1", None)
+    for rest, target in (("/v10/x", "/v10/x"), ("/v1", "/v2"), ("/v1?y", "/v2?y"), ("", "/"), ("?y", "/?y")):
+        assert GroupURL(first.origin + rest, first).at(Base("http://b/v2", None)) == (target, f"http://b{target}")
+    assert GroupURL("http://a/v1?y", first).at(Base("http://b", None)) == ("/?y", "http://b/?y")
+
+
+def test_url_is_copied_and_pickled() -> None:
+    made = GroupURL("http://a/x?y=1", Base("http://a", "eu"))
+    copies = [copy.deepcopy(made), *(pickle.loads(pickle.dumps(made, protocol)) for protocol in range(6))]
+    for one in copies:
+        assert type(one) is GroupURL and (one, one.first, one.target) == (made, made.first, "/x?y=1")
+        assert one.at(Base("http://b", None)) == ("/x?y=1", "http://b/x?y=1")
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,14 @@ class Hold:
         host: The host that the connection belongs to.
         slot: The lease of the slot, which refers to the connection's lease.
         on_release: Called when the connection is idle again.
+
+    Attributes:
+        wire: The connection.
+        began: When the exchange began, by the monotonic clock.
     """
 
     __slots__ = (
-        "_host", "wire", "response", "_slot", "_connection", "_on_release",
+        "_host", "wire", "began", "response", "_slot", "_connection", "_on_release",
         "_logs_in", "_login_continues", "_body_read",
     )  # fmt: skip
 
@@ -91,7 +95,8 @@ class Hold:
 
     def exchange(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
         """Send a request and return its answer, with the body unread; the end of the body ends the hold."""
-        wire, began = self.wire, monotonic()
+        wire = self.wire
+        self.began = began = monotonic()
         self._logs_in = begins_login(options["headers"])
         try:
             try:

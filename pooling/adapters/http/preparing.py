@@ -26,8 +26,8 @@ _BY_SESSION, _BY_REQUEST = _Session.prepare_request, _Prepared.prepare
 _NETRC_AUTH = requests.sessions.get_netrc_auth
 
 
-def prepare(session: requests.Session, request: requests.Request) -> requests.PreparedRequest | None:
-    """Do what ``requests.Session.prepare_request`` does.
+def prepare(session: requests.Session, request: requests.Request, url: Any) -> requests.PreparedRequest | None:
+    """Do what ``requests.Session.prepare_request`` does, for this URL instead of that of the request.
 
     Returns:
         The prepared request; ``None`` if it has parameters, cookies or
@@ -36,12 +36,12 @@ def prepare(session: requests.Session, request: requests.Request) -> requests.Pr
     headers, cookies = session.headers, session.cookies
     if (
         request.params or session.params or request.cookies or not isinstance(cookies, CookieJar) or len(cookies)
-        or not isinstance(request.url, str) or request.method is None
+        or not isinstance(url, str) or request.method is None
         or type(headers) is not CaseInsensitiveDict or type(request.headers) is not dict
         or _Session.prepare_request is not _BY_SESSION or _Prepared.prepare is not _BY_REQUEST  # replaced by a tool
     ):  # fmt: skip
         return None
-    url, auth = request.url, request.auth
+    auth = request.auth
     if session.trust_env and not auth and not session.auth and not (
         no_password_file() and requests.sessions.get_netrc_auth is _NETRC_AUTH
     ):  # fmt: skip

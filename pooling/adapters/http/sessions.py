@@ -84,12 +84,17 @@ class Pooled(_Session):
                 raise
             raise translated from error
 
-    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+    def prepare_request(self, request: requests.Request, url: str | None = None) -> requests.PreparedRequest:
+        """Prepare a request; for another ``url``, if that is given."""
         # In requests, .netrc overrides a header, and credentials in the URL (psf/requests#3929).
         if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
             request = copy.copy(request)
             request.auth = _auth_of_url
-        return (prepare(self, request) if self._plain_preparing else None) or super().prepare_request(request)
+        prepared = prepare(self, request, url or request.url) if self._plain_preparing else None
+        if prepared is None and url is not None:
+            request = copy.copy(request)
+            request.url = url
+        return prepared or super().prepare_request(request)
 
     def _has_credentials(self, request: requests.Request) -> bool:
         """Whether the program has given credentials in a header or in the URL."""

@@ -170,7 +170,7 @@ class SameConnection(requests.adapters.BaseAdapter):
 class Attempts:
     """One request: takes a connection for each attempt, and retries where the policy allows it."""
 
-    __slots__ = ("_connections", "_host")
+    __slots__ = ("_connections", "_host", "_hold")
 
     def __init__(self, connections: Connections, host: Host) -> None:
         self._connections, self._host = connections, host
@@ -217,13 +217,15 @@ class Attempts:
         """Make one attempt, unless the host's circuit is open."""
         circuit = self._host.circuit
         if circuit is None:
-            return self.take(limits).exchange(method, url, options, limits, replayable)
+            self._hold = self.take(limits)
+            return self._hold.exchange(method, url, options, limits, replayable)
         try:
             call = circuit.enter()
         except PoolError as error:
             raise refusal(error) from None
         try:
-            response = self.take(limits).exchange(method, url, options, limits, replayable)
+            self._hold = self.take(limits)
+            response = self._hold.exchange(method, url, options, limits, replayable)
             if response.status in (502, 504) or (response.status == 503 and "Retry-After" not in response.headers):
                 circuit.failed(call, f"status {response.status}")
             else:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-from ..arguments import checked_base, shown
+from ..arguments import checked_base, joined, shown
 
-__all__ = ["Base", "GroupURL", "MOST_SERVERS", "checked_bases", "group_url", "is_path", "split_origin"]
+__all__ = ["Base", "GroupURL", "MOST_SERVERS", "checked_bases", "is_path", "split_origin"]
 
 MOST_SERVERS = 100
 """Maximum number of servers, which bounds the number of metrics."""
@@ -21,31 +21,25 @@ MOST_SERVERS = 100
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-class GroupURL(str):
-    """The URL of a request that any server of the group may answer; it names the first one."""
+@dataclass(frozen=True)
+class Base:
+    """One of the ``base_urls``, as requests writes it.
 
-    __slots__ = ()
-
-
-group_url = functools.lru_cache(maxsize=256)(GroupURL)
-"""Returns a URL as one of the group."""
-
-
-class Base(NamedTuple):
-    """One of the ``base_urls``, as requests writes it."""
+    Attributes:
+        url: All of it.
+        zone: Where it is.
+        origin: The URL without its path.
+        path: The path, without a slash at the end.
+    """
 
     url: str
     zone: str | None
+    origin: str = field(init=False)
+    path: str = field(init=False)
 
-    @property
-    def origin(self) -> str:
-        """The URL without its path."""
-        return split_origin(self.url)[0]
-
-    @property
-    def path(self) -> str:
-        """The path, without a slash at the end."""
-        return urlsplit(self.url).path.rstrip("/")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origin", split_origin(self.url)[0])
+        object.__setattr__(self, "path", urlsplit(self.url).path.rstrip("/"))
 
     def label(self, address: str | None) -> str:
         """Return the name of the server in metrics; ``address`` replaces the host."""
@@ -54,6 +48,47 @@ class Base(NamedTuple):
         parts = urlsplit(self.url)
         host = f"[{address}]" if ":" in address else address
         return f"{parts.scheme}://{host}{'' if parts.port is None else f':{parts.port}'}{self.path}"
+
+
+class GroupURL(str):
+    """The URL of a request that any server of the group may answer; it names the first one.
+
+    Attributes:
+        first: The base URL of the first server.
+        target: The path and the query.
+    """
+
+    first: Base
+    target: str
+    _known: dict[str, tuple[str, str]]  # by base URL
+
+    def __new__(cls, url: str, first: Base) -> GroupURL:
+        made = super().__new__(cls, url)
+        made.first, made._known = first, {}
+        made.target, _ = made.at(first)
+        return made
+
+    @classmethod
+    def below(cls, first: Base, path: str) -> GroupURL:
+        """Return the URL of a path, see `joined`."""
+        return cls(joined(first.url, path), first)
+
+    def __getnewargs__(self) -> tuple[str, Base]:  # type: ignore[override]  # of `__new__`
+        return str(self), self.first
+
+    def at(self, base: Base) -> tuple[str, str]:
+        """Return what another server is asked for instead: the path and the query, and the URL."""
+        known = self._known.get(base.url)
+        if known is not None:
+            return known
+        ours = self.first.path
+        target, mark, fragment = self[len(self.first.origin) :].partition("#")
+        if base.path != ours and (target == ours or target.startswith((ours + "/", ours + "?"))):
+            target = base.path + target[len(ours) :]
+        if not target.startswith("/"):
+            target = f"/{target}"
+        made = self._known[base.url] = target, f"{base.origin}{target}{mark}{fragment}"
+        return made
 
 
 def checked_bases(base_urls: Any, zone: Any, zones: Any) -> list[Base]:

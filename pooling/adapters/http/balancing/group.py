@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import functools
 import logging
 import random
 from collections.abc import Collection, Sequence
@@ -35,12 +36,11 @@ class Backend(Server):
         hosts: Its sockets; several if requests have several TLS settings or proxies.
     """
 
-    __slots__ = ("base", "address", "origin", "path", "hosts", "found")
+    __slots__ = ("base", "address", "hosts", "found")
 
     def __init__(self, base: Base, address: str | None = None) -> None:
         super().__init__(base.label(address), base.zone)
         self.base, self.address = base, address
-        self.origin, self.path = base.origin, base.path
         self.forget_hosts()
 
     def forget_hosts(self) -> None:
@@ -99,12 +99,12 @@ class Group:
 
     Attributes:
         servers: The servers now.
-        lock: Guards what the balancer and the budget know.
+        lock: Guards what the balancer and the budget know. A request takes it once, when it is answered.
     """
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
         self.first, self.policy = bases[0], policy
-        self._first_path, self._origin_length = self.first.path, len(self.first.origin)
+        self._url = functools.lru_cache(maxsize=256)(functools.partial(GroupURL.below, self.first))
         self._origins = {base.origin for base in bases}
         self._connections, self._bases = connections, bases
         self._balancer = Balancer(policy, zone, 0, random.random)
@@ -113,9 +113,8 @@ class Group:
         self._departed: list[Backend] = []
         self._process: object = None
         self._due = 0.0  # when the names are resolved
-        self._now = monotonic
         self.servers: Sequence[Backend] = [Backend(base) for base in bases]
-        self._balancer.use(self.servers, self._now())
+        self._balancer.use(self.servers, monotonic())
         self._renew()
 
     def configure(self) -> None:
@@ -142,7 +141,7 @@ class Group:
             self._renew()
         if self._due == _NEVER:
             return
-        now = self._now()
+        now = monotonic()
         if now < self._due:
             return
         with self.lock:
@@ -154,10 +153,13 @@ class Group:
 
     def choose(self, call: object, safe: bool, tried: Collection[Server], retry: bool) -> Backend | None:
         """Return the server for a request, or for a ``retry`` of one, see `Balancer.choose`."""
+        if not retry:
+            self._budget.deposit()
+        balancer, now = self._balancer, monotonic()
+        if not balancer.special and not tried:
+            return balancer.choose_usual(now, _load)  # type: ignore[return-value]
         with self.lock:
-            if not retry:
-                self._budget.deposit()
-            return self._balancer.choose(self._now(), _load, call, safe, tried)  # type: ignore[return-value]
+            return balancer.choose(now, _load, call, safe, tried)  # type: ignore[return-value]
 
     def healthiest(self) -> Backend:
         """Return the server that has failed least lately."""
@@ -167,7 +169,7 @@ class Group:
     def has_other(self, tried: Collection[Server]) -> bool:
         """Whether there is another server for a request that has tried these."""
         with self.lock:
-            return self._balancer.has_other(self._now(), tried)
+            return self._balancer.has_other(monotonic(), tried)
 
     def allows_retry(self) -> bool:
         """Return whether the budget allows one more retry, and count it."""
@@ -207,20 +209,22 @@ class Group:
 
     # -- outcomes -----------------------------------------------------------------
 
-    def succeeded(self, backend: Backend, call: object, seconds: float) -> None:
-        """Note that it has answered."""
+    def succeeded(self, backend: Backend, call: object, began: float) -> None:
+        """Note that it has answered a request that began at this time."""
+        now = monotonic()
         with self.lock:
-            returned = self._balancer.succeeded(backend, call, self._now(), seconds)
+            returned = self._balancer.succeeded(backend, call, now, now - began)
         if returned:
             name = self._connections.name
             extra = fields("server_returned", name, server=backend.name)
             logger.warning("pool %r: %s answers again and returns to service", name, backend.name, extra=extra)
             notify(self._connections.observers, "server_returned", name, backend.name)
 
-    def failed(self, backend: Backend, call: object, seconds: float, reason: str) -> None:
-        """Note that it has failed."""
+    def failed(self, backend: Backend, call: object, began: float, reason: str) -> None:
+        """Note that it has failed at a request that began at this time."""
+        now = monotonic()
         with self.lock:
-            ejected = self._balancer.failed(backend, call, self._now(), seconds)
+            ejected = self._balancer.failed(backend, call, now, now - began)
         if ejected is None:
             return
         for host in backend.hosts[:1]:
@@ -238,33 +242,28 @@ class Group:
     def rest(self, backend: Backend, seconds: float) -> None:
         """Leave it out for so long."""
         with self.lock:
-            self._balancer.rest(backend, self._now() + min(seconds, self.policy.eject_for_max))
+            self._balancer.rest(backend, monotonic() + min(seconds, self.policy.eject_for_max))
 
     def recover(self, backend: Backend) -> None:
         """Note that its circuit has closed again."""
         with self.lock:
-            self._balancer.recover(backend, self._now())
+            self._balancer.recover(backend, monotonic())
 
     # -- URLs ---------------------------------------------------------------------
+
+    def url(self, path: str) -> GroupURL:
+        """Return the URL of a request.
+
+        Raises:
+            requests.exceptions.InvalidURL: See `joined`.
+        """
+        # A query is often another one each time, and there may be secrets in it.
+        return GroupURL.below(self.first, path) if "?" in path else self._url(path)
 
     def canonical(self, location: str) -> str:
         """Return where a redirect leads: one to a server of the group leads to the group."""
         origin, rest = split_origin(location)
-        return GroupURL(self.first.origin + rest) if origin in self._origins else location
-
-    def target(self, backend: Backend, url: str) -> str:
-        """Return the URL, or the path, that a server is asked for instead of the group's."""
-        ours = self._first_path
-        if url.startswith("/"):
-            if backend.path == ours:
-                return url
-            origin, path = "", url
-        else:
-            origin, path = backend.origin, url[self._origin_length :]
-        if backend.path != ours and (path == ours or path.startswith((ours + "/", ours + "?"))):
-            path = backend.path + path[len(ours) :]
-            path = path if path.startswith("/") else f"/{path}"
-        return origin + path
+        return GroupURL(self.first.origin + rest, self.first) if origin in self._origins else location
 
     # -- names --------------------------------------------------------------------
 
@@ -290,7 +289,7 @@ class Group:
         with self.lock:
             gone = [backend for backend in self.servers if backend not in servers]
             self.servers = servers
-            self._balancer.use(servers, self._now())
+            self._balancer.use(servers, monotonic())
         in_use = {id(host) for backend in servers for host in backend.hosts}
         for backend in gone:
             for host in backend.hosts:
@@ -309,7 +308,7 @@ class Group:
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return the state of each server, by its URL."""
-        now, found = self._now(), {}
+        now, found = monotonic(), {}
         with self.lock:
             for one in self.servers:
                 found[one.name] = {

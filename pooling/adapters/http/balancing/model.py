@@ -1,7 +1,7 @@
 """Which server a request goes to: values in, values out.
 
 No threads, no clock, no I/O; the time is an argument, and the user holds a
-lock. The choice is the better of two servers at random (M. Mitzenmacher, The
+lock, except where a method needs none. The choice is the better of two servers at random (M. Mitzenmacher, The
 Power of Two Choices, 2001). Better is the lower product of latency, load and
 failures. The latency is a moving average that rises quickly and falls slowly,
 as Finagle's peak EWMA; ejection follows Envoy's outlier detection. Invariants:
@@ -16,6 +16,7 @@ as Finagle's peak EWMA; ejection follows Envoy's outlier detection. Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import permutations
 from math import exp
 from typing import Any
 
@@ -83,11 +84,10 @@ class Server:
         if before is None:
             self.latency = seconds
             return
-        if seconds > before:  # it at most doubles, unless the last request was long ago
-            slow = min(before * 2, before + (seconds - before) * _RISE)
-            self.latency = max(slow, before * rest + seconds * (1 - rest))
-        else:
-            self.latency = before + (seconds - before) * max(_FALL, 1 - rest)
+        more, weight, least = seconds - before, 1 - rest, _FALL
+        if more > 0:  # it at most doubles, unless the last request was long ago
+            least = _RISE if more * _RISE < before else before / more
+        self.latency = before + more * (weight if weight > least else least)
 
     def cost(self, now: float, load: int, decay: float, typical: float) -> float:
         """Return what one more request costs, beside ``load`` others. For every request, so it is short.
@@ -98,11 +98,11 @@ class Server:
             decay: How fast averages fade.
             typical: The latency of a server that has not answered yet. Unless it has failed, it is tried first.
         """
-        fade = rest = exp((self.seen - now) / decay)
-        latency = self.latency
-        if latency is None:
-            latency, rest, load = typical, 1.0, load if self.failures else load - _IDLE
-        cost = latency * rest * (load + _IDLE)
+        fade, latency = exp((self.seen - now) / decay), self.latency
+        if latency is not None:
+            cost = latency * fade * (load + _IDLE)
+        else:
+            cost = typical * (load + _IDLE if self.failures else load)
         if self.failing < _NO_FAILURES:
             return cost
         good = 1.0 - self.failing * fade
@@ -130,7 +130,7 @@ Load = Callable[[Any], int]
 
 
 class Balancer:
-    """Chooses servers. The caller holds a lock.
+    """Chooses servers. The caller holds a lock, except for `choose_usual`.
 
     Args:
         policy: The settings.
@@ -140,6 +140,7 @@ class Balancer:
 
     Attributes:
         servers: Those that requests are distributed over.
+        special: Those of them that are ejected, resting or in a slow start.
         typical: Moving average of the latency of all servers, in seconds.
     """
 
@@ -148,26 +149,29 @@ class Balancer:
         self._random = random
         self.servers: Sequence[Server] = ()
         self._near: Sequence[Server] = ()
+        self._pairs: Sequence[tuple[Server, Server]] = ()  # to choose from, while no server is special
         self.typical = 1.0  # latency in seconds, of all servers
-        self._special: set[Server] = set()  # ejected, resting or in a slow start
+        self.special: set[Server] = set()
 
     def use(self, servers: Iterable[Server], now: float) -> None:
         """Balance over these servers. Those that are new begin slowly, unless all are."""
         before = set(self.servers)
         self.servers = tuple(servers)
         self._near = tuple(server for server in self.servers if server.zone == self.zone is not None)
-        self._special.intersection_update(self.servers)
+        usual = self._near or self.servers
+        self._pairs = tuple(permutations(usual, 2)) or tuple(zip(usual, usual))
+        self.special.intersection_update(self.servers)
         for server in self.servers:
             if before and server not in before and self.policy.slow_start:
                 server.ramp_from = now
-                self._special.add(server)
+                self.special.add(server)
         ejected = sorted(self.ejected(), key=lambda server: server.ejected_until or 0.0)
         for server in ejected[: max(0, len(ejected) - self._most_ejected())]:
             server.put_back(now, self.policy)
 
     def ejected(self) -> list[Server]:
         """Return the servers that are ejected."""
-        return [server for server in self._special if server.ejected_until is not None]
+        return [server for server in self.special if server.ejected_until is not None]
 
     def _most_ejected(self) -> int:
         return int(self.policy.max_ejected * len(self.servers))
@@ -189,22 +193,31 @@ class Balancer:
         Returns:
             ``None`` if there are ``tried`` ones, and no other can take it.
         """
-        if self._special or tried:
-            found = self._usable(now, call, safe, tried)
-            if isinstance(found, Server):
-                return found
-            if not found:
-                if tried:
-                    return None
-                found = [(server, 1.0) for server in self._not_ejected()]
-            servers = self._drawn(found)
-            rest: Sequence[Server] = [server for server, _ in found]
-        else:
-            servers = self._near or self.servers
-            rest = self.servers
-        best = self._better_of_two(servers, now, load)
+        if not self.special and not tried:
+            return self.choose_usual(now, load)
+        found = self._usable(now, call, safe, tried)
+        if isinstance(found, Server):
+            return found
+        if not found:
+            if tried:
+                return None
+            found = [(server, 1.0) for server in self._not_ejected()]
+        servers = self._drawn(found)
+        best = self._better(self._any_two(servers), now, load)
+        return self._or_spill(best, servers, [server for server, _ in found], now, load)
+
+    def choose_usual(self, now: float, load: Load) -> Server:
+        """Return the server for a first attempt while none is `special`. It changes nothing, and needs no lock."""
+        pairs = self._pairs
+        best = self._better(pairs[int(self._random() * len(pairs))], now, load)
+        return self._or_spill(best, self._near, self.servers, now, load) if self._near else best
+
+    def _or_spill(
+        self, best: Server, servers: Sequence[Server], rest: Sequence[Server], now: float, load: Load
+    ) -> Server:
+        """Return the best of these servers, or one of the rest if the near zone is full."""
         if len(servers) < len(rest) and best.zone == self.zone and load(best) >= self.places:
-            return self._better_of_two(rest, now, load)  # the near zone is full
+            return self._better(self._any_two(rest), now, load)
         return best
 
     def has_other(self, now: float, tried: Collection[Server]) -> bool:
@@ -225,7 +238,7 @@ class Balancer:
         for server in self.servers:
             if server in tried:
                 continue
-            if server not in self._special:
+            if server not in self.special:
                 found.append((server, 1.0))
                 continue
             until = server.ejected_until
@@ -241,7 +254,7 @@ class Balancer:
                 continue
             weight = self._weight(server, now)
             if weight >= 1.0:
-                self._special.discard(server)
+                self.special.discard(server)
             found.append((server, weight))
         return found
 
@@ -266,12 +279,14 @@ class Balancer:
         drawn = [server for server, weight in found if weight >= 1.0 or self._random() < weight]
         return drawn or [server for server, _ in found]
 
-    def _better_of_two(self, servers: Sequence[Server], now: float, load: Load) -> Server:
+    def _any_two(self, servers: Sequence[Server]) -> tuple[Server, Server]:
+        """Return two of the servers in any order, or the only one twice."""
         number = len(servers)
-        if number == 1:
-            return servers[0]
-        place, other = divmod(int(self._random() * number * (number - 1)), number - 1)  # any pair, in any order
-        first, second = servers[place], servers[other if other < place else other + 1]
+        place = int(self._random() * number)
+        return servers[place], servers[place - 1 - int(self._random() * (number - 1))]
+
+    def _better(self, pair: tuple[Server, Server], now: float, load: Load) -> Server:
+        first, second = pair
         decay, typical = self.policy.decay, self.typical
         cost = first.cost(now, load(first), decay, typical)
         return first if cost <= second.cost(now, load(second), decay, typical) else second
@@ -304,12 +319,12 @@ class Balancer:
             return None
         if len(self.ejected()) >= self._most_ejected():
             return None
-        self._special.add(server)
+        self.special.add(server)
         return server.eject(now, self.policy)
 
     def left(self, call: object) -> None:
         """Note the end of a request, whatever came of it: another one may try the server. Harmless if repeated."""
-        for server in self._special:
+        for server in self.special:
             if server.trial is call:
                 server.trial = None
 
@@ -317,13 +332,13 @@ class Balancer:
         """Send no requests to a server before this time, unless there is no other."""
         if server in self.servers:
             server.resting_until = max(server.resting_until, until)
-            self._special.add(server)
+            self.special.add(server)
 
     def recover(self, server: Server, now: float) -> None:
         """Begin the slow start of a server that was left out for another reason than an ejection."""
         if server in self.servers and server.ejected_until is None and self.policy.slow_start:
             server.ramp_from = now
-            self._special.add(server)
+            self.special.add(server)
 
     def forget_calls(self) -> None:
         """Forget the requests in progress: they are another process's."""
@@ -332,7 +347,7 @@ class Balancer:
 
 
 class RetryBudget:
-    """Allows so many retries per request. The caller holds a lock.
+    """Allows so many retries per request. The caller holds a lock, except for `deposit`.
 
     The first requests pay for the `RESERVE`, so that all retries together are
     within the budget after some time, and not above it by the reserve.
@@ -342,16 +357,19 @@ class RetryBudget:
         self._part = part
         self._tokens = float(RESERVE) if part else 0.0
         self._advance = self._tokens  # what was given before it was earned
+        self._requests = self._paid_for = 0
 
     def deposit(self) -> None:
-        """Note a request."""
-        if self._advance > 0:
-            self._advance -= self._part
-        elif self._tokens < RESERVE:
-            self._tokens += self._part
+        """Note a request. Needs no lock: if two threads do so at once, one request may not be counted."""
+        self._requests += 1
 
     def withdraw(self) -> bool:
         """Return whether one more retry is allowed, and count it."""
+        requests = self._requests
+        earned, self._paid_for = (requests - self._paid_for) * self._part, requests
+        back = min(earned, self._advance)
+        self._advance -= back
+        self._tokens = min(self._tokens + earned - back, float(RESERVE))
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import requests
 
-from ..arguments import joined
 from ..sessions import Pooled
-from .bases import GroupURL, group_url
+from .bases import GroupURL
 from .transport import GroupTransport, backend_of
 
 __all__ = ["GroupSession"]
-
-_joined = functools.lru_cache(maxsize=256)(joined)
-
 
 class GroupSession(Pooled):
     """What is added to a class of sessions, beside `Pooled`.
@@ -28,16 +23,13 @@ class GroupSession(Pooled):
 
     _pooling: GroupTransport
 
-    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        path, base = request.url, self._pooling.group.first.url
+    def prepare_request(self, request: requests.Request, url: str | None = None) -> requests.PreparedRequest:
+        path = request.url
         if not isinstance(path, str) or not path.startswith("/"):
             return super().prepare_request(request)
-        copy = request.__class__.__new__(request.__class__)  # as `copy.copy`, in a tenth of the time
-        vars(copy).update(vars(request))
-        copy.url = joined(base, path) if "?" in path else _joined(base, path)
-        prepared = super().prepare_request(copy)
-        url = str(prepared.url)
-        prepared.url = GroupURL(url) if "?" in url else group_url(url)  # a query is often another one each time
+        url = self._pooling.group.url(path)
+        prepared = super().prepare_request(request, url)
+        prepared.url = url if prepared.url == url else GroupURL(str(prepared.url), url.first)
         return prepared
 
     # -- redirects ----------------------------------------------------------------
@@ -57,4 +49,4 @@ class GroupSession(Pooled):
     def _name_server(self, response: requests.Response) -> None:
         backend = backend_of(response)
         if backend is not None and type(response.url) is GroupURL:
-            response.url = self._pooling.group.target(backend, response.url)
+            _, response.url = response.url.at(backend.base)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from time import monotonic
 from typing import Any
 
 import requests
-from requests.utils import select_proxy
+from requests.utils import select_proxy, urldefragauth
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from ..arguments import joined
 from ..connections import weakly
 from ..errors import HTTPCircuitOpen, kind_of
-from ..hold import IDEMPOTENT, Hold
+from ..hold import IDEMPOTENT
 from ..limits import Limits
 from ..transport import Attempts, SameConnection, Transport, retry_after
 from .bases import GroupURL
@@ -62,25 +60,18 @@ class GroupTransport(Transport):
         url = request.url
         if type(url) is not GroupURL or (proxies and select_proxy(url, proxies)):
             return super().request_url(request, proxies)
-        return str(request.path_url) if "?" in url else _path_of(url)
+        return url.target
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         response = super().build_response(req, resp)
         backend = getattr(resp, "_backend", None)
         if backend is not None:
-            vars(response)["_backend"] = backend
+            response._backend = backend  # type: ignore[attr-defined]
             if resp.status not in _REDIRECTS:  # else relative ones are resolved first
-                response.url = self.group.target(backend, req.url)
+                _, response.url = req.url.at(backend.base)
             if resp.status == 401:
                 response.connection = SameServer(self, backend)  # type: ignore[assignment]
         return response
-
-
-@functools.lru_cache(maxsize=256)
-def _path_of(url: str) -> str:
-    request = requests.PreparedRequest()
-    request.url = url
-    return str(request.path_url)
 
 
 def backend_of(response: requests.Response) -> Backend | None:
@@ -93,29 +84,28 @@ class SameServer(SameConnection):
 
     def __init__(self, transport: GroupTransport, backend: Backend) -> None:
         super().__init__(transport, None)
-        self._group, self._backend = transport.group, backend
+        self._backend = backend
 
     def send(  # type: ignore[override]  # other arguments are passed on
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **kwargs: Any
     ) -> requests.Response:
         if type(request.url) is GroupURL:
-            request.url = self._group.target(self._backend, str(request.url))
+            _, request.url = request.url.at(self._backend.base)
         return self._transport.send(request, stream, timeout, **kwargs)
 
 
 class _GroupAttempts(Attempts):
     """One request to the group."""
 
-    __slots__ = ("_transport", "_request", "_settings", "_group", "_backend", "_tried", "_began", "_hold")
+    __slots__ = ("_transport", "_request", "_verify", "_proxies", "_cert", "_group", "_backend", "_tried")
 
     def __init__(self, transport: GroupTransport, request: Any, verify: Any, proxies: Any, cert: Any) -> None:
         self._connections, self._transport, self._group = transport.connections, transport, transport.group
-        self._request, self._settings = request, (verify, proxies, cert)
+        self._request, self._verify, self._proxies, self._cert = request, verify, proxies, cert
         self._tried: tuple[Server, ...] = ()
-        self._began = 0.0
 
     def attempt(self, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool) -> Any:
-        group, safe = self._group, replayable and method.upper() in IDEMPOTENT
+        group, safe = self._group, replayable and (method in IDEMPOTENT or method.upper() in IDEMPOTENT)
         tried, retry = self._tried, bool(self._tried)
         refused: dict[Server, HTTPCircuitOpen] = {}
         backend = None if limits.login is None else group.backend_with(limits.login.held_host)
@@ -142,41 +132,39 @@ class _GroupAttempts(Attempts):
         self, backend: Backend, method: str, url: str, options: dict[str, Any], limits: Limits, replayable: bool
     ) -> Any:
         group, self._backend = self._group, backend
-        verify, proxies, cert = self._settings
-        self._host = host = group.host(backend, self._transport, self._request, verify, proxies, cert)
+        request = self._request
+        self._host = host = group.host(backend, self._transport, request, self._verify, self._proxies, self._cert)
+        target, whole = request.url.at(backend.base)
+        if url[0] != "/":
+            target = urldefragauth(whole)  # as a proxy expects it
         was_closed = host.circuit is None or host.circuit.state == "closed"
         try:
-            response = super().attempt(method, group.target(backend, url), options, limits, replayable)
+            response = super().attempt(method, target, options, limits, replayable)
         except HTTPError as error:
             reason = kind_of(error)
             if reason not in _NEUTRAL and not (limits.over and self._tried):  # else the others have used up the time
-                group.failed(backend, self, monotonic() - self._began, reason.replace("_", " "))
+                group.failed(backend, self, self._hold.began, reason.replace("_", " "))
             raise
         self._note(backend, response)
         if not was_closed and host.circuit is not None and host.circuit.state == "closed":
             group.recover(backend)
         return response
 
-    def take(self, limits: Limits) -> Hold:
-        self._hold = hold = super().take(limits)
-        self._began = monotonic()  # the wait says nothing about the server
-        return hold
-
     def _note(self, backend: Backend, response: Any) -> None:
         response._backend = backend
-        status, wire, began = response.status, self._hold.wire, self._began
+        # The time to wait for a connection, and to connect, says nothing about the server.
+        status, wire, began = response.status, self._hold.wire, self._hold.began
         if not wire.reused:
-            began = max(began, getattr(wire, "connected_at", 0.0))  # without the time to connect
-        seconds = monotonic() - began
+            began = max(began, getattr(wire, "connected_at", 0.0))
         if status < 500 and status != 429:
-            self._group.succeeded(backend, self, seconds)
+            self._group.succeeded(backend, self, began)
         elif status in _BUSY and "Retry-After" in response.headers:
             self._group.left(self)
             self._group.rest(backend, retry_after(_ANY, response) or 0.0)
         elif status == 429:
-            self._group.succeeded(backend, self, seconds)
+            self._group.succeeded(backend, self, began)
         else:
-            self._group.failed(backend, self, seconds, f"status {status}")
+            self._group.failed(backend, self, began, f"status {status}")
 
     # -- retries ------------------------------------------------------------------
 
