@@ -32,8 +32,8 @@ def is_challenge(response: Any) -> bool:
 
 def is_remembered(response: Any) -> bool:
     """Whether the server says that the connection stays authenticated (as IIS does)."""
-    value: str = response.headers.get("Persistent-Auth", "")
-    return value.strip().lower() == "true"
+    headers = response.headers
+    return "Persistent-Auth" in headers and headers["Persistent-Auth"].strip().lower() == "true"
 
 
 def _scheme(value: Any) -> bool:
