@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import email
+import io
 import math
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import requests.adapters
 from requests.cookies import RequestsCookieJar
+from urllib3 import HTTPResponse
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
@@ -21,6 +25,7 @@ from pooling.adapters.http.errors import kind_of, refusal
 from pooling.adapters.http.hosts import HostKey
 from pooling.adapters.http.limits import Limits, OutOfTime
 from pooling.adapters.http.metrics import HostMetrics
+from pooling.adapters.http.sending import build_response
 from pooling.adapters.http.sessions import SharedJar
 from pooling.adapters.http.wire import with_deadline
 
@@ -446,6 +451,11 @@ ASKED: dict[str, dict[str, Any]] = {
     "form": {"method": "POST", "data": {"a": "1"}},
     "bytes": {"method": "POST", "data": b"abc"},
     "empty": {"method": "POST"},
+    "body of a GET": {"data": b"abc"},
+    "empty form of a GET": {"data": {}},
+    "empty list of a GET": {"data": []},
+    "json of a GET": {"json": {}},
+    "stream of a GET": {"data": iter(())},
     "json": {"method": "PUT", "json": {"a": 1}},
     "file": {"method": "POST", "files": {"a": ("name", b"abc")}},
     "login": {"auth": ("me", "secret")},
@@ -516,6 +526,15 @@ def test_prepared_requests_share_nothing() -> None:
     assert http.session().prepare_request(requests.Request("GET", SIMPLE)).url == SIMPLE
 
 
+def test_header_overrides_a_password_that_a_tool_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests.sessions, "get_netrc_auth", lambda *args, **kwargs: ("me", "secret"))
+    with HTTPPool(PoolSettings()) as http:
+        session = http.session()
+        found = session.prepare_request(requests.Request("GET", SIMPLE)).headers
+        given = session.prepare_request(requests.Request("GET", SIMPLE, {"Authorization": "mine"})).headers
+    assert found["Authorization"].startswith("Basic ") and given["Authorization"] == "mine"
+
+
 @pytest.mark.parametrize("name", [".netrc", "_netrc", "elsewhere"])
 def test_password_file_is_found_as_soon_as_it_exists(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -556,3 +575,37 @@ def test_method_of_a_session_class_is_called() -> None:
 
     with HTTPPool(PoolSettings(), session_factory=Mine) as http:
         assert http.session().prepare_request(requests.Request("GET", SIMPLE)).headers["X-Mine"] == "1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {}, {"Content-Type": "text/html; charset=latin-2", "X-Other": "1"}, {"CONTENT-TYPE": "application/json"},
+        {"Set-Cookie": "a=1", "Content-Type": "image/png"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 404])
+def test_responses_are_built_as_by_requests(headers: dict[str, str], status: int) -> None:
+    request = requests.Request("GET", SIMPLE).prepare()
+    answer = HTTPResponse(io.BytesIO(b"body"), headers, status, reason="So", preload_content=False)
+    answer._original_response = SimpleNamespace(msg=email.message_from_string(_lines(headers)))  # type: ignore[assignment]
+    adapter = requests.adapters.HTTPAdapter()
+    theirs = adapter.build_response(request, answer)
+    ours = build_response(adapter, request, answer)
+    assert ours is not None and type(ours) is requests.Response
+    assert vars(ours).keys() == vars(theirs).keys()
+    for name, value in vars(theirs).items():
+        assert type(vars(ours)[name]) is type(value), name
+        if name == "cookies":
+            assert dict(ours.cookies) == dict(theirs.cookies) == ({"a": "1"} if "Set-Cookie" in headers else {})
+        else:
+            assert vars(ours)[name] == value, name
+    another = build_response(adapter, request, answer)
+    assert another is not None
+    for name in ("headers", "history", "cookies"):
+        assert getattr(another, name) is not getattr(ours, name)
+
+
+def _lines(headers: dict[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+

@@ -68,8 +68,7 @@ class HostKey(NamedTuple):
         """
         parsed = urlsplit(request.url)
         try:
-            endpoint = _endpoint if "@" not in parsed.netloc else _endpoint.__wrapped__  # a password is not kept
-            scheme, name, port = endpoint(parsed.scheme, parsed.netloc)
+            scheme, name, port = _endpoint(parsed.scheme, parsed.netloc)
         except ValueError as error:
             raise requests.exceptions.InvalidURL(error, request=request) from error
         proxy = select_proxy(request.url, proxies) if proxies else None
