@@ -156,6 +156,28 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
     writer.join()
 
 
+def test_block_whose_commit_fails_releases_its_connection(open_pool: Make) -> None:
+    db = open_pool(max_size=1)
+    db.execute_query("CREATE TABLE child (id INTEGER PRIMARY KEY, parent REFERENCES child DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError) as caught, db.connection() as conn:
+        conn.execute("INSERT INTO child VALUES (1, 2)")
+    assert caught.tb is not None  # which refers to the block
+    assert db.stats()["in_use"] == 0
+    assert db.execute_query("SELECT count(*) FROM child") == [(0,)]
+
+
+def test_block_that_cannot_begin_releases_its_connection(open_pool: Make) -> None:
+    class Refusing(sqlite3.Connection):
+        def __enter__(self) -> Any:
+            raise OSError("not now")
+
+    db = open_pool(max_size=1, factory=Refusing)
+    with pytest.raises(OSError, match="not now") as caught, db.connection():
+        pass
+    assert caught.tb is not None
+    assert db.stats()["in_use"] == 0
+
+
 def test_reader_yields_to_a_writer_that_has_not_woken_up(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     yielded: list[None] = []
     db = open_pool(readers=1)

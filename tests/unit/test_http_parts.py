@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import io
 import math
+import socket
 import ssl
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +163,9 @@ def test_new_session_equals_one_of_requests() -> None:
     assert plain.keys() < ours.keys() and len(ours) == len(plain) + 1  # its transport
     for name in plain.keys() - {"adapters", "cookies"}:
         assert plain[name] == ours[name] and type(plain[name]) is type(ours[name]), name
-    one, two = HTTPPool().session(), HTTPPool().session()
+    http = HTTPPool(proxies={"http": "http://proxy.example"})
+    one, two = http.session(), http.session()
+    assert one.proxies == two.proxies == {"http": "http://proxy.example"}
     for name in ("headers", "hooks", "params", "proxies", "cookies", "adapters"):
         assert getattr(one, name) is not getattr(two, name)
     assert one.hooks["response"] is not two.hooks["response"]
@@ -279,6 +282,20 @@ def test_write_timeout_is_for_each_piece_of_a_body(kind: Any, total: float | Non
     assert max(len(data) for _, data in sock.calls) <= 16384
     assert {limit for limit, _ in sock.calls} == {2}
     assert wire.sent == len(body) + 5
+
+
+def test_write_timeout_replaces_that_to_connect() -> None:
+    from urllib3.connection import HTTPConnection
+
+    wire: Any = with_deadline(HTTPConnection)("h", 1)
+    sock, peer = socket.socketpair()
+    with sock, peer:
+        wire.sock = sock
+        for before in (10.0, 2.0, None):
+            sock.settimeout(before)
+            wire.begin(Limits(HTTPTimeout(write=2), Now()))
+            wire.send(b"data")
+            assert sock.gettimeout() == 2
 
 
 def test_response_that_arrives_during_a_cleanup_is_closed_with_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
