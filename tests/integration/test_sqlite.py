@@ -158,7 +158,7 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
 
 def test_block_whose_commit_fails_releases_its_connection(open_pool: Make) -> None:
     db = open_pool(max_size=1)
-    db.execute_query("CREATE TABLE child (id INTEGER PRIMARY KEY, parent REFERENCES child DEFERRABLE INITIALLY DEFERRED)")
+    db.execute_query("CREATE TABLE child (id INTEGER PRIMARY KEY, p REFERENCES child DEFERRABLE INITIALLY DEFERRED)")
     with pytest.raises(sqlite3.IntegrityError) as caught, db.connection() as conn:
         conn.execute("INSERT INTO child VALUES (1, 2)")
     assert caught.tb is not None  # which refers to the block
