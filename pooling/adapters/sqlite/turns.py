@@ -39,7 +39,7 @@ def let_writers_run(writers: Pool[Any]) -> None:
     write was 24 ms instead of 2.
 
     Where a writer was handed the connection and has not woken up, a yield is
-    enough. With 16 threads and 20 % writes, most of them short, that made 20 to
+    enough. With 16 threads and 20 % writes, most of them short, that made 10 to
     40 % more operations in a second, while a sleep after each read only added
     thread switches (17,000 operations a second instead of 25,000).
     """
