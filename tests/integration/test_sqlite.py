@@ -142,7 +142,7 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
     monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=slept.append))
     with db.connection():
         (entry,) = db.writer.engine.state.entries
-        entry.since = began = entry.since - 1.0
+        entry.since = entry.idle_since = began = entry.since - 1.0
         db.execute_query("SELECT 1")
         assert slept == []  # no writer waits
         writer = in_thread(lambda: db.execute_query("INSERT INTO t VALUES (1, 'a')"))
@@ -154,6 +154,54 @@ def test_reader_sleeps_if_a_writer_waits_for_a_long_write(
         assert len(slept) == 1
         entry.since = began
     writer.join()
+
+
+def test_block_whose_commit_fails_releases_its_connection(open_pool: Make) -> None:
+    db = open_pool(max_size=1)
+    db.execute_query("CREATE TABLE child (id INTEGER PRIMARY KEY, p REFERENCES child DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError) as caught, db.connection() as conn:
+        conn.execute("INSERT INTO child VALUES (1, 2)")
+    assert caught.tb is not None  # which refers to the block
+    assert db.stats()["in_use"] == 0
+    assert db.execute_query("SELECT count(*) FROM child") == [(0,)]
+
+
+def test_block_that_cannot_begin_releases_its_connection(open_pool: Make) -> None:
+    class Refusing(sqlite3.Connection):
+        def __enter__(self) -> Any:
+            raise OSError("not now")
+
+    db = open_pool(max_size=1, factory=Refusing)
+    with pytest.raises(OSError, match="not now") as caught, db.connection():
+        pass
+    assert caught.tb is not None
+    assert db.stats()["in_use"] == 0
+
+
+def test_reader_yields_to_a_writer_that_has_not_woken_up(open_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    yielded: list[None] = []
+    db = open_pool(readers=1)
+    monkeypatch.setattr(turns, "HAS_GIL", True)
+    monkeypatch.setattr(turns, "yield_gil", lambda: yielded.append(None))
+
+    def read() -> None:
+        db.execute_query("SELECT 1")
+        with db.connection(readonly=True) as conn:
+            conn.execute("SELECT 1")
+
+    db.execute_query("CREATE TABLE turns (id)")
+    read()
+    assert yielded == []  # no writer is about to run
+    with db.connection():
+        (entry,) = db.writer.engine.state.entries
+        read()
+        assert yielded == []  # it runs
+        began, entry.since = entry.since, entry.idle_since - 1.0  # as between the hand-over and the end of `acquire`
+        read()
+        assert len(yielded) == 2
+        entry.since = began
+    read()
+    assert len(yielded) == 2
 
 
 def test_readers_open_and_close_with_the_pool(open_pool: Make) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import email
+import io
 import math
+import socket
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import requests.adapters
 from requests.cookies import RequestsCookieJar
+from urllib3 import HTTPResponse
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
@@ -21,6 +26,7 @@ from pooling.adapters.http.errors import kind_of, refusal
 from pooling.adapters.http.hosts import HostKey
 from pooling.adapters.http.limits import Limits, OutOfTime
 from pooling.adapters.http.metrics import HostMetrics
+from pooling.adapters.http.sending import build_response
 from pooling.adapters.http.sessions import SharedJar
 from pooling.adapters.http.wire import with_deadline
 
@@ -157,7 +163,9 @@ def test_new_session_equals_one_of_requests() -> None:
     assert plain.keys() < ours.keys() and len(ours) == len(plain) + 1  # its transport
     for name in plain.keys() - {"adapters", "cookies"}:
         assert plain[name] == ours[name] and type(plain[name]) is type(ours[name]), name
-    one, two = HTTPPool().session(), HTTPPool().session()
+    http = HTTPPool(proxies={"http": "http://proxy.example"})
+    one, two = http.session(), http.session()
+    assert one.proxies == two.proxies == {"http": "http://proxy.example"}
     for name in ("headers", "hooks", "params", "proxies", "cookies", "adapters"):
         assert getattr(one, name) is not getattr(two, name)
     assert one.hooks["response"] is not two.hooks["response"]
@@ -274,6 +282,20 @@ def test_write_timeout_is_for_each_piece_of_a_body(kind: Any, total: float | Non
     assert max(len(data) for _, data in sock.calls) <= 16384
     assert {limit for limit, _ in sock.calls} == {2}
     assert wire.sent == len(body) + 5
+
+
+def test_write_timeout_replaces_that_to_connect() -> None:
+    from urllib3.connection import HTTPConnection
+
+    wire: Any = with_deadline(HTTPConnection)("h", 1)
+    sock, peer = socket.socketpair()
+    with sock, peer:
+        wire.sock = sock
+        for before in (10.0, 2.0, None):
+            sock.settimeout(before)
+            wire.begin(Limits(HTTPTimeout(write=2), Now()))
+            wire.send(b"data")
+            assert sock.gettimeout() == 2
 
 
 def test_response_that_arrives_during_a_cleanup_is_closed_with_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +468,11 @@ ASKED: dict[str, dict[str, Any]] = {
     "form": {"method": "POST", "data": {"a": "1"}},
     "bytes": {"method": "POST", "data": b"abc"},
     "empty": {"method": "POST"},
+    "body of a GET": {"data": b"abc"},
+    "empty form of a GET": {"data": {}},
+    "empty list of a GET": {"data": []},
+    "json of a GET": {"json": {}},
+    "stream of a GET": {"data": iter(())},
     "json": {"method": "PUT", "json": {"a": 1}},
     "file": {"method": "POST", "files": {"a": ("name", b"abc")}},
     "login": {"auth": ("me", "secret")},
@@ -516,6 +543,15 @@ def test_prepared_requests_share_nothing() -> None:
     assert http.session().prepare_request(requests.Request("GET", SIMPLE)).url == SIMPLE
 
 
+def test_header_overrides_a_password_that_a_tool_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests.sessions, "get_netrc_auth", lambda *args, **kwargs: ("me", "secret"))
+    with HTTPPool(PoolSettings()) as http:
+        session = http.session()
+        found = session.prepare_request(requests.Request("GET", SIMPLE)).headers
+        given = session.prepare_request(requests.Request("GET", SIMPLE, {"Authorization": "mine"})).headers
+    assert found["Authorization"].startswith("Basic ") and given["Authorization"] == "mine"
+
+
 @pytest.mark.parametrize("name", [".netrc", "_netrc", "elsewhere"])
 def test_password_file_is_found_as_soon_as_it_exists(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -556,3 +592,37 @@ def test_method_of_a_session_class_is_called() -> None:
 
     with HTTPPool(PoolSettings(), session_factory=Mine) as http:
         assert http.session().prepare_request(requests.Request("GET", SIMPLE)).headers["X-Mine"] == "1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {}, {"Content-Type": "text/html; charset=latin-2", "X-Other": "1"}, {"CONTENT-TYPE": "application/json"},
+        {"Set-Cookie": "a=1", "Content-Type": "image/png"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 404])
+def test_responses_are_built_as_by_requests(headers: dict[str, str], status: int) -> None:
+    request = requests.Request("GET", SIMPLE).prepare()
+    answer = HTTPResponse(io.BytesIO(b"body"), headers, status, reason="So", preload_content=False)
+    answer._original_response = SimpleNamespace(msg=email.message_from_string(_lines(headers)))  # type: ignore[assignment]
+    adapter = requests.adapters.HTTPAdapter()
+    theirs = adapter.build_response(request, answer)
+    ours = build_response(adapter, request, answer)
+    assert ours is not None and type(ours) is requests.Response
+    assert vars(ours).keys() == vars(theirs).keys()
+    for name, value in vars(theirs).items():
+        assert type(vars(ours)[name]) is type(value), name
+        if name == "cookies":
+            assert dict(ours.cookies) == dict(theirs.cookies) == ({"a": "1"} if "Set-Cookie" in headers else {})
+        else:
+            assert vars(ours)[name] == value, name
+    another = build_response(adapter, request, answer)
+    assert another is not None
+    for name in ("headers", "history", "cookies"):
+        assert getattr(another, name) is not getattr(ours, name)
+
+
+def _lines(headers: dict[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+

@@ -91,7 +91,7 @@ MYSQL = [
 SQLITE = [
     {"arguments", "limit", "memory", "paths", "queries", "split", "traces", "turns", "urls"},
     {"connection"},
-    {"upkeep"},
+    {"blocks", "upkeep"},
     {"adapter"},
     {"pool"},
 ]

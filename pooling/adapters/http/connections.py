@@ -138,7 +138,7 @@ class Connections:
             slot = slots.acquire(max(0.0, started + wait - monotonic()))
             if slots.engine.fast.track_holders:
                 record_holder(connection, slot)
-            slot.resource.connection_lease = connection
+            slot.__enter__().connection_lease = connection
         except BaseException:
             connection.release()
             raise

@@ -17,7 +17,6 @@ _SYSTEM_PROXIES = sys.platform in ("darwin", "win32")  # the system has proxies,
 _PROXIES = [name + "_proxy" for name in ("http", "https", "all")]
 _PROXIES += [name.upper() for name in _PROXIES]
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_PASSWORD_FILES = ("/.netrc", "/_netrc")  # as in requests.utils
 if os.name == "posix":
     _ENCODED_PROXIES = frozenset(map(os.fsencode, _PROXIES))
     _ENCODED_CERTIFICATES = frozenset(map(os.fsencode, _CERTIFICATES))
@@ -56,5 +55,5 @@ def no_password_file() -> bool:
     home = stored.get(_HOME)
     if not home:
         return False
-    home = os.fsdecode(home).rstrip("/")
-    return not any(os.access(home + name, os.F_OK) for name in _PASSWORD_FILES)
+    home = home.rstrip(b"/")
+    return not (os.access(home + b"/.netrc", os.F_OK) or os.access(home + b"/_netrc", os.F_OK))  # as requests.utils

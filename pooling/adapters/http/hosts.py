@@ -11,13 +11,14 @@ Nothing here refers to the `HTTPPool`, so that a dropped pool is freed.
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 import requests.adapters
@@ -66,9 +67,8 @@ class HostKey(NamedTuple):
             requests.exceptions.InvalidURL: The port is not a number from 0 to 65535.
         """
         parsed = urlsplit(request.url)
-        scheme = parsed.scheme.lower()
         try:
-            port = parsed.port or {"http": 80, "https": 443}.get(scheme)
+            scheme, name, port = _endpoint(parsed.scheme, parsed.netloc)
         except ValueError as error:
             raise requests.exceptions.InvalidURL(error, request=request) from error
         proxy = select_proxy(request.url, proxies) if proxies else None
@@ -78,7 +78,7 @@ class HostKey(NamedTuple):
             verify = verify is not False
         elif not is_context(verify):
             verify = str(verify)
-        return cls(scheme, parsed.hostname or "", port, proxy, verify, tuple(cert) if isinstance(cert, list) else cert)
+        return cls(scheme, name, port, proxy, verify, tuple(cert) if isinstance(cert, list) else cert)
 
     @property
     def tls(self) -> bool:
@@ -373,6 +373,13 @@ class Hosts:
         deadline = monotonic() + timeout
         for host in self.all():
             host.pool.close(max(0.0, deadline - monotonic()))
+
+
+@functools.lru_cache(maxsize=256)
+def _endpoint(scheme: str, netloc: str) -> tuple[str, str, int | None]:
+    """Return the scheme, the host's name and the port of a URL; raise ``ValueError`` if the port is not a number."""
+    parsed, scheme = SplitResult(scheme, netloc, "", "", ""), scheme.lower()
+    return scheme, parsed.hostname or "", parsed.port or {"http": 80, "https": 443}.get(scheme)
 
 
 def _has_tls(proxy: str | None) -> bool:

@@ -96,7 +96,16 @@ def _given(value: Any) -> Seconds:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-class Limits(Timeout):
+class AttemptTimeout(Timeout):
+    """Time limits that urllib3 copies twice for each attempt, without checking the values again."""
+
+    def clone(self) -> Timeout:
+        copy = AttemptTimeout.__new__(AttemptTimeout)
+        copy._connect, copy._read, copy.total, copy._start_connect = self._connect, self._read, self.total, None
+        return copy
+
+
+class Limits(AttemptTimeout):
     """The time limits of one request in progress.
 
     requests passes a ``urllib3.Timeout`` on to urllib3 unchanged, and passes

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from requests.structures import CaseInsensitiveDict
+
 __all__ = ["begins_login", "is_challenge", "is_remembered"]
 
+_CREDENTIALS = ("Authorization", "Proxy-Authorization")
+_STORED = frozenset(name.lower() for name in _CREDENTIALS)  # as requests stores them
 _SCHEMES = frozenset(("ntlm", "negotiate", "nego2", "kerberos"))
 
 
@@ -19,7 +23,9 @@ def begins_login(headers: Mapping[str, Any] | None) -> bool:
     """Whether a request's headers authenticate its connection, or continue such a login."""
     if not headers:
         return False
-    return any(_scheme(headers.get(name)) for name in ("Authorization", "Proxy-Authorization"))
+    if type(headers) is CaseInsensitiveDict and vars(headers)["_store"].keys().isdisjoint(_STORED):
+        return False  # for less than `get`, which raises an error inside
+    return any(_scheme(headers.get(name)) for name in _CREDENTIALS)
 
 
 def is_challenge(response: Any) -> bool:
@@ -32,8 +38,8 @@ def is_challenge(response: Any) -> bool:
 
 def is_remembered(response: Any) -> bool:
     """Whether the server says that the connection stays authenticated (as IIS does)."""
-    value: str = response.headers.get("Persistent-Auth", "")
-    return value.strip().lower() == "true"
+    headers = response.headers
+    return "Persistent-Auth" in headers and headers["Persistent-Auth"].strip().lower() == "true"
 
 
 def _scheme(value: Any) -> bool:

@@ -33,7 +33,7 @@ from .bodies import cut_off, is_unread
 from .connections import Connections
 from .environment import certificates, proxies_set
 from .limits import Limits
-from .preparing import prepare
+from .preparing import no_netrc, prepare
 from .sending import copy_of, send
 from .transport import SameConnection, Transport, translate_error
 from .unpooled import Unpooled
@@ -86,11 +86,12 @@ class Pooled(_Session):
 
     def prepare_request(self, request: requests.Request, url: str | None = None) -> requests.PreparedRequest:
         """Prepare a request; for another ``url``, if that is given."""
+        ask_netrc = self.trust_env and not no_netrc()
         # In requests, .netrc overrides a header, and credentials in the URL (psf/requests#3929).
-        if self.trust_env and not request.auth and not self.auth and self._has_credentials(request):
+        if ask_netrc and not request.auth and not self.auth and self._has_credentials(request):
             request = copy.copy(request)
             request.auth = _auth_of_url
-        prepared = prepare(self, request, url or request.url) if self._plain_preparing else None
+        prepared = prepare(self, request, url or request.url, ask_netrc) if self._plain_preparing else None
         if prepared is None and url is not None:
             request = copy.copy(request)
             request.url = url
@@ -215,7 +216,8 @@ class Sessions:
         if factory is requests.Session:
             pattern = self._make()
             pattern.headers.update(self._headers)
-            self._make, self._headers = functools.partial(_copy, pattern), {}
+            vars(pattern).update(self._defaults)
+            self._make, self._headers, self._defaults = functools.partial(_copy, pattern), {}, {}
         self._jar = SharedJar() if cookies == "shared" else None
 
     def make(self, transport: Transport, mounted: requests.adapters.BaseAdapter) -> requests.Session:
@@ -261,7 +263,7 @@ def _copy(pattern: requests.Session) -> requests.Session:
     session = pattern.__class__.__new__(pattern.__class__)
     session.__dict__.update(
         pattern.__dict__, headers=copy_of(pattern.headers), hooks={name: [] for name in pattern.hooks},
-        params={}, proxies={}, cookies=RequestsCookieJar(), adapters=OrderedDict(),
+        params={}, proxies=dict(pattern.proxies), cookies=RequestsCookieJar(), adapters=OrderedDict(),
     )  # fmt: skip
     return session
 

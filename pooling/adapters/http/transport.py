@@ -119,7 +119,8 @@ class Transport(requests.adapters.HTTPAdapter):
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         try:
-            return build_response(self, req, resp) or super().build_response(req, resp)
+            response = build_response(self, req, resp)
+            return super().build_response(req, resp) if response is None else response  # one is false from 400 on
         except BaseException:
             resp.close()
             raise

@@ -110,7 +110,10 @@ class Wire(_Connection):
                 self._send(view[start : start + _CHUNK], limits)
 
     def _send(self, data: Any, limits: Limits) -> None:
-        self.sock.settimeout(limits.left(limits.write))
+        limit, sock = limits.left(limits.write), self.sock
+        # Setting a timeout is a system call, which releases the GIL; urllib3 has set that to connect, often the same.
+        if not isinstance(sock, socket.socket) or sock.gettimeout() != limit:
+            sock.settimeout(limit)
         try:
             super().send(data)
         except ConnectionError:

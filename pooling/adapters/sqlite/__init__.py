@@ -2,6 +2,7 @@
 
 `pool`        the pool that users call: statements, transactions, health checks
 `split`       a pool of writers and a pool of readers, with the interface of one
+`blocks`      ``with db.connection()``
 `adapter`     how connections are created, checked, reset and closed
 `connection`  the connections that are lent; they record what a reset must undo
 `traces`      which PRAGMAs a reset cannot undo

@@ -6,8 +6,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ from ...core.clock import seconds
 from ...core.managed import ManagedPool
 from ...core.pool import Pool
 from ...errors import PoolTimeout
-from ...lanes import named
 from ...settings import PoolOptions, PoolSettings, check_flag, with_options
 from . import upkeep
 from .adapter import SQLiteAdapter
 from .arguments import check_connect, check_number
-from .connection import Connection, TransactionRolledBack
+from .blocks import Block
+from .connection import Connection
 from .paths import checked_path, default_name
 from .queries import QuerySnapshot, QueryStats
 from .split import SplitPool, resized
@@ -198,10 +197,7 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
 
     # -- use ------------------------------------------------------------------------
 
-    @contextmanager
-    def connection(
-        self, timeout: float | None = None, *, readonly: bool = False, lane: str | None = None
-    ) -> Iterator[sqlite3.Connection]:
+    def connection(self, timeout: float | None = None, *, readonly: bool = False, lane: str | None = None) -> Block:
         """Lend a connection for one transaction: committed at the end, rolled back on an error.
 
         Args:
@@ -219,21 +215,8 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
                 the error did not leave the block. Nothing was stored.
             sqlite3.Error: From sqlite3, including the commit.
         """
-        pool = self._readers_or_self() if readonly else self
-        # Frame 0 is this function, 1 is contextlib's __enter__, 2 is its caller: the holder.
-        with pool.acquire(timeout, 3, *named(lane)) as conn, conn:
-            yield conn
-            self._raise_if_rolled_back(conn)
-        self._after_use()
-
-    def _raise_if_rolled_back(self, conn: sqlite3.Connection) -> None:
-        """Raise, so that the block also undoes what it did after SQLite's own rollback."""
-        statement = conn.rolled_back_by if isinstance(conn, Connection) else None
-        if statement is not None:
-            raise TransactionRolledBack(
-                f"pool {self.name!r}: SQLite rolled back the transaction of this block, with an error that did not "
-                f"leave the block: {statement}"
-            )
+        lender = self.readers if readonly and self.readers is not None else self
+        return Block(lender, self.name, None if self.readers is None else self.writer, timeout, lane)
 
     def execute_query(self, sql: str, params: Params = ()) -> list[Any]:
         """Execute one statement in a transaction of its own and return its rows.
@@ -248,19 +231,17 @@ class SQLitePool(SplitPool[sqlite3.Connection]):
             PoolTimeout: No connection came in time.
             sqlite3.Error: From sqlite3.
         """
-        pool = self if self.readers is None or not _READS.match(sql) else self.readers
+        readers = self.readers
+        pool = readers if readers is not None and (sql[:7] == "SELECT " or _READS.match(sql)) else self
         with pool.acquire(None, 2) as conn, conn:
             # Not of the user's class, which may override `execute`.
             rows = conn.query(sql, params) if type(conn) is Connection else conn.execute(sql, params).fetchall()
-        self._after_use()
+        if readers is not None:
+            let_writers_run(self.writer)
         return rows
 
     def _readers_or_self(self) -> ManagedPool[sqlite3.Connection]:
         return self if self.readers is None else self.readers
-
-    def _after_use(self) -> None:
-        if self.readers is not None and self.writer.engine.state.waiters:
-            let_writers_run(self.writer)
 
     def queries(self) -> QuerySnapshot:
         """Return the durations of statements, in seconds: count, mean, percentiles and the slowest.
