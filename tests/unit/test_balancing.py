@@ -148,6 +148,25 @@ def test_usual_choices_change_nothing() -> None:
         assert made.special == set() and (made.typical, made.servers) == (made.typical, tuple(among))
 
 
+@pytest.mark.parametrize("age", [0.0, 0.01, 1.0, 30.0])
+@pytest.mark.parametrize("failed", [0, 1, 3])
+def test_the_usual_choice_is_the_one_that_costs_less(age: float, failed: int) -> None:
+    """However recent their answers are, and whether one fails: there is a short way for most requests."""
+    made = balancer()
+    a, b, c = made.servers
+    know(made, 1.0, a=0.01, b=0.02, c=0.04)
+    for _ in range(failed):
+        made.failed(a, CALL, 1.0, 0.001)
+    now, decay = 1.0 + age, made.policy.decay
+    for loads in ((0, 0, 0), (4, 0, 0), (20, 0, 9), (1, 0, 3)):
+        amount = {server.name: load for server, load in zip(made.servers, loads)}
+        costs = {one.name: one.cost(now, amount[one.name], decay, made.typical) for one in made.servers}
+        dearest = max(costs, key=costs.__getitem__)
+        found = {made.choose_usual(now, lambda server: amount[server.name]).name for _ in range(200)}  # noqa: B023
+        second = sorted(costs.values())[1]
+        assert (dearest not in found) or costs[dearest] < 1.02 * second, (costs, found)
+
+
 def test_any_two_of_the_servers_are_compared() -> None:
     made, pairs = balancer(among=servers("a", "b", "c", "d")), Counter[tuple[str, ...]]()
     loads: list[str] = []

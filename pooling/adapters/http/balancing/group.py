@@ -34,9 +34,10 @@ class Backend(Server):
         base: The base URL.
         address: The address, if the name was resolved.
         hosts: Its sockets; several if requests have several TLS settings or proxies.
+        states: The states of their pools.
     """
 
-    __slots__ = ("base", "address", "hosts", "found")
+    __slots__ = ("base", "address", "hosts", "states", "found")
 
     def __init__(self, base: Base, address: str | None = None) -> None:
         super().__init__(base.label(address), base.zone)
@@ -45,8 +46,12 @@ class Backend(Server):
 
     def forget_hosts(self) -> None:
         """Forget its sockets."""
-        self.hosts: list[Host] = []
+        self.use_hosts([])
         self.found: dict[Any, Host] = {}  # by ``verify`` and ``cert`` of requests without proxies
+
+    def use_hosts(self, hosts: list[Host]) -> None:
+        """Use these sockets from now on."""
+        self.hosts, self.states = hosts, [host.pool.engine.state for host in hosts]
 
     @property
     def url(self) -> str:
@@ -80,8 +85,7 @@ class Backend(Server):
 def _load(backend: Backend) -> int:
     """Return how many requests are in progress or wait; approximate, and for every request, so without properties."""
     load = 0
-    for host in backend.hosts:
-        state = host.pool.engine.state
+    for state in backend.states:
         load += len(state.entries) - len(state.idle) + len(state.waiters)
     return load
 
@@ -192,7 +196,7 @@ class Group:
             key = key._replace(address=backend.address)
         host = self._connections.hosts.at(key, transport, request)
         if host not in backend.hosts:
-            backend.hosts = [*(one for one in backend.hosts if one.kept or not one.empty), host]
+            backend.use_hosts([*(one for one in backend.hosts if one.kept or not one.empty), host])
         if not proxies and len(backend.found) < _MOST_KEPT:
             host.kept = True
             backend.found[settings] = host
@@ -299,7 +303,7 @@ class Group:
             for host in backend.hosts:
                 if host.empty and id(host) not in in_use:
                     self._connections.hosts.retire(host)
-            backend.hosts = [host for host in backend.hosts if not host.empty and id(host) not in in_use]
+            backend.use_hosts([host for host in backend.hosts if not host.empty and id(host) not in in_use])
             if backend.hosts:
                 waiting.append(backend)
         self._departed = waiting

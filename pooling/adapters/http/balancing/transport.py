@@ -137,23 +137,31 @@ class _GroupAttempts(Attempts):
         target, whole = request.url.at(backend.base)
         if url[0] != "/":
             target = urldefragauth(whole)  # as a proxy expects it
-        was_closed = host.circuit is None or host.circuit.state == "closed"
+        circuit = host.circuit
+        was_closed = circuit is None or circuit.state == "closed"
         try:
-            response = super().attempt(method, target, options, limits, replayable)
+            if circuit is None:  # as `Attempts.attempt`
+                self._hold = hold = self.take(limits)
+                response = hold.exchange(method, target, options, limits, replayable)
+            else:
+                response = super().attempt(method, target, options, limits, replayable)
         except HTTPError as error:
             reason = kind_of(error)
             if reason not in _NEUTRAL and not (limits.over and self._tried):  # else the others have used up the time
                 group.failed(backend, self, self._hold.began, reason.replace("_", " "))
             raise
-        self._note(backend, response)
-        if not was_closed and host.circuit is not None and host.circuit.state == "closed":
+        response._backend, status = backend, response.status
+        if status < 429 and self._hold.wire.reused:
+            group.succeeded(backend, self, self._hold.began)
+        else:
+            self._note(backend, response, status)
+        if not was_closed and circuit is not None and circuit.state == "closed":
             group.recover(backend)
         return response
 
-    def _note(self, backend: Backend, response: Any) -> None:
-        response._backend = backend
+    def _note(self, backend: Backend, response: Any, status: int) -> None:
         # The time to wait for a connection, and to connect, says nothing about the server.
-        status, wire, began = response.status, self._hold.wire, self._hold.began
+        wire, began = self._hold.wire, self._hold.began
         if not wire.reused:
             began = max(began, getattr(wire, "connected_at", 0.0))
         if status < 500 and status != 429:
