@@ -30,6 +30,7 @@ from pooling import (
     TooManyWaiting,
 )
 from pooling.core.adapter import Adapter
+from pooling.core.checkout import GRACE
 from pooling.core.entry import Entry, Token
 from pooling.core.liveness import ANSWER_TTL
 from pooling.core.schedule import AUDIT
@@ -274,9 +275,9 @@ class SendingServer(Server):
     def finish_reset(self, resource: FakeResource, timeout: float) -> bool:
         assert resource in self.sent
         if resource in self.unanswered and (resource in self.silent or self.slow):
-            if timeout >= PoolSettings().reset_timeout:
-                raise TimeoutError("reset")
-            return False
+            if timeout in (0, GRACE):
+                return False
+            raise TimeoutError("reset")  # a worker waits until then
         if not (resource.alive or resource in self.silent):
             self.noted(False)
             raise ConnectionError("reset")
