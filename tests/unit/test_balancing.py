@@ -148,6 +148,18 @@ def test_usual_choices_change_nothing() -> None:
         assert made.special == set() and (made.typical, made.servers) == (made.typical, tuple(among))
 
 
+def test_an_answer_in_normal_service_is_noted_without_the_lock() -> None:
+    made = balancer()
+    a, b, _ = made.servers
+    assert made.succeeded_usual(a, 1.0, 0.5) and (a.latency, a.seen) == (0.5, 1.0)
+    made.failed(a, CALL, 2.0, 0.5)
+    assert not made.succeeded_usual(a, 2.0, 0.1) and a.latency == 0.5 and a.in_a_row == 1
+    assert made.succeeded_usual(b, 2.0, 0.1)
+    fail(made, a, 3.0)
+    assert made.special == {a}
+    assert not made.succeeded_usual(b, 3.0, 0.4) and b.seen == 2.0
+
+
 @pytest.mark.parametrize("age", [0.0, 0.01, 1.0, 30.0])
 @pytest.mark.parametrize("failed", [0, 1, 3])
 def test_the_usual_choice_is_the_one_that_costs_less(age: float, failed: int) -> None:

@@ -103,7 +103,7 @@ class Group:
 
     Attributes:
         servers: The servers now.
-        lock: Guards what the balancer and the budget know. A request takes it once, when it is answered.
+        lock: Guards what the balancer and the budget know. A request takes it only while a server fails or is left out.
     """
 
     def __init__(self, connections: Connections, bases: Sequence[Base], zone: str | None, policy: Balancing) -> None:
@@ -216,6 +216,8 @@ class Group:
     def succeeded(self, backend: Backend, call: object, began: float) -> None:
         """Note that it has answered a request that began at this time."""
         now = monotonic()
+        if self._balancer.succeeded_usual(backend, now, now - began):
+            return
         with self.lock:
             returned = self._balancer.succeeded(backend, call, now, now - began)
         if returned:

@@ -308,6 +308,20 @@ class Balancer:
 
     # -- outcomes -----------------------------------------------------------------
 
+    def succeeded_usual(self, server: Server, now: float, seconds: float) -> bool:
+        """Note a request that was answered after ``seconds``, if the server is in normal service.
+
+        Needs no lock: if two threads do so at once, one of them may not count.
+
+        Returns:
+            Whether that was all; otherwise nothing was noted, and `succeeded` has to be called.
+        """
+        if self.special or server.in_a_row or server.failing:
+            return False
+        server.note(now, seconds, False, self.policy.decay)
+        self.typical += (seconds - self.typical) * _STEP
+        return True
+
     def succeeded(self, server: Server, call: object, now: float, seconds: float) -> bool:
         """Note a request that was answered after ``seconds``; return whether it ends an ejection."""
         server.in_a_row = 0
