@@ -163,7 +163,7 @@ def test_an_answer_in_normal_service_is_noted_without_the_lock() -> None:
 @pytest.mark.parametrize("age", [0.0, 0.01, 1.0, 30.0])
 @pytest.mark.parametrize("failed", [0, 1, 3])
 def test_the_usual_choice_is_the_one_that_costs_less(age: float, failed: int) -> None:
-    """However recent their answers are, and whether one fails: there is a short way for most requests."""
+    """Whether one fails or not: there is a short way if none does."""
     made = balancer()
     a, b, c = made.servers
     know(made, 1.0, a=0.01, b=0.02, c=0.04)
@@ -173,10 +173,9 @@ def test_the_usual_choice_is_the_one_that_costs_less(age: float, failed: int) ->
     for loads in ((0, 0, 0), (4, 0, 0), (20, 0, 9), (1, 0, 3)):
         amount = {server.name: load for server, load in zip(made.servers, loads)}
         costs = {one.name: one.cost(now, amount[one.name], decay, made.typical) for one in made.servers}
-        dearest = max(costs, key=costs.__getitem__)
         found = {made.choose_usual(now, lambda server: amount[server.name]).name for _ in range(200)}  # noqa: B023
-        second = sorted(costs.values())[1]
-        assert (dearest not in found) or costs[dearest] < 1.02 * second, (costs, found)
+        dearest = max(costs.values())
+        assert all(costs[name] < dearest or sorted(costs.values())[1] == dearest for name in found), (costs, found)
 
 
 def test_any_two_of_the_servers_are_compared() -> None:
@@ -371,22 +370,22 @@ def test_a_zone_without_servers_is_no_preference() -> None:
 def test_retries_are_limited_to_their_part_of_the_requests() -> None:
     budget, retries = RetryBudget(0.2), 0
     for number in range(1, 5001):
-        budget.deposit()
+        budget.requests += 1
         retries += budget.withdraw()
         assert retries <= max(RESERVE, 0.2 * number + 1e-6)
     assert retries >= 0.2 * 5000 - 1
     for _ in range(5000):  # and no retry
-        budget.deposit()
+        budget.requests += 1
     assert sum(budget.withdraw() for _ in range(5000)) == RESERVE
     none = RetryBudget(0.0)
-    none.deposit()
+    none.requests += 1
     assert not none.withdraw()
 
 
 def test_unused_budget_is_not_saved_up() -> None:
     budget = RetryBudget(0.2)
     for _ in range(10_000):
-        budget.deposit()
+        budget.requests += 1
     assert sum(budget.withdraw() for _ in range(100)) == RESERVE
 
 

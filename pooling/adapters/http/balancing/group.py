@@ -158,7 +158,7 @@ class Group:
     def choose(self, call: object, safe: bool, tried: Collection[Server], retry: bool) -> Backend | None:
         """Return the server for a request, or for a ``retry`` of one, see `Balancer.choose`."""
         if not retry:
-            self._budget.deposit()
+            self._budget.requests += 1
         balancer, now = self._balancer, monotonic()
         if not balancer.special and not tried:
             return balancer.choose_usual(now, _load)  # type: ignore[return-value]

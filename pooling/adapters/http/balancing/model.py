@@ -31,7 +31,6 @@ _STEP = 0.1  # the weight of one request in the rate of failures, and in the typ
 _RISE, _FALL = 0.25, 0.1  # the weight of a request that took longer than the average, and of a shorter one
 _IDLE = 2  # added to the load: else a slow server that is idle would look as good as a fast one that is busy
 _NO_FAILURES = 0.001
-_RECENT = 0.01  # of the decay: up to then, nothing fades by more than a hundredth
 _LEAST_GOOD = 0.05  # so that a server that always fails still compares with others
 _LEAST_SHARE = 0.1  # with which a slow start begins, as in Envoy
 _ZONE_RESERVE = 1.4  # the near zone gets all requests while 1 / 1.4 of it can take them, as in Envoy
@@ -158,7 +157,6 @@ class Balancer:
         self.servers: Sequence[Server] = ()
         self._near: Sequence[Server] = ()
         self._pairs: Sequence[tuple[Server, Server]] = ()  # to choose from, while no server is special
-        self._recent = policy.decay * _RECENT
         self.typical = 1.0  # latency in seconds, of all servers
         self.special: set[Server] = set()
 
@@ -217,12 +215,12 @@ class Balancer:
 
     def choose_usual(self, now: float, load: Load) -> Server:
         """Return the server for a first attempt while none is `special`. It changes nothing, and needs no lock."""
-        pairs, recent = self._pairs, now - self._recent
+        pairs, decay = self._pairs, self.policy.decay
         first, second = pair = pairs[int(self._random() * len(pairs))]
         one, other = first.plain, second.plain
-        if one is not None and other is not None and first.seen > recent and second.seen > recent:
-            # As `cost`, but for the hundredth that latencies fade, in a third of the time.
-            best = first if one * (load(first) + _IDLE) <= other * (load(second) + _IDLE) else second
+        if one is not None and other is not None:  # as `cost`, in less time
+            cost = one * (load(first) + _IDLE) * exp((first.seen - now) / decay)
+            best = first if cost <= other * (load(second) + _IDLE) * exp((second.seen - now) / decay) else second
         else:
             best = self._better(pair, now, load)
         return self._or_spill(best, self._near, self.servers, now, load) if self._near else best
@@ -376,25 +374,24 @@ class Balancer:
 
 
 class RetryBudget:
-    """Allows so many retries per request. The caller holds a lock, except for `deposit`.
+    """Allows so many retries per request. The caller holds a lock.
 
     The first requests pay for the `RESERVE`, so that all retries together are
     within the budget after some time, and not above it by the reserve.
+
+    Attributes:
+        requests: How many there were. Adding one needs no lock: if two threads do so at once, one may not count.
     """
 
     def __init__(self, part: float) -> None:
         self._part = part
         self._tokens = float(RESERVE) if part else 0.0
         self._advance = self._tokens  # what was given before it was earned
-        self._requests = self._paid_for = 0
-
-    def deposit(self) -> None:
-        """Note a request. Needs no lock: if two threads do so at once, one request may not be counted."""
-        self._requests += 1
+        self.requests = self._paid_for = 0
 
     def withdraw(self) -> bool:
         """Return whether one more retry is allowed, and count it."""
-        requests = self._requests
+        requests = self.requests
         earned, self._paid_for = (requests - self._paid_for) * self._part, requests
         back = min(earned, self._advance)
         self._advance -= back
