@@ -27,8 +27,9 @@ import pytest
 
 import pooling.core
 from pooling import Adapter, Pool, PoolError, PoolSettings, PoolTimeout
+from pooling.core.checkout import GRACE
 from pooling.core.runtime.registry import Runtime
-from pooling.testing import FakeAdapter
+from pooling.testing import FakeAdapter, FakeResource
 from tests.unit.conftest import Task
 
 _CORE = str(Path(pooling.core.__file__).parent)
@@ -403,6 +404,58 @@ class Dead(Again):
         self.pool.acquire(timeout=60).release()
 
 
+class Sending(FakeAdapter):
+    """Its resets are only sent; a worker gets the answer, or also a borrower."""
+
+    late = False
+    error: Exception | None = None
+
+    def reset(self, resource: FakeResource) -> str:
+        return "sent"
+
+    def finish_reset(self, resource: FakeResource, timeout: float) -> bool:
+        if self.late and timeout in (0, GRACE):
+            return False
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        super().reset(resource)
+        return True
+
+
+class Sent(Again):
+    """The answer to the reset of the idle resource is read first."""
+
+    adapter: Sending
+
+    def make_adapter(self) -> FakeAdapter:
+        return Sending()
+
+    def prepare(self) -> None:
+        for lease in [self.pool.acquire() for _ in range(2)]:
+            lease.release()
+
+
+class SentLate(Sent):
+    """... on a worker, while the borrower waits."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.adapter.late = True
+
+    def act(self) -> None:
+        with self.pool.acquire(timeout=60):
+            self.adapter.late = False
+
+
+class SentFails(Sent):
+    """... and says that it has failed."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.adapter.error = OSError("reset")
+
+
 class Lent(Scene):
     """One is lent."""
 
@@ -582,9 +635,9 @@ class Served(Scene):
 
 
 SCENES = [
-    First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Discard, DiscardAtOnce,
-    Broken, MaxUses, Detach, Fill, Drain, Resize, PauseAndCheck, Close, Release, ReleaseSlowly, DiscardWithWaiters,
-    Grow, ThirdWaiter, TimeoutZero, Served,
+    First, Opening, Inline, InlineFails, Fails, Again, Bare, Checked, CheckedOnWorker, Dead, Sent, SentLate,
+    SentFails, Discard, DiscardAtOnce, Broken, MaxUses, Detach, Fill, Drain, Resize, PauseAndCheck, Close, Release,
+    ReleaseSlowly, DiscardWithWaiters, Grow, ThirdWaiter, TimeoutZero, Served,
 ]  # fmt: skip
 
 
