@@ -68,7 +68,7 @@ class GroupTransport(Transport):
         if backend is not None:
             response._backend = backend  # type: ignore[attr-defined]
             if resp.status not in _REDIRECTS:  # else relative ones are resolved first
-                _, response.url = req.url.at(backend.base)
+                response.url = resp._whole
             if resp.status == 401:
                 response.connection = SameServer(self, backend)  # type: ignore[assignment]
         return response
@@ -150,7 +150,7 @@ class _GroupAttempts(Attempts):
             if reason not in _NEUTRAL and not (limits.over and self._tried):  # else the others have used up the time
                 group.failed(backend, self, self._hold.began, reason.replace("_", " "))
             raise
-        response._backend, status = backend, response.status
+        response._backend, response._whole, status = backend, whole, response.status
         if status < 429 and self._hold.wire.reused:
             group.succeeded(backend, self, self._hold.began)
         else:
