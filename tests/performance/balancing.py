@@ -147,7 +147,7 @@ def _measure(way: Way, seconds: float) -> dict[str, float]:
 def _more(cost: Rounds[float]) -> float | None:
     if len(cost.samples) < 2:
         return None
-    return figures.median(cost.samples[SEVERAL]) - figures.median(cost.samples[ONE])
+    return figures.median([several - one for one, several in zip(cost.samples[ONE], cost.samples[SEVERAL])])
 
 
 def _ratio(found: Rounds[dict[str, float]], key: str, inverse: bool = False) -> float | None:

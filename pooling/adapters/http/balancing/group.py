@@ -103,6 +103,7 @@ class Group:
 
     Attributes:
         servers: The servers now.
+        settled: The `Connections.hosts` for which `begin` has nothing to do.
         lock: Guards what the balancer and the budget know. A request takes it only while a server fails or is left out.
     """
 
@@ -136,6 +137,7 @@ class Group:
             server.forget_hosts()
         self._balancer.forget_calls()
         self._due = 0.0 if self.policy.resolve else _NEVER
+        self.settled = None if self.policy.resolve else self._process
 
     # -- requests -----------------------------------------------------------------
 

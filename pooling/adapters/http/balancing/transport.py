@@ -53,7 +53,8 @@ class GroupTransport(Transport):
         if type(request.url) is not GroupURL:
             return super().get_connection_with_tls_context(request, verify, proxies, cert)
         self.connections.begin_request()
-        self.group.begin()
+        if self.group.settled is not self.connections.hosts:
+            self.group.begin()
         return _GroupAttempts(self, request, verify, proxies, cert)
 
     def request_url(self, request: Any, proxies: Any) -> str:
