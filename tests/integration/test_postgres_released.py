@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,13 +114,13 @@ def test_a_borrower_takes_another_connection_if_the_answer_is_late(postgres: Pos
         with pool.acquire() as conn:
             conn.execute("SELECT 1")
             late = conn.info.backend_pid
-            os.kill(late, _STOP)
+            os.kill(late, signal.SIGSTOP)
         try:
             with pool.acquire(30) as conn:
                 assert {conn.info.backend_pid} == backends - {late}
                 assert pool.stats()["checking"] == 1  # a worker waits for the answer
         finally:
-            os.kill(late, _CONTINUE)
+            os.kill(late, signal.SIGCONT)
         soon(lambda: pool.stats()["idle"] == 2)
         with pool.acquire() as first, pool.acquire() as second:
             assert {first.info.backend_pid, second.info.backend_pid} == backends
@@ -291,12 +292,12 @@ def test_a_free_slot_is_used_while_an_answer_is_late(postgres: PostgresServer) -
         with pool.acquire() as conn:
             conn.execute("SELECT 1")
             late = conn.info.backend_pid
-            os.kill(late, _STOP)
+            os.kill(late, signal.SIGSTOP)
         try:
             with pool.acquire(3) as conn:
                 assert conn.info.backend_pid != late
         finally:
-            os.kill(late, _CONTINUE)
+            os.kill(late, signal.SIGCONT)
 
 
 def test_an_answer_in_many_pieces_that_has_come_in_time_is_read_later(postgres: PostgresServer) -> None:
@@ -367,6 +368,3 @@ def test_a_connection_whose_cleaning_waits_is_not_left_to_the_server(postgres: P
         soon(lambda: not pool.stats()["size"])
         with postgres.connect(autocommit=True) as other:
             assert not other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).fetchall()
-
-
-_STOP, _CONTINUE = 19, 18  # SIGSTOP, SIGCONT

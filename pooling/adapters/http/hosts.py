@@ -68,7 +68,7 @@ class HostKey(NamedTuple):
         """
         parsed = urlsplit(request.url)
         try:
-            scheme, name, port = _endpoint(parsed.scheme, parsed.netloc)
+            scheme, name, port = _endpoint(parsed.scheme, parsed.netloc.rpartition("@")[2])
         except ValueError as error:
             raise requests.exceptions.InvalidURL(error, request=request) from error
         proxy = select_proxy(request.url, proxies) if proxies else None
@@ -377,7 +377,12 @@ class Hosts:
 
 @functools.lru_cache(maxsize=256)
 def _endpoint(scheme: str, netloc: str) -> tuple[str, str, int | None]:
-    """Return the scheme, the host's name and the port of a URL; raise ``ValueError`` if the port is not a number."""
+    """Return the scheme, the host's name and the port of a URL; raise ``ValueError`` if the port is not a number.
+
+    Args:
+        scheme: Of the URL.
+        netloc: Host and port, without credentials: the cache would keep them.
+    """
     parsed, scheme = SplitResult(scheme, netloc, "", "", ""), scheme.lower()
     return scheme, parsed.hostname or "", parsed.port or {"http": 80, "https": 443}.get(scheme)
 
