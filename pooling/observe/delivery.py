@@ -244,13 +244,13 @@ class Delivery:
             pass
 
     def _drop(self, why: str) -> None:
-        self.dropped += 1
         if not self._complained:
             self._complained = True
             logger.warning(
                 "alerts: delivering to %s failed, the alert is dropped: %s", self.name, why,
-                extra=fields("alert_dropped", target=self.name, error=why, dropped=self.dropped),
+                extra=fields("alert_dropped", target=self.name, error=why, dropped=self.dropped + 1),
             )  # fmt: skip
+        self.dropped += 1
 
 
 def checked_targets(given: Any) -> list[Any]:

@@ -180,6 +180,97 @@ def test_atomic_requests(connection: Any, monkeypatch: pytest.MonkeyPatch, maria
     mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
 
 
+class Sets:
+    """Counts how many SET statements the server has executed since; look only while nobody else uses it."""
+
+    def __init__(self, server: MariaDBServer) -> None:
+        self._server = server
+        first, self._last = self._look(), self._look()
+        self._own = self._last - first  # the looking one's
+
+    def _look(self) -> int:
+        return int(self._server.ask("SHOW GLOBAL STATUS LIKE 'Com_set_option'")[0][1])
+
+    def number(self) -> int:
+        """Return how many there were since the last call."""
+        before, self._last = self._last, self._look()
+        return self._last - before - self._own
+
+
+def insert(connection: Any, number: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO item (id, name) VALUES (%s, 'atomic')", [number])
+
+
+def test_atomic_blocks_one_after_the_other_turn_autocommit_off_once(connection: Any, mariadb: MariaDBServer) -> None:
+    number = one(connection, SESSION)
+    sets = Sets(mariadb)
+    for each in range(3):
+        with transaction.atomic(using=ALIAS):
+            insert(connection, 7100 + each)
+    with pytest.raises(KeyError), transaction.atomic(using=ALIAS):
+        insert(connection, 7103)
+        raise KeyError
+    assert connection.get_autocommit() and connection.connection.get_autocommit()
+    assert sets.number() == 1
+    assert mariadb.ask("SELECT COUNT(*) FROM django_site.item WHERE id > 7099") == ((3,),)
+    end_of_request()
+    wait_until(lambda: connection.pool.stats()["idle"] > 0)
+    insert(connection, 7104)  # autocommit is on again
+    assert one(connection, SESSION) == number
+    assert mariadb.ask("SELECT COUNT(*) FROM django_site.item WHERE id > 7099") == ((4,),)
+    mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
+
+
+def test_a_query_after_an_atomic_block_commits_itself(connection: Any, mariadb: MariaDBServer) -> None:
+    connection.ensure_connection()
+    sets = Sets(mariadb)
+    with transaction.atomic(using=ALIAS):
+        insert(connection, 7200)
+    assert sets.number() == 1
+    insert(connection, 7201)
+    insert(connection, 7202)
+    assert sets.number() == 1
+    assert mariadb.ask("SELECT COUNT(*) FROM django_site.item WHERE id >= 7200") == ((3,),)
+    mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
+
+
+def test_autocommit_turned_on_within_a_transaction_commits_at_once(connection: Any, mariadb: MariaDBServer) -> None:
+    transaction.set_autocommit(False, using=ALIAS)
+    insert(connection, 7300)
+    transaction.set_autocommit(True, using=ALIAS)
+    assert mariadb.ask("SELECT id FROM django_site.item WHERE id = 7300") == ((7300,),)
+    transaction.set_autocommit(False, using=ALIAS)
+    insert(connection, 7301)
+    end_of_request()
+    assert mariadb.ask("SELECT id FROM django_site.item WHERE id >= 7300") == ((7300,),)
+    mariadb.ask("DELETE FROM django_site.item WHERE id >= 7300")
+
+
+def test_autocommit_that_could_not_be_turned_on_is_turned_on_with_the_query_after(
+    connection: Any, mariadb: MariaDBServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction.atomic(using=ALIAS):
+        insert(connection, 7400)
+    *_, driver = (  # the pool's own class has the name of the driver's
+        each for each in type(connection.connection).__mro__
+        if each.__name__ == "Connection" and each.__module__ in ("pymysql.connections", "MySQLdb.connections")
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "autocommit", interrupted)
+        with pytest.raises(django.db.OperationalError, match="interrupted"):
+            insert(connection, 7401)
+    sets = Sets(mariadb)
+    insert(connection, 7402)
+    assert sets.number() == 1
+    assert mariadb.ask("SELECT id FROM django_site.item WHERE id >= 7400") == ((7400,), (7402,))
+    mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
+
+
+def interrupted(conn: Any, value: object) -> None:
+    raise type(conn)._driver.operational(1317, "Query execution was interrupted")
+
+
 def test_threads_share_the_pool(connection: Any) -> None:
     seen = []
 

@@ -21,7 +21,7 @@ from MySQLdb import cursors
 from ..shared.statistics import Timer
 from .driver import Driver
 from .failures import LOST, code_of
-from .tracking import Connection, Ending, Notes, notes_of
+from .tracking import Connection, Delaying, Notes, notes_of
 from .wire import INIT_DB, QUERY, RESET, Commands
 
 __all__ = ["MySQLClient"]
@@ -37,15 +37,18 @@ def _noted(name: str) -> Any:
     """Return a method that calls the driver's and notes that the connection was used."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._pooling.dirty = self._pooling.moved = True
-        self._pooling.answered = False
+        notes: Notes = self._pooling
+        if notes.autocommit_due and name == "send_query":
+            self._catch_up(notes)
+        notes.dirty = notes.moved = True
+        notes.answered = notes.ended = False
         return getattr(super(Tracking, self), name)(*args, **kwargs)
 
     call.__name__, call.__doc__ = name, "As mysqlclient's; noted."
     return call
 
 
-class Tracking(Ending):
+class Tracking(Delaying):
     """Keeps `Notes`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +65,8 @@ class Tracking(Ending):
     def query(self, query: Any) -> Any:
         """As mysqlclient's; counts it, and notes if it ends the transaction."""
         notes: Notes = self._pooling  # type: ignore[attr-defined]
+        if notes.autocommit_due:
+            self._catch_up(notes)
         notes.note_command(QUERY, query.encode() if isinstance(query, str) else query)
         began = monotonic()
         notes.waits = True

@@ -23,7 +23,7 @@ from ..._plain import switched_off
 from ..shared.limits import Limit
 from ..shared.statistics import Timer
 from .driver import WireDriver
-from .tracking import Connection, Ending, Noted, Notes, notes_of
+from .tracking import Connection, Delaying, Noted, Notes, notes_of
 from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
@@ -47,13 +47,15 @@ _VOLATILE = {
 _COPIED = ("encoders", "decoders")
 
 
-class Tracking(Ending):
+class Tracking(Delaying):
     """Keeps `Notes`, and the time limit of each command."""
 
     def _execute_command(self, command: int, sql: Any) -> None:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         if isinstance(sql, str):
             sql = sql.encode(self.encoding)  # type: ignore[attr-defined]
+        if notes.autocommit_due:
+            self._catch_up(notes)
         notes.note_command(command, sql)
         super()._execute_command(command, sql)  # type: ignore[misc]
 

@@ -207,7 +207,7 @@ class Session:
             driver.restore(conn, notes.client)
         if notes.configuration.lost:
             self._configure_again(conn, notes)
-        notes.failed, notes.dirty = None, not driver.notes_use
+        notes.failed, notes.dirty, notes.autocommit_due = None, not driver.notes_use, False
         return answered
 
     def _end(self, conn: Connection) -> None:

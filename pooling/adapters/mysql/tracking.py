@@ -15,7 +15,7 @@ from .failures import rolls_back
 from .statistics import text_of
 from .wire import ESTABLISHED, PING, QUERY, Commands, spare_handle, tcp_state
 
-__all__ = ["Connection", "Ending", "Noted", "Notes", "notes_of"]
+__all__ = ["Connection", "Delaying", "Ending", "Noted", "Notes", "notes_of"]
 
 Connection = Any  # of any driver
 
@@ -72,12 +72,14 @@ class Notes:
         stalled: Why another thread has shut the connection down.
         failed: The statement at which the server has rolled back the transaction.
         block: Which block ends the transaction; ``commit()`` is refused in it.
+        ended: The last command was a COMMIT or ROLLBACK, so no transaction is open.
+        autocommit_due: See `Delaying`.
     """
 
     __slots__ = (
         "dirty", "moved", "answered", "unfinished", "failed", "block", "limit", "queries", "client", "configuration",
         "place", "peer", "role", "status", "undoes", "waits", "own", "number", "stalled", "server", "made_at", "fd",
-        "_poll", "_tcp_state",
+        "ended", "autocommit_due", "_poll", "_tcp_state",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -87,6 +89,7 @@ class Notes:
         self.moved = True
         self.failed: str | None = None
         self.block: str | None = None
+        self.ended = self.autocommit_due = False
         self.limit: Limit | None = None  # of the commands
         self.queries: QueryStatistics | None = None
         self.configuration = Configuration()
@@ -107,7 +110,7 @@ class Notes:
     def note_command(self, command: int, text: bytes) -> None:
         """Note a command that is about to be sent."""
         self.dirty = True
-        self.answered = False
+        self.answered = self.ended = False
         self.number += 1
         if not self.moved and command != PING:
             # One statement that begins like this cannot contain a USE, nor can what it calls.
@@ -193,6 +196,44 @@ class Ending(Noted):
             notes.unfinished = True
             raise
         notes.failed = None
+        notes.ended = True
+
+
+class Delaying(Ending):
+    """Its methods for autocommit, which the server need not be told of if another command follows, or none at all."""
+
+    def autocommit(self, value: Any) -> None:
+        """As the driver's."""
+        notes = notes_of(self)
+        if notes.autocommit_due and not value:
+            notes.autocommit_due = False  # the server was not told, and need not be
+        else:
+            super().autocommit(value)  # type: ignore[misc]
+
+    def get_autocommit(self) -> bool:
+        """As the driver's."""
+        return notes_of(self).autocommit_due or bool(super().get_autocommit())  # type: ignore[misc]
+
+    def turn_autocommit_on(self) -> None:
+        """Turn autocommit on, at the latest with the next command.
+
+        If the connection is released before, or autocommit is turned off
+        again, the round trip is saved. For connections that are cleaned.
+        """
+        notes = notes_of(self)
+        if notes.ended:
+            notes.autocommit_due = True
+        else:
+            self.autocommit(True)  # commits what was done
+
+    def _catch_up(self, notes: Notes) -> None:
+        """Turn autocommit on if that is due."""
+        notes.autocommit_due = False
+        try:
+            super().autocommit(True)  # type: ignore[misc]
+        except BaseException:
+            notes.autocommit_due = True
+            raise
 
 
 def notes_of(conn: Connection) -> Notes:

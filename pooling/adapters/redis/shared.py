@@ -32,6 +32,16 @@ class SharedRedisPool(RedisPool):
             _pools.pop(key, None)
         return _pools.setdefault(key, made)  # Assumes: it is atomic. A lock could be copied by a fork while it is held.
 
+    def reset(self) -> None:
+        """Replace all connections if ``connection_kwargs`` has changed since the last call.
+
+        django-redis calls it in each thread that asks for the pool while none has got it yet.
+        """
+        arguments = {name: value for name, value in self.connection_kwargs.items() if value is not None}
+        if arguments != self.__dict__.get("_arguments"):
+            self._arguments = arguments
+            super().reset()
+
 
 _pools: dict[object, RedisPool] = {}
 

@@ -9,6 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ....adapters.mysql import MySQLPool
 from ....adapters.mysql.driver import Driver
+from ....adapters.mysql.tracking import Delaying
 from ....core.pool import Pool
 from .._engine import AliasPools, PooledWrapper
 from ._driver import DRIVER, base
@@ -41,7 +42,9 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     Django sets the isolation level with each connection that it opens. Here
     this is done once, and again by the round trip that cleans the session at
-    the end of a request.
+    the end of a request. At the end of ``atomic()`` it turns autocommit on;
+    here the server is told with the next query, if one follows that is not in
+    ``atomic()`` again.
     """
 
     pools = AliasPools()
@@ -110,8 +113,14 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
         return True
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        if self._lease is None or bool(self.connection.get_autocommit()) != autocommit:
-            super()._set_autocommit(autocommit)
+        if self._lease is not None:
+            if self.connection.get_autocommit() == autocommit:
+                return
+            if autocommit and isinstance(self.connection, Delaying) and self.pool.session_rules.cleans:
+                with self.wrap_database_errors:
+                    self.connection.turn_autocommit_on()
+                return
+        super()._set_autocommit(autocommit)
 
 
 DatabaseWrapper.engine = DatabaseWrapper
