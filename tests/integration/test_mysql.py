@@ -238,6 +238,23 @@ def test_database_chosen_behind_another_statement(server: MariaDBServer) -> None
 # -- sessions ------------------------------------------------------------------------
 
 
+def test_time_limits_of_hooks_do_not_apply_to_the_borrower(make: Make) -> None:
+    """Drivers keep the limit of a command in an attribute."""
+
+    def look(conn: Any) -> None:
+        run(conn, "SELECT 1")
+
+    def more(conn: Any) -> None:
+        run(conn, "CREATE TEMPORARY TABLE mine AS SELECT 1 AS n")  # so that it is called after each cleaning
+
+    short = ONE.replace(create_timeout=1.0, reset_timeout=1.0, health_check_timeout=1.0, validation_interval=0.0)
+    for options in ({"configure": look}, {"configure": more}, {"check": look}, {"reset": look}):
+        pool = make(settings=short, **options)
+        for _ in range(2):
+            with pool.acquire() as conn:
+                assert run(conn, "SELECT SLEEP(1.2)")[0][0] == 0, options
+
+
 def test_configure_is_done_again_after_each_cleaning(make: Make) -> None:
     calls = []
 

@@ -118,6 +118,7 @@ class Connector(WireDriver):
     connect_limit = "connection_timeout"
     enforces_timeouts = pipelines = resets = notes_use = AVAILABLE
     tracking = Tracking if AVAILABLE else Noted
+    limits = ("_read_timeout",)
 
     def connection_class(self) -> type[Any]:
         found: type[Any] = mysql.connector.MySQLConnection

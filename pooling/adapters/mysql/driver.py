@@ -39,6 +39,7 @@ class Driver:
         resets: Whether it can reset a session.
         notes_use: Whether it notes that a lease has sent something.
         tracking: What its class of connections is extended with.
+        limits: The attributes of a connection that limit a command, and are set by one with a time limit.
     """
 
     name = ""
@@ -47,6 +48,7 @@ class Driver:
     resets = True
     notes_use = True
     tracking: type[Noted]
+    limits: tuple[str, ...] = ()
     connect_limit = "connect_timeout"  # the argument of ``connect()``
 
     def __init__(self, connection_class: type[Any] | None = None) -> None:

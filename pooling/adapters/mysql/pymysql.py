@@ -113,6 +113,7 @@ class PyMySQL(WireDriver):
     name = "pymysql"
     enforces_timeouts = pipelines = resets = notes_use = AVAILABLE
     tracking = Tracking if AVAILABLE else Noted
+    limits = ("_read_timeout", "_write_timeout")
     context: Any = None  # of connections without TLS arguments
 
     def connection_class(self) -> type[Any]:

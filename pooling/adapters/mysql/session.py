@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from ..shared.limits import Limit, reserve
 from ..shared.statistics import QueryStatistics
@@ -230,6 +230,8 @@ class Session:
         """Call a function of the user's and commit what it did, all its commands within ``limit`` seconds."""
         notes, driver = notes_of(conn), self.driver
         before, notes.limit = notes.limit, Limit(None, limit)
+        attributes: dict[str, Any] = conn.__dict__
+        limits = {name: attributes[name] for name in driver.limits if name in attributes}
         try:
             hook(conn)
             left = driver.unread(conn)
@@ -239,6 +241,7 @@ class Session:
                 conn.commit()
         finally:
             notes.limit = before
+            attributes.update(limits)
 
     # -- commit -------------------------------------------------------------------
 

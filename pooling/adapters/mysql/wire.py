@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,8 @@ INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
 OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
 ESTABLISHED = 1  # a state of TCP: neither side has ended it
 _SHORTEST = 11  # bytes of the shortest answer
+_LIMITS_READS = sys.platform == "linux" and sys.maxsize > 1 << 32  # a timeval there is two longs
+_SMALL = 16_384  # bytes that a socket takes without waiting, while nothing that was sent before is unanswered
 _WORD = 1 << 24  # the length of the longest packet, and one
 
 #: A dead peer is noticed after 10 s while data is unacknowledged (milliseconds, Linux), and after 10 + 3 x 3 s while
@@ -63,8 +66,8 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
     """Send commands, and return the answers, and why there are not more of them.
 
     Args:
-        sock: A socket, perhaps with TLS, from which nothing is to be read. It has
-            a time limit afterwards.
+        sock: A socket, perhaps with TLS, from which nothing is to be read. Its
+            time limit may be another one afterwards.
         commands: As from `packet`.
         count: How many there are.
         timeout: Seconds for all of it, or 1 % more; ``None`` means no limit.
@@ -72,9 +75,11 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
     end = math.inf if timeout is None else monotonic() + timeout
     data = b""
     answers: list[bytes] = []
+    blocks = sock.gettimeout() is None and timeout is not None and len(commands) <= _SMALL and _can_block(sock)
+    limit: Callable[[Any], object] = partial(_limit_reads, sock) if blocks else sock.settimeout
     try:
         if sock.gettimeout() != timeout:
-            sock.settimeout(timeout)  # takes a call of the system, and gives the interpreter's lock away
+            limit(timeout)
         sock.sendall(commands)
         while True:
             start = 0
@@ -92,27 +97,46 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
                 if left <= 0:
                     raise TimeoutError
                 if left < 0.99 * timeout:
-                    sock.settimeout(left)
-            more = receive(sock, (count - len(answers)) * _SHORTEST - len(data), timeout)
+                    limit(left)
+            more = receive(sock, (count - len(answers)) * _SHORTEST - len(data))
             if not more:
                 raise ConnectionResetError("the server has closed the connection")
             data += more
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         return answers, TimeoutError(f"no answer from the server within {timeout:g} s")
     except OSError as error:
         return answers, error
+    finally:
+        if blocks:
+            with suppress(OSError):  # it was closed meanwhile
+                limit(0.0)
     if data or len(answers) != count or answers[-1][:1] not in (OK, ERROR):
         return answers, ValueError("the server has sent something else than the answers")
     return answers, None
 
 
-def receive(sock: Any, least: int, timeout: float | None) -> bytes:
+def _can_block(sock: Any) -> bool:
+    """Whether a read can wait in the system with a time limit: not with TLS, and not gevent's."""
+    return _LIMITS_READS and type(sock) is socket.socket and socket.socket.__module__ == "socket"
+
+
+def _limit_reads(sock: Any, seconds: float) -> None:
+    """Limit how long a blocking socket waits for data, 0 meaning no limit; then it raises `BlockingIOError`.
+
+    ``settimeout()`` makes it non-blocking, and each later call takes a
+    ``poll()``; that, and the change itself, give the interpreter's lock away.
+    """
+    micros = math.ceil(seconds * 1e6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", *divmod(micros, 1_000_000)))
+
+
+def receive(sock: Any, least: int) -> bytes:
     """Return what comes next: at least so many bytes, if that is possible, with one call of the system.
 
     A server sends each answer by itself. To wake up for the first one costs a
     switch of threads, and the interpreter's lock, for nothing.
     """
-    if timeout is None and least > 0 and type(sock) is socket.socket:  # one with TLS takes no flags
+    if least > 0 and type(sock) is socket.socket and sock.gettimeout() is None:  # one with TLS takes no flags
         return sock.recv(least, socket.MSG_WAITALL)
     data: bytes = sock.recv(4096)
     return data
