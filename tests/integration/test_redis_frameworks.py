@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 import pytest
+import redis
 
+from pooling.adapters.redis import SharedRedisPool
 from tests.integration.tools import ROOT
 from tests.redisserver import RedisServer
 
@@ -169,3 +171,18 @@ def test_framework(redis_server: RedisServer, program: str) -> None:
     code = THREADS + (program + END).format(url=redis_server.url, last=last)
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout.splitlines()[-1:]) == (0, ["well"]), run.stderr[-3000:]
+
+
+def test_reset_replaces_connections_only_if_their_arguments_have_changed(redis_server: RedisServer) -> None:
+    pool = SharedRedisPool.from_url(redis_server.url, max_size=2)
+    client = redis.Redis(connection_pool=pool)
+    client.ping()
+    pool.connection_kwargs["password"] = None  # what django-redis does in each thread that has just got the pool
+    pool.reset()
+    client.ping()
+    assert pool.metrics.snapshot().created == 1
+    pool.connection_kwargs["client_name"] = "renamed"
+    pool.reset()
+    assert client.client_getname() == "renamed"
+    assert pool.metrics.snapshot().created == 2
+    pool.close()
