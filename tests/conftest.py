@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -48,6 +49,15 @@ def pytest_collection() -> None:
     By now the processes of pytest-xdist have read them.
     """
     os.environ.pop("PYTEST_ADDOPTS", None)
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """Let the garbage collector see only what the test makes, for tests that call it hundreds of times."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

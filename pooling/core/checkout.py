@@ -226,7 +226,8 @@ class Checkout(Generic[R]):
         queue = state.waiters if waiter.lane is None else waiter.lane.queue
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
-        exhausted: bool = not queue.exhaustion_reported and (
+        # A waiter whose resource proved dead has been counted, and there is a slot once that is closed.
+        exhausted: bool = not (queue.exhaustion_reported or waiter.again) and (
             state.exhausted if waiter.lane is None else state.lanes.blocks(waiter, state.exhausted)
         )
         if exhausted:

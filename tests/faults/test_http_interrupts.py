@@ -61,6 +61,7 @@ def traced(work: Callable[[], None], interrupt_at: int | None = None) -> list[tu
     return lines
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised within a destructor
 @pytest.mark.parametrize("work", [hooks_and_streams, login])
 def test_an_exception_at_any_line_loses_nothing(work: Callable[[HTTPPool, str], None]) -> None:

@@ -256,6 +256,10 @@ def test_autocommit_that_could_not_be_turned_on_is_turned_on_with_the_query_afte
         each for each in type(connection.connection).__mro__
         if each.__name__ == "Connection" and each.__module__ in ("pymysql.connections", "MySQLdb.connections")
     )  # fmt: skip
+
+    def interrupted(conn: Any, value: object) -> None:
+        raise connection.Database.OperationalError(1317, "Query execution was interrupted")
+
     with monkeypatch.context() as patch:
         patch.setattr(driver, "autocommit", interrupted)
         with pytest.raises(django.db.OperationalError, match="interrupted"):
@@ -265,10 +269,6 @@ def test_autocommit_that_could_not_be_turned_on_is_turned_on_with_the_query_afte
     assert sets.number() == 1
     assert mariadb.ask("SELECT id FROM django_site.item WHERE id >= 7400") == ((7400,), (7402,))
     mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
-
-
-def interrupted(conn: Any, value: object) -> None:
-    raise type(conn)._driver.operational(1317, "Query execution was interrupted")
 
 
 def test_threads_share_the_pool(connection: Any) -> None:

@@ -64,6 +64,7 @@ def by_hand(pool: Any) -> None:
     pool.putconn(conn)
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a __del__
 @pytest.mark.parametrize("kind", [ConnectionPool, NullConnectionPool])
 @pytest.mark.parametrize("work", [block, failing, by_hand])

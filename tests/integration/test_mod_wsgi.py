@@ -146,17 +146,18 @@ class Apache:
     def settle(self) -> None:
         """Wait until the metrics have the leases of all requests, of ended processes too, and none in use."""
         found: dict[str, float] = {}
-        loaded = self.log.read_text().count(f"Loading Python script file '{self.script}'")  # one lease each
 
         def settled() -> bool:
-            found.update(self.figures())
-            beyond = found["db acquired"] - loaded - self.answered, found["api acquired"] - self.answered
+            found.update(self.figures())  # a process may load the script for this request
+            # One lease each:
+            found["loaded"] = self.log.read_text().count(f"Loading Python script file '{self.script}'")
+            beyond = found["db acquired"] - found["loaded"] - self.answered, found["api acquired"] - self.answered
             return all(0 <= one <= self.unsure for one in beyond) and found["db used"] == found["api used"] == 0
 
         try:
             wait_until(settled)
         except AssertionError as error:
-            raise AssertionError(f"{found}, not {self.answered} + {loaded} and up to {self.unsure} more") from error
+            raise AssertionError(f"{found}, not {self.answered} and up to {self.unsure} more") from error
         assert found["db orphans"] == found["api orphans"] == 0
 
     def close(self) -> None:

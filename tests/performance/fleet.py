@@ -126,7 +126,7 @@ def run(plan: Plan) -> Table:
         for members in MEMBERS:
             with make(f"fleet-{members}") as (renew, pid):
                 clients = 1 if members == 1 or name == "file" else CLIENTS
-                found = measure(renew, pid, members, 2.0 if plan.quick else 10.0, clients)
+                found = measure(renew, pid, members, plan.choose(full=10.0, quick=1.0), clients)
             rows.append({"store": f"{name}, {members:,} processes", "members": members, **found})
     worst = max(row["load"] for row in rows if row["members"] == 1000 and not row["store"].startswith("file"))
     return Table(

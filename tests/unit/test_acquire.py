@@ -175,6 +175,18 @@ def test_borrower_of_a_dead_resource_keeps_its_queue_position(
     assert served == ["first", "second"]
 
 
+def test_pool_whose_resource_proved_dead_is_not_exhausted(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=1)
+    fill(pool, 1)
+    clock.advance(10)
+    adapter.fail("validate", ConnectionError("dead"))
+    pool.acquire().release()
+    now = pool.metrics.snapshot()
+    assert (now.created, now.closed, now.exhausted) == (2, {"invalid": 1}, 0)
+
+
 def test_timed_out_waiter_leaves_the_wait_queue(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()

@@ -18,7 +18,7 @@ import itertools
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -718,8 +718,13 @@ def strike(
     kind: type[Scene], place: int, monkeypatch: pytest.MonkeyPatch, known: Set[object] = frozenset()
 ) -> Strikes:
     """Run a scene, interrupted at one point, if it has so many."""
+    with monkeypatch.context() as patch:  # otherwise it keeps the threads of each run, for the garbage collector to see
+        return _strike(kind, place, patch, known)
+
+
+def _strike(kind: type[Scene], place: int, patch: pytest.MonkeyPatch, known: Set[object]) -> Strikes:
     turns = Turns()
-    monkeypatch.setattr("_thread.start_new_thread", turns.start)
+    patch.setattr("_thread.start_new_thread", turns.start)
     scene = kind(turns)
     scene.prepare()
     strikes = Strikes(place, known)
@@ -764,16 +769,12 @@ def strike_everywhere(kind: type[Scene], known: Set[object], monkeypatch: pytest
 
 
 @pytest.fixture(autouse=True)
-def small_heap(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the garbage collector see only what a run leaves."""
+def quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, small_heap: None) -> None:
+    """Do not report what the interruptions cause."""
     caplog.set_level("CRITICAL", "pooling")
     hook = sys.unraisablehook
     # What is raised while a generator is closed goes no further.
     monkeypatch.setattr(sys, "unraisablehook", lambda it: isinstance(it.exc_value, Struck) or hook(it))
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 _known: set[object] = set()

@@ -28,11 +28,11 @@ from tests.unit.test_interruptions import (
     Strikes,
     Struck,
     Waiting,
-    small_heap,
+    quiet,
     strike_everywhere,
 )
 
-__all__ = ["small_heap"]
+__all__ = ["quiet"]
 
 _LANES = {"web": Lane(weight=2), "batch": Lane(most=1)}
 

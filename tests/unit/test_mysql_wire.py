@@ -14,7 +14,7 @@ from pooling.adapters.mysql import wire  # noqa: E402
 from pooling.adapters.mysql.wire import exchange  # noqa: E402
 
 DONE = b"\x07\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00"  # an answer
-LINUX = pytest.mark.skipif(not wire._LIMITS_READS, reason="only Linux on 64 bits")
+LINUX = pytest.mark.skipif(not wire.LIMITS_READS, reason="only Linux on 64 bits")
 
 
 @pytest.fixture

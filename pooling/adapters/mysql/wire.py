@@ -28,7 +28,7 @@ INIT_DB, QUERY, PING, RESET = 0x02, 0x03, 0x0E, 0x1F
 OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
 ESTABLISHED = 1  # a state of TCP: neither side has ended it
 _SHORTEST = 11  # bytes of the shortest answer
-_LIMITS_READS = sys.platform == "linux" and sys.maxsize > 1 << 32  # a timeval there is two longs
+LIMITS_READS = sys.platform == "linux" and sys.maxsize > 1 << 32  # a timeval there is two longs
 _SMALL = 16_384  # bytes that a socket takes without waiting, while nothing that was sent before is unanswered
 _WORD = 1 << 24  # the length of the longest packet, and one
 
@@ -117,7 +117,7 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
 
 def _can_block(sock: Any) -> bool:
     """Whether a read can wait in the system with a time limit: not with TLS, and not gevent's."""
-    return _LIMITS_READS and type(sock) is socket.socket and socket.socket.__module__ == "socket"
+    return LIMITS_READS and type(sock) is socket.socket and socket.socket.__module__ == "socket"
 
 
 def _limit_reads(sock: Any, seconds: float) -> None:
