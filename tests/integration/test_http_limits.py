@@ -540,7 +540,9 @@ def test_the_wait_for_a_host_and_for_a_slot_is_measured(web: WebServer, wait_for
                 http.get("/echo", timeout=HTTPTimeout(pool=0))
         thread.join()
         now = http.metrics.snapshot()
-        assert (now.wait.count, now.exhausted, now.timeouts, now.requests) == (2, 1, 1, 3)
+        assert (now.wait.count, now.timeouts, now.requests) == (2, 1, 3)
+        # The slot is released after the connection, so the thread may have to wait for it, too.
+        assert now.exhausted == 1 or (now.exhausted == 2 and wait_for == "slot")
         assert now.wait.max >= 0.2 and now.wait.mean >= 0.1
         assert http.metrics.to_dict()["avg_acquisition_time_ms"] >= 100
         assert len(events) == 2 and events[0] < events[1] == now.wait.max
