@@ -312,6 +312,16 @@ def test_errors_of_a_closed_connection_are_djangos(connection: Any) -> None:
         connection.close()
 
 
+def test_pymysql_as_mysqldb_has_one_set_of_errors() -> None:
+    """Otherwise each error of a statement would cost the connection."""
+    code = (
+        "import pymysql; pymysql.install_as_MySQLdb(); import MySQLdb.converters\n"
+        "from pooling.adapters.mysql import pymysql as ours\n"
+        "assert ours.err.MySQLError is pymysql.MySQLError"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 def test_threads_share_the_pool(connection: Any) -> None:
     seen = []
 

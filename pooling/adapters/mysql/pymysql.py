@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import pymysql
-from pymysql import cursors, err
+from pymysql import cursors
 
 from ..._plain import switched_off
 from ..shared.limits import Limit
@@ -27,6 +28,9 @@ from .tracking import Connection, Delaying, Noted, Notes, notes_of
 from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
+
+# After ``install_as_MySQLdb()``, ``pymysql.err`` may be a copy with other classes: importing ``MySQLdb.err`` sets it.
+err: Any = import_module("pymysql.err")
 
 NEEDED = ("_execute_command", "_force_close", "_read_query_result", "_create_ssl_ctx", "_read_ok_packet", "_sock")
 """Private names of ``pymysql.connections.Connection``."""
@@ -68,7 +72,7 @@ class Tracking(Delaying):
             self._explain(error)
             raise
 
-    def _explain(self, error: err.MySQLError) -> None:
+    def _explain(self, error: Exception) -> None:
         """Raise another error if the pool has ended the connection, or the command took too long."""
         notes: Notes = self._pooling  # type: ignore[attr-defined]
         if notes.stalled is not None:
