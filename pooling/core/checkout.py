@@ -226,8 +226,8 @@ class Checkout(Generic[R]):
         queue = state.waiters if waiter.lane is None else waiter.lane.queue
         if not queue:
             queue.exhaustion_reported = False  # the wait queue begins anew
-        # A waiter whose resource proved dead has been counted, and there is a slot once that is closed.
-        exhausted: bool = not (queue.exhaustion_reported or waiter.again) and (
+        # A waiter whose resource proved dead has a slot once that is closed, unless the pool was shrunk meanwhile.
+        exhausted: bool = not (queue.exhaustion_reported or (waiter.again and state.surplus <= 0)) and (
             state.exhausted if waiter.lane is None else state.lanes.blocks(waiter, state.exhausted)
         )
         if exhausted:

@@ -271,6 +271,57 @@ def test_autocommit_that_could_not_be_turned_on_is_turned_on_with_the_query_afte
     mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
 
 
+def test_autocommit_stays_due_wherever_turning_it_on_is_interrupted(connection: Any, mariadb: MariaDBServer) -> None:
+    """A time limit by a signal, for example: the view may go on."""
+    for number in range(1, 10):
+        with transaction.atomic(using=ALIAS):
+            insert(connection, 7500 + 10 * number)
+        lines = 0
+
+        def trace(frame: Any, event: str, argument: object, number: int = number) -> Any:
+            nonlocal lines
+            ours = frame.f_code.co_name == "catch_up"
+            if ours and event == "line":
+                lines += 1
+                if lines == number:
+                    raise KeyboardInterrupt
+            return trace if ours else None
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            one(connection, "SELECT 1")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert connection.connection.get_autocommit(), number
+        if lines < number:
+            break
+        connection.close()
+    assert number > 2
+    mariadb.ask("DELETE FROM django_site.item WHERE id > 7000")
+
+
+def test_errors_of_a_closed_connection_are_djangos(connection: Any) -> None:
+    for value in (False, True):
+        transaction.set_autocommit(not value, using=ALIAS)
+        connection.connection.close()
+        with pytest.raises(django.db.Error):
+            transaction.set_autocommit(value, using=ALIAS)
+        connection.close()
+
+
+def test_pymysql_as_mysqldb_has_one_set_of_errors() -> None:
+    """Otherwise each error of a statement would cost the connection."""
+    code = (
+        "import pymysql; pymysql.install_as_MySQLdb(); import MySQLdb.converters\n"
+        "from pooling.adapters.mysql import pymysql as ours\n"
+        "assert ours.err.MySQLError is pymysql.MySQLError"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 def test_threads_share_the_pool(connection: Any) -> None:
     seen = []
 

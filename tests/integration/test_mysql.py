@@ -25,7 +25,9 @@ from pooling import (
 )
 from pooling.adapters.mysql import driver as drivers
 from pooling.adapters.mysql import session
+from pooling.adapters.mysql.blocks import Transaction
 from pooling.adapters.mysql.driver import NAMES
+from pooling.adapters.mysql.drivers import load as load_driver
 from pooling.adapters.mysql.statistics import text_of
 from pooling.adapters.mysql.tracking import notes_of
 from pooling.manager import PoolManager
@@ -253,6 +255,86 @@ def test_time_limits_of_hooks_do_not_apply_to_the_borrower(make: Make) -> None:
         for _ in range(2):
             with pool.acquire() as conn:
                 assert run(conn, "SELECT SLEEP(1.2)")[0][0] == 0, options
+
+
+FREEZES = {
+    "check": lambda conn: None,  # by the pool
+    "ping": lambda conn: conn.ping(False),
+    "commit": lambda conn: conn.commit(),
+    "rollback": lambda conn: conn.rollback(),
+    "select_db": lambda conn: conn.select_db("other"),
+}
+
+
+@pytest.mark.parametrize("what", FREEZES)
+def test_commands_of_pymysql_that_are_no_queries_are_limited(server: MariaDBServer, what: str) -> None:
+    limits: dict[str, Any] = {"check": FREEZES["ping"]} if what == "check" else {"command_timeout": 1.0}
+    settings = ONE.replace(health_check_timeout=1.0, validation_interval=0.0)
+    failed: list[BaseException] = []
+
+    def use() -> None:
+        with pytest.raises((CommandTimeout, PoolTimeout)) as error, pool.acquire(3.0) as conn:
+            server.pause()
+            FREEZES[what](conn)
+        failed.append(error.value)
+
+    with MySQLPool(url(server), settings, driver="pymysql", **limits) as pool:
+        pool.acquire().release()
+        thread = threading.Thread(target=use, daemon=True)
+        if what == "check":
+            server.pause()
+        thread.start()
+        thread.join(20.0)
+        server.proceed()
+        thread.join(20.0)
+        assert [type(error) for error in failed] == [PoolTimeout if what == "check" else pool.driver.command_timeout]
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "connector"])
+@pytest.mark.parametrize("what", ["begin", "commit"])
+def test_time_limit_of_the_connection_applies_to_the_ends_of_a_transaction(
+    make: Make, server: MariaDBServer, driver: str, what: str
+) -> None:
+    failed: list[BaseException] = []
+    pool = make(kwargs={"read_timeout": 1, "write_timeout": 1})
+
+    def use() -> None:
+        with pytest.raises(pool.driver.operational) as error:
+            if what == "begin":
+                with pool.acquire() as conn:
+                    server.pause()
+                    with Transaction(pool, conn, isolation_level="SERIALIZABLE"):
+                        pass
+            else:
+                with pool.connection() as conn:
+                    run(conn, "INSERT INTO t VALUES (1)")
+                    server.pause()
+        failed.append(error.value)
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(20.0)
+    ended = not thread.is_alive()
+    server.proceed()
+    thread.join(20.0)
+    assert ended and isinstance(failed[0], CommitUnknown) == (what == "commit")
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient"])
+def test_lost_connection_is_known_as_lost_after_its_cursor_was_closed(server: MariaDBServer, driver: str) -> None:
+    """mysqlclient forgets it then; and its ``change_user()``, which cleans a session, writes into freed memory."""
+    needs_mysqlclient(driver)
+    used = load_driver(driver, None)
+    conn = used.connect(used.complete({"host": "127.0.0.1", "port": server.port, "user": "root"}, 5.0, None))
+    server.ask(f"KILL {used.thread_id(conn)}")
+    cursor = conn.cursor()
+    with pytest.raises(used.error):
+        for _ in range(100):  # until the server has done so
+            cursor.execute("DO 1")
+            time.sleep(0.05)
+    cursor.close()
+    assert not used.is_open(conn)
+    used.close(conn)
 
 
 def test_configure_is_done_again_after_each_cleaning(make: Make) -> None:

@@ -187,6 +187,25 @@ def test_pool_whose_resource_proved_dead_is_not_exhausted(
     assert (now.created, now.closed, now.exhausted) == (2, {"invalid": 1}, 0)
 
 
+def test_pool_that_was_shrunk_below_a_dead_resource_is_exhausted(
+    make: Make, adapter: FakeAdapter, clock: VirtualClock
+) -> None:
+    pool = make(max_size=2)
+    fill(pool, 2)
+    lease = pool.acquire(0)
+    clock.advance(10)
+    adapter.hold("validate")
+    adapter.fail("validate", ConnectionError("dead"))
+    waiting = Task(pool.acquire)
+    adapter.until_held("validate")
+    pool.reconfigure(max_size=1)
+    adapter.let_go("validate")
+    clock.until_parked(1)
+    assert pool.metrics.snapshot().exhausted == 1
+    lease.release()
+    waiting.result().release()
+
+
 def test_timed_out_waiter_leaves_the_wait_queue(make: Make, clock: VirtualClock) -> None:
     pool = make(max_size=1)
     lease = pool.acquire()

@@ -148,7 +148,8 @@ class Driver:
         Args:
             conn: The connection.
             commands: They are executed in their order.
-            timeout: Seconds for all of them, if `enforces_timeouts`; ``None`` means no limit.
+            timeout: Seconds for all of them, if `enforces_timeouts`; ``None`` means
+                the user's limit for the connection, if it has one.
             pipelined: Whether to send them all at once, if `pipelines`.
 
         Raises:
@@ -202,6 +203,8 @@ class WireDriver(Driver):
     def perform(self, conn: Connection, commands: Commands, timeout: float | None, pipelined: bool) -> None:
         if not self.is_open(conn):
             raise self.lost("the connection is closed")
+        if timeout is None and self.limits:
+            timeout = vars(conn).get(self.limits[0]) or None
         done, problem = 0, None
         answers: list[bytes] = []
         parts = [(commands.data, len(commands))] if pipelined else [(one, 1) for one in commands.packets]

@@ -39,7 +39,7 @@ def _noted(name: str) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         notes: Notes = self._pooling
         if notes.autocommit_due and name == "send_query":
-            self._catch_up(notes)
+            self.catch_up(notes)
         notes.dirty = notes.moved = True
         notes.answered = notes.ended = False
         return getattr(super(Tracking, self), name)(*args, **kwargs)
@@ -62,15 +62,21 @@ class Tracking(Delaying):
     )
     set_character_set, set_server_option = map(_noted, ("set_character_set", "set_server_option"))
 
+    def next_result(self, *args: Any) -> Any:
+        """As mysqlclient's. A cursor calls it when it is closed, and it clears ``errno()``."""
+        if self.errno() in _GONE:  # type: ignore[attr-defined]
+            self._pooling.gone = True  # type: ignore[attr-defined]
+        return super().next_result(*args)  # type: ignore[misc]
+
     def query(self, query: Any) -> Any:
         """As mysqlclient's; counts it, and notes if it ends the transaction."""
         notes: Notes = self._pooling  # type: ignore[attr-defined]
-        if notes.autocommit_due:
-            self._catch_up(notes)
-        notes.note_command(QUERY, query.encode() if isinstance(query, str) else query)
         began = monotonic()
         notes.waits = True
         try:
+            if notes.autocommit_due:
+                self.catch_up(notes)
+            notes.note_command(QUERY, query.encode() if isinstance(query, str) else query)
             if notes.queries is None:
                 result = super().query(query)  # type: ignore[misc]
             else:
@@ -151,7 +157,7 @@ class MySQLClient(Driver):
         return fd if fd >= 0 else None
 
     def is_open(self, conn: Connection) -> bool:
-        return bool(conn.open) and conn.errno() not in _GONE
+        return bool(conn.open) and not notes_of(conn).gone and conn.errno() not in _GONE
 
     def thread_id(self, conn: Connection) -> int:
         return int(conn.thread_id())

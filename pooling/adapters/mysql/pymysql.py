@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import pymysql
-from pymysql import cursors, err
+from pymysql import cursors
 
 from ..._plain import switched_off
 from ..shared.limits import Limit
@@ -27,6 +28,9 @@ from .tracking import Connection, Delaying, Noted, Notes, notes_of
 from .wire import Commands
 
 __all__ = ["ATTRIBUTES", "NEEDED", "PyMySQL"]
+
+# After ``install_as_MySQLdb()``, ``pymysql.err`` may be a copy with other classes: importing ``MySQLdb.err`` sets it.
+err: Any = import_module("pymysql.err")
 
 NEEDED = ("_execute_command", "_force_close", "_read_query_result", "_create_ssl_ctx", "_read_ok_packet", "_sock")
 """Private names of ``pymysql.connections.Connection``."""
@@ -55,9 +59,28 @@ class Tracking(Delaying):
         if isinstance(sql, str):
             sql = sql.encode(self.encoding)  # type: ignore[attr-defined]
         if notes.autocommit_due:
-            self._catch_up(notes)
+            self.catch_up(notes)
         notes.note_command(command, sql)
+        if notes.limit is not None:
+            self._read_timeout = self._write_timeout = notes.limit.left()
         super()._execute_command(command, sql)  # type: ignore[misc]
+
+    def _read_ok_packet(self) -> Any:
+        try:
+            return super()._read_ok_packet()  # type: ignore[misc]
+        except err.MySQLError as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: Exception) -> None:
+        """Raise another error if the pool has ended the connection, or the command took too long."""
+        notes: Notes = self._pooling  # type: ignore[attr-defined]
+        if notes.stalled is not None:
+            raise self._driver.lost(notes.stalled) from error
+        if isinstance(error.__context__, TimeoutError):
+            notes.unfinished = True
+            if notes.limit is not None:
+                raise self._driver.command_timeout(f"{notes.limit}, and the server did not answer") from error
 
     def _force_close(self) -> None:
         notes: Notes = self._pooling  # type: ignore[attr-defined]
@@ -82,20 +105,12 @@ class Tracking(Delaying):
             return self._limited(notes, sql, unbuffered)
 
     def _limited(self, notes: Notes, sql: Any, unbuffered: bool) -> Any:
-        limit = notes.limit
-        if limit is not None:
-            self._read_timeout = self._write_timeout = limit.left()
         notes.waits = True
         try:
             result = super().query(sql, unbuffered)  # type: ignore[misc]
         except err.MySQLError as error:
-            if notes.stalled is not None:
-                raise self._driver.lost(notes.stalled) from error
             notes.note_failure(error, sql)
-            if isinstance(error.__context__, TimeoutError):
-                notes.unfinished = True
-                if limit is not None:
-                    raise self._driver.command_timeout(f"{limit}, and the server did not answer") from error
+            self._explain(error)
             raise
         except BaseException:
             notes.unfinished = True

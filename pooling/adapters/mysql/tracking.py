@@ -74,12 +74,13 @@ class Notes:
         block: Which block ends the transaction; ``commit()`` is refused in it.
         ended: The last command was a COMMIT or ROLLBACK, so no transaction is open.
         autocommit_due: See `Delaying`.
+        gone: The connection is lost, and the driver no longer says so.
     """
 
     __slots__ = (
         "dirty", "moved", "answered", "unfinished", "failed", "block", "limit", "queries", "client", "configuration",
         "place", "peer", "role", "status", "undoes", "waits", "own", "number", "stalled", "server", "made_at", "fd",
-        "ended", "autocommit_due", "_poll", "_tcp_state",
+        "ended", "autocommit_due", "gone", "_poll", "_tcp_state",
     )  # fmt: skip
 
     client: Any  # the client's side as new
@@ -89,7 +90,7 @@ class Notes:
         self.moved = True
         self.failed: str | None = None
         self.block: str | None = None
-        self.ended = self.autocommit_due = False
+        self.ended = self.autocommit_due = self.gone = False
         self.limit: Limit | None = None  # of the commands
         self.queries: QueryStatistics | None = None
         self.configuration = Configuration()
@@ -226,10 +227,10 @@ class Delaying(Ending):
         else:
             self.autocommit(True)  # commits what was done
 
-    def _catch_up(self, notes: Notes) -> None:
+    def catch_up(self, notes: Notes) -> None:
         """Turn autocommit on if that is due."""
-        notes.autocommit_due = False
         try:
+            notes.autocommit_due = False
             super().autocommit(True)  # type: ignore[misc]
         except BaseException:
             notes.autocommit_due = True

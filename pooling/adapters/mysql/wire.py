@@ -10,9 +10,11 @@ Used are only commands that are answered with one packet: OK or an error.
 from __future__ import annotations
 
 import math
+import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -29,7 +31,7 @@ OK, ERROR = b"\x00", b"\xff"  # the first byte of an answer
 ESTABLISHED = 1  # a state of TCP: neither side has ended it
 _SHORTEST = 11  # bytes of the shortest answer
 LIMITS_READS = sys.platform == "linux" and sys.maxsize > 1 << 32  # a timeval there is two longs
-_SMALL = 16_384  # bytes that a socket takes without waiting, while nothing that was sent before is unanswered
+_SMALL = 4_096  # bytes that a socket takes without waiting, while nothing that was sent before is unanswered
 _WORD = 1 << 24  # the length of the longest packet, and one
 
 #: A dead peer is noticed after 10 s while data is unacknowledged (milliseconds, Linux), and after 10 + 3 x 3 s while
@@ -116,8 +118,13 @@ def exchange(sock: Any, commands: bytes, count: int, timeout: float | None) -> t
 
 
 def _can_block(sock: Any) -> bool:
-    """Whether a read can wait in the system with a time limit: not with TLS, and not gevent's."""
-    return LIMITS_READS and type(sock) is socket.socket and socket.socket.__module__ == "socket"
+    """Whether a read can wait in the system with a time limit: not with TLS, not gevent's, and not in the main thread.
+
+    After a signal Python reads again, with the whole limit, and signals go to the main thread.
+    """
+    if not LIMITS_READS or type(sock) is not socket.socket or socket.socket.__module__ != "socket":
+        return False
+    return threading.get_native_id() != os.getpid()
 
 
 def _limit_reads(sock: Any, seconds: float) -> None:

@@ -114,12 +114,12 @@ class DatabaseWrapper(PooledWrapper, base.DatabaseWrapper):
 
     def _set_autocommit(self, autocommit: bool) -> None:
         if self._lease is not None:
-            if self.connection.get_autocommit() == autocommit:
-                return
-            if autocommit and isinstance(self.connection, Delaying) and self.pool.session_rules.cleans:
-                with self.wrap_database_errors:
+            with self.wrap_database_errors:
+                if self.connection.get_autocommit() == autocommit:
+                    return
+                if autocommit and isinstance(self.connection, Delaying) and self.pool.session_rules.cleans:
                     self.connection.turn_autocommit_on()
-                return
+                    return
         super()._set_autocommit(autocommit)
 
 
