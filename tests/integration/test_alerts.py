@@ -356,7 +356,7 @@ FORKING = """
     fork = os.fork
     if sys.argv[2] == "c":  # as uWSGI does: no hook of Python is called
         import ctypes
-        fork = ctypes.CDLL(None).fork
+        fork = ctypes.PyDLL(None).fork  # with the interpreter's lock, as uWSGI
     if sys.argv[3] == "used":
         cause()
         until("parent timeouts began")

@@ -193,7 +193,7 @@ FORK = """
     import ctypes, os, sys, time, json
     import pooling
     from pooling.observe import PerformanceMonitor
-    fork = ctypes.CDLL(None).fork if sys.argv[1] == "C" else os.fork
+    fork = ctypes.PyDLL(None).fork if sys.argv[1] == "C" else os.fork
     pool = pooling.Pool(object, name="p")
     got = []
     monitor = PerformanceMonitor([pool], interval=0.1)
