@@ -21,12 +21,13 @@ from tests.mariadb import MariaDBServer
 
 from . import figures
 from .harness import LEAD, Plan, Rounds, Wrong, crowd, interleave
+from .machine import one_processor
 from .mysql_pools import MAKERS, Contender
 from .table import Column, Table, Target
 
 __all__ = ["run_insert", "run_select"]
 
-CASES = ((1, 1), (20, 10), (64, 8))  # threads, max_size
+CASES = ((1, 1, False), (20, 10, False), (64, 8, False), (64, 8, True))  # threads, max_size, bound to one processor
 LEAST = {1: 0.95}  # of the best peer, with one thread; otherwise 1
 
 COLUMNS = (
@@ -84,7 +85,10 @@ def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
             "CREATE TABLE orders (id BIGINT AUTO_INCREMENT PRIMARY KEY, symbol VARCHAR(9), quantity INT) ENGINE=InnoDB"
         )
         process = psutil.Process(server.pid)
-        for threads, size in CASES:
+        for threads, size, bound in CASES:
+            case, title = f"{threads}/{size}", f"{what}, {threads} threads on {size}"
+            if bound:
+                case, title = f"{case} bound", f"{title}, one processor"
             with contextlib.ExitStack() as stack:
                 pools, trips = [], {}
                 for make in MAKERS:
@@ -95,14 +99,15 @@ def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
                         crowd(lambda: [pool.execute(sql) for _ in range(10)], threads)  # noqa: B023
                         sleep(0.2)  # for connections that are still being made
                         trips[pool.name] = _trips(pool, sql, server.port)
+                if bound:
+                    stack.enter_context(one_processor())
                 rounds = interleave(pools, count, lambda pool: _slice(pool, threads, seconds, sql, process))  # noqa: B023
             failures += rounds.failures
             kept = [pool for pool in pools if pool.name in rounds.samples]
-            rows += [_row(pool, kept, f"{threads}/{size}", trips[pool.name], rounds) for pool in kept]
+            rows += [_row(pool, kept, case, trips[pool.name], rounds) for pool in kept]
             targets += [
                 Target(
-                    f"{pool.name} / the best peer, {what}, {threads} threads on {size}{unit}", found, ">=",
-                    LEAST.get(threads, 1.0), " x",
+                    f"{pool.name} / the best peer, {title}{unit}", found, ">=", LEAST.get(threads, 1.0), " x",
                 )
                 for pool in pools if pool.ours and type(pool).__name__ in ("Ours", "OursConnector", "OursDjango")
                 for unit, found in _against(pool, kept, rounds).items()
@@ -112,6 +117,7 @@ def _run(plan: Plan, name: str, what: str, sql: str) -> Table:
         "compared with the peers over the same driver: PyMySQL, mysql-connector (pure), Django over PyMySQL",
         "pooling resets each session in the round trip of its COMMIT, and mysql-connector's pool in one of its own; the"
         " others roll back only",
+        "bound: this process has one processor, the server all of them",
         "pooling looks at each connection it lends; DBUtils, mysql-connector's and Django's pool ping it; QueuePool"
         " does neither",
     )
