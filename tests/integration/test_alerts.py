@@ -357,6 +357,7 @@ FORKING = """
     if sys.argv[2] == "c":  # as uWSGI does: no hook of Python is called
         import ctypes
         fork = ctypes.PyDLL(None).fork  # with the interpreter's lock, as uWSGI
+        time.sleep(1)  # without Python's hooks, a child of a fork while a thread starts would hang
     if sys.argv[3] == "used":
         cause()
         until("parent timeouts began")
