@@ -201,7 +201,7 @@ class Ending(Noted):
 
 
 class Delaying(Ending):
-    """Its methods for autocommit, which the server need not be told of if another command follows, or none at all."""
+    """Its methods for autocommit. Turning it on can wait for the next command: if none follows, the server is not told."""
 
     def autocommit(self, value: Any) -> None:
         """As the driver's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .pool import RedisPool
@@ -33,12 +34,12 @@ class SharedRedisPool(RedisPool):
         return _pools.setdefault(key, made)  # Assumes: it is atomic. A lock could be copied by a fork while it is held.
 
     def reset(self) -> None:
-        """Replace all connections if ``connection_kwargs`` has changed since the last call.
+        """Replace all connections if ``connection_kwargs`` has changed since the last call, or the process has forked.
 
         django-redis calls it in each thread that asks for the pool while none has got it yet.
         """
         arguments = {name: value for name, value in self.connection_kwargs.items() if value is not None}
-        if arguments != self.__dict__.get("_arguments"):
+        if arguments != self.__dict__.get("_arguments") or self.pid != os.getpid():
             self._arguments = arguments
             super().reset()
 
