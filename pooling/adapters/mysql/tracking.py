@@ -201,7 +201,7 @@ class Ending(Noted):
 
 
 class Delaying(Ending):
-    """Its methods for autocommit. Turning it on can wait for the next command: if none follows, the server is not told."""
+    """Its methods for autocommit, which can be turned on with the next command: if none follows, nothing is sent."""
 
     def autocommit(self, value: Any) -> None:
         """As the driver's."""
