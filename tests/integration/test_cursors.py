@@ -309,10 +309,10 @@ class Few(list[Any]):
         super().append(result)
 
 
-def few_answers(pgconn: Any, results: list[Any], *options: Any) -> Generator[int, Any, None]:
+def few_answers(pgconn: Any, results: list[Any], **options: Any) -> Generator[int, Any, None]:
     """Fail if libpq keeps reporting a COPY at every call, which would fill the memory."""
     found = Few()
-    yield from answers(pgconn, found, *options)
+    yield from answers(pgconn, found, **options)
     results += found
 
 

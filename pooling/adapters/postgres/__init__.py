@@ -32,6 +32,7 @@ Internals of psycopg, each in one module, with a way to do without (``POOLING_PL
 `internals`     which names are used where, and whether they exist
 `client_state`  the attributes of a connection, restored for each borrower
 `committing`    COMMIT in one round trip with the cleaning
+`beginning`     BEGIN in one round trip with the first statement
 `commands`      BEGIN, COMMIT and savepoints
 `cursors`       cursors
 `connecting`    ``connect()`` of a class that the user wrote

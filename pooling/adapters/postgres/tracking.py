@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 from psycopg import pq
 
-from . import client_state, commands, connecting, failures, steps
+from . import beginning, client_state, commands, connecting, failures, steps
 from .client_state import ClientState
 from .limits import Limit, limited, pace
 from .stalls import Watch, bare_of, explained
@@ -68,6 +68,8 @@ class Notes(Watch):
         self.answered = False  # the server has answered a COMMIT, and nothing was executed since
         self.sends = False  # the last cleaning succeeded as a whole, so the next release need not wait for its answer
         self.cleaning: Sent | None = None  # one that was sent, and whose answer was not read yet
+        self.takes_begin = False  # the cursor that executes now sends the BEGIN with its statement
+        self.begin_command = b""  # the BEGIN for it
         self.fatal = False  # the server has said that it is about to close the connection
         self.got_message = False  # it has sent a message since the last check
         self.failed: str | None = None  # the statement that aborted the transaction
@@ -201,6 +203,7 @@ def tracked(connection_class: type[C], measuring: bool) -> type[C]:
 
 
 _MIXINS: tuple[type, ...] = (
+    *([beginning.Beginning] if beginning.AVAILABLE else []),
     *([commands.FastCommands] if commands.AVAILABLE else []),
     *([connecting.Connecting] if connecting.AVAILABLE else []),
     *([] if client_state.AVAILABLE else [client_state.PlainClient]),

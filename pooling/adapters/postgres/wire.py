@@ -27,7 +27,9 @@ Connection = psycopg.Connection[Any]
 _FATAL = int(pq.ExecStatus.FATAL_ERROR)
 _BAD = int(pq.ConnStatus.BAD)
 _SQLSTATE = int(pq.DiagnosticField.SQLSTATE)
+_ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
 _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
+_LAST = _COPYING | {int(pq.ExecStatus.PIPELINE_SYNC)}
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
@@ -109,7 +111,9 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
     return answers(pgconn, results)
 
 
-def answers(pgconn: PGconn, results: list[PGresult], may_copy: bool = True) -> Generator[int, Any, None]:
+def answers(
+    pgconn: PGconn, results: list[PGresult], may_copy: bool = True, pipeline: bool = False
+) -> Generator[int, Any, None]:
     """Collect the results of a query that was sent; yields for what to wait.
 
     As psycopg's ``generators.execute()`` does, but releases the GIL about half
@@ -119,6 +123,7 @@ def answers(pgconn: PGconn, results: list[PGresult], may_copy: bool = True) -> G
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
         may_copy: Whether the query may be a COPY.
+        pipeline: Whether to collect those of a pipeline, the last of which is that of its ``pipeline_sync()``.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     try:
@@ -132,10 +137,12 @@ def answers(pgconn: PGconn, results: list[PGresult], may_copy: bool = True) -> G
             # Else libpq itself would wait, without a limit and without releasing the GIL.
             while not is_busy():
                 result = get_result()
-                if result is None:
+                if result is None:  # the end of a command
+                    if pipeline:
+                        continue
                     return
                 results.append(result)
-                if may_copy and result.status in _COPYING:  # libpq returns it again until the COPY has ended
+                if may_copy and result.status in _LAST:  # libpq returns that of a COPY again until it has ended
                     return
     except psycopg.Error:
         # What libpq has read when it could not send: why the server has closed the connection. If it has not, libpq
@@ -169,7 +176,7 @@ def notify(conn: Any) -> None:
 
 def refuse_failed(results: list[PGresult]) -> None:
     """Raise the server's error if a statement failed: the ones after it were not executed."""
-    if not results or results[-1].status != _FATAL:
+    if not results or results[-1].status not in (_FATAL, _ABORTED):
         return
     number, failed = next((at, one) for at, one in enumerate(results) if one.status == _FATAL)
     error: psycopg.Error = psycopg.errors.error_from_result(failed)

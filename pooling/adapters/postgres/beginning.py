@@ -1,0 +1,81 @@
+"""BEGIN sent together with the first statement of a transaction.
+
+psycopg begins a transaction with a round trip of its own when the first
+statement is executed. Here both are sent at once, in libpq's pipeline mode,
+which is left when the answers are there. If the BEGIN fails, the server does
+not execute the statement; if the statement fails, the transaction is aborted,
+as ever.
+
+A pipeline takes neither several statements in one string nor a COPY. So this
+is done for statements that begin like a query or a change of rows, and have no
+semicolon but at their end. With what psycopg prepares first, ``transaction()``,
+``executemany()`` and cursors of other classes, a transaction begins in its way.
+
+Overrides ``Connection._start_query`` of psycopg, and ``Cursor._execute_gen`` in
+`cursors`.
+
+Gain: one of three round trips for a block with one statement.
+Without (other names, or ``POOLING_PLAIN=1``) psycopg begins the transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import pq
+
+from .internals import available
+from .wire import refuse_failed
+
+__all__ = ["AVAILABLE", "Beginning", "begin_pipeline", "end_pipeline", "fits"]
+
+AVAILABLE = available(
+    "beginning",
+    "Connection._start_query", "Connection._get_tx_start_command", "Connection._autocommit",
+    "Cursor._execute_gen", "Cursor._execute_send",
+) and psycopg.capabilities.has_pipeline()  # fmt: skip
+_IDLE = int(pq.TransactionStatus.IDLE)
+_QUERY = re.compile(rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b", re.I)
+
+if TYPE_CHECKING:
+    _Base = object  # mypy would compare each method with psycopg's
+else:
+    _Base = psycopg.Connection  # so that an existing connection's class can be changed to a subclass of this one
+
+
+class Beginning(_Base):
+    """Mixed into connection classes where `AVAILABLE`: leaves the BEGIN to a cursor that takes it."""
+
+    def _start_query(self) -> Generator[Any, Any, None]:
+        conn: Any = self
+        begins = not conn._autocommit and conn.pgconn.transaction_status == _IDLE
+        if begins and conn._pooling.takes_begin and not conn._pipeline:
+            conn._pooling.begin_command = conn._get_tx_start_command()
+            return
+        yield from super()._start_query()  # type: ignore[misc]
+
+
+def fits(query: bytes) -> bool:
+    """Whether a statement can be sent in a pipeline."""
+    end = query.find(b";")
+    return _QUERY.match(query) is not None and (end < 0 or not query[end + 1 :].strip())
+
+
+def begin_pipeline(pgconn: Any, begin: bytes) -> None:
+    """Begin a pipeline with this command. Nothing is sent before ``pipeline_sync()``."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(begin, None)
+
+
+def end_pipeline(pgconn: Any, results: list[Any]) -> list[Any]:
+    """Leave the pipeline mode, and return the results without those of the BEGIN and of the end.
+
+    Raises:
+        psycopg.Error: The BEGIN has failed.
+    """
+    pgconn.exit_pipeline_mode()
+    refuse_failed(results[:1])
+    return results[1:-1]
