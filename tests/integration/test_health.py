@@ -125,8 +125,8 @@ def test_full_pool_and_a_server_that_is_killed(private_postgres: PostgresServer)
     assert reason(manager)[0] == "degraded"
     with private_postgres.connect(autocommit=True) as conn:
         pids = {lease.resource.info.backend_pid for lease in leases} | {conn.info.backend_pid}
-        others = conn.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'").fetchall()
-        assert {pid for (pid,) in others} == pids  # what asked is gone
+        query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        wait_until(lambda: {pid for (pid,) in conn.execute(query)} == pids)  # what asked is gone
     private_postgres.kill()
     wait_until(lambda: reason(manager)[0] == "down")
     assert re.search(r"exhausted: 3 of 3 in use, 0 waiting; the server does not answer: .*", reason(manager)[1])

@@ -148,6 +148,27 @@ class Server:
         wait_until(unchanged, patience=30)
         return last[-1]
 
+    def scrape_and_view(self, viewer: Viewer) -> tuple[Series, Any]:
+        """Return what a worker says at rest, and the view of the same processes.
+
+        A new worker may have used no pool yet, and an old one may be about to exit. So both are asked again until no
+        process has come or gone meanwhile.
+        """
+        series, picture = self.scrape_at_rest(), viewer.view()
+
+        def unchanged() -> bool:
+            nonlocal series, picture
+            before, picture = series, viewer.view()
+            series = self.scrape_at_rest()
+            sizes = [
+                {labels: value for (name, labels), value in one.items() if name == "db_client_connection_max"}
+                for one in (before, series)
+            ]
+            return sizes[0] == sizes[1] and 2 <= len(picture["processes"]) <= WORKERS + 1
+
+        wait_until(unchanged, patience=30)
+        return series, picture
+
     def files(self) -> int:
         return len(os.listdir(self.metrics))
 
@@ -304,12 +325,10 @@ def test_report_over_restarts_equals_the_sum_of_the_scrapes(server: Server) -> N
     assert (load.wrong, load.fallen) == ([], [])
 
     server.get("/use?n=1")
-    series = server.scrape_at_rest()
-    # A new worker may have used no pool yet, and an old one may be about to exit.
-    wait_until(lambda: 2 <= len(viewer.view()["processes"]) <= WORKERS + 1)
-    live = len(viewer.view()["processes"])
+    series, picture = server.scrape_and_view(viewer)
+    live = len(picture["processes"])
     report = report_of(SharedDirectory(server.metrics))
-    view = {pool["name"]: pool for pool in viewer.view()["pools"]}
+    view = {pool["name"]: pool for pool in picture["pools"]}
     for name, number in acquired(series).items():
         label = (("pool", name),)
         pool = report["pools"][name]

@@ -644,7 +644,7 @@ def test_statement_lost_in_autocommit_raises_commit_unknown(
         pool = make(postgres.dsn.replace(str(postgres.port), str(proxy.port)), name="autocommit")
 
         def end() -> None:
-            wait_until(lambda: sessions(postgres, pool, "active"))
+            wait_until(lambda: asleep(postgres, pool))
             if how == "cut":
                 proxy.cut()
             else:
@@ -936,6 +936,14 @@ def sessions(server: PostgresServer, pool: PostgresPool, state: str = "%") -> in
     return int(found[0])
 
 
+def asleep(server: PostgresServer, pool: PostgresPool) -> bool:
+    """Whether a session of a pool is in pg_sleep()."""
+    with server.connect() as conn:
+        return conn.execute(
+            "SELECT FROM pg_stat_activity WHERE application_name LIKE %s AND wait_event = 'PgSleep'", ["%" + pool.name]
+        ).fetchone() is not None  # fmt: skip
+
+
 def sleepers(server: PostgresServer) -> int:
     """Return how many sessions of the server sleep for ten minutes."""
     with server.connect() as conn:
@@ -982,7 +990,7 @@ def test_running_command_ends_on_the_server_when_the_pool_is_closed(make: Make, 
 
     thread = threading.Thread(target=hold)
     thread.start()
-    wait_until(lambda: sessions(postgres, pool, "active"))
+    wait_until(lambda: asleep(postgres, pool))
     pool.close(0.1)
     thread.join(30)
     assert len(errors) == 1
@@ -1051,10 +1059,10 @@ def test_one_limit_holds_for_all_commands_of_a_hook(make: Make) -> None:
 def test_timeout_of_a_call_covers_all_its_commands(make: Make) -> None:
     pool = make(command_timeout=60)
     with pool.acquire() as conn:
-        pool.session_rules.limit_to(conn, 3.0, 0.5)  # the rest was spent in line
+        pool.session_rules.limit_to(conn, 3.0, 2.0)  # the rest was spent in line
         with pytest.raises(psycopg.errors.QueryCanceled):
             for _ in range(30):
-                conn.execute("SELECT pg_sleep(0.4)")
+                conn.execute("SELECT pg_sleep(1.2)")
         conn.rollback()  # there is always a moment left for that
         limit = notes_of(conn).limit
         assert limit is not None and limit.left() == limits.LEAST and str(limit) == "not done within 3 s"
