@@ -137,13 +137,13 @@ def answers(
             # Else libpq itself would wait, without a limit and without releasing the GIL.
             while not is_busy():
                 result = get_result()
-                if result is None:  # the end of a command
-                    if pipeline:
-                        continue
+                if result is None:
                     return
                 results.append(result)
                 if may_copy and result.status in _LAST:  # libpq returns that of a COPY again until it has ended
                     return
+                if pipeline:
+                    get_result()  # the end of the command: nothing to wait for
     except psycopg.Error:
         # What libpq has read when it could not send: why the server has closed the connection. If it has not, libpq
         # would wait.
