@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ import pytest
 
 from pooling import PoolSettings, PoolTimeout, PostgresPool
 from pooling.adapters.postgres.tracking import notes_of
+from pooling.adapters.postgres.wire import round_trip
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
@@ -67,6 +69,45 @@ def left(pool: PostgresPool) -> list[tuple[Any, ...]]:
             "SELECT count(*), current_setting('application_name') <> 'left behind'"
             " FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         ).fetchall()
+
+
+class Counting:
+    """A connection of libpq that counts how often it is asked whether the answer is complete."""
+
+    def __init__(self, pgconn: Any) -> None:
+        self.pgconn, self.asked = pgconn, 0
+
+    def is_busy(self) -> int:
+        self.asked += 1
+        return int(self.pgconn.is_busy())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pgconn, name)
+
+
+def test_an_answer_that_comes_as_a_whole_is_seen_at_once(postgres: PostgresServer) -> None:
+    with postgres.connect(autocommit=True) as conn:
+        counting = Counting(conn.pgconn)
+        lent: Any = SimpleNamespace(pgconn=counting)
+        found = round_trip(lent, b"CLOSE ALL; RESET ALL; UNLISTEN *", 30.0, True)
+        assert ([result.command_status for result in found], counting.asked) == (
+            [b"CLOSE CURSOR ALL", b"RESET", b"UNLISTEN"], 0,
+        )  # fmt: skip
+        assert round_trip(lent, b"SELECT 1", 30.0)[0].get_value(0, 0) == b"1" and counting.asked
+        assert conn.execute("SELECT 2").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 40])
+def test_an_answer_in_pieces_is_read_to_its_end(proxy: Proxy, piece: int) -> None:
+    with opened(proxy) as pool:
+        proxy.crumble(piece)
+        for _ in range(3):
+            use(pool)
+            assert left(pool) == [(0, True)]
+            with pool.connection() as conn:
+                conn.autocommit = False
+                conn.execute("SET application_name = 'left behind'")
+            assert left(pool) == [(0, True)]
 
 
 def test_a_release_does_not_wait_for_the_answer(proxy: Proxy) -> None:

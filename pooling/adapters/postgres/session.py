@@ -236,7 +236,7 @@ class Session:
 
         while True:
             try:
-                round_trip(conn, first + text + configuration.statements, timeout, False)
+                round_trip(conn, first + text + configuration.statements, timeout, True)
                 configuration.lost = configuration.by_hook
                 # Notifications that come later are for the next borrower, if the hook LISTENs.
                 notes.sends = not failed and b"LISTEN" not in configuration.statements.upper()
@@ -323,7 +323,7 @@ class Session:
             return
         try:
             text = self.commit_command + notes.configuration.statements
-            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), False)
+            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), True)
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 notes.sends = False  # `clean` finds out why

@@ -6,6 +6,7 @@ a network that drops packets they never return.
 
 from __future__ import annotations
 
+import _socket
 import select
 import socket
 import time
@@ -30,17 +31,18 @@ _SQLSTATE = int(pq.DiagnosticField.SQLSTATE)
 _ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
 _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
 _LAST = _COPYING | {int(pq.ExecStatus.PIPELINE_SYNC)}
+_BRIEF = 4096  # bytes; libpq reads so many at once
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None, may_copy: bool = True) -> list[PGresult]:
+def round_trip(conn: Connection, query: bytes, timeout: float | None, brief: bool = False) -> list[PGresult]:
     """Execute ``query``, without parameters, and return its results.
 
     Args:
         conn: A connection on which nothing is under way.
         query: One statement, or several separated by semicolons.
         timeout: Seconds for all of it; ``None`` means no limit.
-        may_copy: Whether there may be a COPY among them.
+        brief: As for `answers`.
 
     Raises:
         TimeoutError: The answer was not complete in time; it may still come.
@@ -51,7 +53,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None, may_copy: 
     results: list[PGresult] = []
     try:
         pgconn.send_query(query)
-        for wanted in answers(pgconn, results, may_copy):
+        for wanted in answers(pgconn, results, brief):
             deadline.wait(pgconn.socket, wanted)
     except (psycopg.Error, TimeoutError) as problem:
         refuse_failed(results)  # the server's last message says more than that it has closed the connection
@@ -66,7 +68,7 @@ class Sent:
 
     Args:
         conn: A connection on which nothing is under way.
-        query: As for `round_trip`; none of it is a COPY.
+        query: As for `round_trip`; its answer is brief, see `answers`.
         timeout: Seconds for all of it.
     """
 
@@ -77,7 +79,7 @@ class Sent:
         self._pgconn = conn.pgconn
         self._results: list[PGresult] = []
         self._pgconn.send_query(query)
-        self._answers = answers(self._pgconn, self._results, may_copy=False)
+        self._answers = answers(self._pgconn, self._results, brief=True)
         next(self._answers)  # as far as the wait for the answer
 
     def has_ended(self, timeout: float) -> bool:
@@ -112,20 +114,22 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
 
 
 def answers(
-    pgconn: PGconn, results: list[PGresult], may_copy: bool = True, pipeline: bool = False
+    pgconn: PGconn, results: list[PGresult], brief: bool = False, pipeline: bool = False
 ) -> Generator[int, Any, None]:
     """Collect the results of a query that was sent; yields for what to wait.
 
     As psycopg's ``generators.execute()`` does, but releases the GIL about half
     as often: psycopg calls ``PQisBusy`` and ``PQnotifies`` before each result.
+    For a brief answer, which usually arrives as a whole, neither is called.
 
     Args:
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
-        may_copy: Whether the query may be a COPY.
+        brief: Whether the answer has no COPY, and no rows but what a setting or the like returns.
         pipeline: Whether to collect those of a pipeline, the last of which is that of its ``pipeline_sync()``.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
+    looks = brief and not (pgconn.ssl_in_use or pgconn.used_gssapi)
     try:
         while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
             yield WAIT_RW
@@ -133,14 +137,15 @@ def answers(
         while True:
             if (yield WAIT_R) == READY_NONE:
                 continue  # psycopg wakes up at intervals, to handle signals
+            whole = looks and _ends_here(pgconn.socket)
             pgconn.consume_input()
             # Else libpq itself would wait, without a limit and without releasing the GIL.
-            while not is_busy():
+            while whole or not is_busy():
                 result = get_result()
                 if result is None:
                     return
                 results.append(result)
-                if may_copy and result.status in _LAST:  # libpq returns that of a COPY again until it has ended
+                if not brief and result.status in _LAST:  # libpq returns that of a COPY again until it has ended
                     return
                 if pipeline:
                     get_result()  # the end of the command: nothing to wait for
@@ -151,6 +156,18 @@ def answers(
         if last is not None and not is_lost(last):
             results.append(last)
         raise
+
+
+def _ends_here(fd: int) -> bool:
+    """Whether what can be read from a socket ends with ReadyForQuery outside of a transaction, so is a whole answer."""
+    try:
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)  # of any family; gevent does not replace it
+        try:
+            return sock.recv(_BRIEF, _socket.MSG_PEEK)[-6:] == b"Z\0\0\0\5I"
+        finally:
+            sock.detach()
+    except OSError:  # nothing has come, or it is closed
+        return False
 
 
 def copying(pgconn: PGconn) -> bool:
