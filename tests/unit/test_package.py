@@ -68,8 +68,8 @@ CORE = [
 ]
 POSTGRES = [
     {"complaint", "failures", "greenlets", "internals", "wire"},
-    {"address", "client_state", "commands", "cursors", "limits", "stalls", "steps", "trace"},
-    {"configured", "connecting", "statistics"},
+    {"address", "beginning", "client_state", "commands", "limits", "stalls", "steps", "trace"},
+    {"configured", "connecting", "cursors", "statistics"},
     {"tracking"},
     {"committing", "foreign", "unfinished"},
     {"session"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pooling.adapters.postgres.wire import _ends_here
+from pooling.adapters.postgres.wire import ends_here
 
 COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
 READY = b"Z\0\0\0\5I"
@@ -38,15 +38,15 @@ def test_only_the_end_of_an_answer_counts(
 ) -> None:
     ours, servers = pair
     servers.sendall(sent)
-    assert _ends_here(ours.fileno()) is ends
+    assert ends_here(ours.fileno()) is ends
     if sent:
         assert ours.recv(100) == sent  # it was only looked at
     servers.close()
-    assert not _ends_here(ours.fileno())
+    assert not ends_here(ours.fileno())
 
 
 def test_a_closed_socket_is_no_answer(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     fd = ours.fileno()
     ours.close()
-    assert not _ends_here(fd)
+    assert not ends_here(fd)

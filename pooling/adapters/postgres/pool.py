@@ -95,9 +95,10 @@ class PostgresPool(Pool[Connection]):
             working on it. If it does not have that session any more, or says that
             it is idle, the holder gets a ``psycopg.OperationalError`` that says
             so; otherwise the server is asked again after the same time.
-            ``None``: only BEGIN and COMMIT, which the pool sends, are asked
-            about, after 60 s. Through a proxy with process ids of its own, such
-            as PgBouncer, only those are ended: set ``command_timeout`` there.
+            ``None``: only a COMMIT of the pool, and a BEGIN that is sent alone,
+            are asked about, after 60 s. Through a proxy with process ids of its
+            own, such as PgBouncer, only those are ended: set ``command_timeout``
+            there.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that is idle in a transaction.
         query_statistics: Count and time queries, for some 5 µs each; see

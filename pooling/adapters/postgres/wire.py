@@ -20,7 +20,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
 __all__ = [
-    "Cancel", "Sent", "answers", "copying", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
+    "Cancel", "Sent", "answers", "copying", "ends_here", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
     "round_trip", "spare_handle", "wait_for_end",
 ]  # fmt: skip
 
@@ -137,7 +137,7 @@ def answers(
         while True:
             if (yield WAIT_R) == READY_NONE:
                 continue  # psycopg wakes up at intervals, to handle signals
-            whole = looks and _ends_here(pgconn.socket)
+            whole = looks and ends_here(pgconn.socket)
             pgconn.consume_input()
             # Else libpq itself would wait, without a limit and without releasing the GIL.
             while whole or not is_busy():
@@ -158,7 +158,7 @@ def answers(
         raise
 
 
-def _ends_here(fd: int) -> bool:
+def ends_here(fd: int) -> bool:
     """Whether what can be read from a socket ends with ReadyForQuery outside of a transaction, so is a whole answer."""
     try:
         sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)  # of any family; gevent does not replace it
