@@ -148,7 +148,7 @@ class PostgresAdapter(Adapter[Connection]):
 
     @property
     def stall_limit(self) -> float | None:
-        """Seconds that a command may take before the server is asked about it; ``None``: only its own BEGIN and COMMIT."""
+        """Seconds that a command may take before the server is asked about it; ``None``: only BEGIN and COMMIT."""
         return self._stall_limit
 
     @stall_limit.setter

@@ -20,8 +20,8 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
 __all__ = [
-    "Cancel", "Sent", "answers", "copying", "ends_here", "exchange", "failed_at", "hang_up", "is_lost", "notify", "refuse_failed",
-    "round_trip", "spare_handle", "wait_for_end",
+    "Cancel", "Sent", "answers", "copying", "ends_here", "exchange", "failed_at", "hang_up", "is_lost", "notify",
+    "refuse_failed", "round_trip", "spare_handle", "wait_for_end",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[Any]
