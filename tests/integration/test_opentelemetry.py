@@ -289,7 +289,9 @@ def test_lifetimes_of_connections_by_server(telemetry: Telemetry, web: WebServer
             assert found.count == 2 and found.attributes == where
         early.drain()
         (found,) = telemetry.points(LIFETIME, **where)
-        assert found.count == 3 and 0.2 <= found.sum <= time.monotonic() - began and found.max >= 0.2 / 2**0.5
+        elapsed = time.monotonic() - began
+        assert found.count == 3 and 0.2 / 2**0.5 <= found.max <= elapsed
+        assert 0.2 <= found.sum <= 2 * elapsed  # two are open at the same time
 
 
 def test_a_request_that_waits_is_an_event_of_its_span(telemetry: Telemetry, web: WebServer) -> None:
