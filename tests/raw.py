@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -69,6 +70,13 @@ class RawServer:
             except OSError:
                 pass
             one.close()
+
+    def reset(self) -> None:
+        """Reset all connections."""
+        for one in self._open:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # shutdown() would send an ordinary end; close() has no effect while a thread reads from a copy.
+            socket.close(one.detach())
 
     def _accept(self) -> None:
         while True:

@@ -318,7 +318,7 @@ def _counters(metrics: PoolMetrics, snapshot: PoolSnapshot) -> dict[str, float]:
             own: dict[str, float] = {
                 "retries": host.retries, "resent": host.resent, "bytes_sent": host.bytes_sent,
                 "bytes_received": host.bytes_received, "opened": host.opened, "reused": host.reused,
-                "ejections": host.ejections,
+                "ejections": host.ejections, "hedges": host.hedges, "hedges_won": host.hedges_won,
             }  # fmt: skip
             _by_kind(own, "statuses", host.statuses)
             _by_kind(own, "failures", host.failures)

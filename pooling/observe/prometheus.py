@@ -129,6 +129,11 @@ _BACKENDS = (  # of HTTP pools with several servers only
     ("backend_ejected", "pooling_backend_ejected", "The number of processes that have ejected the server."),
     ("backend_circuit_open", "pooling_backend_circuit_open", "The number of processes with an open circuit."),
 )
+_BACKEND_COUNTERS = (
+    ("ejections", "pooling_http_ejections", "How often a server of several was ejected."),
+    ("hedges", "pooling_http_hedges", "Requests sent because another server had not begun to answer them."),
+    ("hedges_won", "pooling_http_hedges_won", "Those of them that this server answered first."),
+)
 _HOST_KINDS = (
     ("statuses", "pooling_http_responses", "code", "Responses, by status code."),
     ("failures", "pooling_http_failures", "kind", "Requests without a response, by kind."),
@@ -323,13 +328,13 @@ class _Families:
             for pool, backend, gauges, zone in self._backends:
                 found.add_metric([*self._values, pool, backend, zone], gauges.get(key, 0))
             yield found
-        text = "How often a server of several was ejected."
-        ejections = CounterMetricFamily("pooling_http_ejections", text, labels=[*self._names, "pool", "host"])
         pools = {pool for pool, *_ in self._backends}
-        for pool, host, counters in self._hosts:
-            if pool in pools:
-                ejections.add_metric([*self._values, pool, host], counters.get("ejections", 0))
-        yield ejections
+        for key, name, text in _BACKEND_COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=[*self._names, "pool", "host"])
+            for pool, host, counters in self._hosts:
+                if pool in pools:
+                    counter.add_metric([*self._values, pool, host], counters.get(key, 0))
+            yield counter
 
     def _http(self) -> Iterator[Metric]:
         pools = {pool for pool, _, _ in self._hosts}

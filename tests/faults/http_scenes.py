@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.argv[1:2] == ["gevent"]:  # before other modules import threading and socket
+if sys.argv[1:2] in (["gevent"], ["gevent_hedges"]):  # before other modules import threading and socket
     from gevent import monkey
 
     monkey.patch_all()
@@ -22,7 +22,7 @@ import psutil
 import pytest
 import requests
 
-from pooling import HTTPPool, HTTPTimeout, LeaseError, PoolSettings, make_http_request
+from pooling import Balancing, HTTPPool, HTTPTimeout, LeaseError, PoolSettings, make_http_request
 from pooling.core.runtime import registry
 from tests.faults.rest import let_others_come_to_rest
 
@@ -202,6 +202,49 @@ def scene_gevent(url: str, secure: str) -> None:
     assert longest < 1.0, longest
     ticker.kill()
     http.close()
+
+
+def scene_gevent_hedges(slow: str, other: str) -> None:
+    """Other greenlets run while one waits for two servers; one that is killed meanwhile loses nothing."""
+    import gevent
+
+    policy = Balancing(hedge_after=0.1, retry_budget=1.0)
+    with HTTPPool(base_urls=[slow, other], balancing=policy, verify=TRUST) as http:
+        group = http.group
+        assert group is not None
+
+        def prefer_slow() -> None:
+            for _ in range(20):
+                group.succeeded(group.servers[0], http, time.monotonic())
+                group.succeeded(group.servers[1], http, time.monotonic() - 10.0)
+
+        ticks = 0
+
+        def tick() -> None:
+            nonlocal ticks
+            while True:
+                gevent.sleep(0.01)
+                ticks += 1
+
+        ticker = gevent.spawn(tick)
+        prefer_slow()
+        with gevent.Timeout(10):
+            assert http.get("/slow?s=0.4").url == f"{other}/slow?s=0.4"  # the slow one takes 20 s more
+        assert ticks > 20 and http.stats()["in_use"] == 0
+        for path in ("/slow?s=9", "/slow?s=9"):
+            prefer_slow()
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.6):
+                http.get(path)
+            stats = http.stats()
+            assert stats["in_use"] == 0 == sum(one["in_use"] for one in stats["hosts"].values())
+        prefer_slow()
+        greenlet = gevent.spawn(http.get, "/slow?s=9")
+        gevent.sleep(0.4)
+        assert http.stats()["in_use"] == 2
+        greenlet.kill()
+        assert http.stats()["in_use"] == 0
+        assert sum(host.hedges for host in http.metrics.hosts()) == 4
+        ticker.kill()
 
 
 def scene_descriptors(url: str, secure: str) -> None:

@@ -55,6 +55,14 @@ def test_under_gevent(web: WebServer, secure_web: WebServer, authority: Authorit
     run("gevent", web, secure_web, trust=authority.file)
 
 
+def test_hedges_under_gevent(authority: Authority) -> None:
+    pytest.importorskip("gevent")
+    with WebServer(delay=20.0) as slow, WebServer() as other:
+        run("gevent_hedges", slow, other)
+    with WebServer(authority.server, delay=20.0) as slow, WebServer(authority.server) as other:
+        run("gevent_hedges", slow, other, trust=authority.file)
+
+
 def test_no_descriptor_and_no_thread_is_left(web: WebServer, secure_web: WebServer, authority: Authority) -> None:
     run("descriptors", web, secure_web, trust=authority.file)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import sys
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from pooling import HTTPPool, PoolSettings
+from pooling import Balancing, HTTPPool, PoolSettings
+from tests.integration.test_hedging import prefer_first
 from tests.integration.test_http import wait_until
 from tests.integration.test_http_wire import Guard, Login
 from tests.raw import Asked, RawServer, ok
@@ -61,6 +66,20 @@ def traced(work: Callable[[], None], interrupt_at: int | None = None) -> list[tu
     return lines
 
 
+def lent(http: HTTPPool) -> int:
+    """Return how many slots and connections are in use."""
+    stats = http.stats()
+    return int(stats["in_use"] + sum(host["in_use"] for host in stats["hosts"].values()))
+
+
+def numbers(lines: list[tuple[str, int]]) -> list[int]:
+    """Return where each line was passed for the first and for the last time."""
+    last = {line: number for number, line in enumerate(lines)}
+    first = {line: len(lines) - 1 - number for number, line in enumerate(reversed(lines))}
+    assert len(first) > 100
+    return sorted({*first.values(), *last.values()})
+
+
 @pytest.mark.usefixtures("small_heap")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised within a destructor
 @pytest.mark.parametrize("work", [hooks_and_streams, login])
@@ -74,19 +93,53 @@ def test_an_exception_at_any_line_loses_nothing(work: Callable[[HTTPPool, str], 
     with RawServer(answer) as server, HTTPPool(settings, base_url=server.url) as http:
         http.get("/")
 
-        def lent() -> int:
-            stats = http.stats()
-            return int(stats["in_use"] + sum(host["in_use"] for host in stats["hosts"].values()))
-
-        lines = traced(lambda: work(http, server.url))
-        last = {line: number for number, line in enumerate(lines)}
-        first = {line: len(lines) - 1 - number for number, line in enumerate(reversed(lines))}
-        assert len(first) > 100
-        for number in sorted({*first.values(), *last.values()}):
+        for number in numbers(traced(lambda: work(http, server.url))):
             traced(lambda: work(http, server.url), number)
-            if lent():
+            if lent(http):
                 gc.collect()
-            wait_until(lambda: lent() == 0)
+            wait_until(lambda: lent(http) == 0)
             assert http.stats()["size"] <= 2
             for _ in range(2):
                 assert http.get("/").text in ("x" * 1000, "unknown")
+
+
+@pytest.mark.usefixtures("small_heap")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised within a destructor
+@pytest.mark.parametrize("end", ["the second answers", "the first answers", "the second dies", "the first dies"])
+def test_an_exception_at_any_line_of_a_hedge_loses_nothing(end: str) -> None:
+    sent: defaultdict[str, threading.Event] = defaultdict(threading.Event)  # by path: a thread may be late
+    paths = (f"/{number}" for number in itertools.count())
+
+    def first(asked: Asked) -> bytes | None:
+        if asked.target == "/plain":
+            return ok("plain")
+        sent[asked.target].wait(1.0)
+        time.sleep(0.05 if "second" in end else 0.0)
+        return None if end == "the first dies" else ok("first")
+
+    def second(asked: Asked) -> bytes | None:
+        if asked.target == "/plain":
+            return ok("plain")
+        sent[asked.target].set()
+        time.sleep(0.05 if "first" in end else 0.0)
+        return None if end == "the second dies" else ok("second")
+
+    policy = Balancing(hedge_after=0.01, retry_budget=1.0, eject_after=1000)
+    with (
+        RawServer(first) as one, RawServer(second) as other,
+        HTTPPool(base_urls=[one.url, other.url], balancing=policy, max_size=8, retry=0) as http,
+    ):  # fmt: skip
+        def work() -> None:
+            prefer_first(http)
+            http.get(next(paths))
+
+        lines = traced(work)
+        assert [host.hedges for host in http.metrics.hosts() if host.host == other.url] == [1]
+        for number in numbers(lines):
+            traced(work, number)
+            if lent(http):
+                gc.collect()
+            wait_until(lambda: lent(http) == 0)
+            assert http.stats()["size"] <= 8
+        for server in (one, other):
+            assert http.get(server.url + "/plain").text == "plain"

@@ -364,6 +364,46 @@ def test_a_zone_without_servers_is_no_preference() -> None:
     assert len(counted(made, 1.0)) == 5
 
 
+# -- hedging --------------------------------------------------------------------------
+
+
+def test_another_server_is_one_in_normal_service() -> None:
+    made = balancer(among=servers("a", "b", "c", "d"))
+    know(made, 1.0, d=0.5)
+    a, b, c, _ = made.servers
+    assert {made.other(1.0, nothing, a) for _ in range(100)} == {b, c}  # the better one of two
+    fail(made, b, 1.0)
+    made.rest(c, 5.0)
+    assert {made.other(1.0, nothing, a) for _ in range(100)} == {made.servers[3]}
+    assert made.servers[1].trial is None  # also when its time is over
+    assert {made.other(99.0, nothing, a) for _ in range(100)} == {made.servers[3]}
+    alone = balancer(among=servers("a"))
+    assert alone.other(1.0, nothing, alone.servers[0]) is None
+
+
+def test_another_server_is_near_if_there_is_one() -> None:
+    made = balancer(among=servers("a", "b", "c", zones={"a": "eu", "b": "eu"}), zone="eu")
+    know(made, 1.0, a=0.5, b=0.5)
+    a, b, c = made.servers
+    assert {made.other(1.0, nothing, a) for _ in range(50)} == {b}
+    fail(made, b, 1.0)
+    assert {made.other(1.0, nothing, a) for _ in range(50)} == {c}
+
+
+def test_a_request_that_was_given_up_tells_that_its_server_is_slow() -> None:
+    made = balancer(among=servers("a", "b"))
+    a, b = made.servers
+    made.slow(a, 1.0, 0.2)
+    assert a.latency == 0.2
+    made.slow(a, 1.0, 0.1)  # it would have taken longer than that
+    assert a.latency == 0.2
+    made.slow(a, 1.0, 0.4)
+    assert a.latency == pytest.approx(0.25)
+    fail(made, b, 1.0, 4)
+    made.slow(b, 1.0, 0.4)
+    assert (b.failures, b.in_a_row) == (4, 4) and made.failed(b, CALL, 1.0, 0.001) is not None
+
+
 # -- budget ---------------------------------------------------------------------------
 
 
@@ -585,6 +625,9 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: 
         ("eject_for_max", 1, ValueError, "eject_for_max must be at least eject_for=30.0, not 1"),
         ("resolve", 1, TypeError, "resolve must be True or False, not 1"),
         ("resolve_interval", float("inf"), ValueError, "resolve_interval must be above 0 and finite, not inf"),
+        ("hedge_after", 0, ValueError, "hedge_after must be above 0 and finite, not 0"),
+        ("hedge_after", True, TypeError, "hedge_after must be a number, not True"),
+        ("decay", None, TypeError, "decay must be a number, not None"),
     ],
 )
 def test_bad_settings(field: str, value: Any, error: type[Exception], text: str) -> None:

@@ -252,7 +252,9 @@ def test_http_by_host() -> None:
 
 OF_A_BACKEND = {"backend_used": 2, "backend_latency": 0.25, "backend_ejected": 1, "backend_zone/eu": 3}
 GROUP = {
-    "counters": {"http://a\tejections": 4, "http://elsewhere\topened": 1},
+    "counters": {
+        "http://a\tejections": 4, "http://a\thedges": 3, "http://a\thedges_won": 2, "http://elsewhere\topened": 1,
+    },  # fmt: skip
     "gauges": {**{f"http://a/api\t{key}": number for key, number in OF_A_BACKEND.items()}, "http://a\tidle": 1},
 }
 
@@ -265,6 +267,8 @@ def test_servers_of_a_group() -> None:
     assert value(page, "pooling_backend_latency_seconds", **backend) == 0.25
     assert value(page, "pooling_backend_ejected", **backend) == 1
     assert value(page, "pooling_http_ejections_total", pool="group", host="http://a") == 4
+    assert value(page, "pooling_http_hedges_total", pool="group", host="http://a") == 3
+    assert value(page, "pooling_http_hedges_won_total", pool="group", host="http://a") == 2
     assert page.count("pooling_backend_in_use{") == 1 and page.count("pooling_http_ejections_total{") == 2
 
 

@@ -22,7 +22,7 @@ from urllib3.exceptions import (
 
 from ...errors import CircuitOpen, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 
-__all__ = ["DeadlineExceeded", "WriteTimeout", "kind_of", "refusal"]
+__all__ = ["DeadlineExceeded", "Superseded", "WriteTimeout", "kind_of", "refusal"]
 
 
 class HTTPPoolTimeout(exceptions.ConnectTimeout, PoolTimeout):
@@ -55,6 +55,18 @@ class WriteTimeout(exceptions.ConnectionError, exceptions.Timeout):
 
 class DeadlineExceeded(exceptions.ReadTimeout, exceptions.ConnectionError):
     """The request took longer than its ``total`` timeout."""
+
+
+class Superseded(Exception):
+    """Ends an attempt while another one of the same request has the answer; users never see it.
+
+    Args:
+        reason: Why the connection is closed, as the metrics count it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 _KINDS: tuple[tuple[type[PoolError], type[exceptions.ConnectionError]], ...] = (

@@ -14,6 +14,7 @@ from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from ...core.lease import Lease
+from .errors import Superseded
 from .hosts import Host
 from .limits import Limits
 from .logins import begins_login, is_challenge, is_remembered
@@ -112,6 +113,10 @@ class Hold:
                 self._host.metrics.count("resent")
                 self.close_dead_socket()
                 response = self._attempt(method, url, options, limits)
+        except Superseded as error:
+            wire.close()
+            self._discard(error.reason)
+            raise
         except BaseException as error:
             wire.close()
             self._discard("interrupted" if not isinstance(error, Exception) else self._failure_reason())

@@ -118,11 +118,13 @@ class Limits(AttemptTimeout):
         outer: The request in whose response hook this one is made, if any.
         thread: The thread that makes it, see `Calls`.
         login: The `Hold` of a login that continues on the same connection.
+        hedge: Reads the first bytes of the next answer; ``None`` to read them from the socket. See `balancing.hedging`.
     """
 
     outer: Limits | None = None
     thread = 0
     login: Any = None
+    hedge: Any = None
 
     def __init__(self, timeout: HTTPTimeout, now: Callable[[], float] = monotonic) -> None:
         super().__init__(connect=timeout.connect, read=timeout.read)
@@ -153,6 +155,18 @@ class Limits(AttemptTimeout):
     def allows(self, delay: float) -> bool:
         """Return whether there is time for a pause and a request after it."""
         return self._now() + delay < self.end
+
+    def hastened(self, seconds: float) -> Limits:
+        """Return limits with the same end, for an attempt that waits for no connection.
+
+        Args:
+            seconds: For how long it may connect, and wait until a chunk is accepted.
+        """
+        asked = self.asked
+        connect, write = (seconds if one is None else min(one, seconds) for one in (asked.connect, asked.write))
+        made = Limits(replace(asked, connect=connect, write=write, pool=0), self._now)
+        made.end = self.end
+        return made
 
     def for_attempt(self) -> Timeout:
         """Return the limits for one attempt by urllib3."""

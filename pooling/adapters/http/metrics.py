@@ -35,7 +35,9 @@ class HostSnapshot(NamedTuple):
     from there until the connection was closed. ``resent`` counts requests that
     were sent again because a kept connection proved dead, ``retries`` those
     repeated by the ``retry`` policy, ``ejections`` how often a server of
-    several was left out (see `Balancing`).
+    several was left out (see `Balancing`). ``hedges`` counts requests that were
+    sent to the host because another server had not begun to answer them, and
+    ``hedges_won`` those of them that it answered first.
     """
 
     host: str
@@ -52,6 +54,8 @@ class HostSnapshot(NamedTuple):
     connect: HistogramSnapshot
     lifetime: HistogramSnapshot
     ejections: int = 0
+    hedges: int = 0
+    hedges_won: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
@@ -129,7 +133,7 @@ class HostMetrics:
             self._count["received"] += received
 
     def count(self, what: str) -> None:
-        """Count a retry (``"retries"``), a request sent again (``"resent"``), or an ejection (``"ejections"``)."""
+        """Count one of what `HostSnapshot` has a number of: ``"retries"``, ``"resent"``, ``"ejections"`` or hedges."""
         if not self.on:
             return
         with self.lock:
@@ -170,6 +174,8 @@ class HostMetrics:
                 connect=self._connect.snapshot(),
                 lifetime=self._lifetime.snapshot(),
                 ejections=count["ejections"],
+                hedges=count["hedges"],
+                hedges_won=count["hedges_won"],
             )
 
 

@@ -96,7 +96,7 @@ def slot_settings(settings: PoolSettings) -> PoolSettings:
     )  # fmt: skip
 
 
-_INNER = ("requests.", "urllib3.", "pooling.adapters.http.", "contextlib")
+_INNER = ("requests.", "urllib3.", "http.client", "pooling.adapters.http.", "contextlib")
 
 
 def record_holder(*leases: Lease[Any]) -> None:

@@ -297,7 +297,10 @@ class _Reader(io.RawIOBase):
         limits = wire.limits
         if limits is not None and limits.end != math.inf:
             self._sock.settimeout(limits.left(wire.timeout))
-        count: int | None = self._raw.readinto(buffer)
+        if limits is None or limits.hedge is None:
+            count: int | None = self._raw.readinto(buffer)
+        else:
+            count = limits.hedge.read(limits, self._sock, buffer)
         if count == 0 and wire.interrupted:
             raise ConnectionAbortedError("the pool was closed while this answer was read")
         if count:

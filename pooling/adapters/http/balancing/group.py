@@ -177,6 +177,11 @@ class Group:
         with self.lock:
             return self._balancer.has_other(monotonic(), tried)
 
+    def other(self, backend: Backend) -> Backend | None:
+        """Return another server for a request that this one has not answered yet, see `Balancer.other`."""
+        with self.lock:
+            return self._balancer.other(monotonic(), _load, backend)  # type: ignore[return-value]
+
     def allows_retry(self) -> bool:
         """Return whether the budget allows one more retry, and count it."""
         with self.lock:
@@ -241,6 +246,12 @@ class Group:
         extra = fields("server_ejected", name, server=backend.name, seconds=ejected, error=reason)
         logger.warning("pool %r: %s is left out for %g s: %s", name, backend.name, ejected, reason, extra=extra)
         notify(self._connections.observers, "server_ejected", name, backend.name, reason, ejected)
+
+    def slow(self, backend: Backend, began: float) -> None:
+        """Note that a request that began at this time was answered by another server meanwhile."""
+        now = monotonic()
+        with self.lock:
+            self._balancer.slow(backend, now, now - began)
 
     def left(self, call: object) -> None:
         """Note the end of a request, whatever came of it."""

@@ -225,6 +225,15 @@ class Balancer:
             best = self._better(pair, now, load)
         return self._or_spill(best, self._near, self.servers, now, load) if self._near else best
 
+    def other(self, now: float, load: Load, first: Server) -> Server | None:
+        """Return another server, for a request that the first one has not answered yet.
+
+        Only one in normal service, in the near zone if there is any; ``None`` if there is none.
+        """
+        others = [server for server in self.servers if server is not first and server not in self.special]
+        found = [server for server in others if server in self._near] or others
+        return self._better(self._any_two(found), now, load) if found else None
+
     def _or_spill(
         self, best: Server, servers: Sequence[Server], rest: Sequence[Server], now: float, load: Load
     ) -> Server:
@@ -348,6 +357,11 @@ class Balancer:
             return None
         self.special.add(server)
         return server.eject(now, self.policy)
+
+    def slow(self, server: Server, now: float, seconds: float) -> None:
+        """Note a request that was given up after ``seconds``, because another server had answered it by then."""
+        if server.latency is None or seconds > server.latency:  # it would have taken longer
+            server.note(now, seconds, False, self.policy.decay)
 
     def left(self, call: object) -> None:
         """Note the end of a request, whatever came of it: another one may try the server. Harmless if repeated."""

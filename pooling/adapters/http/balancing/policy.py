@@ -11,6 +11,7 @@ __all__ = ["Balancing", "checked_balancing"]
 
 _WHOLE, _FLAGS = ("eject_after",), ("resolve",)
 _OR_ZERO = ("slow_start", "max_ejected", "retry_budget")
+_OR_NONE = ("hedge_after",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,12 @@ class Balancing:
         slow_start: A server that has returned, or has been added, gets its share of the requests gradually over this
             time; ``0`` for at once.
         decay: How fast the memory of latencies and failures fades: after this time, to a third.
-        retry_budget: Retries per request, at most 1. Ten retries are allowed before any request has been made.
+        retry_budget: Retries and hedges per request, at most 1. Ten are allowed before any request has been made.
         resolve: Whether each address that a name has is a server of its own. TLS still verifies the name.
         resolve_interval: How often the addresses are looked up again.
+        hedge_after: Hedging: a request that its server has not begun to answer after so many seconds is also sent to
+            another server, and the first answer wins. Only idempotent requests with a body of at most 16 KiB, or none,
+            and within the ``retry_budget``. ``None``, the default, for no hedging.
 
     Raises:
         TypeError, ValueError: A value has the wrong type, or is out of its range.
@@ -46,6 +50,7 @@ class Balancing:
     retry_budget: float = 0.2
     resolve: bool = False
     resolve_interval: float = 30.0
+    hedge_after: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -58,7 +63,7 @@ class Balancing:
                     raise TypeError(f"{name} must be a whole number, not {shown(value)}")
                 if value < 1:
                     raise ValueError(f"{name} must be at least 1, not {value}")
-            else:
+            elif value is not None or name not in _OR_NONE:
                 _check_number(name, value)
         if self.max_ejected > 0.5:
             raise ValueError(f"max_ejected must be at most 0.5, not {self.max_ejected}")
