@@ -68,6 +68,7 @@ CORE = [
 ]
 POSTGRES = [
     {"complaint", "failures", "greenlets", "internals", "wire"},
+    {"beginning"},
     {"address", "client_state", "commands", "cursors", "limits", "stalls", "steps", "trace"},
     {"configured", "connecting", "statistics"},
     {"tracking"},

@@ -95,8 +95,8 @@ class PostgresPool(Pool[Connection]):
             working on it. If it does not have that session any more, or says that
             it is idle, the holder gets a ``psycopg.OperationalError`` that says
             so; otherwise the server is asked again after the same time.
-            ``None``: only BEGIN and COMMIT, which the pool sends, are asked
-            about, after 60 s. Through a proxy with process ids of its own, such
+            ``None``: only COMMIT, and a BEGIN without a statement, which the
+            pool sends, are asked about, after 60 s. Through a proxy with process ids of its own, such
             as PgBouncer, only those are ended: set ``command_timeout`` there.
         idle_in_transaction_timeout: Seconds after which the server ends a
             session that is idle in a transaction.
