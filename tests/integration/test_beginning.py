@@ -347,6 +347,12 @@ def test_the_cursor_class_of_a_lent_connection_may_be_used_for_another(
         assert status(other) is TransactionStatus.INTRANS and status(conn) is TransactionStatus.IDLE
 
 
+def test_a_replication_connection(replication: Replication) -> None:
+    """The server takes no pipeline there."""
+    with PostgresPool(f"{replication.primary.dsn}?replication=database", ONE) as pool, pool.acquire() as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,) and status(conn) is TransactionStatus.INTRANS
+
+
 def test_notices_and_notifications_arrive_with_the_statement(pool: PostgresPool, postgres: PostgresServer) -> None:
     heard: list[Any] = []
     with pool.acquire() as conn, postgres.connect(autocommit=True) as other:

@@ -30,7 +30,9 @@ from psycopg import pq
 from .internals import available
 from .wire import refuse_failed
 
-__all__ = ["AVAILABLE", "Beginning", "begin_pipeline", "end_pipeline", "fits", "begin_of", "take_begin"]
+__all__ = [
+    "AVAILABLE", "Beginning", "begin_of", "begin_pipeline", "end_pipeline", "fits", "serves_replication", "take_begin",
+]  # fmt: skip
 
 AVAILABLE = available(
     "beginning",
@@ -83,6 +85,11 @@ def fits(query: bytes, params: Any) -> bool:
         return False
     # Without a value for it, a pipeline makes a "protocol violation" of "there is no parameter $1".
     return bool(params) or _NUMBERED.search(query) is None
+
+
+def serves_replication(pgconn: Any) -> bool:
+    """Return whether it is a connection with ``replication=database``, on which the server refuses a pipeline."""
+    return any(option.keyword == b"replication" and option.val for option in pgconn.info)
 
 
 def begin_pipeline(pgconn: Any, begin: bytes) -> None:
