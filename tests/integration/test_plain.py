@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 # The PostgreSQL part of the suite.
 PART = [
     "tests/integration/test_postgres.py", "tests/integration/test_postgres_cleaning.py",
-    "tests/integration/test_left_open.py", "tests/unit/test_postgres.py", "tests/unit/test_stalls.py",
-    "tests/unit/test_internals.py",
+    "tests/integration/test_left_open.py", "tests/integration/test_beginning.py", "tests/unit/test_postgres.py",
+    "tests/unit/test_stalls.py", "tests/unit/test_internals.py",
 ]  # fmt: skip
 
 # A short life of a pool, in which each of the internals would be used.

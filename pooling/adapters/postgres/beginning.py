@@ -30,7 +30,9 @@ from psycopg import pq
 from .internals import available
 from .wire import refuse_failed
 
-__all__ = ["AVAILABLE", "Beginning", "begin_pipeline", "end_pipeline", "fits"]
+__all__ = [
+    "AVAILABLE", "Beginning", "begin_of", "begin_pipeline", "end_pipeline", "fits", "serves_replication", "take_begin",
+]  # fmt: skip
 
 AVAILABLE = available(
     "beginning",
@@ -39,6 +41,7 @@ AVAILABLE = available(
 ) and psycopg.capabilities.has_pipeline()  # fmt: skip
 _IDLE = int(pq.TransactionStatus.IDLE)
 _QUERY = re.compile(rb"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|MERGE)\b", re.I)
+_NUMBERED = re.compile(rb"\$[0-9]")
 
 if TYPE_CHECKING:
     _Base = object  # mypy would compare each method with psycopg's
@@ -51,17 +54,42 @@ class Beginning(_Base):
 
     def _start_query(self) -> Generator[Any, Any, None]:
         conn: Any = self
+        notes = conn._pooling
         begins = not conn._autocommit and conn.pgconn.transaction_status == _IDLE
-        if begins and conn._pooling.takes_begin and not conn._pipeline:
-            conn._pooling.begin_command = conn._get_tx_start_command()
+        if begins and notes.begin_within == notes.wait_number and not conn._pipeline:
+            notes.begin_command = conn._get_tx_start_command()
             return
         yield from super()._start_query()  # type: ignore[misc]
 
 
-def fits(query: bytes) -> bool:
+def take_begin(conn: Any) -> None:
+    """Have the BEGIN that this wait may need left to `begin_of`."""
+    if isinstance(conn, Beginning):  # a cursor's class may also be used with another connection
+        notes = conn._pooling  # type: ignore[attr-defined]
+        notes.begin_within, notes.begin_command = notes.wait_number, b""
+
+
+def begin_of(conn: Any) -> bytes:
+    """Return the BEGIN to send before the statement, empty if it needs none."""
+    if not isinstance(conn, Beginning):
+        return b""
+    notes = conn._pooling  # type: ignore[attr-defined]
+    command: bytes = notes.begin_command if notes.begin_within == notes.wait_number else b""
+    return command
+
+
+def fits(query: bytes, params: Any) -> bool:
     """Whether a statement can be sent in a pipeline."""
     end = query.find(b";")
-    return _QUERY.match(query) is not None and (end < 0 or not query[end + 1 :].strip())
+    if _QUERY.match(query) is None or (end >= 0 and query[end + 1 :].strip()):
+        return False
+    # Without a value for it, a pipeline makes a "protocol violation" of "there is no parameter $1".
+    return bool(params) or _NUMBERED.search(query) is None
+
+
+def serves_replication(pgconn: Any) -> bool:
+    """Return whether it is a connection with ``replication=database``, on which the server refuses a pipeline."""
+    return any(option.keyword == b"replication" and option.val for option in pgconn.info)
 
 
 def begin_pipeline(pgconn: Any, begin: bytes) -> None:
@@ -77,5 +105,5 @@ def end_pipeline(pgconn: Any, results: list[Any]) -> list[Any]:
         psycopg.Error: The BEGIN has failed.
     """
     pgconn.exit_pipeline_mode()
-    refuse_failed(results[:1])
+    refuse_failed(results[:1], pgconn)
     return results[1:-1]

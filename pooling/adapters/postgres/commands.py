@@ -49,7 +49,7 @@ class FastCommands(_Base):
             yield from exchange(conn.pgconn, command, results)
         finally:
             conn._pooling.own = False
-            refuse_failed(results)
+            refuse_failed(results, conn.pgconn)
         if conn._notify_handlers:
             notify(conn)
         return results[-1]

@@ -18,8 +18,7 @@ from typing import Any
 
 import psycopg
 
-from .beginning import AVAILABLE as SENDS_BEGIN
-from .beginning import begin_pipeline, end_pipeline, fits
+from .beginning import begin_of, begin_pipeline, end_pipeline, fits, take_begin
 from .internals import available
 from .wire import answers, notify, refuse_failed
 
@@ -51,20 +50,15 @@ class FastCursor:
     def _execute_gen(
         self: Any, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[int, Any, None]:
-        notes = self._conn._pooling
-        notes.takes_begin = SENDS_BEGIN
-        try:
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
-        finally:
-            notes.takes_begin, notes.begin_command = False, b""
+        take_begin(self._conn)
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
 
     def _maybe_prepare_gen(
         self: Any, pgq: Any, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[int, Any, None]:
-        conn, notes = self._conn, self._conn._pooling
+        conn, begin = self._conn, begin_of(self._conn)
         prep, name = (_SHOULD, b"") if conn._pipeline else self._get_prepared(pgq, prepare)
-        begin, notes.begin_command = notes.begin_command, b""
-        if begin and not (prep is _YES or (prep is _NO and fits(pgq.query))):
+        if begin and not (prep is _YES or (prep is _NO and fits(pgq.query, pgq.params))):
             yield from conn._exec_command(begin)
             begin = b""
         if prep is _SHOULD:
@@ -92,12 +86,10 @@ class FastCursor:
         """Return the results of what was sent, in a pipeline after a BEGIN or not."""
         conn, pgconn = self._conn, self._pgconn
         results: list[Any] = []
-        if pipeline:
-            pgconn.pipeline_sync()
         try:
             yield from answers(pgconn, results, pipeline=pipeline)
         except psycopg.Error:
-            refuse_failed(results)  # the server's last message says more than that it has closed the connection
+            refuse_failed(results, pgconn)  # the server's last message says more than that it has closed the connection
             raise
         if pipeline:
             results = end_pipeline(pgconn, results)

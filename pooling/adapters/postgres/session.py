@@ -26,6 +26,7 @@ import psycopg
 
 from ...tools.doctor.cleaning import LACKING, STEPS
 from . import committing, failures
+from .beginning import serves_replication
 from .client_state import client_state
 from .configured import Recorder
 from .cursors import fast_cursor
@@ -119,7 +120,8 @@ class Session:
         lent, conn = conn, bare_of(conn) or conn
         conn._pool = owner  # type: ignore[assignment]
         conn.add_notice_handler(notes.on_message)
-        conn.cursor_factory = fast_cursor(conn.cursor_factory)
+        if not serves_replication(conn.pgconn):
+            conn.cursor_factory = fast_cursor(conn.cursor_factory)
         notes.client = notes.configuration.before = client_state(conn)
         notes.changed = notes.dirty = False
         if self._configure is not None:

@@ -68,8 +68,9 @@ class Notes(Watch):
         self.answered = False  # the server has answered a COMMIT, and nothing was executed since
         self.sends = False  # the last cleaning succeeded as a whole, so the next release need not wait for its answer
         self.cleaning: Sent | None = None  # one that was sent, and whose answer was not read yet
-        self.takes_begin = False  # the cursor that executes now sends the BEGIN with its statement
-        self.begin_command = b""  # the BEGIN for it
+        # Valid for one wait only: an exception at any time, also of a signal handler, leaves nothing to the next.
+        self.begin_within = 0  # the number of the wait in which a cursor sends the BEGIN with its statement
+        self.begin_command = b""  # the BEGIN for it, if one is needed
         self.fatal = False  # the server has said that it is about to close the connection
         self.got_message = False  # it has sent a message since the last check
         self.failed: str | None = None  # the statement that aborted the transaction

@@ -30,6 +30,7 @@ _BAD = int(pq.ConnStatus.BAD)
 _SQLSTATE = int(pq.DiagnosticField.SQLSTATE)
 _ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
 _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
+_MOST_LAST = 4  # results of a lost connection: of the BEGIN, its end, the error
 _LAST = _COPYING | {int(pq.ExecStatus.PIPELINE_SYNC)}
 _BRIEF = 4096  # bytes; libpq reads so many at once
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
@@ -56,10 +57,10 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None, brief: boo
         for wanted in answers(pgconn, results, brief):
             deadline.wait(pgconn.socket, wanted)
     except (psycopg.Error, TimeoutError) as problem:
-        refuse_failed(results)  # the server's last message says more than that it has closed the connection
+        refuse_failed(results, pgconn)  # the server's last message says more than that it has closed the connection
         vars(problem)["_failed_at"] = len(results)
         raise
-    refuse_failed(results)
+    refuse_failed(results, pgconn)
     return results
 
 
@@ -100,10 +101,10 @@ class Sent:
                 if now >= until:
                     return False
         except (psycopg.Error, TimeoutError) as problem:
-            refuse_failed(self._results)
+            refuse_failed(self._results, self._pgconn)
             vars(problem)["_failed_at"] = len(self._results)
             raise
-        refuse_failed(self._results)
+        refuse_failed(self._results, self._pgconn)
         return True
 
 
@@ -126,11 +127,13 @@ def answers(
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
         brief: Whether the answer has no COPY, and no rows but what a setting or the like returns.
-        pipeline: Whether to collect those of a pipeline, the last of which is that of its ``pipeline_sync()``.
+        pipeline: Whether to end a pipeline first; the last result is that of this ``pipeline_sync()``.
     """
     is_busy, get_result = pgconn.is_busy, pgconn.get_result
     looks = brief and not (pgconn.ssl_in_use or pgconn.used_gssapi)
     try:
+        if pipeline:
+            pgconn.pipeline_sync()
         while pgconn.flush():  # more than the socket's buffer takes: the network is stuck
             yield WAIT_RW
             pgconn.consume_input()
@@ -150,11 +153,7 @@ def answers(
                 if pipeline:
                     get_result()  # the end of the command: nothing to wait for
     except psycopg.Error:
-        # What libpq has read when it could not send: why the server has closed the connection. If it has not, libpq
-        # would wait.
-        last = get_result() if pgconn.status == _BAD else None
-        if last is not None and not is_lost(last):
-            results.append(last)
+        _last_words(pgconn, results)
         raise
 
 
@@ -168,6 +167,21 @@ def ends_here(fd: int) -> bool:
             sock.detach()
     except OSError:  # nothing has come, or it is closed
         return False
+
+
+def _last_words(pgconn: PGconn, results: list[PGresult]) -> None:
+    """Add what libpq has read when it could not send: why the server has closed the connection."""
+    for _ in range(_MOST_LAST):
+        if pgconn.status != _BAD:
+            return  # libpq would wait
+        last = pgconn.get_result()
+        if last is None:
+            continue  # the end of a command
+        if is_lost(last):
+            return
+        results.append(last)
+        if last.status == _FATAL:
+            return
 
 
 def copying(pgconn: PGconn) -> bool:
@@ -191,12 +205,13 @@ def notify(conn: Any) -> None:
         pgconn.notify_handler(notification)
 
 
-def refuse_failed(results: list[PGresult]) -> None:
+def refuse_failed(results: list[PGresult], pgconn: PGconn) -> None:
     """Raise the server's error if a statement failed: the ones after it were not executed."""
     if not results or results[-1].status not in (_FATAL, _ABORTED):
         return
     number, failed = next((at, one) for at, one in enumerate(results) if one.status == _FATAL)
-    error: psycopg.Error = psycopg.errors.error_from_result(failed)
+    encoding = psycopg.ConnectionInfo(pgconn).encoding
+    error: psycopg.Error = psycopg.errors.error_from_result(failed, encoding=encoding)
     vars(error)["_failed_at"] = number
     raise error from None
 
