@@ -28,7 +28,7 @@ AVAILABLE = available(
     "cursors",
     "Cursor._maybe_prepare_gen", "Cursor._get_prepared", "Cursor._execute_send", "Cursor._send_query_prepared",
     "Cursor._check_results", "Cursor._set_results", "Cursor._conn", "Cursor._pgconn",
-    "Connection._pipeline", "Connection._notify_handlers",
+    "Connection._autocommit", "Connection._pipeline", "Connection._notify_handlers",
     "Connection._prepared.maybe_add_to_cache", "Connection._prepared.validate",
     "psycopg._preparing.Prepare.NO", "psycopg._preparing.Prepare.YES", "psycopg._preparing.Prepare.SHOULD",
 )  # fmt: skip
@@ -47,16 +47,15 @@ class FastCursor:
 
     __slots__ = ()
 
-    def _execute_gen(
-        self: Any, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
-    ) -> Generator[int, Any, None]:
-        take_begin(self._conn)
-        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+    def _execute_gen(self: Any, query: Any, params: Any = None, **options: Any) -> Generator[int, Any, None]:
+        steps: Generator[int, Any, None] = super()._execute_gen(query, params, **options)  # type: ignore[misc]
+        return steps if self._conn._autocommit else _execute_gen(self._conn, steps, query, params)
 
     def _maybe_prepare_gen(
         self: Any, pgq: Any, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[int, Any, None]:
-        conn, begin = self._conn, begin_of(self._conn)
+        conn = self._conn
+        begin = b"" if conn._autocommit else begin_of(conn)
         prep, name = (_SHOULD, b"") if conn._pipeline else self._get_prepared(pgq, prepare)
         if begin and not (prep is _YES or (prep is _NO and fits(pgq.query, pgq.params))):
             yield from conn._exec_command(begin)
@@ -96,6 +95,12 @@ class FastCursor:
         if conn._notify_handlers:
             notify(conn)
         return results
+
+
+def _execute_gen(conn: Any, steps: Any, query: Any, params: Any) -> Generator[int, Any, None]:
+    """Take the BEGIN. Looks like psycopg's generator to the module `steps`: same name, same variables."""
+    take_begin(conn)
+    yield from steps
 
 
 def fast_cursor(factory: Any) -> Any:

@@ -69,7 +69,7 @@ class Sent:
 
     Args:
         conn: A connection on which nothing is under way.
-        query: As for `round_trip`; its answer is brief, see `answers`.
+        query: As for `round_trip`; none of it is a COPY.
         timeout: Seconds for all of it.
     """
 
@@ -80,7 +80,7 @@ class Sent:
         self._pgconn = conn.pgconn
         self._results: list[PGresult] = []
         self._pgconn.send_query(query)
-        self._answers = answers(self._pgconn, self._results, brief=True)
+        self._answers = answers(self._pgconn, self._results)
         next(self._answers)  # as far as the wait for the answer
 
     def has_ended(self, timeout: float) -> bool:
