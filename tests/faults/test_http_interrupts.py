@@ -114,14 +114,14 @@ def test_an_exception_at_any_line_of_a_hedge_loses_nothing(end: str) -> None:
         if asked.target == "/plain":
             return ok("plain")
         sent[asked.target].wait(1.0)
-        time.sleep(0.05 if "second" in end else 0.0)
+        time.sleep(0.02 if "second" in end else 0.0)
         return None if end == "the first dies" else ok("first")
 
     def second(asked: Asked) -> bytes | None:
         if asked.target == "/plain":
             return ok("plain")
         sent[asked.target].set()
-        time.sleep(0.05 if "first" in end else 0.0)
+        time.sleep(0.02 if "first" in end else 0.0)
         return None if end == "the second dies" else ok("second")
 
     policy = Balancing(hedge_after=0.01, retry_budget=1.0, eject_after=1000)
@@ -135,8 +135,9 @@ def test_an_exception_at_any_line_of_a_hedge_loses_nothing(end: str) -> None:
 
         lines = traced(work)
         assert [host.hedges for host in http.metrics.hosts() if host.host == other.url] == [1]
-        for number in numbers(lines):
-            traced(work, number)
+        begun = next(number for number, (file, _) in enumerate(lines) if file.endswith("hedging.py"))
+        for number in numbers(lines[begun:]):  # what comes before is in every request
+            traced(work, begun + number)
             if lent(http):
                 gc.collect()
             wait_until(lambda: lent(http) == 0)

@@ -163,6 +163,9 @@ def _postgres(found: _Found) -> None:
         found.add(
             f"{what}, 0.2 ms between leases", unit, peer, ">=", 1.0, rounds, lambda one: 1e6 / one["lease_us"]
         )
+        what = "SELECT 1, connection(), 1 thread"
+        rounds = _tasks(found, what, server, threads=1, size=1, autocommit=False)
+        found.add(f"{what}, back to back", unit, peer, ">=", 1.05, rounds, lambda one: 1e6 / one["lease_us"])
         what = "SELECT 1, autocommit, 20 threads on 10"
         rounds = _tasks(found, what, server, threads=20, size=10)
         found.add(what, "leases/s", peer, ">=", 1.1, rounds, lambda one: one["rate"])
