@@ -167,12 +167,12 @@ class Replacement(Observer):
         self._name, self._drain = name, drain
 
     def drained(self, pool: str) -> None:
-        self.generations += 1
         logger.warning(
             "pool %r: the health probe keeps failing; replacing all sockets", self._name,
             extra=fields("sockets_replaced", self._name),
         )  # fmt: skip
         self._drain()
+        self.generations += 1  # last: who sees it finds no old socket
 
 
 class _ProbeAdapter(Adapter[object]):
