@@ -5,6 +5,7 @@ Each case runs in a process of its own, as it stands in docs/howto/redis-framewo
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -186,3 +187,31 @@ def test_reset_replaces_connections_only_if_their_arguments_have_changed(redis_s
     assert client.client_getname() == "renamed"
     assert pool.metrics.snapshot().created == 2
     pool.close()
+
+
+FORKED = """
+import os
+import redis
+from pooling.adapters.redis import SharedRedisPool
+
+pool = SharedRedisPool.from_url("{url}", max_size=1)
+client = redis.Redis(connection_pool=pool)
+parents = client.client_id()
+pid = os.fork()
+if pid == 0:
+    pool.connection_kwargs["password"] = None
+    pool.reset()
+    own = client.client_id()
+    pool.reset()
+    os._exit(0 if own != parents and client.client_id() == own else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert client.client_id() == parents
+print("well")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_reset_in_a_forked_process_leaves_the_connection_of_its_parent(redis_server: RedisServer) -> None:
+    code = FORKED.format(url=redis_server.url)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.splitlines()) == (0, ["well"]), run.stderr[-3000:]
