@@ -149,15 +149,16 @@ class Apache:
 
         def settled() -> bool:
             found.update(self.figures())  # a process may load the script for this request
-            # One lease each:
-            found["loaded"] = self.log.read_text().count(f"Loading Python script file '{self.script}'")
+            # One lease each; "Loading" or "Reloading":
+            found["loaded"] = self.log.read_text().count(f"oading Python script file '{self.script}'")
             beyond = found["db acquired"] - found["loaded"] - self.answered, found["api acquired"] - self.answered
             return all(0 <= one <= self.unsure for one in beyond) and found["db used"] == found["api used"] == 0
 
         try:
             wait_until(settled)
         except AssertionError as error:
-            raise AssertionError(f"{found}, not {self.answered} and up to {self.unsure} more") from error
+            wrong = f"{found}, not {self.answered} and up to {self.unsure} more"
+            raise AssertionError(f"{wrong}; the log ends with:\n{self.log.read_text()[-5000:]}") from error
         assert found["db orphans"] == found["api orphans"] == 0
 
     def close(self) -> None:
