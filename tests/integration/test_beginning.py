@@ -22,7 +22,6 @@ from tests.replication import Replication
 from tests.servers import PostgresServer
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
-KINDS = [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor]
 TOGETHER = 1 if beginning.AVAILABLE else 2  # round trips
 
 Connection = psycopg.Connection[Any]
@@ -30,31 +29,10 @@ Act = Callable[[Connection], object]
 needs_a_trace = pytest.mark.skipif(sys.platform != "linux", reason="libpq traces to a file descriptor on Linux only")
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request: pytest.FixtureRequest) -> Any:
-    """The cursor class of a pool."""
-    return request.param
-
-
 @pytest.fixture
 def pool(postgres: PostgresServer, kind: Any) -> Iterator[PostgresPool]:
     with PostgresPool(postgres.dsn, ONE, kwargs={"cursor_factory": kind}) as made:
         yield made
-
-
-@pytest.fixture
-def plain(postgres: PostgresServer, kind: Any) -> Iterator[Connection]:
-    """A plain psycopg connection for comparison."""
-    with postgres.connect(cursor_factory=kind) as conn:
-        yield conn
-
-
-@pytest.fixture
-def table(postgres: PostgresServer) -> Iterator[str]:
-    with postgres.connect(autocommit=True) as conn:
-        conn.execute("DROP TABLE IF EXISTS t; CREATE TABLE t (n integer)")
-        yield "t"
-        conn.execute("DROP TABLE t")
 
 
 def round_trips(conn: Connection, act: Act) -> int:

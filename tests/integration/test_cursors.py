@@ -28,19 +28,12 @@ from tests.servers import PostgresServer
 from .tools import environment, everywhere, in_thread, wait_until
 
 ONE = PoolSettings(min_size=0, max_size=1, acquire_timeout=30)
-KINDS = [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor]
 PREPARING = [psycopg.Cursor, psycopg.RawCursor]
 MEGABYTES = 30
 
 Connection = psycopg.Connection[Any]
 Make = Callable[..., PostgresPool]
 needs_a_backlog = pytest.mark.skipif(psycopg.__version__ < "3.2.4", reason="this psycopg keeps none")
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request: pytest.FixtureRequest) -> Any:
-    """The cursor class of a pool."""
-    return request.param
 
 
 @pytest.fixture
@@ -54,21 +47,6 @@ def make(postgres: PostgresServer, kind: Any) -> Iterator[Make]:
             return pool
 
         yield made
-
-
-@pytest.fixture
-def plain(postgres: PostgresServer, kind: Any) -> Iterator[Connection]:
-    """A plain psycopg connection for comparison."""
-    with postgres.connect(cursor_factory=kind) as conn:
-        yield conn
-
-
-@pytest.fixture
-def table(postgres: PostgresServer) -> Iterator[str]:
-    with postgres.connect(autocommit=True) as conn:
-        conn.execute("DROP TABLE IF EXISTS t; CREATE TABLE t (n integer)")
-        yield "t"
-        conn.execute("DROP TABLE t")
 
 
 def written(query: str, kind: Any) -> str:

@@ -172,7 +172,7 @@ class Replacement(Observer):
             extra=fields("sockets_replaced", self._name),
         )  # fmt: skip
         self._drain()
-        self.generations += 1  # last: who sees it finds no old socket
+        self.generations += 1  # when it is done: users of the count expect new sockets
 
 
 class _ProbeAdapter(Adapter[object]):
