@@ -101,8 +101,9 @@ class Checkin(Generic[R]):
     def detach(self, token: Token) -> Any:
         """End a lease and remove its resource from the pool, still open."""
         engine, entry = self.engine, token.entry
+        entry.idle_since = now = engine.fast.now()  # first: a lease that has ended is not counted as lent, too
         entry.uses += 1
-        entry.busy += engine.fast.now() - entry.since
+        entry.busy += now - entry.since
         try:
             engine.retire(entry, "detached")
             engine.serve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -49,16 +50,54 @@ def hold(pool: Pool[Any], clock: VirtualClock, seconds: float) -> None:
 def test_a_lease_that_ends_during_a_snapshot_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What exporters have reported once cannot be taken back."""
     pool = Pool(object)
-    lease, count = pool.acquire(), PoolState.in_use.fget
+    lease, lent = pool.acquire(), PoolState.lent
 
-    def in_use(state: PoolState) -> int:
-        number: int = count(state)  # type: ignore[misc]
+    def lent_before(state: PoolState) -> list[Any]:
+        found = lent(state)
         if lease.active:
             lease.release()  # as another thread may, which needs no lock
-        return number
+        return found
 
-    monkeypatch.setattr(PoolState, "in_use", property(in_use))
+    monkeypatch.setattr(PoolState, "lent", lent_before)
     assert pool.metrics.snapshot().acquired == 1
+
+
+def test_a_resource_that_maintenance_has_taken_is_not_counted_as_acquired() -> None:
+    """A counter that decreases later looks like a restarted process to Prometheus, which then adds all of it again."""
+    pool = Pool(object)
+    pool.acquire().release()
+    token = pool.engine.state.idle.pop()
+    assert pool.metrics.snapshot().acquired == 1
+    pool.metrics.reset()
+    pool.engine.state.idle.put_back(token)
+    assert pool.metrics.snapshot().acquired == 0
+    pool.acquire().release()
+    assert pool.metrics.snapshot().acquired == 1
+
+
+@pytest.mark.parametrize("end", [Lease.release, Lease.discard, Lease.detach])
+@pytest.mark.parametrize("settings", [{}, {"max_uses": 2}, {"lanes": "web, batch"}])
+def test_number_of_acquires_never_decreases_nor_is_too_high(end: Any, settings: dict[str, Any]) -> None:
+    """A snapshot at each line of the second and third lease at which another thread can make one."""
+    pool = Pool(object, **settings)
+    pool.acquire().release()
+    seen: list[int] = []
+
+    def look(*_: object) -> Any:
+        if not pool.engine.lock._is_owned():
+            seen.append(pool.metrics.snapshot().acquired)
+        return look
+
+    for _ in range(2):
+        before = sys.gettrace()
+        sys.settrace(look)
+        try:
+            end(pool.acquire())
+        finally:
+            sys.settrace(before)
+    seen.append(pool.metrics.snapshot().acquired)
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2, 3}
 
 
 # -- gauges -------------------------------------------------------------------------------

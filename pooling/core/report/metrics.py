@@ -60,7 +60,7 @@ class _Baseline(NamedTuple):
     since: float  # the time of that reset
     uses: int = 0
     busy: float = 0.0
-    lent: int = 0
+    lent: int = 0  # then, and counted as acquired before
     by_entry: Mapping[Entry, int] = MappingProxyType({})  # uses
 
 
@@ -91,6 +91,7 @@ class PoolMetrics:
         self._done_uses = 0  # of the entries that are closed
         self._done_busy = 0.0
         self._peak = 0
+        self._acquired = 0
         self._baseline = _Baseline(self._clock.now())
         self.durations = Durations(lock)
 
@@ -166,8 +167,8 @@ class PoolMetrics:
     def reset(self) -> None:
         """Reset all counters and durations; gauges are unaffected."""
         with self.lock:
-            self._peak = self._state.in_use
-            self._baseline = _Baseline(self._clock.now(), *self._uses(), self._peak, self._uses_by_entry())
+            self._peak, self._acquired, lent = self._state.in_use, 0, len(self._state.lent())
+            self._baseline = _Baseline(self._clock.now(), *self._uses(), lent, self._uses_by_entry())
             self.count.clear()
             self.closed.clear()
             self.errors.clear()
@@ -179,11 +180,13 @@ class PoolMetrics:
         """Return an immutable, consistent snapshot of the pool."""
         with self.lock:
             state, count, base, durations = self._state, self.count, self._baseline, self.durations
-            uses, busy = self._uses()  # before `in_use`: a lease that ends in between must not count twice
+            uses, busy = self._uses()  # before `lent`: a lease that ends in between must not count twice
             uses, busy = uses - base.uses, busy - base.busy
+            # Not `in_use`, which includes what maintenance has just taken from the idle stack. A lease that ends at
+            # this moment may be missing; a counter never decreases, so the most that was seen counts.
+            self._acquired = acquired = max(self._acquired, uses + len(state.lent()) - base.lent)
             in_use, idle = state.in_use, len(state.idle)
             idle = min(idle, len(state.entries) - in_use)
-            acquired = max(uses + in_use - base.lent, 0)
             self.estimate_peak()
             timed_use, timed_use_total = durations.use.timed
             return PoolSnapshot(
