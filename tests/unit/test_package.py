@@ -67,7 +67,9 @@ CORE = [
     {"pool"},
 ]
 POSTGRES = [
-    {"complaint", "failures", "greenlets", "internals", "wire"},
+    {"internals"},
+    {"libpq"},
+    {"complaint", "failures", "greenlets", "wire"},
     {"address", "beginning", "client_state", "commands", "limits", "stalls", "steps", "trace"},
     {"configured", "connecting", "cursors", "statistics"},
     {"tracking"},

@@ -18,6 +18,7 @@ from .address import Address, Answer
 from .client_state import KEEPS_NOTIFICATIONS
 from .connecting import completing
 from .foreign import adopt
+from .libpq import is_busy, take_notification
 from .session import Hook, Session
 from .statistics import QueryStatistics
 from .tracking import ACTIVE, BETWEEN, NO_PIPELINE, Connection, Notes, notes_of, role_of, tracked
@@ -226,15 +227,14 @@ class PostgresAdapter(Adapter[Connection]):
         try:
             pgconn = resource.pgconn
             pgconn.consume_input()
-            # Then parse it, which calls notes.on_message(). While nothing runs both calls do only that, but is_busy()
-            # releases the GIL.
+            # Then parse it, which calls notes.on_message(). While nothing runs both calls do only that.
             if pgconn.transaction_status in BETWEEN and pgconn.pipeline_status == NO_PIPELINE:
                 pgconn.get_result()
-                found = pgconn.notifies() if KEEPS_NOTIFICATIONS else None
+                found = take_notification(pgconn) if KEEPS_NOTIFICATIONS else None
                 if found is not None or notes.got_message or not KEEPS_NOTIFICATIONS:
                     _read_on(pgconn, notes, found)
             else:
-                pgconn.is_busy()
+                is_busy(pgconn)
         except psycopg.Error:
             return False
         except AttributeError:
@@ -335,9 +335,9 @@ def _read_on(pgconn: PGconn, notes: Notes, found: Any) -> None:
         while found is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(found)
-            found = pgconn.notifies()
+            found = take_notification(pgconn)
         pgconn.consume_input()
         pgconn.get_result()
-        found = pgconn.notifies() if KEEPS_NOTIFICATIONS else None
+        found = take_notification(pgconn) if KEEPS_NOTIFICATIONS else None
         if found is None and not notes.got_message:
             break

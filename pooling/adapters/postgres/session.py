@@ -30,6 +30,7 @@ from .beginning import serves_replication
 from .client_state import client_state
 from .configured import Recorder
 from .cursors import fast_cursor
+from .libpq import take_notification
 from .limits import Limit
 from .statistics import QueryStatistics
 from .tracking import (
@@ -238,7 +239,7 @@ class Session:
 
         while True:
             try:
-                round_trip(conn, first + text + configuration.statements, timeout, True)
+                round_trip(conn, first + text + configuration.statements, timeout)
                 configuration.lost = configuration.by_hook
                 # Notifications that come later are for the next borrower, if the hook LISTENs.
                 notes.sends = not failed and b"LISTEN" not in configuration.statements.upper()
@@ -325,7 +326,7 @@ class Session:
             return
         try:
             text = self.commit_command + notes.configuration.statements
-            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left(), True)
+            committing.waiting(conn, notes, round_trip, conn, text, notes.limit and notes.limit.left())
         except (psycopg.Error, TimeoutError) as error:
             if failed_at(error):
                 notes.sends = False  # `clean` finds out why
@@ -358,7 +359,7 @@ def _joined(steps: Iterable[bytes]) -> bytes:
 
 def _forget_notifications(conn: Connection) -> None:
     """Drop the notifications that came before the UNLISTEN."""
-    while conn.pgconn.notifies():
+    while take_notification(conn.pgconn):
         pass
 
 

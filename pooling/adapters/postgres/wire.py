@@ -6,7 +6,6 @@ a network that drops packets they never return.
 
 from __future__ import annotations
 
-import _socket
 import select
 import socket
 import time
@@ -19,8 +18,10 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
+from .libpq import is_busy, take_notification
+
 __all__ = [
-    "Cancel", "Sent", "answers", "copying", "ends_here", "exchange", "failed_at", "hang_up", "is_lost", "notify",
+    "Cancel", "Sent", "answers", "copying", "exchange", "failed_at", "hang_up", "is_lost", "notify",
     "refuse_failed", "round_trip", "spare_handle", "wait_for_end",
 ]  # fmt: skip
 
@@ -32,18 +33,16 @@ _ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
 _COPYING = frozenset(int(pq.ExecStatus[name]) for name in ("COPY_IN", "COPY_OUT", "COPY_BOTH"))
 _MOST_LAST = 4  # results of a lost connection: of the BEGIN, its end, the error
 _LAST = _COPYING | {int(pq.ExecStatus.PIPELINE_SYNC)}
-_BRIEF = 4096  # bytes; libpq reads so many at once
 WAIT_R, WAIT_W, WAIT_RW, READY_NONE = int(Wait.R), int(Wait.W), int(Wait.RW), 0
 
 
-def round_trip(conn: Connection, query: bytes, timeout: float | None, brief: bool = False) -> list[PGresult]:
+def round_trip(conn: Connection, query: bytes, timeout: float | None) -> list[PGresult]:
     """Execute ``query``, without parameters, and return its results.
 
     Args:
         conn: A connection on which nothing is under way.
         query: One statement, or several separated by semicolons.
         timeout: Seconds for all of it; ``None`` means no limit.
-        brief: As for `answers`.
 
     Raises:
         TimeoutError: The answer was not complete in time; it may still come.
@@ -54,7 +53,7 @@ def round_trip(conn: Connection, query: bytes, timeout: float | None, brief: boo
     results: list[PGresult] = []
     try:
         pgconn.send_query(query)
-        for wanted in answers(pgconn, results, brief):
+        for wanted in answers(pgconn, results):
             deadline.wait(pgconn.socket, wanted)
     except (psycopg.Error, TimeoutError) as problem:
         refuse_failed(results, pgconn)  # the server's last message says more than that it has closed the connection
@@ -114,23 +113,18 @@ def exchange(pgconn: PGconn, query: bytes, results: list[PGresult]) -> Generator
     return answers(pgconn, results)
 
 
-def answers(
-    pgconn: PGconn, results: list[PGresult], brief: bool = False, pipeline: bool = False
-) -> Generator[int, Any, None]:
+def answers(pgconn: PGconn, results: list[PGresult], pipeline: bool = False) -> Generator[int, Any, None]:
     """Collect the results of a query that was sent; yields for what to wait.
 
-    As psycopg's ``generators.execute()`` does, but releases the GIL about half
-    as often: psycopg calls ``PQisBusy`` and ``PQnotifies`` before each result.
-    For a brief answer, which usually arrives as a whole, neither is called.
+    As psycopg's ``generators.execute()`` does, but without releasing the GIL
+    before each result, see `libpq`, and without looking for notifications.
 
     Args:
         pgconn: The connection.
         results: Where to put them; also those that came before an error.
-        brief: Whether the answer has no COPY, and no rows but what a setting or the like returns.
         pipeline: Whether to end a pipeline first; the last result is that of this ``pipeline_sync()``.
     """
-    is_busy, get_result = pgconn.is_busy, pgconn.get_result
-    looks = brief and not (pgconn.ssl_in_use or pgconn.used_gssapi)
+    get_result = pgconn.get_result
     try:
         if pipeline:
             pgconn.pipeline_sync()
@@ -140,33 +134,19 @@ def answers(
         while True:
             if (yield WAIT_R) == READY_NONE:
                 continue  # psycopg wakes up at intervals, to handle signals
-            whole = looks and ends_here(pgconn.socket)
             pgconn.consume_input()
-            # Else libpq itself would wait, without a limit and without releasing the GIL.
-            while whole or not is_busy():
+            while not is_busy(pgconn):
                 result = get_result()
                 if result is None:
                     return
                 results.append(result)
-                if not brief and result.status in _LAST:  # libpq returns that of a COPY again until it has ended
+                if result.status in _LAST:  # libpq returns that of a COPY again until it has ended
                     return
                 if pipeline:
                     get_result()  # the end of the command: nothing to wait for
     except psycopg.Error:
         _last_words(pgconn, results)
         raise
-
-
-def ends_here(fd: int) -> bool:
-    """Whether what can be read from a socket ends with ReadyForQuery outside of a transaction, so is a whole answer."""
-    try:
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)  # of any family; gevent does not replace it
-        try:
-            return sock.recv(_BRIEF, _socket.MSG_PEEK)[-6:] == b"Z\0\0\0\5I"
-        finally:
-            sock.detach()
-    except OSError:  # nothing has come, or it is closed
-        return False
 
 
 def _last_words(pgconn: PGconn, results: list[PGresult]) -> None:
@@ -188,7 +168,7 @@ def copying(pgconn: PGconn) -> bool:
     """Return whether a COPY is under way; it may not be continued after this call."""
     with suppress(psycopg.Error):
         pgconn.consume_input()
-        result = None if pgconn.is_busy() else pgconn.get_result()
+        result = None if is_busy(pgconn) else pgconn.get_result()
         return result is not None and result.status in _COPYING
     return False
 
@@ -201,7 +181,7 @@ def is_lost(result: PGresult) -> bool:
 def notify(conn: Any) -> None:
     """Pass on the notifications that came, as psycopg does: to the handlers, or else psycopg keeps them."""
     pgconn = conn.pgconn
-    while (notification := pgconn.notifies()) is not None and pgconn.notify_handler is not None:
+    while (notification := take_notification(pgconn)) is not None and pgconn.notify_handler is not None:
         pgconn.notify_handler(notification)
 
 
