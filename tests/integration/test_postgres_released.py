@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -16,7 +15,6 @@ import pytest
 
 from pooling import PoolSettings, PoolTimeout, PostgresPool
 from pooling.adapters.postgres.tracking import notes_of
-from pooling.adapters.postgres.wire import round_trip
 from tests.proxy import Proxy
 from tests.servers import LOOPBACK, PostgresServer
 
