@@ -68,7 +68,7 @@ class Checkout(Generic[R]):
         engine = self.engine
         engine.ensure_usable()
         take = engine.state.lanes is not None  # in other pools, the fast path has done so
-        token = self._prefer_ready(doubtful.pop()) if doubtful else (take and self._take_idle()) or self._wait()
+        token = doubtful.pop() if doubtful else (take and self._take_idle()) or self._wait()
         now = engine.fast.now()
         while not self._is_lendable(token, now):
             del token
@@ -87,19 +87,6 @@ class Checkout(Generic[R]):
         if engine.fast.track_holders:
             token.entry.borrower = (borrower(), now)
         return token, now
-
-    def _prefer_ready(self, token: Token) -> Token:
-        """Return another idle resource instead of one whose reset has not ended, if that was released earlier."""
-        if token.entry.answered is not None:
-            return token
-        try:
-            other = self.engine.fast.pop()
-        except IndexError:
-            return token
-        if other.entry.idle_since > token.entry.idle_since:
-            token, other = other, token
-        self.engine.make_available(token)
-        return other
 
     def _is_lendable(self, token: Token, now: float) -> bool:
         """Check a resource; reject it if it may not be lent."""

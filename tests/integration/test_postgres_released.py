@@ -131,7 +131,7 @@ def test_a_borrower_takes_another_connection_if_the_answer_is_late(postgres: Pos
         try:
             with pool.acquire(30) as conn:
                 assert {conn.info.backend_pid} == backends - {late}
-                soon(lambda: pool.stats()["checking"] == 1)  # a worker waits for the answer
+                assert pool.stats()["checking"] == 1  # a worker waits for the answer
         finally:
             os.kill(late, signal.SIGCONT)
         soon(lambda: pool.stats()["idle"] == 2)

@@ -187,6 +187,15 @@ def test_peak_counts_leases_on_the_fast_path(make: Make, factory: type | None) -
     assert pool.metrics.snapshot().peak_in_use == 3
 
 
+def test_peak_does_not_include_what_maintenance_has_taken() -> None:
+    pool = Pool(object, min_size=2)
+    pool.open()
+    with pool.acquire():
+        token = pool.engine.state.idle.pop()
+        assert pool.metrics.snapshot().peak_in_use == 1
+        pool.engine.state.idle.put_back(token)
+
+
 def test_peak_outlives_the_resources(make: Make) -> None:
     pool = make(max_size=5)
     fill(pool, 3)

@@ -327,32 +327,8 @@ def test_a_borrower_is_served_at_once_by_another_idle_resource(sending: Sending)
     below.release()
     top.release()
     sending.late = {late}
-    sending.waits.clear()
     lease = pool.acquire(timeout=0)
     assert lease.resource is good
-    assert GRACE not in sending.waits and pool.stats()["idle"] == 1  # the late one is left to a sweep
-    clock.advance(LATE)
-    assert pool.stats()["checking"] == 1
-
-
-@pytest.mark.parametrize("lifo", [True, False])
-def test_of_two_resets_that_have_not_ended_the_earlier_one_is_waited_for(sending: Sending, lifo: bool) -> None:
-    sending.lifo = lifo
-    clock = VirtualClock()
-    pool: Pool[FakeResource] = Pool(
-        adapter=sending, settings=PoolSettings(min_size=0, max_size=3, health_check_interval=None), clock=clock
-    )
-    leases = [pool.acquire() for _ in range(3)]
-    earlier = leases[1 if lifo else 0].resource  # the stack's second, or the queue's first
-    for lease in leases:
-        clock.skip(0.001)
-        lease.release()
-    sending.answer = False
-    sending.meanwhile = lambda: setattr(sending, "answer", True)
-    lease = pool.acquire(timeout=0)
-    assert lease.resource is earlier and pool.stats()["idle"] == 2
-    others = [pool.acquire(timeout=0) for _ in range(2)]
-    assert len({lease.resource for lease in others} | {earlier}) == 3  # none is lost
 
 
 def test_one_acquire_waits_for_one_answer_only(sending: Sending) -> None:

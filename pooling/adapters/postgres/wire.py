@@ -92,6 +92,8 @@ class Sent:
         try:
             for wanted in self._answers:
                 now = time.monotonic()
+                if timeout <= 0 and now < self._end:
+                    return False
                 # First: more may have come than was read at once.
                 if _ready(self._pgconn.socket, max(0.0, min(until, self._end) - now), wanted):
                     continue

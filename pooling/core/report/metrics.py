@@ -116,7 +116,7 @@ class PoolMetrics:
         ever lent were in use at the same time at least once. This includes
         leases on the fast path, which takes no lock.
         """
-        self.note_in_use()
+        self._peak = max(self._peak, len(self._state.lent()))
         if self._stacked:
             known = self._baseline.by_entry
             lent = sum(1 for e in self._state.entries if e.uses > known.get(e, 0))
