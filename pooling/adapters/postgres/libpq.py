@@ -13,6 +13,7 @@ in the process, or ``POOLING_PLAIN=1``) psycopg's own methods are called.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any
 
@@ -34,15 +35,13 @@ def _find() -> Any:
     if module is None or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
     try:
-        import ctypes
-
         found, everywhere = ctypes.PyDLL(str(module.__file__)), ctypes.PyDLL(None)
         same = found.PQlibVersion() == pq.version()
         for name in ("PQisBusy", "PQnotifies", "PQfreemem"):
             place = ctypes.cast(found[name], ctypes.c_void_p).value
             if hasattr(everywhere, name):
                 same = same and place == ctypes.cast(everywhere[name], ctypes.c_void_p).value
-    except (ImportError, AttributeError, OSError, TypeError):  # the last one is Windows', which has no global scope
+    except (AttributeError, OSError, TypeError):  # the last one is Windows', which has no global scope
         return None
     return found if same else None
 
@@ -51,7 +50,6 @@ _libpq: Any = _find() if available("libpq", "PGconn.pgconn_ptr") else None
 AVAILABLE = _libpq is not None
 
 if AVAILABLE:
-    import ctypes
 
     class _Notification(ctypes.Structure):
         _fields_ = (("relname", ctypes.c_char_p), ("be_pid", ctypes.c_int), ("extra", ctypes.c_char_p))
