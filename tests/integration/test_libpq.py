@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg import pq
 
@@ -55,9 +56,13 @@ def test_the_gil_is_kept(postgres: PostgresServer) -> None:
         for _ in range(10_000):
             libpq.is_busy(pgconn)
             libpq.take_notification(pgconn)
+        pgconn.enter_pipeline_mode()
+        for _ in range(100):
+            libpq.queue(pgconn, b"SELECT 1")
         after = turns[0]
         time.sleep(0.01)
         assert before == after < turns[0]
+        conn.close()  # else the block would commit, in the pipeline
 
 
 def test_is_busy_until_the_answer_has_come(postgres: PostgresServer) -> None:
@@ -93,6 +98,32 @@ def test_a_closed_connection_is_not_busy(postgres: PostgresServer) -> None:
     pgconn = conn.pgconn
     conn.close()
     assert not libpq.is_busy(pgconn) and libpq.take_notification(pgconn) is None
+
+
+def test_a_queued_command_is_sent_with_the_end_of_the_pipeline(postgres: PostgresServer) -> None:
+    with postgres.connect(autocommit=True) as conn:
+        pgconn = conn.pgconn
+        pgconn.enter_pipeline_mode()
+        libpq.queue(pgconn, b"BEGIN")
+        libpq.queue(pgconn, b"SELECT 42")
+        pgconn.pipeline_sync()
+        found = []
+        while len(found) < 5:
+            found.append(pgconn.get_result())
+        pgconn.exit_pipeline_mode()
+        begin, _, row, _, end = found
+        assert begin is not None and row is not None and end is not None
+        assert (begin.command_status, row.get_value(0, 0)) == (b"BEGIN", b"42")
+        assert end.status == pq.ExecStatus.PIPELINE_SYNC
+        assert pgconn.transaction_status == pq.TransactionStatus.INTRANS
+
+
+def test_a_command_for_a_closed_connection_is_an_error(postgres: PostgresServer) -> None:
+    conn = postgres.connect()
+    pgconn = conn.pgconn
+    conn.close()
+    with pytest.raises(psycopg.OperationalError):
+        libpq.queue(pgconn, b"BEGIN")
 
 
 OTHER = """

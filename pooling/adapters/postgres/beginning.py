@@ -28,6 +28,7 @@ import psycopg
 from psycopg import pq
 
 from .internals import available
+from .libpq import queue
 from .wire import refuse_failed
 
 __all__ = [
@@ -95,7 +96,7 @@ def serves_replication(pgconn: Any) -> bool:
 def begin_pipeline(pgconn: Any, begin: bytes) -> None:
     """Begin a pipeline with this command. Nothing is sent before ``pipeline_sync()``."""
     pgconn.enter_pipeline_mode()
-    pgconn.send_query_params(begin, None)
+    queue(pgconn, begin)
 
 
 def end_pipeline(pgconn: Any, results: list[Any]) -> list[Any]:
