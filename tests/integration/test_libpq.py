@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import psycopg
 import pytest
@@ -153,3 +156,12 @@ def test_another_libpq_in_the_process_is_not_called(postgres: PostgresServer) ->
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+@pytest.mark.parametrize("double", [MagicMock(), MagicMock(spec=psycopg.pq.PGconn), SimpleNamespace(pgconn_ptr=1)])
+def test_a_test_double_is_called_itself(double: Any) -> None:
+    """What it has for a pointer would crash the process."""
+    double.is_busy, double.notifies, double.send_query_params = lambda: 0, lambda: None, MagicMock()
+    assert libpq.is_busy(double) == 0 and libpq.take_notification(double) is None
+    libpq.queue(double, b"BEGIN")
+    double.send_query_params.assert_called_once_with(b"BEGIN", None)

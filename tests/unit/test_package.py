@@ -67,9 +67,8 @@ CORE = [
     {"pool"},
 ]
 POSTGRES = [
-    {"internals"},
     {"libpq"},
-    {"complaint", "failures", "greenlets", "wire"},
+    {"complaint", "failures", "greenlets", "internals", "wire"},
     {"address", "beginning", "client_state", "commands", "limits", "stalls", "steps", "trace"},
     {"configured", "connecting", "cursors", "statistics"},
     {"tracking"},

@@ -20,9 +20,9 @@ from typing import Any
 
 import psycopg
 from psycopg import pq
-from psycopg.pq import PGnotify
+from psycopg.pq import PGconn, PGnotify
 
-from .internals import available
+from ..._plain import switched_off
 
 __all__ = ["AVAILABLE", "is_busy", "queue", "take_notification"]
 
@@ -50,7 +50,7 @@ def _find() -> Any:
     return found if same else None
 
 
-_libpq: Any = _find() if available("libpq", "PGconn.pgconn_ptr") else None
+_libpq: Any = None if switched_off("libpq") else _find()
 AVAILABLE = _libpq is not None
 
 if AVAILABLE:
@@ -65,22 +65,26 @@ if AVAILABLE:
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, *[ctypes.c_void_p] * 4, ctypes.c_int
     )  # fmt: skip
 
+    _PGconn: Any = PGconn
     # The pointer is looked up at each call: another thread may have closed the connection. Then it is None, which libpq
-    # takes as NULL.
+    # takes as NULL. A test double, or a proxy, is no `PGconn`, and what it has for a pointer would crash the process.
 
     def is_busy(pgconn: Any) -> int:
         """Whether ``get_result()`` would wait."""
-        found: int = _is_busy(pgconn.pgconn_ptr)
+        found: int = _is_busy(pgconn.pgconn_ptr) if type(pgconn) is _PGconn else pgconn.is_busy()
         return found
 
     def take_notification(pgconn: Any) -> PGnotify | None:
         """Return the next notification that has come, if any."""
+        if type(pgconn) is not _PGconn:
+            found: PGnotify | None = pgconn.notifies()
+            return found
         address = _notifies(pgconn.pgconn_ptr)
         if address is None:
             return None
         try:
-            found = _Notification.from_address(address)
-            return PGnotify(found.relname, found.be_pid, found.extra)
+            taken = _Notification.from_address(address)
+            return PGnotify(taken.relname, taken.be_pid, taken.extra)
         finally:
             _free(address)
 
@@ -90,7 +94,9 @@ if AVAILABLE:
         Raises:
             psycopg.OperationalError: The connection is lost, or in no pipeline.
         """
-        if not _send(pgconn.pgconn_ptr, command, 0, None, None, None, None, 0):
+        if type(pgconn) is not _PGconn:
+            pgconn.send_query_params(command, None)
+        elif not _send(pgconn.pgconn_ptr, command, 0, None, None, None, None, 0):
             raise psycopg.OperationalError(f"sending a command failed: {pgconn.get_error_message()}")
 
 else:
