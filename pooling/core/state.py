@@ -235,6 +235,7 @@ class PoolState:
             token = idle.pop()
         except IndexError:  # lent meanwhile, without the lock
             return False
+        token.entry.since = _NOT_LENT  # until the waiter has it, whatever the clock says
         if not waiters.hand_over(token):
             idle.append(token)
         return True
@@ -257,7 +258,9 @@ class PoolState:
             if entry.generation is not self.generation or now >= entry.expires:
                 self.close(entry)
                 closes.append((token, self.unfit(entry, now) or "drained"))
-            elif self.paused or not waiters or not waiters.hand_over(token):
+                continue
+            entry.since = _NOT_LENT
+            if self.paused or not waiters or not waiters.hand_over(token):
                 idle.append(token)
                 break
         return closes
