@@ -622,6 +622,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def resume(self, _: int) -> None:
         self.pool.resume()
+        self.calm()  # before a borrower finds out that the server is down
 
     # -- promises
 
