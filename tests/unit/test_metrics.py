@@ -17,6 +17,7 @@ import pytest
 from pooling import Lease, Pool, PoolMetrics, PoolTimeout, PoolUnavailable, TooManyWaiting
 from pooling.core.report.histogram import FOLD_AT, SHORT, Histogram
 from pooling.core.state import PoolState
+from pooling.core.waiter import Waiter
 from pooling.testing import FakeAdapter, FakeResource, VirtualClock
 from tests.unit.conftest import Make, Task, collect, fill, lent_elsewhere, run_jobs
 
@@ -98,6 +99,17 @@ def test_number_of_acquires_never_decreases_nor_is_too_high(end: Any, settings: 
     seen.append(pool.metrics.snapshot().acquired)
     assert seen == sorted(seen)
     assert set(seen) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("max_size", [1, 2])
+def test_a_resource_on_its_way_to_a_waiter_is_not_counted_as_acquired(max_size: int) -> None:
+    """The waiter may be interrupted. The clock stands still, as one with a low resolution does for a while."""
+    pool = Pool(object, max_size=max_size, clock=VirtualClock(), health_check_interval=None)
+    lease = pool.acquire()
+    waiter = Waiter(0.0, 0, False, None)
+    pool.engine.state.waiters.join(waiter)
+    lease.release()
+    assert waiter.given and pool.metrics.snapshot().acquired == 1
 
 
 # -- gauges -------------------------------------------------------------------------------

@@ -53,11 +53,11 @@ def _find() -> Any:
 _libpq: Any = None if switched_off("libpq") else _find()
 AVAILABLE = _libpq is not None
 
+#: The class whose objects are passed to libpq. Of all others the methods are called: what a test double or a proxy has
+#: for a pointer would crash the process.
+_DIRECT: Any = PGconn if AVAILABLE else None
+
 if AVAILABLE:
-
-    class _Notification(ctypes.Structure):
-        _fields_ = (("relname", ctypes.c_char_p), ("be_pid", ctypes.c_int), ("extra", ctypes.c_char_p))
-
     _is_busy, _notifies, _free, _send = (_libpq[name] for name in _NAMES)
     _is_busy.argtypes = _notifies.argtypes = _free.argtypes = (ctypes.c_void_p,)
     _notifies.restype, _free.restype = ctypes.c_void_p, None
@@ -65,56 +65,43 @@ if AVAILABLE:
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, *[ctypes.c_void_p] * 4, ctypes.c_int
     )  # fmt: skip
 
-    _PGconn: Any = PGconn
-    # The pointer is looked up at each call: another thread may have closed the connection. Then it is None, which libpq
-    # takes as NULL. A test double, or a proxy, is no `PGconn`, and what it has for a pointer would crash the process.
 
-    def is_busy(pgconn: Any) -> int:
-        """Whether ``get_result()`` would wait."""
-        found: int = _is_busy(pgconn.pgconn_ptr) if type(pgconn) is _PGconn else pgconn.is_busy()
-        return found
+class _Notification(ctypes.Structure):
+    _fields_ = (("relname", ctypes.c_char_p), ("be_pid", ctypes.c_int), ("extra", ctypes.c_char_p))
 
-    def take_notification(pgconn: Any) -> PGnotify | None:
-        """Return the next notification that has come, if any."""
-        if type(pgconn) is not _PGconn:
-            found: PGnotify | None = pgconn.notifies()
-            return found
-        address = _notifies(pgconn.pgconn_ptr)
-        if address is None:
-            return None
-        try:
-            taken = _Notification.from_address(address)
-            return PGnotify(taken.relname, taken.be_pid, taken.extra)
-        finally:
-            _free(address)
 
-    def queue(pgconn: Any, command: bytes) -> None:
-        """Add a command without parameters to a pipeline. Nothing is sent before ``pipeline_sync()``.
+# The pointer is looked up at each call: another thread may have closed the connection. Then it is None, which libpq
+# takes as NULL.
 
-        Raises:
-            psycopg.OperationalError: The connection is lost, or in no pipeline.
-        """
-        if type(pgconn) is not _PGconn:
-            pgconn.send_query_params(command, None)
-        elif not _send(pgconn.pgconn_ptr, command, 0, None, None, None, None, 0):
-            raise psycopg.OperationalError(f"sending a command failed: {pgconn.get_error_message()}")
 
-else:
+def is_busy(pgconn: Any) -> int:
+    """Whether ``get_result()`` would wait."""
+    found: int = _is_busy(pgconn.pgconn_ptr) if type(pgconn) is _DIRECT else pgconn.is_busy()
+    return found
 
-    def is_busy(pgconn: Any) -> int:
-        """Whether ``get_result()`` would wait."""
-        found: int = pgconn.is_busy()
-        return found
 
-    def take_notification(pgconn: Any) -> PGnotify | None:
-        """Return the next notification that has come, if any."""
+def take_notification(pgconn: Any) -> PGnotify | None:
+    """Return the next notification that has come, if any."""
+    if type(pgconn) is not _DIRECT:
         found: PGnotify | None = pgconn.notifies()
         return found
+    address = _notifies(pgconn.pgconn_ptr)
+    if address is None:
+        return None
+    try:
+        taken = _Notification.from_address(address)
+        return PGnotify(taken.relname, taken.be_pid, taken.extra)
+    finally:
+        _free(address)
 
-    def queue(pgconn: Any, command: bytes) -> None:
-        """Add a command without parameters to a pipeline. Nothing is sent before ``pipeline_sync()``.
 
-        Raises:
-            psycopg.OperationalError: The connection is lost, or in no pipeline.
-        """
+def queue(pgconn: Any, command: bytes) -> None:
+    """Add a command without parameters to a pipeline. Nothing is sent before ``pipeline_sync()``.
+
+    Raises:
+        psycopg.OperationalError: The connection is lost, or in no pipeline.
+    """
+    if type(pgconn) is not _DIRECT:
         pgconn.send_query_params(command, None)
+    elif not _send(pgconn.pgconn_ptr, command, 0, None, None, None, None, 0):
+        raise psycopg.OperationalError(f"sending a command failed: {pgconn.get_error_message()}")

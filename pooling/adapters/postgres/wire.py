@@ -93,7 +93,7 @@ class Sent:
             for wanted in self._answers:
                 now = time.monotonic()
                 if timeout <= 0 and now < self._end:
-                    return False
+                    return False  # what has come was read
                 # First: more may have come than was read at once.
                 if _ready(self._pgconn.socket, max(0.0, min(until, self._end) - now), wanted):
                     continue
